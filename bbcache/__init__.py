@@ -1,0 +1,42 @@
+"""Basebackups of serverless Postgres, made ahead of need and kept on local disk.
+
+Everything public is named here; `bbcache.postgres`, `bbcache.pageserver` and
+`bbcache.testing` are imported by their own names.
+"""
+
+from bbcache._version import __version__
+from bbcache.cache import BasebackupCache
+from bbcache.config import BasebackupCacheConfig
+from bbcache.errors import (
+    BbcacheError,
+    ConfigError,
+    DirectoryLockedError,
+    NotReadyError,
+    StoreError,
+)
+from bbcache.host import Tenant, TenantManager, TenantState, Timeline
+from bbcache.ids import Lsn, TenantId, TenantShardId, TenantTimelineId, TimelineId
+from bbcache.index import EntryInfo
+from bbcache.store import BasebackupFile
+
+__all__ = [
+    "BasebackupCache",
+    "BasebackupCacheConfig",
+    "BasebackupFile",
+    "BbcacheError",
+    "ConfigError",
+    "DirectoryLockedError",
+    "EntryInfo",
+    "Lsn",
+    "NotReadyError",
+    "StoreError",
+    "Tenant",
+    "TenantId",
+    "TenantManager",
+    "TenantShardId",
+    "TenantState",
+    "TenantTimelineId",
+    "Timeline",
+    "TimelineId",
+    "__version__",
+]

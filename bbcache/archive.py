@@ -1,0 +1,276 @@
+"""The bytes of an archive: one sealed gzip member.
+
+Layout, by RFC 1952: the ten fixed bytes of a gzip header with FLG.FEXTRA set,
+one extra subfield ``BB`` that holds the seal, then the *body*: raw deflate, CRC-32
+and ISIZE. Every gzip reader skips the seal; bbcache tells by it whether the file
+is whole and belongs under its name. The header has a fixed size, so that the seal
+can be patched in once the body is written.
+
+Nothing here knows of files' names or of locks. Every function is thread-safe; an
+`ArchiveWriter` belongs to one build.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from isal import isal_zlib
+from xxhash import xxh3_64_digest, xxh3_128
+
+from bbcache.errors import ArchiveError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from typing_extensions import Buffer
+
+PIECE_SIZE_BYTES: Final = 1 << 20  # what the compressor is fed: measured best for ISA-L
+SEAL_VERSION: Final = 1
+
+_MAGIC: Final = b"\x1f\x8b"
+_FLG_FEXTRA: Final = 0x04
+_FLG_OFFSET: Final = 3
+_RAW_DEFLATE: Final = -15
+_GZIP: Final = 31
+# The gzip header up to and including the subfield's own head, then the seal.
+_HEAD: Final = struct.pack("<2sBBIBBH2sH", _MAGIC, 8, _FLG_FEXTRA, 0, 0, 255, 45, b"BB", 41)
+_SEAL: Final = struct.Struct("<BQQ16s")
+_CHECK_SIZE_BYTES: Final = 8
+_TRAILER: Final = struct.Struct("<II")
+_NOT_PATCHED: Final = b"\0" * (_SEAL.size + _CHECK_SIZE_BYTES)
+
+HEADER_SIZE_BYTES: Final = len(_HEAD) + len(_NOT_PATCHED)
+_READ_SIZE_BYTES: Final = 1 << 18
+
+
+class Seal(NamedTuple):
+    """What a header says of its archive.
+
+    Attributes:
+        body_bytes: size of all after the header.
+        tar_bytes: size of the tarball.
+        digest: xxh3-128 of the body.
+    """
+
+    body_bytes: int
+    tar_bytes: int
+    digest: bytes
+
+
+def pack_header(seal: Seal, key: bytes, lsn: int) -> bytes:
+    """The header of a finished archive, bound to its timeline and LSN."""
+    head = _HEAD + _SEAL.pack(SEAL_VERSION, *seal)
+    return head + _check(head, key, lsn)
+
+
+def parse_header(header: bytes, key: bytes, lsn: int) -> Seal | None:
+    """The seal in the first `HEADER_SIZE_BYTES` of a file.
+
+    Returns:
+        None for a gzip header without extra field, as Neon writes it.
+
+    Raises:
+        ArchiveError: no gzip header, or one with a seal that is broken, unknown
+            or made for another timeline or LSN.
+    """
+    if header[:2] != _MAGIC or len(header) <= _FLG_OFFSET:
+        raise ArchiveError("the file does not begin with a gzip header")
+    if not header[_FLG_OFFSET] & _FLG_FEXTRA:
+        return None
+    head, check = header[:-_CHECK_SIZE_BYTES], header[-_CHECK_SIZE_BYTES:]
+    if len(header) != HEADER_SIZE_BYTES or check != _check(head, key, lsn):
+        raise ArchiveError("the seal is broken, or made for another timeline or LSN")
+    version, *fields = _SEAL.unpack_from(head, len(_HEAD))
+    if version != SEAL_VERSION or not head.startswith(_HEAD):
+        raise ArchiveError(f"the seal has version {version}, but {SEAL_VERSION} is known here")
+    return Seal(*fields)
+
+
+def _check(head: bytes, key: bytes, lsn: int) -> bytes:
+    return xxh3_64_digest(head + key + lsn.to_bytes(8, "little"))
+
+
+def read_seal(fd: int, key: bytes, lsn: int) -> Seal | None:
+    """The seal of an open archive; the file's offset is neither used nor moved.
+
+    Returns:
+        None for an archive without seal.
+
+    Raises:
+        ArchiveError: as `parse_header`.
+        OSError: the file cannot be read, which proves nothing.
+    """
+    return parse_header(os.pread(fd, HEADER_SIZE_BYTES, 0), key, lsn)
+
+
+def check_sealed(fd: int, size_bytes: int, seal: Seal, *, with_digest: bool) -> None:
+    """Check an open archive of `size_bytes` against its seal.
+
+    Args:
+        fd: the open file; its offset is neither used nor moved.
+        size_bytes: its size.
+        seal: what its header says.
+        with_digest: whether the body is read and compared too.
+
+    Raises:
+        ArchiveError: the bytes are proven bad.
+        OSError: they cannot be read, which proves nothing.
+    """
+    sealed_bytes = HEADER_SIZE_BYTES + seal.body_bytes
+    if sealed_bytes != size_bytes:
+        raise ArchiveError(f"the file has {size_bytes} bytes, but its seal says {sealed_bytes}")
+    if with_digest:
+        hasher = xxh3_128()
+        for piece in _pieces(fd, HEADER_SIZE_BYTES, PIECE_SIZE_BYTES):
+            hasher.update(piece)
+        if hasher.digest() != seal.digest:
+            raise ArchiveError("the digest of the body is not the sealed one")
+
+
+def check_plain(fd: int, size_bytes: int) -> None:
+    """Decompress an open file once: one whole gzip member, and nothing behind it.
+
+    Raises:
+        ArchiveError: the bytes are proven bad.
+        OSError: they cannot be read, which proves nothing.
+    """
+    stream = isal_zlib.decompressobj(_GZIP)
+    read_bytes = 0
+    try:
+        for piece in _pieces(fd, 0, _READ_SIZE_BYTES):
+            read_bytes += len(piece)
+            if stream.eof:
+                break
+            stream.decompress(piece, PIECE_SIZE_BYTES)
+            while stream.unconsumed_tail and not stream.eof:
+                stream.decompress(stream.unconsumed_tail, PIECE_SIZE_BYTES)
+    except isal_zlib.error as error:  # type: ignore[misc]  # the stub says instance
+        raise ArchiveError(f"the gzip stream is broken: {error}") from error
+    if not stream.eof:
+        raise ArchiveError(f"the gzip stream is cut after {read_bytes} bytes")
+    if stream.unused_data or read_bytes != size_bytes:
+        raise ArchiveError("there are bytes behind the gzip member")
+
+
+def _pieces(fd: int, offset: int, piece_size_bytes: int) -> Iterator[bytes]:
+    while piece := os.pread(fd, piece_size_bytes, offset):
+        yield piece
+        offset += len(piece)
+
+
+class _Compressor(io.RawIOBase):
+    """Compresses what it is given and hands the output on."""
+
+    def __init__(self, emit: Callable[[bytes], None], level: int) -> None:
+        super().__init__()
+        self._emit = emit
+        self._deflate = isal_zlib.compressobj(level, isal_zlib.DEFLATED, _RAW_DEFLATE)
+        self._hasher = xxh3_128()
+        self._crc = 0
+        self._body_bytes = 0
+        self.tar_bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer, /) -> int:
+        with memoryview(data).cast("B") as view:
+            for start in range(0, len(view), PIECE_SIZE_BYTES):
+                self._compress(view[start : start + PIECE_SIZE_BYTES])
+            return len(view)
+
+    def _compress(self, piece: memoryview) -> None:
+        self._put(self._deflate.compress(piece))
+        self._crc = isal_zlib.crc32(piece, self._crc)
+        self.tar_bytes += len(piece)
+
+    def _put(self, output: bytes) -> None:
+        if output:
+            self._hasher.update(output)
+            self._body_bytes += len(output)
+            self._emit(output)
+
+    def finish(self) -> Seal:
+        trailer = _TRAILER.pack(self._crc, self.tar_bytes & 0xFFFFFFFF)
+        self._put(self._deflate.flush() + trailer)
+        return Seal(self._body_bytes, self.tar_bytes, self._hasher.digest())
+
+
+class ArchiveWriter(io.BufferedWriter):
+    """The writer that a host's `send_basebackup_tarball` is given.
+
+    Buffers small pieces in C, so that the compressor always gets big ones. What it
+    is given is copied or compressed before `write` returns. `flush` and `close` of
+    the host are ignored: small flushes would spoil the compression, and only
+    `finish` or `abort` end the archive.
+
+    Args:
+        emit: takes the bytes of the file in order, header first; may raise to end
+            the build.
+        level: ISA-L level, 0 to 3.
+
+    Attributes:
+        failure: what a write has raised. The build has failed then, even where the
+            host swallows the error and returns.
+    """
+
+    def __init__(self, emit: Callable[[bytes], None], level: int) -> None:
+        self._compressor = _Compressor(emit, level)
+        super().__init__(self._compressor, PIECE_SIZE_BYTES)
+        self.failure: BaseException | None = None
+        emit(_HEAD + _NOT_PATCHED)
+
+    @property
+    def tar_bytes(self) -> int:
+        """Bytes of the tarball compressed so far."""
+        return self._compressor.tar_bytes
+
+    def write(self, data: Buffer, /) -> int:
+        """Take over a copy of the bytes; see `bbcache.host.TarballWriter`."""
+        if self.failure is not None:
+            raise self.failure
+        try:
+            return io.BufferedWriter.write(self, data)
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        """Do nothing: bytes go on when a piece is full or the archive is finished."""
+
+    def close(self) -> None:
+        """Do nothing: a host cannot end an archive early."""
+
+    def cancel(self, failure: BaseException) -> None:
+        """Make every further write raise `failure`; callable from any thread."""
+        self.failure = failure
+
+    def finish(self) -> Seal:
+        """Write what is left and end the gzip member; writes raise ValueError then.
+
+        Returns:
+            The seal, for `pack_header` to patch in at offset 0.
+
+        Raises:
+            ArchiveError: nothing was written.
+            BaseException: whatever an earlier write or this one has raised.
+        """
+        try:
+            if self.failure is not None:
+                raise self.failure
+            super().flush()
+        finally:
+            self.detach()
+        if self.tar_bytes == 0:
+            raise ArchiveError("the host wrote an empty basebackup")
+        return self._compressor.finish()
+
+    def abort(self) -> None:
+        """Give up the archive: later writes raise ValueError. Harmless when finished."""
+        self.failure = None
+        with contextlib.suppress(ValueError):  # detached already
+            self.detach()

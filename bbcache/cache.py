@@ -1,0 +1,205 @@
+"""The public face of a cache."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Final, Self
+
+from bbcache import process
+from bbcache.dirlock import DirectoryLock
+from bbcache.engine import Engine
+from bbcache.index import make_key
+from bbcache.store import disk_step
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from prometheus_client import CollectorRegistry
+
+    from bbcache.config import BasebackupCacheConfig
+    from bbcache.host import TenantManager
+    from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
+    from bbcache.index import EntryInfo
+    from bbcache.store import BasebackupFile
+
+EXIT_TIMEOUT_S: Final = 10.0  # how long leaving a `with` block waits
+
+
+class BasebackupCache:
+    """Basebackups on local disk, made ahead of need. Make one with `spawn`.
+
+    Every method may be called from any thread at any time: before the start is
+    done, during a close, and after it. In a forked child a cache is inert: `get`
+    is None, `entries` is empty, and the rest does nothing.
+
+    A cache holds a directory lock and threads until it is closed: use `close`, or
+    a ``with`` block. One that is dropped without gives a ResourceWarning and is
+    closed in the background.
+    """
+
+    def __init__(self, engine: Engine | None) -> None:
+        """Not for callers: see `spawn`."""
+        self._engine = engine
+        self._generation = process.generation()
+
+    @classmethod
+    def spawn(
+        cls,
+        data_dir: str | os.PathLike[str],
+        config: BasebackupCacheConfig | None,
+        tenant_manager: TenantManager,
+        registry: CollectorRegistry | None = None,
+    ) -> Self:
+        """Take the directory and start; all else happens in the background.
+
+        Args:
+            data_dir: where the archives are kept; made if need be. No other cache
+                may use it at the same time.
+            config: the settings; None gives a cache that is disabled and does nothing.
+            tenant_manager: the host.
+            registry: where the metrics go; None for Prometheus' default registry,
+                which `close` takes them out of again.
+
+        Raises:
+            DirectoryLockedError: another cache has the directory.
+            StoreError: (an `OSError`) the directory cannot be made or locked.
+            ConfigError: the registry has the metrics of another cache.
+        """
+        if config is None:
+            return cls(None)
+        path = os.path.abspath(os.fspath(data_dir))
+        with disk_step("make the cache directory", path):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        dirlock = DirectoryLock(path)
+        dirlock.acquire()
+        try:
+            engine = Engine(path, config, tenant_manager, dirlock, registry)
+        except BaseException:
+            dirlock.release()
+            raise
+        engine.start()
+        return cls(engine)
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether there is a configuration, so that the cache does anything at all."""
+        return self._engine is not None
+
+    def get(self, tenant_id: TenantId, timeline_id: TimelineId, lsn: Lsn) -> BasebackupFile | None:
+        """The open archive of the timeline at exactly `lsn`; None where there is none.
+
+        A miss touches no disk. What goes wrong on the disk is counted and logged,
+        never raised: it is a miss for the caller.
+
+        Args:
+            tenant_id: the tenant.
+            timeline_id: its timeline.
+            lsn: the position, in the form that the host used for `send_prepare`.
+
+        Returns:
+            An unbuffered binary file at offset 0, with `lsn` and `size_bytes`. The
+            caller closes it.
+        """
+        engine = self._live_engine()
+        if engine is None:
+            return None
+        return engine.reader.read(make_key(tenant_id, timeline_id), lsn)
+
+    def send_prepare(
+        self, tenant_shard_id: TenantShardId, timeline_id: TimelineId, lsn: Lsn
+    ) -> None:
+        """Ask for a basebackup in the background. Never blocks, never raises.
+
+        Call it when the timeline's WAL has a shutdown checkpoint that ends at `lsn`.
+        Of several for one timeline the newest LSN wins.
+
+        Args:
+            tenant_shard_id: the tenant's shard; all but shard zero are skipped.
+            timeline_id: its timeline.
+            lsn: the end of the checkpoint record.
+        """
+        engine = self._live_engine()
+        if engine is not None:
+            engine.send_prepare(tenant_shard_id, timeline_id, lsn)
+
+    def wait_initialized(self, timeout: float | None = None) -> bool:
+        """Wait until the entries on disk are known and served.
+
+        Args:
+            timeout: seconds to wait; None waits without limit.
+
+        Returns:
+            False when that took too long, or the cache was closed before.
+        """
+        if self._engine is None:
+            return True
+        engine = self._live_engine()
+        return engine is not None and engine.wait_initialized(timeout)
+
+    def wait_idle(self, timeout: float | None = None) -> bool:
+        """Wait until the start is done, no prepare is queued or runs, nothing is removed.
+
+        Args:
+            timeout: seconds to wait; None waits without limit.
+
+        Returns:
+            False when that took too long, or the cache was closed before.
+        """
+        if self._engine is None:
+            return True
+        engine = self._live_engine()
+        return engine is not None and engine.activity.wait_idle(timeout)
+
+    def run_cleanup(self) -> None:
+        """Run one clean-up step now, in the caller's thread; see `bbcache.cleanup`."""
+        engine = self._live_engine()
+        if engine is not None and engine.is_initialized:
+            engine.cleaner.step()
+
+    def entries(self) -> list[EntryInfo]:
+        """What is published at this moment; empty once closed."""
+        engine = self._live_engine()
+        return [] if engine is None else [entry.info() for entry in engine.index.snapshot()]
+
+    def close(self, timeout: float | None = None) -> None:
+        """Stop taking requests, cancel what waits, stop what runs, free the directory.
+
+        After it, this cache changes nothing on disk any more, even where a thread
+        could not be stopped in time. Safe to call twice, from several threads and
+        from a host callback, which is then not waited for.
+
+        Args:
+            timeout: seconds to wait for the threads; None waits without limit.
+        """
+        if self._engine is not None and self._generation == process.generation():
+            self._engine.close(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(EXIT_TIMEOUT_S)
+
+    def __del__(self) -> None:
+        engine = self._live_engine()
+        if engine is not None:
+            engine.abandon()
+            warnings.warn(
+                f"the basebackup cache on {engine.data_dir} was not closed",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+    def _live_engine(self) -> Engine | None:
+        """The engine, unless the cache is disabled, closed or of another process."""
+        engine = self._engine
+        if engine is None or not engine.is_serving or self._generation != process.generation():
+            return None
+        return engine

@@ -1,0 +1,145 @@
+"""The lock on a cache directory: one cache at a time, in any process.
+
+The lock is a `flock` on ``.bbcache.lock``, which is never unlinked; a lock left by
+a killed process is simply taken. The file holds one line of JSON that names the
+holder, for people and for the error that a second cache gets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from filelock import FileLock, Timeout
+
+from bbcache.errors import DirectoryLockedError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOCK_NAME: Final = ".bbcache.lock"
+_HOLDER_MAX_BYTES: Final = 4096
+_HOLDER_TRIES: Final = 5
+_HOLDER_PAUSE_S: Final = 0.01
+
+
+class DirectoryLock:
+    """The lock of one cache on its directory.
+
+    Not thread-safe by itself: the shelf calls it under its file lock. In a forked
+    child the lock library closes its copy of the descriptor, so that the child
+    neither holds nor frees the parent's lock.
+
+    Args:
+        data_dir: absolute path of the directory.
+    """
+
+    def __init__(self, data_dir: str) -> None:
+        self._data_dir = data_dir
+        self._path = os.path.join(data_dir, LOCK_NAME)
+        self._lock: FileLock | None = None
+        self._identity: tuple[int, int] | None = None  # device and inode of the lock file held
+
+    def acquire(self) -> None:
+        """Take the lock without waiting.
+
+        Raises:
+            DirectoryLockedError: another cache has it.
+            StoreError: the lock file cannot be used.
+        """
+        # thread_local: close() may come from any thread. No soft lock: a kill would leave it.
+        lock = FileLock(
+            self._path,
+            mode=0o600,
+            thread_local=False,
+            fallback_to_soft=False,
+            preserve_lock_file=True,
+            on_acquired=self._write_holder,
+        )
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise DirectoryLockedError(self._data_dir, read_holder_pid(self._path)) from None
+        except OSError as error:
+            raise StoreError(
+                f"cannot lock the cache directory with {self._path}: {error.strerror}\n"
+                "hint: The lock file must be a regular file that this user may write, "
+                "on a file system with flock.",
+                errno=error.errno,
+            ) from error
+        self._lock = lock
+
+    def release(self) -> None:
+        """Free the lock; harmless when it is not held."""
+        lock, self._lock, self._identity = self._lock, None, None
+        if lock is not None:
+            lock.release()
+
+    def is_home(self) -> bool:
+        """Whether the directory still has the very lock file that is held.
+
+        False when the directory has vanished, was replaced, or its lock file was
+        removed: another cache may have it then.
+        """
+        try:
+            status = os.lstat(self._path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
+
+    def retake(self) -> None:
+        """Take the lock of the directory that is at the path now.
+
+        The old lock is kept until the new one is held.
+
+        Raises:
+            StoreError: as `acquire`, or the directory is on another file system,
+                such as the root below a mount point that has lost its mount.
+        """
+        before = self._identity
+        if before is not None and os.stat(self._data_dir).st_dev != before[0]:
+            raise StoreError(
+                f"the cache directory {self._data_dir} is on another file system than at the start"
+                "\nhint: Mount its file system again, or start a new cache."
+            )
+        old = self._lock
+        self.acquire()
+        if old is not None:
+            old.release()
+
+    def _write_holder(self, fd: int) -> None:
+        status = os.fstat(fd)
+        self._identity = (status.st_dev, status.st_ino)
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(holder).encode() + b"\n", 0)
+
+
+def read_holder_pid(path: str, sleep: Callable[[float], None] = time.sleep) -> int | None:
+    """The pid in a lock file; None where it is not to be had.
+
+    The text comes a moment after the lock, so an empty file is read again.
+    """
+    for attempt in range(_HOLDER_TRIES):
+        if attempt:
+            sleep(_HOLDER_PAUSE_S)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            pid = json.loads(os.read(fd, _HOLDER_MAX_BYTES))["pid"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        finally:
+            os.close(fd)
+        return pid if isinstance(pid, int) else None
+    return None

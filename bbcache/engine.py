@@ -1,0 +1,286 @@
+"""The threads of one cache, and the parts that they work with."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+from bbcache import process
+from bbcache.accounting import Accounting
+from bbcache.activity import Activity
+from bbcache.cleanup import Cleaner
+from bbcache.ids import Lsn, TenantShardId, TimelineId
+from bbcache.index import Index, make_key
+from bbcache.metrics import Metrics, SkipReason
+from bbcache.prepare import Preparer
+from bbcache.prepare_queue import PrepareQueue, Request
+from bbcache.reader import Reader
+from bbcache.shelf import Shelf
+from bbcache.store import Store, hint_for
+from bbcache.ticker import Ticker
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from bbcache.config import BasebackupCacheConfig
+    from bbcache.dirlock import DirectoryLock
+    from bbcache.host import TenantManager
+    from bbcache.index import Entry
+    from bbcache.shelf import LoadReport
+
+_FIRST_PAUSE_S: Final = 0.02  # before a directory that cannot be listed is tried again
+_LONGEST_PAUSE_S: Final = 5.0
+_FENCE_TIMEOUT_S: Final = 1.0  # the least that a close waits for a step on the disk
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Wires the parts of one cache and owns its threads. Thread-safe.
+
+    The threads know the engine and not the `BasebackupCache` in front of it, so that
+    a cache that is dropped without a close can be closed all the same.
+
+    Args:
+        data_dir: absolute path of the directory.
+        config: the settings.
+        tenants: the host.
+        dirlock: the lock on the directory, already held.
+        registry: for the metrics; None for the default one.
+
+    Attributes:
+        is_serving: False as soon as a close has begun; one read of memory.
+    """
+
+    def __init__(
+        self,
+        data_dir: str,
+        config: BasebackupCacheConfig,
+        tenants: TenantManager,
+        dirlock: DirectoryLock,
+        registry: CollectorRegistry | None,
+    ) -> None:
+        self.data_dir = data_dir
+        self.is_serving = True
+        self.index = Index(Accounting.from_config(config))
+        self.activity = Activity()
+        self._config = config
+        self._dirlock = dirlock
+        self._queue = PrepareQueue(config.prepare_channel_size)
+        self._metrics = Metrics(registry, self.index, self._queue.__len__)
+        self.store = Store(data_dir)
+        self._shelf = Shelf(self.store, self.index, dirlock, self._metrics)
+        self.cleaner = Cleaner(tenants, self.index, self._shelf, self.activity)
+        self.reader = Reader(
+            self.index,
+            self.store,
+            self._shelf,
+            self._metrics,
+            self.activity,
+            verify_reads=config.verify_reads,
+            rebuild=self._rebuild,
+        )
+        self._preparer = Preparer(
+            config,
+            tenants,
+            self.index,
+            store=self.store,
+            shelf=self._shelf,
+            queue=self._queue,
+            metrics=self._metrics,
+            activity=self.activity,
+        )
+        self._is_initialized = False
+        self._start_ended = threading.Event()  # initialised, or closed before
+        self._is_stopping = threading.Event()
+        self._is_abandoned = False
+        self._is_closed = threading.Event()
+        self._close_lock = threading.RLock()  # guards _has_closer
+        self._has_closer = False
+        self._own_threads: set[threading.Thread] = set()  # complete once start() returns
+        self._entered = threading.Semaphore(0)
+        self._executor = ThreadPoolExecutor(config.prepare_concurrency, "bbcache-prepare")
+        self._background = threading.Thread(target=self._run, name="bbcache-cleanup")
+
+    def start(self) -> None:
+        """Start the threads; when that fails, everything is undone."""
+        self.activity.begin()  # the start itself
+        process.close_at_exit(self)
+        try:
+            for _ in range(self._config.prepare_concurrency):
+                self._executor.submit(self._work)
+                self._entered.acquire()
+            self._background.start()
+            self._own_threads.add(self._background)
+        except BaseException:
+            self.close(None)
+            raise
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the entries on disk are known."""
+        return self._is_initialized
+
+    def wait_initialized(self, timeout_s: float | None) -> bool:
+        """Wait until the entries on disk are known; False when the cache closed before."""
+        self._start_ended.wait(timeout_s)
+        return self._is_initialized
+
+    def send_prepare(self, tenant_shard_id: object, timeline_id: object, lsn: object) -> None:
+        """Queue a prepare; whatever goes wrong is counted and logged."""
+        try:
+            if not (
+                isinstance(tenant_shard_id, TenantShardId)
+                and isinstance(timeline_id, TimelineId)
+                and isinstance(lsn, Lsn)
+            ):
+                self._metrics.prepare_failed()
+                log.error(
+                    "send_prepare takes TenantShardId, TimelineId and Lsn, not %r, %r and %r",
+                    tenant_shard_id,
+                    timeline_id,
+                    lsn,
+                )
+            elif not tenant_shard_id.is_shard_zero:
+                self._metrics.skipped(SkipReason.NOT_SHARD_ZERO)
+            else:
+                key = make_key(tenant_shard_id.tenant_id, timeline_id)
+                self._enqueue(Request(key, lsn, tenant_shard_id, time.monotonic()))
+        except Exception:
+            log.exception("a prepare could not be queued")
+
+    def begin_close(self) -> None:
+        """Stop every thread soon, and cancel what waits; without waiting. Idempotent."""
+        self.is_serving = False
+        self._is_stopping.set()
+        for request in self._queue.close():
+            self._settle_skipped(request, SkipReason.CLOSING)
+        self._preparer.stop()
+        self._start_ended.set()
+
+    def close(self, timeout: float | None = None) -> None:
+        """See `BasebackupCache.close`."""
+        deadline_s = None if timeout is None else time.monotonic() + timeout
+        self.begin_close()
+        with self._close_lock:
+            is_first, self._has_closer = not self._has_closer, True
+        if is_first:
+            self._finish_close(deadline_s)
+        elif threading.current_thread() not in self._own_threads:
+            self._is_closed.wait(timeout)
+
+    def abandon(self) -> None:
+        """Close in the background: nobody can reach the cache any more."""
+        self._is_abandoned = True
+        self.begin_close()
+
+    def _enqueue(self, request: Request) -> None:
+        self.activity.begin()
+        dropped = self._queue.put(request)
+        if dropped is not None:
+            self._settle_skipped(*dropped)
+
+    def _rebuild(self, entry: Entry) -> None:
+        self._enqueue(Request(entry.key, entry.lsn, None, time.monotonic()))
+
+    def _settle_skipped(self, request: Request, reason: SkipReason) -> None:
+        if reason is SkipReason.QUEUE_FULL:
+            log.warning(
+                "a prepare was dropped: %d wait already (prepare_channel_size)", len(self._queue)
+            )
+        self._preparer.settle(request, lambda: self._metrics.skipped(reason))
+
+    def _work(self) -> None:
+        self._own_threads.add(threading.current_thread())
+        self._entered.release()
+        self._preparer.work()
+
+    def _run(self) -> None:
+        """Load, then clean up period by period: the life of the background thread."""
+        if self._load():
+            self._tick()
+        if self._is_abandoned:
+            self.close(None)
+
+    def _load(self) -> bool:
+        """Take over what is on disk, trying until it can be listed; False once closing."""
+        pause_s = _FIRST_PAUSE_S
+        while not self._is_stopping.is_set():
+            try:
+                report = self._shelf.load()
+            except Exception as error:
+                hint = hint_for(error)
+                log.exception(
+                    "cannot load %s, trying again in %.2f s%s", self.data_dir, pause_s, hint
+                )
+                self._is_stopping.wait(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                continue
+            self._announce(report)
+            self._is_initialized = True
+            self._start_ended.set()
+            self._queue.open()
+            self.activity.end()
+            return True
+        return False
+
+    def _announce(self, report: LoadReport) -> None:
+        self._metrics.loaded(report.entry_count)
+        log.info(
+            "%d basebackups loaded from %s, %d superseded ones removed",
+            report.entry_count,
+            self.data_dir,
+            report.superseded_count,
+        )
+        if report.strays:
+            log.warning(
+                "%d strays in %s count against its limits: %s",
+                len(report.strays),
+                self.data_dir,
+                ", ".join(map(repr, report.strays[:10])),
+            )
+
+    def _tick(self) -> None:
+        ticker = Ticker(self._config.cleanup_period, time.monotonic())
+        while not self._is_stopping.wait(ticker.delay_s(time.monotonic())):
+            try:
+                self.cleaner.step()
+            except BaseException:
+                log.exception("a clean-up step failed")
+            ticker.advance(time.monotonic())
+
+    def _finish_close(self, deadline_s: float | None) -> None:
+        left = self._join(deadline_s)
+        if left:
+            log.warning(
+                "closing the cache on %s leaves threads behind: %s; they change nothing any more",
+                self.data_dir,
+                ", ".join(left),
+            )
+        for request in self._queue.running():
+            self._settle_skipped(request, SkipReason.CLOSING)
+        remaining_s = _remaining_s(deadline_s)
+        if self._shelf.fence(-1 if remaining_s is None else max(_FENCE_TIMEOUT_S, remaining_s)):
+            self._dirlock.release()
+        else:
+            log.error("a step on the disk hangs; %s stays locked", self.data_dir)
+        self._metrics.close()
+        self.activity.give_up()
+        process.forget(self)
+        self._is_closed.set()
+
+    def _join(self, deadline_s: float | None) -> list[str]:
+        """Wait for all threads but the current one; returns the names of those left."""
+        current = threading.current_thread()
+        self._executor.shutdown(wait=False)
+        threads = [thread for thread in self._own_threads if thread is not current]
+        for thread in threads:
+            thread.join(_remaining_s(deadline_s))
+        return sorted(thread.name for thread in threads if thread.is_alive())
+
+
+def _remaining_s(deadline_s: float | None) -> float | None:
+    return None if deadline_s is None else max(0.0, deadline_s - time.monotonic())

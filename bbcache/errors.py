@@ -1,0 +1,96 @@
+"""Every exception that bbcache raises, under one base class.
+
+Messages are lower case, name the object and the limit, and carry a hint on a
+line of its own where there is something to do about it. Attributes hold what
+the text says, so that callers need not parse it; all of them survive pickling.
+"""
+
+from __future__ import annotations
+
+
+class BbcacheError(Exception):
+    """Base class of every exception that bbcache raises."""
+
+
+class ParseError(BbcacheError, ValueError):
+    """A text or number that is not an id, a shard id or an LSN."""
+
+
+class ConfigError(BbcacheError, ValueError):
+    """A setting that is unknown, has the wrong type or is out of range."""
+
+
+class NotReadyError(BbcacheError):
+    """Raised by a host while it does not know its set of tenants yet.
+
+    Clean-up keeps every entry when it meets this: unknown is not gone.
+    """
+
+
+class StoreError(BbcacheError, OSError):
+    """The cache directory cannot be used, or a file in it cannot be handled.
+
+    Also an `OSError`: `errno` is set where the operating system gave it.
+    """
+
+    def __init__(self, message: str, *, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the attributes that `OSError` keeps outside of its dict."""
+        return _restore_store_error, (type(self), str(self), self.errno)
+
+
+def _restore_store_error(cls: type[StoreError], message: str, errno: int | None) -> StoreError:
+    return cls(message, errno=errno)
+
+
+class DirectoryLockedError(StoreError):
+    """Another cache holds the directory.
+
+    Attributes:
+        data_dir: the directory asked for.
+        pid: the holder's process id, or None where its lock file does not say.
+    """
+
+    def __init__(self, data_dir: str, pid: int | None) -> None:
+        holder = "an unknown process" if pid is None else f"the process with pid {pid}"
+        super().__init__(
+            f"cache directory {data_dir} is locked by {holder}\n"
+            "hint: Stop that cache, or give this one a directory of its own."
+        )
+        self.data_dir = data_dir
+        self.pid = pid
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by the arguments, not by the text made from them."""
+        return type(self), (self.data_dir, self.pid)
+
+
+class ArchiveError(BbcacheError):
+    """An archive's bytes are proven not to be what they should be."""
+
+
+class LimitError(BbcacheError):
+    """A size limit has no room for what is being built."""
+
+
+class CacheFullError(LimitError):
+    """There is no room now; there may be later."""
+
+
+class EntryTooBigError(LimitError):
+    """The archive can never fit, however empty the cache is."""
+
+
+class PrepareError(BbcacheError):
+    """A basebackup cannot be prepared: its tenant, timeline or LSN is not there."""
+
+
+class ClosingError(BbcacheError):
+    """The cache is closing, and what was under way is given up."""
+
+
+class PostgresError(BbcacheError):
+    """A PostgreSQL file, cluster or program is not as bbcache needs it."""

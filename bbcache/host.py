@@ -1,0 +1,130 @@
+"""What a host implements, so that a cache can ask it about tenants and timelines.
+
+The host is the pageserver (or a prototype, or a test harness) that embeds
+bbcache. Callbacks come from the cache's own threads, several at once, so an
+implementation must be thread-safe. A callback may raise anything: it is counted
+and logged, and no thread of the cache ends. A callback that never returns holds
+up its worker, and the exit of the interpreter with it.
+
+The names follow Neon's tenant manager, tenant shard and timeline
+(``pageserver/src/tenant``). Import them by name: ``from bbcache import *`` would
+shadow a host's own classes called ``Tenant`` and ``Timeline``.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from typing_extensions import Buffer
+
+    from bbcache.ids import Lsn, TenantShardId, TimelineId
+
+
+class TenantState(Enum):
+    """The life of a tenant on its host; only an ACTIVE one knows its timelines."""
+
+    ATTACHING = "attaching"
+    ACTIVATING = "activating"
+    ACTIVE = "active"
+    STOPPING = "stopping"
+    BROKEN = "broken"
+
+
+class TarballWriter(Protocol):
+    """Where a host writes a basebackup's tar, in pieces of any size."""
+
+    def write(self, data: Buffer, /) -> int:
+        """Take over a copy of the bytes; the caller may reuse its buffer.
+
+        Returns:
+            The number of bytes taken: all of them.
+
+        Raises:
+            LimitError: a size limit has no room for the archive.
+            ClosingError: the cache is closing.
+            StoreError: the disk refused the bytes.
+            ValueError: the callback that was given this writer has returned.
+
+        Once it has raised, the build has failed, whatever the host does next.
+        """
+        ...
+
+
+@runtime_checkable
+class Timeline(Protocol):
+    """One timeline of an attached tenant."""
+
+    @property
+    def timeline_id(self) -> TimelineId:
+        """The timeline's id."""
+        ...
+
+    def get_last_record_lsn(self) -> Lsn:
+        """The end of the last WAL record that the host has taken in: its tip."""
+        ...
+
+    def wait_lsn(self, lsn: Lsn, timeout: float) -> None:
+        """Return once the tip has reached `lsn`.
+
+        Args:
+            lsn: the position to wait for.
+            timeout: seconds to wait at most. The cache waits in short slices and
+                calls again, so that it can close promptly.
+
+        Raises:
+            TimeoutError: the tip has not reached `lsn` in that time.
+        """
+        ...
+
+    def send_basebackup_tarball(self, writer: TarballWriter, lsn: Lsn) -> None:
+        """Write the basebackup at `lsn` as an uncompressed tar.
+
+        Let the writer's exceptions through: they end the build.
+        """
+        ...
+
+
+@runtime_checkable
+class Tenant(Protocol):
+    """One attached tenant (its shard zero)."""
+
+    def current_state(self) -> TenantState:
+        """Where in its life the tenant is."""
+        ...
+
+    def basebackup_cache_enabled(self) -> bool:
+        """The tenant's switch; may change at any time.
+
+        Switched off, nothing is prepared and the entries age out.
+        """
+        ...
+
+    def get_timeline(self, timeline_id: TimelineId) -> Timeline:
+        """The timeline; raises anything when the tenant does not know it."""
+        ...
+
+    def list_timelines(self) -> Iterable[Timeline]:
+        """All timelines of the tenant; complete whenever it is ACTIVE."""
+        ...
+
+
+@runtime_checkable
+class TenantManager(Protocol):
+    """All tenants of a host."""
+
+    def list(self) -> Iterable[tuple[TenantShardId, Tenant | None]]:
+        """All tenant shards known here; None for one that is not attached.
+
+        Raises:
+            NotReadyError: the set of tenants is not known yet. Nothing is
+                cleaned away then.
+        """
+        ...
+
+    def get_attached_tenant_shard(self, tenant_shard_id: TenantShardId) -> Tenant:
+        """The attached shard; raises anything when it is not attached."""
+        ...

@@ -1,0 +1,190 @@
+"""Tenant, timeline and shard ids, and positions in the WAL.
+
+Ids and LSNs are immutable and hashable, so all of this is thread-safe.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+from bbcache.errors import ParseError
+
+ID_SIZE_BYTES = 16
+_HEX_ID = re.compile(r"[0-9a-fA-F]{32}")
+_HEX_LSN = re.compile(r"([0-9a-fA-F]{1,8})/([0-9a-fA-F]{1,8})")
+_HEX_SHARD = re.compile(r"([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
+_MAX_LSN = 2**64 - 1
+_MAX_SHARD = 255
+
+
+class _Id(bytes):
+    """Sixteen bytes that print as 32 lower-case hex digits.
+
+    A subclass of `bytes`, so that `bytes(id)` and concatenation into a key cost
+    nothing. Ids of different kinds never compare equal.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, value: bytes) -> Self:
+        """Check the length; raises `ParseError` for another length or type."""
+        if not isinstance(value, bytes | bytearray | memoryview) or len(value) != ID_SIZE_BYTES:
+            raise ParseError(f"{cls.__name__} takes {ID_SIZE_BYTES} bytes, not {value!r}")
+        return super().__new__(cls, value)
+
+    @classmethod
+    def from_str(cls, text: str) -> Self:
+        """Parse exactly 32 hex digits of either case.
+
+        Raises:
+            ParseError: (a `ValueError`) for anything else.
+        """
+        if not isinstance(text, str) or not _HEX_ID.fullmatch(text):
+            raise ParseError(f"{cls.__name__} takes 32 hex digits, not {text!r}")
+        return cls(bytes.fromhex(text))
+
+    @classmethod
+    def generate(cls) -> Self:
+        """A new random id."""
+        return cls(os.urandom(ID_SIZE_BYTES))
+
+    def __str__(self) -> str:
+        return self.hex()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}.from_str({self.hex()!r})"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.hex(), spec)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and bytes.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = bytes.__hash__
+
+
+class TenantId(_Id):
+    """A tenant: one customer's Postgres, with all its branches."""
+
+    __slots__ = ()
+
+
+class TimelineId(_Id):
+    """A timeline: one branch of a tenant's history."""
+
+    __slots__ = ()
+
+
+class TenantTimelineId(NamedTuple):
+    """A timeline together with the tenant it belongs to."""
+
+    tenant_id: TenantId
+    timeline_id: TimelineId
+
+    def __str__(self) -> str:
+        return f"{self.tenant_id}/{self.timeline_id}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TenantShardId:
+    """One shard of a tenant; a count of 0 means that the tenant is not sharded.
+
+    Printed as Neon prints it: the tenant alone when unsharded, otherwise
+    ``<tenant>-NNCC`` with number and count as two hex digits each
+    (libs/utils/src/shard.rs).
+    """
+
+    tenant_id: TenantId
+    shard_number: int = 0
+    shard_count: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tenant_id, TenantId):
+            raise ParseError(f"TenantShardId takes a TenantId, not {self.tenant_id!r}")
+        for name in ("shard_number", "shard_count"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= _MAX_SHARD:
+                raise ParseError(f"{name} is an int from 0 to {_MAX_SHARD}, not {value!r}")
+        if self.shard_number >= max(self.shard_count, 1):
+            raise ParseError(
+                f"shard_number {self.shard_number} is out of range for {self.shard_count} shards"
+            )
+
+    @property
+    def is_shard_zero(self) -> bool:
+        """Whether basebackups are taken on this shard."""
+        return self.shard_number == 0
+
+    @classmethod
+    def from_str(cls, text: str) -> Self:
+        """Parse ``<tenant>`` or ``<tenant>-NNCC``.
+
+        Raises:
+            ParseError: (a `ValueError`) for anything else.
+        """
+        if not isinstance(text, str):
+            raise ParseError(f"TenantShardId takes a string, not {text!r}")
+        tenant, dash, shard = text.partition("-")
+        tenant_id = TenantId.from_str(tenant)
+        if not dash:
+            return cls(tenant_id)
+        match = _HEX_SHARD.fullmatch(shard)
+        if match is None or match[2] == "00":
+            raise ParseError(f"TenantShardId takes <tenant>-NNCC in hex, not {text!r}")
+        return cls(tenant_id, int(match[1], 16), int(match[2], 16))
+
+    def __str__(self) -> str:
+        if self.shard_count == 0:
+            return str(self.tenant_id)
+        return f"{self.tenant_id}-{self.shard_number:02x}{self.shard_count:02x}"
+
+
+class Lsn(int):
+    """A position in the WAL: an int from 0 to 2^64-1, printed ``0/16B5A50``.
+
+    Compares and adds as an int; the sum is an `Lsn`, a difference a plain int of
+    bytes. An f-string with a format spec formats the int (``f"{lsn:016X}"``).
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, value: int) -> Self:
+        """Check the range; raises `ParseError` outside it or for another type."""
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ParseError(f"Lsn takes an int, not {value!r}")
+        if not 0 <= value <= _MAX_LSN:
+            raise ParseError(f"Lsn is from 0 to 2^64-1, not {int(value)}")
+        return super().__new__(cls, value)
+
+    @classmethod
+    def from_str(cls, text: str) -> Self:
+        """Parse two hex numbers of up to 32 bits with one slash between them.
+
+        Raises:
+            ParseError: (a `ValueError`) for anything else.
+        """
+        match = _HEX_LSN.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise ParseError(f"Lsn takes a text such as 0/16B5A50, not {text!r}")
+        return cls(int(match[1], 16) << 32 | int(match[2], 16))
+
+    def __str__(self) -> str:
+        return f"{self >> 32:X}/{self & 0xFFFFFFFF:X}"
+
+    def __repr__(self) -> str:
+        return f"Lsn(0x{int(self):X})"
+
+    def __format__(self, spec: str) -> str:
+        return int.__format__(self, spec) if spec else str(self)
+
+    def __add__(self, other: int) -> Lsn:
+        total = int.__add__(self, other)
+        return total if total is NotImplemented else Lsn(total)
+
+    __radd__ = __add__

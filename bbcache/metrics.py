@@ -1,0 +1,235 @@
+"""The Prometheus metrics of a cache.
+
+Names and labels without the ``bbcache_`` prefix are Neon's
+(``pageserver/src/metrics.rs``); its gauges count all files there and published
+entries only here. Every label set exists at zero from the start. Thread-safe.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, Protocol
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from bbcache.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prometheus_client.registry import Collector
+
+_BUCKETS_S: Final = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+    *(1, 2, 5, 10, 20, 60, 120, 300, 600),
+)
+
+
+class ReadResult(StrEnum):
+    """How a `get` ended."""
+
+    HIT = "hit"
+    MISS = "miss"
+    ERROR = "error"
+
+
+class PrepareResult(StrEnum):
+    """How a prepare ended."""
+
+    OK = "ok"
+    SKIP = "skip"
+    ERROR = "error"
+
+
+class SkipReason(StrEnum):
+    """Why a prepare was skipped."""
+
+    NOT_SHARD_ZERO = "not_shard_zero"
+    DISABLED = "disabled"
+    UP_TO_DATE = "up_to_date"
+    TIP_MOVED = "tip_moved"
+    FULL = "full"
+    TOO_BIG = "too_big"
+    COALESCED = "coalesced"
+    QUEUE_FULL = "queue_full"
+    CLOSING = "closing"
+
+
+class Phase(StrEnum):
+    """A part of a prepare's time."""
+
+    QUEUE = "queue"
+    WAIT_LSN = "wait_lsn"
+    BUILD = "build"
+    PUBLISH = "publish"
+
+
+class Measured(Protocol):
+    """What the gauges read: the index, in memory and without a lock."""
+
+    @property
+    def entry_count(self) -> int:
+        """Published entries."""
+        ...
+
+    @property
+    def entries_size_bytes(self) -> int:
+        """Their bytes."""
+        ...
+
+    @property
+    def other_bytes(self) -> int:
+        """Bytes of strays, doomed files and quarantine."""
+        ...
+
+
+class Metrics:
+    """The collectors of one cache, registered all or none.
+
+    Args:
+        registry: where to register; None for Prometheus' default registry.
+        index: what the entry gauges show.
+        queue_size: how many prepares wait.
+
+    Raises:
+        ConfigError: the registry has the metrics of another cache.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry | None,
+        index: Measured,
+        queue_size: Callable[[], int],
+    ) -> None:
+        self._is_default = registry is None
+        self._registry = REGISTRY if registry is None else registry
+        self._reads = Counter(
+            "pageserver_basebackup_cache_read",
+            "Basebackups asked of the cache, by result.",
+            ["result"],
+            registry=None,
+        )
+        self._prepares = Counter(
+            "pageserver_basebackup_cache_prepare",
+            "Prepares of basebackups, by result.",
+            ["result"],
+            registry=None,
+        )
+        self._entries = _gauge(
+            "pageserver_basebackup_cache_entries_total",
+            "Basebackups published in the cache.",
+            lambda: index.entry_count,
+        )
+        self._size = _gauge(
+            "pageserver_basebackup_cache_size_bytes",
+            "Bytes of the basebackups published in the cache.",
+            lambda: index.entries_size_bytes,
+        )
+        self._queue = _gauge(
+            "pageserver_basebackup_cache_prepare_queue_size",
+            "Prepares that wait for a worker.",
+            queue_size,
+        )
+        self._other = _gauge(
+            "bbcache_other_bytes",
+            "Bytes in the cache directory besides the entries: "
+            "strays, files that could not be removed, quarantine.",
+            lambda: index.other_bytes,
+        )
+        self._skips = Counter(
+            "bbcache_prepare_skips", "Prepares skipped, by reason.", ["reason"], registry=None
+        )
+        self._seconds = Histogram(
+            "bbcache_prepare_seconds",
+            "Seconds that prepares took, by phase.",
+            ["phase"],
+            registry=None,
+            buckets=_BUCKETS_S,
+        )
+        self._tar_bytes = Counter(
+            "bbcache_prepare_tar_bytes", "Bytes of tarballs that hosts wrote.", registry=None
+        )
+        self._archive_bytes = Counter(
+            "bbcache_prepare_archive_bytes", "Bytes of archives written.", registry=None
+        )
+        self._quarantined = Counter(
+            "bbcache_quarantined", "Archives proven bad and taken out.", registry=None
+        )
+        self._unlink_failures = Counter(
+            "bbcache_unlink_failures", "Files that could not be removed.", registry=None
+        )
+        self._loaded = Gauge(
+            "bbcache_loaded_entries", "Entries found on disk at the start.", registry=None
+        )
+        # The label lookup is done once: get must not pay for it.
+        self.hits, self.misses, self.read_errors = (
+            self._reads.labels(result) for result in ReadResult
+        )
+        self._prepare_results = {each: self._prepares.labels(each) for each in PrepareResult}
+        self._skip_reasons = {each: self._skips.labels(each) for each in SkipReason}
+        self._phases = {each: self._seconds.labels(each) for each in Phase}
+        self._register()
+
+    def skipped(self, reason: SkipReason) -> None:
+        """A prepare was skipped."""
+        self._prepare_results[PrepareResult.SKIP].inc()
+        self._skip_reasons[reason].inc()
+
+    def prepared(self, tar_bytes: int, archive_bytes: int) -> None:
+        """A prepare has published an archive."""
+        self._prepare_results[PrepareResult.OK].inc()
+        self._tar_bytes.inc(tar_bytes)
+        self._archive_bytes.inc(archive_bytes)
+
+    def prepare_failed(self) -> None:
+        """A prepare ended in an error."""
+        self._prepare_results[PrepareResult.ERROR].inc()
+
+    def observe(self, phase: Phase, seconds: float) -> None:
+        """A phase of a prepare took `seconds`."""
+        self._phases[phase].observe(seconds)
+
+    def quarantined(self) -> None:
+        """A bad archive was taken out."""
+        self._quarantined.inc()
+
+    def unlink_failed(self) -> None:
+        """A file could not be removed."""
+        self._unlink_failures.inc()
+
+    def loaded(self, count: int) -> None:
+        """The start found `count` entries on disk."""
+        self._loaded.set(count)
+
+    def close(self) -> None:
+        """Leave the default registry; one of the caller's own stays readable."""
+        if self._is_default:
+            for collector in self._collectors():
+                self._registry.unregister(collector)
+
+    def _collectors(self) -> list[Collector]:
+        return [
+            *(self._reads, self._prepares, self._entries, self._size, self._queue),
+            *(self._other, self._skips, self._seconds, self._tar_bytes, self._archive_bytes),
+            *(self._quarantined, self._unlink_failures, self._loaded),
+        ]
+
+    def _register(self) -> None:
+        done: list[Collector] = []
+        try:
+            for collector in self._collectors():
+                self._registry.register(collector)
+                done.append(collector)
+        except ValueError as error:
+            for collector in done:
+                self._registry.unregister(collector)
+            raise ConfigError(
+                "the Prometheus registry has the metrics of another cache\n"
+                "hint: Pass registry=CollectorRegistry() to the second cache of a process."
+            ) from error
+
+
+def _gauge(name: str, text: str, read: Callable[[], int]) -> Gauge:
+    gauge = Gauge(name, text, registry=None)
+    gauge.set_function(read)
+    return gauge

@@ -1,0 +1,1 @@
+"""The reference host: a small pageserver whose timelines are PGDATA directories."""

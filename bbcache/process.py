@@ -1,0 +1,77 @@
+"""What a process does to its caches: fork, and exit.
+
+A forked child has the caches of its parent in memory, but none of their threads,
+and locks in whatever state they were. Nothing may be locked there, so each cache
+compares a plain number first.
+"""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures.thread  # noqa: F401 - its exit hook must be registered before ours
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_generation = 0
+
+
+class Closable(Protocol):
+    """A cache, as far as the end of the process is concerned."""
+
+    def begin_close(self) -> None:
+        """Stop every thread soon, without waiting."""
+        ...
+
+    def close(self, timeout: float | None = None) -> None:
+        """Close for good, waiting `timeout` seconds at most."""
+        ...
+
+
+_caches: weakref.WeakSet[Closable] = weakref.WeakSet()
+_EXIT_TIMEOUT_S = 10.0
+
+
+def generation() -> int:
+    """A number that a fork changes in the child; one read of memory."""
+    return _generation
+
+
+def close_at_exit(cache: Closable) -> None:
+    """Begin to close `cache` when the interpreter exits, in time for its threads."""
+    _caches.add(cache)
+
+
+def forget(cache: Closable) -> None:
+    """Undo `close_at_exit`."""
+    _caches.discard(cache)
+
+
+def _begin_closes() -> None:
+    for cache in list(_caches):
+        cache.begin_close()
+
+
+def _finish_closes() -> None:
+    for cache in list(_caches):
+        cache.close(_EXIT_TIMEOUT_S)
+
+
+def _in_forked_child() -> None:
+    global _generation  # noqa: PLW0603 - one number a process, changed by a fork alone
+    _generation += 1
+    _caches.clear()
+
+
+os.register_at_fork(after_in_child=_in_forked_child)
+atexit.register(_finish_closes)
+# An executor joins its threads at exit before any atexit handler runs. Only what
+# concurrent.futures itself uses comes in time; the last registered runs first.
+_register: Callable[[Callable[[], None]], object] = getattr(
+    threading, "_register_atexit", atexit.register
+)
+_register(_begin_closes)

@@ -1,0 +1,124 @@
+"""One `get`: look up, open, check, and what to do about damage."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from bbcache.archive import check_plain, check_sealed, read_seal
+from bbcache.errors import ArchiveError
+from bbcache.index import Proof
+from bbcache.store import hint_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bbcache.activity import Activity
+    from bbcache.ids import Lsn
+    from bbcache.index import Entry, Index
+    from bbcache.metrics import Metrics
+    from bbcache.shelf import Shelf
+    from bbcache.store import BasebackupFile, Store
+
+log = logging.getLogger(__name__)
+
+
+class Reader:
+    """Reads entries. Thread-safe; a miss touches no disk, a hit no lock but the index's.
+
+    Args:
+        index: the entries.
+        store: opens their files.
+        shelf: takes bad ones out.
+        metrics: counts hits, misses and errors.
+        activity: knows of a quarantine under way.
+        verify_reads: ``always``, ``first`` or ``never``.
+        rebuild: called with an entry that was taken out, to queue its rebuild.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        store: Store,
+        shelf: Shelf,
+        metrics: Metrics,
+        activity: Activity,
+        *,
+        verify_reads: str,
+        rebuild: Callable[[Entry], None],
+    ) -> None:
+        self._index = index
+        self._store = store
+        self._shelf = shelf
+        self._metrics = metrics
+        self._activity = activity
+        self._is_always_checked = verify_reads == "always"
+        self._with_digest = verify_reads != "never"
+        self._rebuild = rebuild
+
+    def read(self, key: bytes, lsn: Lsn) -> BasebackupFile | None:
+        """Open the timeline's archive at exactly `lsn`; None for a miss or an error."""
+        entry = self._index.find(key, lsn)
+        if entry is None:
+            self._metrics.misses.inc()
+            return None
+        try:
+            file = self._store.open(key, entry.lsn, entry.size_bytes)
+        except (ArchiveError, OSError) as error:
+            self._failed(entry, error)
+            return None
+        if self._is_always_checked or entry.proof is Proof.NONE:
+            try:
+                self._check(file, entry)
+            except (ArchiveError, OSError) as error:
+                file.close()
+                self._failed(entry, error)
+                return None
+        self._metrics.hits.inc()
+        return file
+
+    def _check(self, file: BasebackupFile, entry: Entry) -> None:
+        """Prove the open file good.
+
+        A file without seal (FLG.FEXTRA clear) is accepted where it was so when first
+        read: one whose seal has vanished since is bad.
+        """
+        fd = file.fileno()
+        seal = read_seal(fd, entry.key, entry.lsn)
+        if seal is not None:
+            check_sealed(fd, entry.size_bytes, seal, with_digest=self._with_digest)
+            entry.proof = Proof.SEALED
+        elif entry.proof is Proof.SEALED:
+            raise ArchiveError("the file has lost its seal")
+        elif entry.proof is Proof.NONE:
+            check_plain(fd, entry.size_bytes)
+            entry.proof = Proof.PLAIN
+
+    def _failed(self, entry: Entry, error: Exception) -> None:
+        """Count and log a failed read, and act on what it proves of the entry."""
+        if isinstance(error, ArchiveError):
+            with self._activity.under_way():
+                self._take_out(entry, error)
+        elif isinstance(error, FileNotFoundError) and self._shelf.is_home():
+            # Replaced or removed since the look-up, or by somebody else: no ghost stays.
+            self._index.remove(entry)
+            self._metrics.misses.inc()
+        else:
+            self._metrics.read_errors.inc()
+            log.warning("cannot read %s: %s%s", entry, error, hint_for(error))
+
+    def _take_out(self, entry: Entry, error: ArchiveError) -> None:
+        try:
+            is_taken_out = self._shelf.quarantine(entry)
+        except OSError as move_error:
+            self._metrics.read_errors.inc()
+            reason = f"{move_error.strerror}{hint_for(move_error)}"
+            log.error("%s is bad (%s), but cannot be moved away: %s", entry, error, reason)  # noqa: TRY400 - no news in the traceback
+            return
+        if not is_taken_out:
+            # Another entry has come in its place between look-up and open.
+            self._metrics.misses.inc()
+            return
+        self._metrics.read_errors.inc()
+        log.error("%s is bad and was taken out: %s", entry, error)
+        self._rebuild(entry)

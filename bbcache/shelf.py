@@ -1,0 +1,315 @@
+"""File and index changed as one: load, publish, discard, quarantine, upkeep.
+
+One file lock makes {rename + index insert} and {index check + unlink or
+quarantine} exclusive, so that a late removal never hits a file that was published
+meanwhile. It is never held during a build, an fsync or a callback, and neither a
+hit nor a miss ever wants it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from bbcache.errors import ClosingError, StoreError
+from bbcache.index import Entry
+from bbcache.store import hint_for, unlink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bbcache.accounting import Reservation
+    from bbcache.dirlock import DirectoryLock
+    from bbcache.index import Index
+    from bbcache.metrics import Metrics
+    from bbcache.store import FoundEntry, Store, TempFile
+
+QUARANTINE_KEEPS: Final = 8
+
+log = logging.getLogger(__name__)
+
+
+class LoadReport(NamedTuple):
+    """What a start found: entries taken over, older ones removed, names of strays."""
+
+    entry_count: int
+    superseded_count: int
+    strays: list[str]
+
+
+class Shelf:
+    """The published files of one cache together with their index. Thread-safe.
+
+    Args:
+        store: the files.
+        index: the entries; its lock is taken after the file lock, never before.
+        dirlock: the lock on the directory, already held.
+        metrics: counts quarantined files and failed unlinks.
+    """
+
+    def __init__(
+        self, store: Store, index: Index, dirlock: DirectoryLock, metrics: Metrics
+    ) -> None:
+        self._file_lock = threading.RLock()  # orders changes of files, and guards all that follows
+        self._parked: dict[str, int] = {}  # path -> bytes of files that could not be unlinked
+        self._strays: dict[str, int] = {}  # name -> bytes
+        self._is_fenced = False
+        self._dirlock = dirlock
+        self._store = store
+        self._index = index
+        self._metrics = metrics
+
+    def load(self) -> LoadReport:
+        """Sweep ``tmp/``, scan, and take the newest entry of each timeline over.
+
+        Safe to call again after a failure.
+
+        Raises:
+            OSError: the directory cannot be listed, which is not an empty cache.
+        """
+        with self._file_lock:
+            self._store.make_directories()
+            left = self._store.sweep_tmp()
+            found = self._store.scan()
+            newest, superseded = _newest_of_each(found.entries)
+            self._index.load(newest)
+            self._set_strays_locked(found.strays)
+            for path, size_bytes in left.items():
+                self._park_locked(path, size_bytes)
+            self._refresh_quarantine_locked()
+            failures = [self._remove_file_locked(entry) for entry in superseded]
+        self._report(failures)
+        return LoadReport(len(newest), len(superseded), sorted(found.strays))
+
+    def ensure_home(self) -> None:
+        """Make sure that the directory at the path is the one that is locked.
+
+        One that was removed or replaced is made and locked again, and entries whose
+        files are gone are dropped.
+
+        Raises:
+            OSError: it is not to be had; `DirectoryLockedError` where another cache
+                has taken it.
+        """
+        with self._file_lock:
+            if self._is_fenced or self._dirlock.is_home():
+                return
+            if not os.path.isdir(self._store.data_dir):
+                os.mkdir(self._store.data_dir, 0o700)
+            self._dirlock.retake()
+            self._store.make_directories()
+            ghosts = [entry for entry in self._index.snapshot() if not self._has_file(entry)]
+        for entry in ghosts:
+            self._index.remove(entry)
+        log.warning(
+            "the cache directory %s was replaced; it is locked again, and %d entries are gone",
+            self._store.data_dir,
+            len(ghosts),
+        )
+
+    def is_home(self) -> bool:
+        """Whether the directory at the path is the locked one; one look at the disk."""
+        return self._dirlock.is_home()
+
+    def publish(self, temp: TempFile, reservation: Reservation, entry: Entry) -> None:
+        """Put a finished file in its place and into the index, and unlink the old one.
+
+        Raises:
+            ClosingError: the cache is closed; nothing has changed.
+            OSError: the file could not be put in place; nothing has changed.
+        """
+        with self._file_lock:
+            if self._is_fenced:
+                raise ClosingError("the cache is closed")
+            if not self._dirlock.is_home():
+                raise StoreError(
+                    f"the cache directory {self._store.data_dir} was removed or replaced",
+                    errno=errno.ENOENT,
+                )
+            self._store.rename_temp(temp, entry.key, entry.lsn)
+            old = self._index.commit(reservation, entry)
+            self._forget_overwritten_locked(self._path_of(entry))
+            failures = [] if old is None else [self._remove_replaced_locked(old, entry)]
+        self._report(failures)
+
+    def discard(self, entry: Entry) -> bool:
+        """Remove this very entry and its file.
+
+        Returns:
+            Whether the entry was still held; False once the cache is closed.
+        """
+        with self._file_lock:
+            if self._is_fenced or not self._index.doom(entry):
+                return False
+            failure = self._unlink_doomed_locked(entry)
+        self._report([failure])
+        return True
+
+    def quarantine(self, entry: Entry) -> bool:
+        """Take this very entry, proven bad, out and keep its file for inspection.
+
+        The newest files are kept. Where a refresh under way leaves no room for the
+        evidence, it is unlinked instead.
+
+        Returns:
+            Whether the entry was still held; False once the cache is closed.
+
+        Raises:
+            OSError: the file cannot be moved; the entry stays, and stays unproven.
+        """
+        with self._file_lock:
+            if self._is_fenced or not self._index.holds(entry):
+                return False
+            failures = self._trim_quarantine_locked(QUARANTINE_KEEPS - 1)
+            if self._index.move_to_quarantine(entry):
+                self._move_locked(entry)
+            elif self._index.doom(entry):
+                failures.append(self._unlink_doomed_locked(entry))
+        self._metrics.quarantined()
+        self._report(failures)
+        return True
+
+    def abandon(self, temp: TempFile, reservation: Reservation) -> None:
+        """Remove a build's temporary file, and give its room back once it is gone."""
+        temp.close()
+        with self._file_lock:
+            if self._is_fenced:
+                return
+            failure = _try_unlink(temp.path)
+            if failure is None:
+                self._index.release(reservation)
+            else:
+                self._parked[temp.path] = reservation.held_bytes
+                self._index.abandon(reservation)
+        self._report([failure])
+
+    def upkeep(self) -> None:
+        """Try parked unlinks again; look at strays and quarantine as they are now."""
+        with self._file_lock:
+            parked = list(self._parked)
+        for path in parked:
+            with self._file_lock:
+                if not self._is_fenced and path in self._parked:
+                    failure = _try_unlink(path)
+                    if failure is None:
+                        self._index.remove_doomed(self._parked.pop(path))
+        with self._file_lock:
+            if not self._is_fenced:
+                sizes = {name: self._store.restat_stray(name) for name in self._strays}
+                self._set_strays_locked({n: size for n, size in sizes.items() if size is not None})
+                self._refresh_quarantine_locked()
+
+    def fence(self, timeout_s: float) -> bool:
+        """Let no rename, unlink or quarantine happen any more.
+
+        Args:
+            timeout_s: seconds to wait for a step on the disk; -1 waits without limit.
+
+        Returns:
+            False when it did not end in that time: the directory must stay locked then.
+        """
+        if not self._file_lock.acquire(timeout=timeout_s):
+            return False
+        try:
+            self._is_fenced = True
+        finally:
+            self._file_lock.release()
+        return True
+
+    def _path_of(self, entry: Entry) -> str:
+        return self._store.path_of(entry.key, entry.lsn)
+
+    def _has_file(self, entry: Entry) -> bool:
+        return os.path.lexists(self._path_of(entry))
+
+    def _remove_file_locked(self, entry: Entry) -> OSError | None:
+        """Unlink the file of an entry that is in no index."""
+        path = self._path_of(entry)
+        failure = _try_unlink(path)
+        if failure is not None:
+            self._park_locked(path, entry.size_bytes)
+        return failure
+
+    def _remove_replaced_locked(self, old: Entry, new: Entry) -> OSError | None:
+        return None if old.lsn == new.lsn else self._remove_file_locked(old)
+
+    def _unlink_doomed_locked(self, entry: Entry) -> OSError | None:
+        path = self._path_of(entry)
+        failure = _try_unlink(path)
+        if failure is not None:
+            self._parked[path] = entry.size_bytes
+        self._index.settle_doomed(entry, is_unlinked=failure is None)
+        return failure
+
+    def _park_locked(self, path: str, size_bytes: int) -> None:
+        if path not in self._parked:
+            self._parked[path] = size_bytes
+            self._index.add_doomed(size_bytes)
+
+    def _move_locked(self, entry: Entry) -> None:
+        try:
+            self._store.quarantine(entry.key, entry.lsn)
+        except OSError:
+            self._index.return_from_quarantine(entry)
+            raise
+
+    def _forget_overwritten_locked(self, path: str) -> None:
+        """A rename has replaced whatever waited, or lay astray, at `path`."""
+        if path in self._parked:
+            self._index.remove_doomed(self._parked.pop(path))
+        if os.path.basename(path) in self._strays:
+            del self._strays[os.path.basename(path)]
+            self._set_strays_locked(self._strays)
+
+    def _set_strays_locked(self, strays: dict[str, int]) -> None:
+        self._strays = strays
+        self._index.set_strays(len(strays), sum(strays.values()))
+
+    def _trim_quarantine_locked(self, keep: int) -> list[OSError | None]:
+        own = [
+            path for path, _ in self._store.quarantined() if self._store.is_quarantined_name(path)
+        ]
+        failures = [_try_unlink(path) for path in own[: max(0, len(own) - keep)]]
+        self._refresh_quarantine_locked()
+        return failures
+
+    def _refresh_quarantine_locked(self) -> None:
+        files = self._store.quarantined()
+        self._index.set_quarantine(len(files), sum(size_bytes for _, size_bytes in files))
+
+    def _report(self, failures: Iterable[OSError | None]) -> None:
+        for failure in failures:
+            if failure is not None:
+                self._metrics.unlink_failed()
+                log.warning(
+                    "cannot remove %s: %s; the next clean-up tries again%s",
+                    failure.filename,
+                    failure.strerror,
+                    hint_for(failure),
+                )
+
+
+def _newest_of_each(found: Iterable[FoundEntry]) -> tuple[list[Entry], list[Entry]]:
+    """Split what a scan found into the newest of each timeline and the others."""
+    newest: dict[bytes, Entry] = {}
+    superseded = []
+    for key, lsn, size_bytes in found:
+        entry, held = Entry(key, lsn, size_bytes), newest.get(key)
+        if held is not None and held.lsn > lsn:
+            superseded.append(entry)
+            continue
+        newest[key] = entry
+        if held is not None:
+            superseded.append(held)
+    return list(newest.values()), superseded
+
+
+def _try_unlink(path: str) -> OSError | None:
+    try:
+        unlink(path)
+    except OSError as error:
+        return error
+    return None

@@ -1,0 +1,312 @@
+"""The files of a cache: names, temporary files, rename, open, unlink, quarantine, scan.
+
+Every function is one step on the disk and raises the `OSError` that the step
+met. Nothing here locks or counts: `bbcache.shelf` orders the steps, and changes
+file and index as one.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import secrets
+import stat
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from bbcache.dirlock import LOCK_NAME
+from bbcache.errors import ArchiveError, StoreError
+from bbcache.ids import Lsn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TMP_NAME: Final = "tmp"
+QUARANTINE_NAME: Final = "quarantine"
+_OWN_NAMES: Final = frozenset((TMP_NAME, QUARANTINE_NAME, LOCK_NAME))
+_ENTRY_NAME: Final = re.compile(
+    r"basebackup_([0-9a-f]{32})_([0-9a-f]{32})_([0-9A-F]{16})\.tar\.gz", re.ASCII
+)
+_QUARANTINED_NAME: Final = re.compile(r"\d{8}T\d{6}\.\d{6}Z_.+", re.ASCII | re.DOTALL)
+# No link is followed, no FIFO waited on.
+_OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_HINTS: Final = {
+    errno.EMFILE: "Raise the limit of open files (ulimit -n), or close archives sooner.",
+    errno.ENFILE: "The machine is out of open files; raise fs.file-max.",
+    errno.ENOSPC: "Free space on the file system, or lower max_total_size_bytes.",
+    errno.EDQUOT: "Raise the disk quota, or lower max_total_size_bytes.",
+    errno.EROFS: "Remount the file system read-write; prepares work again by themselves.",
+    errno.EACCES: "Give the user of this process read, write and search permission.",
+    errno.EPERM: "Give the user of this process permission, and clear immutable flags.",
+    errno.ENOENT: "Restore or remount the cache directory; prepares work again by themselves.",
+    errno.EISDIR: "A directory has the name of a basebackup; move it away.",
+    errno.EIO: "The disk or its file system is failing; look at the kernel log.",
+}
+
+
+def hint_for(error: BaseException) -> str:
+    """What to do about a disk error, as a line of its own; empty where unknown."""
+    hint = _HINTS.get(error.errno or 0) if isinstance(error, OSError) else None
+    return f"\nhint: {hint}" if hint else ""
+
+
+@contextmanager
+def disk_step(doing: str, path: str) -> Iterator[None]:
+    """Turn an `OSError` of a step on the disk into a `StoreError` with a hint.
+
+    Args:
+        doing: what the step does, such as ``write``.
+        path: what it does it to.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        text = f"cannot {doing} {path}: {error.strerror}{hint_for(error)}"
+        raise StoreError(text, errno=error.errno) from error
+
+
+class FoundEntry(NamedTuple):
+    """A file that a scan found under an entry's name."""
+
+    key: bytes
+    lsn: Lsn
+    size_bytes: int
+
+
+class Scan(NamedTuple):
+    """What is in a cache directory.
+
+    Attributes:
+        entries: regular files under an entry's name.
+        strays: name and size in bytes of everything else; directories and special
+            files count 0 bytes.
+    """
+
+    entries: list[FoundEntry]
+    strays: dict[str, int]
+
+
+class BasebackupFile(io.FileIO):
+    """An open basebackup, at offset 0; a raw binary file. The caller closes it.
+
+    It stays readable, with the same bytes, when the cache replaces or removes the
+    entry. As any file object, it is for one thread at a time.
+
+    Attributes:
+        lsn: the LSN of the basebackup.
+        size_bytes: the size of the archive.
+    """
+
+    lsn: Lsn
+    size_bytes: int
+
+    @classmethod
+    def open(cls, path: str, lsn: Lsn, size_bytes: int) -> Self:
+        """Open an archive and compare its size.
+
+        Raises:
+            ArchiveError: what is there is no regular file of that size.
+            OSError: it cannot be opened.
+        """
+        try:
+            file = cls(path, "rb", opener=_open_no_follow)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):  # link, folder, socket
+                raise ArchiveError(f"{path} is no regular file") from error
+            raise
+        file.lsn, file.size_bytes = lsn, size_bytes
+        status = os.fstat(file.fileno())
+        if status.st_size != size_bytes or not stat.S_ISREG(status.st_mode):
+            file.close()
+            raise ArchiveError(f"{path} has {status.st_size} bytes, but {size_bytes} are indexed")
+        return file
+
+
+def _open_no_follow(path: str, _flags: int) -> int:
+    return os.open(path, _OPEN_FLAGS)
+
+
+class TempFile:
+    """A file being written in ``tmp/``; belongs to one build.
+
+    Attributes:
+        path: its path, with a random token in the name.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd: int | None = os.open(path, _CREATE_FLAGS, 0o600)
+
+    def append(self, data: bytes) -> None:
+        """Write all of `data`, however short the single writes are."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+
+    def patch(self, data: bytes) -> None:
+        """Write all of `data` over the beginning."""
+        offset = 0
+        while offset < len(data):
+            offset += os.pwrite(self._descriptor, data[offset:], offset)
+
+    def sync(self) -> None:
+        """Bring the bytes to the disk."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the descriptor; harmless twice."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+    @property
+    def _descriptor(self) -> int:
+        if self._fd is None:
+            raise StoreError(f"{self.path} is closed")
+        return self._fd
+
+
+class Store:
+    """The directory of one cache. Thread-safe in so far as the file system is.
+
+    Args:
+        data_dir: absolute path.
+        utcnow: the wall clock, for the names in the quarantine.
+    """
+
+    def __init__(
+        self, data_dir: str, utcnow: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self.data_dir = data_dir
+        self.tmp_dir = os.path.join(data_dir, TMP_NAME)
+        self._quarantine_dir = os.path.join(data_dir, QUARANTINE_NAME)
+        self._entry_prefix = os.path.join(data_dir, "basebackup_")
+        self._utcnow = utcnow
+
+    def path_of(self, key: bytes, lsn: int) -> str:
+        """The path of an entry; the name is exactly Neon's."""
+        return f"{self._entry_prefix}{key[:16].hex()}_{key[16:].hex()}_{lsn:016X}.tar.gz"
+
+    def make_directories(self) -> None:
+        """Make ``tmp/`` and ``quarantine/``; a link or file in their place is unlinked."""
+        for path in (self.tmp_dir, self._quarantine_dir):
+            with suppress(FileNotFoundError):
+                if not stat.S_ISDIR(os.lstat(path).st_mode):
+                    os.unlink(path)
+            with suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+
+    def sweep_tmp(self) -> dict[str, int]:
+        """Unlink everything in ``tmp/``; path and size in bytes of what would not go."""
+        left = {}
+        with os.scandir(self.tmp_dir) as items:
+            for item in list(items):
+                try:
+                    os.unlink(item.path)
+                except OSError:
+                    left[item.path] = item.stat(follow_symlinks=False).st_size
+        return left
+
+    def create_temp(self, key: bytes, lsn: int) -> TempFile:
+        """A new temporary file for a build."""
+        name = f"{os.path.basename(self.path_of(key, lsn))}.{secrets.token_hex(8)}"
+        path = os.path.join(self.tmp_dir, name)
+        try:
+            return TempFile(path)
+        except FileNotFoundError:
+            self.make_directories()
+            return TempFile(path)
+
+    def rename_temp(self, temp: TempFile, key: bytes, lsn: int) -> None:
+        """Put a finished file under its entry's name, over whatever file is there."""
+        os.rename(temp.path, self.path_of(key, lsn))
+
+    def open(self, key: bytes, lsn: Lsn, size_bytes: int) -> BasebackupFile:
+        """Open an entry's file; raises as `BasebackupFile.open`."""
+        return BasebackupFile.open(self.path_of(key, lsn), lsn, size_bytes)
+
+    def scan(self) -> Scan:
+        """Names and sizes of everything in the directory; no file is opened.
+
+        Raises:
+            OSError: the directory cannot be listed.
+        """
+        found = Scan([], {})
+        with os.scandir(self.data_dir) as items:
+            for item in items:
+                if item.name not in _OWN_NAMES:
+                    self._classify(item, found)
+        return found
+
+    def _classify(self, item: os.DirEntry[str], found: Scan) -> None:
+        name = _ENTRY_NAME.fullmatch(item.name)
+        try:
+            status = item.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        except OSError:
+            found.strays[item.name] = 0
+            return
+        if name is not None and stat.S_ISREG(status.st_mode):
+            key, lsn = bytes.fromhex(name[1] + name[2]), Lsn(int(name[3], 16))
+            found.entries.append(FoundEntry(key, lsn, status.st_size))
+        else:
+            found.strays[item.name] = _stray_size_bytes(status)
+
+    def restat_stray(self, name: str) -> int | None:
+        """The size of a stray now; None once it is gone."""
+        try:
+            return _stray_size_bytes(os.lstat(os.path.join(self.data_dir, name)))
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return 0
+
+    def quarantine(self, key: bytes, lsn: int) -> None:
+        """Move an entry's file into ``quarantine/``, under a name with the time in it."""
+        path = self.path_of(key, lsn)
+        stamp = self._utcnow().strftime("%Y%m%dT%H%M%S.%fZ")
+        target = os.path.join(self._quarantine_dir, f"{stamp}_{os.path.basename(path)}")
+        try:
+            os.rename(path, target)
+        except FileNotFoundError:
+            os.lstat(path)  # the entry itself is gone: that is the caller's to know
+            self.make_directories()
+            os.rename(path, target)
+
+    def quarantined(self) -> list[tuple[str, int]]:
+        """Paths and sizes in bytes of what is in ``quarantine/``, oldest first."""
+        files = []
+        try:
+            with os.scandir(self._quarantine_dir) as items:
+                for item in items:
+                    with suppress(OSError):
+                        files.append((item.path, item.stat(follow_symlinks=False).st_size))
+        except FileNotFoundError:
+            return []
+        return sorted(files)
+
+    def is_quarantined_name(self, path: str) -> bool:
+        """Whether a file in ``quarantine/`` was put there by a cache."""
+        return _QUARANTINED_NAME.fullmatch(os.path.basename(path)) is not None
+
+
+def unlink(path: str) -> None:
+    """Remove a file; one that is gone already is fine.
+
+    Raises:
+        OSError: the file is still there.
+    """
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _stray_size_bytes(status: os.stat_result) -> int:
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0

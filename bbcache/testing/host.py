@@ -1,0 +1,162 @@
+"""A host in memory: tenants and timelines that a test moves by hand. Thread-safe."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import threading
+from typing import TYPE_CHECKING
+
+from bbcache.errors import NotReadyError
+from bbcache.host import TenantState
+from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bbcache.host import TarballWriter
+
+
+def make_tarball(timeline_id: TimelineId, lsn: Lsn, size_bytes: int = 1000) -> bytes:
+    """A small real tar whose bytes tell the timeline and the LSN.
+
+    Args:
+        timeline_id: goes into the content.
+        lsn: goes into the content.
+        size_bytes: size of the one file in it.
+    """
+    text = f"{timeline_id} {lsn}\n".encode()
+    content = (text * (size_bytes // len(text) + 1))[:size_bytes]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        member = tarfile.TarInfo("restart.lsn")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+class MemoryTimeline:
+    """A timeline whose tip a test moves with `advance`.
+
+    Attributes:
+        timeline_id: its id.
+        tarball: makes the bytes of the basebackup at an LSN.
+        piece_size_bytes: how much is handed to the writer at once.
+        on_send: called with writer and LSN in place of the above, where set: it may
+            block, raise, or misuse the writer.
+        on_wait: called with LSN and timeout in place of the wait, where set.
+    """
+
+    def __init__(self, lsn: Lsn, timeline_id: TimelineId | None = None) -> None:
+        self.timeline_id = timeline_id or TimelineId.generate()
+        self.tarball: Callable[[Lsn], bytes] = lambda at: make_tarball(self.timeline_id, at)
+        self.piece_size_bytes = 8192
+        self.on_send: Callable[[TarballWriter, Lsn], None] | None = None
+        self.on_wait: Callable[[Lsn, float], None] | None = None
+        self._moved = threading.Condition()  # guards _lsn
+        self._lsn = lsn
+
+    def advance(self, lsn: Lsn) -> None:
+        """Move the tip to `lsn`."""
+        with self._moved:
+            self._lsn = lsn
+            self._moved.notify_all()
+
+    def get_last_record_lsn(self) -> Lsn:
+        """The tip."""
+        with self._moved:
+            return self._lsn
+
+    def wait_lsn(self, lsn: Lsn, timeout: float) -> None:
+        """Wait for the tip; raises TimeoutError after `timeout` seconds."""
+        if self.on_wait is not None:
+            self.on_wait(lsn, timeout)
+            return
+        with self._moved:
+            if not self._moved.wait_for(lambda: self._lsn >= lsn, timeout):
+                raise TimeoutError(f"{self.timeline_id} is at {self._lsn}, not at {lsn}")
+
+    def send_basebackup_tarball(self, writer: TarballWriter, lsn: Lsn) -> None:
+        """Write the tarball in pieces."""
+        if self.on_send is not None:
+            self.on_send(writer, lsn)
+            return
+        data = memoryview(self.tarball(lsn))
+        for start in range(0, len(data), self.piece_size_bytes):
+            writer.write(data[start : start + self.piece_size_bytes])
+
+
+class MemoryTenant:
+    """A tenant with timelines.
+
+    Attributes:
+        tenant_shard_id: its id.
+        state: what `current_state` says.
+        is_cache_enabled: what `basebackup_cache_enabled` says.
+        timelines: by id.
+    """
+
+    def __init__(self, tenant_shard_id: TenantShardId) -> None:
+        self.tenant_shard_id = tenant_shard_id
+        self.state = TenantState.ACTIVE
+        self.is_cache_enabled = True
+        self.timelines: dict[TimelineId, MemoryTimeline] = {}
+
+    @property
+    def tenant_id(self) -> TenantId:
+        """The tenant's id without the shard."""
+        return self.tenant_shard_id.tenant_id
+
+    def add_timeline(self, lsn: Lsn) -> MemoryTimeline:
+        """A new timeline with its tip at `lsn`."""
+        timeline = MemoryTimeline(lsn)
+        self.timelines[timeline.timeline_id] = timeline
+        return timeline
+
+    def current_state(self) -> TenantState:
+        """See `state`."""
+        return self.state
+
+    def basebackup_cache_enabled(self) -> bool:
+        """See `is_cache_enabled`."""
+        return self.is_cache_enabled
+
+    def get_timeline(self, timeline_id: TimelineId) -> MemoryTimeline:
+        """The timeline; raises KeyError when unknown."""
+        return self.timelines[timeline_id]
+
+    def list_timelines(self) -> list[MemoryTimeline]:
+        """All timelines."""
+        return list(self.timelines.values())
+
+
+class MemoryHost:
+    """A tenant manager in memory.
+
+    Attributes:
+        tenants: by shard id; None for one that is known but not attached.
+        is_ready: False makes `list` raise NotReadyError.
+    """
+
+    def __init__(self) -> None:
+        self.tenants: dict[TenantShardId, MemoryTenant | None] = {}
+        self.is_ready = True
+
+    def add_tenant(self, tenant_shard_id: TenantShardId | None = None) -> MemoryTenant:
+        """A new active tenant, unsharded unless an id says otherwise."""
+        tenant = MemoryTenant(tenant_shard_id or TenantShardId(TenantId.generate()))
+        self.tenants[tenant.tenant_shard_id] = tenant
+        return tenant
+
+    def list(self) -> list[tuple[TenantShardId, MemoryTenant | None]]:
+        """All tenants; raises NotReadyError unless `is_ready`."""
+        if not self.is_ready:
+            raise NotReadyError("the tenants are not known yet")
+        return [*self.tenants.items()]
+
+    def get_attached_tenant_shard(self, tenant_shard_id: TenantShardId) -> MemoryTenant:
+        """The tenant; raises KeyError when it is unknown or not attached."""
+        tenant = self.tenants.get(tenant_shard_id)
+        if tenant is None:
+            raise KeyError(f"tenant {tenant_shard_id} is not attached")
+        return tenant
