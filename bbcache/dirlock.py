@@ -43,6 +43,7 @@ class DirectoryLock:
         self._path = os.path.join(data_dir, LOCK_NAME)
         self._lock: FileLock | None = None
         self._identity: tuple[int, int] | None = None  # device and inode of the lock file held
+        self._device: int | None = None  # of the directory; on overlayfs not that of its files
 
     def acquire(self) -> None:
         """Take the lock without waiting.
@@ -72,6 +73,7 @@ class DirectoryLock:
                 errno=error.errno,
             ) from error
         self._lock = lock
+        self._device = os.stat(self._data_dir).st_dev
 
     def release(self) -> None:
         """Free the lock; harmless when it is not held."""
@@ -100,8 +102,7 @@ class DirectoryLock:
             StoreError: as `acquire`, or the directory is on another file system,
                 such as the root below a mount point that has lost its mount.
         """
-        before = self._identity
-        if before is not None and os.stat(self._data_dir).st_dev != before[0]:
+        if self._device not in (None, os.stat(self._data_dir).st_dev):
             raise StoreError(
                 f"the cache directory {self._data_dir} is on another file system than at the start"
                 "\nhint: Mount its file system again, or start a new cache."

@@ -73,7 +73,7 @@ class Engine:
         self._metrics = Metrics(registry, self.index, self._queue.__len__)
         self.store = Store(data_dir)
         self._shelf = Shelf(self.store, self.index, dirlock, self._metrics)
-        self.cleaner = Cleaner(tenants, self.index, self._shelf, self.activity)
+        self.cleaner = Cleaner(tenants, self.index, self._shelf, self._metrics, self.activity)
         self.reader = Reader(
             self.index,
             self.store,
@@ -168,7 +168,11 @@ class Engine:
         with self._close_lock:
             is_first, self._has_closer = not self._has_closer, True
         if is_first:
-            self._finish_close(deadline_s)
+            try:
+                self._finish_close(deadline_s)
+            except BaseException:  # a Ctrl-C while it waited: another close may finish
+                self._has_closer = False
+                raise
         elif threading.current_thread() not in self._own_threads:
             self._is_closed.wait(timeout)
 

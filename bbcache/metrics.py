@@ -7,6 +7,7 @@ entries only here. Every label set exists at zero from the start. Thread-safe.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -158,6 +159,9 @@ class Metrics:
         self._unlink_failures = Counter(
             "bbcache_unlink_failures", "Files that could not be removed.", registry=None
         )
+        self._cleanup_errors = Counter(
+            "bbcache_cleanup_errors", "Failures met by clean-up steps.", registry=None
+        )
         self._loaded = Gauge(
             "bbcache_loaded_entries", "Entries found on disk at the start.", registry=None
         )
@@ -197,6 +201,10 @@ class Metrics:
         """A file could not be removed."""
         self._unlink_failures.inc()
 
+    def cleanup_failed(self) -> None:
+        """A clean-up step met a failure of the host or the disk."""
+        self._cleanup_errors.inc()
+
     def loaded(self, count: int) -> None:
         """The start found `count` entries on disk."""
         self._loaded.set(count)
@@ -205,13 +213,14 @@ class Metrics:
         """Leave the default registry; one of the caller's own stays readable."""
         if self._is_default:
             for collector in self._collectors():
-                self._registry.unregister(collector)
+                with suppress(KeyError):  # somebody has taken it out
+                    self._registry.unregister(collector)
 
     def _collectors(self) -> list[Collector]:
         return [
             *(self._reads, self._prepares, self._entries, self._size, self._queue),
             *(self._other, self._skips, self._seconds, self._tar_bytes, self._archive_bytes),
-            *(self._quarantined, self._unlink_failures, self._loaded),
+            *(self._quarantined, self._unlink_failures, self._cleanup_errors, self._loaded),
         ]
 
     def _register(self) -> None:

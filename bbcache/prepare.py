@@ -206,7 +206,8 @@ class Preparer:
             self._is_stopping.wait(max(0.0, now_s + slice_s - self._clock()))
 
     def _build_and_publish(self, request: Request, timeline: Timeline) -> tuple[Seal, Entry]:
-        self._shelf.ensure_home()
+        with disk_step("use", self._store.data_dir):
+            self._shelf.ensure_home()
         reservation = self._index.reserve(request.key)
         try:
             with disk_step("create a file in", self._store.tmp_dir):
@@ -223,8 +224,6 @@ class Preparer:
         except BaseException:
             self._shelf.abandon(temp, reservation)
             raise
-        finally:
-            temp.close()
 
     def _build(
         self, request: Request, timeline: Timeline, temp: TempFile, reservation: Reservation
@@ -258,6 +257,7 @@ class Preparer:
         with disk_step("write", temp.path):
             temp.patch(pack_header(seal, request.key, request.lsn))
             temp.sync()
+            temp.close()
         entry = Entry(request.key, request.lsn, reservation.held_bytes)
         if self._config.verify_reads == "never":
             entry.proof = Proof.SEALED

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+import math
+import time
+from typing import TYPE_CHECKING, Final
 
 from bbcache.archive import check_plain, check_sealed, read_seal
 from bbcache.errors import ArchiveError
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from bbcache.shelf import Shelf
     from bbcache.store import BasebackupFile, Store
 
+_WARN_PAUSE_S: Final = 1.0
+
 log = logging.getLogger(__name__)
 
 
@@ -34,6 +38,7 @@ class Reader:
         activity: knows of a quarantine under way.
         verify_reads: ``always``, ``first`` or ``never``.
         rebuild: called with an entry that was taken out, to queue its rebuild.
+        clock: seconds that only grow.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Reader:
         *,
         verify_reads: str,
         rebuild: Callable[[Entry], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._index = index
         self._store = store
@@ -55,6 +61,8 @@ class Reader:
         self._is_always_checked = verify_reads == "always"
         self._with_digest = verify_reads != "never"
         self._rebuild = rebuild
+        self._clock = clock
+        self._warned_s = -math.inf  # set by any thread: a line more or less does no harm
 
     def read(self, key: bytes, lsn: Lsn) -> BasebackupFile | None:
         """Open the timeline's archive at exactly `lsn`; None for a miss or an error."""
@@ -94,7 +102,7 @@ class Reader:
             check_plain(fd, entry.size_bytes)
             entry.proof = Proof.PLAIN
 
-    def _failed(self, entry: Entry, error: Exception) -> None:
+    def _failed(self, entry: Entry, error: ArchiveError | OSError) -> None:
         """Count and log a failed read, and act on what it proves of the entry."""
         if isinstance(error, ArchiveError):
             with self._activity.under_way():
@@ -105,6 +113,13 @@ class Reader:
             self._metrics.misses.inc()
         else:
             self._metrics.read_errors.inc()
+            self._warn(entry, error)
+
+    def _warn(self, entry: Entry, error: OSError) -> None:
+        """Log that a read failed, but not in a flood: the metric has the number."""
+        now_s = self._clock()
+        if now_s - self._warned_s >= _WARN_PAUSE_S:
+            self._warned_s = now_s
             log.warning("cannot read %s: %s%s", entry, error, hint_for(error))
 
     def _take_out(self, entry: Entry, error: ArchiveError) -> None:

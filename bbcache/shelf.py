@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bbcache.errors import ClosingError, StoreError
@@ -174,7 +175,8 @@ class Shelf:
 
     def abandon(self, temp: TempFile, reservation: Reservation) -> None:
         """Remove a build's temporary file, and give its room back once it is gone."""
-        temp.close()
+        with suppress(OSError):  # its bytes are not wanted any more
+            temp.close()
         with self._file_lock:
             if self._is_fenced:
                 return

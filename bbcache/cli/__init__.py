@@ -1,1 +1,5 @@
 """The ``bbcache`` command."""
+
+from bbcache.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,139 @@
+"""``bbcache demo``: its arguments, its directory, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import shutil
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bbcache.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_DESCRIPTION = """\
+Run PostgreSQL the serverless way, and watch the cache at work.
+
+A tenant is made, and a compute node starts, does some SQL and stops, several times
+over. The first start builds its basebackup on request; every later one finds it in
+the cache, made in the background when the node before it stopped. Everything that is
+shown is checked, and so is the data in every round.
+"""
+_NEEDED = ("google_crc32c", "psycopg", "rich")
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the ``demo`` command."""
+    parser = commands.add_parser(
+        "demo",
+        help="run PostgreSQL the serverless way, and watch the cache at work",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_at_least(2),
+        default=4,
+        metavar="N",
+        help="how often a compute node starts and stops, at least 2 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=_at_least(1),
+        default=1,
+        metavar="N",
+        help="how much each round writes: N times 20,000 rows (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        metavar="DIR",
+        help="where to keep everything; kept at the end "
+        "(default: a temporary directory, removed at the end)",
+    )
+    parser.add_argument(
+        "--pg-bin",
+        type=Path,
+        metavar="DIR",
+        help="PostgreSQL's programs (default: $BBCACHE_PG_BIN, those on PATH, Debian's, "
+        "else the embedded ones)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the figures as JSON, and progress to stderr"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> bool:
+    """Run the demo.
+
+    Returns:
+        Whether everything was as promised.
+
+    Raises:
+        BbcacheError: something that it needs is missing, or PostgreSQL failed.
+    """
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"the demo needs packages that are not installed: {', '.join(missing)}\n"
+            "hint: Install them with `pip install 'bbcache[demo]'`."
+        )
+    from bbcache.cli.demo_report import Progress, print_report  # noqa: PLC0415 - needs an extra
+    from bbcache.cli.demo_scenario import Scenario  # noqa: PLC0415 - needs an extra
+
+    with _directory(options.dir) as directory, Progress(options.rounds) as progress:
+        scenario = Scenario(
+            directory, options.pg_bin, options.rounds, options.scale, progress.advance
+        )
+        report = scenario.run()
+    if options.json:
+        json.dump(_jsonable(asdict(report)), sys.stdout, indent=2)
+        print()
+    else:
+        print_report(report)
+    for failure in report.failures:
+        print(f"bbcache: not as promised: {failure}", file=sys.stderr)
+    return not report.failures
+
+
+@contextmanager
+def _directory(wanted: Path | None) -> Iterator[Path]:
+    """The directory to work in; a temporary one is removed, whatever happens."""
+    if wanted is not None:
+        yield wanted.absolute()
+        return
+    path = Path(tempfile.mkdtemp(prefix="bbcache-demo-"))
+    try:
+        # PostgreSQL's user, where this process is root, must be able to pass through.
+        path.chmod(0o711)
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def _at_least(least: int) -> Any:
+    def parse(text: str) -> int:
+        number = int(text) if text.isdecimal() else -1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+        return number
+
+    return parse
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, str | int | float | None) and type(value) in (str, int, float, bool):
+        return value
+    return None if value is None else str(value)

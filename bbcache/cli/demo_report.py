@@ -1,0 +1,124 @@
+"""How the demo looks on a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from bbcache.cli.demo_scenario import EXTRA_STEPS, STEPS_PER_ROUND
+
+if TYPE_CHECKING:
+    from bbcache.cli.demo_scenario import Report
+
+_WIDTH = 100  # where output goes to a file
+
+
+class Progress:
+    """Progress on stderr: a bar on a terminal, otherwise a line a step."""
+
+    def __init__(self, round_count: int) -> None:
+        self._console = Console(stderr=True)
+        self._bar = Bar(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        steps = round_count * STEPS_PER_ROUND + EXTRA_STEPS
+        self._task = self._bar.add_task("", total=steps)
+        self._is_first = True
+
+    def advance(self, what: str) -> None:
+        """The step before has ended, and `what` begins."""
+        self._bar.update(self._task, description=what, advance=0 if self._is_first else 1)
+        self._is_first = False
+        if not self._console.is_terminal:
+            self._console.print(what, highlight=False)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+def print_report(report: Report) -> None:
+    """Print tables of the rounds, the codecs and the metrics to stdout."""
+    console = Console(width=None if Console().is_terminal else _WIDTH)
+    console.print(f"\nPostgreSQL {report.postgres_version}, {len(report.rounds)} rounds\n")
+    console.print(_rounds(report))
+    console.print(_codecs(report))
+    if report.cleaned_lsn is not None:
+        console.print(
+            f"A compute node was started and wrote: its old basebackup at {report.cleaned_lsn} "
+            "was cleaned away.\n",
+            highlight=False,
+        )
+    console.print(_metrics(report))
+    verdict = "[red]not as promised[/red]" if report.failures else "[green]as promised[/green]"
+    console.print(f"Everything checked: {verdict}.")
+
+
+def _rounds(report: Report) -> Table:
+    table = Table(title="Each round: start, work, stop", title_justify="left")
+    for heading in (
+        *("round", "basebackup", "get ms", "unpack ms", "start ms"),
+        *("stopped at", "next archive MB", "built in ms"),
+    ):
+        table.add_column(heading, justify="right")
+    for each in report.rounds:
+        table.add_row(
+            str(each.number),
+            "[green]hit[/green]" if each.is_hit else "[yellow]miss[/yellow]",
+            *(f"{seconds * 1e3:.2f}" for seconds in (each.get_s, each.unpack_s, each.start_s)),
+            str(each.lsn),
+            f"{each.archive_bytes / 1e6:.2f}",
+            f"{each.build_s * 1e3:.1f}",
+        )
+    return table
+
+
+def _codecs(report: Report) -> Table:
+    title = f"The last tarball, {report.tar_bytes / 1e6:.1f} MB"
+    table = Table(title=title, title_justify="left")
+    for heading in ("what", "ms", "MB", "times the build"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    last = report.rounds[-1]
+    table.add_row(
+        "bbcache's build: files read, compressed, written",
+        f"{last.build_s * 1e3:.1f}",
+        f"{last.archive_bytes / 1e6:.2f}",
+        "1.0",
+    )
+    for codec in report.codecs:
+        table.add_row(
+            f"{codec.name}, in memory alone",
+            f"{codec.seconds * 1e3:.1f}",
+            f"{codec.size_bytes / 1e6:.2f}",
+            f"{codec.seconds / last.build_s:.1f}",
+        )
+    return table
+
+
+def _metrics(report: Report) -> Table:
+    table = Table(title="Metrics", title_justify="left")
+    table.add_column("name")
+    table.add_column("value", justify="right")
+    for name, value in report.metrics.items():
+        table.add_row(name, f"{value:,.0f}" if value == int(value) else f"{value:.6f}")
+    return table

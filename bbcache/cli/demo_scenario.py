@@ -1,0 +1,302 @@
+"""What the demo does, and what it checks; nothing here prints."""
+
+from __future__ import annotations
+
+import gzip
+import time
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+from isal import isal_zlib
+from prometheus_client import CollectorRegistry
+
+from bbcache.config import BasebackupCacheConfig
+from bbcache.errors import BbcacheError
+from bbcache.pageserver import Pageserver
+from bbcache.postgres.cluster import PostgresBinaries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from bbcache.ids import Lsn
+    from bbcache.pageserver import ComputeNode, PgdataTenant, PgdataTimeline
+
+ROWS_PER_SCALE: Final = 20_000
+STEPS_PER_ROUND: Final = 3
+EXTRA_STEPS: Final = 4
+_PIECE_SIZE_BYTES: Final = 1 << 20
+_IDLE_TIMEOUT_S: Final = 60.0
+_FOLLOW_TIMEOUT_S: Final = 20.0
+_SETTINGS: Final = {"fsync": "off"}  # what a node leaves is synced when it is taken over
+_CREATE = "create table if not exists work (round int, id int, amount bigint)"
+_INSERT = (
+    "insert into work select %(round)s, id, (id::bigint * 7919 + %(round)s * 104729) %% 1000003 "
+    "from generate_series(1, %(rows)s) id"
+)
+_SUMS = "select round, count(*), sum(amount)::bigint from work group by round order by round"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One life of a compute node; all times in seconds."""
+
+    number: int
+    is_hit: bool
+    lsn: Lsn
+    get_s: float
+    unpack_s: float
+    start_s: float
+    archive_bytes: int
+    build_s: float  # of the next basebackup, in the background
+
+
+@dataclass(frozen=True)
+class Codec:
+    """What compressing the last tarball in memory took."""
+
+    name: str
+    seconds: float
+    size_bytes: int
+
+
+@dataclass
+class Report:
+    """All that the demo has found out; `failures` is empty when all was as promised."""
+
+    postgres_version: str
+    rounds: list[Round] = field(default_factory=list)
+    tar_bytes: int = 0
+    codecs: list[Codec] = field(default_factory=list)
+    cleaned_lsn: Lsn | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+class Scenario:
+    """The demo's story.
+
+    Args:
+        directory: where everything is kept.
+        pg_bin: PostgreSQL's programs; None looks for them.
+        round_count: how many compute nodes live, one after the other.
+        scale: how much each of them writes.
+        progress: called with what comes next, `STEPS_PER_ROUND` times a round and
+            `EXTRA_STEPS` times besides.
+
+    Raises:
+        PostgresError: there is no PostgreSQL.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        pg_bin: Path | None,
+        round_count: int,
+        scale: int,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._directory = directory
+        self._binaries = PostgresBinaries.find(pg_bin)
+        self._round_count = round_count
+        self._row_count = scale * ROWS_PER_SCALE
+        self._progress = progress
+        self._registry = CollectorRegistry()
+        self._sums: list[tuple[int, int, int]] = []  # what the table must hold
+        self.report = Report(str(self._binaries.version))
+
+    def run(self) -> Report:
+        """Play it to the end.
+
+        Raises:
+            BbcacheError: PostgreSQL or the disk failed.
+        """
+        config = BasebackupCacheConfig()
+        with Pageserver(self._directory, self._binaries, config, self._registry) as pageserver:
+            self._progress("creating a tenant with one timeline (initdb)")
+            tenant = pageserver.tenants.create_tenant()
+            timeline = pageserver.create_timeline(tenant)
+            for number in range(1, self._round_count + 1):
+                self._play_round(pageserver, tenant, timeline, number)
+            self._progress("compressing the last tarball with other codecs")
+            self._compare_codecs(pageserver, tenant, timeline)
+            self._progress("writing on a running compute node, and cleaning up")
+            self._outgrow(pageserver, tenant, timeline)
+            self._progress("reading the metrics")
+            self._read_metrics()
+        return self.report
+
+    def _play_round(
+        self, pageserver: Pageserver, tenant: PgdataTenant, timeline: PgdataTimeline, number: int
+    ) -> None:
+        self._progress(f"round {number}: getting the basebackup, starting PostgreSQL")
+        built_before_s = self._build_seconds()
+        with self._compute(pageserver, tenant, timeline) as life:
+            compute, timings = life
+            self._progress(f"round {number}: working with SQL")
+            self._work(compute, number)
+            self._progress(f"round {number}: stopping; the next basebackup is prepared")
+            lsn = compute.stop()
+        self._check(pageserver.cache.wait_idle(_IDLE_TIMEOUT_S), "the cache does not come to rest")
+        entries = [
+            entry
+            for entry in pageserver.cache.entries()
+            if entry.timeline_id == timeline.timeline_id
+        ]
+        self._check(
+            [entry.lsn for entry in entries] == [lsn],
+            f"after round {number} the cache has {entries}, not one basebackup at {lsn}",
+        )
+        self._check(
+            timings.is_hit == (number > 1),
+            f"round {number} was a {'hit' if timings.is_hit else 'miss'}",
+        )
+        self.report.rounds.append(
+            Round(
+                number,
+                timings.is_hit,
+                lsn,
+                timings.get_s,
+                timings.unpack_s,
+                timings.start_s,
+                entries[0].size_bytes if entries else 0,
+                self._build_seconds() - built_before_s,
+            )
+        )
+
+    @contextmanager
+    def _compute(
+        self, pageserver: Pageserver, tenant: PgdataTenant, timeline: PgdataTimeline
+    ) -> Iterator[tuple[ComputeNode, _Timings]]:
+        """A started compute node, with the times it took; killed where the block fails."""
+        ids = tenant.tenant_id, timeline.timeline_id
+        begun_s = time.perf_counter()
+        basebackup = pageserver.open_basebackup(*ids)
+        got_s = time.perf_counter()
+        with basebackup.file:
+            compute = pageserver.make_compute(*ids, basebackup.file)
+        unpacked_s = time.perf_counter()
+        try:
+            compute.start(_SETTINGS)
+            psycopg.connect(compute.cluster.conninfo()).close()
+            started_s = time.perf_counter()
+            yield (
+                compute,
+                _Timings(
+                    basebackup.is_hit,
+                    got_s - begun_s,
+                    unpacked_s - got_s,
+                    started_s - unpacked_s,
+                ),
+            )
+        except BaseException:
+            compute.kill()
+            raise
+
+    def _work(self, compute: ComputeNode, number: int) -> None:
+        with psycopg.connect(compute.cluster.conninfo()) as connection:
+            connection.execute(_CREATE)
+            found = connection.execute(_SUMS).fetchall()
+            self._check(found == self._sums, f"round {number} found other data: {found}")
+            connection.execute(_INSERT, {"round": number, "rows": self._row_count})
+            amounts = (
+                (i * 7919 + number * 104729) % 1000003 for i in range(1, self._row_count + 1)
+            )
+            self._sums.append((number, self._row_count, sum(amounts)))
+            found = connection.execute(_SUMS).fetchall()
+            self._check(found == self._sums, f"round {number} wrote other data: {found}")
+
+    def _compare_codecs(
+        self, pageserver: Pageserver, tenant: PgdataTenant, timeline: PgdataTimeline
+    ) -> None:
+        basebackup = pageserver.open_basebackup(tenant.tenant_id, timeline.timeline_id)
+        with basebackup.file:
+            tar = gzip.decompress(basebackup.file.read())
+        self.report.tar_bytes = len(tar)
+        for name, compress in (
+            ("ISA-L level 2", _isal_2),
+            ("zlib level 6", _zlib_6),
+            ("gzip level 9", lambda data: gzip.compress(data, 9)),
+        ):
+            begun_s = time.perf_counter()
+            size_bytes = len(compress(tar))
+            self.report.codecs.append(Codec(name, time.perf_counter() - begun_s, size_bytes))
+
+    def _outgrow(
+        self, pageserver: Pageserver, tenant: PgdataTenant, timeline: PgdataTimeline
+    ) -> None:
+        """Show that a running compute node's old basebackup is cleaned away."""
+        lsn = timeline.get_last_record_lsn()
+        with self._compute(pageserver, tenant, timeline) as (compute, timings):
+            self._check(timings.is_hit, "the start after the last round was a miss")
+            self._work(compute, self._round_count + 1)
+            deadline_s = time.monotonic() + _FOLLOW_TIMEOUT_S
+            while timeline.get_last_record_lsn() <= lsn:
+                if time.monotonic() > deadline_s:
+                    raise BbcacheError(f"the WAL of the compute node stays at {lsn}")
+                time.sleep(0.01)
+            pageserver.cache.run_cleanup()
+            left = pageserver.cache.get(tenant.tenant_id, timeline.timeline_id, lsn)
+            self._check(left is None, f"the outgrown basebackup at {lsn} is still served")
+            names = [path.name for path in (self._directory / "basebackup_cache").iterdir()]
+            is_gone = not any(str(timeline.timeline_id) in name for name in names)
+            self._check(is_gone, f"the file of the outgrown basebackup at {lsn} is still there")
+            self.report.cleaned_lsn = lsn
+            compute.stop()
+        self._check(pageserver.cache.wait_idle(_IDLE_TIMEOUT_S), "the cache does not come to rest")
+
+    def _read_metrics(self) -> None:
+        self.report.metrics = {
+            sample.name + "".join(f"{{{k}={v}}}" for k, v in sample.labels.items()): sample.value
+            for family in self._registry.collect()
+            for sample in family.samples
+            if not sample.name.endswith(("_created", "_bucket"))
+        }
+        read, prepare = (
+            "pageserver_basebackup_cache_read_total",
+            "pageserver_basebackup_cache_prepare_total",
+        )
+        expected = {
+            f"{read}{{result=hit}}": self._round_count + 1,  # and one for the codecs
+            f"{read}{{result=miss}}": 2,  # the first round, and the one cleaned away
+            f"{read}{{result=error}}": 0,
+            f"{prepare}{{result=ok}}": self._round_count + 1,
+            f"{prepare}{{result=error}}": 0,
+        }
+        for name, value in expected.items():
+            found = self.report.metrics.get(name)
+            self._check(found == value, f"{name} is {found}, not {value}")
+
+    def _build_seconds(self) -> float:
+        labels = {"phase": "build"}
+        return self._registry.get_sample_value("bbcache_prepare_seconds_sum", labels) or 0.0
+
+    def _check(self, is_true: bool, otherwise: str) -> None:
+        if not is_true:
+            self.report.failures.append(otherwise)
+
+
+@dataclass(frozen=True)
+class _Timings:
+    is_hit: bool
+    get_s: float
+    unpack_s: float
+    start_s: float
+
+
+def _isal_2(data: bytes) -> bytes:
+    stream = isal_zlib.compressobj(2, isal_zlib.DEFLATED, 31)
+    view = memoryview(data)
+    pieces = [
+        stream.compress(view[start : start + _PIECE_SIZE_BYTES])
+        for start in range(0, len(view), _PIECE_SIZE_BYTES)
+    ]
+    return b"".join([*pieces, stream.flush()])
+
+
+def _zlib_6(data: bytes) -> bytes:
+    stream = zlib.compressobj(6, zlib.DEFLATED, 31)
+    return stream.compress(data) + stream.flush()

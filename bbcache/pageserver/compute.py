@@ -1,0 +1,111 @@
+"""A compute node: a PostgreSQL server on a restored copy, and its WAL followed."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from typing import TYPE_CHECKING, Final
+
+from bbcache.postgres.cluster import Cluster
+from bbcache.postgres.wal import WalFollower
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from bbcache.ids import Lsn
+    from bbcache.pageserver.timeline import PgdataTimeline
+    from bbcache.postgres.cluster import PostgresBinaries
+
+_POLL_S: Final = 0.02
+
+log = logging.getLogger(__name__)
+
+
+class ComputeNode:
+    """Runs PostgreSQL on a copy of a timeline, and keeps the timeline's tip up to date.
+
+    Not thread-safe: one caller at a time; the WAL is followed in a thread of its own.
+
+    Args:
+        timeline: the timeline, at the LSN that the copy was restored from.
+        binaries: PostgreSQL's programs.
+        pgdata_dir: the copy, on the timeline's file system.
+        on_shutdown_checkpoint: called with the end LSN of each shutdown checkpoint in
+            the WAL, from the following thread. One that crash recovery has written
+            looks the same: the server goes on after it.
+
+    Attributes:
+        cluster: the server, to connect to.
+    """
+
+    def __init__(
+        self,
+        timeline: PgdataTimeline,
+        binaries: PostgresBinaries,
+        pgdata_dir: Path,
+        on_shutdown_checkpoint: Callable[[Lsn], None],
+    ) -> None:
+        self.cluster = Cluster(binaries, pgdata_dir)
+        self._timeline = timeline
+        self._on_shutdown_checkpoint = on_shutdown_checkpoint
+        self._follower = WalFollower(pgdata_dir / "pg_wal", timeline.get_last_record_lsn())
+        self._is_stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, settings: Mapping[str, str] | None = None) -> None:
+        """Start the server, and follow its WAL from now on.
+
+        Raises:
+            PostgresError: it did not start.
+        """
+        self.cluster.start(settings)
+        if self._thread is None:
+            name = f"bbcache-follow-{self._timeline.timeline_id}"
+            self._thread = threading.Thread(target=self._follow, name=name)
+            self._thread.start()
+
+    def stop(self) -> Lsn:
+        """Stop the server, and make what it leaves the new state of the timeline.
+
+        Returns:
+            The LSN at which the next compute node starts.
+
+        Raises:
+            PostgresError: the server did not shut down cleanly; the timeline keeps its
+                old state.
+        """
+        try:
+            self.cluster.stop()
+            self._stop_following()
+            return self._timeline.take_over(self.cluster.pgdata_dir)
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """Crash the server for good: what it wrote is lost, and its copy removed."""
+        self.cluster.stop("immediate")
+        self._stop_following()
+        self._timeline.give_up_compute()
+        shutil.rmtree(self.cluster.pgdata_dir, ignore_errors=True)
+
+    def _follow(self) -> None:
+        while not self._is_stopping.wait(_POLL_S):
+            self._poll()
+        self._poll()  # the server has ended: what is there now is all
+
+    def _poll(self) -> None:
+        try:
+            for record in self._follower.poll():
+                self._timeline.advance(record.end_lsn)
+                if record.is_shutdown_checkpoint:
+                    self._on_shutdown_checkpoint(record.end_lsn)
+        except Exception:
+            log.exception("cannot follow the WAL of timeline %s", self._timeline.timeline_id)
+
+    def _stop_following(self) -> None:
+        self._is_stopping.set()
+        if self._thread is not None:
+            self._thread.join()

@@ -1,0 +1,150 @@
+"""The pageserver: tenants on disk, a basebackup cache, and compute nodes."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self
+
+from isal import igzip
+
+from bbcache.cache import BasebackupCache
+from bbcache.pageserver.compute import ComputeNode
+from bbcache.pageserver.tenants import PgdataTenantManager
+from bbcache.postgres.cluster import Cluster
+from bbcache.postgres.pgdata import restore_tarball
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from prometheus_client import CollectorRegistry
+
+    from bbcache.config import BasebackupCacheConfig
+    from bbcache.ids import Lsn, TenantId, TimelineId
+    from bbcache.pageserver.tenants import PgdataTenant
+    from bbcache.pageserver.timeline import PgdataTimeline
+    from bbcache.postgres.cluster import PostgresBinaries
+
+_ON_REQUEST_LEVEL = 2
+
+
+class Basebackup(NamedTuple):
+    """An open archive, from the cache or built on request; the caller closes `file`."""
+
+    file: BinaryIO
+    lsn: Lsn
+    is_hit: bool
+
+
+class Pageserver:
+    """A small synchronous pageserver around a `BasebackupCache`. Thread-safe.
+
+    Args:
+        root: holds the tenants, the cache and the compute nodes; made if need be.
+        binaries: PostgreSQL's programs.
+        config: the cache's settings; None runs without a cache.
+        registry: for the metrics; None for the default one.
+
+    Attributes:
+        tenants: the host that the cache asks.
+        cache: the cache.
+
+    Raises:
+        StoreError: the cache's directory is locked or cannot be used.
+        PostgresError: a timeline on disk cannot be used.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        binaries: PostgresBinaries,
+        config: BasebackupCacheConfig | None,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        self._binaries = binaries
+        self._computes_dir = root / "computes"
+        # PostgreSQL's user, where this process is root, must be able to pass through.
+        root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._computes_dir.mkdir(mode=0o711, exist_ok=True)
+        self.tenants = PgdataTenantManager(root / "tenants")
+        # The cache starts at once and waits: the tenants are not ready yet.
+        self.cache = BasebackupCache.spawn(
+            root / "basebackup_cache", config, self.tenants, registry
+        )
+        try:
+            self.tenants.attach_all()
+        except BaseException:
+            self.cache.close()
+            raise
+
+    def create_timeline(self, tenant: PgdataTenant) -> PgdataTimeline:
+        """A new timeline with an empty database, made by initdb."""
+        cluster = Cluster(self._binaries, self._new_pgdata_dir())
+        cluster.initdb(["--no-sync"])  # the takeover syncs
+        return tenant.add_timeline(cluster.pgdata_dir)
+
+    def open_basebackup(self, tenant_id: TenantId, timeline_id: TimelineId) -> Basebackup:
+        """The basebackup at the timeline's tip: from the cache, else built now.
+
+        Raises:
+            PrepareError: the timeline is unknown, or a compute node runs on it.
+            PostgresError: its directory cannot be sent.
+        """
+        timeline = self._timeline(tenant_id, timeline_id)
+        lsn = timeline.get_last_record_lsn()
+        cached = self.cache.get(tenant_id, timeline_id, lsn)
+        if cached is not None:
+            return Basebackup(cached, lsn, is_hit=True)
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+        try:
+            with igzip.open(file, "wb", compresslevel=_ON_REQUEST_LEVEL) as gzip:  # type: ignore[no-untyped-call]  # isal has no types for it
+                timeline.send_basebackup_tarball(gzip, lsn)
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return Basebackup(file, lsn, is_hit=False)
+
+    def make_compute(
+        self, tenant_id: TenantId, timeline_id: TimelineId, archive: BinaryIO
+    ) -> ComputeNode:
+        """Unpack a basebackup for a new compute node, which is not started yet.
+
+        When the node stops, its shutdown checkpoint asks the cache for the next
+        basebackup.
+
+        Raises:
+            ArchiveError: the archive is damaged.
+            PrepareError: the timeline has a compute node already.
+        """
+        timeline = self._timeline(tenant_id, timeline_id)
+        tenant_shard_id = self.tenants.get_tenant(tenant_id).tenant_shard_id
+        timeline.lend_to_compute()
+        pgdata_dir = self._new_pgdata_dir()
+        try:
+            restore_tarball(archive, pgdata_dir)
+        except BaseException:
+            timeline.give_up_compute()
+            raise
+        return ComputeNode(
+            timeline,
+            self._binaries,
+            pgdata_dir,
+            lambda lsn: self.cache.send_prepare(tenant_shard_id, timeline_id, lsn),
+        )
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """Close the cache; stop the compute nodes before."""
+        self.cache.close(timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close(10.0)
+
+    def _timeline(self, tenant_id: TenantId, timeline_id: TimelineId) -> PgdataTimeline:
+        return self.tenants.get_tenant(tenant_id).get_timeline(timeline_id)
+
+    def _new_pgdata_dir(self) -> Path:
+        return self._computes_dir / uuid.uuid4().hex

@@ -1,0 +1,152 @@
+"""A timeline that is kept as a PGDATA directory."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from bbcache.errors import PrepareError
+from bbcache.pageserver.takeover import take_over
+from bbcache.postgres.pgdata import inspect_pgdata, send_pgdata_tarball
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from bbcache.host import TarballWriter
+    from bbcache.ids import Lsn, TimelineId
+
+
+class PgdataTimeline:
+    """One timeline; implements `bbcache.host.Timeline`. Thread-safe.
+
+    It has two positions. The *tip* is the end of the last WAL record seen, and runs
+    ahead while a compute node works. The *directory's* LSN is the shutdown checkpoint
+    that the directory starts from; it catches up when a compute node has stopped and
+    its directory is taken over. Basebackups can be made there only.
+
+    Args:
+        timeline_id: its id.
+        pgdata_dir: its directory, a cluster that was shut down cleanly.
+
+    Raises:
+        PostgresError: the directory is no such cluster.
+    """
+
+    def __init__(self, timeline_id: TimelineId, pgdata_dir: Path) -> None:
+        self.timeline_id = timeline_id
+        self.pgdata_dir = pgdata_dir
+        self._moved = threading.Condition()  # guards all that follows
+        self._directory_lsn = inspect_pgdata(pgdata_dir).checkpoint_end_lsn
+        self._tip = self._directory_lsn
+        self._reader_count = 0
+        self._is_moving = False  # a takeover is under way, or waits for the readers
+        self._has_compute = False
+
+    def get_last_record_lsn(self) -> Lsn:
+        """The tip: the end of the last WAL record that was seen."""
+        with self._moved:
+            return self._tip
+
+    def wait_lsn(self, lsn: Lsn, timeout: float) -> None:
+        """Wait until a basebackup at `lsn` can be made, or never will be.
+
+        Returns once the directory is at `lsn`, or the tip is past it: a shutdown
+        checkpoint was then written by a crash recovery, and the server went on.
+
+        Raises:
+            TimeoutError: neither came about within `timeout` seconds.
+        """
+        with self._moved:
+            if not self._moved.wait_for(
+                lambda: self._directory_lsn >= lsn or self._tip > lsn, timeout
+            ):
+                raise TimeoutError(
+                    f"timeline {self.timeline_id} has its directory at {self._directory_lsn} "
+                    f"and its tip at {self._tip}"
+                )
+
+    def send_basebackup_tarball(self, writer: TarballWriter, lsn: Lsn) -> None:
+        """Write the directory as a tar; it must be at exactly `lsn`.
+
+        Raises:
+            PrepareError: it is at another LSN.
+            PostgresError: it cannot be sent.
+        """
+        with self._reading() as directory_lsn:
+            if directory_lsn != lsn:
+                raise PrepareError(
+                    f"timeline {self.timeline_id} has its directory at {directory_lsn}, "
+                    f"not at {lsn}"
+                )
+            send_pgdata_tarball(self.pgdata_dir, writer)
+
+    def lend_to_compute(self) -> None:
+        """Note that a compute node runs on a copy; one at a time.
+
+        Raises:
+            PrepareError: there is one already.
+        """
+        with self._moved:
+            if self._has_compute:
+                raise PrepareError(f"timeline {self.timeline_id} has a compute node already")
+            self._has_compute = True
+
+    def advance(self, lsn: Lsn) -> None:
+        """A WAL record that ends at `lsn` has been seen."""
+        with self._moved:
+            self._tip = max(self._tip, lsn)
+            self._moved.notify_all()
+
+    def take_over(self, pgdata_dir: Path) -> Lsn:
+        """Make a stopped compute node's directory the state of the timeline.
+
+        Waits until no basebackup is being read. Durable and atomic: after a crash in
+        the middle, the timeline has its old state or the new one.
+
+        Returns:
+            The directory's new LSN.
+
+        Raises:
+            PostgresError: the compute node was not shut down cleanly; nothing changes.
+        """
+        lsn = inspect_pgdata(pgdata_dir).checkpoint_end_lsn
+        with self._moved:
+            self._is_moving = True
+            self._moved.wait_for(lambda: self._reader_count == 0)
+        try:
+            take_over(pgdata_dir, self.pgdata_dir)
+            self._settle(lsn)
+        finally:
+            with self._moved:
+                self._is_moving = False
+                self._moved.notify_all()
+        return lsn
+
+    def _settle(self, lsn: Lsn) -> None:
+        with self._moved:
+            self._directory_lsn = lsn
+            self._tip = max(self._tip, lsn)
+            self._has_compute = False
+
+    def give_up_compute(self) -> None:
+        """The compute node is lost, and what it wrote with it: back to the directory."""
+        with self._moved:
+            self._has_compute = False
+            self._tip = self._directory_lsn
+            self._moved.notify_all()
+
+    @contextmanager
+    def _reading(self) -> Iterator[Lsn]:
+        """Keep the directory as it is for the time of a block."""
+        with self._moved:
+            self._moved.wait_for(lambda: not self._is_moving)
+            self._reader_count += 1
+            lsn = self._directory_lsn
+        try:
+            yield lsn
+        finally:
+            with self._moved:
+                self._reader_count -= 1
+                self._moved.notify_all()

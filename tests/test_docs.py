@@ -1,0 +1,87 @@
+"""What README and docs/ say is true of the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from bbcache.accounting import Accounting
+from bbcache.config import BasebackupCacheConfig
+from bbcache.index import Index
+from bbcache.metrics import Metrics, SkipReason
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+MAX_EXAMPLE_LINES = 25
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
+    """The embedding example is short, runs as it stands, and prints what it says."""
+    (example,) = _blocks("python")
+    assert len(example.splitlines()) <= MAX_EXAMPLE_LINES
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert re.fullmatch(r"\d+ bytes at 0/16B5A50: 1f8b\n", ended.stdout)
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    """The first shell block has the demo and the tests, each with all its set-up."""
+    commands = _blocks("sh")[0].splitlines()
+    assert [command.rsplit(" && ", 1)[1] for command in commands] == [
+        ".venv/bin/bbcache demo",
+        ".venv/bin/python -m pytest",
+    ]
+    assert all(command.startswith("python3 -m venv .venv && ") for command in commands)
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(BasebackupCacheConfig), ids=lambda f: f.name)
+def test_every_setting_is_documented(field: dataclasses.Field[object]) -> None:
+    """docs/operations.md has a row for each setting."""
+    assert f"| `{field.name}` |" in (ROOT / "docs/operations.md").read_text()
+
+
+def test_every_metric_is_documented() -> None:
+    """docs/operations.md names each metric, docs/embedding.md each reason of a skip."""
+    registry = CollectorRegistry()
+    index = Index(Accounting.from_config(BasebackupCacheConfig()))
+    Metrics(registry, index, lambda: 0)
+    operations = (ROOT / "docs/operations.md").read_text()
+    embedding = (ROOT / "docs/embedding.md").read_text()
+    for family in registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        assert f"`{name}`" in operations
+    for reason in SkipReason:
+        assert f"`{reason}`" in embedding
+
+
+def test_links_of_the_docs_lead_somewhere() -> None:
+    """Every relative link in README and docs/ names a file of the repository."""
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("https://"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_module_is_in_the_architecture() -> None:
+    """docs/architecture.md names each module of the core."""
+    architecture = (ROOT / "docs/architecture.md").read_text()
+    for path in (ROOT / "bbcache").iterdir():
+        if not path.name.startswith(("_", "py.typed")):
+            assert f"`{path.stem}`" in architecture, path.name
