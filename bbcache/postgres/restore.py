@@ -1,0 +1,247 @@
+"""Unpacking a basebackup into a data directory.
+
+Nothing in an archive is trusted: see `bbcache.postgres.tar_reader` for what it may
+hold. ``global/pg_control``, without which no server starts, is written when the
+whole archive has been checked and all else is in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from bbcache.errors import ArchiveError, PostgresError
+from bbcache.postgres.tar_reader import Member, TarReader, open_stream
+from bbcache.postgres.tar_writer import DIRECTORY_MODE, FILE_MODE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PG_CONTROL_NAME = "global/pg_control"
+_PG_CONTROL_PART_NAME = "global/pg_control.part"
+_MAX_PG_CONTROL_BYTES = 8192  # PG_CONTROL_FILE_SIZE
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreSummary:
+    """What was unpacked.
+
+    Attributes:
+        member_count: files and directories.
+        size_bytes: size of the uncompressed tar.
+    """
+
+    member_count: int
+    size_bytes: int
+
+
+def restore_tarball(
+    archive: Path | str | BinaryIO,
+    dest: Path | str,
+    *,
+    owner: tuple[int, int] | None = None,
+    sync: bool = False,
+) -> RestoreSummary:
+    """Unpack a basebackup, gzip'd or plain, into a new data directory.
+
+    The whole archive is checked: of a gzip file the CRC-32 and size, and that it is
+    one member with nothing behind it; of the tar every header, the end marker, that
+    it holds files and directories inside `dest` only, each once, and that
+    ``global/pg_control`` is the last. Directories get mode 0700 and files 0600,
+    whatever the tar says. After a failure `dest` is as empty as before; after a kill
+    it may hold files, but no pg_control. Safe to call from several threads, each with
+    archive and `dest` of its own.
+
+    Args:
+        archive: its path, or a file open for reading at its start, which stays open.
+        dest: the directory to create, or an empty one, in an existing directory.
+        owner: user id and group id for all that is created; for root. None is the
+            caller's.
+        sync: whether all of it is on disk (fsync) before pg_control is, and pg_control
+            before the call returns.
+
+    Raises:
+        ArchiveError: the archive is damaged, cut short or not a basebackup.
+        PostgresError: `dest` is not empty or cannot be made, the archive cannot be
+            read, or there is no space for a file.
+    """
+    if isinstance(archive, Path | str):
+        with _naming(f"open {archive}"):
+            file = open(archive, "rb", buffering=0)  # noqa: SIM115 - closed by the next line
+        with file:
+            return restore_tarball(file, dest, owner=owner, sync=sync)
+    directory = Path(dest)
+    is_new = _make_empty(directory)
+    with _naming(f"open {directory}"):
+        dest_fd = os.open(directory, _OPEN_DIR)
+    try:
+        return _Restore(directory, dest_fd, owner, sync=sync).run(archive)
+    except BaseException:
+        _remove_all(directory, dest_fd, is_new=is_new)
+        raise
+    finally:
+        os.close(dest_fd)
+
+
+def _make_empty(directory: Path) -> bool:
+    """Make the directory, or check that it is empty; return whether it was made."""
+    try:
+        directory.mkdir(mode=DIRECTORY_MODE)
+        directory.chmod(DIRECTORY_MODE)  # which the umask may have cut down
+    except FileExistsError:
+        with _naming(f"list {directory}"):
+            names = os.listdir(directory)
+        if names:
+            raise PostgresError(
+                f"{directory} is not empty: {min(names)} is there\n"
+                "hint: Name a directory that does not exist yet."
+            ) from None
+        return False
+    except OSError as error:
+        raise PostgresError(f"cannot create {directory}: {error.strerror}") from error
+    return True
+
+
+def _remove_all(directory: Path, dest_fd: int, *, is_new: bool) -> None:
+    """Empty the directory again as far as possible: there is an error to report already."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(dest_fd):
+            shutil.rmtree(name, ignore_errors=True, dir_fd=dest_fd)
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=dest_fd)
+        if is_new:
+            directory.rmdir()
+
+
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Turn an `OSError` into a `PostgresError` that says what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        raise PostgresError(f"cannot {what}: {error.strerror}") from error
+
+
+class _Restore:
+    """One unpacking. Names are relative to `dest_fd`, which nobody else can write to."""
+
+    def __init__(
+        self, directory: Path, dest_fd: int, owner: tuple[int, int] | None, *, sync: bool
+    ) -> None:
+        self._directory = directory
+        self._dest_fd = dest_fd
+        self._owner = owner
+        self._sync = sync
+        self._names: list[str] = []
+
+    def run(self, archive: BinaryIO) -> RestoreSummary:
+        tar = TarReader(_named_errors(open_stream(archive)))
+        with self._creating(".", 0):
+            self._settle(self._dest_fd, DIRECTORY_MODE)
+        control: bytes | None = None
+        while (member := tar.next_member()) is not None:
+            if control is not None:
+                raise ArchiveError(f"{member.name} is in the tar behind {PG_CONTROL_NAME}")
+            if member.name == PG_CONTROL_NAME:
+                control = self._control_bytes(member, tar)
+            elif member.is_directory:
+                self._make_directory(member.name)
+            else:
+                self._make_file(member.name, member.size_bytes, tar.body())
+            self._names.append(member.name)
+        if control is None:
+            raise ArchiveError(f"the tar does not end with {PG_CONTROL_NAME}")
+        self._finish(control)
+        return RestoreSummary(len(self._names), tar.size_bytes)
+
+    def _control_bytes(self, member: Member, tar: TarReader) -> bytes:
+        if member.is_directory or member.size_bytes != _MAX_PG_CONTROL_BYTES:
+            raise ArchiveError(
+                f"{PG_CONTROL_NAME} in the tar is not a file of {_MAX_PG_CONTROL_BYTES} bytes"
+            )
+        return b"".join(tar.body())
+
+    def _make_directory(self, name: str) -> None:
+        with self._creating(name, 0):
+            os.mkdir(name, DIRECTORY_MODE, dir_fd=self._dest_fd)
+            os.chmod(name, DIRECTORY_MODE, dir_fd=self._dest_fd)
+            if self._owner is not None:
+                os.chown(name, *self._owner, dir_fd=self._dest_fd, follow_symlinks=False)
+
+    def _make_file(self, name: str, size_bytes: int, pieces: Iterator[memoryview]) -> None:
+        with self._creating(name, size_bytes):
+            fd = os.open(name, _CREATE, FILE_MODE, dir_fd=self._dest_fd)
+        try:
+            with self._creating(name, size_bytes):
+                self._settle(fd, FILE_MODE)
+            for piece in pieces:
+                with self._creating(name, size_bytes):
+                    _write_all(fd, piece)
+        finally:
+            os.close(fd)
+
+    def _settle(self, fd: int, mode: int) -> None:
+        """Set the mode, which the umask may have cut down, and the owner."""
+        os.fchmod(fd, mode)
+        if self._owner is not None:
+            os.fchown(fd, *self._owner)
+
+    @contextlib.contextmanager
+    def _creating(self, name: str, size_bytes: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            path = self._directory / name
+            if error.errno not in _NO_SPACE:
+                raise PostgresError(f"cannot write {path}: {error.strerror}") from error
+            status = os.fstatvfs(self._dest_fd)
+            raise PostgresError(
+                f"no space for {path}: it needs {size_bytes} bytes, and "
+                f"{status.f_bavail * status.f_frsize} bytes in {status.f_favail} files are free\n"
+                "hint: Make room on that file system."
+            ) from error
+
+    def _finish(self, control: bytes) -> None:
+        """Put pg_control in place, whole or not at all."""
+        if self._sync:
+            self._fsync(*self._names[:-1])
+        self._make_file(_PG_CONTROL_PART_NAME, len(control), iter([memoryview(control)]))
+        if self._sync:
+            self._fsync(_PG_CONTROL_PART_NAME)
+        with self._creating(PG_CONTROL_NAME, 0):
+            fds = {"src_dir_fd": self._dest_fd, "dst_dir_fd": self._dest_fd}
+            os.rename(_PG_CONTROL_PART_NAME, PG_CONTROL_NAME, **fds)
+        if self._sync:
+            self._fsync("global", ".", "..")
+
+    def _fsync(self, *names: str) -> None:
+        for name in names:
+            with self._creating(name, 0):
+                fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._dest_fd)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+
+
+def _named_errors(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The pieces, with a failing read of the archive as a `PostgresError`."""
+    while True:
+        with _naming("read the archive"):
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece
+
+
+def _write_all(fd: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

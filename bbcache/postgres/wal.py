@@ -1,0 +1,26 @@
+"""PostgreSQL's WAL: its records from files or streams, and its shutdown checkpoints.
+
+WAL of PostgreSQL 14 to 18 from little-endian machines, with pages of 8 KiB. The names
+here are the public ones; they live in one module a noun.
+"""
+
+from bbcache.postgres.wal_decoder import WalDecoder
+from bbcache.postgres.wal_detector import ShutdownCheckpointDetector
+from bbcache.postgres.wal_page import WalError, canonical_lsn, record_end_lsn
+from bbcache.postgres.wal_reader import WalFollower, WalReader
+from bbcache.postgres.wal_record import EndReason, WalEnd, WalRecord
+from bbcache.postgres.wal_segment import segment_name
+
+__all__ = [
+    "EndReason",
+    "ShutdownCheckpointDetector",
+    "WalDecoder",
+    "WalEnd",
+    "WalError",
+    "WalFollower",
+    "WalReader",
+    "WalRecord",
+    "canonical_lsn",
+    "record_end_lsn",
+    "segment_name",
+]

@@ -1,0 +1,99 @@
+"""What reading WAL gives: its records, and why it ended where it did.
+
+Facts from PostgreSQL's access/xlogrecord.h and catalog/pg_control.h.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from bbcache.ids import Lsn
+
+RECORD_HEADER_SIZE_BYTES = 24
+MAX_RECORD_SIZE_BYTES = 1020 << 20  # XLogRecordMaxSize
+XLOG_RMGR_ID = 0
+XLOG_CHECKPOINT_SHUTDOWN = 0x00
+XLOG_SWITCH = 0x40
+RMGR_INFO_MASK = 0xF0  # the bits of info that belong to the resource manager
+
+
+class WalRecord(NamedTuple):
+    """One record of the WAL. Immutable, so thread-safe.
+
+    Attributes:
+        lsn: where it starts, behind the page header if it is the first of a page.
+        end_lsn: the canonical end: where the next record starts, or the page boundary
+            before that; for a segment switch the end of the segment.
+        rmgr_id: the resource manager that wrote it (access/rmgrlist.h).
+        info: the resource manager's kind of record and flags.
+        xid: the transaction id without its epoch, 0 if there is none.
+        total_length_bytes: the length in its header, which page headers are not part of.
+        prev_lsn: where the record before it starts.
+        data: all that follows the record's header, `total_length_bytes` less 24.
+    """
+
+    lsn: Lsn
+    end_lsn: Lsn
+    rmgr_id: int
+    info: int
+    xid: int
+    total_length_bytes: int
+    prev_lsn: Lsn
+    data: bytes
+
+    @property
+    def is_shutdown_checkpoint(self) -> bool:
+        """Whether it is an XLOG_CHECKPOINT_SHUTDOWN.
+
+        A server writes one when it shuts down, but also when it has recovered from
+        a crash and goes straight on.
+        """
+        return (
+            self.rmgr_id == XLOG_RMGR_ID and self.info & RMGR_INFO_MASK == XLOG_CHECKPOINT_SHUTDOWN
+        )
+
+
+class EndReason(enum.Enum):
+    """Why reading stopped. All but `MISSING_SEGMENT` are ordinary ends of the WAL."""
+
+    NO_MORE_BYTES = "the files end"
+    ZEROS = "zeros follow"
+    RECYCLED_PAGE = "the next page is an old one"
+    BAD_PAGE = "the next page has a bad header"
+    BAD_RECORD = "the next record has a bad header"
+    BAD_CONTINUATION = "the rest of the next record is not there"
+    BAD_CHECKSUM = "the checksum of the next record does not match"
+    MISSING_SEGMENT = "a segment is missing before others that are there"
+
+
+class WalEnd(NamedTuple):
+    """Where reading stopped and why.
+
+    PostgreSQL itself cannot tell a damaged record from the end of the WAL, and takes
+    the first for the second. Here the reason is at least said.
+
+    Attributes:
+        lsn: the canonical end of the last whole record.
+        reason: the kind of end.
+        message: what was found where, for people.
+    """
+
+    lsn: Lsn
+    reason: EndReason
+    message: str
+
+
+class EndOfWalError(Exception):
+    """Raised inside the decoder where the WAL ends; never seen by its callers.
+
+    Attributes:
+        reason: the kind of end.
+        message: what was found where.
+    """
+
+    def __init__(self, reason: EndReason, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message

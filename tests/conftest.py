@@ -1,0 +1,165 @@
+"""Real PostgreSQL clusters for every test that wants one.
+
+`pg` runs a test once for each PostgreSQL that is installed. `make_cluster` gives
+it as many clusters as it asks for, copied from a template that initdb made once,
+all below one short directory, on tmpfs where there is room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bbcache.errors import PostgresError
+from bbcache.postgres.cluster import Cluster, PostgresBinaries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_SHM_DIR = Path("/dev/shm")  # noqa: S108 - mkdtemp is safe there
+_WANTED_SHM_BYTES = 2 << 30
+
+# Neither lasting nor busy in the background: what a test sees is what it did itself.
+FAST_SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",
+    "shared_buffers": "16MB",
+    "max_prepared_transactions": "4",
+}
+
+
+@functools.cache
+def _installations() -> list[PostgresBinaries]:
+    """The first installation of each major version, oldest version first."""
+    by_major: dict[int, PostgresBinaries] = {}
+    for binaries in PostgresBinaries.find_all():
+        by_major.setdefault(binaries.major, binaries)
+    return [by_major[major] for major in sorted(by_major)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that takes `pg` on every PostgreSQL that is installed."""
+    if "pg" in metafunc.fixturenames:
+        found = _installations()
+        ids = [f"pg{binaries.major}" for binaries in found]
+        metafunc.parametrize("pg", found, ids=ids, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def pg(request: pytest.FixtureRequest) -> PostgresBinaries:
+    """One PostgreSQL installation; the test runs on each."""
+    binaries: PostgresBinaries = request.param
+    return binaries
+
+
+@pytest.fixture(scope="session")
+def newest_pg() -> PostgresBinaries:
+    """The newest PostgreSQL, for tests to which the version does not matter."""
+    found = _installations()
+    if not found:
+        pytest.skip("no PostgreSQL is installed")
+    return found[-1]
+
+
+@pytest.fixture(scope="session")
+def pg_dir() -> Iterator[Path]:
+    """A short directory for data directories, which the server's user can pass through."""
+    has_shm = _SHM_DIR.is_dir() and os.access(_SHM_DIR, os.W_OK)
+    has_room = has_shm and shutil.disk_usage(_SHM_DIR).free >= _WANTED_SHM_BYTES
+    path = Path(tempfile.mkdtemp(prefix="bbcache-", dir=_SHM_DIR if has_room else None))
+    if os.geteuid() == 0:
+        path.chmod(0o711)
+    yield path
+    shutil.rmtree(path)
+
+
+class Templates:
+    """Data directories fresh from initdb, made once for each version and arguments."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._made: dict[tuple[PostgresBinaries, tuple[str, ...]], Path] = {}
+
+    def copy(
+        self, binaries: PostgresBinaries, initdb_args: Sequence[str], pgdata_dir: Path
+    ) -> None:
+        """Copy the template for `binaries` and `initdb_args` to `pgdata_dir`."""
+        key = (binaries, tuple(initdb_args))
+        template = self._made.get(key)
+        if template is None:
+            template = self._directory / f"template{len(self._made)}"
+            Cluster(binaries, template).initdb(["--no-sync", *initdb_args])
+            self._made[key] = template
+        subprocess.run(["cp", "-a", "--", template, pgdata_dir], check=True)
+
+
+@pytest.fixture(scope="session")
+def templates(pg_dir: Path) -> Templates:
+    """The session's initdb templates."""
+    return Templates(pg_dir)
+
+
+class ClusterFactory:
+    """Makes clusters below one directory and stops them all at the end."""
+
+    def __init__(self, templates: Templates, directory: Path) -> None:
+        self.directory = directory
+        self._templates = templates
+        self._made: list[Cluster] = []
+        self._numbers = itertools.count()
+
+    def __call__(
+        self,
+        binaries: PostgresBinaries,
+        *,
+        initdb_args: Sequence[str] = (),
+        settings: Mapping[str, str] | None = None,
+    ) -> Cluster:
+        """A fresh cluster, not started, with settings that make tests fast."""
+        pgdata_dir = self.new_dir()
+        self._templates.copy(binaries, initdb_args, pgdata_dir)
+        return self.on(binaries, pgdata_dir, settings=settings)
+
+    def on(
+        self,
+        binaries: PostgresBinaries,
+        pgdata_dir: Path,
+        *,
+        settings: Mapping[str, str] | None = None,
+    ) -> Cluster:
+        """A cluster on a data directory that is there already, such as a restored one."""
+        cluster = Cluster(binaries, pgdata_dir, settings={**FAST_SETTINGS, **(settings or {})})
+        self._made.append(cluster)
+        return cluster
+
+    def new_dir(self) -> Path:
+        """A path in this test's directory at which nothing is yet."""
+        return self.directory / f"d{next(self._numbers)}"
+
+    def end(self) -> None:
+        """Crash what still runs and remove everything."""
+        for cluster in self._made:
+            with contextlib.suppress(PostgresError):
+                cluster.stop("immediate")
+        shutil.rmtree(self.directory)
+
+
+@pytest.fixture
+def make_cluster(templates: Templates, pg_dir: Path) -> Iterator[ClusterFactory]:
+    """Make clusters: ``make_cluster(pg)``, then ``start()``; stopped and removed for you."""
+    directory = Path(tempfile.mkdtemp(prefix="t-", dir=pg_dir))
+    if os.geteuid() == 0:
+        directory.chmod(0o711)
+    factory = ClusterFactory(templates, directory)
+    yield factory
+    factory.end()

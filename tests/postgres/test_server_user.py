@@ -1,0 +1,183 @@
+"""PostgreSQL's programs run as a plain user, and nothing else changes hands."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bbcache.errors import PostgresError
+from bbcache.postgres import server_user
+from bbcache.postgres.server_user import ServerUser
+
+if TYPE_CHECKING:
+    from conftest import ClusterFactory
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="privileges are dropped by root only")
+
+
+def dropped(uid: int = 65534, gid: int = 65534) -> ServerUser:
+    """A user that root drops its privileges to."""
+    return ServerUser("nobody", uid, gid, "/nonexistent", is_dropped=True)
+
+
+@needs_root
+def test_root_becomes_a_known_user() -> None:
+    """As root, programs run as postgres, or as nobody where there is no postgres."""
+    user = ServerUser.current()
+    assert user.is_dropped
+    assert user.name in ("postgres", "nobody")
+    assert user.uid != 0
+
+
+@needs_root
+def test_nobody_without_postgres(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no user postgres it is nobody; where there is neither, an error."""
+    known, getpwnam = {"nobody"}, pwd.getpwnam
+
+    def lookup(name: str) -> pwd.struct_passwd:
+        return getpwnam(name if name in known else "no such user")
+
+    monkeypatch.setattr(pwd, "getpwnam", lookup)
+    assert ServerUser.current().name == "nobody"
+    known.clear()
+    with pytest.raises(PostgresError, match="no user postgres or user nobody in the user database"):
+        ServerUser.current()
+
+
+def test_plain_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain user's programs run as that user, who is kept from nothing."""
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    user = ServerUser.current()
+    assert (user.uid, user.is_dropped) == (65534, False)
+    assert "user" not in user.subprocess_kwargs()
+
+
+def test_uid_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A uid that has no name is an error: the server would not run under it."""
+    monkeypatch.setattr(os, "geteuid", lambda: 3_999_999_999)
+    with pytest.raises(PostgresError, match="no user 3999999999 in the user database"):
+        ServerUser.current()
+
+
+@needs_root
+def test_programs_run_as_the_user() -> None:
+    """A program started for the user has its ids, no other groups and its home."""
+    script = "id -u; id -g; id -G; echo $HOME; echo $USER; pwd"
+    done = subprocess.run(
+        ["sh", "-c", script],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        **dropped().subprocess_kwargs(),
+    )
+    assert done.stdout.split() == ["65534", "65534", "65534", "/nonexistent", "nobody", "/"]
+
+
+_SHOW_GROUPS = """
+import subprocess
+from bbcache.postgres.server_user import ServerUser
+subprocess.run(["sh", "-c", "id -G"], check=True, **ServerUser.current().subprocess_kwargs())
+"""
+
+
+@needs_root
+def test_no_other_groups() -> None:
+    """The groups of a root that has many are not passed on."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SHOW_GROUPS],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        extra_groups=[0, 4, 5],
+        cwd=Path(server_user.__file__).parents[2],
+    )
+    assert done.stdout.split() == [str(ServerUser.current().gid)]
+
+
+def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PG* variables are not passed on; others are."""
+    monkeypatch.setenv("PGHOST", "elsewhere")
+    monkeypatch.setenv("TZ", "Europe/Vienna")
+    env = ServerUser.current().subprocess_kwargs()["env"]
+    assert "PGHOST" not in env
+    assert (env["TZ"], env["LC_ALL"]) == ("Europe/Vienna", "C")
+
+
+@pytest.mark.parametrize(
+    ("mode", "uid", "gid", "is_open"),
+    [
+        (0o711, 1, 1, True),
+        (0o710, 1, 1, False),
+        (0o750, 1, 65534, True),
+        (0o740, 1, 65534, False),
+        (0o700, 65534, 1, True),
+        (0o077, 65534, 65534, False),
+        (0o707, 1, 65534, False),
+    ],
+)
+@needs_root
+def test_blocking_directory(
+    make_cluster: ClusterFactory, mode: int, uid: int, gid: int, *, is_open: bool
+) -> None:
+    """The right class of mode bits decides whether a directory is closed to the user."""
+    middle = make_cluster.new_dir()
+    (middle / "inner").mkdir(parents=True)
+    os.chown(middle, uid, gid)
+    middle.chmod(mode)
+    assert dropped().blocking_dir(middle / "inner" / "leaf") == (None if is_open else middle)
+    check = subprocess.run(
+        ["test", "-d", middle / "inner"], check=False, **dropped().subprocess_kwargs()
+    )
+    assert (check.returncode == 0) is is_open
+
+
+@needs_root
+def test_topmost_blocking_directory_behind_a_link(make_cluster: ClusterFactory) -> None:
+    """What a link leads through counts; of several closed directories the topmost is named."""
+    closed = make_cluster.new_dir()
+    (closed / "deep").mkdir(parents=True, mode=0o700)
+    closed.chmod(0o700)
+    link = make_cluster.new_dir()
+    link.symlink_to(closed / "deep")
+    assert dropped().blocking_dir(link / "leaf") == closed
+    with pytest.raises(PostgresError) as caught:
+        dropped().require_reachable(link / "leaf", "thing")
+    assert f"thing {link}/leaf cannot be reached by user nobody" in str(caught.value)
+    assert f"`chmod o+x {closed}`" in str(caught.value)
+
+
+@needs_root
+def test_tree_changes_hands(tmp_path: Path) -> None:
+    """Directories, files and links get the new owner; what a link leads to does not."""
+    tree, outside = tmp_path / "tree", tmp_path / "outside"
+    (tree / "inner").mkdir(parents=True)
+    (tree / "inner" / "file").touch()
+    outside.mkdir()
+    (outside / "file").touch()
+    (tree / "dir_link").symlink_to(outside)
+    (tree / "file_link").symlink_to(outside / "file")
+    (tree / "dangling_link").symlink_to(outside / "nothing")
+    dropped().own_tree(tree)
+    for path in (tree, *tree.rglob("*")):
+        assert path.lstat().st_uid == path.lstat().st_gid == 65534
+    assert outside.stat().st_uid == (outside / "file").stat().st_uid == 0
+
+
+@needs_root
+def test_hard_links_are_not_given_away(tmp_path: Path) -> None:
+    """A file with a second name elsewhere is refused; the user's own are let be."""
+    (tmp_path / "tree").mkdir()
+    outside = tmp_path / "outside"
+    outside.touch()
+    (tmp_path / "tree" / "link").hardlink_to(outside)
+    with pytest.raises(PostgresError, match="link has 2 hard links"):
+        dropped().own_tree(tmp_path / "tree")
+    assert outside.stat().st_uid == 0
+    os.chown(outside, 65534, 65534)
+    dropped().own_tree(tmp_path / "tree")
