@@ -158,6 +158,14 @@ class Accounting:
         self.building_slots += reservation.charged_slots
         self.building_bytes += reservation.charged_bytes
 
+    def may_lose_credit(self, reservation: Reservation) -> bool:
+        """Whether both limits have room for what the credit now covers."""
+        bytes_rise = reservation.held_bytes - reservation.charged_bytes
+        slots_rise = 1 - reservation.charged_slots
+        has_bytes = bytes_rise == 0 or self.total_size_bytes + bytes_rise <= self.max_size_bytes
+        has_slots = slots_rise == 0 or self.total_count + slots_rise <= self.max_entries
+        return has_bytes and has_slots
+
     def close_reservation(self, reservation: Reservation) -> None:
         """Give back all of a reservation; a second call changes nothing."""
         if reservation.is_open:

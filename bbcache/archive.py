@@ -16,6 +16,7 @@ import contextlib
 import io
 import os
 import struct
+import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isal import isal_zlib
@@ -33,6 +34,7 @@ SEAL_VERSION: Final = 1
 
 _MAGIC: Final = b"\x1f\x8b"
 _FLG_FEXTRA: Final = 0x04
+_FLG_RESERVED: Final = 0xE0
 _FLG_OFFSET: Final = 3
 _RAW_DEFLATE: Final = -15
 _GZIP: Final = 31
@@ -45,6 +47,7 @@ _NOT_PATCHED: Final = b"\0" * (_SEAL.size + _CHECK_SIZE_BYTES)
 
 HEADER_SIZE_BYTES: Final = len(_HEAD) + len(_NOT_PATCHED)
 _READ_SIZE_BYTES: Final = 1 << 18
+_DIRECT_SIZE_BYTES: Final = 1 << 18  # writes from here on are not worth a copy
 
 
 class Seal(NamedTuple):
@@ -79,6 +82,8 @@ def parse_header(header: bytes, key: bytes, lsn: int) -> Seal | None:
     """
     if header[:2] != _MAGIC or len(header) <= _FLG_OFFSET:
         raise ArchiveError("the file does not begin with a gzip header")
+    if header[_FLG_OFFSET] & _FLG_RESERVED:
+        raise ArchiveError("the gzip header has flags that must not be set")
     if not header[_FLG_OFFSET] & _FLG_FEXTRA:
         return None
     head, check = header[:-_CHECK_SIZE_BYTES], header[-_CHECK_SIZE_BYTES:]
@@ -142,9 +147,9 @@ def check_plain(fd: int, size_bytes: int) -> None:
     read_bytes = 0
     try:
         for piece in _pieces(fd, 0, _READ_SIZE_BYTES):
-            read_bytes += len(piece)
             if stream.eof:
-                break
+                raise ArchiveError("there are bytes behind the gzip member")
+            read_bytes += len(piece)
             stream.decompress(piece, PIECE_SIZE_BYTES)
             while stream.unconsumed_tail and not stream.eof:
                 stream.decompress(stream.unconsumed_tail, PIECE_SIZE_BYTES)
@@ -163,7 +168,11 @@ def _pieces(fd: int, offset: int, piece_size_bytes: int) -> Iterator[bytes]:
 
 
 class _Compressor(io.RawIOBase):
-    """Compresses what it is given and hands the output on."""
+    """Compresses what it is given in whole pieces, and hands the output on.
+
+    Pieces of one size, whatever the sizes of the writes: the same tarball gives the
+    same archive.
+    """
 
     def __init__(self, emit: Callable[[bytes], None], level: int) -> None:
         super().__init__()
@@ -172,21 +181,37 @@ class _Compressor(io.RawIOBase):
         self._hasher = xxh3_128()
         self._crc = 0
         self._body_bytes = 0
-        self.tar_bytes = 0
+        self._rest = bytearray()  # less than a piece
+        self._tar_bytes = 0
+        self._is_finished = False
+        # One call at a time, also where a host still writes from another thread when its
+        # callback returns. Held while output is written: it is wanted by one build only.
+        self._one_at_a_time = threading.Lock()
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Buffer, /) -> int:
-        with memoryview(data).cast("B") as view:
-            for start in range(0, len(view), PIECE_SIZE_BYTES):
+        with self._one_at_a_time, memoryview(data).cast("B") as view:
+            if self._is_finished:
+                raise ValueError("the archive has ended")
+            size_bytes, start = len(view), 0
+            if self._rest:
+                start = min(PIECE_SIZE_BYTES - len(self._rest), size_bytes)
+                self._rest += view[:start]
+                if len(self._rest) == PIECE_SIZE_BYTES:
+                    self._compress(self._rest)
+                    self._rest.clear()
+            while size_bytes - start >= PIECE_SIZE_BYTES:
                 self._compress(view[start : start + PIECE_SIZE_BYTES])
-            return len(view)
+                start += PIECE_SIZE_BYTES
+            self._rest += view[start:]
+            return size_bytes
 
-    def _compress(self, piece: memoryview) -> None:
+    def _compress(self, piece: Buffer) -> None:
         self._put(self._deflate.compress(piece))
         self._crc = isal_zlib.crc32(piece, self._crc)
-        self.tar_bytes += len(piece)
+        self._tar_bytes += memoryview(piece).nbytes
 
     def _put(self, output: bytes) -> None:
         if output:
@@ -195,18 +220,23 @@ class _Compressor(io.RawIOBase):
             self._emit(output)
 
     def finish(self) -> Seal:
-        trailer = _TRAILER.pack(self._crc, self.tar_bytes & 0xFFFFFFFF)
-        self._put(self._deflate.flush() + trailer)
-        return Seal(self._body_bytes, self.tar_bytes, self._hasher.digest())
+        with self._one_at_a_time:
+            self._is_finished = True
+            self._compress(self._rest)
+            if self._tar_bytes == 0:
+                raise ArchiveError("the host wrote an empty basebackup")
+            trailer = _TRAILER.pack(self._crc, self._tar_bytes & 0xFFFFFFFF)
+            self._put(self._deflate.flush() + trailer)
+            return Seal(self._body_bytes, self._tar_bytes, self._hasher.digest())
 
 
 class ArchiveWriter(io.BufferedWriter):
     """The writer that a host's `send_basebackup_tarball` is given.
 
-    Buffers small pieces in C, so that the compressor always gets big ones. What it
-    is given is copied or compressed before `write` returns. `flush` and `close` of
-    the host are ignored: small flushes would spoil the compression, and only
-    `finish` or `abort` end the archive.
+    Gathers small writes in C and passes big ones through uncopied, so that the
+    compressor always gets big pieces. What it is given is copied or compressed before
+    `write` returns. `flush` and `close` of the host are ignored: only `finish` or
+    `abort` end the archive. Belongs to one thread, but for `cancel`.
 
     Args:
         emit: takes the bytes of the file in order, header first; may raise to end
@@ -214,7 +244,7 @@ class ArchiveWriter(io.BufferedWriter):
         level: ISA-L level, 0 to 3.
 
     Attributes:
-        failure: what a write has raised. The build has failed then, even where the
+        failure: what a write, or the end, has raised. The build has failed then, even where the
             host swallows the error and returns.
     """
 
@@ -222,19 +252,21 @@ class ArchiveWriter(io.BufferedWriter):
         self._compressor = _Compressor(emit, level)
         super().__init__(self._compressor, PIECE_SIZE_BYTES)
         self.failure: BaseException | None = None
+        self._has_ended = False
         emit(_HEAD + _NOT_PATCHED)
-
-    @property
-    def tar_bytes(self) -> int:
-        """Bytes of the tarball compressed so far."""
-        return self._compressor.tar_bytes
 
     def write(self, data: Buffer, /) -> int:
         """Take over a copy of the bytes; see `bbcache.host.TarballWriter`."""
+        if self._has_ended:
+            raise ValueError("the archive has ended and its writer is detached")
         if self.failure is not None:
             raise self.failure
         try:
-            return io.BufferedWriter.write(self, data)
+            size_bytes = len(data) if type(data) is bytes else memoryview(data).nbytes
+            if size_bytes < _DIRECT_SIZE_BYTES:
+                return io.BufferedWriter.write(self, data)
+            io.BufferedWriter.flush(self)
+            return self._compressor.write(data)
         except BaseException as error:
             self.failure = error
             raise
@@ -261,16 +293,18 @@ class ArchiveWriter(io.BufferedWriter):
         """
         try:
             if self.failure is not None:
-                raise self.failure
+                raise self.failure  # noqa: TRY301 - it ends the archive like a failure of now
             super().flush()
+            self.abort()
+            return self._compressor.finish()
+        except BaseException as error:
+            self.failure = error
+            raise
         finally:
-            self.detach()
-        if self.tar_bytes == 0:
-            raise ArchiveError("the host wrote an empty basebackup")
-        return self._compressor.finish()
+            self.abort()
 
     def abort(self) -> None:
         """Give up the archive: later writes raise ValueError. Harmless when finished."""
-        self.failure = None
+        self._has_ended = True
         with contextlib.suppress(ValueError):  # detached already
             self.detach()

@@ -10,7 +10,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from bbcache.errors import NotReadyError
+from bbcache.errors import NotReadyError, text_of
 from bbcache.host import TenantState
 from bbcache.index import split_key
 from bbcache.store import hint_for
@@ -83,7 +83,7 @@ class Cleaner:
         if isinstance(error, KeyboardInterrupt) and _is_main_thread():
             raise error
         self._metrics.cleanup_failed()
-        log.error("clean-up keeps %s: the host raised %r", what, error, exc_info=error)
+        log.error("clean-up keeps %s: the host raised %s", what, text_of(error), exc_info=error)
 
     def _outgrown(self, entries: list[Entry]) -> Iterator[Entry]:
         tenants = self._ask_tenants() if entries else None

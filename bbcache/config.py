@@ -6,7 +6,6 @@ Keys, defaults and spelling of the first four are those of Neon's pageserver
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import tomllib
@@ -32,9 +31,11 @@ _UNITS_S: Final = {
     )
     for unit in units.split()
 }
-_DURATION_PART = re.compile(r"(\d+)\s*([a-z]+)\s*")
+_DURATION_PART = re.compile(r"([0-9]{1,18})\s*([a-z]+)\s*")
 _DURATIONS: Final = ("cleanup_period", "wait_lsn_timeout")
 _MAX_LEVEL: Final = 3
+_LEAST_S: Final = 1e-9
+_MOST_S: Final = 1e9  # 31 years; what no clock of the system can wait for starts above
 
 
 def _default_concurrency() -> int:
@@ -150,14 +151,14 @@ def _load(path: str) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"cannot read the settings {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
         raise ConfigError(f"the settings {path} are not TOML: {error}") from error
 
 
 def _check_seconds(key: str, value: Any) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and 0 < value < math.inf):
-        raise _bad_value(key, value, "a finite number of seconds above 0")
+    if not (is_number and _LEAST_S <= value <= _MOST_S):
+        raise _bad_value(key, value, f"a number of seconds from {_LEAST_S:g} to {_MOST_S:g}")
 
 
 def _check_int(key: str, value: Any, *, least: int, most: int | None = None) -> None:

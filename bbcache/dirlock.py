@@ -43,6 +43,7 @@ class DirectoryLock:
         self._path = os.path.join(data_dir, LOCK_NAME)
         self._lock: FileLock | None = None
         self._identity: tuple[int, int] | None = None  # device and inode of the lock file held
+        self._acquired_identity: tuple[int, int] | None = None  # while it is being taken
         self._device: int | None = None  # of the directory; on overlayfs not that of its files
 
     def acquire(self) -> None:
@@ -72,7 +73,7 @@ class DirectoryLock:
                 "on a file system with flock.",
                 errno=error.errno,
             ) from error
-        self._lock = lock
+        self._lock, self._identity = lock, self._acquired_identity
         self._device = os.stat(self._data_dir).st_dev
 
     def release(self) -> None:
@@ -114,7 +115,7 @@ class DirectoryLock:
 
     def _write_holder(self, fd: int) -> None:
         status = os.fstat(fd)
-        self._identity = (status.st_dev, status.st_ino)
+        self._acquired_identity = (status.st_dev, status.st_ino)
         holder = {
             "pid": os.getpid(),
             "host": socket.gethostname(),

@@ -12,6 +12,7 @@ from bbcache import process
 from bbcache.accounting import Accounting
 from bbcache.activity import Activity
 from bbcache.cleanup import Cleaner
+from bbcache.errors import ClosingError
 from bbcache.ids import Lsn, TenantShardId, TimelineId
 from bbcache.index import Index, make_key
 from bbcache.metrics import Metrics, SkipReason
@@ -215,6 +216,8 @@ class Engine:
         while not self._is_stopping.is_set():
             try:
                 report = self._shelf.load()
+            except ClosingError:
+                break
             except Exception as error:
                 hint = hint_for(error)
                 log.exception(

@@ -94,3 +94,11 @@ class ClosingError(BbcacheError):
 
 class PostgresError(BbcacheError):
     """A PostgreSQL file, cluster or program is not as bbcache needs it."""
+
+
+def text_of(error: BaseException) -> str:
+    """An exception's text, or its type's name where that is empty or cannot be had."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # noqa: BLE001 - of a host's exception, anything may be broken
+        return type(error).__name__

@@ -31,9 +31,10 @@ class _Id(bytes):
 
     def __new__(cls, value: bytes) -> Self:
         """Check the length; raises `ParseError` for another length or type."""
-        if not isinstance(value, bytes | bytearray | memoryview) or len(value) != ID_SIZE_BYTES:
+        data = bytes(value) if isinstance(value, bytes | bytearray | memoryview) else b""
+        if len(data) != ID_SIZE_BYTES:
             raise ParseError(f"{cls.__name__} takes {ID_SIZE_BYTES} bytes, not {value!r}")
-        return super().__new__(cls, value)
+        return super().__new__(cls, data)
 
     @classmethod
     def from_str(cls, text: str) -> Self:

@@ -107,8 +107,10 @@ class Index:
             return list(self._entries.values())
 
     def load(self, entries: Iterable[Entry]) -> None:
-        """Take over what a start found on disk, whatever the limits say."""
+        """Take over what was found on disk, whatever the limits say; all else goes."""
         with self._lock:
+            for entry in list(self._entries.values()):
+                self.remove(entry)
             for entry in entries:
                 self._insert_locked(entry)
 
@@ -206,24 +208,31 @@ class Index:
             self._books.doomed.subtract(size_bytes)
 
     def move_to_quarantine(self, entry: Entry) -> bool:
-        """Count this entry, which is held, as quarantined.
+        """Drop this very entry, to move its file into the quarantine.
 
-        A refresh under way loses its credit with the entry, so that the total may
-        rise past the limit. Then nothing changes and False is returned.
+        It counts as doomed until `settle_quarantined`. A refresh under way loses its
+        credit with the entry, so that the totals may rise past a limit: then nothing
+        changes and False is returned, as where the entry is not held.
         """
         with self._lock:
             books, reservation = self._books, self._reservations.get(entry.key)
-            rise = 0 if reservation is None else reservation.held_bytes - reservation.charged_bytes
-            if rise > 0 and books.total_size_bytes + rise > books.max_size_bytes:
+            if reservation is not None and not books.may_lose_credit(reservation):
                 return False
-            self.remove(entry)
-            books.quarantine.add(entry.size_bytes)
+            if not self.remove(entry):
+                return False
+            books.doomed.add(entry.size_bytes)
             return True
+
+    def settle_quarantined(self, entry: Entry) -> None:
+        """The file has been moved: its bytes count with the quarantine."""
+        with self._lock:
+            self._books.doomed.subtract(entry.size_bytes)
+            self._books.quarantine.add(entry.size_bytes)
 
     def return_from_quarantine(self, entry: Entry) -> None:
         """Undo `move_to_quarantine`: the file could not be moved."""
         with self._lock:
-            self._books.quarantine.subtract(entry.size_bytes)
+            self._books.doomed.subtract(entry.size_bytes)
             self._insert_locked(entry)
 
     def set_quarantine(self, count: int, size_bytes: int) -> None:

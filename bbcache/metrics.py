@@ -229,9 +229,11 @@ class Metrics:
             for collector in self._collectors():
                 self._registry.register(collector)
                 done.append(collector)
-        except ValueError as error:
+        except BaseException as error:
             for collector in done:
                 self._registry.unregister(collector)
+            if not isinstance(error, ValueError):
+                raise
             raise ConfigError(
                 "the Prometheus registry has the metrics of another cache\n"
                 "hint: Pass registry=CollectorRegistry() to the second cache of a process."

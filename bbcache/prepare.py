@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from bbcache.archive import ArchiveWriter, pack_header
@@ -18,6 +19,7 @@ from bbcache.errors import (
     EntryTooBigError,
     PrepareError,
     StoreError,
+    text_of,
 )
 from bbcache.host import TenantState
 from bbcache.index import Entry, Proof, split_key
@@ -25,7 +27,7 @@ from bbcache.metrics import Phase, SkipReason
 from bbcache.store import disk_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from bbcache.accounting import Reservation
     from bbcache.activity import Activity
@@ -44,9 +46,10 @@ log = logging.getLogger(__name__)
 
 
 class _Skip(Exception):  # noqa: N818 - not an error: it ends a prepare that is not needed
-    def __init__(self, reason: SkipReason) -> None:
+    def __init__(self, reason: SkipReason, why: BaseException | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.why = why
 
 
 class Preparer:
@@ -109,13 +112,7 @@ class Preparer:
         try:
             count = self._prepare(request)
         except _Skip as skip:
-            count = self._skip(request, skip.reason)
-        except ClosingError:
-            count = self._skip(request, SkipReason.CLOSING)
-        except EntryTooBigError as error:
-            count = self._skip(request, SkipReason.TOO_BIG, error)
-        except CacheFullError as error:
-            count = self._skip(request, SkipReason.FULL, error)
+            count = self._skip(request, skip)
         except (StoreError, PrepareError) as error:
             _log_failure(request, error, exc_info=False)
         except BaseException as error:  # noqa: BLE001 - SystemExit of a host must not end a worker
@@ -130,17 +127,16 @@ class Preparer:
             count()
             self._activity.end()
 
-    def _skip(
-        self, request: Request, reason: SkipReason, why: Exception | None = None
-    ) -> Callable[[], None]:
+    def _skip(self, request: Request, skip: _Skip) -> Callable[[], None]:
         log.log(
-            logging.WARNING if why else logging.DEBUG,
+            logging.WARNING if skip.why else logging.DEBUG,
             "basebackup of %s at %s skipped (%s)%s",
             split_key(request.key),
             request.lsn,
-            reason,
-            f": {why}" if why else "",
+            skip.reason,
+            f": {skip.why}" if skip.why else "",
         )
+        reason = skip.reason
         return lambda: self._metrics.skipped(reason)
 
     def _prepare(self, request: Request) -> Callable[[], None]:
@@ -148,9 +144,11 @@ class Preparer:
         self._metrics.observe(Phase.QUEUE, started_s - request.queued_at_s)
         timeline = self._find_timeline(request)
         self._check_still_wanted(request, timeline)
-        self._index.check_room(request.key)
+        with _own_limits():
+            self._index.check_room(request.key)
         with _Timer(self._metrics, Phase.WAIT_LSN, self._clock):
             self._wait_lsn(timeline, request)
+        self._check_not_stopping()
         _check_tip(request, timeline)
         seal, entry = self._build_and_publish(request, timeline)
         log.info(
@@ -208,10 +206,11 @@ class Preparer:
     def _build_and_publish(self, request: Request, timeline: Timeline) -> tuple[Seal, Entry]:
         with disk_step("use", self._store.data_dir):
             self._shelf.ensure_home()
-        reservation = self._index.reserve(request.key)
+        with _own_limits():
+            reservation = self._index.reserve(request.key)
         try:
-            with disk_step("create a file in", self._store.tmp_dir):
-                temp = self._store.create_temp(request.key, request.lsn)
+            with _own_limits(), disk_step("create a file in", self._store.tmp_dir):
+                temp = self._shelf.create_temp(request.key, request.lsn)
         except BaseException:
             self._index.release(reservation)
             raise
@@ -233,7 +232,8 @@ class Preparer:
             with disk_step("write", temp.path):
                 temp.append(data)
 
-        writer = ArchiveWriter(emit, self._config.compression_level)
+        with _own_limits():
+            writer = ArchiveWriter(emit, self._config.compression_level)
         with self._writers_lock:
             self._writers.add(writer)
         try:
@@ -243,7 +243,8 @@ class Preparer:
         except BaseException:
             # What the writer has raised is the cause, whatever the host made of it.
             if writer.failure is not None:
-                raise writer.failure from None
+                with _own_limits():
+                    raise writer.failure from None
             raise
         finally:
             with self._writers_lock:
@@ -261,13 +262,13 @@ class Preparer:
         entry = Entry(request.key, request.lsn, reservation.held_bytes)
         if self._config.verify_reads == "never":
             entry.proof = Proof.SEALED
-        with disk_step("publish", temp.path):
+        with _own_limits(), disk_step("publish", temp.path):
             self._shelf.publish(temp, reservation, entry)
         return entry
 
     def _check_not_stopping(self) -> None:
         if self._is_stopping.is_set():
-            raise ClosingError("the cache is closing")
+            raise _Skip(SkipReason.CLOSING)
 
 
 class _Timer:
@@ -283,6 +284,22 @@ class _Timer:
         self._metrics.observe(self._phase, self._clock() - self._started_s)
 
 
+@contextmanager
+def _own_limits() -> Iterator[None]:
+    """Turn what the cache itself has no room or no time for into a skip.
+
+    Round its own steps only: a host that raises these has failed.
+    """
+    try:
+        yield
+    except ClosingError as error:
+        raise _Skip(SkipReason.CLOSING) from error
+    except EntryTooBigError as error:
+        raise _Skip(SkipReason.TOO_BIG, error) from error
+    except CacheFullError as error:
+        raise _Skip(SkipReason.FULL, error) from error
+
+
 def _check_tip(request: Request, timeline: Timeline) -> None:
     """Skip when the timeline has gone on; a rebuild wants it at exactly its LSN."""
     tip = timeline.get_last_record_lsn()
@@ -295,6 +312,6 @@ def _log_failure(request: Request, error: BaseException, *, exc_info: bool) -> N
         "cannot prepare the basebackup of %s at %s: %s",
         split_key(request.key),
         request.lsn,
-        error if str(error) else repr(error),
+        text_of(error),
         exc_info=exc_info,
     )

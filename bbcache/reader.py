@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from bbcache.archive import check_plain, check_sealed, read_seal
-from bbcache.errors import ArchiveError
+from bbcache.errors import ArchiveError, text_of
 from bbcache.index import Proof
 from bbcache.store import hint_for
 
@@ -127,7 +127,7 @@ class Reader:
             is_taken_out = self._shelf.quarantine(entry)
         except OSError as move_error:
             self._metrics.read_errors.inc()
-            reason = f"{move_error.strerror}{hint_for(move_error)}"
+            reason = f"{text_of(move_error)}{hint_for(move_error)}"
             log.error("%s is bad (%s), but cannot be moved away: %s", entry, error, reason)  # noqa: TRY400 - no news in the traceback
             return
         if not is_taken_out:

@@ -34,7 +34,13 @@ log = logging.getLogger(__name__)
 
 
 class LoadReport(NamedTuple):
-    """What a start found: entries taken over, older ones removed, names of strays."""
+    """What a start found.
+
+    Attributes:
+        entry_count: entries taken over.
+        superseded_count: older ones of the same timelines, removed.
+        strays: names of everything else.
+    """
 
     entry_count: int
     superseded_count: int
@@ -57,6 +63,7 @@ class Shelf:
         self._file_lock = threading.RLock()  # orders changes of files, and guards all that follows
         self._parked: dict[str, int] = {}  # path -> bytes of files that could not be unlinked
         self._strays: dict[str, int] = {}  # name -> bytes
+        self._is_stock_due = False  # another directory was locked, but not looked at yet
         self._is_fenced = False
         self._dirlock = dirlock
         self._store = store
@@ -69,47 +76,59 @@ class Shelf:
         Safe to call again after a failure.
 
         Raises:
+            ClosingError: the cache is closed.
             OSError: the directory cannot be listed, which is not an empty cache.
         """
         with self._file_lock:
+            self._check_not_fenced_locked()
             self._store.make_directories()
-            left = self._store.sweep_tmp()
-            found = self._store.scan()
-            newest, superseded = _newest_of_each(found.entries)
-            self._index.load(newest)
-            self._set_strays_locked(found.strays)
-            for path, size_bytes in left.items():
-                self._park_locked(path, size_bytes)
-            self._refresh_quarantine_locked()
-            failures = [self._remove_file_locked(entry) for entry in superseded]
-        self._report(failures)
-        return LoadReport(len(newest), len(superseded), sorted(found.strays))
+            failures = [
+                self._remove_locked(path, size_bytes)
+                for path, size_bytes in self._store.sweep_tmp().items()
+            ]
+            report, more_failures = self._take_stock_locked()
+        self._report([*failures, *more_failures])
+        return report
 
     def ensure_home(self) -> None:
         """Make sure that the directory at the path is the one that is locked.
 
-        One that was removed or replaced is made and locked again, and entries whose
-        files are gone are dropped.
+        One that was removed or replaced is made and locked again, and what is in it is
+        taken over.
 
         Raises:
             OSError: it is not to be had; `DirectoryLockedError` where another cache
                 has taken it.
         """
         with self._file_lock:
-            if self._is_fenced or self._dirlock.is_home():
+            is_home = self._dirlock.is_home()
+            if self._is_fenced or (is_home and not self._is_stock_due):
                 return
-            if not os.path.isdir(self._store.data_dir):
-                os.mkdir(self._store.data_dir, 0o700)
-            self._dirlock.retake()
+            if not is_home:
+                with suppress(FileExistsError):
+                    os.mkdir(self._store.data_dir, 0o700)
+                self._dirlock.retake()
+                self._is_stock_due = True
             self._store.make_directories()
-            ghosts = [entry for entry in self._index.snapshot() if not self._has_file(entry)]
-        for entry in ghosts:
-            self._index.remove(entry)
+            report, failures = self._take_stock_locked()
+            self._is_stock_due = False
+        self._report(failures)
         log.warning(
-            "the cache directory %s was replaced; it is locked again, and %d entries are gone",
+            "the cache directory %s was replaced; it is locked again, with %d entries",
             self._store.data_dir,
-            len(ghosts),
+            report.entry_count,
         )
+
+    def create_temp(self, key: bytes, lsn: int) -> TempFile:
+        """A new temporary file for a build.
+
+        Raises:
+            ClosingError: the cache is closed.
+            OSError: it cannot be made.
+        """
+        with self._file_lock:
+            self._check_not_fenced_locked()
+            return self._store.create_temp(key, lsn)
 
     def is_home(self) -> bool:
         """Whether the directory at the path is the locked one; one look at the disk."""
@@ -123,13 +142,8 @@ class Shelf:
             OSError: the file could not be put in place; nothing has changed.
         """
         with self._file_lock:
-            if self._is_fenced:
-                raise ClosingError("the cache is closed")
-            if not self._dirlock.is_home():
-                raise StoreError(
-                    f"the cache directory {self._store.data_dir} was removed or replaced",
-                    errno=errno.ENOENT,
-                )
+            self._check_not_fenced_locked()
+            self._check_home_locked()
             self._store.rename_temp(temp, entry.key, entry.lsn)
             old = self._index.commit(reservation, entry)
             self._forget_overwritten_locked(self._path_of(entry))
@@ -140,10 +154,11 @@ class Shelf:
         """Remove this very entry and its file.
 
         Returns:
-            Whether the entry was still held; False once the cache is closed.
+            Whether the entry was still held; False, too, where the directory is not
+            this cache's any more.
         """
         with self._file_lock:
-            if self._is_fenced or not self._index.doom(entry):
+            if not self._may_change_locked() or not self._index.doom(entry):
                 return False
             failure = self._unlink_doomed_locked(entry)
         self._report([failure])
@@ -164,11 +179,14 @@ class Shelf:
         with self._file_lock:
             if self._is_fenced or not self._index.holds(entry):
                 return False
+            self._check_home_locked()
             failures = self._trim_quarantine_locked(QUARANTINE_KEEPS - 1)
             if self._index.move_to_quarantine(entry):
                 self._move_locked(entry)
             elif self._index.doom(entry):
                 failures.append(self._unlink_doomed_locked(entry))
+            else:
+                return False
         self._metrics.quarantined()
         self._report(failures)
         return True
@@ -194,12 +212,12 @@ class Shelf:
             parked = list(self._parked)
         for path in parked:
             with self._file_lock:
-                if not self._is_fenced and path in self._parked:
+                if self._may_change_locked() and path in self._parked:
                     failure = _try_unlink(path)
                     if failure is None:
                         self._index.remove_doomed(self._parked.pop(path))
         with self._file_lock:
-            if not self._is_fenced:
+            if self._may_change_locked():
                 sizes = {name: self._store.restat_stray(name) for name in self._strays}
                 self._set_strays_locked({n: size for n, size in sizes.items() if size is not None})
                 self._refresh_quarantine_locked()
@@ -221,22 +239,48 @@ class Shelf:
             self._file_lock.release()
         return True
 
+    def _check_not_fenced_locked(self) -> None:
+        if self._is_fenced:
+            raise ClosingError("the cache is closed")
+
+    def _may_change_locked(self) -> bool:
+        return not self._is_fenced and self._dirlock.is_home()
+
+    def _check_home_locked(self) -> None:
+        if not self._dirlock.is_home():
+            raise StoreError(
+                f"the cache directory {self._store.data_dir} was removed or replaced\n"
+                "hint: Restore or remount it; else the next prepare or clean-up makes a new one.",
+                errno=errno.ENOENT,
+            )
+
+    def _take_stock_locked(self) -> tuple[LoadReport, list[OSError | None]]:
+        """Make index and books those of what is in the directory; older entries go."""
+        found = self._store.scan()
+        newest, superseded = _newest_of_each(found.entries)
+        self._refresh_quarantine_locked()
+        self._set_strays_locked(found.strays)
+        self._index.load(newest)
+        for entry in newest if self._parked else ():
+            self._forget_overwritten_locked(self._path_of(entry))
+        failures = [self._remove_locked(self._path_of(e), e.size_bytes) for e in superseded]
+        report = LoadReport(len(newest), len(superseded), sorted(found.strays))
+        return report, failures
+
     def _path_of(self, entry: Entry) -> str:
         return self._store.path_of(entry.key, entry.lsn)
 
-    def _has_file(self, entry: Entry) -> bool:
-        return os.path.lexists(self._path_of(entry))
-
-    def _remove_file_locked(self, entry: Entry) -> OSError | None:
-        """Unlink the file of an entry that is in no index."""
-        path = self._path_of(entry)
+    def _remove_locked(self, path: str, size_bytes: int) -> OSError | None:
+        """Unlink a file that is off the books, or park it."""
         failure = _try_unlink(path)
-        if failure is not None:
-            self._park_locked(path, entry.size_bytes)
+        if failure is not None and path not in self._parked:
+            self._parked[path] = size_bytes
+            self._index.add_doomed(size_bytes)
         return failure
 
     def _remove_replaced_locked(self, old: Entry, new: Entry) -> OSError | None:
-        return None if old.lsn == new.lsn else self._remove_file_locked(old)
+        same = old.lsn == new.lsn
+        return None if same else self._remove_locked(self._path_of(old), old.size_bytes)
 
     def _unlink_doomed_locked(self, entry: Entry) -> OSError | None:
         path = self._path_of(entry)
@@ -246,17 +290,18 @@ class Shelf:
         self._index.settle_doomed(entry, is_unlinked=failure is None)
         return failure
 
-    def _park_locked(self, path: str, size_bytes: int) -> None:
-        if path not in self._parked:
-            self._parked[path] = size_bytes
-            self._index.add_doomed(size_bytes)
-
     def _move_locked(self, entry: Entry) -> None:
         try:
             self._store.quarantine(entry.key, entry.lsn)
-        except OSError:
-            self._index.return_from_quarantine(entry)
-            raise
+        except BaseException:
+            if os.path.lexists(self._path_of(entry)):
+                self._index.return_from_quarantine(entry)
+                raise
+            self._index.remove_doomed(entry.size_bytes)  # somebody was quicker
+        else:
+            self._index.settle_quarantined(entry)
+        with suppress(OSError):  # what is damaged may have another size; clean-up looks again
+            self._refresh_quarantine_locked()
 
     def _forget_overwritten_locked(self, path: str) -> None:
         """A rename has replaced whatever waited, or lay astray, at `path`."""

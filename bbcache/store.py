@@ -50,7 +50,12 @@ _HINTS: Final = {
 
 
 def hint_for(error: BaseException) -> str:
-    """What to do about a disk error, as a line of its own; empty where unknown."""
+    """What to do about a disk error, as a line of its own; empty where unknown.
+
+    A `StoreError` has its hint in its text already.
+    """
+    if isinstance(error, StoreError):
+        return ""
     hint = _HINTS.get(error.errno or 0) if isinstance(error, OSError) else None
     return f"\nhint: {hint}" if hint else ""
 
@@ -116,21 +121,27 @@ class BasebackupFile(io.FileIO):
             OSError: it cannot be opened.
         """
         try:
-            file = cls(path, "rb", opener=_open_no_follow)
+            fd = os.open(path, _OPEN_FLAGS)
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):  # link, folder, socket
+            if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
                 raise ArchiveError(f"{path} is no regular file") from error
             raise
-        file.lsn, file.size_bytes = lsn, size_bytes
-        status = os.fstat(file.fileno())
-        if status.st_size != size_bytes or not stat.S_ISREG(status.st_mode):
-            file.close()
-            raise ArchiveError(f"{path} has {status.st_size} bytes, but {size_bytes} are indexed")
+        try:
+            _check_kind_and_size(fd, path, size_bytes)
+            file = cls(fd, "rb")  # an opener would cost a system call more
+        except BaseException:
+            os.close(fd)
+            raise
+        file.name, file.lsn, file.size_bytes = path, lsn, size_bytes
         return file
 
 
-def _open_no_follow(path: str, _flags: int) -> int:
-    return os.open(path, _OPEN_FLAGS)
+def _check_kind_and_size(fd: int, path: str, size_bytes: int) -> None:
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise ArchiveError(f"{path} is no regular file")
+    if status.st_size != size_bytes:
+        raise ArchiveError(f"{path} has {status.st_size} bytes, but {size_bytes} are indexed")
 
 
 class TempFile:
@@ -192,7 +203,7 @@ class Store:
 
     def path_of(self, key: bytes, lsn: int) -> str:
         """The path of an entry; the name is exactly Neon's."""
-        return f"{self._entry_prefix}{key[:16].hex()}_{key[16:].hex()}_{lsn:016X}.tar.gz"
+        return "%s%s_%016X.tar.gz" % (self._entry_prefix, key.hex("_", 16), lsn)  # noqa: UP031 - half the time of an f-string: it is most of a hit's own work
 
     def make_directories(self) -> None:
         """Make ``tmp/`` and ``quarantine/``; a link or file in their place is unlinked."""
@@ -217,12 +228,8 @@ class Store:
     def create_temp(self, key: bytes, lsn: int) -> TempFile:
         """A new temporary file for a build."""
         name = f"{os.path.basename(self.path_of(key, lsn))}.{secrets.token_hex(8)}"
-        path = os.path.join(self.tmp_dir, name)
-        try:
-            return TempFile(path)
-        except FileNotFoundError:
-            self.make_directories()
-            return TempFile(path)
+        self.make_directories()
+        return TempFile(os.path.join(self.tmp_dir, name))
 
     def rename_temp(self, temp: TempFile, key: bytes, lsn: int) -> None:
         """Put a finished file under its entry's name, over whatever file is there."""
@@ -274,17 +281,15 @@ class Store:
         path = self.path_of(key, lsn)
         stamp = self._utcnow().strftime("%Y%m%dT%H%M%S.%fZ")
         target = os.path.join(self._quarantine_dir, f"{stamp}_{os.path.basename(path)}")
-        try:
-            os.rename(path, target)
-        except FileNotFoundError:
-            os.lstat(path)  # the entry itself is gone: that is the caller's to know
-            self.make_directories()
-            os.rename(path, target)
+        self.make_directories()
+        os.rename(path, target)
 
     def quarantined(self) -> list[tuple[str, int]]:
         """Paths and sizes in bytes of what is in ``quarantine/``, oldest first."""
         files = []
         try:
+            if not stat.S_ISDIR(os.lstat(self._quarantine_dir).st_mode):
+                return []
             with os.scandir(self._quarantine_dir) as items:
                 for item in items:
                     with suppress(OSError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import shutil
 import sys
@@ -26,7 +25,6 @@ over. The first start builds its basebackup on request; every later one finds it
 the cache, made in the background when the node before it stopped. Everything that is
 shown is checked, and so is the data in every round.
 """
-_NEEDED = ("google_crc32c", "psycopg", "rich")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -80,14 +78,14 @@ def run(options: argparse.Namespace) -> bool:
     Raises:
         BbcacheError: something that it needs is missing, or PostgreSQL failed.
     """
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
+    try:
+        from bbcache.cli.demo_report import Progress, print_report  # noqa: PLC0415 - an extra
+        from bbcache.cli.demo_scenario import Scenario  # noqa: PLC0415 - an extra
+    except ImportError as error:
         raise ConfigError(
-            f"the demo needs packages that are not installed: {', '.join(missing)}\n"
-            "hint: Install them with `pip install 'bbcache[demo]'`."
-        )
-    from bbcache.cli.demo_report import Progress, print_report  # noqa: PLC0415 - needs an extra
-    from bbcache.cli.demo_scenario import Scenario  # noqa: PLC0415 - needs an extra
+            f"the demo cannot start: {error}\n"
+            "hint: Install what it needs with `pip install 'bbcache[demo]'`."
+        ) from error
 
     with _directory(options.dir) as directory, Progress(options.rounds) as progress:
         scenario = Scenario(
@@ -95,8 +93,7 @@ def run(options: argparse.Namespace) -> bool:
         )
         report = scenario.run()
     if options.json:
-        json.dump(_jsonable(asdict(report)), sys.stdout, indent=2)
-        print()
+        print(json.dumps(_jsonable(asdict(report)), indent=2))
     else:
         print_report(report)
     for failure in report.failures:
@@ -108,6 +105,8 @@ def run(options: argparse.Namespace) -> bool:
 def _directory(wanted: Path | None) -> Iterator[Path]:
     """The directory to work in; a temporary one is removed, whatever happens."""
     if wanted is not None:
+        if wanted.exists() and not wanted.is_dir():
+            raise ConfigError(f"{wanted} is not a directory")
         yield wanted.absolute()
         return
     path = Path(tempfile.mkdtemp(prefix="bbcache-demo-"))
@@ -134,6 +133,5 @@ def _jsonable(value: object) -> object:
         return {key: _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
-    if isinstance(value, str | int | float | None) and type(value) in (str, int, float, bool):
-        return value
-    return None if value is None else str(value)
+    is_plain = value is None or type(value) in (str, int, float, bool)  # an Lsn is an int, too
+    return value if is_plain else str(value)

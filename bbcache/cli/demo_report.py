@@ -23,11 +23,17 @@ if TYPE_CHECKING:
 _WIDTH = 100  # where output goes to a file
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command what that means; rich would exit with status 1."""
+        raise BrokenPipeError
+
+
 class Progress:
     """Progress on stderr: a bar on a terminal, otherwise a line a step."""
 
     def __init__(self, round_count: int) -> None:
-        self._console = Console(stderr=True)
+        self._console = _Console(stderr=True)
         self._bar = Bar(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -59,7 +65,7 @@ class Progress:
 
 def print_report(report: Report) -> None:
     """Print tables of the rounds, the codecs and the metrics to stdout."""
-    console = Console(width=None if Console().is_terminal else _WIDTH)
+    console = _Console(width=None if _Console().is_terminal else _WIDTH)
     console.print(f"\nPostgreSQL {report.postgres_version}, {len(report.rounds)} rounds\n")
     console.print(_rounds(report))
     console.print(_codecs(report))
@@ -75,12 +81,13 @@ def print_report(report: Report) -> None:
 
 
 def _rounds(report: Report) -> Table:
-    table = Table(title="Each round: start, work, stop", title_justify="left")
-    for heading in (
-        *("round", "basebackup", "get ms", "unpack ms", "start ms"),
-        *("stopped at", "next archive MB", "built in ms"),
+    title = "Each round: a start, some work, a stop; the next archive is built"
+    table = Table(title=title, title_justify="left")
+    for heading in (  # in two lines, to fit into 80 columns
+        *("round", "cache", "get\nms", "unpack\nms", "start\nms"),
+        *("stopped at", "archive\nMB", "build\nms"),
     ):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for each in report.rounds:
         table.add_row(
             str(each.number),
@@ -110,7 +117,7 @@ def _codecs(report: Report) -> Table:
             f"{codec.name}, in memory alone",
             f"{codec.seconds * 1e3:.1f}",
             f"{codec.size_bytes / 1e6:.2f}",
-            f"{codec.seconds / last.build_s:.1f}",
+            f"{codec.seconds / last.build_s:.1f}" if last.build_s else "",
         )
     return table
 

@@ -14,7 +14,7 @@ from isal import isal_zlib
 from prometheus_client import CollectorRegistry
 
 from bbcache.config import BasebackupCacheConfig
-from bbcache.errors import BbcacheError
+from bbcache.errors import BbcacheError, PostgresError
 from bbcache.pageserver import Pageserver
 from bbcache.postgres.cluster import PostgresBinaries
 
@@ -192,8 +192,10 @@ class Scenario:
                     started_s - unpacked_s,
                 ),
             )
-        except BaseException:
+        except BaseException as error:
             compute.kill()
+            if isinstance(error, psycopg.Error):
+                raise PostgresError(f"a compute node failed: {error}") from error
             raise
 
     def _work(self, compute: ComputeNode, number: int) -> None:
@@ -244,7 +246,10 @@ class Scenario:
             names = [path.name for path in (self._directory / "basebackup_cache").iterdir()]
             is_gone = not any(str(timeline.timeline_id) in name for name in names)
             self._check(is_gone, f"the file of the outgrown basebackup at {lsn} is still there")
-            self.report.cleaned_lsn = lsn
+            if left is not None:
+                left.close()
+            elif is_gone:
+                self.report.cleaned_lsn = lsn
             compute.stop()
         self._check(pageserver.cache.wait_idle(_IDLE_TIMEOUT_S), "the cache does not come to rest")
 

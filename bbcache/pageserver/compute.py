@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from bbcache.postgres.cluster import PostgresBinaries
 
 _POLL_S: Final = 0.02
+# A checkpoint removes old WAL: leave what may not have been read yet.
+_SETTINGS: Final = {"wal_keep_size": "128MB"}
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ class ComputeNode:
     """Runs PostgreSQL on a copy of a timeline, and keeps the timeline's tip up to date.
 
     Not thread-safe: one caller at a time; the WAL is followed in a thread of its own.
+    One that is neither stopped nor killed ends with the process, and what it wrote is lost.
 
     Args:
         timeline: the timeline, at the LSN that the copy was restored from.
@@ -34,7 +37,8 @@ class ComputeNode:
         pgdata_dir: the copy, on the timeline's file system.
         on_shutdown_checkpoint: called with the end LSN of each shutdown checkpoint in
             the WAL, from the following thread. One that crash recovery has written
-            looks the same: the server goes on after it.
+            looks the same: the server goes on after it. Where the WAL could not be
+            followed to its end, `stop` calls it with the last one.
 
     Attributes:
         cluster: the server, to connect to.
@@ -47,11 +51,14 @@ class ComputeNode:
         pgdata_dir: Path,
         on_shutdown_checkpoint: Callable[[Lsn], None],
     ) -> None:
-        self.cluster = Cluster(binaries, pgdata_dir)
+        self.cluster = Cluster(binaries, pgdata_dir, settings=_SETTINGS)
         self._timeline = timeline
         self._on_shutdown_checkpoint = on_shutdown_checkpoint
         self._follower = WalFollower(pgdata_dir / "pg_wal", timeline.get_last_record_lsn())
         self._is_stopping = threading.Event()
+        self._is_failing = False  # the last poll has failed, and that was logged
+        self._reported_lsn: Lsn | None = None  # of the last shutdown checkpoint
+        self._has_ended = False
         self._thread: threading.Thread | None = None
 
     def start(self, settings: Mapping[str, str] | None = None) -> None:
@@ -63,7 +70,7 @@ class ComputeNode:
         self.cluster.start(settings)
         if self._thread is None:
             name = f"bbcache-follow-{self._timeline.timeline_id}"
-            self._thread = threading.Thread(target=self._follow, name=name)
+            self._thread = threading.Thread(target=self._follow, name=name, daemon=True)
             self._thread.start()
 
     def stop(self) -> Lsn:
@@ -75,19 +82,32 @@ class ComputeNode:
         Raises:
             PostgresError: the server did not shut down cleanly; the timeline keeps its
                 old state.
+            OSError: the disk failed; see `PgdataTimeline.take_over`.
         """
         try:
             self.cluster.stop()
             self._stop_following()
-            return self._timeline.take_over(self.cluster.pgdata_dir)
+            lsn = self._timeline.take_over(self.cluster.pgdata_dir)
         except BaseException:
             self.kill()
             raise
+        self._has_ended = True
+        self.cluster.log_path.unlink(missing_ok=True)
+        if self._reported_lsn != lsn:
+            self._on_shutdown_checkpoint(lsn)
+        return lsn
 
     def kill(self) -> None:
-        """Crash the server for good: what it wrote is lost, and its copy removed."""
+        """Crash the server for good: what it wrote is lost, and its copy removed.
+
+        Its log stays until the next start of the pageserver. Does nothing when the node
+        has ended already.
+        """
+        if self._has_ended:
+            return
         self.cluster.stop("immediate")
         self._stop_following()
+        self._has_ended = True
         self._timeline.give_up_compute()
         shutil.rmtree(self.cluster.pgdata_dir, ignore_errors=True)
 
@@ -101,9 +121,13 @@ class ComputeNode:
             for record in self._follower.poll():
                 self._timeline.advance(record.end_lsn)
                 if record.is_shutdown_checkpoint:
+                    self._reported_lsn = record.end_lsn
                     self._on_shutdown_checkpoint(record.end_lsn)
+            self._is_failing = False
         except Exception:
-            log.exception("cannot follow the WAL of timeline %s", self._timeline.timeline_id)
+            if not self._is_failing:
+                log.exception("cannot follow the WAL of timeline %s", self._timeline.timeline_id)
+            self._is_failing = True
 
     def _stop_following(self) -> None:
         self._is_stopping.set()

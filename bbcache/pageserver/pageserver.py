@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import uuid
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self
 from isal import igzip
 
 from bbcache.cache import BasebackupCache
+from bbcache.errors import PrepareError
 from bbcache.pageserver.compute import ComputeNode
 from bbcache.pageserver.tenants import PgdataTenantManager
 from bbcache.postgres.cluster import Cluster
-from bbcache.postgres.pgdata import restore_tarball
+from bbcache.postgres.pgdata import inspect_pgdata, restore_tarball
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +42,8 @@ class Pageserver:
     """A small synchronous pageserver around a `BasebackupCache`. Thread-safe.
 
     Args:
-        root: holds the tenants, the cache and the compute nodes; made if need be.
+        root: holds the tenants, the cache and the compute nodes; made if need be, and
+            used by one pageserver at a time.
         binaries: PostgreSQL's programs.
         config: the cache's settings; None runs without a cache.
         registry: for the metrics; None for the default one.
@@ -63,15 +66,16 @@ class Pageserver:
     ) -> None:
         self._binaries = binaries
         self._computes_dir = root / "computes"
-        # PostgreSQL's user, where this process is root, must be able to pass through.
-        root.mkdir(mode=0o711, parents=True, exist_ok=True)
-        self._computes_dir.mkdir(mode=0o711, exist_ok=True)
+        _make_passable(root)
         self.tenants = PgdataTenantManager(root / "tenants")
         # The cache starts at once and waits: the tenants are not ready yet.
         self.cache = BasebackupCache.spawn(
             root / "basebackup_cache", config, self.tenants, registry
         )
         try:
+            # A compute node does not outlive its pageserver: what a kill has left is lost.
+            shutil.rmtree(self._computes_dir, ignore_errors=True)
+            _make_passable(self._computes_dir)
             self.tenants.attach_all()
         except BaseException:
             self.cache.close()
@@ -87,7 +91,7 @@ class Pageserver:
         """The basebackup at the timeline's tip: from the cache, else built now.
 
         Raises:
-            PrepareError: the timeline is unknown, or a compute node runs on it.
+            PrepareError: the timeline is unknown, or a compute node has written on it.
             PostgresError: its directory cannot be sent.
         """
         timeline = self._timeline(tenant_id, timeline_id)
@@ -115,23 +119,25 @@ class Pageserver:
 
         Raises:
             ArchiveError: the archive is damaged.
-            PrepareError: the timeline has a compute node already.
+            PrepareError: the timeline has a compute node already, or is not at the state
+                that the archive holds.
         """
         timeline = self._timeline(tenant_id, timeline_id)
         tenant_shard_id = self.tenants.get_tenant(tenant_id).tenant_shard_id
         timeline.lend_to_compute()
         pgdata_dir = self._new_pgdata_dir()
-        try:
-            restore_tarball(archive, pgdata_dir)
-        except BaseException:
-            timeline.give_up_compute()
-            raise
-        return ComputeNode(
+        compute = ComputeNode(
             timeline,
             self._binaries,
             pgdata_dir,
             lambda lsn: self.cache.send_prepare(tenant_shard_id, timeline_id, lsn),
         )
+        try:
+            _restore_current(archive, pgdata_dir, timeline)
+        except BaseException:
+            compute.kill()
+            raise
+        return compute
 
     def close(self, timeout_s: float | None = None) -> None:
         """Close the cache; stop the compute nodes before."""
@@ -148,3 +154,17 @@ class Pageserver:
 
     def _new_pgdata_dir(self) -> Path:
         return self._computes_dir / uuid.uuid4().hex
+
+
+def _restore_current(archive: BinaryIO, pgdata_dir: Path, timeline: PgdataTimeline) -> None:
+    """Unpack the archive, and check that the timeline has not gone on since it was made."""
+    restore_tarball(archive, pgdata_dir)
+    if inspect_pgdata(pgdata_dir) != inspect_pgdata(timeline.pgdata_dir):
+        raise PrepareError(f"the archive is not timeline {timeline.timeline_id} as it is now")
+
+
+def _make_passable(directory: Path) -> None:
+    """Make a directory that PostgreSQL's user, where this process is root, can pass through."""
+    if not directory.is_dir():
+        directory.mkdir(parents=True)
+        directory.chmod(0o711)  # whatever the umask

@@ -60,8 +60,11 @@ def timeline_names(directory: Path) -> set[str]:
 
 
 def sync_tree(directory: Path) -> None:
-    """Bring every file and directory below `directory` to the disk."""
-    for parent, _, names, parent_fd in os.fwalk(directory):
+    """Bring every file and directory below `directory` to the disk.
+
+    A tablespace or pg_wal that is a link to another place is part of it.
+    """
+    for parent, _, names, parent_fd in os.fwalk(directory, follow_symlinks=True):
         for name in names:
             path = Path(parent, name)
             if path.is_file() and not path.is_symlink():

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 from bbcache.errors import NotReadyError, PrepareError
 from bbcache.host import TenantState
 from bbcache.ids import TenantId, TenantShardId, TimelineId
-from bbcache.pageserver.takeover import finish_takeover, take_over, timeline_names
+from bbcache.pageserver.takeover import (
+    finish_takeover,
+    sync_directory,
+    take_over,
+    timeline_names,
+)
 from bbcache.pageserver.timeline import PgdataTimeline
 from bbcache.postgres.pgdata import inspect_pgdata
 
@@ -147,10 +152,13 @@ class PgdataTenantManager:
             tenant.attach()
 
     def create_tenant(self) -> PgdataTenant:
-        """A new tenant without timelines."""
+        """A new tenant without timelines; it is on disk when this returns."""
         tenant_id = TenantId.generate()
-        tenant = PgdataTenant(tenant_id, self._tenants_dir / str(tenant_id))
+        directory = self._tenants_dir / str(tenant_id)
+        tenant = PgdataTenant(tenant_id, directory)
         tenant.attach()
+        sync_directory(directory)
+        sync_directory(self._tenants_dir)
         with self._lock:
             self._tenants[tenant_id] = tenant
         return tenant

@@ -42,25 +42,33 @@ class PgdataTimeline:
         self._tip = self._directory_lsn
         self._reader_count = 0
         self._is_moving = False  # a takeover is under way, or waits for the readers
+        self._is_broken = False  # one has failed: only a start can tell old state or new
         self._has_compute = False
 
     def get_last_record_lsn(self) -> Lsn:
-        """The tip: the end of the last WAL record that was seen."""
+        """The tip: the end of the last WAL record that was seen.
+
+        Raises:
+            PrepareError: a takeover has failed.
+        """
         with self._moved:
+            self._check_usable_locked()
             return self._tip
 
     def wait_lsn(self, lsn: Lsn, timeout: float) -> None:
         """Wait until a basebackup at `lsn` can be made, or never will be.
 
-        Returns once the directory is at `lsn`, or the tip is past it: a shutdown
-        checkpoint was then written by a crash recovery, and the server went on.
+        Returns once the directory is at `lsn`. It never will be where the tip is past
+        it (a crash recovery wrote that shutdown checkpoint, and the server went on) or
+        no compute node is there to get to it: then it returns, too.
 
         Raises:
-            TimeoutError: neither came about within `timeout` seconds.
+            TimeoutError: none of these is so after `timeout` seconds.
         """
         with self._moved:
             if not self._moved.wait_for(
-                lambda: self._directory_lsn >= lsn or self._tip > lsn, timeout
+                lambda: self._directory_lsn >= lsn or self._tip > lsn or not self._has_compute,
+                timeout,
             ):
                 raise TimeoutError(
                     f"timeline {self.timeline_id} has its directory at {self._directory_lsn} "
@@ -71,14 +79,14 @@ class PgdataTimeline:
         """Write the directory as a tar; it must be at exactly `lsn`.
 
         Raises:
-            PrepareError: it is at another LSN.
+            PrepareError: it is at another LSN, or a takeover has failed.
             PostgresError: it cannot be sent.
         """
         with self._reading() as directory_lsn:
             if directory_lsn != lsn:
                 raise PrepareError(
                     f"timeline {self.timeline_id} has its directory at {directory_lsn}, "
-                    f"not at {lsn}"
+                    f"not at {lsn}\nhint: Stop the compute node that has gone on from there."
                 )
             send_pgdata_tarball(self.pgdata_dir, writer)
 
@@ -86,9 +94,10 @@ class PgdataTimeline:
         """Note that a compute node runs on a copy; one at a time.
 
         Raises:
-            PrepareError: there is one already.
+            PrepareError: there is one already, or a takeover has failed.
         """
         with self._moved:
+            self._check_usable_locked()
             if self._has_compute:
                 raise PrepareError(f"timeline {self.timeline_id} has a compute node already")
             self._has_compute = True
@@ -110,25 +119,32 @@ class PgdataTimeline:
 
         Raises:
             PostgresError: the compute node was not shut down cleanly; nothing changes.
+            OSError: the disk failed. The timeline cannot be used until a new start has
+                found which of the two states it has.
         """
         lsn = inspect_pgdata(pgdata_dir).checkpoint_end_lsn
-        with self._moved:
-            self._is_moving = True
-            self._moved.wait_for(lambda: self._reader_count == 0)
         try:
-            take_over(pgdata_dir, self.pgdata_dir)
-            self._settle(lsn)
-        finally:
             with self._moved:
-                self._is_moving = False
-                self._moved.notify_all()
+                self._is_moving = True
+                self._moved.wait_for(lambda: self._reader_count == 0)
+            take_over(pgdata_dir, self.pgdata_dir)
+        except BaseException:
+            self._end_moving(None)
+            raise
+        self._end_moving(lsn)
         return lsn
 
-    def _settle(self, lsn: Lsn) -> None:
+    def _end_moving(self, lsn: Lsn | None) -> None:
+        """A takeover has ended with the directory at `lsn`; None where it failed."""
         with self._moved:
-            self._directory_lsn = lsn
-            self._tip = max(self._tip, lsn)
+            self._is_moving = False
             self._has_compute = False
+            if lsn is None:
+                self._is_broken = True
+            else:
+                self._directory_lsn = lsn
+                self._tip = max(self._tip, lsn)
+            self._moved.notify_all()
 
     def give_up_compute(self) -> None:
         """The compute node is lost, and what it wrote with it: back to the directory."""
@@ -142,6 +158,7 @@ class PgdataTimeline:
         """Keep the directory as it is for the time of a block."""
         with self._moved:
             self._moved.wait_for(lambda: not self._is_moving)
+            self._check_usable_locked()
             self._reader_count += 1
             lsn = self._directory_lsn
         try:
@@ -150,3 +167,10 @@ class PgdataTimeline:
             with self._moved:
                 self._reader_count -= 1
                 self._moved.notify_all()
+
+    def _check_usable_locked(self) -> None:
+        if self._is_broken:
+            raise PrepareError(
+                f"a takeover of timeline {self.timeline_id} has failed half-way\n"
+                "hint: Mend the disk and start the pageserver again: that finishes it."
+            )

@@ -213,16 +213,16 @@ def test_rest_of_a_switched_segment_is_not_read(wal_dir: Path, original: Origina
 
 
 def test_half_written_record_is_read_again(wal_dir: Path, original: Original) -> None:
-    """What was zeros within a record, at the end of the last segment, counts no more later."""
+    """Zeros within a record, on the last page of the last segment, are not kept as its bytes."""
     record = max(original.records, key=lambda r: r.total_length_bytes)
     path = wal_dir / segment_name(1, record.lsn, _SEGMENT)
     rest = [segment for segment in _segments(wal_dir) if segment.name > path.name]
     for segment in rest:
         segment.unlink()
     whole = path.read_bytes()
-    header_end = record.lsn % _SEGMENT + 24
-    assert record.total_length_bytes > _SEGMENT > header_end
-    path.write_bytes(whole[:header_end] + bytes(_SEGMENT - header_end))
+    assert record.total_length_bytes > _SEGMENT > record.lsn % _SEGMENT + 24
+    unwritten = min(_PAGE - 100, _SEGMENT - record.lsn % _SEGMENT - 24)
+    path.write_bytes(whole[:-unwritten] + bytes(unwritten))
     follower = WalFollower(wal_dir, original.records[0].lsn)
     records = follower.poll()
     assert records == [r for r in original.records if r.lsn < record.lsn]

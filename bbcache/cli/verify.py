@@ -1,0 +1,80 @@
+"""``bbcache verify``: check every archive of a cache directory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bbcache.audit import Audit, Finding, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_DESCRIPTION = """\
+Check every archive in a cache directory: the seal and the digest of those that
+bbcache has written, the whole gzip stream of the others. A cache may be running on
+the directory. Exits with 1 where an archive is bad or cannot be read.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the ``verify`` command."""
+    parser = commands.add_parser(
+        "verify",
+        help="check every archive in a cache directory",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dir", type=Path, metavar="DIR", help="the cache's data directory")
+    parser.add_argument(
+        "--quarantine", action="store_true", help="move bad archives into DIR/quarantine"
+    )
+    parser.add_argument("--json", action="store_true", help="print every file as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> bool:
+    """Check the directory and print what is found.
+
+    Returns:
+        Whether every archive is good.
+
+    Raises:
+        OSError: the directory cannot be listed, or a bad archive not be moved.
+    """
+    audit = Audit(options.dir)
+    findings = list(_with_progress(audit.run(quarantine=options.quarantine), len(audit)))
+    counts = Counter(finding.verdict for finding in findings)
+    if options.json:
+        document = {
+            "dir": str(options.dir),
+            "counts": {verdict: counts[verdict] for verdict in Verdict},
+            "files": [finding._asdict() for finding in findings],
+        }
+        json.dump(document, sys.stdout, indent=2)
+        print()
+    else:
+        _print(findings, counts)
+    return counts[Verdict.BAD] == counts[Verdict.UNREADABLE] == 0
+
+
+def _with_progress(findings: Iterable[Finding], total: int) -> Iterator[Finding]:
+    is_shown = sys.stderr.isatty()
+    for number, finding in enumerate(findings, 1):
+        if is_shown:
+            print(f"\r{min(number, total)} of {total} checked", end="", file=sys.stderr)
+        yield finding
+    if is_shown:
+        print("\r\033[K", end="", file=sys.stderr)
+
+
+def _print(findings: Iterable[Finding], counts: Counter[Verdict]) -> None:
+    for path, verdict, size_bytes, reason, is_quarantined in findings:
+        if verdict is not Verdict.GOOD:
+            moved = ", moved to quarantine" if is_quarantined else ""
+            print(f"{verdict}: {path!r} ({size_bytes} bytes): {reason}{moved}")
+    print(", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict))

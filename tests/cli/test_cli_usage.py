@@ -1,0 +1,242 @@
+"""The ``bbcache`` command: its arguments, its exit codes, signals, and what it needs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bbcache import __version__
+from bbcache.cli import demo, main
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+# Python's finders, with one in front that knows a package not to be there.
+_WITHOUT = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+from bbcache.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def run_python(*args: str, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+    """Run Python; return its exit status, and what it wrote to stdout and stderr."""
+    done = subprocess.run(
+        [sys.executable, *args],
+        capture_output=True,
+        check=False,
+        text=True,
+        env={**os.environ, **(env or {})},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_is_installed() -> None:
+    """The package brings a command of its name."""
+    (entry_point,) = importlib.metadata.entry_points(group="console_scripts", name="bbcache")
+    assert entry_point.load() is main
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--version` prints the package's."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"bbcache {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "wanted"),
+    [
+        (["--help"], ["demo", "verify", "exit codes: 0 all well"]),
+        (["demo", "--help"], ["--rounds", "--scale", "--dir", "--pg-bin", "--json", "20,000 rows"]),
+    ],
+)
+def test_help(capsys: pytest.CaptureFixture[str], argv: list[str], wanted: list[str]) -> None:
+    """`--help` names what there is."""
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert [each for each in wanted if each not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["demo", "--rounds", "1"], "--rounds: '1' is no whole number of at least 2"),
+        (["demo", "--rounds", "2.5"], "--rounds: '2.5' is no whole number of at least 2"),
+        (["demo", "--scale", "-3"], "--scale: '-3' is no whole number of at least 1"),
+        (["demo", "now"], "unrecognized arguments: now"),
+    ],
+)
+def test_wrong_arguments(
+    capsys: pytest.CaptureFixture[str], argv: list[str], complaint: str
+) -> None:
+    """They are named, and the status is 2."""
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_no_postgres_at_the_given_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The place is named, what to install is said, the status is 2."""
+    assert main(["demo", "--pg-bin", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"bbcache: error: no initdb in {tmp_path}"
+    assert lines[1].startswith("hint: Install PostgreSQL")
+
+
+def test_a_directory_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is named, and the status is 2."""
+    path = tmp_path / "file"
+    path.touch()
+    assert main(["demo", "--dir", str(path)]) == 2
+    assert capsys.readouterr().err == f"bbcache: error: {path} is not a directory\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs as another user")
+def test_a_directory_that_is_closed_to_the_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As root, the closed directory is named, how to open it is said, the status is 2."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    tmp_path.chmod(0o700)
+    assert main(["demo", "--dir", str(closed)]) == 2
+    text = capsys.readouterr().err
+    assert "is closed to it" in text
+    assert "chmod o+x" in text
+
+
+@pytest.mark.parametrize("package", ["google_crc32c", "psycopg", "rich"])
+def test_demo_without_a_package(package: str) -> None:
+    """The package is named, the extra that brings it is said, the status is 2."""
+    status, out, err = run_python("-c", _WITHOUT, package, "demo")
+    assert (status, out) == (2, "")
+    assert err == (
+        f"bbcache: error: the demo cannot start: No module named '{package}'\n"
+        "hint: Install what it needs with `pip install 'bbcache[demo]'`.\n"
+    )
+
+
+def test_demo_with_a_driver_that_cannot_be_loaded() -> None:
+    """A driver without its library is an error with a hint, too."""
+    status, _, err = run_python("-m", "bbcache.cli", "demo", env={"PSYCOPG_IMPL": "none"})
+    assert status == 2
+    assert err.startswith("bbcache: error: the demo cannot start: ")
+    assert err.endswith("hint: Install what it needs with `pip install 'bbcache[demo]'`.\n")
+
+
+@pytest.mark.parametrize("package", ["google_crc32c", "psycopg", "rich"])
+def test_the_rest_needs_no_extra(package: str) -> None:
+    """Help is there in a bare installation."""
+    status, out, _ = run_python("-c", _WITHOUT, package, "demo", "--help")
+    assert status == 0
+    assert "--rounds" in out
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Signal handlers as a shell's foreground process has them; put back at the end."""
+    before = [signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in zip(STOP_SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGHUP, 129, "bbcache: hung up\n"),
+        (signal.SIGINT, 130, "bbcache: interrupted\n"),
+        (signal.SIGTERM, 143, "bbcache: terminated\n"),
+    ],
+)
+def test_a_second_signal_does_not_cut_the_clean_up_short(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    status: int,
+    said: str,
+) -> None:
+    """The first one ends the command by an exception; the handlers are put back."""
+    cleaned: list[signal.Signals] = []
+
+    def run(_options: argparse.Namespace) -> bool:
+        try:
+            signal.raise_signal(number)
+        finally:
+            for each in STOP_SIGNALS:
+                signal.raise_signal(each)
+                cleaned.append(each)
+        return True
+
+    monkeypatch.setattr(demo, "run", run)
+    assert main(["demo"]) == status
+    assert cleaned == [*STOP_SIGNALS]
+    assert capsys.readouterr().err == said
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under nohup, and as the Ctrl-C of a background job."""
+
+    def run(_options: argparse.Namespace) -> bool:
+        signal.raise_signal(signal.SIGHUP)
+        return True
+
+    monkeypatch.setattr(demo, "run", run)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert main(["demo"]) == 0
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_output_that_nobody_reads(tmp_path: Path) -> None:
+    """As with ``| head``: the status is that of SIGPIPE, and nothing is complained about."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        argv = [sys.executable, "-m", "bbcache.cli", "verify", str(tmp_path)]
+        done = subprocess.run(
+            argv, stdout=closed, stderr=subprocess.PIPE, check=False, env=BUFFERED
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+    """A full disk is an error, also where it is met at the very end."""
+    with open("/dev/full", "wb") as full:
+        argv = [sys.executable, "-m", "bbcache.cli", "verify", str(tmp_path)]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, check=False, env=BUFFERED)
+    assert done.returncode == 2
+    assert done.stderr == b"bbcache: error: [Errno 28] No space left on device\n"
+
+
+def test_output_that_is_closed(tmp_path: Path) -> None:
+    """Without a stdout, as a daemon has it, the status alone tells."""
+    script = f'exec "{sys.executable}" -m bbcache.cli verify "$0" >&-'
+    done = subprocess.run(["sh", "-c", script, tmp_path], check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")

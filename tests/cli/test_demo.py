@@ -1,0 +1,314 @@
+"""``bbcache demo`` on real PostgreSQL: what it shows, what it catches, what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import pwd
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bbcache import BasebackupCache, Lsn
+from bbcache.cli import demo_scenario, main
+from bbcache.cli.demo_scenario import Scenario
+from bbcache.pageserver import ComputeNode
+from bbcache.postgres.cluster import PostgresBinaries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import ClusterFactory
+
+
+pytestmark = pytest.mark.postgres
+
+COMMAND = (sys.executable, "-m", "bbcache.cli")
+DEMO = ("demo", "--rounds", "2")
+ROUND_FIELDS = {
+    *("number", "is_hit", "lsn", "get_s", "unpack_s", "start_s"),
+    *("archive_bytes", "build_s"),
+}
+# Where this interpreter is closed to other users, all of it must be loaded before.
+_AS_PLAIN_USER = """
+import io, os, pwd, sys, zlib
+import bbcache.cli.demo_report
+from rich.console import Console
+Console(file=io.StringIO()).print(":warm_up:")
+bbcache.cli.demo_scenario.gzip.compress = lambda data, level: zlib.compress(data, 1)  # faster
+if os.geteuid() == 0:
+    user = pwd.getpwnam("nobody")
+    os.setgroups([])
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+from bbcache.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def tmpdir_for_demo(make_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory that temporary directories go to, which servers can reach."""
+    path = make_cluster.new_dir()
+    path.mkdir()
+    path.chmod(0o711)
+    monkeypatch.setenv("TMPDIR", str(path))
+    monkeypatch.setattr("tempfile.tempdir", str(path))
+    return path
+
+
+@pytest.fixture
+def quick_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the seconds that slow codecs take, where a test is not about them."""
+    quick = SimpleNamespace(decompress=gzip.decompress, compress=lambda data, _level: data)
+    monkeypatch.setattr(demo_scenario, "gzip", quick)
+    monkeypatch.setattr(demo_scenario, "_zlib_6", lambda data: data)
+
+
+def servers_below(directory: Path) -> list[str]:
+    """The command lines of processes that were given a path in a directory, or work there."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            work_dir = os.readlink(process / "cwd")
+            if str(directory) in command or work_dir.startswith(str(directory)):
+                found.append(command)
+    return found
+
+
+def assert_nothing_is_left(directory: Path) -> None:
+    """No file, no server."""
+    assert list(directory.iterdir()) == []
+    assert servers_below(directory) == []
+
+
+def test_demo_shows_a_table(tmpdir_for_demo: Path) -> None:
+    """As a command, with the PostgreSQL that it finds: status 0, and nothing is left."""
+    done = subprocess.run([*COMMAND, *DEMO], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.replace("│", " ").split() for line in done.stdout.splitlines()]
+    version = PostgresBinaries.find().version
+    assert ["PostgreSQL", f"{version},", "2", "rounds"] in lines
+    starts = [(line[0], line[1], len(line)) for line in lines if line[1:2] in (["hit"], ["miss"])]
+    assert starts == [("1", "miss", 8), ("2", "hit", 8)]
+    assert any(line[:3] == ["gzip", "level", "9,"] for line in lines)
+    assert ["pageserver_basebackup_cache_read_total{result=hit}", "3"] in lines
+    assert lines[-1] == ["Everything", "checked:", "as", "promised."]
+    assert "round 2: working with SQL" in done.stderr.splitlines()
+    assert_nothing_is_left(tmpdir_for_demo)
+
+
+def test_demo_as_a_plain_user(newest_pg: PostgresBinaries, tmpdir_for_demo: Path) -> None:
+    """PostgreSQL from the environment; JSON on stdout; the directory is kept."""
+    directory = tmpdir_for_demo / "kept"
+    owner = os.geteuid() or pwd.getpwnam("nobody").pw_uid
+    os.chown(tmpdir_for_demo, owner, -1)
+    options = ["--json", "--rounds", "3", "--dir", str(directory)]
+    environment = {
+        **os.environ,
+        "BBCACHE_PG_BIN": str(newest_pg.bindir),
+        "HOME": str(tmpdir_for_demo),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _AS_PLAIN_USER, "demo", *options],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmpdir_for_demo,
+    )
+    assert done.returncode == 0, done.stderr
+    check_report(json.loads(done.stdout), newest_pg.version, round_count=3)
+    assert {path.name for path in tmpdir_for_demo.iterdir()} == {"kept"}
+    assert {path.name for path in directory.iterdir()} == {
+        *("basebackup_cache", "computes", "tenants")
+    }
+    assert directory.stat().st_uid == owner
+    assert servers_below(directory) == []
+
+
+def check_report(report: dict[str, Any], version: str, round_count: int) -> None:
+    """All that a script may rely on."""
+    assert set(report) == {
+        *("postgres_version", "rounds", "tar_bytes", "codecs", "cleaned_lsn"),
+        *("metrics", "failures"),
+    }
+    assert report["postgres_version"] == version
+    assert report["failures"] == []
+    rounds = report["rounds"]
+    assert [each["number"] for each in rounds] == list(range(1, round_count + 1))
+    assert [each["is_hit"] for each in rounds] == [False] + [True] * (round_count - 1)
+    for each in rounds:
+        assert set(each) == ROUND_FIELDS
+        assert all(each[name] > 0 for name in ROUND_FIELDS - {"is_hit", "lsn"})
+    lsns = [Lsn.from_str(each["lsn"]) for each in rounds]
+    assert lsns == sorted(set(lsns))
+    assert report["cleaned_lsn"] == rounds[-1]["lsn"]
+    names = [codec["name"] for codec in report["codecs"]]
+    assert names == ["ISA-L level 2", "zlib level 6", "gzip level 9"]
+    assert all(0 < codec["size_bytes"] < report["tar_bytes"] for codec in report["codecs"])
+    metrics = report["metrics"]
+    assert metrics["pageserver_basebackup_cache_prepare_total{result=ok}"] == round_count + 1
+    assert metrics["pageserver_basebackup_cache_read_total{result=hit}"] == round_count + 1
+
+
+@pytest.mark.usefixtures("quick_codecs")
+def test_demo_twice_in_one_directory(
+    newest_pg: PostgresBinaries, tmpdir_for_demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second run, here a larger one, goes beside what the first has left."""
+    directory = tmpdir_for_demo / "kept"
+    growths = []
+    for count in (1, 2):
+        options = ["--dir", str(directory), "--scale", str(count)]
+        assert main([*DEMO, "--json", "--pg-bin", str(newest_pg.bindir), *options]) == 0
+        report = json.loads(capsys.readouterr().out)
+        sizes_bytes = [each["archive_bytes"] for each in report["rounds"]]
+        growths.append(sizes_bytes[1] - sizes_bytes[0])
+        assert report["metrics"]["pageserver_basebackup_cache_entries_total"] == count
+        assert len(list((directory / "tenants").iterdir())) == count
+    assert 1.5 < growths[1] / growths[0] < 2.5
+    assert list((directory / "computes").iterdir()) == []
+
+
+def run_lying(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What a demo complains about; checks the status and that it ends as it should."""
+    assert main([*DEMO, "--json"]) == 1
+    captured = capsys.readouterr()
+    failures: list[str] = json.loads(captured.out)["failures"]
+    mark = "bbcache: not as promised: "
+    complaints = [x for x in captured.err.splitlines() if x.startswith(mark)]
+    assert complaints == [mark + failure for failure in failures]
+    return failures
+
+
+def lie_prepare_nothing(patch: pytest.MonkeyPatch) -> None:
+    """A cache that prepares nothing."""
+    patch.setattr(BasebackupCache, "send_prepare", lambda *_: None)
+
+
+def lie_clean_nothing(patch: pytest.MonkeyPatch) -> None:
+    """A cache that cleans nothing away."""
+    patch.setattr(BasebackupCache, "run_cleanup", lambda *_: None)
+
+
+def lie_lose_the_file(patch: pytest.MonkeyPatch) -> None:
+    """A cache whose archives are gone once it comes to rest."""
+    wait_idle = BasebackupCache.wait_idle
+
+    def lose(cache: BasebackupCache, timeout: float | None = None) -> bool:
+        is_idle = wait_idle(cache, timeout)
+        assert cache._engine is not None
+        for path in Path(cache._engine.data_dir).glob("*.tar.gz"):
+            path.unlink()
+        return is_idle
+
+    patch.setattr(BasebackupCache, "wait_idle", lose)
+
+
+def lie_forget_a_round(patch: pytest.MonkeyPatch) -> None:
+    """A host that starts the last compute nodes from what was before."""
+    stop = ComputeNode.stop
+
+    def forget(compute: ComputeNode) -> Lsn:
+        compute.cluster.psql("delete from work where round = 1 and id = 1")
+        return stop(compute)
+
+    patch.setattr(ComputeNode, "stop", forget)
+
+
+@pytest.mark.usefixtures("quick_codecs")
+@pytest.mark.parametrize(
+    ("lie", "complaint"),
+    [
+        (lie_prepare_nothing, "after round 1 the cache has [], not one basebackup at "),
+        (lie_clean_nothing, "is still served"),
+        (lie_lose_the_file, "round 2 was a miss"),
+        (lie_forget_a_round, "round 2 found other data: "),
+    ],
+)
+def test_a_lie_is_caught(
+    tmpdir_for_demo: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    lie: Callable[[pytest.MonkeyPatch], None],
+    complaint: str,
+) -> None:
+    """What is not as promised is listed, and the status is 1."""
+    lie(monkeypatch)
+    assert any(complaint in failure for failure in run_lying(capsys))
+    assert_nothing_is_left(tmpdir_for_demo)
+
+
+def test_a_server_that_dies(
+    tmpdir_for_demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an error with the server's words, and nothing is left."""
+    work = Scenario._work
+
+    def die(scenario: Scenario, compute: ComputeNode, number: int) -> None:
+        compute.cluster.stop("immediate")
+        compute.cluster.start({"default_transaction_read_only": "on"})
+        work(scenario, compute, number)
+
+    monkeypatch.setattr(Scenario, "_work", die)
+    assert main([*DEMO]) == 2
+    assert "bbcache: error: a compute node failed: " in capsys.readouterr().err
+    assert_nothing_is_left(tmpdir_for_demo)
+
+
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """Heed Ctrl-C, which a run in the background, and its children, may ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("foreground")
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        (signal.SIGINT, "creating a tenant with one timeline (initdb)"),
+        (signal.SIGINT, "round 2: getting the basebackup, starting PostgreSQL"),
+        (signal.SIGTERM, "round 1: working with SQL"),
+        (signal.SIGTERM, "compressing the last tarball with other codecs"),
+    ],
+)
+def test_a_signal_ends_it_cleanly(tmpdir_for_demo: Path, number: signal.Signals, step: str) -> None:
+    """The status is the signal's; no server and no directory is left."""
+    with subprocess.Popen(
+        [*COMMAND, *DEMO],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.rstrip() == step:
+                break
+        process.send_signal(number)
+        out, err = process.communicate()
+    assert process.returncode == 128 + number
+    assert out == ""
+    assert err.splitlines()[-1].startswith("bbcache: ")
+    assert "Traceback" not in err
+    assert_nothing_is_left(tmpdir_for_demo)
+
+
+def test_progress_that_nobody_reads_ends_it_cleanly(tmpdir_for_demo: Path) -> None:
+    """As with ``2>&1 | head``: the status is that of SIGPIPE, and nothing is left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        done = subprocess.run([*COMMAND, "demo"], stdout=closed, stderr=closed, check=False)
+    assert done.returncode == 141
+    assert_nothing_is_left(tmpdir_for_demo)

@@ -1,0 +1,267 @@
+"""Compute nodes: their WAL followed, their ends, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from cache_helpers import Gate, stop_before
+from helpers import wait_until
+
+from bbcache import Lsn
+from bbcache.errors import ArchiveError, PostgresError, PrepareError
+from bbcache.postgres.wal import WalFollower
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pageserver.conftest import Address, Lab
+
+    from bbcache.postgres.cluster import PostgresBinaries
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Callable[[Lab], list[Lsn]]:
+    """Note the LSN of each `send_prepare` from now on; all come from a following thread."""
+
+    def watch(lab: Lab) -> list[Lsn]:
+        lsns: list[Lsn] = []
+        send_prepare = lab.pageserver.cache.send_prepare
+
+        def note(shard: object, timeline_id: object, lsn: Lsn) -> None:
+            assert threading.current_thread().name == f"bbcache-follow-{timeline_id}"
+            lsns.append(lsn)
+            send_prepare(shard, timeline_id, lsn)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(lab.pageserver.cache, "send_prepare", note)
+        return lsns
+
+    return watch
+
+
+def test_tip_follows_a_running_compute_node(
+    pg: PostgresBinaries, make_lab: Callable[..., Lab]
+) -> None:
+    """What the server has flushed is the tip, over segment ends too."""
+    lab = make_lab(pg)
+    lab.open()
+    address = lab.add_timeline()
+    timeline = lab.timeline(address)
+    compute = lab.boot(address)
+
+    def flushed() -> Lsn:
+        ((text,),) = lab.sql(compute, "select pg_current_wal_flush_lsn()::text")
+        return Lsn.from_str(text)
+
+    for statement in (
+        "create table t as select generate_series(1, 1000) i",
+        "select pg_switch_wal()",
+        "insert into t select i from t",
+    ):
+        lab.sql(compute, statement)
+        wait_until(lambda: timeline.get_last_record_lsn() == flushed())
+    before = flushed()
+    assert compute.stop() == timeline.get_last_record_lsn() > before
+
+
+def test_crash_recovery_is_no_stop(
+    pg: PostgresBinaries,
+    make_lab: Callable[..., Lab],
+    sent: Callable[[Lab], list[Lsn]],
+) -> None:
+    """Its shutdown checkpoint is reported, and skipped once the server has gone on."""
+    lab = make_lab(pg)
+    lab.open()
+    address = lab.add_timeline()
+    compute = lab.boot(address)
+    lsns = sent(lab)
+    lab.sql(compute, "create table t as select 1 i")
+    compute.cluster.stop("immediate")
+    compute.start(lab.settings)
+    assert "was not properly shut down" in compute.cluster.read_log()
+    wait_until(lambda: len(lsns) == 1)
+    lab.sql(compute, "insert into t values (2)")
+    wait_until(lambda: lab.skips() == {"tip_moved": 1})
+    lab.wait_idle()
+    assert lab.archives() == []
+    lsn = compute.stop()
+    lab.wait_idle()
+    assert lsns[1:] == [lsn]
+    assert lsns[0] < lsn
+    assert lab.prepares() == {"ok": 1, "skip": 1, "error": 0}
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+    assert lab.reads()["hit"] == 1
+
+
+def test_one_compute_node_at_a_time(lab: Lab) -> None:
+    """A second one is refused, and the first goes on; after its end there can be another."""
+    address = lab.add_timeline()
+    archive = lab.pageserver.open_basebackup(*address).file
+    with archive:
+        compute = lab.boot(address)
+        with pytest.raises(PrepareError, match=f"{address.timeline_id} has a compute node already"):
+            lab.pageserver.make_compute(*address, archive)
+    lab.sql(compute, "create table t as select 1 i")
+    compute.stop()
+    assert lab.read(address, "select i from t") == [(1,)]
+
+
+def test_kill_puts_the_tip_back(lab: Lab) -> None:
+    """What a killed compute node wrote is lost, and the cached basebackup is right again."""
+    address = lab.add_timeline()
+    lsn = lab.play(address, "create table t as select 1 i")
+    compute = lab.boot(address)
+    lab.sql(compute, "insert into t values (2)")
+    lab.wait_tip_past(address, lsn)
+    compute.kill()
+    assert lab.timeline(address).get_last_record_lsn() == lsn
+    assert not compute.cluster.pgdata_dir.exists()
+    lab.pageserver.cache.run_cleanup()
+    assert lab.read(address, "select i from t") == [(1,)]
+    assert lab.reads() == {"hit": 2, "miss": 1, "error": 0}
+
+
+def test_kill_ends_the_wait_of_a_prepare(lab: Lab, sent: Callable[[Lab], list[Lsn]]) -> None:
+    """A shutdown checkpoint that is lost with its compute node is not waited for."""
+    address = lab.add_timeline()
+    lsns = sent(lab)
+    compute = lab.boot(address)
+    lab.sql(compute, "create table t ()")
+    compute.cluster.stop("immediate")
+    compute.start(lab.settings)
+    wait_until(lambda: lsns)
+    assert not lab.pageserver.cache.wait_idle(0)
+    compute.kill()
+    lab.wait_idle()  # in far less than wait_lsn_timeout, 300 s
+    assert lab.prepares() == {"ok": 0, "skip": 0, "error": 1}
+    assert lab.archives() == []
+
+
+def test_an_ended_compute_node_cannot_harm_the_next(lab: Lab) -> None:
+    """To kill it does nothing, and to stop it again is an error."""
+    address = lab.add_timeline()
+    first = lab.boot(address)
+    lsn = first.stop()
+    second = lab.boot(address)
+    lab.sql(second, "create table t as select 1 i")
+    lab.wait_tip_past(address, lsn)
+    tip = lab.timeline(address).get_last_record_lsn()
+    first.kill()
+    with pytest.raises(PostgresError, match="No such file"):
+        first.stop()
+    assert lab.timeline(address).get_last_record_lsn() >= tip
+    with pytest.raises(PrepareError, match="already"):
+        lab.timeline(address).lend_to_compute()
+    second.stop()
+    assert lab.read(address, "select i from t") == [(1,)]
+
+
+@pytest.mark.parametrize("kept", [{}, {"wal_keep_size": "0"}], ids=["kept", "removed"])
+def test_following_that_is_far_behind(
+    lab: Lab,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kept: dict[str, str],
+) -> None:
+    """WAL is kept for it; where it is gone, that is logged once, and the stop is prepared for."""
+    address = lab.add_timeline()
+    lsn = lab.timeline(address).get_last_record_lsn()
+    lab.settings = {**lab.settings, **kept}
+    with Gate() as gate:
+        stop_before(monkeypatch, WalFollower, "poll", gate)
+        compute = lab.boot(address)
+        gate.wait_for()
+        lab.sql(compute, "create table t as select 1 i", "select pg_switch_wal()")
+        lab.sql(compute, "insert into t values (2)", "checkpoint")
+        assert lab.timeline(address).get_last_record_lsn() == lsn
+        gate.open()
+        gate.wait_for(3)
+    errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    timeline = f"timeline {address.timeline_id}"
+    assert errors == ([f"cannot follow the WAL of {timeline}"] if kept else [])
+    assert compute.stop() == lab.timeline(address).get_last_record_lsn() > lsn
+    lab.wait_idle()
+    assert lab.prepares() == {"ok": 1, "skip": 0, "error": 0}
+    assert lab.read(address, "select count(*)::int from t") == [(2,)]
+    assert lab.reads() == {"hit": 1, "miss": 1, "error": 0}
+
+
+def outdated(lab: Lab, address: Address) -> bytes:
+    """The basebackup at an LSN that the timeline has left behind."""
+    with lab.pageserver.open_basebackup(*address).file as archive:
+        old = archive.read()
+    lab.play(address, "create table t as select 1 i")
+    return old
+
+
+def cut_short(lab: Lab, address: Address) -> bytes:
+    """Half a basebackup."""
+    with lab.pageserver.open_basebackup(*address).file as archive:
+        whole = archive.read()
+    return whole[: len(whole) // 2]
+
+
+@pytest.mark.parametrize(("make", "error"), [(outdated, PrepareError), (cut_short, ArchiveError)])
+def test_a_wrong_archive_makes_no_compute_node(
+    lab: Lab,
+    tmp_path: Path,
+    make: Callable[[Lab, Address], bytes],
+    error: type[Exception],
+) -> None:
+    """Nothing is left of the attempt, and the right archive is accepted after it."""
+    address = lab.add_timeline()
+    archive = tmp_path / "archive"
+    archive.write_bytes(make(lab, address))
+    with archive.open("rb") as file, pytest.raises(error):
+        lab.pageserver.make_compute(*address, file)
+    assert list((lab.root / "computes").iterdir()) == []
+    lab.boot(address).stop()
+
+
+def test_a_compute_node_that_does_not_start_can_be_killed(lab: Lab) -> None:
+    """The server's own words are in the error, and the timeline is free again."""
+    address = lab.add_timeline()
+    with lab.pageserver.open_basebackup(*address).file as archive:
+        compute = lab.pageserver.make_compute(*address, archive)
+    with pytest.raises(PostgresError, match="no_such_setting"):
+        compute.start({"no_such_setting": "1"})
+    compute.kill()
+    lab.boot(address).stop()
+
+
+_FORGETFUL = """
+import sys
+from pathlib import Path
+from bbcache import TenantId, TimelineId
+from bbcache.pageserver import Pageserver
+from bbcache.postgres.cluster import PostgresBinaries
+root, bindir, tenant, timeline = sys.argv[1:]
+address = TenantId.from_str(tenant), TimelineId.from_str(timeline)
+pageserver = Pageserver(Path(root), PostgresBinaries.find(bindir), None)
+with pageserver.open_basebackup(*address).file as archive:
+    compute = pageserver.make_compute(*address, archive)
+compute.start({"fsync": "off"})
+compute.cluster.psql("create table t ()")
+print(compute.cluster.pid)
+"""
+
+
+def test_a_compute_node_that_is_forgotten_ends_with_the_process(lab: Lab) -> None:
+    """The process does not hang, its server is gone, and the timeline is as it was."""
+    address = lab.add_timeline()
+    lsn = lab.timeline(address).get_last_record_lsn()
+    lab.close()
+    argv = [str(lab.root), str(lab.binaries.bindir), *map(str, address)]
+    done = subprocess.run(
+        [sys.executable, "-c", _FORGETFUL, *argv], check=True, capture_output=True, text=True
+    )
+    assert not Path("/proc", done.stdout.strip()).exists()
+    lab.open()
+    assert lab.timeline(address).get_last_record_lsn() == lsn
+    lab.boot(address).stop()

@@ -1,0 +1,149 @@
+"""A pageserver that is started again on its directory."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from cache_helpers import Gate, Worker, stop_before
+from helpers import samples
+from prometheus_client import CollectorRegistry
+
+from bbcache import (
+    BasebackupCache,
+    BasebackupCacheConfig,
+    DirectoryLockedError,
+    NotReadyError,
+    TenantState,
+)
+from bbcache.errors import BbcacheError, PostgresError, PrepareError
+from bbcache.pageserver import Pageserver, PgdataTenant, PgdataTenantManager
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pageserver.conftest import Address, Lab
+
+pytestmark = pytest.mark.postgres
+
+
+def timeline_dir(lab: Lab, address: Address) -> Path:
+    """The directory of a timeline."""
+    tenant_id, timeline_id = address
+    return lab.root / "tenants" / str(tenant_id) / "timelines" / str(timeline_id)
+
+
+def test_the_first_start_after_it_is_a_hit(lab: Lab) -> None:
+    """Entries and timelines are found on disk, and a round goes on from them."""
+    address = lab.add_timeline()
+    lsn = lab.play(address, "create table t as select 1 i")
+    lab.open()
+    assert samples(lab.registry)["bbcache_loaded_entries"] == 1
+    assert lab.timeline(address).get_last_record_lsn() == lsn
+    lab.play(address, "insert into t values (2)")
+    assert lab.reads() == {"hit": 1, "miss": 0, "error": 0}
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+    assert lab.reads() == {"hit": 2, "miss": 0, "error": 0}
+
+
+def test_nothing_is_cleaned_away_before_the_tenants_are_known(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clean-up waits for the manager, and for each tenant; only then what is gone goes."""
+    kept, gone = lab.add_timeline(), lab.add_timeline()
+    lsn = lab.play(kept)
+    lab.play(gone)
+    lab.close()
+    shutil.rmtree(timeline_dir(lab, gone))
+    tenants = PgdataTenantManager(lab.root / "tenants")
+    data_dir, registry = lab.root / "basebackup_cache", CollectorRegistry()
+    with (
+        Gate() as gate,
+        BasebackupCache.spawn(data_dir, BasebackupCacheConfig(), tenants, registry) as cache,
+    ):
+        assert cache.wait_initialized(30)
+        with pytest.raises(NotReadyError):
+            tenants.list()
+        cache.run_cleanup()
+        assert len(cache.entries()) == 2
+        stop_before(monkeypatch, PgdataTenant, "attach", gate)
+        attaching = Worker(tenants.attach_all)
+        gate.wait_for()
+        states = [tenant.current_state() for _, tenant in tenants.list() if tenant is not None]
+        assert states == [TenantState.ATTACHING] * 2
+        cache.run_cleanup()
+        assert len(cache.entries()) == 2
+        gate.open()
+        attaching.result()
+        cache.run_cleanup()
+        assert [entry.timeline_id for entry in cache.entries()] == [kept.timeline_id]
+        archive = cache.get(*kept, lsn)
+        assert archive is not None
+        archive.close()
+        assert cache.get(*gone, lsn) is None
+
+
+def test_a_damaged_timeline_stops_the_start_and_is_named(lab: Lab) -> None:
+    """The tenant is broken and the directory freed; a start after the repair is a hit."""
+    address = lab.add_timeline()
+    lab.play(address)
+    lab.close()
+    control = timeline_dir(lab, address) / "global" / "pg_control"
+    content = control.read_bytes()
+    control.write_bytes(bytes(len(content)))
+    with pytest.raises(PostgresError, match=str(control)):
+        lab.open()
+    tenants = PgdataTenantManager(lab.root / "tenants")
+    with pytest.raises(PostgresError):
+        tenants.attach_all()
+    assert tenants.get_tenant(address.tenant_id).current_state() is TenantState.BROKEN
+    control.write_bytes(content)
+    lab.open()
+    lab.play(address)
+    assert lab.reads()["hit"] == 1
+
+
+@pytest.mark.parametrize("where", ["tenants", "timelines"])
+def test_a_directory_that_is_no_id_is_named(lab: Lab, where: str) -> None:
+    """A directory that nobody can explain stops the start."""
+    address = lab.add_timeline()
+    lab.close()
+    parents = timeline_dir(lab, address).parents
+    stray = (parents[2] if where == "tenants" else parents[0]) / "lost+found"
+    stray.mkdir()
+    with pytest.raises(BbcacheError, match=r"lost\+found"):
+        lab.open()
+    stray.rmdir()
+    lab.open()
+
+
+def test_two_pageservers_on_one_directory(lab: Lab) -> None:
+    """The second is refused, and takes nothing from the first one's compute node."""
+    address = lab.add_timeline()
+    compute = lab.boot(address)
+    with pytest.raises(DirectoryLockedError):
+        Pageserver(lab.root, lab.binaries, BasebackupCacheConfig(), CollectorRegistry())
+    lab.sql(compute, "create table t as select 1 i")
+    compute.stop()
+    assert lab.read(address, "select i from t") == [(1,)]
+
+
+def test_what_is_unknown_is_an_error(lab: Lab) -> None:
+    """A tenant, a timeline or a shard that is not here is named."""
+    address, other = lab.add_timeline(), lab.add_timeline()
+    open_basebackup = lab.pageserver.open_basebackup
+    with pytest.raises(PrepareError, match=f"has no timeline {address.timeline_id}"):
+        open_basebackup(other.tenant_id, address.timeline_id)
+    shard = lab.shard(address)
+    tenants = lab.pageserver.tenants
+    assert tenants.get_attached_tenant_shard(shard).tenant_id == address.tenant_id
+    with pytest.raises(PrepareError, match="-0004 is not attached here"):
+        tenants.get_attached_tenant_shard(type(shard)(address.tenant_id, 0, 4))
+    lab.open()
+    tenant_dir = timeline_dir(lab, address).parents[1]
+    lab.close()
+    shutil.rmtree(tenant_dir)
+    lab.open()
+    with pytest.raises(PrepareError, match=f"{address.tenant_id} is not attached here"):
+        lab.pageserver.open_basebackup(*address)

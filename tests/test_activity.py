@@ -1,0 +1,118 @@
+"""Work under way, and waiting for its end."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from helpers import run_threads, wait_until
+
+from bbcache.activity import Activity
+
+
+def test_a_new_one_is_idle() -> None:
+    """Nothing is under way at first."""
+    assert Activity().wait_idle(0)
+    assert Activity().wait_idle(None)
+
+
+def test_wait_idle_gives_up_after_its_timeout() -> None:
+    """Work that goes on makes the wait end False, at once where the timeout is 0."""
+    activity = Activity()
+    activity.begin()
+    assert not activity.wait_idle(0)
+    assert not activity.wait_idle(0.01)
+    activity.end()
+    assert activity.wait_idle(0)
+
+
+def test_every_piece_of_work_must_end() -> None:
+    """Two begun and one ended is not idle."""
+    activity = Activity()
+    activity.begin()
+    activity.begin()
+    activity.end()
+    assert not activity.wait_idle(0)
+
+
+def test_under_way_ends_also_where_the_block_raises() -> None:
+    """A block counts for its time, whatever it raises."""
+    activity = Activity()
+
+    def fail() -> None:
+        with activity.under_way(), activity.under_way():
+            assert not activity.wait_idle(0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert activity.wait_idle(0)
+
+
+def test_the_end_wakes_all_who_wait() -> None:
+    """Every waiter returns True when the last piece of work ends."""
+    activity = Activity()
+    activity.begin()
+    results: list[bool] = []
+
+    def wait() -> None:
+        results.append(activity.wait_idle(30))
+
+    def end() -> None:
+        wait_until(lambda: _waiters(activity) == 3)
+        activity.end()
+
+    run_threads([wait, wait, wait, end])
+    assert results == [True, True, True]
+
+
+def test_giving_up_wakes_all_who_wait() -> None:
+    """A close with work left makes every wait end False, at once and for ever."""
+    activity = Activity()
+    activity.begin()
+    results: list[bool] = []
+
+    def give_up() -> None:
+        wait_until(lambda: _waiters(activity) == 2)
+        activity.give_up()
+
+    run_threads([lambda: results.append(activity.wait_idle(None))] * 2 + [give_up])
+    assert results == [False, False]
+    assert not activity.wait_idle(None)
+
+
+def test_giving_up_with_nothing_left_is_idle() -> None:
+    """A close that leaves nothing undone was idle."""
+    activity = Activity()
+    activity.give_up()
+    assert activity.wait_idle(None)
+
+
+def test_a_lock_holder_may_call_again() -> None:
+    """A signal handler in the middle of a call does not hang."""
+    activity = Activity()
+    with activity._changed:
+        activity.begin()
+        activity.end()
+        assert activity.wait_idle(0)
+
+
+def test_no_piece_of_work_is_lost_between_threads() -> None:
+    """Many threads that begin and end leave it idle."""
+    activity = Activity()
+    is_held = threading.Event()
+
+    def hammer() -> None:
+        for _ in range(1000):
+            with activity.under_way():
+                if activity.wait_idle(0):
+                    is_held.set()
+
+    run_threads([hammer] * 4)
+    assert activity.wait_idle(0)
+    assert not is_held.is_set()
+
+
+def _waiters(activity: Activity) -> int:
+    with activity._changed:
+        return len(activity._changed._waiters)  # type: ignore[attr-defined]

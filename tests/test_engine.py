@@ -1,0 +1,120 @@
+"""The engine: its threads, and what keeps them alive."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cache_helpers import (
+    LSN_A,
+    LSN_B,
+    Gate,
+    Rig,
+    Worker,
+    fail_with,
+    put,
+    stop_before,
+    tar_of,
+)
+from helpers import wait_until
+
+from bbcache.cleanup import Cleaner
+from bbcache.metrics import Metrics
+from bbcache.prepare_queue import PrepareQueue
+from bbcache.shelf import Shelf
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_the_threads_of_a_cache(tmp_path: Path, concurrency: int) -> None:
+    """As many workers as configured and one more, all named, all gone after the close."""
+    before = set(threading.enumerate())
+    with Rig(tmp_path, prepare_concurrency=concurrency):
+        new = {thread.name for thread in set(threading.enumerate()) - before}
+        workers = {f"bbcache-prepare_{number}" for number in range(concurrency)}
+        assert new == workers | {"bbcache-cleanup"}
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_clean_up_step_that_fails_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a step raises is logged, and the next comes in its time."""
+    steps = [MemoryError(), SystemExit(), RuntimeError("a defect")]
+    real_step = Cleaner.step
+
+    def step(cleaner: Cleaner) -> None:
+        if steps:
+            raise steps.pop()
+        real_step(cleaner)
+
+    monkeypatch.setattr(Cleaner, "step", step)
+    with Rig(tmp_path, cleanup_period=0.01) as rig:
+        timeline = rig.prepared()
+        timeline.advance(LSN_B)
+        wait_until(lambda: not rig.cache.entries())
+    assert caplog.text.count("a clean-up step failed") == 3
+
+
+def test_a_load_that_fails_in_any_way_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not only an OSError: the start does not end by a surprise."""
+    fail_with(monkeypatch, Shelf, "load", RuntimeError("a surprise"), times=2)
+    with Rig(tmp_path) as rig:
+        rig.prepared()
+    assert caplog.text.count("trying again") == 2
+
+
+def test_send_prepare_never_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even for a defect of our own, which is logged."""
+    with Rig(tmp_path) as rig:
+        with monkeypatch.context() as patch:
+            fail_with(patch, PrepareQueue, "put", RuntimeError("a defect"))
+            rig.send(rig.timeline())
+        assert "a prepare could not be queued" in caplog.text
+
+
+def test_prepares_wait_for_the_whole_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker takes a request before the sweep and the scan are done."""
+    rig = Rig(tmp_path)
+    with rig._opened, Gate() as gate:
+        stop_before(monkeypatch, Shelf, "load", gate)
+        rig.open(wait=False)
+        timeline = rig.timeline()
+        asked: list[Any] = []
+        real_get = rig.host.get_attached_tenant_shard
+
+        def get(shard_id: Any) -> Any:
+            asked.append(rig.cache.wait_initialized(0))
+            return real_get(shard_id)
+
+        put(rig.host, "get_attached_tenant_shard", get)
+        rig.send(timeline)
+        gate.wait_for()
+        waiting = Worker(rig.cache.wait_initialized)
+        assert asked == []
+        assert rig.value("pageserver_basebackup_cache_prepare_queue_size") == 1
+        gate.open()
+        rig.wait_idle()
+        assert waiting.result() is True
+        assert asked == [True]
+        assert rig.get(timeline, LSN_A) == tar_of(timeline)
+
+
+def test_a_metric_that_fails_costs_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker outlives also what goes wrong between two prepares."""
+    with Rig(tmp_path, prepare_concurrency=1) as rig:
+        with monkeypatch.context() as patch:
+            fail_with(patch, Metrics, "observe", MemoryError(), times=1)
+            rig.send(rig.timeline())
+            assert rig.cache.wait_idle(10)
+        assert len(rig.living()) == 1
+        rig.prepared()

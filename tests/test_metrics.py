@@ -1,0 +1,365 @@
+"""The Prometheus metrics: names, labels, zeros, registration, exposition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from helpers import run_threads, samples
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics import parser as openmetrics_parser
+from prometheus_client.parser import text_string_to_metric_families
+
+from bbcache.accounting import Accounting
+from bbcache.config import BasebackupCacheConfig
+from bbcache.errors import ConfigError
+from bbcache.ids import Lsn
+from bbcache.index import Entry, Index
+from bbcache.metrics import Metrics, Phase, SkipReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.registry import Collector
+
+NEON = "pageserver_basebackup_cache_"
+REASONS = [
+    *("not_shard_zero", "disabled", "up_to_date", "tip_moved", "full", "too_big"),
+    *("coalesced", "queue_full", "closing"),
+]
+PHASES = ["queue", "wait_lsn", "build", "publish"]
+# Every sample but those of the histogram's buckets, and the times of creation.
+ZEROS = [
+    *(f"{NEON}read_total{{result={result}}}" for result in ("hit", "miss", "error")),
+    *(f"{NEON}prepare_total{{result={result}}}" for result in ("ok", "skip", "error")),
+    f"{NEON}entries_total",
+    f"{NEON}size_bytes",
+    f"{NEON}prepare_queue_size",
+    *(f"bbcache_prepare_skips_total{{reason={reason}}}" for reason in REASONS),
+    *(f"bbcache_prepare_seconds_count{{phase={phase}}}" for phase in PHASES),
+    *(f"bbcache_prepare_seconds_sum{{phase={phase}}}" for phase in PHASES),
+    "bbcache_prepare_tar_bytes_total",
+    "bbcache_prepare_archive_bytes_total",
+    "bbcache_quarantined_total",
+    "bbcache_unlink_failures_total",
+    "bbcache_cleanup_errors_total",
+    "bbcache_other_bytes",
+    "bbcache_loaded_entries",
+]
+GAUGES = {
+    f"{NEON}entries_total",
+    f"{NEON}size_bytes",
+    f"{NEON}prepare_queue_size",
+    "bbcache_other_bytes",
+    "bbcache_loaded_entries",
+}
+COUNTERS = {
+    f"{NEON}read",
+    f"{NEON}prepare",
+    "bbcache_prepare_skips",
+    "bbcache_prepare_tar_bytes",
+    "bbcache_prepare_archive_bytes",
+    "bbcache_quarantined",
+    "bbcache_unlink_failures",
+    "bbcache_cleanup_errors",
+}
+
+
+class Books:
+    """What the gauges read, set by hand."""
+
+    entry_count = 0
+    entries_size_bytes = 0
+    other_bytes = 0
+    queue_size = 0
+
+
+@pytest.fixture
+def books() -> Books:
+    """Books with zeros."""
+    return Books()
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    """A registry of the test's own."""
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def metrics(registry: CollectorRegistry, books: Books) -> Metrics:
+    """Metrics in that registry."""
+    return Metrics(registry, books, lambda: books.queue_size)
+
+
+@pytest.fixture
+def default_metrics(books: Books) -> Iterator[Metrics]:
+    """Metrics in Prometheus' default registry, taken out at the end."""
+    made = Metrics(None, books, lambda: books.queue_size)
+    yield made
+    for collector in made._collectors():
+        if collector in REGISTRY._collector_to_names:
+            REGISTRY.unregister(collector)
+
+
+def values(registry: CollectorRegistry) -> dict[str, float]:
+    """The samples without buckets and times of creation."""
+    return {
+        name: value
+        for name, value in samples(registry).items()
+        if "_bucket{" not in name and "_created" not in name
+    }
+
+
+def ours(registry: CollectorRegistry) -> set[str]:
+    """The names in a registry that belong to a cache."""
+    return {name for name in samples(registry) if name.startswith(("bbcache_", NEON))}
+
+
+@pytest.mark.usefixtures("metrics")
+def test_every_label_set_is_there_at_zero_from_the_start(registry: CollectorRegistry) -> None:
+    """Exactly the documented names and labels, each at zero."""
+    assert values(registry) == dict.fromkeys(ZEROS, 0.0)
+
+
+@pytest.mark.usefixtures("metrics")
+def test_types_are_as_documented(registry: CollectorRegistry) -> None:
+    """Counters count, gauges show, and the seconds are a histogram."""
+    types = {family.name: family.type for family in registry.collect()}
+    assert types == {
+        **dict.fromkeys(COUNTERS, "counter"),
+        **dict.fromkeys(GAUGES, "gauge"),
+        "bbcache_prepare_seconds": "histogram",
+    }
+    assert all(family.documentation for family in registry.collect())
+
+
+def test_reads_count_by_result(metrics: Metrics, registry: CollectorRegistry) -> None:
+    """Each result has its own child."""
+    metrics.hits.inc()
+    metrics.misses.inc(2)
+    metrics.read_errors.inc(3)
+    found = values(registry)
+    assert [found[name] for name in ZEROS[:3]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("reason", SkipReason)
+def test_a_skip_counts_twice_with_its_reason(
+    metrics: Metrics, registry: CollectorRegistry, reason: SkipReason
+) -> None:
+    """Once as a skip, once under its reason, and nowhere else."""
+    metrics.skipped(reason)
+    assert {name for name, value in values(registry).items() if value} == {
+        f"{NEON}prepare_total{{result=skip}}",
+        f"bbcache_prepare_skips_total{{reason={reason.value}}}",
+    }
+
+
+def test_a_published_archive_counts_its_bytes(
+    metrics: Metrics, registry: CollectorRegistry
+) -> None:
+    """An ok, the tarball's bytes and the archive's."""
+    metrics.prepared(1000, 100)
+    metrics.prepared(500, 50)
+    assert {name: value for name, value in values(registry).items() if value} == {
+        f"{NEON}prepare_total{{result=ok}}": 2,
+        "bbcache_prepare_tar_bytes_total": 1500,
+        "bbcache_prepare_archive_bytes_total": 150,
+    }
+
+
+def test_other_events_count_once(metrics: Metrics, registry: CollectorRegistry) -> None:
+    """A failed prepare, a bad archive, a failed unlink or clean-up, what was loaded."""
+    metrics.prepare_failed()
+    metrics.quarantined()
+    metrics.unlink_failed()
+    metrics.cleanup_failed()
+    metrics.loaded(7)
+    assert {name: value for name, value in values(registry).items() if value} == {
+        f"{NEON}prepare_total{{result=error}}": 1,
+        "bbcache_quarantined_total": 1,
+        "bbcache_unlink_failures_total": 1,
+        "bbcache_cleanup_errors_total": 1,
+        "bbcache_loaded_entries": 7,
+    }
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_seconds_are_observed_by_phase(
+    metrics: Metrics, registry: CollectorRegistry, phase: Phase
+) -> None:
+    """An observation lands in its phase and in the buckets above it."""
+    metrics.observe(phase, 0.03)
+    found = samples(registry)
+    assert found[f"bbcache_prepare_seconds_count{{phase={phase.value}}}"] == 1
+    assert found[f"bbcache_prepare_seconds_sum{{phase={phase.value}}}"] == 0.03
+    buckets = [value for name, value in found.items() if f"_bucket{{phase={phase.value}}}" in name]
+    assert buckets[0] == 0
+    assert buckets[-1] == 1
+    assert sum(found[f"bbcache_prepare_seconds_count{{phase={each}}}"] for each in PHASES) == 1
+
+
+@pytest.mark.usefixtures("metrics")
+def test_gauges_read_the_books_when_asked(registry: CollectorRegistry, books: Books) -> None:
+    """No setter can go stale: a gauge shows what is there at that moment."""
+    for number in (1, 5):
+        books.entry_count, books.entries_size_bytes = number, number * 10
+        books.queue_size, books.other_bytes = number * 100, number * 1000
+        found = values(registry)
+        assert found[f"{NEON}entries_total"] == number
+        assert found[f"{NEON}size_bytes"] == number * 10
+        assert found[f"{NEON}prepare_queue_size"] == number * 100
+        assert found["bbcache_other_bytes"] == number * 1000
+
+
+def test_gauges_of_an_index_count_published_entries_only(registry: CollectorRegistry) -> None:
+    """Strays, quarantine and builds are not in the entry gauges, but in other_bytes."""
+    index = Index(Accounting.from_config(BasebackupCacheConfig()))
+    Metrics(registry, index, lambda: 0)
+    index.set_strays(2, 10)
+    index.set_quarantine(1, 200)
+    index.add_doomed(3000)
+    index.load([Entry(bytes(32), Lsn(1), 50)])
+    index.grow(index.reserve(bytes(31) + b"1"), 7)
+    found = values(registry)
+    assert (found[f"{NEON}entries_total"], found[f"{NEON}size_bytes"]) == (1, 50)
+    assert found["bbcache_other_bytes"] == 3210
+
+
+@pytest.mark.usefixtures("metrics")
+def test_text_exposition_is_readable(registry: CollectorRegistry) -> None:
+    """What a scrape gets is parsed back, the gauge that is named _total included."""
+    text = generate_latest(registry).decode()
+    found = {
+        sample.name + "".join(f"{{{name}={text}}}" for name, text in sample.labels.items())
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert set(ZEROS) <= found
+    assert f"# TYPE {NEON}entries_total gauge" in text.splitlines()
+
+
+@pytest.mark.usefixtures("metrics")
+def test_openmetrics_exposition_is_readable(registry: CollectorRegistry) -> None:
+    """The strict format takes the same names."""
+    text: str = openmetrics.generate_latest(registry).decode()  # type: ignore[no-untyped-call]
+    assert text.endswith("# EOF\n")
+    found = {
+        sample.name + "".join(f"{{{name}={text}}}" for name, text in sample.labels.items())
+        for family in openmetrics_parser.text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+        for sample in family.samples
+    }
+    assert set(ZEROS) <= found
+
+
+def test_two_caches_have_registries_of_their_own() -> None:
+    """What one counts, the other does not."""
+    registries = [CollectorRegistry(), CollectorRegistry()]
+    first, _ = (Metrics(registry, Books(), lambda: 0) for registry in registries)
+    first.hits.inc()
+    counted = [values(registry)[f"{NEON}read_total{{result=hit}}"] for registry in registries]
+    assert counted == [1, 0]
+
+
+def test_own_registry_stays_readable_after_close(
+    metrics: Metrics, registry: CollectorRegistry, books: Books
+) -> None:
+    """The numbers of a closed cache can still be read, and still follow the books."""
+    metrics.hits.inc()
+    before = ours(registry)
+    metrics.close()
+    metrics.close()
+    books.entry_count = 3
+    assert ours(registry) == before
+    assert values(registry)[f"{NEON}read_total{{result=hit}}"] == 1
+    assert values(registry)[f"{NEON}entries_total"] == 3
+
+
+def test_default_registry_is_used_and_left(default_metrics: Metrics) -> None:
+    """Registered where Prometheus looks, and gone after the close."""
+    assert set(ZEROS) <= ours(REGISTRY)
+    default_metrics.close()
+    assert ours(REGISTRY) == set()
+
+
+def test_default_registry_can_be_used_again(books: Books) -> None:
+    """One cache after the other may use the default registry."""
+    for _ in range(2):
+        metrics = Metrics(None, books, lambda: 0)
+        assert set(ZEROS) <= ours(REGISTRY)
+        metrics.close()
+    assert ours(REGISTRY) == set()
+
+
+def test_default_registry_that_was_cleared_does_not_fail_the_close(
+    default_metrics: Metrics,
+) -> None:
+    """Tests of hosts clear that registry; a close leaves the rest of it all the same."""
+    REGISTRY.unregister(default_metrics._collectors()[3])
+    default_metrics.close()
+    assert ours(REGISTRY) == set()
+
+
+def test_second_cache_in_one_registry_is_refused(
+    metrics: Metrics, registry: CollectorRegistry, books: Books
+) -> None:
+    """It says what to do, and the first one's numbers are unharmed."""
+    metrics.hits.inc()
+    before = values(registry)
+    with pytest.raises(ConfigError, match=r"another cache\nhint: .*CollectorRegistry") as caught:
+        Metrics(registry, books, lambda: 0)
+    assert isinstance(caught.value, ValueError)
+    assert values(registry) == before
+
+
+@pytest.mark.parametrize("name", sorted(COUNTERS | GAUGES | {"bbcache_prepare_seconds"}))
+def test_registration_is_all_or_none(registry: CollectorRegistry, books: Books, name: str) -> None:
+    """One name that is taken, and none of the others stays behind."""
+    taken = Counter(name.removesuffix("_total"), "Taken by the host.", registry=None)
+    taken._name = name
+    registry.register(taken)
+    before = set(samples(registry))
+    with pytest.raises(ConfigError):
+        Metrics(registry, books, lambda: 0)
+    assert set(samples(registry)) == before
+
+
+class FailingRegistry(CollectorRegistry):
+    """Takes `room` collectors and then fails in a way of its own."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+
+    def register(self, collector: Collector) -> None:
+        """Register, as long as there is room."""
+        if self._room == 0:
+            raise RuntimeError("no room")
+        self._room -= 1
+        super().register(collector)
+
+
+@pytest.mark.parametrize("room", [0, 1, 13])
+def test_registration_is_undone_whatever_the_registry_raises(books: Books, room: int) -> None:
+    """A registry that fails otherwise keeps nothing either."""
+    registry = FailingRegistry(room)
+    with pytest.raises(RuntimeError):
+        Metrics(registry, books, lambda: 0)
+    assert samples(registry) == {}
+
+
+def test_no_count_is_lost_between_threads(metrics: Metrics, registry: CollectorRegistry) -> None:
+    """Counting is thread-safe."""
+
+    def hammer() -> None:
+        for _ in range(500):
+            metrics.hits.inc()
+            metrics.skipped(SkipReason.FULL)
+            metrics.observe(Phase.BUILD, 1)
+
+    run_threads([hammer] * 4)
+    found = values(registry)
+    assert found[f"{NEON}read_total{{result=hit}}"] == 2000
+    assert found["bbcache_prepare_skips_total{reason=full}"] == 2000
+    assert found["bbcache_prepare_seconds_sum{phase=build}"] == 2000

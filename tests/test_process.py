@@ -1,0 +1,204 @@
+"""Processes: fork, exit without close, kill at any step, signals, two on one directory."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from cache_helpers import (
+    DEADLINE_S,
+    LSN_A,
+    LSN_B,
+    Rig,
+    end_child,
+    run_child,
+    start_child,
+    tar_of,
+)
+from helpers import wait_until
+from process_children import DEATHS, LATER_DEATHS, fixed_rig
+
+from bbcache import DirectoryLockedError
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """Where the caches of several processes are, one at a time."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Children that are killed at the end, if they still run."""
+    children: list[subprocess.Popen[str]] = []
+    yield children
+    for child in children:
+        child.kill()
+        end_child(child)
+
+
+def _line(child: subprocess.Popen[str]) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+def _tell(child: subprocess.Popen[str]) -> None:
+    assert child.stdin is not None
+    child.stdin.write("go on\n")
+    child.stdin.flush()
+
+
+def _check_restart(data_dir: Path) -> set[int]:
+    """Restart on what a process has left: good entries, no strays; returns their LSNs."""
+    rig, timeline = fixed_rig(str(data_dir))
+    timeline.advance(LSN_B)
+    with rig:
+        rig.check_books()
+        held = {int(entry.lsn) for entry in rig.cache.entries()}
+        for lsn in (LSN_A, LSN_B):
+            expected = tar_of(timeline, lsn) if lsn in held else None
+            assert rig.get(timeline, lsn) == expected
+        rig.prepare(timeline, LSN_B)
+        assert rig.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
+        rig.check_books()
+    return held
+
+
+def test_a_forked_child_wants_no_lock_and_holds_none(data_dir: Path) -> None:
+    """Forked while every lock is held, the child finds an inert cache, and harms nothing."""
+    run_child("process_children:fork_while_locks_are_held", data_dir)
+    assert _check_restart(data_dir) == {LSN_B}
+
+
+def test_children_of_a_killed_process_do_not_hold_the_directory(
+    data_dir: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    """Neither a forked child nor a program started with all descriptors has the lock."""
+    parent = start_child("process_children:leave_children_behind", data_dir)
+    started.append(parent)
+    pids = [int(pid) for pid in _line(parent).split()]
+    with pytest.raises(DirectoryLockedError) as caught:
+        Rig(data_dir).open()
+    assert caught.value.pid == parent.pid
+    parent.send_signal(signal.SIGKILL)
+    parent.wait(DEADLINE_S)
+    wait_until(lambda: _is_free(data_dir))
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)  # raises when it is gone already
+
+
+def _is_free(data_dir: Path) -> bool:
+    try:
+        with Rig(data_dir):
+            return True
+    except DirectoryLockedError:
+        return False
+
+
+def test_the_lock_of_a_killed_process_is_taken_at_once(
+    data_dir: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    """While it lives the error names its pid; once it is killed the next start is fine."""
+    child = start_child("process_children:hold", data_dir)
+    started.append(child)
+    assert _line(child) == "open"
+    with pytest.raises(DirectoryLockedError, match=f"pid {child.pid}") as caught:
+        Rig(data_dir).open()
+    assert caught.value.pid == child.pid
+    child.send_signal(signal.SIGKILL)
+    child.wait(DEADLINE_S)
+    assert _check_restart(data_dir) == {LSN_A}
+
+
+def test_of_many_processes_at_once_one_gets_the_directory(
+    data_dir: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    """The others are told the pid of the one, however close they came."""
+    open_together = "process_children:open_together"
+    started.extend(start_child(open_together, data_dir) for _ in range(5))
+    for child in started:
+        assert _line(child) == "ready"
+    for child in started:
+        _tell(child)
+    answers = {child.pid: _line(child) for child in started}
+    (winner,) = [pid for pid, answer in answers.items() if answer == "open"]
+    del answers[winner]
+    assert set(answers.values()) == {f"locked by {winner}"}
+
+
+@pytest.mark.parametrize("doing", ["wait", "write"])
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [("exit", 3), ("raise", 1), ("interrupt", -signal.SIGINT), ("terminate", 3), ("end", 0)],
+)
+def test_exit_without_close(data_dir: Path, doing: str, how: str, code: int) -> None:
+    """A process that ends without close ends promptly, and leaves a directory in order."""
+    child = start_child("process_children:exit_without_close", data_dir, doing, how)
+    found, _, err = end_child(child)
+    assert found == code, err
+    last_line = err.strip().rpartition("\n")[2]
+    expected = {"raise": "LookupError: the end", "interrupt": "KeyboardInterrupt"}
+    assert last_line == expected.get(how, ""), err
+    assert os.listdir(data_dir / "tmp") == []
+    assert _check_restart(data_dir) == {LSN_A}
+
+
+def test_exit_while_the_start_fails(data_dir: Path) -> None:
+    """A directory that cannot be listed does not hold up the exit."""
+    code, _, err = end_child(start_child("process_children:exit_while_the_start_fails", data_dir))
+    assert code == 3, err
+
+
+def test_exit_after_dropping_the_cache(data_dir: Path) -> None:
+    """A cache that closes in the background does not hold up the exit."""
+    run_child("process_children:exit_after_dropping", data_dir)
+    assert _check_restart(data_dir) == set()
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_kill_in_a_refresh_leaves_the_old_or_the_new(data_dir: Path, death: str) -> None:
+    """Killed at any step of publishing: afterwards the old entry is there, or the new one."""
+    code, _, err = end_child(start_child("process_children:die_in_a_refresh", data_dir, death))
+    assert code == -signal.SIGKILL, err
+    is_renamed = death == "after_rename_temp1" or "commit" in death or "unlink" in death
+    assert _check_restart(data_dir) == {LSN_B if is_renamed else LSN_A}
+
+
+@pytest.mark.parametrize("death", LATER_DEATHS)
+def test_a_kill_in_a_start_or_a_quarantine(data_dir: Path, death: str) -> None:
+    """Killed at any step of a start or of a quarantine: the next start is as any other."""
+    rig, timeline = fixed_rig(str(data_dir))
+    rig.seed(timeline, LSN_A)
+    rig.seed(timeline, LSN_B, b"bad")
+    (data_dir / "tmp").mkdir()
+    (data_dir / "tmp" / "half").write_bytes(b"an archive")
+    child = start_child("process_children:die_at_the_start_or_in_a_read", data_dir, death)
+    code, _, err = end_child(child)
+    assert code == -signal.SIGKILL, err
+    with rig:
+        assert len(rig.entry_files()) == (0 if death == "after_quarantine" else 1)
+        assert rig.get(timeline, LSN_B) is None
+        assert len(rig.quarantined()) == 1
+        rig.wait_idle()
+        rig.check_books()
+
+
+def test_a_signal_handler_that_closes(data_dir: Path, started: list[subprocess.Popen[str]]) -> None:
+    """A handler of SIGTERM may close the cache that the main thread waits for."""
+    child = start_child("process_children:close_in_a_signal_handler", data_dir)
+    started.append(child)
+    assert _line(child) == "ready"
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(DEADLINE_S) == 0
+
+
+def test_a_signal_handler_that_uses_the_cache(data_dir: Path) -> None:
+    """Whatever instruction of the cache it interrupts, a handler may read and prepare."""
+    run_child("process_children:use_in_a_signal_handler", data_dir)

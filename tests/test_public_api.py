@@ -1,0 +1,205 @@
+"""The public API: names, signatures, types, and what importing it costs."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cache_helpers import TESTS_DIR
+
+import bbcache
+from bbcache import (
+    BasebackupCache,
+    BasebackupCacheConfig,
+    BasebackupFile,
+    BbcacheError,
+    ConfigError,
+    DirectoryLockedError,
+    EntryInfo,
+    Lsn,
+    NotReadyError,
+    StoreError,
+    Tenant,
+    TenantId,
+    TenantManager,
+    TenantShardId,
+    TenantState,
+    TenantTimelineId,
+    Timeline,
+    TimelineId,
+)
+from bbcache.errors import ParseError
+
+NAMES = {
+    *("BasebackupCache", "BasebackupCacheConfig", "BasebackupFile", "EntryInfo"),
+    *("TenantId", "TimelineId", "TenantShardId", "TenantTimelineId", "Lsn"),
+    *("TenantManager", "Tenant", "Timeline", "TenantState"),
+    *("BbcacheError", "ConfigError", "StoreError", "DirectoryLockedError", "NotReadyError"),
+}
+_REQUIRED = inspect.Parameter.empty
+SIGNATURES: list[tuple[Any, dict[str, Any]]] = [
+    (
+        BasebackupCache.spawn,
+        {
+            "data_dir": _REQUIRED,
+            "config": _REQUIRED,
+            "tenant_manager": _REQUIRED,
+            "registry": None,
+        },
+    ),
+    (
+        BasebackupCache.get,
+        {"self": _REQUIRED, "tenant_id": _REQUIRED, "timeline_id": _REQUIRED, "lsn": _REQUIRED},
+    ),
+    (
+        BasebackupCache.send_prepare,
+        {
+            "self": _REQUIRED,
+            "tenant_shard_id": _REQUIRED,
+            "timeline_id": _REQUIRED,
+            "lsn": _REQUIRED,
+        },
+    ),
+    (BasebackupCache.wait_initialized, {"self": _REQUIRED, "timeout": None}),
+    (BasebackupCache.wait_idle, {"self": _REQUIRED, "timeout": None}),
+    (BasebackupCache.run_cleanup, {"self": _REQUIRED}),
+    (BasebackupCache.entries, {"self": _REQUIRED}),
+    (BasebackupCache.close, {"self": _REQUIRED, "timeout": None}),
+    (TenantShardId, {"tenant_id": _REQUIRED, "shard_number": 0, "shard_count": 0}),
+    (TenantTimelineId, {"tenant_id": _REQUIRED, "timeline_id": _REQUIRED}),
+    (Timeline.get_last_record_lsn, {"self": _REQUIRED}),
+    (Timeline.wait_lsn, {"self": _REQUIRED, "lsn": _REQUIRED, "timeout": _REQUIRED}),
+    (
+        Timeline.send_basebackup_tarball,
+        {"self": _REQUIRED, "writer": _REQUIRED, "lsn": _REQUIRED},
+    ),
+    (Tenant.current_state, {"self": _REQUIRED}),
+    (Tenant.basebackup_cache_enabled, {"self": _REQUIRED}),
+    (Tenant.get_timeline, {"self": _REQUIRED, "timeline_id": _REQUIRED}),
+    (Tenant.list_timelines, {"self": _REQUIRED}),
+    (TenantManager.list, {"self": _REQUIRED}),
+    (
+        TenantManager.get_attached_tenant_shard,
+        {"self": _REQUIRED, "tenant_shard_id": _REQUIRED},
+    ),
+]
+
+
+def test_the_public_names() -> None:
+    """The package exports what is documented, the version, and nothing else."""
+    assert set(bbcache.__all__) == NAMES | {"__version__"}
+    assert bbcache.__all__ == sorted(bbcache.__all__)
+    for name in bbcache.__all__:
+        assert getattr(bbcache, name) is not None
+
+
+@pytest.mark.parametrize(("function", "expected"), SIGNATURES)
+def test_the_signatures(function: Any, expected: dict[str, Any]) -> None:
+    """Names, order and defaults of all parameters are as documented."""
+    parameters = inspect.signature(function).parameters
+    if "self" not in parameters:  # a class or a bound class method
+        expected = {name: default for name, default in expected.items() if name != "self"}
+    found = {name: parameter.default for name, parameter in parameters.items()}
+    assert list(found.items()) == list(expected.items())
+    kinds = {parameter.kind for parameter in parameters.values()}
+    assert kinds == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+
+
+def test_what_is_public_of_the_cache() -> None:
+    """Its methods and properties are the documented ones; the others are private."""
+    public = {name for name in vars(BasebackupCache) if not name.startswith("_")}
+    assert public == {
+        *("spawn", "is_enabled", "get", "send_prepare", "wait_initialized", "wait_idle"),
+        *("run_cleanup", "entries", "close"),
+    }
+
+
+def test_every_public_name_is_documented() -> None:
+    """Each class and method of the public API has a docstring that says what it does."""
+    for name in NAMES:
+        thing = getattr(bbcache, name)
+        assert inspect.getdoc(thing), name
+        for member, function in inspect.getmembers(thing, inspect.isfunction):
+            if not member.startswith("_") and function.__module__.startswith("bbcache"):
+                assert inspect.getdoc(function), f"{name}.{member}"
+
+
+def test_the_errors_are_one_family() -> None:
+    """All are BbcacheErrors; StoreErrors are OSErrors, what cannot be parsed a ValueError."""
+    for error in (ConfigError, StoreError, DirectoryLockedError, NotReadyError, ParseError):
+        assert issubclass(error, BbcacheError)
+    assert issubclass(StoreError, OSError)
+    assert issubclass(DirectoryLockedError, StoreError)
+    assert issubclass(ConfigError, ValueError)
+    for parse in (TenantId.from_str, TimelineId.from_str, TenantShardId.from_str, Lsn.from_str):
+        with pytest.raises(ValueError, match="takes") as caught:
+            parse("nonsense")
+        assert isinstance(caught.value, BbcacheError)
+
+
+def test_the_states_of_a_tenant() -> None:
+    """In the order of a tenant's life."""
+    assert issubclass(TenantState, enum.Enum)
+    assert [state.name for state in TenantState] == [
+        *("ATTACHING", "ACTIVATING", "ACTIVE", "STOPPING", "BROKEN"),
+    ]
+
+
+def test_the_types() -> None:
+    """A basebackup is a raw file, an LSN an int, an entry a tuple of four."""
+    assert issubclass(BasebackupFile, io.FileIO)
+    assert issubclass(Lsn, int)
+    assert EntryInfo._fields == ("tenant_id", "timeline_id", "lsn", "size_bytes")
+    config = BasebackupCacheConfig()
+    assert (config.cleanup_period, config.max_total_size_bytes) == (60.0, 1 << 30)
+    assert (config.max_size_entries, config.prepare_channel_size) == (10_000, 100)
+
+
+_LIST_MODULES = """
+import json, sys
+before = set(sys.modules)
+import bbcache
+tops = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(json.dumps(sorted(tops - set(sys.stdlib_module_names))))
+print(json.dumps(sorted(name for name in sys.modules if name.startswith("bbcache"))))
+"""
+
+
+def _modules_after_import() -> tuple[set[str], set[str]]:
+    command = [sys.executable, "-c", _LIST_MODULES]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return set(json.loads(lines[0])), set(json.loads(lines[1]))
+
+
+def test_the_core_imports_its_four_dependencies_alone() -> None:
+    """In a fresh interpreter nothing else comes with it: no test tool, no driver."""
+    foreign, own = _modules_after_import()
+    assert foreign == {"bbcache", "isal", "xxhash", "filelock", "prometheus_client"}
+    kept_out = ("bbcache.postgres", "bbcache.pageserver", "bbcache.testing", "bbcache.cli")
+    assert not {name for name in own if name.startswith(kept_out)}
+
+
+def test_the_package_is_typed() -> None:
+    """It ships the marker by which type checkers take its types."""
+    assert bbcache.__file__ is not None
+    assert (Path(bbcache.__file__).parent / "py.typed").exists()
+
+
+def test_the_api_as_a_user_types_it(tmp_path: Path) -> None:
+    """`mypy --strict` agrees with typing/api.py, which has every way to use the API."""
+    command = [
+        *(sys.executable, "-m", "mypy", "--strict", "--warn-unreachable"),
+        *("--config-file", str(TESTS_DIR.parent / "setup.cfg"), "--follow-imports=silent"),
+        *("--cache-dir", str(tmp_path), str(TESTS_DIR / "typing" / "api.py")),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=TESTS_DIR.parent
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,241 @@
+"""The public API as a user types it; checked by mypy --strict, never run.
+
+The host below is of the user's own classes: they match the protocols by their
+shape alone.
+"""
+
+# ruff: noqa: D102 - what the methods do is said by the protocols
+from __future__ import annotations
+
+import os
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, assert_type, cast
+
+from prometheus_client import CollectorRegistry
+
+from bbcache import (
+    BasebackupCache,
+    BasebackupCacheConfig,
+    BasebackupFile,
+    BbcacheError,
+    ConfigError,
+    DirectoryLockedError,
+    EntryInfo,
+    Lsn,
+    NotReadyError,
+    StoreError,
+    Tenant,
+    TenantId,
+    TenantManager,
+    TenantShardId,
+    TenantState,
+    TenantTimelineId,
+    Timeline,
+    TimelineId,
+)
+from bbcache.testing import MemoryHost, MemoryTenant, MemoryTimeline, make_tarball
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Iterator
+
+    from bbcache.host import TarballWriter
+
+
+@dataclass(frozen=True)
+class MyTimeline:
+    """A timeline of a user: its id is a plain attribute."""
+
+    timeline_id: TimelineId
+    directory: Path
+
+    def get_last_record_lsn(self) -> Lsn:
+        return Lsn(0x16B5A50)
+
+    def wait_lsn(self, lsn: Lsn, timeout: float) -> None:
+        if lsn > self.get_last_record_lsn():
+            raise TimeoutError(timeout)
+
+    def send_basebackup_tarball(self, writer: TarballWriter, lsn: Lsn) -> None:
+        assert_type(writer.write(b"bytes"), int)
+        writer.write(bytearray(10))
+        writer.write(memoryview(b"view")[1:])
+        with tarfile.open(fileobj=cast("IO[bytes]", writer), mode="w|") as tar:
+            tar.add(self.directory, f"at-{lsn}")
+
+
+class OtherTimeline:
+    """A timeline of another user: its id is a property, and its writer of any type."""
+
+    @property
+    def timeline_id(self) -> TimelineId:
+        return TimelineId(bytes(16))
+
+    def get_last_record_lsn(self) -> Lsn:
+        return Lsn.from_str("0/16B5A50")
+
+    def wait_lsn(self, lsn: Lsn, timeout: float = 1.0) -> None:
+        del lsn, timeout
+
+    def send_basebackup_tarball(self, writer: Any, lsn: Lsn) -> None:
+        writer.write(str(lsn).encode())
+
+
+@dataclass
+class MyTenant:
+    """A tenant of a user."""
+
+    timelines: dict[TimelineId, MyTimeline] = field(default_factory=dict)
+
+    def current_state(self) -> TenantState:
+        return TenantState.ACTIVE
+
+    def basebackup_cache_enabled(self) -> bool:
+        return True
+
+    def get_timeline(self, timeline_id: TimelineId) -> MyTimeline:
+        return self.timelines[timeline_id]
+
+    def list_timelines(self) -> Iterator[MyTimeline]:
+        yield from self.timelines.values()
+
+
+class MyManager:
+    """A tenant manager of a user."""
+
+    def __init__(self) -> None:
+        self.tenants: dict[TenantShardId, MyTenant] = {}
+
+    def list(self) -> list[tuple[TenantShardId, MyTenant | None]]:
+        if not self.tenants:
+            raise NotReadyError("still attaching")
+        return [*self.tenants.items()]
+
+    def get_attached_tenant_shard(self, tenant_shard_id: TenantShardId) -> MyTenant:
+        return self.tenants[tenant_shard_id]
+
+
+class BadTimeline:
+    """Not a timeline: it cannot wait."""
+
+    timeline_id = TimelineId(bytes(16))
+
+    def get_last_record_lsn(self) -> Lsn:
+        return Lsn(0)
+
+
+def protocols() -> None:
+    """Classes of the right shape are hosts; others are not."""
+    timeline: Timeline = MyTimeline(TimelineId.generate(), Path())
+    timeline = OtherTimeline()
+    timeline = MemoryTimeline(Lsn(1))
+    timeline = BadTimeline()  # type: ignore[assignment]
+    tenant: Tenant = MyTenant()
+    tenant = MemoryTenant(TenantShardId(TenantId.generate()))
+    manager: TenantManager = MyManager()
+    manager = MemoryHost()
+    manager = MyTenant()  # type: ignore[assignment]
+    del timeline, tenant, manager
+
+
+def ids(text: str) -> None:
+    """Ids and LSNs keep their types."""
+    assert_type(TenantId.from_str(text), TenantId)
+    assert_type(TenantId.generate(), TenantId)
+    assert_type(TimelineId(bytes(16)), TimelineId)
+    assert_type(str(TimelineId.from_str(text)), str)
+    assert_type(bytes(TenantId.generate()), bytes)
+    shard = TenantShardId(TenantId.generate(), shard_number=0, shard_count=4)
+    assert_type(shard, TenantShardId)
+    assert_type(TenantShardId.from_str(text), TenantShardId)
+    assert_type(shard.is_shard_zero, bool)
+    assert_type(shard.tenant_id, TenantId)
+    pair = TenantTimelineId(shard.tenant_id, TimelineId.generate())
+    assert_type(pair.timeline_id, TimelineId)
+    lsn = Lsn.from_str("0/16B5A50")
+    assert_type(lsn, Lsn)
+    assert_type(lsn + 8, Lsn)
+    assert_type(8 + lsn, Lsn)
+    assert_type(lsn - Lsn(8), int)
+    assert_type(lsn < Lsn(0), bool)
+    TenantShardId(TimelineId.generate())  # type: ignore[arg-type]
+    {TenantId.generate(): 1, TimelineId.generate(): 2}  # both hashable
+
+
+def settings(path: Path, table: dict[str, Any]) -> BasebackupCacheConfig:
+    """Settings are keywords, or from TOML."""
+    BasebackupCacheConfig(60)  # type: ignore[call-arg]
+    BasebackupCacheConfig(verify_reads="often")  # type: ignore[arg-type]
+    config = BasebackupCacheConfig(
+        cleanup_period=60,
+        max_total_size_bytes=1 << 30,
+        max_size_entries=10_000,
+        prepare_channel_size=100,
+        max_entry_size_bytes=None,
+        prepare_concurrency=4,
+        wait_lsn_timeout=300.0,
+        compression_level=2,
+        verify_reads="first",
+    )
+    config.compression_level = 3  # type: ignore[misc]
+    assert_type(config.max_entry_size_bytes, int | None)
+    assert_type(BasebackupCacheConfig.from_toml(path), BasebackupCacheConfig)
+    assert_type(BasebackupCacheConfig.from_toml(table), BasebackupCacheConfig)
+    assert_type(BasebackupCacheConfig.from_toml(os.fspath(path)), BasebackupCacheConfig)
+    return config
+
+
+def a_life(directory: Path, config: BasebackupCacheConfig | None) -> int:
+    """From spawn to close."""
+    manager = MyManager()
+    try:
+        cache = BasebackupCache.spawn(directory, config, manager)
+    except DirectoryLockedError as error:
+        assert_type(error.pid, int | None)
+        assert_type(error.data_dir, str)
+        raise
+    except StoreError as error:
+        assert_type(error.errno, int | None)
+        raise
+    except (ConfigError, BbcacheError):
+        raise
+    assert_type(cache, BasebackupCache)
+    assert_type(cache.is_enabled, bool)
+    assert_type(cache.wait_initialized(), bool)
+    assert_type(cache.wait_idle(timeout=10), bool)
+    shard_id, timeline_id = TenantShardId(TenantId.generate()), TimelineId.generate()
+    cache.send_prepare(shard_id, timeline_id, Lsn(1))
+    cache.send_prepare(shard_id.tenant_id, timeline_id, Lsn(1))  # type: ignore[arg-type]
+    cache.run_cleanup()
+    cache.close(timeout=1.5)
+    registry = CollectorRegistry()
+    with BasebackupCache.spawn("relative", config, manager, registry=registry) as cache:
+        file = cache.get(shard_id.tenant_id, timeline_id, Lsn(1))
+        assert_type(file, BasebackupFile | None)
+        if file is None:
+            return 0
+        with file:
+            raw: io.FileIO = file
+            assert_type(file.lsn, Lsn)
+            assert_type(file.size_bytes, int)
+            raw.seek(0)
+        entries = cache.entries()
+        assert_type(entries, list[EntryInfo])
+        assert_type(entries[0].tenant_id, TenantId)
+        assert_type(entries[0].timeline_id, TimelineId)
+        assert_type(entries[0].lsn, Lsn)
+        return sum(entry.size_bytes for entry in entries)
+
+
+def for_tests() -> bytes:
+    """The host in memory."""
+    host = MemoryHost()
+    tenant = host.add_tenant()
+    timeline = tenant.add_timeline(Lsn(1))
+    assert_type(timeline, MemoryTimeline)
+    timeline.on_wait = MyTimeline(timeline.timeline_id, Path()).wait_lsn
+    timeline.on_send = OtherTimeline().send_basebackup_tarball
+    timeline.advance(Lsn(2))
+    return make_tarball(timeline.timeline_id, Lsn(2), size_bytes=10)
