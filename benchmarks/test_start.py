@@ -1,0 +1,64 @@
+"""From `spawn` to the first hit over a directory of many entries."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bbcache import TenantId, TimelineId
+from bbcache.index import make_key
+from bbcache.testing import MemoryHost, make_tarball
+from benchmarks.entries import LSN, spawn, wait_ready, write_entries
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bbcache import BasebackupCache
+    from benchmarks.conftest import Bench
+
+
+@pytest.fixture(scope="module")
+def data_dir(module_dir: Path, entry_count: int) -> Path:
+    """A directory with one small archive for each of many timelines."""
+    tenant = TenantId.generate()
+    keys = [make_key(tenant, TimelineId.generate()) for _ in range(entry_count)]
+    directory = module_dir / "cache"
+    directory.mkdir()
+    write_entries(directory, keys, make_tarball(TimelineId.generate(), LSN))
+    return directory
+
+
+def test_start(bench: Bench, data_dir: Path, entry_count: int) -> None:
+    """`spawn` until the entries are served; closing is not timed."""
+    bench.label(f"start, {entry_count} entries", "bbcache spawn until initialised")
+    host = MemoryHost()
+
+    def start(running: ExitStack) -> BasebackupCache:
+        cache = running.enter_context(spawn(data_dir, host))
+        wait_ready(cache)
+        return cache
+
+    with ExitStack() as running:
+
+        def setup() -> tuple[ExitStack]:
+            running.close()
+            return (running,)
+
+        cache = bench.run(start, setup)
+        assert len(cache.entries()) == entry_count
+
+
+def test_start_scandir(bench: Bench, data_dir: Path, entry_count: int) -> None:
+    """The least: the size of every file."""
+    bench.label(f"start, {entry_count} entries", "scandir + stat", is_reference=True)
+
+    name_count = len(os.listdir(data_dir))  # with the cache's own, where one has run before
+
+    def scan() -> int:
+        with os.scandir(data_dir) as items:
+            return sum(item.stat(follow_symlinks=False).st_size >= 0 for item in items)
+
+    assert bench.run(scan) == name_count >= entry_count
