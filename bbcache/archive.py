@@ -184,6 +184,7 @@ class _Compressor(io.RawIOBase):
         self._rest = bytearray()  # less than a piece
         self._tar_bytes = 0
         self._is_finished = False
+        self._failure: BaseException | None = None  # a write that failed has left a gap
         # One call at a time, also where a host still writes from another thread when its
         # callback returns. Held while output is written: it is wanted by one build only.
         self._one_at_a_time = threading.Lock()
@@ -195,18 +196,25 @@ class _Compressor(io.RawIOBase):
         with self._one_at_a_time, memoryview(data).cast("B") as view:
             if self._is_finished:
                 raise ValueError("the archive has ended")
-            size_bytes, start = len(view), 0
-            if self._rest:
-                start = min(PIECE_SIZE_BYTES - len(self._rest), size_bytes)
-                self._rest += view[:start]
-                if len(self._rest) == PIECE_SIZE_BYTES:
-                    self._compress(self._rest)
-                    self._rest.clear()
-            while size_bytes - start >= PIECE_SIZE_BYTES:
-                self._compress(view[start : start + PIECE_SIZE_BYTES])
-                start += PIECE_SIZE_BYTES
-            self._rest += view[start:]
-            return size_bytes
+            try:
+                self._take(view)
+            except BaseException as error:
+                self._failure = error
+                raise
+            return len(view)
+
+    def _take(self, view: memoryview) -> None:
+        start = 0
+        if self._rest:
+            start = min(PIECE_SIZE_BYTES - len(self._rest), len(view))
+            self._rest += view[:start]
+            if len(self._rest) == PIECE_SIZE_BYTES:
+                self._compress(self._rest)
+                self._rest.clear()
+        while len(view) - start >= PIECE_SIZE_BYTES:
+            self._compress(view[start : start + PIECE_SIZE_BYTES])
+            start += PIECE_SIZE_BYTES
+        self._rest += view[start:]
 
     def _compress(self, piece: Buffer) -> None:
         self._put(self._deflate.compress(piece))
@@ -222,6 +230,8 @@ class _Compressor(io.RawIOBase):
     def finish(self) -> Seal:
         with self._one_at_a_time:
             self._is_finished = True
+            if self._failure is not None:
+                raise self._failure
             self._compress(self._rest)
             if self._tar_bytes == 0:
                 raise ArchiveError("the host wrote an empty basebackup")

@@ -15,6 +15,7 @@ from bbcache.cleanup import Cleaner
 from bbcache.errors import ClosingError
 from bbcache.ids import Lsn, TenantShardId, TimelineId
 from bbcache.index import Index, make_key
+from bbcache.latch import Latch
 from bbcache.metrics import Metrics, SkipReason
 from bbcache.prepare import Preparer
 from bbcache.prepare_queue import PrepareQueue, Request
@@ -95,10 +96,10 @@ class Engine:
             activity=self.activity,
         )
         self._is_initialized = False
-        self._start_ended = threading.Event()  # initialised, or closed before
-        self._is_stopping = threading.Event()
+        self._start_ended = Latch()  # initialised, or closed before
+        self._is_stopping = Latch()
         self._is_abandoned = False
-        self._is_closed = threading.Event()
+        self._is_closed = Latch()
         self._close_lock = threading.RLock()  # guards _has_closer
         self._has_closer = False
         self._own_threads: set[threading.Thread] = set()  # complete once start() returns

@@ -23,6 +23,7 @@ from bbcache.errors import (
 )
 from bbcache.host import TenantState
 from bbcache.index import Entry, Proof, split_key
+from bbcache.latch import Latch
 from bbcache.metrics import Phase, SkipReason
 from bbcache.store import disk_step
 
@@ -89,7 +90,7 @@ class Preparer:
         self._metrics = metrics
         self._activity = activity
         self._clock = clock
-        self._is_stopping = threading.Event()
+        self._is_stopping = Latch()
         self._writers_lock = threading.RLock()  # guards _writers
         self._writers: set[ArchiveWriter] = set()
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bbcache.host import TarballWriter
 
 DEADLINE_S: Final = 30.0
+CHILD_DEADLINE_S: Final = 90.0  # a whole process, on a machine that has other things to do
 MIB: Final = 1 << 20
 LSN_A, LSN_B, LSN_C = Lsn(0x1000), Lsn(0x2000), Lsn(0x3000)
 ENTRY_NAME: Final = re.compile(r"basebackup_[0-9a-f]{32}_[0-9a-f]{32}_[0-9A-F]{16}\.tar\.gz")
@@ -363,7 +364,7 @@ def start_child(function: str, *args: object) -> subprocess.Popen[str]:
     """Run a function, such as ``module:name``, in a fresh process of this Python."""
     module, _, name = function.partition(":")
     code = f"import sys, {module}; {module}.{name}(*sys.argv[1:])"
-    paths = [str(TESTS_DIR), str(TESTS_DIR.parent)]
+    paths = [str(TESTS_DIR), str(TESTS_DIR.parent), *filter(None, [os.getenv("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, args)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -378,7 +379,7 @@ def end_child(child: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Wait for a child's end: its exit code, and what it has printed and complained of."""
     with child:
         try:
-            out, err = child.communicate(timeout=DEADLINE_S)
+            out, err = child.communicate(timeout=CHILD_DEADLINE_S)
         except subprocess.TimeoutExpired:
             child.kill()
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import os
 import signal
@@ -13,7 +12,16 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from cache_helpers import DEADLINE_S, LSN_A, LSN_B, Rig, put, run_child, samples, tar_of
+from cache_helpers import (
+    DEADLINE_S,
+    LSN_A,
+    LSN_B,
+    Rig,
+    put,
+    run_child,
+    samples,
+    tar_of,
+)
 
 from bbcache import (
     BasebackupCache,
@@ -32,13 +40,14 @@ from bbcache.testing import MemoryHost, MemoryTimeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
     from bbcache import Lsn
     from bbcache.host import TarballWriter
 
 
 TENANT: Final = TenantId(b"one tenant of 16")
+
+
 TIMELINE: Final = TimelineId(b"a timeline of it")
 
 
@@ -52,7 +61,8 @@ def fixed_rig(data_dir: str, **settings: Any) -> tuple[Rig, MemoryTimeline]:
     return rig, timeline
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell the test something."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
@@ -150,22 +160,22 @@ def try_to_open(data_dir: str) -> None:
     try:
         rig, _ = fixed_rig(data_dir)
         with rig:
-            _say("open")
+            say("open")
     except DirectoryLockedError as error:
-        _say(f"locked by {error.pid}")
+        say(f"locked by {error.pid}")
 
 
 def open_together(data_dir: str) -> None:
     """Open when told, with others; say how it went and stay until the test ends."""
     rig, _ = fixed_rig(data_dir)
-    _say("ready")
+    say("ready")
     _wait_for_the_test()
     try:
         rig.open()
     except DirectoryLockedError as error:
-        _say(f"locked by {error.pid}")
+        say(f"locked by {error.pid}")
     else:
-        _say("open")
+        say("open")
         with rig._opened:
             _wait_for_the_test()
 
@@ -179,7 +189,7 @@ def leave_children_behind(data_dir: str) -> None:
     if pid == 0:
         _wait_for_the_test()
         os._exit(0)
-    _say(f"{pid} {program.pid}")
+    say(f"{pid} {program.pid}")
     threading.Event().wait()
 
 
@@ -188,7 +198,7 @@ def hold(data_dir: str) -> None:
     rig, timeline = fixed_rig(data_dir)
     rig.open()
     rig.prepare(timeline)
-    _say("open")
+    say("open")
     threading.Event().wait()
 
 
@@ -336,66 +346,3 @@ def die_at_the_start_or_in_a_read(data_dir: str, death: str) -> None:
     timeline.advance(LSN_B + 1)
     rig.get(timeline, LSN_B)
     raise AssertionError("still alive")
-
-
-def close_in_a_signal_handler(data_dir: str) -> None:
-    """A handler of SIGTERM closes while the main thread waits for the cache."""
-    rig, timeline = fixed_rig(data_dir)
-    rig.open()
-
-    def handle(*_: object) -> None:
-        rig.cache.close()
-        sys.exit(0)
-
-    signal.signal(signal.SIGTERM, handle)
-    timeline.on_wait = lambda _lsn, timeout: MemoryTimeline(LSN_A).wait_lsn(LSN_B, timeout)
-    rig.send(timeline)
-    _say("ready")
-    rig.cache.wait_idle()
-    raise AssertionError("the prepare has ended")
-
-
-def use_in_a_signal_handler(data_dir: str) -> None:
-    """Use the cache at every instruction of its own code, as a signal handler might."""
-    faulthandler.dump_traceback_later(DEADLINE_S, exit=True)
-    rig, timeline = fixed_rig(data_dir)
-    with rig:
-        rig.prepare(timeline)
-        other = rig.timeline()
-        calls = 0
-
-        def handle() -> None:
-            nonlocal calls
-            calls += 1
-            assert rig.get(timeline) == tar_of(timeline)
-            rig.send(timeline)
-            rig.send(other)
-            assert rig.holds(timeline)
-
-        def trace(frame: FrameType, event: str, _arg: object) -> Any:
-            where = frame.f_code.co_filename
-            if "/bbcache/" not in where and not where.endswith("threading.py"):
-                return None
-            frame.f_trace_opcodes = True
-            if event in {"opcode", "line"}:  # 3.12 tells of lines alone
-                sys.settrace(None)
-                try:
-                    handle()
-                finally:
-                    sys.settrace(trace)
-            return trace
-
-        sys.settrace(trace)
-        try:
-            rig.send(other)
-            rig.holds(timeline)
-            rig.get(timeline)
-            rig.get(timeline, LSN_B)
-            rig.cache.wait_idle(0)
-            rig.cache.wait_initialized(0)
-            rig.cache.run_cleanup()
-        finally:
-            sys.settrace(None)
-        assert calls > 200, calls
-        rig.wait_idle()
-        rig.check_books()

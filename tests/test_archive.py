@@ -731,6 +731,42 @@ def test_cancel_from_another_thread_ends_the_build() -> None:
     assert errors == [caught.value]
 
 
+def test_a_write_under_way_when_the_archive_ends_does_no_harm() -> None:
+    """A host that still writes from another thread gets a whole archive or an error."""
+    is_inside, may_go_on = threading.Event(), threading.Event()
+    emitted: list[bytes] = []
+    seals: list[Seal] = []
+
+    def emit(data: bytes) -> None:
+        if emitted and not is_inside.is_set():
+            is_inside.set()
+            assert may_go_on.wait(30)
+        emitted.append(data)
+
+    made = Made(emit=emit)
+
+    def host() -> None:
+        with pytest.raises(ValueError, match=r"detached|ended"):
+            made.writer.writelines([RANDOM] * 100)
+
+    def finish() -> None:
+        assert is_inside.wait(30)
+        threading.Timer(0.01, may_go_on.set).start()
+        seals.append(made.writer.finish())
+
+    run_threads([host, finish])
+    content = b"".join(emitted)
+    tar = gzip.decompress(content)
+    assert seals == [
+        Seal(
+            len(content) - HEADER_SIZE_BYTES,
+            len(tar),
+            xxh3_128_digest(content[HEADER_SIZE_BYTES:]),
+        )
+    ]
+    assert tar == RANDOM * (len(tar) // len(RANDOM))
+
+
 def test_cancelled_before_the_first_write() -> None:
     """Nothing is taken, and finish raises."""
     made = Made()

@@ -110,7 +110,9 @@ def test_the_lock_file_names_its_holder(tmp_path: Path) -> None:
     since = datetime.fromisoformat(holder["since"])
     assert since.tzinfo is not None
     assert abs((datetime.now(UTC) - since).total_seconds()) < 3600
+    before = os.listdir("/proc/self/fd")
     assert read_holder_pid(str(tmp_path / LOCK_NAME)) == os.getpid()
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077], ids=oct)
@@ -268,8 +270,10 @@ def test_a_text_without_pid_names_nobody(tmp_path: Path, content: str) -> None:
     """Whatever is in the file, reading it raises nothing."""
     path = tmp_path / LOCK_NAME
     path.write_text(content)
+    before = os.listdir("/proc/self/fd")
     pauses: list[float] = []
     assert read_holder_pid(str(path), pauses.append) is None
+    assert os.listdir("/proc/self/fd") == before
     assert len(pauses) < 10
     assert sum(pauses) < 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import itertools
 import shutil
@@ -25,6 +26,7 @@ from cache_helpers import (
 from helpers import wait_until
 
 from bbcache import NotReadyError, StoreError
+from bbcache.archive import ArchiveWriter
 from bbcache.errors import CacheFullError, ClosingError, EntryTooBigError
 from bbcache.store import TempFile
 
@@ -330,6 +332,41 @@ def test_a_write_under_way_when_the_callback_returns_spoils_nothing(
         syncing.open()
         rig.wait_idle()
         assert rig.get(timeline) in {None, b"before" + noise(2 * MIB)}
+
+
+def test_a_write_that_fails_after_the_callback_returned_fails_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the archive waits for a write under way, and for what that has raised."""
+    with Rig(tmp_path / "cache", verify_reads="never") as rig, Gate() as gate:
+        timeline = rig.timeline()
+        real_append = TempFile.append
+        workers: list[Worker] = []
+
+        def append(temp: TempFile, data: bytes) -> None:
+            if threading.current_thread() in workers:
+                gate()
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real_append(temp, data)
+
+        def send(writer: TarballWriter, _lsn: Lsn) -> None:
+            writer.write(b"before")
+            workers.append(Worker(writer.write, noise(2 * MIB)))
+            gate.wait_for()
+
+        def finish(writer: ArchiveWriter) -> Any:
+            gate.open()
+            return real_finish(writer)
+
+        real_finish = ArchiveWriter.finish
+        monkeypatch.setattr(TempFile, "append", append)
+        monkeypatch.setattr(ArchiveWriter, "finish", finish)
+        timeline.on_send = send
+        rig.prepare(timeline)
+        with pytest.raises(StoreError):
+            workers[0].result()
+        assert rig.counts() == {"error": 1}
+        assert rig.get(timeline) is None
 
 
 def test_a_host_may_write_from_threads_of_its_own(rig: Rig) -> None:

@@ -20,7 +20,7 @@ from cache_helpers import (
 from helpers import wait_until
 from process_children import DEATHS, LATER_DEATHS, fixed_rig
 
-from bbcache import DirectoryLockedError
+from bbcache import DirectoryLockedError, process
 
 if TYPE_CHECKING:
     import subprocess
@@ -192,7 +192,7 @@ def test_a_kill_in_a_start_or_a_quarantine(data_dir: Path, death: str) -> None:
 
 def test_a_signal_handler_that_closes(data_dir: Path, started: list[subprocess.Popen[str]]) -> None:
     """A handler of SIGTERM may close the cache that the main thread waits for."""
-    child = start_child("process_children:close_in_a_signal_handler", data_dir)
+    child = start_child("signal_children:close_in_a_signal_handler", data_dir)
     started.append(child)
     assert _line(child) == "ready"
     child.send_signal(signal.SIGTERM)
@@ -201,4 +201,33 @@ def test_a_signal_handler_that_closes(data_dir: Path, started: list[subprocess.P
 
 def test_a_signal_handler_that_uses_the_cache(data_dir: Path) -> None:
     """Whatever instruction of the cache it interrupts, a handler may read and prepare."""
-    run_child("process_children:use_in_a_signal_handler", data_dir)
+    run_child("signal_children:use_in_a_signal_handler", data_dir)
+
+
+def test_the_exit_of_the_interpreter_closes_in_two_steps(data_dir: Path) -> None:
+    """First every cache stops its threads, before they are joined; then it is closed for good."""
+    rig, timeline = fixed_rig(str(data_dir))
+    with rig:
+        rig.prepare(timeline)
+        process._begin_closes()
+        assert rig.get(timeline) is None
+        with pytest.raises(DirectoryLockedError):
+            Rig(data_dir).open()
+        process._finish_closes()
+        assert _is_free(data_dir)
+
+
+def test_a_cache_of_the_parent_is_inert_in_a_child(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the hook of a fork changes is enough: no cache of before does anything."""
+    rig, timeline = fixed_rig(str(data_dir))
+    with rig:
+        rig.prepare(timeline)
+        with monkeypatch.context() as patch:
+            patch.setattr(process, "_generation", process.generation())
+            process._in_forked_child()
+            assert rig.get(timeline) is None
+            assert rig.cache.entries() == []
+            rig.cache.close()
+        assert rig.get(timeline) == tar_of(timeline)

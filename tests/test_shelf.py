@@ -885,8 +885,7 @@ def test_a_removed_directory_is_made_and_locked_again(
     entry = kit.publish(A)
     assert kit.index.snapshot() == [entry]
     assert kit.files() == {kit.path(A).name}
-    with pytest.raises(DirectoryLockedError):
-        DirectoryLock(str(kit.directory)).acquire()
+    assert not is_free(kit.directory)
 
 
 def test_a_directory_is_made_for_the_owner_alone(kit: Kit) -> None:
@@ -973,6 +972,51 @@ def test_nothing_is_removed_from_a_directory_that_is_not_locked(kit: Kit, step: 
     assert other.files() == other.entry_names()
     assert len(other.files()) == 2
     other.dirlock.release()
+
+
+class FailingStore(Store):
+    """Cannot list the directory when it is told so."""
+
+    is_failing = False
+
+    def scan(self) -> Scan:
+        """Scan, or fail as a disk does."""
+        if self.is_failing:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().scan()
+
+
+def test_a_replaced_directory_that_cannot_be_listed_is_looked_at_again(
+    tmp_path: Path, reopen: Callable[..., Kit]
+) -> None:
+    """It is locked already by then, and must not be taken for the old one."""
+    store = FailingStore(str(tmp_path))
+    kit = reopen(store=store)
+    kit.publish(A)
+    shutil.rmtree(tmp_path)
+    store.is_failing = True
+    for _ in range(2):
+        with pytest.raises(OSError, match="Input/output"):
+            kit.shelf.ensure_home()
+    assert not is_free(tmp_path)
+    store.is_failing = False
+    kit.shelf.ensure_home()
+    assert kit.index.snapshot() == []
+    assert kit.totals() == (0, 0)
+    entry = kit.publish(A)
+    kit.shelf.ensure_home()  # at home again: the very entry stays
+    assert kit.index.holds(entry)
+
+
+def is_free(directory: Path) -> bool:
+    """Whether another cache could take the directory."""
+    lock = DirectoryLock(str(directory))
+    try:
+        lock.acquire()
+    except DirectoryLockedError:
+        return False
+    lock.release()
+    return True
 
 
 def test_a_file_that_waits_to_be_removed_is_not_unlinked_under_its_entry(kit: Kit) -> None:

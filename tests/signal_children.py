@@ -1,0 +1,84 @@
+"""The processes of `test_process` whose signal handlers use the cache."""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from cache_helpers import (
+    CHILD_DEADLINE_S,
+    LSN_A,
+    LSN_B,
+)
+from process_children import fixed_rig, say
+
+from bbcache.testing import MemoryTimeline
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+def close_in_a_signal_handler(data_dir: str) -> None:
+    """A handler of SIGTERM closes while the main thread waits for the cache."""
+    rig, timeline = fixed_rig(data_dir)
+    rig.open()
+
+    def handle(*_: object) -> None:
+        rig.cache.close()
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, handle)
+    timeline.on_wait = lambda _lsn, timeout: MemoryTimeline(LSN_A).wait_lsn(LSN_B, timeout)
+    rig.send(timeline)
+    say("ready")
+    rig.cache.wait_idle()
+    raise AssertionError("the prepare has ended")
+
+
+def use_in_a_signal_handler(data_dir: str) -> None:
+    """Use the cache at every instruction of its own code, as a signal handler might."""
+    faulthandler.dump_traceback_later(CHILD_DEADLINE_S - 10, exit=True)
+    rig, timeline = fixed_rig(data_dir)
+    with rig:
+        rig.prepare(timeline)
+        other = rig.timeline()
+        calls = 0
+
+        def handle() -> None:
+            nonlocal calls
+            calls += 1
+            file = rig.open_file(timeline)
+            assert file is not None
+            file.close()
+            rig.send(other)
+            rig.cache.entries()
+
+        def trace(frame: FrameType, event: str, _arg: object) -> Any:
+            where = frame.f_code.co_filename
+            if "/bbcache/" not in where and not where.endswith("threading.py"):
+                return None
+            frame.f_trace_opcodes = True
+            if event in {"opcode", "line"}:  # 3.12 tells of lines alone
+                sys.settrace(None)
+                try:
+                    handle()
+                finally:
+                    sys.settrace(trace)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            rig.send(other)
+            rig.holds(timeline)
+            rig.get(timeline)
+            rig.get(timeline, LSN_B)
+            rig.cache.wait_idle(0)
+            rig.cache.wait_initialized(0)
+            rig.cache.run_cleanup()
+        finally:
+            sys.settrace(None)
+        assert calls > 200, calls
+        rig.wait_idle()
+        rig.check_books()
