@@ -79,7 +79,9 @@ class PrepareQueue:
             if self._is_closed:
                 return request, SkipReason.CLOSING
             running, waiting = self._running.get(request.key), self._waiting.get(request.key)
-            for other in (running, waiting):
+            # A running prepare may have seen, and relied on, the very archive that has been
+            # found bad since: it does not cover a rebuild.
+            for other in (None if request.is_rebuild else running, waiting):
                 if other is not None and request.is_covered_by(other):
                     return request, SkipReason.COALESCED
             if waiting is None and len(self._waiting) >= self._capacity:

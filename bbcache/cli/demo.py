@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bbcache.cli.stop_signals import stop_signals_raise
 from bbcache.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,7 +88,11 @@ def run(options: argparse.Namespace) -> bool:
             "hint: Install what it needs with `pip install 'bbcache[demo]'`."
         ) from error
 
-    with _directory(options.dir) as directory, Progress(options.rounds) as progress:
+    with (
+        stop_signals_raise(),
+        _directory(options.dir) as directory,
+        Progress(options.rounds) as progress,
+    ):
         scenario = Scenario(
             directory, options.pg_bin, options.rounds, options.scale, progress.advance
         )

@@ -6,19 +6,17 @@ import argparse
 import os
 import signal
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from bbcache._version import __version__
 from bbcache.cli import demo, verify
+from bbcache.cli.stop_signals import Stopped
 from bbcache.errors import BbcacheError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from types import FrameType
-
-_STOP_SIGNALS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    from collections.abc import Sequence
 
 
 class ExitCode(IntEnum):
@@ -33,16 +31,8 @@ class ExitCode(IntEnum):
     TERMINATED = 128 + signal.SIGTERM
 
 
-class _Stopped(KeyboardInterrupt):
-    """A signal that asks to stop. As an exception it passes every clean-up on its way."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.exit_code = ExitCode(128 + number)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. To be called from the main thread: it handles signals.
+    """Run the command. To be called from the main thread, where signals arrive.
 
     Args:
         argv: the arguments; None for those of the process.
@@ -52,18 +42,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     try:
-        with _stop_signals_raise():
-            is_well = options.run(options)
-            print(end="", flush=True)  # what cannot be written fails here, not at the exit
-            return ExitCode.OK if is_well else ExitCode.FAILED
-    except _Stopped as stopped:
-        _complain(stopped.exit_code.name.lower().replace("_", " "))
-        return stopped.exit_code
+        is_well = options.run(options)
+        print(end="", flush=True)  # what cannot be written fails here, not at the exit
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        exit_code = ExitCode(128 + number)
+        _complain(exit_code.name.lower().replace("_", " "))
+        return exit_code
     except BrokenPipeError:
         return ExitCode.BROKEN_PIPE
     except (BbcacheError, OSError) as error:
         _complain(f"error: {error}")
         return ExitCode.ERROR
+    else:
+        return ExitCode.OK if is_well else ExitCode.FAILED
     finally:
         _drop_what_cannot_be_written()
 
@@ -96,27 +88,3 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_parser(commands)
     verify.add_parser(commands)
     return parser
-
-
-@contextmanager
-def _stop_signals_raise() -> Iterator[None]:
-    """Turn the first signal that asks to stop into an exception, and ignore more.
-
-    The clean-up that the first one begins, such as stopping servers, must not be cut
-    short by an impatient second one. A signal that is ignored stays so.
-    """
-    handlers = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
-    wanted = [number for number in handlers if handlers[number] is not signal.SIG_IGN]
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        for each in wanted:
-            signal.signal(each, signal.SIG_IGN)
-        raise _Stopped(number)
-
-    for number in wanted:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in wanted:
-            signal.signal(number, handlers[number])

@@ -1,0 +1,56 @@
+"""Signals that ask a command to stop, as exceptions."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+STOP_SIGNALS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+_PATIENCE_S: Final = 10.0
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has asked to stop. As an exception it passes every clean-up on its way.
+
+    Attributes:
+        number: the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def stop_signals_raise() -> Iterator[None]:
+    """Let a signal that asks to stop raise `Stopped` in a block; for the main thread.
+
+    The clean-up that it begins, such as stopping servers, must not be cut short by an
+    impatient second one, so for 10 s more of them do nothing. After that they raise
+    again: Python drops an exception that a handler raises in a destructor. A signal
+    that was ignored before stays so.
+    """
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    wanted = [number for number in STOP_SIGNALS if handlers[number] is not signal.SIG_IGN]
+    raised_at_s = -_PATIENCE_S
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal raised_at_s
+        now_s = time.monotonic()
+        if now_s >= raised_at_s + _PATIENCE_S:
+            raised_at_s = now_s
+            raise Stopped(number)
+
+    for number in wanted:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in wanted:
+            signal.signal(number, handlers[number])
