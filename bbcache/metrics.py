@@ -104,66 +104,42 @@ class Metrics:
     ) -> None:
         self._is_default = registry is None
         self._registry = REGISTRY if registry is None else registry
-        self._reads = Counter(
-            "pageserver_basebackup_cache_read",
-            "Basebackups asked of the cache, by result.",
-            ["result"],
-            registry=None,
-        )
-        self._prepares = Counter(
-            "pageserver_basebackup_cache_prepare",
-            "Prepares of basebackups, by result.",
-            ["result"],
-            registry=None,
-        )
+        neon, ours = "pageserver_basebackup_cache", "bbcache"
+        self._reads = _counter(f"{neon}_read", "Basebackups asked of the cache.", "result")
+        self._prepares = _counter(f"{neon}_prepare", "Prepares of basebackups.", "result")
         self._entries = _gauge(
-            "pageserver_basebackup_cache_entries_total",
+            f"{neon}_entries_total",
             "Basebackups published in the cache.",
             lambda: index.entry_count,
         )
         self._size = _gauge(
-            "pageserver_basebackup_cache_size_bytes",
+            f"{neon}_size_bytes",
             "Bytes of the basebackups published in the cache.",
             lambda: index.entries_size_bytes,
         )
         self._queue = _gauge(
-            "pageserver_basebackup_cache_prepare_queue_size",
-            "Prepares that wait for a worker.",
-            queue_size,
+            f"{neon}_prepare_queue_size", "Prepares that wait for a worker.", queue_size
         )
         self._other = _gauge(
-            "bbcache_other_bytes",
-            "Bytes in the cache directory besides the entries: "
-            "strays, files that could not be removed, quarantine.",
+            f"{ours}_other_bytes",
+            "Bytes of strays, of files that could not be removed, and of the quarantine.",
             lambda: index.other_bytes,
         )
-        self._skips = Counter(
-            "bbcache_prepare_skips", "Prepares skipped, by reason.", ["reason"], registry=None
-        )
+        self._skips = _counter(f"{ours}_prepare_skips", "Prepares skipped.", "reason")
         self._seconds = Histogram(
-            "bbcache_prepare_seconds",
-            "Seconds that prepares took, by phase.",
+            f"{ours}_prepare_seconds",
+            "Seconds that prepares took.",
             ["phase"],
             registry=None,
             buckets=_BUCKETS_S,
         )
-        self._tar_bytes = Counter(
-            "bbcache_prepare_tar_bytes", "Bytes of tarballs that hosts wrote.", registry=None
-        )
-        self._archive_bytes = Counter(
-            "bbcache_prepare_archive_bytes", "Bytes of archives written.", registry=None
-        )
-        self._quarantined = Counter(
-            "bbcache_quarantined", "Archives proven bad and taken out.", registry=None
-        )
-        self._unlink_failures = Counter(
-            "bbcache_unlink_failures", "Files that could not be removed.", registry=None
-        )
-        self._cleanup_errors = Counter(
-            "bbcache_cleanup_errors", "Failures met by clean-up steps.", registry=None
-        )
+        self._tar_bytes = _counter(f"{ours}_prepare_tar_bytes", "Bytes that hosts wrote.")
+        self._archive_bytes = _counter(f"{ours}_prepare_archive_bytes", "Bytes of archives.")
+        self._quarantined = _counter(f"{ours}_quarantined", "Bad archives taken out.")
+        self._unlink_failures = _counter(f"{ours}_unlink_failures", "Failed removals.")
+        self._cleanup_errors = _counter(f"{ours}_cleanup_errors", "Failures met by clean-up.")
         self._loaded = Gauge(
-            "bbcache_loaded_entries", "Entries found on disk at the start.", registry=None
+            f"{ours}_loaded_entries", "Entries found on disk at the start.", registry=None
         )
         # The label lookup is done once: get must not pay for it.
         self.hits, self.misses, self.read_errors = (
@@ -238,6 +214,10 @@ class Metrics:
                 "the Prometheus registry has the metrics of another cache\n"
                 "hint: Pass registry=CollectorRegistry() to the second cache of a process."
             ) from error
+
+
+def _counter(name: str, text: str, *labels: str) -> Counter:
+    return Counter(name, text, labels, registry=None)
 
 
 def _gauge(name: str, text: str, read: Callable[[], int]) -> Gauge:
