@@ -109,7 +109,13 @@ def read_seal(fd: int, key: bytes, lsn: int) -> Seal | None:
         ArchiveError: as `parse_header`.
         OSError: the file cannot be read, which proves nothing.
     """
-    return parse_header(os.pread(fd, HEADER_SIZE_BYTES, 0), key, lsn)
+    header = b""
+    while len(header) < HEADER_SIZE_BYTES:
+        part = os.pread(fd, HEADER_SIZE_BYTES - len(header), len(header))
+        if not part:
+            break  # the file is shorter; a read that was cut short proves nothing
+        header += part
+    return parse_header(header, key, lsn)
 
 
 def check_sealed(fd: int, size_bytes: int, seal: Seal, *, with_digest: bool) -> None:

@@ -7,10 +7,13 @@ holder, for people and for the error that a second cache gets.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+import stat
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -53,6 +56,7 @@ class DirectoryLock:
             DirectoryLockedError: another cache has it.
             StoreError: the lock file cannot be used.
         """
+        device = self._device_now()
         # thread_local: close() may come from any thread. No soft lock: a kill would leave it.
         lock = FileLock(
             self._path,
@@ -74,7 +78,7 @@ class DirectoryLock:
                 errno=error.errno,
             ) from error
         self._lock, self._identity = lock, self._acquired_identity
-        self._device = os.stat(self._data_dir).st_dev
+        self._device = device
 
     def release(self) -> None:
         """Free the lock; harmless when it is not held."""
@@ -103,7 +107,7 @@ class DirectoryLock:
             StoreError: as `acquire`, or the directory is on another file system,
                 such as the root below a mount point that has lost its mount.
         """
-        if self._device not in (None, os.stat(self._data_dir).st_dev):
+        if self._device not in (None, self._device_now()):
             raise StoreError(
                 f"the cache directory {self._data_dir} is on another file system than at the start"
                 "\nhint: Mount its file system again, or start a new cache."
@@ -113,16 +117,26 @@ class DirectoryLock:
         if old is not None:
             old.release()
 
+    def _device_now(self) -> int:
+        try:
+            return os.stat(self._data_dir).st_dev
+        except OSError as error:
+            text = f"cannot look at the cache directory {self._data_dir}: {error.strerror}"
+            raise StoreError(text, errno=error.errno) from error
+
     def _write_holder(self, fd: int) -> None:
         status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", self._path)
         self._acquired_identity = (status.st_dev, status.st_ino)
         holder = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(holder).encode() + b"\n", 0)
+        with suppress(OSError):  # a full disk must not keep a cache from serving what it has
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(holder).encode() + b"\n", 0)
 
 
 def read_holder_pid(path: str, sleep: Callable[[float], None] = time.sleep) -> int | None:

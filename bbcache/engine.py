@@ -272,13 +272,19 @@ class Engine:
             self._settle_skipped(request, SkipReason.CLOSING)
         remaining_s = _remaining_s(deadline_s)
         if self._shelf.fence(-1 if remaining_s is None else max(_FENCE_TIMEOUT_S, remaining_s)):
-            self._dirlock.release()
+            self._unlock()
         else:
             log.error("a step on the disk hangs; %s stays locked", self.data_dir)
         self._metrics.close()
         self.activity.give_up()
         process.forget(self)
         self._is_closed.set()
+
+    def _unlock(self) -> None:
+        try:
+            self._dirlock.release()
+        except OSError:
+            log.exception("cannot unlock %s; it is free when this process ends", self.data_dir)
 
     def _join(self, deadline_s: float | None) -> list[str]:
         """Wait for all threads but the current one; returns the names of those left."""

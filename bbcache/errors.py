@@ -1,8 +1,8 @@
 """Every exception that bbcache raises, under one base class.
 
 Messages are lower case, name the object and the limit, and carry a hint on a
-line of its own where there is something to do about it. Attributes hold what
-the text says, so that callers need not parse it; all of them survive pickling.
+line of its own where there is something to do about it. What callers may want of
+the text is in attributes too. All of them survive pickling.
 """
 
 from __future__ import annotations

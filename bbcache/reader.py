@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from bbcache.archive import check_plain, check_sealed, read_seal
@@ -79,7 +80,8 @@ class Reader:
             try:
                 self._check(file, entry)
             except (ArchiveError, OSError) as error:
-                file.close()
+                with suppress(OSError):  # one failure is enough
+                    file.close()
                 self._failed(entry, error)
                 return None
         self._metrics.hits.inc()

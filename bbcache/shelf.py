@@ -218,7 +218,10 @@ class Shelf:
                         self._index.remove_doomed(self._parked.pop(path))
         with self._file_lock:
             if self._may_change_locked():
-                sizes = {name: self._store.restat_stray(name) for name in self._strays}
+                sizes = {
+                    name: self._store.restat_stray(name, size_bytes)
+                    for name, size_bytes in self._strays.items()
+                }
                 self._set_strays_locked({n: size for n, size in sizes.items() if size is not None})
                 self._refresh_quarantine_locked()
 

@@ -130,7 +130,8 @@ class BasebackupFile(io.FileIO):
             _check_kind_and_size(fd, path, size_bytes)
             file = cls(fd, "rb")  # an opener would cost a system call more
         except BaseException:
-            os.close(fd)
+            with suppress(OSError):  # one failure is enough
+                os.close(fd)
             raise
         file.name, file.lsn, file.size_bytes = path, lsn, size_bytes
         return file
@@ -267,14 +268,14 @@ class Store:
         else:
             found.strays[item.name] = _stray_size_bytes(status)
 
-    def restat_stray(self, name: str) -> int | None:
-        """The size of a stray now; None once it is gone."""
+    def restat_stray(self, name: str, size_bytes: int) -> int | None:
+        """The size of a stray now; `size_bytes` where that cannot be told, None once it is gone."""
         try:
             return _stray_size_bytes(os.lstat(os.path.join(self.data_dir, name)))
         except FileNotFoundError:
             return None
         except OSError:
-            return 0
+            return size_bytes
 
     def quarantine(self, key: bytes, lsn: int) -> None:
         """Move an entry's file into ``quarantine/``, under a name with the time in it."""

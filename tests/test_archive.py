@@ -767,6 +767,47 @@ def test_a_write_under_way_when_the_archive_ends_does_no_harm() -> None:
     assert tar == RANDOM * (len(tar) // len(RANDOM))
 
 
+def test_a_write_that_fails_in_another_thread_fails_the_build() -> None:
+    """Also where the host's callback has returned before it did: the archive has a gap."""
+    is_inside, may_go_on = threading.Event(), threading.Event()
+    error = CacheFullError("full")
+    errors: list[BaseException] = []
+
+    def emit(data: bytes) -> None:
+        if len(data) > HEADER_SIZE_BYTES:
+            is_inside.set()
+            assert may_go_on.wait(30)
+            raise error
+
+    made = Made(emit=emit)
+
+    def host() -> None:
+        with pytest.raises(CacheFullError):
+            made.writer.write(RANDOM)
+
+    def finish() -> None:
+        assert is_inside.wait(30)
+        threading.Timer(0.01, may_go_on.set).start()
+        try:
+            made.writer.finish()
+        except CacheFullError as caught:
+            errors.append(caught)
+
+    run_threads([host, finish])
+    assert errors == [error]
+
+
+def test_a_write_that_had_to_wait_for_the_end_is_refused() -> None:
+    """It was let in before the archive ended, and gets its turn after."""
+    made = Made()
+    made.writer.write(TAR)
+    made.finish()
+    emitted = len(made.emitted)
+    with pytest.raises(ValueError, match="ended"):
+        made.writer._compressor.write(RANDOM)
+    assert len(made.emitted) == emitted
+
+
 def test_cancelled_before_the_first_write() -> None:
     """Nothing is taken, and finish raises."""
     made = Made()

@@ -131,6 +131,21 @@ def test_an_ordinary_request_waits_behind_a_running_rebuild(queue: PrepareQueue)
     assert queue.put(ordinary) is None
 
 
+@pytest.mark.parametrize("is_running_rebuild", [False, True])
+@pytest.mark.parametrize("lsn", [1, 2])
+def test_a_rebuild_waits_behind_a_running_prepare(
+    queue: PrepareQueue, lsn: int, *, is_running_rebuild: bool
+) -> None:
+    """The one that runs may have relied on the very archive that was found bad since."""
+    running = request(A, 2, is_rebuild=is_running_rebuild)
+    rebuild = request(A, lsn, is_rebuild=True)
+    queue.put(running)
+    queue.take()
+    assert queue.put(rebuild) is None
+    queue.done(running)
+    assert queue.take() is rebuild
+
+
 @pytest.mark.parametrize("is_first_rebuild", [False, True])
 def test_a_rebuild_is_covered_by_either_at_its_lsn(
     queue: PrepareQueue, *, is_first_rebuild: bool

@@ -298,15 +298,15 @@ def test_strays_are_looked_at_again(store: Store, tmp_path: Path) -> None:
     """Their size now, 0 for what is no file, None once gone."""
     stray = tmp_path / "stray"
     stray.write_bytes(b"12")
-    assert store.restat_stray("stray") == 2
+    assert store.restat_stray("stray", 9) == 2
     stray.write_bytes(b"12345")
-    assert store.restat_stray("stray") == 5
+    assert store.restat_stray("stray", 9) == 5
     stray.unlink()
-    assert store.restat_stray("stray") is None
+    assert store.restat_stray("stray", 9) is None
     stray.mkdir()
-    assert store.restat_stray("stray") == 0
+    assert store.restat_stray("stray", 9) == 0
     (tmp_path / "file").touch()
-    assert Store(str(tmp_path / "file")).restat_stray("stray") == 0
+    assert Store(str(tmp_path / "file")).restat_stray("stray", 9) == 9
 
 
 # --- The directories --------------------------------------------------------------------

@@ -60,6 +60,7 @@ class ComputeNode:
         self._reported_lsn: Lsn | None = None  # of the last shutdown checkpoint
         self._has_ended = False
         self._thread: threading.Thread | None = None
+        self._has_followed = threading.Event()
 
     def start(self, settings: Mapping[str, str] | None = None) -> None:
         """Start the server, and follow its WAL from now on.
@@ -115,6 +116,7 @@ class ComputeNode:
         while not self._is_stopping.wait(_POLL_S):
             self._poll()
         self._poll()  # the server has ended: what is there now is all
+        self._has_followed.set()
 
     def _poll(self) -> None:
         try:
@@ -132,4 +134,4 @@ class ComputeNode:
     def _stop_following(self) -> None:
         self._is_stopping.set()
         if self._thread is not None:
-            self._thread.join()
+            self._has_followed.wait()  # a join that a signal interrupts cannot be repeated

@@ -13,14 +13,14 @@ import pytest
 
 from bbcache import __version__
 from bbcache.cli import demo, main
+from bbcache.cli.stop_signals import Stopped
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 # Python's finders, with one in front that knows a package not to be there.
 _WITHOUT = """
 import sys
@@ -154,64 +154,30 @@ def test_the_rest_needs_no_extra(package: str) -> None:
     assert "--rounds" in out
 
 
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    """Signal handlers as a shell's foreground process has them; put back at the end."""
-    before = [signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    for number, handler in zip(STOP_SIGNALS, before, strict=True):
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize(
-    ("number", "status", "said"),
+    ("error", "status", "said"),
     [
-        (signal.SIGHUP, 129, "bbcache: hung up\n"),
-        (signal.SIGINT, 130, "bbcache: interrupted\n"),
-        (signal.SIGTERM, 143, "bbcache: terminated\n"),
+        (Stopped(signal.SIGHUP), 129, "bbcache: hung up\n"),
+        (Stopped(signal.SIGINT), 130, "bbcache: interrupted\n"),
+        (KeyboardInterrupt(), 130, "bbcache: interrupted\n"),
+        (Stopped(signal.SIGTERM), 143, "bbcache: terminated\n"),
     ],
 )
-def test_a_second_signal_does_not_cut_the_clean_up_short(
+def test_stopped_by_a_signal(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    number: signal.Signals,
+    error: KeyboardInterrupt,
     status: int,
     said: str,
 ) -> None:
-    """The first one ends the command by an exception; the handlers are put back."""
-    cleaned: list[signal.Signals] = []
+    """The status is what a shell makes of the signal."""
 
     def run(_options: argparse.Namespace) -> bool:
-        try:
-            signal.raise_signal(number)
-        finally:
-            for each in STOP_SIGNALS:
-                signal.raise_signal(each)
-                cleaned.append(each)
-        return True
+        raise error
 
     monkeypatch.setattr(demo, "run", run)
     assert main(["demo"]) == status
-    assert cleaned == [*STOP_SIGNALS]
     assert capsys.readouterr().err == said
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-@pytest.mark.usefixtures("handlers")
-def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As under nohup, and as the Ctrl-C of a background job."""
-
-    def run(_options: argparse.Namespace) -> bool:
-        signal.raise_signal(signal.SIGHUP)
-        return True
-
-    monkeypatch.setattr(demo, "run", run)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    assert main(["demo"]) == 0
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_output_that_nobody_reads(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import json
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bbcache import BasebackupCache, Lsn
-from bbcache.cli import demo_scenario, main
+from bbcache.cli import demo, demo_scenario, main
 from bbcache.cli.demo_scenario import Scenario
 from bbcache.pageserver import ComputeNode
 from bbcache.postgres.cluster import PostgresBinaries
@@ -262,6 +264,25 @@ def test_a_server_that_dies(
     monkeypatch.setattr(Scenario, "_work", die)
     assert main([*DEMO]) == 2
     assert "bbcache: error: a compute node failed: " in capsys.readouterr().err
+    assert_nothing_is_left(tmpdir_for_demo)
+
+
+def test_a_directory_that_is_still_written_to_is_removed(
+    tmpdir_for_demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an interrupted initdb has started may write for a moment more."""
+    rmtree, attempts = shutil.rmtree, []
+
+    def busy(path: Path) -> None:
+        attempts.append(path)
+        if len(attempts) < 3:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    with demo._directory(None) as path:
+        (path / "file").touch()
+    assert attempts == [path] * 3
     assert_nothing_is_left(tmpdir_for_demo)
 
 

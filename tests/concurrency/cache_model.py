@@ -1,0 +1,380 @@
+"""What a cache must hold and answer after any steps: a model without threads or locks.
+
+It is told what was done to the directory, and predicts by the design's rules. Every answer
+is exact; `NO_ROOM` stands for the two skips `full` and `too_big`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from concurrency.scripted_host import FAILURES, GOOD, STOPS, TIP_MOVES
+
+from bbcache import BasebackupCacheConfig, Lsn, TenantState
+from bbcache.archive import HEADER_SIZE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from concurrency.scripted_host import Build, ScriptedHost, Slot
+
+OK, ERROR, NO_ROOM = "ok", "error", "no room"
+MISSING, FOLDER, SPECIAL, CONTENT = "missing", "folder", "special", "content"
+HIT, MISS = "hit", "miss"
+OWN_NAMES: Final = {"tmp", "quarantine", ".bbcache.lock"}
+ENTRY_NAME: Final = re.compile(
+    r"basebackup_(?P<key>[0-9a-f]{32}_[0-9a-f]{32})_(?P<lsn>[0-9A-F]{16})\.tar\.gz"
+)
+_QUARANTINE_KEEPS: Final = 8
+
+
+@dataclass
+class Held:
+    """An entry as the index must have it.
+
+    Attributes:
+        lsn: its LSN.
+        size_bytes: as indexed.
+        content: what a hit must give.
+        is_proven: whether its bytes were checked in this life of the cache.
+        is_plain: whether it has no seal, as Neon writes it.
+    """
+
+    lsn: Lsn
+    size_bytes: int
+    content: bytes
+    is_proven: bool = False
+    is_plain: bool = False
+
+
+class Waiting(NamedTuple):
+    """A prepare in the queue; of two for one timeline the greater one stays.
+
+    Attributes:
+        lsn: what is wanted.
+        is_asked: by the host; False for the rebuild of a bad archive.
+    """
+
+    lsn: Lsn
+    is_asked: bool = True
+
+
+class Model:
+    """One life of a cache on a directory.
+
+    Attributes:
+        held: the entries, by timeline.
+        damage: what is wrong with files under entries' names.
+        known_good: every archive that may be served, by name.
+        builds: builds stopped in the middle, by timeline.
+        waiting: what is queued behind them.
+        outcomes: how the prepares ended that were predicted since last taken.
+        foreign: names in the directory that are no entries.
+        is_home: whether the directory still has the lock file that is held.
+    """
+
+    def __init__(
+        self,
+        data_dir: str,
+        slots: Sequence[Slot],
+        host: ScriptedHost,
+        known_good: dict[str, bytes],
+    ) -> None:
+        self._dir = data_dir
+        self._slots = slots
+        self._host = host
+        self.known_good = known_good
+        self.damage: dict[str, str] = {}
+        self.outcomes: list[str] = []
+
+    def start(self, config: BasebackupCacheConfig) -> None:
+        """A cache has just taken over what is in the directory."""
+        self.config = config
+        total = config.max_total_size_bytes
+        self._max_entry_bytes = min(config.max_entry_size_bytes or total, total)
+        self.builds: dict[int, Build] = {}
+        self.waiting: dict[int, Waiting] = {}
+        self.parked: dict[str, int] = {}
+        self.take_stock()
+
+    def take_stock(self) -> None:
+        """Entries and strays are what is in the directory; older entries go."""
+        self.is_home = True
+        self.held: dict[int, Held] = {}
+        self.strays: dict[str, int] = {}
+        self.damage = {}
+        names = os.listdir(self._dir) if os.path.isdir(self._dir) else []
+        for name in sorted(names):  # by LSN, for one timeline
+            status = os.lstat(os.path.join(self._dir, name))
+            if name in OWN_NAMES:
+                continue
+            if ENTRY_NAME.fullmatch(name) and stat.S_ISREG(status.st_mode):
+                self._take_over(name, status.st_size)
+                continue
+            self.strays[name] = status.st_size if stat.S_ISREG(status.st_mode) else 0
+            if ENTRY_NAME.fullmatch(name) and stat.S_ISDIR(status.st_mode):
+                self.damage[name] = FOLDER
+        self.foreign = set(self.strays)
+        self.quarantine_bytes = sum(self._quarantined().values())
+
+    def _take_over(self, name: str, size_bytes: int) -> None:
+        match = ENTRY_NAME.fullmatch(name)
+        assert match is not None
+        slot = next(s for s in self._slots if s.key.hex("_", 16) == match["key"])
+        with open(os.path.join(self._dir, name), "rb") as file:
+            content = file.read()
+        good = self.known_good.get(name)
+        if slot.number in self.held:
+            self.damage.pop(slot.name(self.held[slot.number].lsn), None)
+        if content != good:
+            self.damage[name] = CONTENT
+        is_plain = content[3:4] == b"\0"
+        lsn = Lsn(int(match["lsn"], 16))
+        self.held[slot.number] = Held(lsn, size_bytes, good or b"", is_plain=is_plain)
+
+    # What counts against the limits.
+
+    @property
+    def entries_bytes(self) -> int:
+        """Bytes of the entries."""
+        return sum(held.size_bytes for held in self.held.values())
+
+    @property
+    def other_bytes(self) -> int:
+        """Bytes of strays, parked files and quarantine."""
+        return sum(self.strays.values()) + sum(self.parked.values()) + self.quarantine_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """All bytes; a stopped build has written the header."""
+        building = sum(self._charge(number, HEADER_SIZE_BYTES) for number in self.builds)
+        return self.entries_bytes + self.other_bytes + building
+
+    @property
+    def total_count(self) -> int:
+        """All files."""
+        new = sum(number not in self.held for number in self.builds)
+        return len(self.held) + len(self.strays) + len(self.parked) + new
+
+    def _charge(self, number: int, size_bytes: int) -> int:
+        held = self.held.get(number)
+        return max(0, size_bytes - (held.size_bytes if held else 0))
+
+    def _has_room(self) -> bool:
+        has_slot = self.total_count < self.config.max_size_entries
+        return has_slot and self.total_bytes < self.config.max_total_size_bytes
+
+    def _may_grow(self, number: int, size_bytes: int, charged_bytes: int = 0) -> bool:
+        """Whether a build may have `size_bytes`, of which some are charged already."""
+        charge = self._charge(number, size_bytes)
+        others = self.total_bytes - charged_bytes
+        is_full = charge > charged_bytes and others + charge > self.config.max_total_size_bytes
+        return size_bytes <= self._max_entry_bytes and not is_full
+
+    # What actions do.
+
+    def ask(self, slot: Slot, lsn: Lsn, mode: str = GOOD) -> None:
+        """A prepare was asked for, and runs as far as it gets."""
+        build = self.builds.get(slot.number)
+        if build is not None and build.lsn >= lsn:
+            self.outcomes.append("coalesced")
+        else:
+            self._queue(slot, Waiting(lsn), mode)
+
+    def _queue(self, slot: Slot, asked: Waiting, mode: str = GOOD) -> None:
+        """What is asked for waits where a build of the timeline has stopped, else it runs."""
+        waiting = self.waiting.get(slot.number)
+        if waiting is not None and waiting >= asked:
+            self.outcomes.append("coalesced")
+        elif waiting is None and len(self.waiting) >= self.config.prepare_channel_size:
+            self.outcomes.append("queue_full")
+        elif slot.number in self.builds:
+            self.waiting[slot.number] = asked
+            self.outcomes += ["coalesced"] if waiting else []
+        else:
+            self._prepare(slot, asked.lsn, mode, is_rebuild=not asked.is_asked)
+
+    def _prepare(self, slot: Slot, lsn: Lsn, mode: str = GOOD, *, is_rebuild: bool = False) -> None:
+        outcome = self._judge(slot, lsn, is_rebuild=is_rebuild)
+        if outcome is None and not self.is_home:
+            self.take_stock()
+        if outcome is None and slot.number not in self.held and not self._has_room():
+            outcome = NO_ROOM
+        if outcome is None and not self._may_grow(slot.number, HEADER_SIZE_BYTES):
+            outcome = NO_ROOM
+        if outcome is None and mode == STOPS:
+            assert slot.build is not None
+            self.builds[slot.number] = slot.build
+        else:
+            self.outcomes.append(outcome or self._build(slot, lsn, slot.archive(lsn), mode))
+
+    def _judge(self, slot: Slot, lsn: Lsn, *, is_rebuild: bool) -> str | None:
+        """How a prepare ends before anything is built; None where it does not."""
+        held, trouble = self.held.get(slot.number), self._trouble(slot, is_rebuild=is_rebuild)
+        if trouble is not None:
+            return trouble
+        if held is not None and held.lsn >= lsn:
+            return "up_to_date"
+        if slot.tip > lsn or (is_rebuild and slot.tip != lsn):
+            return "tip_moved"
+        if held is None and not self._has_room():
+            return NO_ROOM
+        return ERROR if slot.tip < lsn else None
+
+    def _trouble(self, slot: Slot, *, is_rebuild: bool) -> str | None:
+        """How a prepare ends because of what the host says of its tenant and timeline."""
+        host, tenant = self._host, slot.tenant
+        is_silent = host.failure is not None or (is_rebuild and not host.is_ready)
+        if is_silent or host.tenants.get(tenant.tenant_shard_id) is None:
+            return ERROR
+        if not tenant.is_cache_enabled:
+            return "disabled"
+        is_known = slot.timeline.timeline_id in tenant.timelines
+        return None if is_known and tenant.state is TenantState.ACTIVE else ERROR
+
+    def _build(
+        self, slot: Slot, lsn: Lsn, archive: bytes, mode: str = GOOD, charged_bytes: int = 0
+    ) -> str:
+        if mode in FAILURES:
+            return ERROR
+        if not self._may_grow(slot.number, len(archive), charged_bytes):
+            return NO_ROOM
+        if mode == TIP_MOVES or slot.tip > lsn:
+            return "tip_moved"
+        if not self.is_home or self.damage.get(slot.name(lsn)) == FOLDER:
+            return ERROR
+        self.publish(slot, lsn, archive)
+        return OK
+
+    def publish(self, slot: Slot, lsn: Lsn, archive: bytes) -> None:
+        """An archive was put in its place."""
+        name, old = slot.name(lsn), self.held.get(slot.number)
+        is_proven = self.config.verify_reads == "never"
+        self.held[slot.number] = Held(lsn, len(archive), archive, is_proven)
+        self.known_good[name] = archive
+        self.foreign.discard(name)
+        self.damage.pop(name, None)
+        self.parked.pop(name, None)
+        self.strays.pop(name, None)
+        if old is not None and old.lsn != lsn:
+            self._remove_file(slot.name(old.lsn), old.size_bytes)
+
+    def remove(self, slot: Slot) -> None:
+        """An entry was removed."""
+        held = self.held.pop(slot.number)
+        self._remove_file(slot.name(held.lsn), held.size_bytes)
+
+    def lose_directory(self) -> None:
+        """Somebody has removed the whole directory."""
+        self.is_home = False
+        self.foreign.clear()
+        self.damage = {
+            s.name(self.held[s.number].lsn): MISSING for s in self._slots if s.number in self.held
+        }
+        for build in self.builds.values():
+            build.is_lost = True
+
+    def _remove_file(self, name: str, size_bytes: int) -> None:
+        if self.damage.get(name) == FOLDER:
+            self.parked.setdefault(name, size_bytes)
+        else:
+            self.damage.pop(name, None)
+
+    def go_on(self, slot: Slot) -> None:
+        """A stopped build goes on, and then what waited behind it."""
+        charged_bytes = self._charge(slot.number, HEADER_SIZE_BYTES)
+        build = self.builds[slot.number]
+        is_home, self.is_home = self.is_home, self.is_home and not build.is_lost
+        outcome = self._build(slot, build.lsn, build.archive, charged_bytes=charged_bytes)
+        self.is_home = is_home
+        del self.builds[slot.number]
+        self.outcomes.append(outcome)
+        if slot.number in self.waiting:
+            asked = self.waiting.pop(slot.number)
+            self._prepare(slot, asked.lsn, is_rebuild=not asked.is_asked)
+
+    def get(self, slot: Slot, lsn: Lsn) -> str:
+        """What a `get` must give: `HIT`, `MISS` or `ERROR`; a bad entry is taken out."""
+        held = self.held.get(slot.number)
+        if held is None or held.lsn != lsn:
+            return MISS
+        damage = self.damage.get(slot.name(lsn))
+        if damage is None:
+            held.is_proven = True
+            return HIT
+        if damage == MISSING and self.is_home:
+            del self.held[slot.number], self.damage[slot.name(lsn)]
+            return MISS
+        if self.is_home:
+            self._quarantine(slot, held)
+        return ERROR
+
+    def _quarantine(self, slot: Slot, held: Held) -> None:
+        """A bad entry is taken out; its file is kept where the limits allow that."""
+        name = slot.name(held.lsn)
+        files = self._quarantined()
+        own = sorted(files)
+        for path in own[: max(0, len(own) - _QUARANTINE_KEEPS + 1)]:
+            if not os.path.isdir(path):  # which no unlink removes
+                del files[path]
+        self.quarantine_bytes = sum(files.values())
+        credit_bytes = min(HEADER_SIZE_BYTES, held.size_bytes)
+        is_refreshed = slot.number in self.builds
+        total_bytes = self.total_bytes + credit_bytes
+        has_bytes = credit_bytes == 0 or total_bytes <= self.config.max_total_size_bytes
+        has_slot = self.total_count < self.config.max_size_entries
+        del self.held[slot.number]
+        if is_refreshed and not (has_bytes and has_slot):
+            self._remove_file(name, held.size_bytes)
+        else:
+            self.quarantine_bytes += os.lstat(os.path.join(self._dir, name)).st_size
+            self.damage.pop(name)
+        self._queue(slot, Waiting(held.lsn, is_asked=False))
+
+    def clean_up(self, undecided: Collection[int] = ()) -> None:
+        """A clean-up step: what is outgrown goes, what is parked is tried again.
+
+        Args:
+            undecided: timelines whose prepares are running meanwhile.
+        """
+        if not self.is_home:
+            self.take_stock()
+        if self._host.failure is None and self._host.is_ready:
+            for slot in self._slots:
+                held = None if slot.number in undecided else self.held.get(slot.number)
+                if held is not None and self.is_outgrown(slot, held.lsn):
+                    self.remove(slot)
+        self.parked = {n: size for n, size in self.parked.items() if self.damage.get(n) == FOLDER}
+        strays = {name: os.path.join(self._dir, name) for name in self.strays}
+        self.strays = {n: _stray_bytes(path) for n, path in strays.items() if os.path.lexists(path)}
+        self.quarantine_bytes = sum(self._quarantined().values())
+
+    def is_outgrown(self, slot: Slot, lsn: Lsn) -> bool:
+        """Whether the host says for sure that an entry is of no more use."""
+        if self._host.tenants.get(slot.tenant.tenant_shard_id) is None:
+            return True
+        is_known = slot.timeline.timeline_id in slot.tenant.timelines
+        return slot.tenant.state is TenantState.ACTIVE and not (is_known and slot.tip <= lsn)
+
+    @property
+    def names(self) -> set[str]:
+        """Everything that must be in the directory, `OWN_NAMES` aside."""
+        entries = {s.name(self.held[s.number].lsn) for s in self._slots if s.number in self.held}
+        missing = {name for name, damage in self.damage.items() if damage == MISSING}
+        folders = {name for name, damage in self.damage.items() if damage == FOLDER}
+        return (entries - missing) | folders | self.foreign
+
+    def _quarantined(self) -> dict[str, int]:
+        folder = os.path.join(self._dir, "quarantine")
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        paths = [os.path.join(folder, name) for name in names]
+        return {path: os.lstat(path).st_size for path in paths}
+
+
+def _stray_bytes(path: str) -> int:
+    status = os.lstat(path)
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0

@@ -1,0 +1,176 @@
+"""A directory that is lost, to a close or to a successor, at each step of what a thread does.
+
+`close(0)` returns although a thread is stopped. From then on this cache changes nothing on
+disk, and the next cache on the directory works undisturbed, whatever the thread does when it
+goes on. Where it was stopped inside a change of files, the directory stays locked instead.
+The same holds where the directory was replaced, and another cache has locked the new one.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from cache_helpers import DEADLINE_S, LSN_A, Gate, Rig, Worker, stop_before, stop_while_sending
+from concurrency.scene import ACTIONS, Scene, clean_up, files_in, get
+from concurrency.test_interleavings import CASES, STEPS
+from helpers import wait_until
+from prometheus_client import CollectorRegistry
+
+import bbcache.engine
+from bbcache import BasebackupCache, BasebackupCacheConfig, DirectoryLockedError
+from bbcache.shelf import Shelf
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_OTHERS = [case for case in CASES if case.values[1] != "close"]
+
+
+@pytest.fixture(autouse=True)
+def _does_not_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is stopped inside a change of files would keep `close(0)` for a second."""
+    monkeypatch.setattr(bbcache.engine, "_FENCE_TIMEOUT_S", 0.0)
+
+
+def wait_for_threads(scene: Scene, *workers: Worker) -> None:
+    """Wait until every thread that was left behind has ended."""
+    for worker in workers:
+        worker.result()
+    for thread in scene.engine._own_threads:
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("state", "stopped", "step"), _OTHERS)
+def test_nothing_changes_after_a_close_that_left_a_thread(
+    make_scene: Callable[..., Scene], state: str, stopped: str, step: str
+) -> None:
+    """Once close has returned no file comes or goes, though the directory may stay locked."""
+    scene = make_scene(state)
+    with scene.stop_at(step) as gate:
+        left = Worker(ACTIONS[stopped], scene)
+        gate.wait()
+        is_in_change = scene.file_lock.is_held
+        scene.rig.cache.close(0)
+        if step != "queue.put":  # who is in the middle of asking is told later
+            scene.check_counts()
+        if is_in_change:
+            with pytest.raises(DirectoryLockedError):
+                scene.rig.open()
+        before = files_in(scene.rig.dir)
+        gate.open()
+        wait_for_threads(scene, left)
+    if not is_in_change:
+        assert files_in(scene.rig.dir).keys() == before.keys()
+        scene.rig.open()
+        get(scene)
+        scene.rig.wait_idle()
+        scene.rig.cache.run_cleanup()
+        scene.rig.check_books()
+    scene.check_counts()
+
+
+@pytest.mark.parametrize(("state", "stopped", "step"), _OTHERS)
+def test_a_thread_left_behind_does_not_disturb_the_next_cache(
+    make_scene: Callable[..., Scene], state: str, stopped: str, step: str
+) -> None:
+    """Once close has returned the directory is another cache's, and only that one changes it."""
+    scene = make_scene(state)
+    rig = scene.rig
+    with scene.stop_at(step) as gate:
+        left = Worker(ACTIONS[stopped], scene)
+        gate.wait()
+        rig.cache.close(0)
+        if not scene.file_lock.is_held:
+            rig.open()
+            get(scene)
+            rig.prepare(scene.timeline, scene.tip)
+        before = files_in(rig.dir)
+        gate.open()
+        wait_for_threads(scene, left)
+    if rig.cache.wait_initialized(0):  # the next cache, not one whose directory stays locked
+        assert files_in(rig.dir) == before
+        rig.cache.run_cleanup()
+        rig.check_books()
+        get(scene)
+        assert scene.got
+
+
+@pytest.mark.parametrize(("state", "stopped", "step"), _OTHERS)
+def test_nothing_changes_in_the_directory_of_a_successor(
+    make_scene: Callable[..., Scene], state: str, stopped: str, step: str
+) -> None:
+    """A cache whose directory was replaced, and locked by another, leaves that one alone."""
+    scene = make_scene(state)
+    rig, other = scene.rig, Rig(scene.rig.dir)
+    other.host, other.tenant = rig.host, rig.tenant
+    with scene.stop_at(step) as gate:
+        first = Worker(ACTIONS[stopped], scene)
+        gate.wait()
+        is_in_change = scene.file_lock.is_held  # begun in the old directory
+        rig.dir.rename(rig.dir.with_name("moved"))
+        with other:
+            other.prepare(scene.timeline, scene.tip)
+            before = files_in(rig.dir)
+            gate.open()
+            first.result()
+            rig.wait_idle()
+            clean_up(scene)
+            if not is_in_change:
+                assert files_in(rig.dir) == before
+                other.check_books()
+            rig.cache.close(DEADLINE_S)
+    scene.check_counts()
+
+
+@pytest.mark.parametrize(
+    "step", [step for step in STEPS["empty"]["prepare"] if step != "queue.put"]
+)
+def test_a_close_waits_for_a_build_and_frees_the_directory(
+    make_scene: Callable[..., Scene], step: str
+) -> None:
+    """A close without a limit ends after the build; what it left is whole, in place, unlocked."""
+    scene = make_scene("empty")
+    with scene.stop_at(step) as gate:
+        scene.rig.send(scene.timeline, LSN_A)
+        gate.wait()
+        closing = Worker(scene.rig.cache.close)
+        wait_until(scene.engine._preparer._is_stopping.is_set)
+        assert closing.is_alive()
+    closing.result()
+    left = files_in(scene.rig.dir)
+    scene.check_counts()
+    scene.rig.open()
+    assert files_in(scene.rig.dir) == left
+    assert [entry.size_bytes for entry in scene.rig.cache.entries()] == [*map(len, left.values())]
+    get(scene)
+    scene.rig.check_books()
+
+
+def test_a_start_that_is_closed_first_changes_nothing(data_dir: Path) -> None:
+    """A start whose cache was closed does not sweep the build of the next cache away."""
+    rig = Rig(data_dir)
+    timeline = rig.timeline()
+    with Gate() as start, Gate() as build:
+        with pytest.MonkeyPatch.context() as patch:
+            stop_before(patch, Shelf, "load", start)
+            first = BasebackupCache.spawn(
+                data_dir, BasebackupCacheConfig(), rig.host, registry=CollectorRegistry()
+            )
+            start.wait_for()
+            first.close(0)
+        loading = [t for t in threading.enumerate() if t.name == "bbcache-cleanup"]
+        with rig:
+            stop_while_sending(timeline, build)
+            rig.send(timeline)
+            build.wait_for()
+            start.open()
+            for thread in loading:
+                thread.join(DEADLINE_S)
+            build.open()
+            rig.wait_idle()
+            assert rig.holds(timeline)
+            rig.check_books()

@@ -1,0 +1,212 @@
+"""The races that have names: each once lost an entry, or could have, in some cache."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import pytest
+from cache_helpers import LSN_A, LSN_B, MIB, Worker, fail_with
+from concurrency.scene import Scene, clean_up, flip_bit, get, prepare, refresh
+from concurrency.test_interleavings import STEPS
+from helpers import wait_until
+
+from bbcache.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TAR_BYTES = 5 * MIB // 2
+_MARGIN_BYTES = 64 * 1024
+_WITH_BYTES = (
+    *("host: half of the tarball", "timeline.get_last_record_lsn 3"),
+    *("temp.patch", "temp.sync", "publish: file lock"),
+)
+
+
+def _lose_to_clean_up(scene: Scene) -> None:
+    clean_up(scene)
+
+
+def _lose_to_damage(scene: Scene) -> None:
+    flip_bit(scene.rig.path(scene.timeline))
+    get(scene)
+
+
+def _lose_to_an_administrator(scene: Scene) -> None:
+    scene.rig.path(scene.timeline).unlink()
+    get(scene)
+
+
+@pytest.mark.parametrize("lose", [_lose_to_clean_up, _lose_to_damage, _lose_to_an_administrator])
+@pytest.mark.parametrize("step", ["manager.list", "discard: file lock"])
+def test_a_removal_decided_before_a_republish_at_the_same_lsn_is_dropped(
+    make_scene: Callable[..., Scene], step: str, lose: Callable[[Scene], None]
+) -> None:
+    """A removal is of one entry, not of an LSN: what was published since is not hit."""
+    scene = make_scene("held")
+    timelines = scene.rig.tenant.timelines
+    del timelines[scene.timeline.timeline_id]
+    with scene.stop_at(step) as gate:
+        removal = Worker(clean_up, scene)
+        gate.wait()
+        lose(scene)
+        timelines[scene.timeline.timeline_id] = scene.timeline
+        prepare(scene)
+        assert len(scene.sent[LSN_A]) == 2
+    removal.result()
+    scene.rig.wait_idle()
+    assert scene.rig.get(scene.timeline) == scene.sent[LSN_A][1]
+    scene.rig.check_books()
+
+
+def test_an_entry_born_while_clean_up_asks_is_not_judged(
+    make_scene: Callable[..., Scene],
+) -> None:
+    """Clean-up's answers are as old as its snapshot: what came since is not in them."""
+    scene = make_scene("outgrown")
+    with scene.stop_at("discard: file lock") as gate:  # the host has listed all timelines
+        cleaning = Worker(clean_up, scene)
+        gate.wait()
+        born = scene.rig.timeline()
+        scene.rig.send(born)
+        refresh(scene)
+        wait_until(lambda: scene.rig.holds(born))
+    cleaning.result()
+    assert scene.rig.holds(born)
+    assert scene.rig.holds(scene.timeline, LSN_B)
+    scene.rig.check_books()
+
+
+def test_two_clean_ups_remove_an_entry_once(make_scene: Callable[..., Scene]) -> None:
+    """The second to come finds that the entry is not held any more."""
+    scene = make_scene("outgrown")
+    with scene.stop_at("index.doom") as gate:
+        first = Worker(clean_up, scene)
+        gate.wait()
+        second = scene.run_beside(gate, clean_up)
+        assert second.is_alive(), "it has not waited for the file lock"
+    first.result()
+    second.result()
+    assert sum(step.seam == "disk.unlink" for step in scene.trace) == 1
+    scene.rig.check_books()
+
+
+@pytest.mark.parametrize("step", ["store.rename_temp", "index.commit", "disk.unlink"])
+def test_get_while_a_file_is_published(make_scene: Callable[..., Scene], step: str) -> None:
+    """Until the index has the new entry the old one is served; from then on the new one."""
+    scene = make_scene("outgrown")
+    with scene.stop_at(step) as gate:
+        scene.rig.send(scene.timeline, LSN_B)
+        gate.wait()
+        old, new = (scene.rig.get(scene.timeline, lsn) for lsn in (LSN_A, LSN_B))
+    scene.rig.wait_idle()
+    is_published = step == "disk.unlink"
+    assert old == (None if is_published else scene.sent[LSN_A][0])
+    assert new == (scene.sent[LSN_B][0] if is_published else None)
+    assert scene.rig.get(scene.timeline, LSN_B) == scene.sent[LSN_B][0]
+
+
+def test_a_ghost_dropped_late_does_not_take_the_republished_entry(
+    make_scene: Callable[..., Scene],
+) -> None:
+    """A `get` that found no file drops the entry it looked up, not the one of today."""
+    scene = make_scene("vanished")
+    with scene.stop_at("index.remove") as gate:
+        late = Worker(get, scene)
+        gate.wait()
+        get(scene)
+        prepare(scene)
+        assert scene.rig.holds(scene.timeline)
+    late.result()
+    assert scene.rig.get(scene.timeline) == scene.sent[LSN_A][1]
+    scene.rig.check_books()
+
+
+@pytest.mark.parametrize("step", ["upkeep: file lock 2", "disk.unlink"])
+def test_a_parked_unlink_never_hits_what_was_published_at_its_path(
+    make_scene: Callable[..., Scene], step: str
+) -> None:
+    """A publish ends the wait for an unlink at its path, or comes after it."""
+    scene = make_scene("parked")
+    with scene.stop_at(step) as gate:
+        upkeep = Worker(clean_up, scene)
+        gate.wait()
+        publishing = scene.run_beside(gate, prepare)
+        assert publishing.is_alive() == (step == "disk.unlink")
+    upkeep.result()
+    publishing.result()
+    scene.rig.wait_idle()
+    assert scene.rig.get(scene.timeline) == scene.sent[LSN_A][1]
+    scene.rig.check_books()
+
+
+@pytest.mark.parametrize("is_tight", [True, False], ids=["tight", "loose"])
+@pytest.mark.parametrize(
+    ("stopped", "step"),
+    [
+        (stopped, step)
+        for stopped in ("get", "prepare")
+        for step in STEPS["damaged and outgrown"][stopped]
+        if step != "index.find 2"  # may come before or after what the pool does
+    ],
+)
+def test_a_refresh_while_the_old_entry_is_quarantined(
+    make_scene: Callable[..., Scene], stopped: str, step: str, *, is_tight: bool
+) -> None:
+    """The limit holds at every step; what has no room is the evidence or the refresh."""
+    size_bytes = _TAR_BYTES + _MARGIN_BYTES
+    limit_bytes = size_bytes if is_tight else 4 * size_bytes
+    scene = make_scene(
+        "damaged and outgrown", tar_bytes=_TAR_BYTES, max_total_size_bytes=limit_bytes
+    )
+    actions = {"get": get, "prepare": prepare}
+    with scene.stop_at(step) as gate:
+        first = Worker(actions.pop(stopped), scene)
+        gate.wait()
+        second = scene.run_beside(gate, *actions.values())
+    first.result()
+    second.result()
+    scene.rig.wait_idle()
+    scene.rig.check_books()
+    assert scene.most_bytes <= limit_bytes
+    is_held, has_evidence = scene.rig.holds(scene.timeline, LSN_B), bool(scene.rig.quarantined())
+    if is_tight:
+        assert is_held != has_evidence
+    else:
+        assert is_held
+        assert has_evidence == (scene.rig.value("bbcache_quarantined_total") == 1)
+    if stopped == "prepare" and step in _WITH_BYTES:  # more than the margin, on credit
+        assert scene.rig.value("bbcache_quarantined_total") == 1
+        assert has_evidence != is_tight
+
+
+def test_a_prepare_while_a_quarantine_fails_publishes_over_the_bad_archive(
+    make_scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry that comes back at the LSN of a build is replaced, and its path not unlinked."""
+    fail_with(monkeypatch, Store, "quarantine", OSError(errno.EIO, "the disk fails"), times=1)
+    scene = make_scene("damaged")
+    with scene.stop_at("store.quarantine") as gate:
+        finding = Worker(get, scene)
+        gate.wait()  # the index has no entry at this moment
+        publishing = scene.run_beside(gate, prepare)
+        assert publishing.is_alive(), "it has not waited for the file lock"
+    finding.result()
+    publishing.result()
+    scene.rig.wait_idle()
+    assert scene.rig.get(scene.timeline) == scene.sent[LSN_A][1]
+    scene.rig.check_books()
+
+
+def test_a_running_prepare_that_is_not_needed_does_not_swallow_a_rebuild(
+    make_scene: Callable[..., Scene],
+) -> None:
+    """A prepare that has relied on a bad archive does not cover the rebuild of it."""
+    scene = make_scene("damaged")
+    with scene.stop_at("queue.done") as gate:
+        scene.rig.send(scene.timeline, LSN_A)
+        gate.wait()  # it has seen the entry, and ends as "up to date"
+        get(scene)
+    scene.rig.wait_idle()
+    assert scene.rig.get(scene.timeline) == scene.sent[LSN_A][-1]

@@ -1,0 +1,239 @@
+"""64 threads of gets beside prepares, clean-ups and damage, for a while.
+
+``BBCACHE_SOAK_S`` says for how many seconds: 5 in the normal run, 60 with
+``HYPOTHESIS_PROFILE=nightly``. The counts are printed, which ``-s`` shows.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from cache_helpers import LSN_A, Rig, Worker, noise
+from concurrency.scene import prepare_results
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from bbcache import Lsn
+    from bbcache.host import TarballWriter
+    from bbcache.testing import MemoryTimeline
+
+IS_NIGHTLY: Final = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+DURATION_S: Final = float(os.environ.get("BBCACHE_SOAK_S", "60" if IS_NIGHTLY else "5"))
+READERS: Final = 64
+TIMELINES: Final = 16
+MAX_ENTRIES: Final = 12  # fewer than there are timelines: some prepares find the cache full
+MAX_BYTES: Final = 70_000  # likewise
+_TAR_BYTES: Final = 4000
+_LSN_STEP: Final = 0x10
+_REMEMBERED: Final = 4  # LSNs of a timeline that readers still ask for
+_PAUSE_S: Final = 0.002
+
+
+class Story:
+    """One timeline: what was or will be prepared, and what it must give.
+
+    Attributes:
+        timeline: as the host has it.
+        archives: by LSN, the newest last; replaced as a whole, never changed.
+        damaged: LSNs whose file somebody has written to; set before that happens.
+        is_built: set at the end of each build.
+    """
+
+    def __init__(self, rig: Rig, number: int) -> None:
+        self._rig = rig
+        self.timeline: MemoryTimeline = rig.timeline(LSN_A)
+        self.timeline.on_send = self._send
+        self.timeline.tarball = lambda at: noise(_TAR_BYTES, int(at) << 8 | number)
+        self.archives: dict[Lsn, bytes] = {}
+        self.damaged: set[Lsn] = set()
+        self.is_built = threading.Event()
+
+    def go_on(self) -> Lsn:
+        """Move the tip to an LSN whose archive is known."""
+        lsn = self.timeline.get_last_record_lsn() + _LSN_STEP
+        kept = list(self.archives.items())[1 - _REMEMBERED :]
+        self.archives = {**dict(kept), lsn: self._rig.sealed(self.timeline, lsn)}
+        self.is_built.clear()
+        self.timeline.advance(lsn)
+        return lsn
+
+    def _send(self, writer: TarballWriter, lsn: Lsn) -> None:
+        writer.write(self.timeline.tarball(lsn))
+        self.is_built.set()
+
+
+class Soak:
+    """Threads that use one cache as hard as they can, until `stop` is set.
+
+    Attributes:
+        counts: what has happened; each thread has counts of its own until it ends.
+    """
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.stories = [Story(rig, number) for number in range(TIMELINES)]
+        self.stop = threading.Event()
+        self.counts: Counter[str] = Counter()
+        self._lock = threading.Lock()  # guards counts
+
+    def run(self, jobs: Sequence[Callable[[random.Random, Counter[str]], None]]) -> None:
+        """Run every job in a thread of its own, over and over, for `DURATION_S`."""
+        workers = [Worker(self._repeat, job, seed) for seed, job in enumerate(jobs)]
+        self.stop.wait(DURATION_S)
+        self.stop.set()
+        for worker in workers:
+            worker.result()
+
+    def _repeat(self, job: Callable[[random.Random, Counter[str]], None], seed: int) -> None:
+        rng, counts = random.Random(seed), Counter[str]()
+        try:
+            while not self.stop.is_set():
+                job(rng, counts)
+        except BaseException:
+            self.stop.set()  # the others need not go on
+            raise
+        with self._lock:
+            self.counts += counts
+
+    def read(self, rng: random.Random, counts: Counter[str]) -> None:
+        """One get of an LSN that is or was prepared: the sealed bytes, or nothing."""
+        story = rng.choice(self.stories)
+        archives = story.archives
+        if not archives:
+            return
+        newest = max(archives)
+        lsn = rng.choice([*archives, newest, newest, newest])
+        tenant_id = self.rig.tenant.tenant_id
+        file = self.rig.cache.get(tenant_id, story.timeline.timeline_id, lsn)
+        if file is None:
+            counts["misses"] += 1
+            self.stop.wait(_PAUSE_S)  # a miss is so cheap that nothing else would get its turn
+            return
+        with file:
+            content = file.read()
+        if lsn in story.damaged:
+            counts["hits not compared"] += 1
+        else:
+            assert content == archives[lsn], "bytes that were never sealed"
+            counts["hits"] += 1
+
+    def prepare(self, rng: random.Random, counts: Counter[str]) -> None:
+        """A timeline goes on; mostly it is prepared there."""
+        story = rng.choice(self.stories)
+        with self._lock:  # one thread moves a timeline at a time
+            lsn = story.go_on()
+        if rng.random() < 0.8:
+            self.rig.send(story.timeline, lsn)
+            counts["prepares"] += 1
+            story.is_built.wait(0.1)  # it may be skipped
+
+    def clean_up(self, _rng: random.Random, counts: Counter[str]) -> None:
+        """One clean-up step."""
+        self.rig.cache.run_cleanup()
+        counts["clean-ups"] += 1
+        self.stop.wait(_PAUSE_S)
+
+    def watch_limits(self, _rng: random.Random, counts: Counter[str]) -> None:
+        """The limits hold at any moment."""
+        assert self.rig.engine.index.total_size_bytes <= MAX_BYTES
+        assert self.rig.engine.index.total_count <= MAX_ENTRIES
+        counts["looks at the limits"] += 1
+        self.stop.wait(_PAUSE_S)
+
+    def damage(self, rng: random.Random, counts: Counter[str]) -> None:
+        """Flip a bit of an entry's file, cut it short, or remove it."""
+        entries = self.rig.cache.entries()
+        if entries:
+            entry = rng.choice(entries)
+            story = next(s for s in self.stories if s.timeline.timeline_id == entry.timeline_id)
+            story.damaged.add(entry.lsn)
+            try:
+                self._damage_file(self.rig.path(story.timeline, entry.lsn), rng)
+                counts["damages"] += 1
+            except FileNotFoundError:
+                pass  # removed or replaced meanwhile
+        self.stop.wait(_PAUSE_S)
+
+    def _damage_file(self, path: Path, rng: random.Random) -> None:
+        kind = rng.randrange(4)
+        if kind == 0:
+            path.unlink()
+            return
+        with path.open("r+b") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            place = rng.randrange(max(1, size_bytes))
+            if kind == 1:
+                file.truncate(place)
+            else:
+                byte = os.pread(file.fileno(), 1, place)
+                os.pwrite(file.fileno(), bytes([(byte or b"\0")[0] ^ 1]), place)
+
+    def check_end(self) -> None:
+        """Find what damage is left; then books, directory and counts agree."""
+        rig = self.rig
+        rig.wait_idle()
+        while self._find_damage():
+            rig.wait_idle()
+        rig.cache.run_cleanup()
+        rig.check_books()
+        ended = sum(prepare_results(rig.registry).values())
+        assert ended == self.counts["prepares"] + rig.value("bbcache_quarantined_total")
+
+    def _find_damage(self) -> bool:
+        """Read every entry; whether one of them was bad."""
+        by_id = {story.timeline.timeline_id: story for story in self.stories}
+        is_bad = False
+        for entry in self.rig.cache.entries():
+            archive = self.rig.cache.get(entry.tenant_id, entry.timeline_id, entry.lsn)
+            is_bad |= archive is None
+            if archive is not None:
+                with archive:
+                    assert archive.read() == by_id[entry.timeline_id].archives[entry.lsn]
+        return is_bad
+
+
+@pytest.fixture(autouse=True)
+def _switches_often() -> Iterator[None]:
+    """Let threads take turns ten times as often as usual."""
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(usual_s / 10)
+    yield
+    sys.setswitchinterval(usual_s)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(DURATION_S + 120)
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["good disk", "bad disk"])
+def test_soak(data_dir: Path, *, is_damaged: bool) -> None:
+    """No wrong byte, no exception, nothing left over, and counters equal to the directory."""
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with Rig(
+        data_dir,
+        prepare_concurrency=4,
+        max_size_entries=MAX_ENTRIES,
+        max_total_size_bytes=MAX_BYTES,
+        verify_reads="always" if is_damaged else "first",
+    ) as rig:
+        soak = Soak(rig)
+        jobs = [soak.prepare] * 4 + [soak.clean_up] * 2 + [soak.watch_limits]
+        soak.run([soak.read] * READERS + jobs + [soak.damage] * is_damaged)
+        soak.check_end()
+        soak.counts.update(
+            {f"prepares {name}": n for name, n in prepare_results(rig.registry).items()}
+        )
+        soak.counts["quarantined"] = int(rig.value("bbcache_quarantined_total"))
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    print(f"\n{dict(sorted(soak.counts.items()))}")  # noqa: T201 - they are part of the result
+    assert {"hits", "misses", "clean-ups", "looks at the limits"} <= (+soak.counts).keys()
+    assert soak.counts["prepares ok"] > 0
+    assert soak.counts["prepares skip"] > 0
+    assert soak.counts["prepares error"] == 0
+    assert bool(soak.counts["quarantined"]) == bool(soak.counts["damages"]) == is_damaged

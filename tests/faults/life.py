@@ -1,0 +1,367 @@
+"""One whole life of a cache, which must end well whatever single call fails.
+
+Start on a directory with a past, concurrent prepares and refreshes beside gets,
+damage and its repair, clean-up, close. Everything that a caller could notice and
+must not is written down as a problem; the life goes on all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from cache_helpers import disk_bytes
+from faults import world
+from faults.shim import hits, outside
+from faults.world import LSN_A, LSN_B, LSN_C
+from helpers import samples
+from prometheus_client import CollectorRegistry
+
+from bbcache import BasebackupCache, BasebackupCacheConfig, Lsn, StoreError, TenantShardId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+PATIENCE_S: Final = 15.0
+_GLANCE_S: Final = 0.05
+_HOPELESS_HITS: Final = 3  # calls that have failed, after which a dead disk is dead
+_ROUNDS: Final = 4  # in which everything must be there again, one fault or not
+SHARD: Final = TenantShardId(world.TENANT)
+EXIT_WRONG: Final = 3
+EXIT_PROBLEM: Final = 4
+
+
+class Witness:
+    """Writes down what must not be. Thread-safe.
+
+    Attributes:
+        wrong: gets whose bytes were not those of any prepare.
+        problems: everything else that must not be.
+        notes: what may be, and is worth counting.
+    """
+
+    def __init__(self) -> None:
+        self.wrong: list[str] = []
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.tell: Callable[[str], object] = lambda _: None  # at once, where a kill may come
+        self.begin_work: Callable[[], object] = lambda: None  # the start is over
+
+    def watch_interpreter(self) -> None:
+        """Take what ends in no caller: threads' exceptions, finalisers', warnings."""
+        warnings.simplefilter("error")
+        threading.excepthook = lambda args: self.add_problem(
+            f"thread {args.thread and args.thread.name} died of {args.exc_value!r}"
+        )
+        sys.unraisablehook = lambda args: self.add_problem(
+            f"unraisable in {args.object!r}: {args.exc_value!r}"
+        )
+
+    def add_wrong(self, text: str) -> None:
+        """Wrong bytes were served."""
+        self.wrong.append(text)
+        self.tell(f"WRONG {text}")
+
+    def add_problem(self, text: str) -> None:
+        """Something else is not as it must be."""
+        self.problems.append(text)
+        self.tell(f"PROBLEM {text}")
+
+    @contextlib.contextmanager
+    def nothing_raised(self, doing: str) -> Any:
+        """Whatever the block raises reaches a caller that it must not reach."""
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001 - that is the question
+            self.add_problem(f"{doing} raised {error!r}")
+
+    def expect(self, is_so: object, problem: str) -> None:
+        """Write `problem` down unless it is so."""
+        if not is_so:
+            self.add_problem(problem)
+
+    def report(self) -> dict[str, list[str]]:
+        """All of it."""
+        return {"wrong": self.wrong, "problems": self.problems, "notes": self.notes}
+
+
+class Life:
+    """One cache in use, by a caller that checks every byte.
+
+    Args:
+        data_dir: its directory.
+        tips: where the host's timelines stand.
+        witness: what is told of everything that must not be.
+        settings: of the cache.
+    """
+
+    def __init__(
+        self, data_dir: Path, tips: dict[str, Lsn], witness: Witness, **settings: Any
+    ) -> None:
+        self.dir = data_dir
+        self.tips = tips
+        self.witness = witness
+        self.host, self.timelines = world.make_host(tips)
+        self.registry = CollectorRegistry()
+        config = {"cleanup_period": 3600.0, "prepare_concurrency": 2, **settings}
+        self.cache = BasebackupCache.spawn(
+            data_dir, BasebackupCacheConfig(**config), self.host, self.registry
+        )
+
+    def read(self, name: str, lsn: Lsn) -> bytes | None:
+        """Get and read to the end; None for a miss, and where the caller's reading fails."""
+        data: bytes | None = None
+        with self.witness.nothing_raised(f"get of {name}"):
+            file = self.cache.get(world.TENANT, world.timeline_id(name), lsn)
+            if file is None:
+                return None
+            try:
+                with file:
+                    data = file.read()
+            except OSError as error:  # of the caller's own calls on its own file
+                self.witness.notes.append(f"caller could not read {name}: {error}")
+                return None
+            if not world.is_right(data, name, lsn):
+                self.witness.add_wrong(f"{name} at {lsn}: {len(data)} bytes")
+        return data
+
+    def send(self, names: Iterable[str], lsn: Lsn | None = None) -> None:
+        """Ask for prepares at the tips, or at `lsn`, where the tips are moved to."""
+        for name in names:
+            if lsn is not None:
+                self.tips[name] = lsn
+                self.timelines[name].advance(lsn)
+            with self.witness.nothing_raised("send_prepare"):
+                self.cache.send_prepare(SHARD, world.timeline_id(name), self.tips[name])
+
+    def wait_idle(self) -> None:
+        """All work must come to an end."""
+        with self.witness.nothing_raised("wait_idle"):
+            self.witness.expect(self.cache.wait_idle(PATIENCE_S), "work does not come to an end")
+
+    def clean_up(self) -> None:
+        """One clean-up step."""
+        with self.witness.nothing_raised("run_cleanup"):
+            self.cache.run_cleanup()
+
+    def held(self) -> dict[world.Found, int]:
+        """What `entries` shows, with sizes in bytes."""
+        entries = self.cache.entries()
+        return {world.Found(world.name_of(e.timeline_id), e.lsn): e.size_bytes for e in entries}
+
+    def close(self) -> None:
+        """Close; nothing may be left over."""
+        started_s = time.monotonic()
+        with self.witness.nothing_raised("close"):
+            self.cache.close(PATIENCE_S)
+        self.witness.expect(time.monotonic() - started_s < PATIENCE_S, "close waits for ever")
+        left = [t.name for t in threading.enumerate() if t.name.startswith("bbcache")]
+        self.witness.expect(not left, f"close leaves threads: {left}")
+
+    def check_books(self) -> None:
+        """Books, gauges and directory agree, as they must when the cache is idle.
+
+        Only an entry whose size the start could not learn, because that very call met
+        the fault, may be on the disk and not held: it counts as a stray.
+        """
+        with outside():
+            sizes = {found: p.stat().st_size for found, p in world.entry_files(self.dir).items()}
+            temp_files = os.listdir(self.dir / "tmp")
+            total_bytes = disk_bytes(self.dir)
+        held, gauges, expect = self.held(), samples(self.registry), self.witness.expect
+        unheld = set(sizes) - set(held)
+        expect(held.items() <= sizes.items(), f"ghosts: {held.items() - sizes.items()}")
+        expect(len(unheld) <= min(hits(), 1), f"files without entry: {unheld}")
+        expect(not temp_files, f"left in tmp/: {temp_files}")
+        entry_count = gauges["pageserver_basebackup_cache_entries_total"]
+        expect(entry_count == len(held), f"{entry_count} entries on the gauge, {len(held)} held")
+        entry_bytes = gauges["pageserver_basebackup_cache_size_bytes"]
+        expect(entry_bytes == sum(held.values()), f"{entry_bytes} bytes on the gauge")
+        assert self.cache._engine is not None
+        booked_bytes = self.cache._engine.index.total_size_bytes  # no gauge shows it
+        expect(booked_bytes == total_bytes, f"{booked_bytes} bytes booked, {total_bytes} on disk")
+
+
+def live(
+    data_dir: Path,
+    witness: Witness,
+    *,
+    story: str = "used",
+    is_lasting: bool = False,
+    **settings: Any,
+) -> None:
+    """Live one life on a directory that `world.seed` has filled.
+
+    Args:
+        data_dir: the directory.
+        witness: what is told of everything that must not be.
+        story: what happens in it, of `STORIES`.
+        is_lasting: whether the fault lasts to the end, so that nothing recovers.
+        settings: of the cache.
+    """
+    tips = dict.fromkeys(world.ALL, LSN_A) | {world.MOVED: LSN_B, world.SUPERSEDED: LSN_B}
+    del tips[world.DROPPED]
+    fds_before = _open_fds()
+    try:
+        life = Life(data_dir, tips, witness, **settings)
+    except StoreError as error:  # the documented way for a start to fail
+        witness.notes.append(f"start failed: {error}".splitlines()[0])
+    except BaseException as error:  # noqa: BLE001 - that is the question
+        witness.add_problem(f"spawn raised {error!r}")
+    else:
+        if _wait_initialized(life, is_lasting=is_lasting):
+            STORIES[story](life)
+            _recover(life, is_lasting=is_lasting)
+        else:
+            life.send(world.MADE)  # to be cancelled by the close
+        life.close()
+        del life
+    left = {name for name in _open_fds() - fds_before if not (is_lasting and "lock" in name)}
+    witness.expect(not left, f"descriptors left open: {left}")
+
+
+def _wait_initialized(life: Life, *, is_lasting: bool) -> bool:
+    """Wait for the start, which need not end where the disk is dead by now."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    with life.witness.nothing_raised("wait_initialized"):
+        while not life.cache.wait_initialized(_GLANCE_S):
+            if is_lasting and hits() >= _HOPELESS_HITS:
+                return False
+            if time.monotonic() > deadline_s:
+                life.witness.add_problem("the directory is never loaded")
+                return False
+    return True
+
+
+def _be_used(life: Life) -> None:
+    _read_what_was_held(life)
+    _prepare_and_refresh(life)
+    _meet_damage(life)
+    _clean_up(life)
+
+
+def _be_replaced(life: Life) -> None:
+    """Somebody moves the directory away, and later puts it back again."""
+    aside, new = life.dir.with_name("aside"), life.dir.with_name("new")
+    with outside():
+        life.dir.rename(aside)
+    life.read(world.STEADY, LSN_A)
+    life.send([world.FIRST, world.BIG])
+    _beside(life.clean_up, life.wait_idle)
+    life.read(world.FIRST, LSN_A)
+    with outside():
+        if life.dir.exists():
+            life.dir.rename(new)
+        aside.rename(life.dir)
+    life.read(world.FIRST, LSN_A)
+    life.clean_up()
+    life.send([world.REFRESHED], LSN_B)
+    life.wait_idle()
+
+
+STORIES: Final[dict[str, Callable[[Life], None]]] = {"used": _be_used, "replaced": _be_replaced}
+
+
+def _read_what_was_held(life: Life) -> None:
+    life.read(world.STEADY, LSN_A)
+    life.read(world.STEADY, LSN_B)  # a miss
+    life.read(world.PLAIN, LSN_A)
+    life.read(world.SUPERSEDED, LSN_B)
+    life.read(world.BAD, LSN_A)  # goes to quarantine; its rebuild is queued
+
+
+def _prepare_and_refresh(life: Life) -> None:
+    life.send(world.MADE)
+    life.send([world.REFRESHED], LSN_B)
+    _beside(lambda: [life.read(world.STEADY, LSN_A) for _ in range(5)], life.wait_idle)
+    for name in (world.FIRST, world.BIG, world.CUT, world.LOST):
+        life.read(name, LSN_A)
+    life.read(world.REFRESHED, LSN_B)
+
+
+def _meet_damage(life: Life) -> None:
+    with outside():
+        files = world.entry_files(life.dir)
+        _overwrite(files.get(world.Found(world.HURT, LSN_A)), world.flipped)
+        _overwrite(files.get(world.Found(world.CUT, LSN_A)), lambda content: content[:-1])
+        lost = files.get(world.Found(world.LOST, LSN_A))
+        if lost is not None:
+            lost.unlink()
+    for name in (world.HURT, world.CUT, world.LOST):
+        life.read(name, LSN_A)
+    life.wait_idle()
+    for name in (world.HURT, world.CUT):
+        life.read(name, LSN_A)
+
+
+def _overwrite(path: Path | None, change: Callable[[bytes], bytes]) -> None:
+    if path is not None:
+        content = change(path.read_bytes())
+        with path.open("r+b") as file:
+            file.write(content)
+            file.truncate()
+
+
+def _clean_up(life: Life) -> None:
+    life.send([world.REFRESHED], LSN_C)
+    life.wait_idle()
+    life.read(world.REFRESHED, LSN_C)
+    life.send([world.FIRST], LSN_C)
+    _beside(life.clean_up, life.wait_idle)  # which may take its old entry first
+    life.read(world.FIRST, LSN_C)
+
+
+def _recover(life: Life, *, is_lasting: bool) -> None:
+    """However it went, asking again brings everything there, and clean-up takes the rest."""
+    missing = []
+    for _ in range(1 if is_lasting else _ROUNDS):
+        life.send(life.tips)
+        life.wait_idle()
+        life.clean_up()
+        missing = [name for name, lsn in life.tips.items() if life.read(name, lsn) is None]
+        if not missing:
+            break
+        life.wait_idle()
+    life.clean_up()
+    life.wait_idle()
+    if not is_lasting:
+        life.witness.expect(not missing, f"not there again: {missing}")
+        life.check_books()
+
+
+def _beside(first: Callable[[], object], second: Callable[[], object]) -> None:
+    thread = threading.Thread(target=first)
+    thread.start()
+    second()
+    thread.join()
+
+
+def _open_fds() -> set[str]:
+    """What the process has open, the shim's log left out."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{fd}")
+            if int(fd) < 200 and "/proc/" not in target:
+                found.add(f"{fd} {target}")
+    return found
+
+
+def main() -> int:
+    """Live on the directory named on the command line, under whatever shim is loaded."""
+    witness = Witness()
+    witness.watch_interpreter()
+    live(Path(sys.argv[1]), witness)
+    sys.stdout.writelines(f"WRONG {line}\n" for line in witness.wrong)
+    sys.stdout.writelines(f"PROBLEM {line}\n" for line in witness.problems)
+    return EXIT_WRONG if witness.wrong else EXIT_PROBLEM if witness.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

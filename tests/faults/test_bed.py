@@ -1,0 +1,64 @@
+"""The bed can fail: a cache that breaks a promise is found out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from faults import matrix, mutations, world
+from faults.shim import Fault
+
+if TYPE_CHECKING:
+    from faults.bed import Bed
+
+_FOUND_OUT_BY: Final = {
+    "serves what it has not checked": "WRONG BYTES: bad at",
+    "raises from get": "get of bad raised ArchiveError",
+    "hangs": "hung:",
+    "crashes": "ended with -11",
+    "leaves temporary files": "left in tmp/",
+    "leaves replaced files": "files without entry",
+    "says gone what is there": "bytes booked",
+    "counts too many": "entries on the gauge",
+    "keeps its lock": "descriptors left open",
+}
+
+
+@pytest.mark.parametrize("mutation", mutations.PROMISES)
+def test_a_broken_promise_is_found(bed: Bed, mutation: str) -> None:
+    """A life of a cache that does not keep the promise ends with a complaint about it."""
+    bench = bed.benches[0]
+    data_dir = bench.directory / "mutant"
+    world.seed(data_dir)
+    hang_s = 2.0 if mutation == "hangs" else 60.0
+    lived = bench.zygote.run("life", data_dir, mutation=mutation, hang_s=hang_s)
+    assert _FOUND_OUT_BY[mutation] in "\n".join(lived.complaints())
+
+
+def test_a_lost_entry_is_found(bed: Bed) -> None:
+    """A start that lacks what must have survived complains."""
+    bench = bed.benches[0]
+    data_dir = bench.directory / "lossy"
+    world.seed(data_dir)
+    (data_dir / world.file_name(world.STEADY, world.LSN_A)).unlink()
+    assert any("entries lost" in c for c in bench.zygote.run("restart", data_dir).complaints())
+
+
+def test_a_good_archive_in_quarantine_is_found(bed: Bed) -> None:
+    """Only proof of badness may send a file there."""
+    bench = bed.benches[0]
+    data_dir = bench.directory / "hasty"
+    world.seed(data_dir)
+    name = world.file_name(world.FIRST, world.LSN_A)
+    evidence = data_dir / "quarantine" / f"20240201T000000.000000Z_{name}"
+    evidence.write_bytes(world.sealed(world.FIRST, world.LSN_A))
+    complaints = bench.zygote.run("restart", data_dir).complaints()
+    assert any("good archive is in quarantine" in complaint for complaint in complaints)
+
+
+def test_a_kill_that_does_not_come_is_found(bed: Bed) -> None:
+    """A life that should have been killed at its first call, and was, is told apart."""
+    killed = matrix.live_and_restart(bed.benches[0], Fault("kill-before", 1))
+    assert (killed.complaints, killed.met is not None) == ([], True)
+    beyond = matrix.live_and_restart(bed.benches[0], Fault("kill-before", 1_000_000))
+    assert (beyond.complaints, beyond.met) == ([], None)

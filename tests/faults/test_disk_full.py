@@ -1,0 +1,264 @@
+"""A disk that is really full, because somebody else has filled it: a tmpfs of its own."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from cache_helpers import LSN_A, LSN_B, MIB, Rig, noise
+from helpers import file_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from bbcache import Lsn
+    from bbcache.host import TarballWriter
+    from bbcache.testing import MemoryTimeline
+
+_DISK: Final = "size=8m,nr_inodes=200"
+_HELD_BYTES: Final = 200_000
+_BUILT_BYTES: Final = 3 * MIB
+_PIECE_BYTES: Final = MIB // 4
+
+
+class SmallDisk:
+    """A file system that somebody else can fill, and free again.
+
+    Attributes:
+        path: where it is mounted.
+        cache_dir: for the cache.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cache_dir = path / "cache"
+        self._other_dir = path / "other"
+        self._other_dir.mkdir()
+
+    def fill(self) -> None:
+        """Write until nothing fits any more, not even one byte.
+
+        A build that fails frees what it has written: less than the others still want.
+        """
+        with (self._other_dir / "filler").open("ab", buffering=0) as file:
+            for size_bytes in (65536, 1):
+                try:
+                    while file.write(bytes(size_bytes)):
+                        pass
+                except OSError:
+                    continue
+
+    def use_up_inodes(self) -> None:
+        """Make files until no more can be made."""
+        for number in range(1000):
+            try:
+                (self._other_dir / str(number)).touch()
+            except OSError:
+                return
+
+    def free(self) -> None:
+        """Remove what was put there."""
+        for path in self._other_dir.iterdir():
+            path.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A tmpfs of 8 MiB; tests are skipped where it cannot be mounted."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", _DISK, "bbcache-test", path],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if mount.returncode:
+        if os.environ.get("BBCACHE_REQUIRE_TOOLS") == "1":
+            pytest.fail(f"no tmpfs can be mounted: {mount.stderr}")
+        pytest.skip(f"no tmpfs can be mounted: {mount.stderr}")
+    yield SmallDisk(path)
+    gc.collect()  # a file still open would keep the file system busy
+    subprocess.run(["umount", path], check=True)
+
+
+@pytest.fixture
+def rig(disk: SmallDisk) -> Iterator[Rig]:
+    """A cache on the small disk, not yet open."""
+    rig = Rig(disk.cache_dir)
+    yield rig
+    rig.__exit__(None, None, None)
+
+
+def build(disk: SmallDisk, timeline: MemoryTimeline) -> None:
+    """Let somebody fill the disk in the middle of the timeline's next basebackup."""
+    tar = noise(_BUILT_BYTES)
+
+    def send(writer: TarballWriter, _: Lsn) -> None:
+        for start in range(0, len(tar), _PIECE_BYTES):
+            if start == len(tar) // 2:
+                disk.fill()
+            writer.write(tar[start : start + _PIECE_BYTES])
+
+    timeline.on_send = send
+
+
+def test_a_disk_filled_during_builds_costs_those_builds(
+    disk: SmallDisk, rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is held is served throughout, no temp file stays, errors are counted with a hint."""
+    rig.open(prepare_concurrency=2)
+    held = [rig.prepared(LSN_A, _HELD_BYTES) for _ in range(3)]
+    doomed = [rig.timeline() for _ in range(2)]
+    for timeline in doomed:
+        build(disk, timeline)
+        rig.send(timeline)
+    with serving(rig, held) as served:
+        rig.wait_idle()
+    assert served
+    assert rig.counts() == {"ok": 3, "error": 2}
+    assert caplog.text.count("Free space on the file system") == 2
+    assert rig.temp_files() == []
+    assert not any(map(rig.holds, doomed))
+    rig.check_books()
+
+
+def test_it_recovers_by_itself_when_space_returns(disk: SmallDisk, rig: Rig) -> None:
+    """The prepares that failed work when they are asked for again."""
+    rig.open()
+    held, late = rig.prepared(LSN_A, _HELD_BYTES), rig.timeline()
+    late.tarball = lambda at: noise(_HELD_BYTES, int(at))
+    disk.fill()
+    for _ in range(3):
+        rig.prepare(late)
+        rig.cache.run_cleanup()
+        rig.check_books()
+    assert rig.counts() == {"ok": 1, "error": 3}
+    disk.free()
+    rig.prepare(late)
+    assert rig.get(late) == noise(_HELD_BYTES, LSN_A)
+    assert rig.get(held) == noise(_HELD_BYTES, LSN_A)
+    rig.check_books()
+
+
+def test_a_refresh_that_fails_keeps_the_old_entry(disk: SmallDisk, rig: Rig) -> None:
+    """The entry at the older LSN stays, is served, and is replaced when there is room."""
+    rig.open()
+    timeline = rig.prepared(LSN_A, _HELD_BYTES)
+    timeline.tarball = lambda at: noise(_HELD_BYTES, int(at))
+    disk.fill()
+    timeline.advance(LSN_B)
+    rig.prepare(timeline, LSN_B)
+    assert rig.get(timeline, LSN_A) == noise(_HELD_BYTES, LSN_A)
+    assert rig.get(timeline, LSN_B) is None
+    rig.check_books()
+    disk.free()
+    rig.prepare(timeline, LSN_B)
+    assert rig.get(timeline, LSN_B) == noise(_HELD_BYTES, LSN_B)
+    assert len(rig.entry_files()) == 1
+    rig.check_books()
+
+
+def test_damage_is_taken_out_on_a_full_disk(disk: SmallDisk, rig: Rig) -> None:
+    """A bad archive goes to quarantine; its rebuild fails, and works when there is room."""
+    rig.open(verify_reads="always")
+    timeline = rig.prepared(LSN_A, _HELD_BYTES)
+    content = rig.path(timeline).read_bytes()
+    rig.path(timeline).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    disk.fill()
+    assert rig.get(timeline) is None
+    rig.wait_idle()
+    assert len(rig.quarantined()) == 1
+    assert rig.counts() == {"ok": 1, "error": 1}
+    disk.free()
+    rig.prepare(timeline)
+    assert rig.get(timeline) == noise(_HELD_BYTES, LSN_A)
+    rig.check_books()
+
+
+def test_a_disk_out_of_inodes_costs_the_prepares(disk: SmallDisk, rig: Rig) -> None:
+    """Where no file can be made, prepares fail, gets work, and it recovers."""
+    rig.open()
+    held, late = rig.prepared(), rig.timeline()
+    disk.use_up_inodes()
+    rig.prepare(late)
+    assert rig.counts() == {"ok": 1, "error": 1}
+    assert rig.get(held) is not None
+    disk.free()
+    rig.prepare(late)
+    assert rig.get(late) is not None
+    rig.check_books()
+
+
+@pytest.mark.parametrize("holder", [b"", b'{"pid": 1}\n'])
+def test_a_start_on_a_full_disk_serves(disk: SmallDisk, rig: Rig, holder: bytes) -> None:
+    """A start needs no room: what is on the disk is served, whatever the lock file holds."""
+    rig.open()
+    timeline = rig.prepared(LSN_A, _HELD_BYTES)
+    rig.cache.close()
+    (disk.cache_dir / ".bbcache.lock").write_bytes(holder)
+    (disk.cache_dir / "tmp" / "left over").write_bytes(b"half")
+    disk.fill()
+    rig.open()
+    assert rig.get(timeline) == noise(_HELD_BYTES, LSN_A)
+    rig.check_books()
+
+
+def test_a_first_start_on_a_full_disk_works_later(disk: SmallDisk, rig: Rig) -> None:
+    """An empty cache starts on a full disk, and prepares as soon as there is room."""
+    timeline = rig.timeline()
+    disk.fill()
+    rig.open()
+    rig.prepare(timeline)
+    assert rig.counts() == {"error": 1}
+    disk.free()
+    rig.prepare(timeline)
+    assert rig.get(timeline) is not None
+    rig.check_books()
+
+
+def test_limits_hold_while_others_use_the_disk(disk: SmallDisk, rig: Rig) -> None:
+    """The limit counts the cache's own bytes: others' files neither use it up nor free it."""
+    rig.open(max_total_size_bytes=2 * _HELD_BYTES + _HELD_BYTES // 2)
+    disk.fill()
+    disk.free()
+    timelines = [rig.prepared(LSN_A, _HELD_BYTES) for _ in range(2)]
+    third = rig.timeline()
+    third.tarball = partial(noise, _HELD_BYTES)
+    rig.prepare(third)
+    assert rig.skips == {"full": 1}
+    assert all(rig.get(timeline) for timeline in timelines)
+    assert file_names(disk.cache_dir) >= {"tmp", "quarantine"}
+    rig.check_books()
+
+
+class serving:  # noqa: N801 - reads as a verb in `with`
+    """Get basebackups in a thread for the time of a block, each compared to the byte."""
+
+    def __init__(self, rig: Rig, timelines: list[MemoryTimeline]) -> None:
+        self._rig, self._timelines = rig, timelines
+        self._is_over = threading.Event()
+        self._served: list[bool] = []
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> list[bool]:
+        self._thread.start()
+        return self._served
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+        assert all(self._served)
+
+    def _serve(self) -> None:
+        while True:
+            for timeline in self._timelines:
+                self._served.append(self._rig.get(timeline) == noise(_HELD_BYTES, LSN_A))
+            if self._is_over.is_set():
+                return

@@ -1,0 +1,55 @@
+"""Whatever call fails: no hang, no crash, nothing wrong served, and a good start after it.
+
+The normal run takes a share, chosen anew by each: every way to fail at one call of each
+group of calls that are alike. ``BBCACHE_FAULTS=all`` takes every call.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from faults import matrix
+from faults.life import STORIES
+
+if TYPE_CHECKING:
+    from faults.bed import Bed
+    from faults.calls import Call
+
+_TAKES_ALL: Final = os.environ.get("BBCACHE_FAULTS") == "all"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200 if _TAKES_ALL else 120)
+@pytest.mark.parametrize("story", STORIES)
+@pytest.mark.parametrize("name", matrix.COLUMNS)
+def test_a_life_outlives_every_fault(
+    bed: Bed, life_calls: dict[str, list[Call]], name: str, story: str
+) -> None:
+    """A call that fails, or ends the process, costs at most a miss."""
+    column, calls = matrix.COLUMNS[name], life_calls[story]
+    faults = matrix.share_of_column(column, calls, random.Random(random.random()))
+    if _TAKES_ALL:
+        faults = matrix.whole_column(column, calls)
+    summary = matrix.run(bed, faults, story)
+    assert not summary.bad, "\n".join([str(summary), *map(str, summary.bad[:5])])
+    # Lives differ by a few calls; and what transfers one byte cannot be short.
+    assert summary.met_count >= len(faults) * (0.3 if column.only else 0.8), str(summary)
+
+
+def test_a_life_uses_every_kind_of_call(life_calls: dict[str, list[Call]]) -> None:
+    """The life is whole: it makes every call that the store, the lock and the reader know."""
+    made = {call.op for call in life_calls["used"]}
+    assert made >= {
+        *("open", "close", "read", "pread", "write", "pwrite", "fsync", "ftruncate", "flock"),
+        *("stat", "mkdir", "rename", "unlink", "opendir", "readdir", "closedir"),
+    }
+
+
+def test_a_life_prepares_on_two_threads_at_once(life_calls: dict[str, list[Call]]) -> None:
+    """Prepares, gets and clean-up come from threads of their own."""
+    calls = life_calls["used"]
+    assert len({call.thread for call in calls if call.op == "write"}) == 2
+    assert len({call.thread for call in calls}) >= 4
