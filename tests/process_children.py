@@ -85,7 +85,7 @@ class _HeldLocks:
         self._locks = [
             *(engine.index._lock, engine._queue._changed, engine._shelf._file_lock),
             *(engine.activity._changed, engine._close_lock, engine._preparer._writers_lock),
-            *(engine._is_stopping._cond, engine._start_ended._cond),
+            *(engine._is_stopping._changed, engine._start_ended._changed),
             *(metric._lock for metric in engine._metrics._collectors() if hasattr(metric, "_lock")),
         ]
         self._let_go = threading.Event()
