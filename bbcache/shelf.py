@@ -63,6 +63,7 @@ class Shelf:
         self._file_lock = threading.RLock()  # orders changes of files, and guards all that follows
         self._parked: dict[str, int] = {}  # path -> bytes of files that could not be unlinked
         self._strays: dict[str, int] = {}  # name -> bytes
+        self._quarantined: dict[str, int] = {}  # path -> bytes, oldest first
         self._is_stock_due = False  # another directory was locked, but not looked at yet
         self._is_fenced = False
         self._dirlock = dirlock
@@ -295,13 +296,14 @@ class Shelf:
 
     def _move_locked(self, entry: Entry) -> None:
         try:
-            self._store.quarantine(entry.key, entry.lsn)
+            path = self._store.quarantine(entry.key, entry.lsn)
         except BaseException:
             if os.path.lexists(self._path_of(entry)):
                 self._index.return_from_quarantine(entry)
                 raise
             self._index.remove_doomed(entry.size_bytes)  # somebody was quicker
         else:
+            self._quarantined[path] = entry.size_bytes
             self._index.settle_quarantined(entry)
         with suppress(OSError):  # what is damaged may have another size; clean-up looks again
             self._refresh_quarantine_locked()
@@ -319,16 +321,15 @@ class Shelf:
         self._index.set_strays(len(strays), sum(strays.values()))
 
     def _trim_quarantine_locked(self, keep: int) -> list[OSError | None]:
-        own = [
-            path for path, _ in self._store.quarantined() if self._store.is_quarantined_name(path)
-        ]
+        self._refresh_quarantine_locked()
+        own = [path for path in self._quarantined if self._store.is_quarantined_name(path)]
         failures = [_try_unlink(path) for path in own[: max(0, len(own) - keep)]]
         self._refresh_quarantine_locked()
         return failures
 
     def _refresh_quarantine_locked(self) -> None:
-        files = self._store.quarantined()
-        self._index.set_quarantine(len(files), sum(size_bytes for _, size_bytes in files))
+        self._quarantined = self._store.quarantined(self._quarantined)
+        self._index.set_quarantine(len(self._quarantined), sum(self._quarantined.values()))
 
     def _report(self, failures: Iterable[OSError | None]) -> None:
         for failure in failures:

@@ -22,7 +22,7 @@ from bbcache.errors import ArchiveError, StoreError
 from bbcache.ids import Lsn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 TMP_NAME: Final = "tmp"
 QUARANTINE_NAME: Final = "quarantine"
@@ -277,27 +277,32 @@ class Store:
         except OSError:
             return size_bytes
 
-    def quarantine(self, key: bytes, lsn: int) -> None:
-        """Move an entry's file into ``quarantine/``, under a name with the time in it."""
+    def quarantine(self, key: bytes, lsn: int) -> str:
+        """Move an entry's file into ``quarantine/``; its path there, with the time in it."""
         path = self.path_of(key, lsn)
         stamp = self._utcnow().strftime("%Y%m%dT%H%M%S.%fZ")
         target = os.path.join(self._quarantine_dir, f"{stamp}_{os.path.basename(path)}")
         self.make_directories()
         os.rename(path, target)
+        return target
 
-    def quarantined(self) -> list[tuple[str, int]]:
-        """Paths and sizes in bytes of what is in ``quarantine/``, oldest first."""
-        files = []
+    def quarantined(self, known: Mapping[str, int]) -> dict[str, int]:
+        """Paths and sizes in bytes of what is in ``quarantine/``, oldest first.
+
+        Args:
+            known: sizes to go by for files whose size cannot be told now.
+        """
+        files = {}
         try:
             if not stat.S_ISDIR(os.lstat(self._quarantine_dir).st_mode):
-                return []
+                return {}
             with os.scandir(self._quarantine_dir) as items:
                 for item in items:
-                    with suppress(OSError):
-                        files.append((item.path, item.stat(follow_symlinks=False).st_size))
+                    with suppress(FileNotFoundError):
+                        files[item.path] = _size_bytes_of(item, known.get(item.path, 0))
         except FileNotFoundError:
-            return []
-        return sorted(files)
+            return {}
+        return dict(sorted(files.items()))
 
     def is_quarantined_name(self, path: str) -> bool:
         """Whether a file in ``quarantine/`` was put there by a cache."""
@@ -312,6 +317,15 @@ def unlink(path: str) -> None:
     """
     with suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def _size_bytes_of(item: os.DirEntry[str], otherwise: int) -> int:
+    try:
+        return item.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return otherwise
 
 
 def _stray_size_bytes(status: os.stat_result) -> int:

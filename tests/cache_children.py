@@ -235,3 +235,20 @@ def unreadable_entry() -> None:
             assert rig.holds(timeline)
             rig.path(timeline).chmod(0o600)
             assert rig.get(timeline) == tar_of(timeline)
+
+
+def quarantine_without_search_permission() -> None:
+    """As a plain user, let the quarantine be listed, but none of its files be looked at."""
+    with _plain_users_dir() as directory, Rig(directory, verify_reads="always") as rig:
+        timeline = rig.prepared()
+        content = rig.path(timeline).read_bytes()
+        rig.path(timeline).write_bytes(content[:-1] + b"?")
+        timeline.advance(LSN_B)
+        assert rig.get(timeline) is None
+        rig.wait_idle()
+        quarantine = directory / "quarantine"
+        quarantine.chmod(0o400)
+        rig.cache.run_cleanup()
+        assert rig.value("bbcache_other_bytes") == len(content)
+        quarantine.chmod(0o700)
+        rig.check_books()

@@ -203,3 +203,8 @@ def test_spawn_below_a_file(tmp_path: Path) -> None:
         Rig(tmp_path / "file" / "cache").open()
     assert caught.value.errno == errno.ENOTDIR
     assert disk_bytes(tmp_path) == 1
+
+
+def test_quarantined_files_that_cannot_be_looked_at_keep_their_bytes() -> None:
+    """What a clean-up cannot measure counts as much as it did."""
+    run_child("cache_children:quarantine_without_search_permission")

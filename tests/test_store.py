@@ -393,7 +393,7 @@ def test_a_quarantine_follows_no_link_in_its_place(
     put_in_place(tmp_path, other, "quarantine", kind)
     store.quarantine(KEY, LSN)
     check_not_followed(tmp_path, other, "quarantine")
-    assert len(store.quarantined()) == 1
+    assert len(store.quarantined({})) == 1
 
 
 @pytest.mark.parametrize("kind", IN_PLACE)
@@ -402,7 +402,7 @@ def test_a_listing_follows_no_link_in_the_place_of_the_quarantine(
 ) -> None:
     """Files elsewhere are no evidence of this cache, and a file is no error."""
     put_in_place(tmp_path, other, "quarantine", kind)
-    assert store.quarantined() == []
+    assert store.quarantined({}) == {}
 
 
 def test_the_sweep_empties_tmp(store: Store) -> None:
@@ -676,12 +676,12 @@ def test_bad_files_are_moved_under_their_time_and_name(tmp_path: Path, entry: Pa
     entry.write_bytes(b"new")
     store.quarantine(KEY, LSN)
     assert not entry.exists()
-    paths = [Path(path) for path, _ in store.quarantined()]
+    paths = [Path(path) for path in store.quarantined({})]
     assert [path.name for path in paths] == [
         f"20241231T235957.123456Z_{NAME}",
         f"20241231T235958.123456Z_{NAME}",
     ]
-    assert [size for _, size in store.quarantined()] == [10, 3]
+    assert list(store.quarantined({}).values()) == [10, 3]
     assert paths[0].stat().st_ino == before
     assert all(store.is_quarantined_name(str(path)) for path in paths)
     assert mode_of(paths[0].parent) == 0o700
@@ -691,16 +691,16 @@ def test_bad_files_are_moved_under_their_time_and_name(tmp_path: Path, entry: Pa
 def test_a_lost_quarantine_is_made_again(store: Store, tmp_path: Path) -> None:
     """Evidence is kept although somebody has tidied up."""
     (tmp_path / "quarantine").rmdir()
-    assert store.quarantined() == []
+    assert store.quarantined({}) == {}
     store.quarantine(KEY, LSN)
-    assert len(store.quarantined()) == 1
+    assert len(store.quarantined({})) == 1
 
 
 def test_a_missing_entry_cannot_be_moved(store: Store) -> None:
     """That is the caller's to know."""
     with pytest.raises(FileNotFoundError):
         store.quarantine(KEY, LSN)
-    assert store.quarantined() == []
+    assert store.quarantined({}) == {}
 
 
 @odd_files
@@ -709,7 +709,7 @@ def test_odd_files_are_moved_as_they_are(store: Store, tmp_path: Path, kind: str
     ODD_FILES[kind](tmp_path / NAME)
     before = os.lstat(tmp_path / NAME)
     store.quarantine(KEY, LSN)
-    ((path, _),) = store.quarantined()
+    (path,) = store.quarantined({})
     assert os.lstat(path).st_ino == before.st_ino
     assert (tmp_path / "target").exists() == (kind == "link")
 
