@@ -199,6 +199,23 @@ def test_a_prepare_while_a_quarantine_fails_publishes_over_the_bad_archive(
     scene.rig.check_books()
 
 
+def test_an_entry_that_comes_back_is_credited_to_its_refresh_again(
+    make_scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarantine that fails in the middle of a refresh leaves the books as they were."""
+    fail_with(monkeypatch, Store, "quarantine", OSError(errno.EIO, "the disk fails"), times=1)
+    scene = make_scene("damaged and outgrown", tar_bytes=_TAR_BYTES)
+    index = scene.engine.index
+    with scene.stop_at("temp.sync") as gate:
+        refreshing = Worker(prepare, scene)
+        gate.wait()
+        before = index.total_count, index.total_size_bytes
+        get(scene)
+        assert (index.total_count, index.total_size_bytes) == before
+    refreshing.result()
+    scene.rig.check_books()
+
+
 def test_a_running_prepare_that_is_not_needed_does_not_swallow_a_rebuild(
     make_scene: Callable[..., Scene],
 ) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -214,6 +215,7 @@ def _switches_often() -> Iterator[None]:
 @pytest.mark.parametrize("is_damaged", [False, True], ids=["good disk", "bad disk"])
 def test_soak(data_dir: Path, *, is_damaged: bool) -> None:
     """No wrong byte, no exception, nothing left over, and counters equal to the directory."""
+    gc.collect()  # what tests before this one have left
     descriptors = len(os.listdir("/proc/self/fd"))
     with Rig(
         data_dir,
@@ -230,7 +232,7 @@ def test_soak(data_dir: Path, *, is_damaged: bool) -> None:
             {f"prepares {name}": n for name, n in prepare_results(rig.registry).items()}
         )
         soak.counts["quarantined"] = int(rig.value("bbcache_quarantined_total"))
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
     print(f"\n{dict(sorted(soak.counts.items()))}")  # noqa: T201 - they are part of the result
     assert {"hits", "misses", "clean-ups", "looks at the limits"} <= (+soak.counts).keys()
     assert soak.counts["prepares ok"] > 0

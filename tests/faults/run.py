@@ -35,7 +35,8 @@ def run_matrix(bed: Bed, args: argparse.Namespace, rng: random.Random) -> bool:
     for story in args.story or STORIES:
         calls = matrix.fault_free_calls(bed.benches[0], story)
         say(f"a life that is {story} makes {len(calls)} calls below the directory")
-        for name, column in matrix.COLUMNS.items():
+        for name in args.column or matrix.COLUMNS:
+            column = matrix.COLUMNS[name]
             faults = matrix.whole_column(column, calls)
             if not args.all:
                 shares = [matrix.share_of_column(column, calls, rng) for _ in range(args.count)]
@@ -89,6 +90,9 @@ def main() -> int:
         "--count", type=int, help="shares (1), images of a moment (10), kills (1000)"
     )
     parser.add_argument("--story", action="append", choices=STORIES, help="of the lives; all")
+    parser.add_argument(
+        "--column", action="append", choices=matrix.COLUMNS, help="ways to fail; all"
+    )
     parser.add_argument("--lives", type=int, default=1, help="recorded for power losses")
     parser.add_argument("--jobs", type=int, help="at once; by default as many as there are CPUs")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))

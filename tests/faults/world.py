@@ -159,6 +159,7 @@ def make_host(lsns: dict[str, Lsn]) -> tuple[MemoryHost, dict[str, MemoryTimelin
 
 
 def entry_files(data_dir: Path) -> dict[Found, Path]:
-    """The files on disk that have an entry's name."""
-    found = ((parse_name(name), data_dir / name) for name in os.listdir(data_dir))
+    """The files on disk that have an entry's name; none where the directory is gone."""
+    names = os.listdir(data_dir) if data_dir.exists() else []
+    found = ((parse_name(name), data_dir / name) for name in names)
     return {entry: path for entry, path in found if entry is not None}
