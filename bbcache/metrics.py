@@ -11,8 +11,9 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram
 
+from bbcache.counters import Counter
 from bbcache.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -105,8 +106,12 @@ class Metrics:
         self._is_default = registry is None
         self._registry = REGISTRY if registry is None else registry
         neon, ours = "pageserver_basebackup_cache", "bbcache"
-        self._reads = _counter(f"{neon}_read", "Basebackups asked of the cache.", "result")
-        self._prepares = _counter(f"{neon}_prepare", "Prepares of basebackups.", "result")
+        self._reads = Counter(
+            f"{neon}_read", "Basebackups asked of the cache.", "result", ReadResult
+        )
+        self._prepares = Counter(
+            f"{neon}_prepare", "Prepares of basebackups.", "result", PrepareResult
+        )
         self._entries = _gauge(
             f"{neon}_entries_total",
             "Basebackups published in the cache.",
@@ -125,7 +130,7 @@ class Metrics:
             "Bytes of strays, of files that could not be removed, and of the quarantine.",
             lambda: index.other_bytes,
         )
-        self._skips = _counter(f"{ours}_prepare_skips", "Prepares skipped.", "reason")
+        self._skips = Counter(f"{ours}_prepare_skips", "Prepares skipped.", "reason", SkipReason)
         self._seconds = Histogram(
             f"{ours}_prepare_seconds",
             "Seconds that prepares took.",
@@ -133,37 +138,32 @@ class Metrics:
             registry=None,
             buckets=_BUCKETS_S,
         )
-        self._tar_bytes = _counter(f"{ours}_prepare_tar_bytes", "Bytes that hosts wrote.")
-        self._archive_bytes = _counter(f"{ours}_prepare_archive_bytes", "Bytes of archives.")
-        self._quarantined = _counter(f"{ours}_quarantined", "Bad archives taken out.")
-        self._unlink_failures = _counter(f"{ours}_unlink_failures", "Failed removals.")
-        self._cleanup_errors = _counter(f"{ours}_cleanup_errors", "Failures met by clean-up.")
+        self._tar_bytes = Counter(f"{ours}_prepare_tar_bytes", "Bytes that hosts wrote.")
+        self._archive_bytes = Counter(f"{ours}_prepare_archive_bytes", "Bytes of archives.")
+        self._quarantined = Counter(f"{ours}_quarantined", "Bad archives taken out.")
+        self._unlink_failures = Counter(f"{ours}_unlink_failures", "Failed removals.")
+        self._cleanup_errors = Counter(f"{ours}_cleanup_errors", "Failures met by clean-up.")
         self._loaded = Gauge(
             f"{ours}_loaded_entries", "Entries found on disk at the start.", registry=None
         )
-        # The label lookup is done once: get must not pay for it.
-        self.hits, self.misses, self.read_errors = (
-            self._reads.labels(result) for result in ReadResult
-        )
-        self._prepare_results = {each: self._prepares.labels(each) for each in PrepareResult}
-        self._skip_reasons = {each: self._skips.labels(each) for each in SkipReason}
+        self.hits, self.misses, self.read_errors = map(self._reads.count, ReadResult)
         self._phases = {each: self._seconds.labels(each) for each in Phase}
         self._register()
 
     def skipped(self, reason: SkipReason) -> None:
         """A prepare was skipped."""
-        self._prepare_results[PrepareResult.SKIP].inc()
-        self._skip_reasons[reason].inc()
+        self._prepares.count(PrepareResult.SKIP).inc()
+        self._skips.count(reason).inc()
 
     def prepared(self, tar_bytes: int, archive_bytes: int) -> None:
         """A prepare has published an archive."""
-        self._prepare_results[PrepareResult.OK].inc()
-        self._tar_bytes.inc(tar_bytes)
-        self._archive_bytes.inc(archive_bytes)
+        self._prepares.count(PrepareResult.OK).inc()
+        self._tar_bytes.count().inc(tar_bytes)
+        self._archive_bytes.count().inc(archive_bytes)
 
     def prepare_failed(self) -> None:
         """A prepare ended in an error."""
-        self._prepare_results[PrepareResult.ERROR].inc()
+        self._prepares.count(PrepareResult.ERROR).inc()
 
     def observe(self, phase: Phase, seconds: float) -> None:
         """A phase of a prepare took `seconds`."""
@@ -171,15 +171,15 @@ class Metrics:
 
     def quarantined(self) -> None:
         """A bad archive was taken out."""
-        self._quarantined.inc()
+        self._quarantined.count().inc()
 
     def unlink_failed(self) -> None:
         """A file could not be removed."""
-        self._unlink_failures.inc()
+        self._unlink_failures.count().inc()
 
     def cleanup_failed(self) -> None:
         """A clean-up step met a failure of the host or the disk."""
-        self._cleanup_errors.inc()
+        self._cleanup_errors.count().inc()
 
     def loaded(self, count: int) -> None:
         """The start found `count` entries on disk."""
@@ -214,10 +214,6 @@ class Metrics:
                 "the Prometheus registry has the metrics of another cache\n"
                 "hint: Pass registry=CollectorRegistry() to the second cache of a process."
             ) from error
-
-
-def _counter(name: str, text: str, *labels: str) -> Counter:
-    return Counter(name, text, labels, registry=None)
 
 
 def _gauge(name: str, text: str, read: Callable[[], int]) -> Gauge:

@@ -9,6 +9,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+import prometheus_client
 from cache_helpers import (
     CHILD_DEADLINE_S,
     LSN_A,
@@ -41,15 +42,16 @@ def close_in_a_signal_handler(data_dir: str) -> None:
 
 
 def use_in_a_signal_handler(data_dir: str) -> None:
-    """Use the cache at every instruction of its own code, as a signal handler might."""
+    """Use the cache at every instruction of its code, as a signal handler might."""
     faulthandler.dump_traceback_later(CHILD_DEADLINE_S - 10, exit=True)
     rig, timeline = fixed_rig(data_dir)
     with rig:
         rig.prepare(timeline)
         other = rig.timeline()
         calls = 0
-        # Not Prometheus' code: its counters' locks are not reentrant, see docs/embedding.md.
-        ours = (os.path.dirname(bbcache.__file__) + os.sep, threading.__file__)
+        # Prometheus' too: the locks of its own counters are not re-entrant.
+        packages = (bbcache.__path__[0] + os.sep, prometheus_client.__path__[0] + os.sep)
+        traced = (*packages, threading.__file__)
 
         def handle() -> None:
             nonlocal calls
@@ -61,7 +63,7 @@ def use_in_a_signal_handler(data_dir: str) -> None:
             rig.cache.entries()
 
         def trace(frame: FrameType, event: str, _arg: object) -> Any:
-            if not frame.f_code.co_filename.startswith(ours):
+            if not frame.f_code.co_filename.startswith(traced):
                 return None
             frame.f_trace_opcodes = True
             if event in {"opcode", "line"}:  # 3.12 tells of lines alone
