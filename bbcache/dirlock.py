@@ -71,12 +71,9 @@ class DirectoryLock:
         except Timeout:
             raise DirectoryLockedError(self._data_dir, read_holder_pid(self._path)) from None
         except OSError as error:
-            raise StoreError(
-                f"cannot lock the cache directory with {self._path}: {error.strerror}\n"
-                "hint: The lock file must be a regular file that this user may write, "
-                "on a file system with flock.",
-                errno=error.errno,
-            ) from error
+            raise self._unusable(error) from error
+        except ExceptionGroup as errors:  # the disk fails, and freeing the lock again fails too
+            raise self._unusable(*errors.exceptions) from errors
         self._lock, self._identity = lock, self._acquired_identity
         self._device = device
 
@@ -116,6 +113,15 @@ class DirectoryLock:
         self.acquire()
         if old is not None:
             old.release()
+
+    def _unusable(self, *errors: Exception) -> StoreError:
+        error = next((error for error in errors if isinstance(error, OSError)), OSError())
+        return StoreError(
+            f"cannot lock the cache directory with {self._path}: {error.strerror}\n"
+            "hint: The lock file must be a regular file that this user may write, "
+            "on a file system with flock.",
+            errno=error.errno,
+        )
 
     def _device_now(self) -> int:
         try:

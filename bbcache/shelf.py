@@ -108,8 +108,8 @@ class Shelf:
             if not is_home:
                 with suppress(FileExistsError):
                     os.mkdir(self._store.data_dir, 0o700)
+                self._is_stock_due = True  # also where only freeing the old lock fails
                 self._dirlock.retake()
-                self._is_stock_due = True
             self._store.make_directories()
             report, failures = self._take_stock_locked()
             self._is_stock_due = False

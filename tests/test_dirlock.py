@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import gc
 import json
 import os
 import shutil
@@ -452,6 +455,27 @@ def test_a_full_disk_still_locks(tmp_path: Path) -> None:
 
 
 # --- Forks ------------------------------------------------------------------------------
+
+
+def test_a_lock_that_cannot_even_be_freed_again_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails when the lock file was just locked, and then at every call."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        flock = fcntl.flock
+        patched.setattr(os, "fstat", fail)
+        patched.setattr(
+            fcntl, "flock", lambda fd, op: (fail if op & fcntl.LOCK_UN else flock)(fd, op)
+        )
+        with pytest.raises(StoreError, match=r"cannot lock .*Input/output error") as caught:
+            DirectoryLock(str(tmp_path)).acquire()
+    assert caught.value.errno == errno.EIO
+    gc.collect()  # the library's lock frees itself at last
+    assert is_free(tmp_path)
 
 
 def test_a_forked_child_frees_nothing(tmp_path: Path, lock: DirectoryLock) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import itertools
 import logging
@@ -984,6 +985,30 @@ class FailingStore(Store):
         if self.is_failing:
             raise OSError(errno.EIO, "Input/output error")
         return super().scan()
+
+
+def test_a_replaced_directory_is_taken_over_though_the_old_lock_cannot_be_freed(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new directory is locked by then: the next look takes stock of it."""
+    kit.directory.rename(kit.directory.with_name("aside"))
+    kit.directory.mkdir()
+    kit.put(A)
+
+    def fail_to_free(fd: int, operation: int) -> None:
+        if operation & fcntl.LOCK_UN:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        flock(fd, operation)
+
+    flock = fcntl.flock
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", fail_to_free)
+        with pytest.raises(OSError, match="Input/output"):
+            kit.shelf.ensure_home()
+    kit.shelf.ensure_home()
+    assert [entry.key for entry in kit.index.snapshot()] == [A]
+    kit.path(A).unlink()
+    shutil.rmtree(kit.directory.with_name("aside"))
 
 
 def test_a_replaced_directory_that_cannot_be_listed_is_looked_at_again(
