@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import threading
@@ -33,6 +34,7 @@ from bbcache import (
     DirectoryLockedError,
     TenantShardId,
 )
+from bbcache.dirlock import DirectoryLock
 from bbcache.errors import ClosingError
 from bbcache.testing import MemoryHost
 
@@ -255,6 +257,18 @@ def test_a_close_that_is_interrupted_can_be_finished(
     rig.cache.close()
     rig.open()
     rig.check_books()
+
+
+def test_a_lock_that_cannot_be_freed_is_told_and_the_close_ends(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the disk does at the very end reaches no caller of close."""
+    fail_with(monkeypatch, DirectoryLock, "release", OSError(errno.EIO, "the disk fails"), times=1)
+    dirlock = rig.engine._dirlock
+    rig.cache.close()
+    assert "cannot unlock" in caplog.text
+    dirlock.release()
+    assert _can_open(rig.dir)
 
 
 def test_use_after_close(rig: Rig) -> None:

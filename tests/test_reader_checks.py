@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import io
+import os
 import struct
 import zlib
 from typing import TYPE_CHECKING
@@ -12,11 +15,13 @@ from cache_helpers import (
     LSN_A,
     LSN_B,
     Rig,
+    fail_with,
     noise,
     tar_of,
 )
 
 from bbcache.archive import HEADER_SIZE_BYTES
+from bbcache.store import BasebackupFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -138,6 +143,34 @@ def test_the_first_read_of_a_published_entry_is_checked_too(rig: Rig) -> None:
     path.write_bytes(_flip(-5)(path.read_bytes()))
     assert rig.get(timeline) is None
     assert rig.reads == {"error": 1}
+
+
+def test_a_read_cut_short_proves_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header that comes byte by byte is put together, not taken for a broken one."""
+    timeline = rig.prepared()
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, _size, offset: pread(fd, 1, offset))
+    assert rig.get(timeline) is not None
+    assert rig.quarantined() == []
+
+
+def test_a_close_that_fails_after_a_failed_check_is_an_error(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller gets None, as for any disk error; nothing is raised, the entry stays."""
+    timeline = rig.prepared()
+    error = OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def close_and_fail(file: BasebackupFile) -> None:
+        io.FileIO.close(file)
+        raise error
+
+    with monkeypatch.context() as patched:
+        fail_with(patched, os, "pread", error)
+        patched.setattr(BasebackupFile, "close", close_and_fail)
+        assert rig.get(timeline) is None
+    assert rig.reads == {"error": 1}
+    assert rig.get(timeline) is not None
 
 
 def test_always_checks_every_read(rig: Rig) -> None:
