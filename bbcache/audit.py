@@ -13,7 +13,8 @@ from bbcache.store import Store
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bbcache.store import BasebackupFile, FoundEntry
+    from bbcache.index import Entry
+    from bbcache.store import BasebackupFile
 
 
 class Verdict(StrEnum):
@@ -75,7 +76,7 @@ class Audit:
         """
         if quarantine:
             self._store.make_directories()
-        for found in sorted(self._found.entries):
+        for found in sorted(self._found.entries, key=lambda entry: (entry.key, entry.lsn)):
             finding = self._check(found, quarantine=quarantine)
             if finding is not None:
                 yield finding
@@ -83,7 +84,7 @@ class Audit:
             path = os.path.join(self._store.data_dir, name)
             yield Finding(path, Verdict.STRAY, size_bytes, "no basebackup has this name")
 
-    def _check(self, found: FoundEntry, *, quarantine: bool) -> Finding | None:
+    def _check(self, found: Entry, *, quarantine: bool) -> Finding | None:
         path = self._store.path_of(found.key, found.lsn)
         try:
             with self._store.open(found.key, found.lsn, found.size_bytes) as file:
@@ -99,7 +100,7 @@ class Audit:
         verdict = Verdict.BAD if reason else Verdict.GOOD
         return Finding(path, verdict, found.size_bytes, reason, is_moved)
 
-    def _quarantine(self, found: FoundEntry, file: BasebackupFile) -> bool:
+    def _quarantine(self, found: Entry, file: BasebackupFile) -> bool:
         """Move the very file that was read, not one published there since."""
         path = self._store.path_of(found.key, found.lsn)
         if not os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
@@ -108,7 +109,7 @@ class Audit:
         return True
 
 
-def _problem(file: BasebackupFile, found: FoundEntry) -> str:
+def _problem(file: BasebackupFile, found: Entry) -> str:
     try:
         seal = read_seal(file.fileno(), found.key, found.lsn)
         if seal is None:

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING
 
 from bbcache.errors import NotReadyError, text_of
 from bbcache.host import TenantState
-from bbcache.index import split_key
 from bbcache.store import hint_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from bbcache.activity import Activity
     from bbcache.host import Tenant, TenantManager, Timeline
-    from bbcache.ids import TenantId, TimelineId
+    from bbcache.ids import TenantId, TenantShardId
     from bbcache.index import Entry, Index
     from bbcache.metrics import Metrics
     from bbcache.shelf import Shelf
@@ -63,10 +62,11 @@ class Cleaner:
             if not self._try("use the cache directory", self._shelf.ensure_home):
                 return
             # Before the host is asked: an entry born meanwhile is not judged.
-            entries = self._index.snapshot()
-            removed_count = sum(self._shelf.discard(entry) for entry in self._outgrown(entries))
+            entries = self._index.by_key()
+            entry_count = len(entries)
+            removed_count = sum(map(self._shelf.discard, self._outgrown(entries)))
             if removed_count:
-                log.info("clean-up removed %d of %d basebackups", removed_count, len(entries))
+                log.info("clean-up removed %d of %d basebackups", removed_count, entry_count)
             self._try("look after the cache directory", self._shelf.upkeep)
 
     def _try(self, doing: str, what: Callable[[], None]) -> bool:
@@ -85,75 +85,66 @@ class Cleaner:
         self._metrics.cleanup_failed()
         log.error("clean-up keeps %s: the host raised %s", what, text_of(error), exc_info=error)
 
-    def _outgrown(self, entries: list[Entry]) -> Iterator[Entry]:
+    def _outgrown(self, entries: dict[bytes, Entry]) -> list[Entry]:
+        """The entries that every attached shard zero of their tenants has outgrown.
+
+        Args:
+            entries: all of them, by their timelines' keys; what is wanted is taken out.
+        """
         tenants = self._ask_tenants() if entries else None
         if tenants is None:
-            return
-        by_tenant: dict[TenantId, list[tuple[TimelineId, Entry]]] = {}
-        for entry in entries:
-            tenant_id, timeline_id = split_key(entry.key)
-            by_tenant.setdefault(tenant_id, []).append((timeline_id, entry))
-        for tenant_id, held in by_tenant.items():
-            attached = tenants.get(tenant_id)
-            if attached:
-                yield from self._outgrown_of_tenant(attached, tenant_id, held)
-            else:  # no row, or none that is attached
-                yield from (entry for _, entry in held)
+            return []
+        unknown = {
+            shard_id.tenant_id
+            for shard_id, tenant in tenants
+            if not self._take_wanted(shard_id.tenant_id, tenant, entries)
+        }
+        # Left are those of timelines that have gone on or are gone, and of tenants that
+        # are gone or unknown.
+        return [entry for entry in entries.values() if entry.info().tenant_id not in unknown]
 
-    def _ask_tenants(self) -> dict[TenantId, list[Tenant]] | None:
-        """The attached shards zero of each tenant; None where the host cannot say."""
-        found: dict[TenantId, list[Tenant]] = {}
+    def _ask_tenants(self) -> list[tuple[TenantShardId, Tenant]] | None:
+        """The attached shards zero; None where the host cannot say."""
         try:
-            for shard_id, tenant in self._tenants.list():
-                if shard_id.is_shard_zero and tenant is not None:
-                    found.setdefault(shard_id.tenant_id, []).append(tenant)
+            return [
+                (shard_id, tenant)
+                for shard_id, tenant in self._tenants.list()
+                if shard_id.is_shard_zero and tenant is not None
+            ]
         except NotReadyError:
             log.debug("clean-up keeps everything: the tenants are not known yet")
-            return None
         except BaseException as error:  # noqa: BLE001 - a host may raise anything
             self._keep(error, "everything")
-            return None
-        return found
+        return None
 
-    def _outgrown_of_tenant(
-        self,
-        attached: list[Tenant],
-        tenant_id: TenantId,
-        held: list[tuple[TimelineId, Entry]],
-    ) -> Iterator[Entry]:
-        """Of one tenant's entries those that all its attached shards zero have outgrown."""
+    def _take_wanted(
+        self, tenant_id: TenantId, tenant: Tenant, entries: dict[bytes, Entry]
+    ) -> bool:
+        """Take the entries out that one shard zero still wants.
+
+        Returns:
+            False where the shard cannot say, so that all entries of its tenant stay.
+        """
         try:
-            views = [_timelines_of(tenant) for tenant in attached]
+            if tenant.current_state() is not TenantState.ACTIVE:
+                return False
+            for timeline in tenant.list_timelines():
+                key = tenant_id + timeline.timeline_id
+                entry = entries.pop(key, None)
+                if entry is not None and self._has_passed(timeline, entry):
+                    entries[key] = entry
+            # A tenant that has stopped meanwhile may have listed too few.
+            return tenant.current_state() is TenantState.ACTIVE
         except BaseException as error:  # noqa: BLE001 - a host may raise anything
             self._keep(error, f"the entries of tenant {tenant_id}")
-            return
-        for timeline_id, entry in held:
-            try:
-                is_outgrown = all(_has_passed(view, timeline_id, entry) for view in views)
-            except BaseException as error:  # noqa: BLE001 - a host may raise anything
-                self._keep(error, str(entry))
-                continue
-            if is_outgrown:
-                yield entry
+            return False
 
-
-def _timelines_of(tenant: Tenant) -> dict[TimelineId, Timeline] | None:
-    """The tenant's timelines; None where it is not active, so that they are unknown."""
-    if tenant.current_state() is not TenantState.ACTIVE:
-        return None
-    timelines = {timeline.timeline_id: timeline for timeline in tenant.list_timelines()}
-    # A tenant that stops while it lists may have listed too few.
-    return timelines if tenant.current_state() is TenantState.ACTIVE else None
-
-
-def _has_passed(
-    timelines: dict[TimelineId, Timeline] | None, timeline_id: TimelineId, entry: Entry
-) -> bool:
-    """Whether one shard zero is sure that the entry is of no more use."""
-    if timelines is None:
-        return False
-    timeline = timelines.get(timeline_id)
-    return timeline is None or timeline.get_last_record_lsn() > entry.lsn
+    def _has_passed(self, timeline: Timeline, entry: Entry) -> bool:
+        try:
+            return timeline.get_last_record_lsn() > entry.lsn
+        except BaseException as error:  # noqa: BLE001 - a host may raise anything
+            self._keep(error, str(entry))
+            return False
 
 
 def _is_main_thread() -> bool:

@@ -164,6 +164,11 @@ class Lsn(int):
         return super().__new__(cls, value)
 
     @classmethod
+    def of_valid(cls, value: int) -> Self:
+        """An LSN of an int that is in the range for sure; half the time of a checked one."""
+        return int.__new__(cls, value)
+
+    @classmethod
     def from_str(cls, text: str) -> Self:
         """Parse two hex numbers of up to 32 bits with one slash between them.
 

@@ -106,13 +106,20 @@ class Index:
         with self._lock:
             return list(self._entries.values())
 
+    def by_key(self) -> dict[bytes, Entry]:
+        """All entries of this moment, by their timelines' keys; the caller's own."""
+        with self._lock:
+            return self._entries.copy()
+
     def load(self, entries: Iterable[Entry]) -> None:
         """Take over what was found on disk, whatever the limits say; all else goes."""
         with self._lock:
-            for entry in list(self._entries.values()):
-                self.remove(entry)
-            for entry in entries:
-                self._insert_locked(entry)
+            self._entries = {entry.key: entry for entry in entries}
+            sizes = [entry.size_bytes for entry in self._entries.values()]
+            self._books.entries.count, self._books.entries.size_bytes = len(sizes), sum(sizes)
+            for key, reservation in self._reservations.items():
+                held = self._entries.get(key)
+                self._books.set_credit(reservation, None if held is None else held.size_bytes)
 
     def check_room(self, key: bytes) -> None:
         """Check that `reserve` would find a slot now.

@@ -16,7 +16,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bbcache.errors import ClosingError, StoreError
-from bbcache.index import Entry
 from bbcache.store import hint_for, unlink
 
 if TYPE_CHECKING:
@@ -24,9 +23,9 @@ if TYPE_CHECKING:
 
     from bbcache.accounting import Reservation
     from bbcache.dirlock import DirectoryLock
-    from bbcache.index import Index
+    from bbcache.index import Entry, Index
     from bbcache.metrics import Metrics
-    from bbcache.store import FoundEntry, Store, TempFile
+    from bbcache.store import Store, TempFile
 
 QUARANTINE_KEEPS: Final = 8
 
@@ -343,17 +342,18 @@ class Shelf:
                 )
 
 
-def _newest_of_each(found: Iterable[FoundEntry]) -> tuple[list[Entry], list[Entry]]:
+def _newest_of_each(found: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
     """Split what a scan found into the newest of each timeline and the others."""
     newest: dict[bytes, Entry] = {}
     superseded = []
-    for key, lsn, size_bytes in found:
-        entry, held = Entry(key, lsn, size_bytes), newest.get(key)
-        if held is not None and held.lsn > lsn:
-            superseded.append(entry)
+    for entry in found:
+        held = newest.setdefault(entry.key, entry)
+        if held is entry:
             continue
-        newest[key] = entry
-        if held is not None:
+        if held.lsn > entry.lsn:
+            superseded.append(entry)
+        else:
+            newest[entry.key] = entry
             superseded.append(held)
     return list(newest.values()), superseded
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from bbcache.dirlock import LOCK_NAME
 from bbcache.errors import ArchiveError, StoreError
-from bbcache.ids import Lsn
+from bbcache.ids import ID_SIZE_BYTES, Lsn
+from bbcache.index import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -28,8 +29,9 @@ TMP_NAME: Final = "tmp"
 QUARANTINE_NAME: Final = "quarantine"
 _OWN_NAMES: Final = frozenset((TMP_NAME, QUARANTINE_NAME, LOCK_NAME))
 _ENTRY_NAME: Final = re.compile(
-    r"basebackup_([0-9a-f]{32})_([0-9a-f]{32})_([0-9A-F]{16})\.tar\.gz", re.ASCII
+    r"basebackup_[0-9a-f]{32}_[0-9a-f]{32}_[0-9A-F]{16}\.tar\.gz", re.ASCII
 )
+_KEY_SIZE_BYTES: Final = 2 * ID_SIZE_BYTES
 _QUARANTINED_NAME: Final = re.compile(r"\d{8}T\d{6}\.\d{6}Z_.+", re.ASCII | re.DOTALL)
 # No link is followed, no FIFO waited on.
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -77,14 +79,6 @@ def disk_step(doing: str, path: str) -> Iterator[None]:
         raise StoreError(text, errno=error.errno) from error
 
 
-class FoundEntry(NamedTuple):
-    """A file that a scan found under an entry's name."""
-
-    key: bytes
-    lsn: Lsn
-    size_bytes: int
-
-
 class Scan(NamedTuple):
     """What is in a cache directory.
 
@@ -94,7 +88,7 @@ class Scan(NamedTuple):
             files count 0 bytes.
     """
 
-    entries: list[FoundEntry]
+    entries: list[Entry]
     strays: dict[str, int]
 
 
@@ -246,27 +240,25 @@ class Store:
         Raises:
             OSError: the directory cannot be listed.
         """
-        found = Scan([], {})
+        entries: list[Entry] = []
+        strays: dict[str, int] = {}
+        parse = _ENTRY_NAME.fullmatch
         with os.scandir(self.data_dir) as items:
-            for item in items:
-                if item.name not in _OWN_NAMES:
-                    self._classify(item, found)
-        return found
-
-    def _classify(self, item: os.DirEntry[str], found: Scan) -> None:
-        name = _ENTRY_NAME.fullmatch(item.name)
-        try:
-            status = item.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            return
-        except OSError:
-            found.strays[item.name] = 0
-            return
-        if name is not None and stat.S_ISREG(status.st_mode):
-            key, lsn = bytes.fromhex(name[1] + name[2]), Lsn(int(name[3], 16))
-            found.entries.append(FoundEntry(key, lsn, status.st_size))
-        else:
-            found.strays[item.name] = _stray_size_bytes(status)
+            for item in items:  # hundreds of thousands: this loop is most of a start
+                name = item.name
+                try:
+                    status = item.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                except OSError:
+                    status = None
+                if status is not None and parse(name) and stat.S_ISREG(status.st_mode):
+                    digits = bytes.fromhex(name[11:43] + name[44:76] + name[77:93])
+                    lsn = Lsn.of_valid(int.from_bytes(digits[_KEY_SIZE_BYTES:], "big"))
+                    entries.append(Entry(digits[:_KEY_SIZE_BYTES], lsn, status.st_size))
+                elif name not in _OWN_NAMES:
+                    strays[name] = 0 if status is None else _stray_size_bytes(status)
+        return Scan(entries, strays)
 
     def restat_stray(self, name: str, size_bytes: int) -> int | None:
         """The size of a stray now; `size_bytes` where that cannot be told, None once it is gone."""

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,6 @@ from helpers import KEY, LSN, TENANT, TIMELINE, file_names, make_keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bbcache import store as store_module
 from bbcache.errors import ArchiveError, StoreError
 from bbcache.ids import Lsn, TenantId, TimelineId
 from bbcache.index import split_key
@@ -127,8 +127,9 @@ def test_every_name_is_found_again(key: bytes, lsn: int, size_bytes: int) -> Non
     with tempfile.TemporaryDirectory() as directory:
         store = Store(directory)
         Path(store.path_of(key, lsn)).write_bytes(bytes(size_bytes))
-        assert store.scan() == ([(key, lsn, size_bytes)], {})
-        assert type(store.scan().entries[0].lsn) is Lsn
+        (entry,) = store.scan().entries
+        assert (entry.key, entry.lsn, entry.size_bytes) == (key, lsn, size_bytes)
+        assert type(entry.lsn) is Lsn
 
 
 def is_canonical(name: str) -> bool:
@@ -163,9 +164,8 @@ def test_only_canonical_names_are_entries(names: set[str]) -> None:
             (Path(directory) / name).write_bytes(b"12345")
         found = Store(directory).scan()
         wanted = {name for name in names if is_canonical(name)}
-        assert {Path(Store(directory).path_of(key, lsn)).name for key, lsn, _ in found.entries} == (
-            wanted
-        )
+        paths = {Store(directory).path_of(entry.key, entry.lsn) for entry in found.entries}
+        assert {os.path.basename(path) for path in paths} == wanted
         assert found.strays == dict.fromkeys(names - wanted, 5)
 
 
@@ -234,14 +234,18 @@ def test_entries_are_found_with_their_sizes(store: Store, tmp_path: Path, size_b
     """Also an empty one and an unreadable one: what is in them is for the first open."""
     (tmp_path / NAME).write_bytes(bytes(size_bytes))
     (tmp_path / NAME).chmod(0)
-    assert store.scan() == ([(KEY, LSN, size_bytes)], {})
+    (entry,), strays = store.scan()
+    assert (entry.key, entry.lsn, entry.size_bytes, strays) == (KEY, LSN, size_bytes, {})
 
 
 def test_all_lsns_of_a_timeline_are_found(store: Store, tmp_path: Path) -> None:
     """Which of them to keep is not for the store to say."""
     for lsn in range(3):
         Path(store.path_of(KEY, lsn)).touch()
-    assert sorted(store.scan().entries) == [(KEY, lsn, 0) for lsn in range(3)]
+    found = store.scan().entries
+    assert sorted((each.key, each.lsn, each.size_bytes) for each in found) == [
+        (KEY, lsn, 0) for lsn in range(3)
+    ]
     assert len(file_names(tmp_path) - OWN_NAMES) == 3
 
 
@@ -254,17 +258,20 @@ def test_a_directory_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
         Store(str(tmp_path / "file")).scan()
 
 
-def test_a_file_that_vanishes_during_the_scan_is_not_there(store: Store, entry: Path) -> None:
+def test_a_file_that_vanishes_during_the_scan_is_not_there(
+    store: Store, entry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between the listing and the look at it."""
-    found = store_module.Scan([], {})
     with os.scandir(store.data_dir) as items:
         item = next(item for item in items if item.name == NAME)
     entry.unlink()
-    store._classify(item, found)
-    assert found == ([], {})
+    monkeypatch.setattr(os, "scandir", lambda _path: nullcontext([item]))
+    assert store.scan() == ([], {})
 
 
-def test_a_file_that_cannot_be_looked_at_is_a_stray(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_looked_at_is_a_stray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its size is not known, and it does not stop the scan."""
     directory = tmp_path / "cache"
     directory.mkdir()
@@ -274,9 +281,8 @@ def test_a_file_that_cannot_be_looked_at_is_a_stray(tmp_path: Path) -> None:
     (directory / NAME).unlink()
     directory.rmdir()
     directory.touch()  # a file now: what is below it cannot be looked at
-    found = store_module.Scan([], {})
-    Store(str(directory))._classify(item, found)
-    assert found == ([], {NAME: 0})
+    monkeypatch.setattr(os, "scandir", lambda _path: nullcontext([item]))
+    assert Store(str(directory)).scan() == ([], {NAME: 0})
 
 
 def test_a_scan_opens_no_file(store: Store, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ SEAMS: Final = (
     "manager.list tenant.list_timelines",
     "timeline.get_last_record_lsn timeline.wait_lsn timeline.send_basebackup_tarball",
     "queue.put queue.done queue.close",
-    "index.find index.snapshot index.reserve index.commit index.remove",
+    "index.find index.by_key index.reserve index.commit index.remove",
     "index.doom index.settle_doomed index.move_to_quarantine",
     "store.create_temp store.open store.rename_temp store.quarantine",
     "temp.patch temp.sync",

@@ -39,7 +39,7 @@ _FIND_DAMAGE = _steps(
     "index.move_to_quarantine, store.quarantine, queue.put",
 )
 _JUDGE = _steps(
-    "ensure_home: file lock, index.snapshot, manager.list, tenant.list_timelines",
+    "ensure_home: file lock, index.by_key, manager.list, tenant.list_timelines",
     "timeline.get_last_record_lsn",
 )
 _REMOVE = _steps("discard: file lock, index.doom, disk.unlink, index.settle_doomed")
@@ -53,7 +53,7 @@ STEPS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "empty": {
         "prepare": _PREPARE,
         "get": _steps("index.find"),
-        "clean-up": _steps("ensure_home: file lock, index.snapshot", *_UPKEEP),
+        "clean-up": _steps("ensure_home: file lock, index.by_key", *_UPKEEP),
         "close": _CLOSE,
     },
     "held": {
@@ -91,7 +91,7 @@ STEPS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "prepare": _PREPARE,
         "get": _steps("index.find"),
         "clean-up": _steps(
-            "ensure_home: file lock, index.snapshot", *_UPKEEP, "disk.unlink, upkeep: file lock 3"
+            "ensure_home: file lock, index.by_key", *_UPKEEP, "disk.unlink, upkeep: file lock 3"
         ),
         "close": _CLOSE,
     },
