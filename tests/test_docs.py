@@ -19,6 +19,7 @@ from bbcache.metrics import Metrics, SkipReason
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 MAX_EXAMPLE_LINES = 25
+MANY = 80
 
 
 def _blocks(language: str) -> list[str]:
@@ -85,3 +86,14 @@ def test_every_module_is_in_the_architecture() -> None:
     for path in (ROOT / "bbcache").iterdir():
         if not path.name.startswith(("_", "py.typed")):
             assert f"`{path.stem}`" in architecture, path.name
+
+
+def test_every_test_that_is_named_exists() -> None:
+    """docs/reliability.md promises nothing by a test that is not there."""
+    text = (ROOT / "docs/reliability.md").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert len(named) > MANY
+    assert {name for name in named if f"def {name}(" not in source} == set()
+    for path in re.findall(r"`(tests/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
