@@ -47,7 +47,7 @@ def test_the_readme_opens_with_the_two_commands() -> None:
     commands = _blocks("sh")[0].splitlines()
     assert [command.rsplit(" && ", 1)[1] for command in commands] == [
         ".venv/bin/bbcache demo",
-        ".venv/bin/python -m pytest",
+        ".venv/bin/python -m pytest -n auto --dist loadfile",
     ]
     assert all(command.startswith("python3 -m venv .venv && ") for command in commands)
 

@@ -75,7 +75,9 @@ def refusal(data: bytes, dest: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, igzip.compress, bytes], ids=str)
+@pytest.mark.parametrize(
+    "compress", [gzip.compress, igzip.compress, bytes], ids=["gzip", "igzip", "plain"]
+)
 def test_restores(tmp_path: Path, compress: Any) -> None:
     """Files come out as they went in, of any gzip and of a plain tar."""
     files = restored(compress(make_tar()), tmp_path / "d")
@@ -107,7 +109,7 @@ class Trickle(io.RawIOBase):
         return self._data.read(1)
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, bytes], ids=str)
+@pytest.mark.parametrize("compress", [gzip.compress, bytes], ids=["gzip", "plain"])
 def test_small_reads(tmp_path: Path, compress: Any) -> None:
     """A file that gives a byte at a time gives the same as one that gives all."""
     restore_tarball(Trickle(compress(make_tar())), tmp_path / "d")  # type: ignore[arg-type]
@@ -221,7 +223,11 @@ def test_trailer_of_gzip(tmp_path: Path, position: int) -> None:
     assert "not a sound gzip file" in refusal(bytes(data), tmp_path / "d")
 
 
-@pytest.mark.parametrize("tail", [b"\0", b"x", gzip.compress(b""), gzip.compress(make_tar())])
+@pytest.mark.parametrize(
+    "tail",
+    [b"\0", b"x", gzip.compress(b""), gzip.compress(make_tar())],
+    ids=["zero", "letter", "empty member", "member"],
+)
 def test_behind_the_gzip_member(tmp_path: Path, tail: bytes) -> None:
     """An archive is one gzip member; anything behind it is refused."""
     data = gzip.compress(make_tar()) + tail

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.postgres
 
 _PAGE = 8192
 _SEGMENT = 1 << 20
+_BUSY_POLLS = 50  # that find something
 
 
 class Original(NamedTuple):
@@ -347,17 +348,17 @@ def test_follower_keeps_up_with_a_busy_server(pg: PostgresBinaries, make_cluster
     pg.run("pgbench", "-iq", *flags, "postgres")
     records, polls = [], 0
     with subprocess.Popen(
-        [pg.tool("pgbench"), "-c2", "-t800", "-n", *flags, "postgres"],
+        [pg.tool("pgbench"), "-c2", "-T100", "-n", *flags, "postgres"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         **ServerUser.current().subprocess_kwargs(),
     ) as work:
-        while work.poll() is None:
+        while polls < _BUSY_POLLS:
+            assert work.poll() is None
             found = follower.poll()
             polls += bool(found)
             records += found
-    assert work.returncode == 0
-    assert polls > 5
+        work.terminate()
     records += follower.poll()
     flushed = Lsn.from_str(cluster.psql("select pg_current_wal_flush_lsn()"))
     assert follower.last_record_lsn >= canonical_lsn(flushed, _SEGMENT)
