@@ -312,7 +312,7 @@ def test_a_write_under_way_when_the_callback_returns_spoils_nothing(
         workers: list[Worker] = []
 
         def append(temp: TempFile, data: bytes) -> None:
-            if threading.current_thread() in workers:
+            if isinstance(threading.current_thread(), Worker):
                 gate()
             real_append(temp, data)
 
@@ -344,7 +344,7 @@ def test_a_write_that_fails_after_the_callback_returned_fails_the_build(
         workers: list[Worker] = []
 
         def append(temp: TempFile, data: bytes) -> None:
-            if threading.current_thread() in workers:
+            if isinstance(threading.current_thread(), Worker):
                 gate()
                 raise OSError(errno.ENOSPC, "No space left on device")
             real_append(temp, data)

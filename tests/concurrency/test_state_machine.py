@@ -273,6 +273,7 @@ def _without_log() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_without_log")
 @pytest.mark.timeout(TIMEOUT_S)
 def test_a_cache_is_what_its_model_says() -> None:

@@ -359,8 +359,8 @@ def test_follower_keeps_up_with_a_busy_server(pg: PostgresBinaries, make_cluster
             polls += bool(found)
             records += found
         work.terminate()
-    records += follower.poll()
     flushed = Lsn.from_str(cluster.psql("select pg_current_wal_flush_lsn()"))
+    records += follower.poll()
     assert follower.last_record_lsn >= canonical_lsn(flushed, _SEGMENT)
     cluster.stop()
     records += follower.poll()
