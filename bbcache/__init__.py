@@ -8,9 +8,13 @@ from bbcache._version import __version__
 from bbcache.cache import BasebackupCache
 from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import (
+    BackingOffError,
     BbcacheError,
+    ClosingError,
     ConfigError,
     DirectoryLockedError,
+    FillError,
+    FillTimeoutError,
     NotReadyError,
     StoreError,
 )
@@ -20,13 +24,17 @@ from bbcache.index import EntryInfo
 from bbcache.store import BasebackupFile
 
 __all__ = [
+    "BackingOffError",
     "BasebackupCache",
     "BasebackupCacheConfig",
     "BasebackupFile",
     "BbcacheError",
+    "ClosingError",
     "ConfigError",
     "DirectoryLockedError",
     "EntryInfo",
+    "FillError",
+    "FillTimeoutError",
     "Lsn",
     "NotReadyError",
     "StoreError",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final, Self
 from bbcache import process
 from bbcache.dirlock import DirectoryLock
 from bbcache.engine import Engine
+from bbcache.errors import BbcacheError, ClosingError, FillError
+from bbcache.fill import check_arguments
 from bbcache.index import make_key
 from bbcache.store import disk_step
 
@@ -106,6 +108,48 @@ class BasebackupCache:
             return None
         return engine.reader.read(make_key(tenant_id, timeline_id), lsn)
 
+    def get_or_prepare(
+        self,
+        tenant_shard_id: TenantShardId,
+        timeline_id: TimelineId,
+        lsn: Lsn,
+        timeout_s: float | None = None,
+    ) -> BasebackupFile:
+        """The open archive of the timeline at exactly `lsn`, built now if need be.
+
+        However many ask at once, one build is made, by the same workers, checks and
+        limits as for `send_prepare`; who asks while it is under way joins it. What must
+        not be published (no room, too big, the timeline has gone on, the tenant's switch
+        is off) is handed out all the same, from a file without a name.
+
+        It waits, so call it neither from a host callback, where it refuses to, nor from
+        a signal handler.
+
+        Args:
+            tenant_shard_id: shard zero of the tenant.
+            timeline_id: its timeline.
+            lsn: the position, in the form that the host uses for `send_prepare`.
+            timeout_s: seconds to wait for a build; None waits until it ends. Who gives up
+                does not stop the build.
+
+        Returns:
+            An unbuffered binary file at offset 0, with `lsn`, `size_bytes` and `source`:
+            ``hit``, ``joined`` or ``built``. The caller closes it.
+
+        Raises:
+            FillTimeoutError: (a `TimeoutError`) it was not ready in time.
+            BackingOffError: its last builds have failed; says until when to wait.
+            FillError: the build has failed, for everyone who waits for it, with the cause;
+                or nothing can be built here.
+            ClosingError: the cache is closing, or closed.
+            ParseError: arguments of a wrong type.
+        """
+        engine = self._live_engine()
+        if engine is None:
+            raise self._why_dead()
+        check_arguments(tenant_shard_id, timeline_id, lsn)
+        return engine.filler.get(tenant_shard_id, timeline_id, lsn, timeout_s)
+
     def send_prepare(
         self, tenant_shard_id: TenantShardId, timeline_id: TimelineId, lsn: Lsn
     ) -> None:
@@ -196,6 +240,19 @@ class BasebackupCache:
                 source=self,
                 stacklevel=2,
             )
+
+    def _why_dead(self) -> BbcacheError:
+        if self._engine is None:
+            return FillError(
+                "the cache is disabled and builds nothing\n"
+                "hint: Build the basebackup yourself, or give spawn a BasebackupCacheConfig."
+            )
+        if self._generation != process.generation():
+            return FillError(
+                "the cache belongs to the process that this one was forked from\n"
+                "hint: Spawn a cache in this process, on a directory of its own."
+            )
+        return ClosingError("the cache is closed\nhint: Ask the cache that is started next.")
 
     def _live_engine(self) -> Engine | None:
         """The engine, unless the cache is disabled, closed or of another process."""

@@ -53,6 +53,8 @@ class BasebackupCacheConfig:
         prepare_channel_size: prepares that may wait at once, >= 1.
         max_entry_size_bytes: bytes that one archive may have; None means that
             only the total limits it.
+        max_unpublished_size_bytes: bytes that archives may take, beside the total, which
+            `BasebackupCache.get_or_prepare` hands out without publishing them, >= 1.
         prepare_concurrency: basebackups built at once, >= 1; by default the
             number of CPUs, at most 4.
         wait_lsn_timeout: seconds that a prepare waits for its LSN, > 0.
@@ -70,6 +72,7 @@ class BasebackupCacheConfig:
     max_size_entries: int = 10_000
     prepare_channel_size: int = 100
     max_entry_size_bytes: int | None = None
+    max_unpublished_size_bytes: int = 1024**3
     prepare_concurrency: int = _default_concurrency()
     wait_lsn_timeout: float = 300.0
     compression_level: int = 2
@@ -82,6 +85,7 @@ class BasebackupCacheConfig:
             "max_total_size_bytes",
             "max_size_entries",
             "prepare_channel_size",
+            "max_unpublished_size_bytes",
             "prepare_concurrency",
         ):
             _check_int(key, getattr(self, key), least=1)

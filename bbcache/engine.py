@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Final
 from bbcache import process
 from bbcache.accounting import Accounting
 from bbcache.activity import Activity
+from bbcache.backoff import Backoff
+from bbcache.build import Builder
 from bbcache.cleanup import Cleaner
 from bbcache.errors import ClosingError
+from bbcache.fill import Filler
+from bbcache.flight import Landing
 from bbcache.ids import Lsn, TenantShardId, TimelineId
 from bbcache.index import Index, make_key
 from bbcache.latch import Latch
@@ -21,6 +25,7 @@ from bbcache.prepare import Preparer
 from bbcache.prepare_queue import PrepareQueue, Request
 from bbcache.reader import Reader
 from bbcache.shelf import Shelf
+from bbcache.spool import Spools
 from bbcache.store import Store, hint_for
 from bbcache.ticker import Ticker
 
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE_S: Final = 0.02  # before a directory that cannot be listed is tried again
 _LONGEST_PAUSE_S: Final = 5.0
+_CLOSED: Final = Landing(error=ClosingError("the cache is closing"))
 _FENCE_TIMEOUT_S: Final = 1.0  # the least that a close waits for a step on the disk
 
 log = logging.getLogger(__name__)
@@ -72,7 +78,10 @@ class Engine:
         self._config = config
         self._dirlock = dirlock
         self._queue = PrepareQueue(config.prepare_channel_size)
-        self._metrics = Metrics(registry, self.index, self._queue.__len__)
+        spools = Spools(config.max_unpublished_size_bytes)
+        self._metrics = Metrics(
+            registry, self.index, self._queue.__len__, lambda: spools.size_bytes
+        )
         self.store = Store(data_dir)
         self._shelf = Shelf(self.store, self.index, dirlock, self._metrics)
         self.cleaner = Cleaner(tenants, self.index, self._shelf, self._metrics, self.activity)
@@ -85,15 +94,32 @@ class Engine:
             verify_reads=config.verify_reads,
             rebuild=self._rebuild,
         )
+        backoff = Backoff()
         self._preparer = Preparer(
             config,
             tenants,
             self.index,
-            store=self.store,
-            shelf=self._shelf,
+            builder=Builder(
+                config,
+                self.index,
+                spools,
+                store=self.store,
+                shelf=self._shelf,
+                metrics=self._metrics,
+            ),
             queue=self._queue,
             metrics=self._metrics,
             activity=self.activity,
+            backoff=backoff,
+        )
+        self.filler = Filler(
+            self.reader,
+            self._queue,
+            backoff=backoff,
+            metrics=self._metrics,
+            activity=self.activity,
+            settle_skipped=self._settle_skipped,
+            is_own_thread=lambda: threading.current_thread() in self._own_threads,
         )
         self._is_initialized = False
         self._start_ended = Latch()  # initialised, or closed before
@@ -160,6 +186,8 @@ class Engine:
         self._is_stopping.set()
         for request in self._queue.close():
             self._settle_skipped(request, SkipReason.CLOSING)
+        for request in self._queue.running():  # nobody waits for a worker that may be stuck
+            request.flight.land(_CLOSED)
         self._preparer.stop()
         self._start_ended.set()
 
@@ -198,6 +226,7 @@ class Engine:
                 "a prepare was dropped: %d wait already (prepare_channel_size)", len(self._queue)
             )
         self._preparer.settle(request, lambda: self._metrics.skipped(reason))
+        request.flight.land(_CLOSED if reason is SkipReason.CLOSING else Landing())
 
     def _work(self) -> None:
         self._own_threads.add(threading.current_thread())

@@ -92,6 +92,46 @@ class ClosingError(BbcacheError):
     """The cache is closing, and what was under way is given up."""
 
 
+class FillError(BbcacheError):
+    """`BasebackupCache.get_or_prepare` cannot get a basebackup; the cause is chained."""
+
+
+class FillTimeoutError(FillError, TimeoutError):
+    """The basebackup was not ready in time. Its build, once begun, goes on."""
+
+
+class BackingOffError(FillError):
+    """The last builds have failed, and the next is not tried yet.
+
+    Attributes:
+        what: what failed: the timeline, or one LSN of it.
+        failure_count: how many times in a row.
+        retry_after_s: seconds until the next try.
+        until: the same as a time of day, UTC, by ISO 8601.
+        cause: the text of the last failure.
+    """
+
+    def __init__(
+        self, what: str, failure_count: int, retry_after_s: float, until: str, cause: str
+    ) -> None:
+        super().__init__(
+            f"the basebackup of {what} is not tried before {until} (in {retry_after_s:.1f} s): "
+            f"it has failed {failure_count} times in a row, the last time with: "
+            f"{cause.partition(chr(10))[0]}\n"
+            "hint: Ask again then; meanwhile see the log of the cache for what is wrong."
+        )
+        self.what = what
+        self.failure_count = failure_count
+        self.retry_after_s = retry_after_s
+        self.until = until
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by the arguments, not by the text made from them."""
+        arguments = (self.what, self.failure_count, self.retry_after_s, self.until, self.cause)
+        return type(self), arguments
+
+
 class PostgresError(BbcacheError):
     """A PostgreSQL file, cluster or program is not as bbcache needs it."""
 

@@ -7,7 +7,7 @@ entries only here. Every label set exists at zero from the start. Thread-safe.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -33,6 +33,26 @@ class ReadResult(StrEnum):
     HIT = "hit"
     MISS = "miss"
     ERROR = "error"
+
+
+class Source(StrEnum):
+    """Where the archive of a `get_or_prepare` came from."""
+
+    HIT = "hit"
+    JOINED = "joined"
+    BUILT = "built"
+
+
+class FillResult(StrEnum):
+    """How a `get_or_prepare` ended."""
+
+    HIT = "hit"
+    JOINED = "joined"
+    BUILT = "built"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    BACKING_OFF = "backing_off"
+    CLOSING = "closing"
 
 
 class PrepareResult(StrEnum):
@@ -92,6 +112,7 @@ class Metrics:
         registry: where to register; None for Prometheus' default registry.
         index: what the entry gauges show.
         queue_size: how many prepares wait.
+        unpublished_bytes: what archives take that were handed out without being published.
 
     Raises:
         ConfigError: the registry has the metrics of another cache.
@@ -102,6 +123,7 @@ class Metrics:
         registry: CollectorRegistry | None,
         index: Measured,
         queue_size: Callable[[], int],
+        unpublished_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         self._is_default = registry is None
         self._registry = REGISTRY if registry is None else registry
@@ -129,6 +151,14 @@ class Metrics:
             f"{ours}_other_bytes",
             "Bytes of strays, of files that could not be removed, and of the quarantine.",
             lambda: index.other_bytes,
+        )
+        self._fills = Counter(
+            f"{ours}_fills", "Calls of get_or_prepare, by how they ended.", "result", FillResult
+        )
+        self._unpublished = _gauge(
+            f"{ours}_unpublished_bytes",
+            "Bytes of archives handed out without being published.",
+            unpublished_bytes,
         )
         self._skips = Counter(f"{ours}_prepare_skips", "Prepares skipped.", "reason", SkipReason)
         self._seconds = Histogram(
@@ -169,6 +199,14 @@ class Metrics:
         """A phase of a prepare took `seconds`."""
         self._phases[phase].observe(seconds)
 
+    def filled(self, result: FillResult) -> None:
+        """A `get_or_prepare` has ended."""
+        self._fills.count(result).inc()
+
+    def timed(self, phase: Phase, clock: Callable[[], float]) -> AbstractContextManager[None]:
+        """Observe the seconds of a block as one phase, also where it fails."""
+        return _Timer(self, phase, clock)
+
     def quarantined(self) -> None:
         """A bad archive was taken out."""
         self._quarantined.count().inc()
@@ -195,6 +233,7 @@ class Metrics:
     def _collectors(self) -> list[Collector]:
         return [
             *(self._reads, self._prepares, self._entries, self._size, self._queue),
+            *(self._fills, self._unpublished),
             *(self._other, self._skips, self._seconds, self._tar_bytes, self._archive_bytes),
             *(self._quarantined, self._unlink_failures, self._cleanup_errors, self._loaded),
         ]
@@ -214,6 +253,17 @@ class Metrics:
                 "the Prometheus registry has the metrics of another cache\n"
                 "hint: Pass registry=CollectorRegistry() to the second cache of a process."
             ) from error
+
+
+class _Timer(AbstractContextManager[None]):
+    def __init__(self, metrics: Metrics, phase: Phase, clock: Callable[[], float]) -> None:
+        self._metrics, self._phase, self._clock = metrics, phase, clock
+
+    def __enter__(self) -> None:
+        self._started_s = self._clock()
+
+    def __exit__(self, *_: object) -> None:
+        self._metrics.observe(self._phase, self._clock() - self._started_s)
 
 
 def _gauge(name: str, text: str, read: Callable[[], int]) -> Gauge:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from bbcache.flight import Flight
 from bbcache.metrics import SkipReason
 
 if TYPE_CHECKING:
@@ -20,18 +21,35 @@ class Request:
         tenant_shard_id: shard zero of the tenant; None for the rebuild of a bad
             archive, whose worker finds it out.
         queued_at_s: when it was asked for, by the clock of the cache.
+        is_fill: whether somebody has asked who waits for it. It is neither coalesced with
+            other LSNs, since its caller wants this one, nor bounded while he waits.
+        must_build: whether an entry that is held at the LSN will not do.
+        flight: those who wait for it, whoever asked.
     """
 
-    __slots__ = ("is_claimed", "key", "lsn", "queued_at_s", "tenant_shard_id")
+    __slots__ = (
+        *("flight", "is_claimed", "is_fill", "key", "lsn", "must_build", "queued_at_s"),
+        "tenant_shard_id",
+    )
 
     def __init__(
-        self, key: bytes, lsn: Lsn, tenant_shard_id: TenantShardId | None, queued_at_s: float
+        self,
+        key: bytes,
+        lsn: Lsn,
+        tenant_shard_id: TenantShardId | None,
+        queued_at_s: float,
+        *,
+        is_fill: bool = False,
+        must_build: bool = False,
     ) -> None:
         self.key = key
         self.lsn = lsn
         self.tenant_shard_id = tenant_shard_id
         self.queued_at_s = queued_at_s
-        self.is_claimed = False  # guarded by the queue's lock
+        self.is_fill = is_fill
+        self.must_build = must_build  # guarded, like the next, by the queue's lock
+        self.is_claimed = False
+        self.flight = Flight()
 
     @property
     def is_rebuild(self) -> bool:
@@ -39,7 +57,12 @@ class Request:
         return self.tenant_shard_id is None
 
     def is_covered_by(self, other: Request) -> bool:
-        """Whether `other`, for the same timeline, makes this one superfluous."""
+        """Whether `other`, for the same timeline, makes this one superfluous.
+
+        A fill covers its own LSN alone: it is a client that has named it.
+        """
+        if other.is_fill and other.lsn != self.lsn:
+            return False
         return (other.lsn, not other.is_rebuild) >= (self.lsn, not self.is_rebuild)
 
 
@@ -53,6 +76,7 @@ class PrepareQueue:
     def __init__(self, capacity: int) -> None:
         self._changed = threading.Condition(threading.RLock())  # guards all that follows
         self._waiting: dict[bytes, Request] = {}  # by timeline, oldest first
+        self._fills: dict[bytes, Request] = {}  # what somebody waits for, by timeline and LSN
         self._running: dict[bytes, Request] = {}
         self._capacity = capacity
         self._is_open = False
@@ -60,7 +84,7 @@ class PrepareQueue:
 
     def __len__(self) -> int:
         """How many wait; one read of memory, safe without the lock."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._fills)
 
     def open(self) -> None:
         """Let workers take requests: until now they have only gathered."""
@@ -69,7 +93,7 @@ class PrepareQueue:
             self._changed.notify_all()
 
     def put(self, request: Request) -> tuple[Request, SkipReason] | None:
-        """Queue a request; of several for one timeline the newest LSN stays.
+        """Queue a request that nobody waits for; of several for one timeline the newest LSN stays.
 
         Returns:
             The request that falls out, this one or an older one, and why; None where
@@ -79,16 +103,59 @@ class PrepareQueue:
             if self._is_closed:
                 return request, SkipReason.CLOSING
             running, waiting = self._running.get(request.key), self._waiting.get(request.key)
+            fill = self._fills.get(_place_of(request))
             # A running prepare may have seen, and relied on, the very archive that has been
             # found bad since: it does not cover a rebuild.
-            for other in (None if request.is_rebuild else running, waiting):
+            for other in (None if request.is_rebuild else running, waiting, fill):
                 if other is not None and request.is_covered_by(other):
                     return request, SkipReason.COALESCED
-            if waiting is None and len(self._waiting) >= self._capacity:
+            if waiting is None and self._unawaited_count_locked() >= self._capacity:
                 return request, SkipReason.QUEUE_FULL
             self._waiting[request.key] = request  # in the place of an older one in the row
             self._changed.notify()
             return None if waiting is None else (waiting, SkipReason.COALESCED)
+
+    def join(self, fill: Request) -> Request | None:
+        """Board the flight of a request at the same LSN; where there is none, queue this one.
+
+        What is waited for is taken first, and is not replaced by a newer LSN any more.
+
+        Returns:
+            The request whose flight was boarded; None once closed.
+        """
+        key, place = fill.key, _place_of(fill)
+        with self._changed:
+            if self._is_closed:
+                return None
+            for other in (self._running.get(key), self._waiting.get(key), self._fills.get(place)):
+                if other is not None and other.lsn == fill.lsn and other.flight.board():
+                    self._adopt_locked(other, fill)
+                    return other
+            fill.flight.board()
+            self._fills[place] = fill
+            self._changed.notify()
+            return fill
+
+    def leave(self, request: Request) -> Request | None:
+        """Get off a request's flight.
+
+        Returns:
+            The request, where nobody waits for it any more and it has no place in the queue.
+        """
+        request.flight.leave()
+        place = _place_of(request)
+        with self._changed:
+            is_given_up = self._fills.get(place) is request and not request.flight.is_awaited
+            if is_given_up and self._unawaited_count_locked() > self._capacity:
+                return self._fills.pop(place)
+            return None
+
+    def has(self, key: bytes, lsn: Lsn) -> bool:
+        """Whether a request at exactly `lsn` waits or runs."""
+        with self._changed:
+            found = (self._running.get(key), self._waiting.get(key))
+            is_plain = any(each is not None and each.lsn == lsn for each in found)
+            return is_plain or key + lsn.to_bytes(8, "big") in self._fills
 
     def take(self) -> Request | None:
         """Wait for a request whose timeline has none running; None once closed."""
@@ -96,7 +163,8 @@ class PrepareQueue:
             while not self._is_closed:
                 request = self._first_runnable_locked()
                 if request is not None:
-                    del self._waiting[request.key]
+                    if self._fills.pop(_place_of(request), None) is None:
+                        del self._waiting[request.key]
                     self._running[request.key] = request
                     return request
                 self._changed.wait()
@@ -118,8 +186,9 @@ class PrepareQueue:
         """Take no more requests and wake the workers; returns those that waited."""
         with self._changed:
             self._is_closed = True
-            cancelled = list(self._waiting.values())
+            cancelled = [*self._waiting.values(), *self._fills.values()]
             self._waiting.clear()
+            self._fills.clear()
             self._changed.notify_all()
             return cancelled
 
@@ -131,5 +200,27 @@ class PrepareQueue:
     def _first_runnable_locked(self) -> Request | None:
         if not self._is_open:
             return None
-        # At most as many are passed over as there are workers.
-        return next((r for r in self._waiting.values() if r.key not in self._running), None)
+        # At most as many timelines are passed over as there are workers.
+        for requests in (self._fills, self._waiting):
+            for request in requests.values():
+                if request.key not in self._running:
+                    return request
+        return None
+
+    def _adopt_locked(self, request: Request, fill: Request) -> None:
+        """Make a request that a fill has joined do what the fill would."""
+        if self._waiting.get(request.key) is request:
+            del self._waiting[request.key]
+            self._fills[_place_of(request)] = request
+        request.must_build |= fill.must_build
+        if request.is_rebuild:  # it need not find the shard, nor insist on the tip
+            request.tenant_shard_id = fill.tenant_shard_id
+
+    def _unawaited_count_locked(self) -> int:
+        given_up = sum(not each.flight.is_awaited for each in self._fills.values())
+        return len(self._waiting) + given_up
+
+
+def _place_of(request: Request) -> bytes:
+    """Where a request is that somebody waits for."""
+    return request.key + request.lsn.to_bytes(8, "big")

@@ -87,6 +87,16 @@ class Reader:
         self._metrics.hits.inc()
         return file
 
+    def check_built(self, file: BasebackupFile, entry: Entry) -> None:
+        """Prove a file that was opened from a build, as far as `verify_reads` asks for that.
+
+        Raises:
+            ArchiveError: the bytes are proven bad.
+            OSError: they cannot be read.
+        """
+        if self._is_always_checked or entry.proof is Proof.NONE:
+            self._check(file, entry)
+
     def _check(self, file: BasebackupFile, entry: Entry) -> None:
         """Prove the open file good.
 

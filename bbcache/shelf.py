@@ -206,6 +206,14 @@ class Shelf:
                 self._index.abandon(reservation)
         self._report([failure])
 
+    def drop(self, temp: TempFile, size_bytes: int) -> None:
+        """Remove a temporary file that has no reservation; if it stays, its bytes count."""
+        with suppress(OSError):  # whoever still has the file open reads it all the same
+            temp.close()
+        with self._file_lock:
+            failure = None if self._is_fenced else self._remove_locked(temp.path, size_bytes)
+        self._report([failure])
+
     def upkeep(self) -> None:
         """Try parked unlinks again; look at strays and quarantine as they are now."""
         with self._file_lock:

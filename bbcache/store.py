@@ -21,6 +21,7 @@ from bbcache.dirlock import LOCK_NAME
 from bbcache.errors import ArchiveError, StoreError
 from bbcache.ids import ID_SIZE_BYTES, Lsn
 from bbcache.index import Entry
+from bbcache.metrics import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -101,10 +102,12 @@ class BasebackupFile(io.FileIO):
     Attributes:
         lsn: the LSN of the basebackup.
         size_bytes: the size of the archive.
+        source: ``hit``; from `BasebackupCache.get_or_prepare` also ``joined`` or ``built``.
     """
 
     lsn: Lsn
     size_bytes: int
+    source: Source = Source.HIT
 
     @classmethod
     def open(cls, path: str, lsn: Lsn, size_bytes: int) -> Self:
@@ -115,7 +118,7 @@ class BasebackupFile(io.FileIO):
             OSError: it cannot be opened.
         """
         try:
-            fd = os.open(path, _OPEN_FLAGS)
+            fd = open_archive(path)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
                 raise ArchiveError(f"{path} is no regular file") from error
@@ -129,6 +132,11 @@ class BasebackupFile(io.FileIO):
             raise
         file.name, file.lsn, file.size_bytes = path, lsn, size_bytes
         return file
+
+
+def open_archive(path: str) -> int:
+    """A descriptor for reading a file, which the caller closes."""
+    return os.open(path, _OPEN_FLAGS)
 
 
 def _check_kind_and_size(fd: int, path: str, size_bytes: int) -> None:

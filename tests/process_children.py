@@ -84,7 +84,11 @@ class _HeldLocks:
     def __init__(self, engine: Any) -> None:
         self._locks = [
             *(engine.index._lock, engine._queue._changed, engine._shelf._file_lock),
-            *(engine.activity._changed, engine._close_lock, engine._preparer._writers_lock),
+            *(
+                engine.activity._changed,
+                engine._close_lock,
+                engine._preparer._builder._writers_lock,
+            ),
             *(engine._is_stopping._changed, engine._start_ended._changed),
             *(metric._lock for metric in engine._metrics._collectors() if hasattr(metric, "_lock")),
         ]

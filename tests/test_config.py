@@ -30,6 +30,7 @@ COUNTS = [
     "prepare_channel_size",
     "prepare_concurrency",
     "max_entry_size_bytes",
+    "max_unpublished_size_bytes",
 ]
 DURATIONS = ["cleanup_period", "wait_lsn_timeout"]
 KEYS = [*COUNTS, *DURATIONS, "compression_level", "verify_reads"]
@@ -39,6 +40,7 @@ GOOD: dict[str, Any] = {
     "max_size_entries": 6,
     "prepare_channel_size": 7,
     "max_entry_size_bytes": 8,
+    "max_unpublished_size_bytes": 10,
     "prepare_concurrency": 9,
     "wait_lsn_timeout": "500ms",
     "compression_level": 3,
@@ -75,6 +77,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "max_size_entries": 10_000,
         "prepare_channel_size": 100,
         "max_entry_size_bytes": None,
+        "max_unpublished_size_bytes": 1 << 30,
         "prepare_concurrency": min(4, os.cpu_count() or 1),
         "wait_lsn_timeout": 300.0,
         "compression_level": 2,

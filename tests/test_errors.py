@@ -12,12 +12,15 @@ import bbcache
 from bbcache import errors
 from bbcache.errors import (
     ArchiveError,
+    BackingOffError,
     BbcacheError,
     CacheFullError,
     ClosingError,
     ConfigError,
     DirectoryLockedError,
     EntryTooBigError,
+    FillError,
+    FillTimeoutError,
     LimitError,
     NotReadyError,
     ParseError,
@@ -42,6 +45,9 @@ MADE: list[BbcacheError] = [
     EntryTooBigError("t"),
     PrepareError("p"),
     ClosingError("c"),
+    FillError("f\nhint: Do."),
+    FillTimeoutError("t"),
+    BackingOffError("timeline", 3, 4.0, "2026-01-01T00:00:00.000+00:00", "why"),
     PostgresError("g"),
 ]
 
@@ -66,6 +72,8 @@ def test_every_error_has_one_base(error: BbcacheError) -> None:
         (DirectoryLockedError, {StoreError, OSError}),
         (CacheFullError, {LimitError}),
         (EntryTooBigError, {LimitError}),
+        (FillTimeoutError, {FillError, TimeoutError}),
+        (BackingOffError, {FillError}),
     ],
 )
 def test_errors_are_also_what_python_programs_catch(
@@ -89,6 +97,10 @@ def test_public_errors_are_those_of_the_module() -> None:
         "StoreError",
         "DirectoryLockedError",
         "NotReadyError",
+        "BackingOffError",
+        "ClosingError",
+        "FillError",
+        "FillTimeoutError",
     ):
         assert getattr(bbcache, name) is getattr(errors, name)
         assert name in bbcache.__all__
@@ -113,7 +125,7 @@ def check_same(again: BbcacheError, error: BbcacheError) -> None:
     """Compare type, text and attributes of two errors."""
     assert type(again) is type(error)
     assert str(again) == str(error)
-    for name in ("errno", "data_dir", "pid"):
+    for name in ("errno", "data_dir", "pid", "what", "failure_count", "retry_after_s", "until"):
         assert getattr(again, name, "none") == getattr(error, name, "none")
 
 

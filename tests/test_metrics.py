@@ -28,6 +28,9 @@ REASONS = [
     *("not_shard_zero", "disabled", "up_to_date", "tip_moved", "full", "too_big"),
     *("coalesced", "queue_full", "closing"),
 ]
+FILL_RESULTS = [
+    *("hit", "joined", "built", "error", "timeout", "backing_off", "closing"),
+]
 PHASES = ["queue", "wait_lsn", "build", "publish"]
 # Every sample but those of the histogram's buckets, and the times of creation.
 ZEROS = [
@@ -37,6 +40,7 @@ ZEROS = [
     f"{NEON}size_bytes",
     f"{NEON}prepare_queue_size",
     *(f"bbcache_prepare_skips_total{{reason={reason}}}" for reason in REASONS),
+    *(f"bbcache_fills_total{{result={result}}}" for result in FILL_RESULTS),
     *(f"bbcache_prepare_seconds_count{{phase={phase}}}" for phase in PHASES),
     *(f"bbcache_prepare_seconds_sum{{phase={phase}}}" for phase in PHASES),
     "bbcache_prepare_tar_bytes_total",
@@ -45,6 +49,7 @@ ZEROS = [
     "bbcache_unlink_failures_total",
     "bbcache_cleanup_errors_total",
     "bbcache_other_bytes",
+    "bbcache_unpublished_bytes",
     "bbcache_loaded_entries",
 ]
 GAUGES = {
@@ -52,12 +57,14 @@ GAUGES = {
     f"{NEON}size_bytes",
     f"{NEON}prepare_queue_size",
     "bbcache_other_bytes",
+    "bbcache_unpublished_bytes",
     "bbcache_loaded_entries",
 }
 COUNTERS = {
     f"{NEON}read",
     f"{NEON}prepare",
     "bbcache_prepare_skips",
+    "bbcache_fills",
     "bbcache_prepare_tar_bytes",
     "bbcache_prepare_archive_bytes",
     "bbcache_quarantined",

@@ -42,6 +42,7 @@ NAMES = {
     *("TenantId", "TimelineId", "TenantShardId", "TenantTimelineId", "Lsn"),
     *("TenantManager", "Tenant", "Timeline", "TenantState"),
     *("BbcacheError", "ConfigError", "StoreError", "DirectoryLockedError", "NotReadyError"),
+    *("FillError", "FillTimeoutError", "BackingOffError", "ClosingError"),
 }
 _REQUIRED = inspect.Parameter.empty
 SIGNATURES: list[tuple[Any, dict[str, Any]]] = [
@@ -57,6 +58,16 @@ SIGNATURES: list[tuple[Any, dict[str, Any]]] = [
     (
         BasebackupCache.get,
         {"self": _REQUIRED, "tenant_id": _REQUIRED, "timeline_id": _REQUIRED, "lsn": _REQUIRED},
+    ),
+    (
+        BasebackupCache.get_or_prepare,
+        {
+            "self": _REQUIRED,
+            "tenant_shard_id": _REQUIRED,
+            "timeline_id": _REQUIRED,
+            "lsn": _REQUIRED,
+            "timeout_s": None,
+        },
     ),
     (
         BasebackupCache.send_prepare,
@@ -117,7 +128,7 @@ def test_what_is_public_of_the_cache() -> None:
     public = {name for name in vars(BasebackupCache) if not name.startswith("_")}
     assert public == {
         *("spawn", "is_enabled", "get", "send_prepare", "wait_initialized", "wait_idle"),
-        *("run_cleanup", "entries", "close"),
+        *("get_or_prepare", "run_cleanup", "entries", "close"),
     }
 
 

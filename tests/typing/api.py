@@ -174,6 +174,7 @@ def settings(path: Path, table: dict[str, Any]) -> BasebackupCacheConfig:
         max_size_entries=10_000,
         prepare_channel_size=100,
         max_entry_size_bytes=None,
+        max_unpublished_size_bytes=1 << 30,
         prepare_concurrency=4,
         wait_lsn_timeout=300.0,
         compression_level=2,
@@ -212,6 +213,9 @@ def a_life(directory: Path, config: BasebackupCacheConfig | None) -> int:
     cache.close(timeout=1.5)
     registry = CollectorRegistry()
     with BasebackupCache.spawn("relative", config, manager, registry=registry) as cache:
+        with cache.get_or_prepare(shard_id, timeline_id, Lsn(1), timeout_s=2.5) as filled:
+            assert_type(filled, BasebackupFile)
+            assert filled.source in {"hit", "joined", "built"}
         file = cache.get(shard_id.tenant_id, timeline_id, Lsn(1))
         assert_type(file, BasebackupFile | None)
         if file is None:

@@ -1,0 +1,80 @@
+"""How long to leave alone what has failed: no I/O."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from bbcache.errors import BackingOffError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FIRST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 30.0
+MOST_FAILING: Final = 10_000  # beyond it the oldest are forgotten
+
+
+class _Failing(NamedTuple):
+    failure_count: int
+    until_s: float  # by the clock
+    cause: str
+
+
+class Backoff:
+    """Pauses after failures in a row, each twice as long as the last. Thread-safe, re-entrant.
+
+    Args:
+        clock: seconds that only grow.
+        utcnow: the wall clock, to tell people until when.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        utcnow: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._lock = threading.RLock()  # guards _failing
+        self._failing: dict[bytes, _Failing] = {}  # the latest failure last
+        self._clock = clock
+        self._utcnow = utcnow
+
+    def failed(self, what: bytes, cause: str) -> None:
+        """`what` has failed, once more."""
+        now_s = self._clock()
+        with self._lock:
+            last = self._failing.pop(what, None)
+            # Nobody has asked for long: that is no row any more.
+            is_in_a_row = last is not None and now_s < last.until_s + LONGEST_PAUSE_S
+            count = 1 + (last.failure_count if last is not None and is_in_a_row else 0)
+            self._failing[what] = _Failing(count, now_s + _pause_s(count), cause)
+            if len(self._failing) > MOST_FAILING:
+                del self._failing[next(iter(self._failing))]
+
+    def succeeded(self, *what: bytes) -> None:
+        """What has succeeded is tried at once the next time."""
+        if self._failing:
+            with self._lock:
+                for each in what:
+                    self._failing.pop(each, None)
+
+    def refusal(self, what: bytes, name: str) -> BackingOffError | None:
+        """The error for who asks for `what` now; None where it may be tried.
+
+        Args:
+            what: as given to `failed`.
+            name: what to call it in the text.
+        """
+        with self._lock:
+            last = self._failing.get(what)
+        left_s = 0.0 if last is None else last.until_s - self._clock()
+        if last is None or left_s <= 0:
+            return None
+        until = (self._utcnow() + timedelta(seconds=left_s)).isoformat(timespec="milliseconds")
+        return BackingOffError(name, last.failure_count, left_s, until, last.cause)
+
+
+def _pause_s(count: int) -> float:
+    return min(FIRST_PAUSE_S * 2.0 ** min(count - 1, 30), LONGEST_PAUSE_S)

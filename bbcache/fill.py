@@ -1,0 +1,224 @@
+"""One `get_or_prepare`: a hit, or a seat in the one build of what is missing."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from bbcache.errors import (
+    ArchiveError,
+    BackingOffError,
+    ClosingError,
+    FillError,
+    FillTimeoutError,
+    ParseError,
+    text_of,
+)
+from bbcache.ids import Lsn, TenantShardId, TimelineId
+from bbcache.index import make_key, split_key
+from bbcache.metrics import FillResult, SkipReason, Source
+from bbcache.prepare_queue import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bbcache.activity import Activity
+    from bbcache.backoff import Backoff
+    from bbcache.flight import Landing
+    from bbcache.handout import Handout
+    from bbcache.metrics import Metrics
+    from bbcache.prepare_queue import PrepareQueue
+    from bbcache.reader import Reader
+    from bbcache.store import BasebackupFile
+
+
+class Filler:
+    """Gets what is held, and has built what is not. Thread-safe.
+
+    Args:
+        reader: for hits.
+        queue: of prepares.
+        backoff: knows what has failed lately.
+        metrics: counts how each call ends.
+        activity: knows of every request that is queued.
+        settle_skipped: called with a request that falls out of the queue, and why.
+        is_own_thread: whether the caller is one of the threads that builds need.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        queue: PrepareQueue,
+        *,
+        backoff: Backoff,
+        metrics: Metrics,
+        activity: Activity,
+        settle_skipped: Callable[[Request, SkipReason], None],
+        is_own_thread: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._reader = reader
+        self._queue = queue
+        self._backoff = backoff
+        self._metrics = metrics
+        self._activity = activity
+        self._settle_skipped = settle_skipped
+        self._is_own_thread = is_own_thread
+        self._clock = clock
+
+    def get(
+        self,
+        tenant_shard_id: TenantShardId,
+        timeline_id: TimelineId,
+        lsn: Lsn,
+        timeout_s: float | None,
+    ) -> BasebackupFile:
+        """See `BasebackupCache.get_or_prepare`."""
+        deadline_s = None if timeout_s is None else self._clock() + timeout_s
+        result = FillResult.ERROR
+        try:
+            file = self._get(tenant_shard_id, timeline_id, lsn, deadline_s)
+            result = FillResult(file.source)
+        except ClosingError:
+            result = FillResult.CLOSING
+            raise
+        except FillTimeoutError:
+            result = FillResult.TIMEOUT
+            raise
+        except BackingOffError:
+            result = FillResult.BACKING_OFF
+            raise
+        finally:
+            self._metrics.filled(result)
+        return file
+
+    def _get(
+        self,
+        tenant_shard_id: TenantShardId,
+        timeline_id: TimelineId,
+        lsn: Lsn,
+        deadline_s: float | None,
+    ) -> BasebackupFile:
+        key = make_key(tenant_shard_id.tenant_id, timeline_id)
+        source, must_build = Source.HIT, False
+        while True:
+            file = self._reader.read(key, lsn)
+            if file is not None:
+                file.source = source
+                return file
+            self._check_may_wait(key, lsn)
+            fill = Request(
+                key,
+                lsn,
+                tenant_shard_id,
+                self._clock(),
+                is_fill=True,
+                must_build=must_build,
+            )
+            file, landing = self._fly(fill, deadline_s)
+            if file is not None:
+                return file
+            # It is held after all: if it cannot be read even so, it is built beside that.
+            source, must_build = Source.JOINED if landing.is_built else Source.HIT, True
+
+    def _check_may_wait(self, key: bytes, lsn: Lsn) -> None:
+        if self._is_own_thread():
+            raise FillError(
+                f"the basebackup of {split_key(key)} at {lsn} is not held, and a callback of the "
+                "cache cannot wait for it\n"
+                "hint: Call get_or_prepare from a thread of your own, and do not wait for that "
+                "thread in a callback."
+            )
+        if self._queue.has(key, lsn):
+            return
+        for what, name in (
+            (key, str(split_key(key))),
+            (key + lsn.to_bytes(8, "big"), f"{split_key(key)} at {lsn}"),
+        ):
+            refusal = self._backoff.refusal(what, name)
+            if refusal is not None:
+                raise refusal
+
+    def _fly(
+        self, fill: Request, deadline_s: float | None
+    ) -> tuple[BasebackupFile | None, Landing]:
+        """Wait for the one build; a file where it has handed one out."""
+        request = self._board(fill)
+        try:
+            left_s = None if deadline_s is None else deadline_s - self._clock()
+            landing = request.flight.wait(left_s)
+            if landing is None:
+                raise FillTimeoutError(
+                    f"the basebackup of {split_key(fill.key)} at {fill.lsn} was not ready in "
+                    "time\nhint: Its build goes on: ask again, or give it a longer timeout_s."
+                )
+            if isinstance(landing.error, ClosingError):
+                raise _closing() from landing.error
+            if landing.error is not None:
+                raise _failed(fill, landing.error) from landing.error
+            if landing.handout is None:
+                return None, landing
+            source = Source.BUILT if request is fill else Source.JOINED
+            return self._open(request, landing.handout, source), landing
+        finally:
+            dropped = self._queue.leave(request)
+            if dropped is not None:
+                self._settle_skipped(dropped, SkipReason.QUEUE_FULL)
+
+    def _board(self, fill: Request) -> Request:
+        self._activity.begin()
+        request = self._queue.join(fill)
+        if request is not fill:
+            self._activity.end()
+        if request is None:
+            raise _closing()
+        return request
+
+    def _open(self, request: Request, handout: Handout, source: Source) -> BasebackupFile:
+        try:
+            file = handout.open_file(source)
+            try:
+                self._reader.check_built(file, handout.entry)
+            except BaseException:
+                with suppress(OSError):  # one failure is enough
+                    file.close()
+                raise
+        except (ArchiveError, OSError) as error:
+            raise _failed(request, error) from error
+        return file
+
+
+def check_arguments(tenant_shard_id: object, timeline_id: object, lsn: object) -> None:
+    """Refuse what no basebackup can be asked for with.
+
+    Raises:
+        ParseError: (a `ValueError`) for arguments of a wrong type.
+        FillError: for another shard than zero.
+    """
+    if not (
+        isinstance(tenant_shard_id, TenantShardId)
+        and isinstance(timeline_id, TimelineId)
+        and isinstance(lsn, Lsn)
+    ):
+        raise ParseError(
+            "get_or_prepare takes TenantShardId, TimelineId and Lsn, "
+            f"not {tenant_shard_id!r}, {timeline_id!r} and {lsn!r}"
+        )
+    if not tenant_shard_id.is_shard_zero:
+        raise FillError(
+            f"shard {tenant_shard_id} makes no basebackups\n"
+            "hint: Ask the host that has shard zero of the tenant."
+        )
+
+
+def _failed(fill: Request, cause: BaseException) -> FillError:
+    text = text_of(cause)
+    if "\nhint: " not in text:
+        text += "\nhint: The log of the cache has more; a next try is made after a pause."
+    return FillError(f"cannot get the basebackup of {split_key(fill.key)} at {fill.lsn}: {text}")
+
+
+def _closing() -> ClosingError:
+    return ClosingError("the cache is closing\nhint: Ask the cache that is started next.")

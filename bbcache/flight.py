@@ -1,0 +1,73 @@
+"""One build that is under way, and those who wait for it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from bbcache.handout import Handout
+
+
+class Landing(NamedTuple):
+    """How a build has ended.
+
+    Attributes:
+        handout: its archive.
+        error: why there is none, for everyone who has waited.
+        is_built: whether a build has succeeded. Without a handout the archive is in the
+            index then. Where nothing was built and nothing failed, it is to be asked again.
+    """
+
+    handout: Handout | None = None
+    error: BaseException | None = None
+    is_built: bool = False
+
+
+class Flight:
+    """What becomes of a build, for those aboard. Thread-safe and re-entrant."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.RLock())  # guards all that follows
+        self._aboard_count = 0
+        self._landing: Landing | None = None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether anybody waits at this moment; one read of memory."""
+        return self._aboard_count > 0
+
+    def board(self) -> bool:
+        """Be one of those who wait, until `leave`; False where it is too late for that."""
+        with self._changed:
+            if self._landing is not None:
+                return False
+            self._aboard_count += 1
+            return True
+
+    def wait(self, timeout_s: float | None) -> Landing | None:
+        """Wait for the end; None when `timeout_s` seconds passed first."""
+        if timeout_s is not None:
+            timeout_s = max(0.0, min(timeout_s, threading.TIMEOUT_MAX))
+        with self._changed:
+            self._changed.wait_for(lambda: self._landing is not None, timeout_s)
+            return self._landing
+
+    def land(self, landing: Landing) -> None:
+        """The build has ended; the first call counts, and wakes everyone at once."""
+        with self._changed:
+            is_taken = self._landing is None and self._aboard_count > 0
+            if self._landing is None:
+                self._landing = landing if is_taken else Landing()
+                self._changed.notify_all()
+        if landing.handout is not None and not is_taken:
+            landing.handout.close()
+
+    def leave(self) -> None:
+        """Wait no more; the last one closes what was handed out. Once for each `board`."""
+        with self._changed:
+            self._aboard_count -= 1
+            is_last = self._aboard_count == 0
+            handout = self._landing.handout if self._landing is not None and is_last else None
+        if handout is not None:
+            handout.close()

@@ -1,0 +1,100 @@
+"""A finished archive that is kept open for those who have waited for it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from bbcache.errors import StoreError
+from bbcache.store import BasebackupFile, open_archive
+
+if TYPE_CHECKING:
+    from bbcache.index import Entry
+    from bbcache.metrics import Source
+    from bbcache.spool import Spool
+
+
+class Handout:
+    """One open archive, of which each taker gets a file with an offset of its own.
+
+    The file may have another name by now, or none: it is opened again by the descriptor,
+    not by the name. Thread-safe, but `close` comes after the last `open_file`.
+
+    Args:
+        path: the finished temporary file.
+        entry: what is in it.
+        name: what the files are to be called.
+        spool: its room, where it will not be published.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: str, entry: Entry, *, name: str, spool: Spool | None = None) -> None:
+        self.entry = entry
+        self._spool = spool
+        self._name = name
+        self._fd = open_archive(path)
+        if spool is not None:
+            spool.hold(self)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the archive is an entry of the cache, too."""
+        return self._spool is None
+
+    def fileno(self) -> int:
+        """The descriptor, whose offset is neither used nor moved."""
+        return self._fd
+
+    def open_file(self, source: Source) -> BasebackupFile:
+        """The archive at offset 0; the caller closes it.
+
+        Raises:
+            StoreError: it cannot be opened.
+        """
+        try:
+            # A link of the kernel's to the open file itself, for which names do not matter.
+            fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreError(
+                f"cannot open the finished archive {self._name} again: {error.strerror}\n"
+                "hint: It takes /proc, and a free descriptor (ulimit -n).",
+                errno=error.errno,
+            ) from error
+        kind = BasebackupFile if self._spool is None else _SpooledFile
+        try:
+            file = kind(fd, "rb")
+        except BaseException:
+            os.close(fd)
+            raise
+        file.name, file.lsn, file.size_bytes = self._name, self.entry.lsn, self.entry.size_bytes
+        file.source = source
+        if isinstance(file, _SpooledFile) and self._spool is not None:
+            file.keep(self._spool)
+        return file
+
+    def close(self) -> None:
+        """Close the descriptor: once, by whoever is the last."""
+        os.close(self._fd)
+        if self._spool is not None:
+            self._spool.let_go(self)
+
+
+class _SpooledFile(BasebackupFile):
+    """A file without a name, whose bytes are on the books until it is closed."""
+
+    _kept: tuple[Spool, object] | None = None
+
+    def keep(self, spool: Spool) -> None:
+        """Take part in keeping the bytes on the disk."""
+        holder = object()  # not the file itself: one that is dropped must be collected
+        spool.hold(holder)
+        self._kept = spool, holder
+
+    def close(self) -> None:
+        """Close the file, and give its room back."""
+        super().close()
+        if self._kept is not None:
+            spool, holder = self._kept
+            spool.let_go(holder)

@@ -1,0 +1,90 @@
+"""One prepare that runs: what is known of it so far."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from bbcache.errors import CacheFullError, ClosingError, EntryTooBigError, LimitError
+from bbcache.metrics import SkipReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bbcache.host import Timeline
+    from bbcache.prepare_queue import Request
+
+
+class Skip(Exception):  # noqa: N818 - not an error: it ends a prepare that is not needed
+    """A prepare is not needed, or has no room.
+
+    Attributes:
+        reason: counted by it.
+        why: what stood in the way, where there is more to say.
+    """
+
+    def __init__(self, reason: SkipReason, why: BaseException | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.why = why
+
+
+class Job:
+    """A request while a worker runs it; for one thread.
+
+    Attributes:
+        request: what was asked for.
+        refusal: why its archive will not be published, but only handed to those who wait;
+            None as long as it may be.
+        is_outgrown: whether the timeline was past the LSN when it was last looked at.
+        failing: what its failure would be held against, for a while: the timeline, or this
+            one LSN of it; None while a failure has cost nothing.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.refusal: Skip | None = None
+        self.is_outgrown = False
+        self.failing: bytes | None = None
+
+    @property
+    def this_lsn(self) -> bytes:
+        """A key for the request's LSN alone."""
+        return self.request.key + self.request.lsn.to_bytes(8, "big")
+
+    def refuse(self, reason: SkipReason, why: LimitError | None = None) -> None:
+        """There is a reason not to publish.
+
+        Raises:
+            Skip: nobody waits for the archive either.
+        """
+        skip = self.refusal or Skip(reason, why)
+        if not self.request.flight.is_awaited:
+            raise skip
+        self.refusal = skip
+
+    def check_tip(self, timeline: Timeline) -> None:
+        """Refuse when the timeline has gone on; a rebuild wants it at exactly its LSN."""
+        tip = timeline.get_last_record_lsn()
+        self.is_outgrown = tip > self.request.lsn
+        if self.is_outgrown or (self.request.is_rebuild and tip != self.request.lsn):
+            self.refuse(SkipReason.TIP_MOVED)
+
+
+def reason_of(error: LimitError) -> SkipReason:
+    """Under which reason a limit is counted."""
+    return SkipReason.TOO_BIG if isinstance(error, EntryTooBigError) else SkipReason.FULL
+
+
+@contextmanager
+def own_limits() -> Iterator[None]:
+    """Turn what the cache itself has no room or no time for into a skip.
+
+    Round its own steps only: a host that raises these has failed.
+    """
+    try:
+        yield
+    except ClosingError as error:
+        raise Skip(SkipReason.CLOSING) from error
+    except (EntryTooBigError, CacheFullError) as error:
+        raise Skip(reason_of(error), error) from error
