@@ -216,7 +216,7 @@ def check_arguments(tenant_shard_id: object, timeline_id: object, lsn: object) -
 def _failed(fill: Request, cause: BaseException) -> FillError:
     text = text_of(cause)
     if "\nhint: " not in text:
-        text += "\nhint: The log of the cache has more; a next try is made after a pause."
+        text += "\nhint: The log of the cache has more; ask again later."
     return FillError(f"cannot get the basebackup of {split_key(fill.key)} at {fill.lsn}: {text}")
 
 

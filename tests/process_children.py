@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+import pytest
 from cache_helpers import (
     DEADLINE_S,
     LSN_A,
@@ -27,6 +28,7 @@ from bbcache import (
     BasebackupCache,
     BasebackupCacheConfig,
     DirectoryLockedError,
+    FillError,
     TenantId,
     TenantShardId,
     TimelineId,
@@ -84,11 +86,8 @@ class _HeldLocks:
     def __init__(self, engine: Any) -> None:
         self._locks = [
             *(engine.index._lock, engine._queue._changed, engine._shelf._file_lock),
-            *(
-                engine.activity._changed,
-                engine._close_lock,
-                engine._preparer._builder._writers_lock,
-            ),
+            *(engine.activity._changed, engine._close_lock, engine.filler._backoff._lock),
+            *(engine._preparer._builder._writers_lock, engine._preparer._builder._spools._growing),
             *(engine._is_stopping._changed, engine._start_ended._changed),
             *(metric._lock for metric in engine._metrics._collectors() if hasattr(metric, "_lock")),
         ]
@@ -142,6 +141,8 @@ def _use_in_child(rig: Rig, timeline: MemoryTimeline) -> None:
     cache = rig.cache
     assert cache.get(TENANT, timeline.timeline_id, LSN_A) is None
     assert cache.entries() == []
+    with pytest.raises(FillError, match="forked"):
+        cache.get_or_prepare(rig.shard_of(timeline), timeline.timeline_id, LSN_A)
     assert cache.is_enabled
     rig.send(timeline, LSN_B)
     cache.send_prepare(None, None, None)  # type: ignore[arg-type]
