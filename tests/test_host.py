@@ -28,6 +28,7 @@ def test_public_names_are_those_of_the_contract() -> None:
         *("TenantId", "TimelineId", "TenantShardId", "TenantTimelineId", "Lsn"),
         *("TenantManager", "Tenant", "Timeline", "TenantState"),
         *("BbcacheError", "ConfigError", "StoreError", "DirectoryLockedError", "NotReadyError"),
+        *("FillError", "FillTimeoutError", "BackingOffError", "ClosingError"),
     }
     assert all(getattr(bbcache, name) is not None for name in bbcache.__all__)
 
