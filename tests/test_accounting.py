@@ -104,6 +104,19 @@ def test_a_refresh_is_charged_for_what_exceeds_its_old_entry() -> None:
     assert (reservation.charged_bytes, books.total_size_bytes) == (5, 45)
 
 
+@pytest.mark.parametrize(("strays_bytes", "is_full"), [(99, False), (100, True), (101, True)])
+def test_a_new_entry_needs_at_least_one_byte(strays_bytes: int, *, is_full: bool) -> None:
+    """At the limit of bytes, and past it, there is no reservation for a new entry."""
+    books = make_books(max_bytes=100)
+    books.strays.add(strays_bytes)
+    if is_full:
+        with pytest.raises(CacheFullError, match=rf"{strays_bytes} \+ 1 bytes exceed"):
+            books.open_reservation(KEY, None)
+    else:
+        books.open_reservation(KEY, None)
+    assert books.building_slots == (not is_full)
+
+
 def test_a_refresh_in_a_full_cache_cannot_grow_past_its_old_entry() -> None:
     """One byte more than the old entry, and there is no room."""
     books = make_books(max_bytes=100)

@@ -1,0 +1,252 @@
+"""How good are the tests? Break bbcache in many small ways, and see which ways they notice.
+
+python tests/mutation/run.py                    every module of settings.toml
+python tests/mutation/run.py index store        only these
+python tests/mutation/run.py --resume FILE      go on: what FILE says is killed is not run again
+
+Prints each survivor as it is found, and a table at the end. The exit code is 1 where a
+module is below the bar, or a survivor is not in accepted.toml, with the reason why it may.
+Each mutant is run in a copy of the repository, never in place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+HERE: Final = Path(__file__).parent
+ROOT: Final = HERE.parent.parent
+sys.path.insert(0, str(HERE.parent))
+
+from mutation.mutants import Mutant, mutants_of  # noqa: E402 - found by the line above
+
+# In one order and with one seed, so that two runs find the same survivors; only the plugins
+# that are needed, since loading all of them takes longer than most of the tests.
+PYTEST: Final = (
+    *("-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout", "--timeout=60"),
+    *("-p", "_hypothesis_pytestplugin", "--hypothesis-seed=0", "--no-header", "--tb=no"),
+)
+ENVIRONMENT: Final = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+COPIED: Final = ("bbcache", "tests", "docs", "setup.cfg", "pyproject.toml", "README.md")
+KILLED, SURVIVED, TIMED_OUT = "killed", "survived", "timed out"
+
+
+def say(what: object) -> None:
+    """One line on stdout, at once."""
+    sys.stdout.write(f"{what}\n")
+    sys.stdout.flush()
+
+
+class Bench:
+    """A copy of the repository in which one mutant at a time is run."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._tree = directory / "tree"
+        ignored = shutil.ignore_patterns("__pycache__", ".hypothesis", ".*_cache")
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, self._tree / name, ignore=ignored)
+            else:
+                shutil.copy(ROOT / name, self._tree / name)
+
+    def run(self, module: str, source: str, tests: list[str], timeout_s: float) -> str:
+        """Run `tests` with `source` as `module`, then put the module back."""
+        self._write(module, source)
+        try:
+            return self._pytest(tests, timeout_s)
+        finally:
+            self._write(module, source_of(module))
+
+    def _write(self, module: str, source: str) -> None:
+        (self._tree / "bbcache" / f"{module}.py").write_text(source)
+        # Two mutants of one size may be written within one tick of the clock.
+        for stale in (self._tree / "bbcache" / "__pycache__").glob(f"{module}.*"):
+            stale.unlink()
+
+    def _pytest(self, tests: list[str], timeout_s: float) -> str:
+        paths = [str(path) for glob in tests for path in sorted(self._tree.glob(glob))]
+        base_dir = self._directory / "base"
+        command = [sys.executable, "-m", "pytest", *PYTEST, f"--basetemp={base_dir}", *paths]
+        process = subprocess.Popen(
+            command,
+            cwd=self._tree,
+            env={**ENVIRONMENT, "PYTHONPATH": str(self._tree)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            return SURVIVED if process.wait(timeout_s) == 0 else KILLED
+        except subprocess.TimeoutExpired:
+            return TIMED_OUT
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and what the tests have left
+            process.wait()
+
+
+class Plan(NamedTuple):
+    """The tests of one module.
+
+    Attributes:
+        quick: those that mirror it.
+        wide: what a survivor of those has to pass too.
+        timeout_s: how long either may take.
+    """
+
+    quick: list[str]
+    wide: list[str]
+    timeout_s: float
+
+
+class Session:
+    """Runs mutants on several benches; remembers in a file what was killed."""
+
+    def __init__(self, benches: list[Bench], file: Path | None) -> None:
+        self._benches: queue.SimpleQueue[Bench] = queue.SimpleQueue()
+        for bench in benches:
+            self._benches.put(bench)
+        self._file = file
+        lines = file.read_text().splitlines() if file is not None and file.exists() else []
+        self._killed = {key for key, outcome in map(json.loads, lines) if outcome != SURVIVED}
+
+    def judge(self, plan: Plan, mutant: Mutant) -> str:
+        """What the quick tests, then the wide ones, say of a mutant."""
+        key = hashlib.sha256(repr((mutant.module, mutant.source)).encode()).hexdigest()
+        if key in self._killed:
+            return KILLED
+        bench = self._benches.get()
+        try:
+            outcome = bench.run(mutant.module, mutant.source, plan.quick, plan.timeout_s)
+            if outcome == SURVIVED:
+                outcome = bench.run(mutant.module, mutant.source, plan.wide, plan.timeout_s)
+        finally:
+            self._benches.put(bench)
+        if self._file is not None:
+            with self._file.open("a") as lines:
+                lines.write(json.dumps([key, outcome]) + "\n")
+        return outcome
+
+    def plan(self, module: str, settings: dict[str, Any]) -> Plan:
+        """Time the tests of a module as it is.
+
+        Raises:
+            SystemExit: they fail without any mutant, or pass with a module that cannot be imported.
+        """
+        quick, wide = settings["quick"], settings["wide"]
+        bench = self._benches.get()
+        try:
+            if bench.run(module, "raise RuntimeError", quick, 300) != KILLED:
+                raise SystemExit(f"{module}: the tests do not see the copy that is mutated")
+            started_s = time.monotonic()
+            if any(bench.run(module, source_of(module), t, 600) != SURVIVED for t in (quick, wide)):
+                raise SystemExit(f"{module}: the tests fail without any mutant")
+        finally:
+            self._benches.put(bench)
+        return Plan(quick, wide, 30 + 3 * (time.monotonic() - started_s))
+
+
+def source_of(module: str) -> str:
+    """The text of a module as it is."""
+    return (ROOT / "bbcache" / f"{module}.py").read_text()
+
+
+def is_accepted(mutant: Mutant, accepted: list[dict[str, Any]]) -> bool:
+    """Whether accepted.toml gives a reason why this one may survive."""
+    return any(
+        (row["module"], row["where"], row["was"]) == (mutant.module, mutant.where, mutant.was)
+        and mutant.now in row["now"]
+        for row in accepted
+    )
+
+
+class Score(NamedTuple):
+    """How a module fared."""
+
+    module: str
+    killed: int
+    timed_out: int
+    survivors: list[Mutant]
+    refused: list[Mutant]
+
+    @property
+    def percent(self) -> float:
+        """The share of mutants that were killed, timeouts included."""
+        total = self.killed + self.timed_out + len(self.survivors)
+        return 100 * (total - len(self.survivors)) / total
+
+    def __str__(self) -> str:
+        dead, alive = self.killed + self.timed_out, len(self.survivors)
+        return f"| {self.module} | {dead + alive} | {dead} | {alive} | {self.percent:.1f} % |"
+
+
+def score(
+    module: str, settings: dict[str, Any], session: Session, pool: concurrent.futures.Executor
+) -> Score:
+    """Run all mutants of one module; survivors are printed at once."""
+    accepted = tomllib.loads((HERE / "accepted.toml").read_text()).get("accepted", [])
+    plan = session.plan(module, settings["modules"][module])
+    mutants = list(mutants_of(module, source_of(module), settings["operators"]))
+    outcomes = []
+    survivors = []
+    for mutant, outcome in zip(
+        mutants, pool.map(lambda m: session.judge(plan, m), mutants), strict=True
+    ):
+        outcomes.append(outcome)
+        if outcome == SURVIVED:
+            survivors.append(mutant)
+            known = "accepted" if is_accepted(mutant, accepted) else "NOT ACCEPTED"
+            say(f"survived, {known}: {mutant}")
+        if outcome == TIMED_OUT:
+            say(f"timed out: {mutant}")
+    refused = [mutant for mutant in survivors if not is_accepted(mutant, accepted)]
+    return Score(module, outcomes.count(KILLED), outcomes.count(TIMED_OUT), survivors, refused)
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    settings = tomllib.loads((HERE / "settings.toml").read_text())
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("module", nargs="*", help="default: all of settings.toml")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time (2)")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="where results are kept")
+    args = parser.parse_args()
+    started_s = time.monotonic()
+    scores = []
+    with (
+        tempfile.TemporaryDirectory(prefix="bbcache-mutation-") as directory,
+        concurrent.futures.ThreadPoolExecutor(args.jobs) as pool,
+    ):
+        benches = [Bench(Path(directory) / str(number)) for number in range(args.jobs)]
+        session = Session(benches, args.resume)
+        for module in args.module or settings["modules"]:
+            scores.append(score(module, settings, session, pool))
+            say(scores[-1])
+    say("| module | mutants | killed | survived | score |\n| --- | --- | --- | --- | --- |")
+    for row in scores:
+        say(row)
+    refused = sum(len(row.refused) for row in scores)
+    below = [row.module for row in scores if row.percent < settings["bar_percent"]]
+    say(f"{refused} survivors have no reason; below {settings['bar_percent']} %: {below or 'none'}")
+    timed_out = sum(row.timed_out for row in scores)
+    say(f"{timed_out} of the killed timed out; {time.monotonic() - started_s:.0f} s in all")
+    return 1 if refused or below else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
