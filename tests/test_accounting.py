@@ -230,6 +230,14 @@ def test_a_credit_is_lost_only_where_there_is_room(
     assert fits == wanted
 
 
+def test_without_a_credit_there_is_none_to_lose_even_past_the_limits() -> None:
+    """Files of others do not matter where no charge would rise."""
+    books = make_books(max_entries=1, max_bytes=100)
+    reservation = books.open_reservation(KEY, None)
+    books.strays.add(101)
+    assert books.may_lose_credit(reservation)
+
+
 @pytest.mark.parametrize(("strays", "wanted"), [(0, True), (1, False)])
 def test_a_credit_that_covers_nothing_is_lost_only_with_a_slot(
     strays: int, *, wanted: bool

@@ -267,6 +267,30 @@ def test_an_unknown_version_of_the_seal_is_bad(version: int) -> None:
     assert f"version {version}" in check_bad(bytes(content))
 
 
+@pytest.mark.parametrize("size_bytes", [HEADER_SIZE_BYTES - 1, HEADER_SIZE_BYTES + 1])
+def test_a_header_of_another_size_is_bad(size_bytes: int) -> None:
+    """A valid check does not make up for a byte too few or too many."""
+    head = seal_archive(TAR)[: size_bytes - 8]
+    with pytest.raises(ArchiveError, match="seal is broken"):
+        parse_header(head + xxh3_64_digest(head + KEY + struct.pack("<Q", LSN)), KEY, LSN)
+
+
+@pytest.mark.parametrize("magic", [b"\x1f\x8a", b"\x1f\x8c", b"\x1e\x8b", b"\x20\x8b"])
+def test_only_the_magic_number_begins_a_header(magic: bytes) -> None:
+    """Two bytes that are no gzip are told at once, with and without a seal behind."""
+    for content in (seal_archive(TAR), gzip.compress(TAR)):
+        with pytest.raises(ArchiveError, match="does not begin with a gzip header"):
+            parse_header(magic + content[2:HEADER_SIZE_BYTES], KEY, LSN)
+
+
+def test_a_header_that_is_read_in_two_parts_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that is cut short is taken up where it ended, and goes no further."""
+    real, short = os.pread, iter([7])
+    monkeypatch.setattr(os, "pread", lambda fd, n, at: real(fd, next(short, n), at))
+    with opened(seal_archive(TAR)) as fd:
+        assert read_seal(fd, KEY, LSN) is not None
+
+
 def test_a_seal_in_another_header_is_bad() -> None:
     """The header's fixed part is part of the seal's version."""
     content = bytearray(seal_archive(TAR))
@@ -424,6 +448,13 @@ def test_a_reserved_flag_is_bad(bit: int) -> None:
     check_bad(flip(gzip.compress(TAR), 8 * 3 + bit))
 
 
+def test_a_broken_stream_is_told_from_a_cut_one() -> None:
+    """Who reads the log learns whether bytes changed or are missing."""
+    content = gzip.compress(RANDOM[:1000], mtime=0)
+    assert "is broken" in check_bad(flip(content, 8 * len(content) - 64))  # of the CRC
+    assert "is cut after 999 bytes" in check_bad(content[:999])
+
+
 @pytest.mark.parametrize("junk", JUNK, ids=JUNK_IDS)
 def test_nothing_behind_a_plain_gzip_passes(junk: bytes) -> None:
     """No padding, no junk, no second member."""
@@ -461,11 +492,12 @@ def test_another_compression_method_is_bad(method: int) -> None:
     check_bad(bytes(content))
 
 
-def test_a_plain_file_that_grows_while_it_is_read_is_bad() -> None:
-    """The size must be the one that is indexed."""
+def test_a_plain_file_of_another_size_than_indexed_is_bad() -> None:
+    """The size must be the one that is indexed, no byte more or less."""
     content = gzip.compress(TAR)
-    with opened(content) as fd, pytest.raises(ArchiveError):
-        check_plain(fd, len(content) - 1)
+    for difference in (-1, 1):
+        with opened(content) as fd, pytest.raises(ArchiveError):
+            check_plain(fd, len(content) + difference)
 
 
 # --- The writer -------------------------------------------------------------------------
@@ -628,6 +660,43 @@ def test_write_after_a_failed_finish_raises_value_error() -> None:
         made.writer.finish()
     with pytest.raises(ValueError, match=r"detached|ended"):
         made.writer.write(TAR)
+
+
+def test_write_after_a_finish_that_found_a_failure_raises_value_error() -> None:
+    """The failure is told once more by `finish`; what comes then comes too late."""
+    made = Made()
+    made.writer.cancel(ClosingError("closing"))
+    with pytest.raises(ClosingError):
+        made.writer.finish()
+    with pytest.raises(ValueError, match="ended"):
+        made.writer.write(TAR)
+
+
+def test_a_write_amid_the_end_is_refused() -> None:
+    """What comes while the trailer is on its way is not swallowed."""
+    refused: list[str] = []
+
+    def emit(_: bytes) -> None:
+        if made_already:
+            with pytest.raises(ValueError, match="ended") as caught:
+                made_already[0].writer.write(b"late")
+            refused.append(str(caught.value))
+
+    made_already: list[Made] = []
+    made = Made(emit=emit)
+    made.writer.write(TAR)
+    made_already.append(made)
+    made.writer.finish()
+    assert refused
+
+
+@pytest.mark.parametrize("end", ["abort", "finish"])
+def test_nothing_leads_round_a_writer_that_has_ended(end: str) -> None:
+    """A host that kept the writer does not reach the compressor behind it."""
+    made = Made()
+    made.writer.write(TAR)
+    getattr(made.writer, end)()
+    assert made.writer.raw is None
 
 
 def test_a_forgotten_writer_emits_nothing_more() -> None:
@@ -871,6 +940,17 @@ def test_the_compressor_gets_big_pieces(fed: list[int], sizes: list[int]) -> Non
     assert [size for size in fed[:-1] if size < LEAST_PIECE_BYTES] == []
 
 
+def test_a_whole_piece_is_compressed_at_once(fed: list[int]) -> None:
+    """No more than a piece waits: neither a big write, nor many small ones, are kept."""
+    made = Made()
+    made.writer.write(bytes(PIECE_SIZE_BYTES))
+    assert fed == [PIECE_SIZE_BYTES]
+    made.writer.write(b"x")
+    made.writer.write(bytes(2 * PIECE_SIZE_BYTES - 1))
+    assert fed == [PIECE_SIZE_BYTES] * 3
+    made.finish()
+
+
 def test_flushes_of_the_host_do_not_make_small_pieces(fed: list[int]) -> None:
     """A host that flushes after each write costs no compression."""
     made = Made()
@@ -901,6 +981,14 @@ def test_pieces_of_any_size_come_back(sizes: list[int], level: int) -> None:
         assert made.writer.write(piece) == len(piece)
     assert made.finish() == b"".join(wanted)
     assert len(b"".join(wanted)) == sum(len(piece) for piece in wanted)
+
+
+def test_repeats_are_found_as_far_back_as_deflate_can() -> None:
+    """The window has 32 KiB, its most: at the best level what returns in it costs little."""
+    made, block = Made(level=3), RANDOM[: 30 << 10]
+    made.writer.write(block * 40)
+    made.finish()
+    assert len(made.content()) < 2 * len(block)
 
 
 def test_two_builds_of_the_same_bytes_give_the_same_file() -> None:

@@ -139,5 +139,5 @@ def _where(tree: ast.Module, line: int) -> str:
 
 def _difference(before: str, after: str) -> tuple[str, str]:
     lines = list(difflib.ndiff(before.splitlines(), after.splitlines()))
-    was, now = ([line[2:].strip() for line in lines if line[0] == sign] for sign in "-+")
-    return " ".join(was), " ".join(now)
+    was, now = (" ".join(line[2:] for line in lines if line[0] == sign) for sign in "-+")
+    return " ".join(was.split()), " ".join(now.split())

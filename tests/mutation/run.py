@@ -38,7 +38,7 @@ from mutation.mutants import Mutant, mutants_of  # noqa: E402 - found by the lin
 # that are needed, since loading all of them takes longer than most of the tests.
 PYTEST: Final = (
     *("-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout", "--timeout=60"),
-    *("-p", "_hypothesis_pytestplugin", "--hypothesis-seed=0", "--no-header", "--tb=no"),
+    *("-p", "_hypothesis_pytestplugin", "--hypothesis-seed=0", "--no-header", "--tb=line"),
 )
 ENVIRONMENT: Final = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 COPIED: Final = ("bbcache", "tests", "docs", "setup.cfg", "pyproject.toml", "README.md")
@@ -57,6 +57,7 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._tree = directory / "tree"
+        self.output = directory / "output"  # of the latest run
         ignored = shutil.ignore_patterns("__pycache__", ".hypothesis", ".*_cache")
         for name in COPIED:
             if (ROOT / name).is_dir():
@@ -82,14 +83,15 @@ class Bench:
         paths = [str(path) for glob in tests for path in sorted(self._tree.glob(glob))]
         base_dir = self._directory / "base"
         command = [sys.executable, "-m", "pytest", *PYTEST, f"--basetemp={base_dir}", *paths]
-        process = subprocess.Popen(
-            command,
-            cwd=self._tree,
-            env={**ENVIRONMENT, "PYTHONPATH": str(self._tree)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with self.output.open("w") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=self._tree,
+                env={**ENVIRONMENT, "PYTHONPATH": str(self._tree)},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         try:
             return SURVIVED if process.wait(timeout_s) == 0 else KILLED
         except subprocess.TimeoutExpired:
@@ -155,7 +157,7 @@ class Session:
                 raise SystemExit(f"{module}: the tests do not see the copy that is mutated")
             started_s = time.monotonic()
             if any(bench.run(module, source_of(module), t, 600) != SURVIVED for t in (quick, wide)):
-                raise SystemExit(f"{module}: the tests fail without any mutant")
+                raise SystemExit(f"{bench.output.read_text()}{module}: fails without any mutant")
         finally:
             self._benches.put(bench)
         return Plan(quick, wide, 30 + 3 * (time.monotonic() - started_s))
