@@ -1,0 +1,161 @@
+"""The commands of the page service, as Neon's pageserver has them.
+
+``basebackup <tenant> <timeline> [<lsn> | latest] {--gzip | --replica}`` and
+``fullbackup <tenant> <timeline> [lsn] [prev_lsn]``. Flags may be written without the
+dashes, too: psql takes ``--gzip`` in a script for a comment. A semicolon may stand
+at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from bbcache.errors import ParseError
+from bbcache.ids import Lsn, TenantId, TimelineId
+from bbcache.page_service.errors import CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_LATEST: Final = "latest"
+_GZIP: Final = "gzip"
+_REPLICA: Final = "replica"
+_SHOWN_CHARACTERS: Final = 200
+_MAX_FULLBACKUP_WORDS: Final = 4
+_USAGE: Final = (
+    "hint: Say `basebackup <tenant> <timeline> [<lsn> | latest] [gzip] [replica]` or "
+    "`fullbackup <tenant> <timeline> [<lsn> [<prev_lsn>]]`."
+)
+# What drivers send around a command, and the tag that each is answered with.
+_TAGS: Final = {
+    "set": "SET",
+    "begin": "BEGIN",
+    "commit": "COMMIT",
+    "rollback": "ROLLBACK",
+}
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class BasebackupCommand:
+    """What a client wants to have. Immutable, hence thread-safe.
+
+    Attributes:
+        tenant_id: the tenant.
+        timeline_id: its timeline.
+        lsn: the position; None for the tip.
+        is_gzip: whether the archive is to come compressed.
+        is_replica: whether it is for a server that follows another.
+        is_full: whether it is a ``fullbackup``, which is never compressed nor cached.
+        prev_lsn: where a ``fullbackup`` says that the record before begins.
+    """
+
+    tenant_id: TenantId
+    timeline_id: TimelineId
+    lsn: Lsn | None = None
+    is_gzip: bool = False
+    is_replica: bool = False
+    is_full: bool = False
+    prev_lsn: Lsn | None = None
+
+    @property
+    def name(self) -> str:
+        """The command's first word."""
+        return "fullbackup" if self.is_full else "basebackup"
+
+    def __str__(self) -> str:
+        words = [self.name, str(self.tenant_id), str(self.timeline_id)]
+        words.append(_LATEST if self.lsn is None else str(self.lsn))
+        words += [_GZIP] * self.is_gzip + [_REPLICA] * self.is_replica
+        return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class NoOpCommand:
+    """What a driver sends that means nothing here; an empty text is one, too.
+
+    Attributes:
+        tag: what it is answered with; empty for an empty text.
+    """
+
+    tag: str
+
+
+Command = BasebackupCommand | NoOpCommand
+
+
+def parse_command(text: str) -> Command:
+    """The command in the text of a query.
+
+    Raises:
+        CommandError: it is none, or has words that it cannot have.
+    """
+    query = text.strip().removesuffix(";").rstrip()
+    if not query:
+        return NoOpCommand("")
+    word, _, rest = query.partition(" ")
+    tag = _TAGS.get(word.lower())
+    if tag is not None:
+        return NoOpCommand(tag)
+    if not rest:
+        raise CommandError(f"cannot parse query: {_shown(query)}\n{_USAGE}")
+    if word.lower() == "basebackup":
+        return _basebackup(rest.split())
+    if word.lower() == "fullbackup":
+        return _fullbackup(rest.split())
+    raise CommandError(f"unsupported command {_shown(word)} in {_shown(query)}\n{_USAGE}")
+
+
+def _basebackup(words: Sequence[str]) -> BasebackupCommand:
+    tenant_id, timeline_id = _ids("basebackup", words)
+    lsn, flags = None, words[2:]
+    if flags and _flag(flags[0]) is None and not flags[0].startswith("--"):
+        position, *flags = flags
+        lsn = None if position == _LATEST else _read(Lsn.from_str, "lsn", position)
+    seen: set[str] = set()
+    for word in flags:
+        flag = _flag(word)
+        if flag is None:
+            raise CommandError(f"basebackup has no parameter {_shown(word)} here\n{_USAGE}")
+        if flag in seen:
+            raise CommandError(f"basebackup has the parameter {word} twice")
+        seen.add(flag)
+    return BasebackupCommand(
+        tenant_id, timeline_id, lsn, is_gzip=_GZIP in seen, is_replica=_REPLICA in seen
+    )
+
+
+def _fullbackup(words: Sequence[str]) -> BasebackupCommand:
+    tenant_id, timeline_id = _ids("fullbackup", words)
+    if len(words) > _MAX_FULLBACKUP_WORDS:
+        raise CommandError(f"fullbackup has no parameter {_shown(words[-1])} here\n{_USAGE}")
+    positions = [_read(Lsn.from_str, "lsn", word) for word in words[2:]]
+    lsn, prev_lsn = [*positions, None, None][:2]
+    return BasebackupCommand(tenant_id, timeline_id, lsn, is_full=True, prev_lsn=prev_lsn)
+
+
+def _ids(name: str, words: Sequence[str]) -> tuple[TenantId, TimelineId]:
+    if len(words) < 2:  # noqa: PLR2004 - tenant and timeline
+        raise CommandError(f"{name} needs a tenant and a timeline\n{_USAGE}")
+    return (
+        _read(TenantId.from_str, "tenant id", words[0]),
+        _read(TimelineId.from_str, "timeline id", words[1]),
+    )
+
+
+def _read(parse: Callable[[str], _T], what: str, word: str) -> _T:
+    try:
+        return parse(word)
+    except ParseError:
+        raise CommandError(f"{_shown(word)} is no {what}\n{_USAGE}") from None
+
+
+def _flag(word: str) -> str | None:
+    name = word.removeprefix("--")
+    return name if name in (_GZIP, _REPLICA) else None
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

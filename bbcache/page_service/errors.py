@@ -1,0 +1,160 @@
+"""What can go wrong in a conversation, and how it is put to the client.
+
+A simple query and an extended one are told of the same error in different words, as
+Neon's compute nodes and their operators know them: `simple_text` and `extended_text`.
+SQLSTATEs are PostgreSQL's (errcodes.txt); Neon has ``XX000`` for most.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from bbcache.errors import BbcacheError, text_of
+
+_HINT: Final = "\nhint: "
+
+
+class PageServiceError(BbcacheError):
+    """Base class of what is put to a client.
+
+    Attributes:
+        sqlstate: the error's code.
+        is_fatal: whether the connection is closed behind it.
+    """
+
+    sqlstate: ClassVar[str] = "XX000"
+    is_fatal: ClassVar[bool] = False
+
+    def simple_text(self) -> str:
+        """The message for who sent a simple query: with all its causes."""
+        texts = [plain_text(self)]
+        cause = self.__cause__
+        while cause is not None:
+            texts.append(plain_text(cause))
+            cause = cause.__cause__
+        return ": ".join(texts)
+
+    def extended_text(self) -> str:
+        """The message for who speaks the extended protocol: without causes."""
+        return plain_text(self)
+
+    def detail(self) -> str | None:
+        """What the message of a simple query leaves out; None where that is nothing."""
+        return None
+
+    def hint(self) -> str | None:
+        """What to do about it, of this error or the first of its causes that says so."""
+        error: BaseException | None = self
+        while error is not None:
+            _, mark, hint = text_of(error).partition(_HINT)
+            if mark:
+                return hint
+            error = error.__cause__
+        return None
+
+
+class ProtocolError(PageServiceError):
+    """The bytes of a client are not what the protocol has at this point."""
+
+    sqlstate = "08P01"
+    is_fatal = True
+
+
+class CommandError(PageServiceError):
+    """A command that is not understood, or cannot be done."""
+
+
+class NotFoundError(PageServiceError):
+    """The tenant or timeline is not here."""
+
+    def simple_text(self) -> str:
+        """Short, as Neon has it."""
+        return "not found"
+
+    def extended_text(self) -> str:
+        """With what was not found."""
+        return f"Not found: {plain_text(self)}"
+
+    def detail(self) -> str | None:
+        """What was not found."""
+        return plain_text(self)
+
+
+class UnauthorizedError(PageServiceError):
+    """The token does not open what the command asks for."""
+
+    def simple_text(self) -> str:
+        """Short, as Neon has it."""
+        return "JWT authentication error"
+
+    def extended_text(self) -> str:
+        """With the reason."""
+        return f"Unauthorized: {plain_text(self)}"
+
+    def detail(self) -> str | None:
+        """The reason."""
+        return plain_text(self)
+
+
+class BadTokenError(UnauthorizedError):
+    """The token proves nothing. Why it does not is for the log alone."""
+
+    is_fatal = True
+
+    def detail(self) -> str | None:
+        """Nothing: who has no token is told no more."""
+        return None
+
+
+class TlsRequiredError(PageServiceError):
+    """The client wants to go on without TLS."""
+
+    is_fatal = True
+
+
+class CanceledError(PageServiceError):
+    """The client has asked for the end of its command."""
+
+    sqlstate = "57014"
+
+
+class ShutdownError(PageServiceError):
+    """The service ends."""
+
+    sqlstate = "57P01"
+    is_fatal = True
+
+    def simple_text(self) -> str:
+        """Short, as Neon has it."""
+        return "shutdown"
+
+
+class TooManyConnectionsError(PageServiceError):
+    """There is no room for one more connection."""
+
+    sqlstate = "53300"
+    is_fatal = True
+
+
+class IdleTimeoutError(PageServiceError):
+    """The client has been silent, or slow, for too long."""
+
+    sqlstate = "57P05"
+    is_fatal = True
+
+
+class DisconnectedError(PageServiceError):
+    """The client is gone, or does not take what it is sent. Nobody is told."""
+
+    sqlstate = "08006"
+    is_fatal = True
+
+
+def plain_text(error: BaseException) -> str:
+    """An exception's own text without its hint; no more than the type of a foreign one.
+
+    A foreign exception's text may have anything in it, and is for the log.
+    """
+    if isinstance(error, BbcacheError):
+        return text_of(error).partition(_HINT)[0]
+    return type(error).__name__

@@ -1,0 +1,81 @@
+"""Cutting a stream of bytes into the messages of PostgreSQL's protocol.
+
+A message is a type byte, a length that counts itself, and a body; the first one of a
+connection has no type byte (PostgreSQL's "Message Formats").
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+from bbcache.page_service.errors import ProtocolError
+
+MAX_STARTUP_SIZE_BYTES: Final = 10_000  # MAX_STARTUP_PACKET_LENGTH of pqcomm.h
+
+_LENGTH: Final = struct.Struct("!I")
+_TYPE_SIZE_BYTES: Final = 1
+
+
+class Frame(NamedTuple):
+    """One message as it came: its type, which is empty for the first, and its body."""
+
+    kind: bytes
+    body: bytes
+
+
+class FrameBuffer:
+    """Takes bytes as they come and gives whole messages. Not thread-safe.
+
+    A message that says it is too long is refused when its length is read, so that no
+    more is kept than the limit and what one `feed` brought.
+
+    Args:
+        max_size_bytes: the longest message, its length field and body together.
+    """
+
+    def __init__(self, max_size_bytes: int) -> None:
+        self._max_size_bytes = max_size_bytes
+        self._data = bytearray()
+
+    def __len__(self) -> int:
+        """How many bytes are waiting."""
+        return len(self._data)
+
+    def feed(self, data: bytes) -> None:
+        """Take more bytes of the stream."""
+        self._data += data
+
+    def next_startup(self) -> Frame | None:
+        """The first message of a connection; None until it is there in full.
+
+        Raises:
+            ProtocolError: it says that it is shorter or longer than one can be.
+        """
+        return self._next(0, MAX_STARTUP_SIZE_BYTES)
+
+    def next_message(self) -> Frame | None:
+        """The next message; None until it is there in full.
+
+        Raises:
+            ProtocolError: it says that it is shorter or longer than one can be.
+        """
+        return self._next(_TYPE_SIZE_BYTES, self._max_size_bytes)
+
+    def _next(self, type_size_bytes: int, max_size_bytes: int) -> Frame | None:
+        head_size_bytes = type_size_bytes + _LENGTH.size
+        if len(self._data) < head_size_bytes:
+            return None
+        (length,) = _LENGTH.unpack_from(self._data, type_size_bytes)
+        if not _LENGTH.size <= length <= max_size_bytes:
+            raise ProtocolError(
+                f"a message says that it has {length} bytes; it can have "
+                f"{_LENGTH.size} to {max_size_bytes}"
+            )
+        end = type_size_bytes + length
+        if len(self._data) < end:
+            return None
+        kind = bytes(self._data[:type_size_bytes])
+        body = bytes(self._data[head_size_bytes:end])
+        del self._data[:end]
+        return Frame(kind, body)
