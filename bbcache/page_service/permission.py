@@ -1,0 +1,69 @@
+"""What a client may ask for. Immutable, hence thread-safe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from bbcache.page_service.errors import UnauthorizedError
+
+if TYPE_CHECKING:
+    from bbcache.ids import TenantId, TimelineId
+
+
+class Scope(StrEnum):
+    """What a token is for. All but `TIMELINE` are Neon's (``libs/utils/src/auth.rs``)."""
+
+    TENANT = "tenant"
+    PAGESERVER_API = "pageserverapi"
+    TIMELINE = "timeline"  # ours: no pageserver of Neon's accepts it
+    TENANT_ENDPOINT = "tenantendpoint"
+    SAFEKEEPER_DATA = "safekeeperdata"
+    GENERATIONS_API = "generations_api"
+    ADMIN = "admin"
+    INFRA = "infra"
+    SCRUBBER = "scrubber"
+    CONTROLLER_PEER = "controller_peer"
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """What a token opens.
+
+    Attributes:
+        scope: what it is for; None where no token is asked for, and all is open.
+        tenant_id: the tenant of a token for one.
+        timeline_id: the timeline of a token for one.
+        expires_at_s: when it ends, in seconds since 1970; None for never.
+    """
+
+    scope: Scope | None
+    tenant_id: TenantId | None = None
+    timeline_id: TimelineId | None = None
+    expires_at_s: float | None = None
+
+    def check(self, tenant_id: TenantId, timeline_id: TimelineId, now_s: float) -> None:
+        """Refuse what it does not open.
+
+        Args:
+            tenant_id: the tenant asked for.
+            timeline_id: its timeline.
+            now_s: seconds since 1970.
+
+        Raises:
+            UnauthorizedError: it does not open that, or not any more.
+        """
+        if self.expires_at_s is not None and now_s >= self.expires_at_s:
+            raise UnauthorizedError("the token has expired. Permission denied")
+        if self.scope in (None, Scope.PAGESERVER_API):
+            return
+        if self.scope not in (Scope.TENANT, Scope.TIMELINE):
+            raise UnauthorizedError(f"a token of scope {self.scope} opens no basebackup")
+        if self.tenant_id != tenant_id:
+            raise UnauthorizedError("Tenant id mismatch. Permission denied")
+        if self.scope is Scope.TIMELINE and self.timeline_id != timeline_id:
+            raise UnauthorizedError("Timeline id mismatch. Permission denied")
+
+
+EVERYTHING: Final = Permission(None)
