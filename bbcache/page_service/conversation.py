@@ -85,6 +85,7 @@ class Conversation:
 
     Attributes:
         parameters: what the client has said of itself at the start.
+        message_count: how many whole messages have come.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Conversation:
         self._is_extended = False  # the command that was given last
         self._statements: dict[str, str] = {}
         self._portals: dict[str, str] = {}
+        self.message_count = 0
         self._out = bytearray()
 
     @property
@@ -148,6 +150,7 @@ class Conversation:
             frame = self._buffer.next_startup() if is_start else self._buffer.next_message()
             if frame is None:
                 return None
+            self.message_count += 1
             event = (
                 self._begin(parse_startup(frame)) if is_start else self._go_on(parse_message(frame))
             )

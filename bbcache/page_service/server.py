@@ -1,0 +1,238 @@
+"""The page service: it listens, and gives each client a thread of a bounded pool."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, Self
+
+from bbcache import process
+from bbcache.errors import ConfigError
+from bbcache.page_service import replies
+from bbcache.page_service.config import Address
+from bbcache.page_service.connections import Connections
+from bbcache.page_service.errors import PageServiceError, ShutdownError
+from bbcache.page_service.metrics import Ending, ServiceMetrics
+from bbcache.page_service.session import Session
+from bbcache.page_service.transport import Transport
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+    from prometheus_client import CollectorRegistry
+
+    from bbcache.page_service.config import PageServiceConfig
+    from bbcache.page_service.connections import Connection
+    from bbcache.page_service.session import Verifier
+    from bbcache.page_service.source import BasebackupSource
+
+_BACKLOG: Final = 1024
+_PAUSE_S: Final = 0.05  # after an accept that failed, such as for want of descriptors
+_EXIT_TIMEOUT_S: Final = 10.0
+_CLOSED: Final = (errno.EINVAL, errno.EBADF)
+
+log = logging.getLogger(__name__)
+
+
+class PageService:
+    """Gives basebackups to PostgreSQL clients. Thread-safe.
+
+    Close it, or use it in a ``with`` block. At the exit of the interpreter it is closed
+    in time for its threads.
+
+    Args:
+        source: where archives come from.
+        config: the settings.
+        verifier: proves tokens; None lets everyone have everything.
+        tls: how TLS is spoken, which clients then must; None where it is not.
+        registry: for the metrics; None for Prometheus' default registry.
+        clock: seconds that only grow.
+
+    Raises:
+        ConfigError: it would be open to strangers, which the settings do not allow; or
+            the registry has the metrics of another service.
+    """
+
+    def __init__(
+        self,
+        source: BasebackupSource,
+        config: PageServiceConfig,
+        *,
+        verifier: Verifier | None = None,
+        tls: ssl.SSLContext | None = None,
+        registry: CollectorRegistry | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        config.check_exposure(has_tokens=verifier is not None, has_tls=tls is not None)
+        self._source = source
+        self._config = config
+        self._verifier = verifier
+        self._tls = tls
+        self._clock = clock
+        self._connections = Connections(config.max_connections)
+        self._metrics = ServiceMetrics(registry, lambda: len(self._connections))
+        self._pool = ThreadPoolExecutor(config.max_connections, "bbcache-client")
+        self._listener: socket.socket | None = None  # set once, by start
+        self._lock = threading.Lock()  # guards _is_closed
+        self._is_closed = False
+        self._is_ending = threading.Event()
+        self._accepting = threading.Thread(
+            target=self._accept_all, name="bbcache-accept", daemon=True
+        )
+
+    def start(self) -> Address:
+        """Listen, and serve in the background.
+
+        Returns:
+            Where: with the port that it has got.
+
+        Raises:
+            ConfigError: it cannot listen there.
+        """
+        family, host = self._config.listen.resolve()
+        try:
+            listener = socket.create_server(
+                (host, self._config.listen.port), family=family, backlog=_BACKLOG
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {self._config.listen}: {error.strerror}"
+            ) from error
+        self._listener = listener
+        process.close_at_exit(self)
+        self._accepting.start()
+        log.info("the page service listens on %s", self.address)
+        return self.address
+
+    @property
+    def address(self) -> Address:
+        """Where it listens, once started."""
+        assert self._listener is not None
+        host, port = self._listener.getsockname()[:2]
+        return Address(host, port)
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether clients can connect."""
+        return self._accepting.is_alive() and not self._is_ending.is_set()
+
+    @property
+    def connection_count(self) -> int:
+        """How many clients are connected."""
+        return len(self._connections)
+
+    def drain(self, timeout_s: float | None) -> bool:
+        """Let every client end the command that it is at, but begin nothing new.
+
+        Args:
+            timeout_s: how long to wait for them; None waits without limit.
+
+        Returns:
+            Whether all are gone.
+        """
+        self._stop_accepting()
+        self._connections.end(_shutdown())
+        return self._connections.wait_empty(timeout_s)
+
+    def begin_close(self) -> None:
+        """End every connection soon, whatever it is at; waits for nobody."""
+        self._stop_accepting()
+        self._connections.abort(_shutdown())
+
+    def close(self, timeout: float | None = None) -> None:
+        """End every connection, whatever it is at, and wait for the threads.
+
+        Args:
+            timeout: seconds to wait at most; None waits without limit.
+        """
+        self.begin_close()
+        if not self._connections.wait_empty(timeout):
+            log.warning("%d connections are still at something", len(self._connections))
+        if self._listener is not None:
+            self._accepting.join(timeout)
+            self._listener.close()
+        with self._lock:
+            is_first, self._is_closed = not self._is_closed, True
+        if is_first:
+            self._pool.shutdown(wait=False)
+            self._metrics.close()
+            process.forget(self)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close(_EXIT_TIMEOUT_S)
+
+    def _stop_accepting(self) -> None:
+        self._is_ending.set()
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accept
+
+    def _accept_all(self) -> None:
+        listener = self._listener
+        assert listener is not None
+        while not self._is_ending.is_set():
+            try:
+                sock, address = listener.accept()
+            except OSError as error:
+                if error.errno not in _CLOSED:
+                    log.warning("cannot accept a connection: %s", error.strerror)
+                self._is_ending.wait(_PAUSE_S)
+                continue
+            try:
+                self._take(sock, f"{address[0]}:{address[1]}")
+            except Exception:
+                log.exception("cannot serve a connection")
+                sock.close()
+
+    def _take(self, sock: socket.socket, peer: str) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        transport = Transport(sock, self._config.send_timeout_s, self._clock)
+        try:
+            connection = self._connections.add(transport, peer, self._clock())
+        except PageServiceError as error:
+            self._refuse(transport, error)
+            return
+        try:
+            self._pool.submit(self._serve, connection)
+        except BaseException:
+            self._connections.remove(connection)
+            raise
+
+    def _refuse(self, transport: Transport, error: PageServiceError) -> None:
+        """Say why, as far as that goes without waiting, and hang up."""
+        self._metrics.ended(Ending.REFUSED)
+        with contextlib.suppress(PageServiceError):
+            transport.send(
+                replies.error_response("FATAL", error.sqlstate, error.simple_text()), timeout_s=0
+            )
+        transport.close()
+
+    def _serve(self, connection: Connection) -> None:
+        try:
+            Session(
+                connection,
+                self._connections,
+                self._source,
+                self._config,
+                self._metrics,
+                self._verifier,
+                self._tls,
+                self._clock,
+            ).run()
+        finally:
+            self._connections.remove(connection)
+
+
+def _shutdown() -> ShutdownError:
+    return ShutdownError("the page service ends")

@@ -1,0 +1,274 @@
+"""One client served: its bytes, its waits, and its commands."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+from bbcache.page_service import conversation as c
+from bbcache.page_service.command import NoOpCommand, parse_command
+from bbcache.page_service.copy_out import CopyOut
+from bbcache.page_service.errors import (
+    BadTokenError,
+    CanceledError,
+    CommandError,
+    DisconnectedError,
+    IdleTimeoutError,
+    PageServiceError,
+    ProtocolError,
+    ShutdownError,
+    TlsRequiredError,
+    UnauthorizedError,
+)
+from bbcache.page_service.metrics import Ending, Result
+from bbcache.page_service.permission import EVERYTHING, Permission
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+    from bbcache.page_service.command import BasebackupCommand
+    from bbcache.page_service.config import PageServiceConfig
+    from bbcache.page_service.connections import Connection, Connections
+    from bbcache.page_service.metrics import ServiceMetrics
+    from bbcache.page_service.source import BasebackupSource, Origin
+
+_FAREWELL_TIMEOUT_S: Final = 1.0
+_SHOWN_CHARACTERS: Final = 100
+
+log = logging.getLogger(__name__)
+
+
+class Verifier(Protocol):
+    """Proves tokens; `bbcache.page_service.tokens.TokenKeys` is one. Thread-safe."""
+
+    def verify(self, token: str) -> Permission:
+        """What the token opens; raises `BadTokenError` where it proves nothing."""
+        ...
+
+
+class Session:
+    """Serves one connection, from its first byte to its last. For one thread.
+
+    Args:
+        connection: the client.
+        connections: those whose commands it may cancel.
+        source: where archives come from.
+        config: the service's settings.
+        metrics: counts.
+        verifier: proves tokens; None where none are asked for.
+        tls: how TLS is spoken; None where it is not.
+        clock: seconds that only grow.
+        wall_clock: seconds since 1970, for the expiry of tokens.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        connections: Connections,
+        source: BasebackupSource,
+        config: PageServiceConfig,
+        metrics: ServiceMetrics,
+        verifier: Verifier | None,
+        tls: ssl.SSLContext | None,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._connection = connection
+        self._transport = connection.transport
+        self._connections = connections
+        self._source = source
+        self._config = config
+        self._metrics = metrics
+        self._verifier = verifier
+        self._tls = tls
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._permission = EVERYTHING
+        self._conversation = c.Conversation(
+            config.max_message_size_bytes,
+            wants_token=verifier is not None,
+            has_tls=tls is not None,
+            process_id=connection.process_id,
+            secret=connection.secret,
+        )
+        self._handshake_deadline_s = (
+            connection.waiting_since_s or clock()
+        ) + config.handshake_timeout_s
+        self._seen_count = -1  # messages that had come when the next two were set
+        self._idle_deadline_s = self._message_deadline_s = math.inf
+
+    def run(self) -> None:
+        """Serve the client until it goes or must go. Raises nothing; closes the socket."""
+        try:
+            self._metrics.ended(self._converse())
+        except PageServiceError as error:
+            self._metrics.ended(_ending_of(error))
+            log.info("connection of %s ended: %s", self._connection.peer, _one_line(error))
+            self._say_farewell(error)
+        except Exception:
+            self._metrics.ended(Ending.FAILED)
+            log.exception("connection of %s failed", self._connection.peer)
+        finally:
+            self._transport.close()
+
+    def _converse(self) -> Ending:
+        while True:
+            event = self._conversation.next_event()
+            if event is not None:
+                self._answer(event)
+            self._flush()
+            if self._conversation.is_closed:
+                return Ending.CLOSED
+            if event is None:
+                data = self._receive()
+                if not data:
+                    return Ending.CLOSED
+                self._conversation.feed(data)
+            elif self._transport.interruption is not None:
+                raise self._transport.interruption
+
+    def _flush(self) -> None:
+        data = self._conversation.take_output()
+        if data:
+            self._transport.send(data)
+
+    def _receive(self) -> bytes:
+        deadline_s = self._deadline_s()
+        self._connection.waiting_since_s = self._clock()
+        try:
+            return self._transport.receive(deadline_s)
+        finally:
+            self._connection.waiting_since_s = None
+
+    def _deadline_s(self) -> float:
+        """By when the next message must be there in full; a slow one has less time."""
+        if not self._conversation.is_let_in:
+            return self._handshake_deadline_s
+        now_s = self._clock()
+        if self._conversation.message_count != self._seen_count:
+            self._seen_count = self._conversation.message_count
+            self._idle_deadline_s = now_s + self._config.idle_timeout_s
+            self._message_deadline_s = math.inf
+        if self._conversation.is_within_message and self._message_deadline_s == math.inf:
+            self._message_deadline_s = now_s + self._config.message_timeout_s
+        return min(self._idle_deadline_s, self._message_deadline_s)
+
+    def _answer(self, event: c.Event) -> None:
+        if isinstance(event, c.TlsRequested):
+            if self._conversation.answer_tls():
+                self._flush()
+                assert self._tls is not None
+                self._transport.start_tls(self._tls, self._handshake_deadline_s)
+        elif isinstance(event, c.TokenGiven):
+            assert self._verifier is not None
+            self._permission = self._verifier.verify(event.token)
+            self._conversation.let_in()
+        elif isinstance(event, c.CancelRequested):
+            self._connections.cancel(event.process_id, event.secret)
+        elif isinstance(event, c.CommandGiven):
+            self._run_command(event.text)
+        self._connection.is_let_in = self._conversation.is_let_in
+
+    def _run_command(self, text: str) -> None:
+        self._connection.is_canceled = False
+        try:
+            command = parse_command(text)
+            if isinstance(command, NoOpCommand):
+                self._conversation.complete(command.tag)
+            else:
+                self._serve(command)
+        except DisconnectedError:
+            raise
+        except PageServiceError as error:
+            self._conversation.fail(error)
+        except Exception:
+            log.exception("the command %s failed", text[:_SHOWN_CHARACTERS])
+            self._conversation.fail(CommandError("internal error; the log has more"))
+
+    def _serve(self, command: BasebackupCommand) -> None:
+        self._check_permission(command)
+        self._metrics.commanded(is_full=command.is_full)
+        started_s = self._clock()
+        origin: Origin | None = None
+        failure: BaseException | None = None
+        copy: CopyOut | None = None
+        try:
+            with self._source.open(command, self._connection.go_on) as basebackup:
+                origin = basebackup.origin
+                copy = CopyOut(basebackup.file, basebackup.size_bytes, is_gzip=command.is_gzip)
+                self._conversation.begin_copy()
+                self._transport.send(self._conversation.take_output(), more=True)
+                copy.run(self._transport, self._connection.go_on)
+            self._conversation.end_copy()
+            self._flush()
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            sent_bytes = 0 if copy is None else copy.sent_bytes
+            self._account(command, origin, failure, sent_bytes, self._clock() - started_s)
+
+    def _check_permission(self, command: BasebackupCommand) -> None:
+        try:
+            self._permission.check(command.tenant_id, command.timeline_id, self._wall_clock())
+        except UnauthorizedError as error:
+            log.warning("%s for %s was refused: %s", command, self._connection.peer, error)
+            raise
+
+    def _account(
+        self,
+        command: BasebackupCommand,
+        origin: Origin | None,
+        failure: BaseException | None,
+        sent_bytes: int,
+        seconds: float,
+    ) -> None:
+        self._metrics.copied(sent_bytes)
+        result = _result_of(failure)
+        if not isinstance(failure, ShutdownError):  # which Neon does not observe either
+            self._metrics.served(result, origin, seconds)
+        level = logging.WARNING if result is Result.ERROR else logging.INFO
+        log.log(
+            level,
+            "%s for %s: result=%s bbcache_source=%s bytes=%d seconds=%.3f%s",
+            *(command, self._connection.peer, result, origin or "none", sent_bytes, seconds),
+            "" if failure is None else f": {_one_line(failure)}",
+        )
+
+    def _say_farewell(self, error: PageServiceError) -> None:
+        """Tell the client why it must go, where it can still be told; nobody waits for it."""
+        if isinstance(error, DisconnectedError):
+            return
+        self._conversation.fail(error)
+        try:
+            self._transport.send(self._conversation.take_output(), timeout_s=_FAREWELL_TIMEOUT_S)
+        except DisconnectedError:
+            log.debug("%s is gone already", self._connection.peer)
+
+
+def _result_of(failure: BaseException | None) -> Result:
+    if failure is None:
+        return Result.OK
+    is_clients = isinstance(failure, DisconnectedError | CanceledError)
+    return Result.CLIENT_ERROR if is_clients else Result.ERROR
+
+
+def _ending_of(error: PageServiceError) -> Ending:
+    kinds: dict[type[PageServiceError], Ending] = {
+        BadTokenError: Ending.UNAUTHORIZED,
+        DisconnectedError: Ending.BROKEN,
+        IdleTimeoutError: Ending.TIMEOUT,
+        ProtocolError: Ending.PROTOCOL,
+        ShutdownError: Ending.SHUTDOWN,
+        TlsRequiredError: Ending.UNAUTHORIZED,
+    }
+    return kinds.get(type(error), Ending.FAILED)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, PageServiceError):
+        return ascii(PageServiceError.simple_text(error))[1:-1]
+    return type(error).__name__

@@ -1,0 +1,207 @@
+"""A client's socket: every wait has a deadline, and another thread can end it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import ssl
+import time
+from typing import TYPE_CHECKING, Final
+
+from bbcache.page_service.errors import DisconnectedError, IdleTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bbcache.page_service.errors import PageServiceError
+
+_READ_SIZE_BYTES: Final = 16 * 1024
+_GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
+_SOCKET_ERRORS: Final = (errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+_BLOCKED: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Transport:
+    """One connected socket.
+
+    For one thread, but for `interrupt` and `abort`, which any thread may call.
+
+    Args:
+        sock: the socket; it is closed with the transport.
+        send_timeout_s: how long the client may take for each piece that is sent.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        send_timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sock = sock
+        self._send_timeout_s = send_timeout_s
+        self._clock = clock
+        self._interruption: PageServiceError | None = None
+        self._is_aborted = False
+        sock.settimeout(0)
+
+    @property
+    def interruption(self) -> PageServiceError | None:
+        """Why no more is taken from the client; None where more is."""
+        return self._interruption
+
+    @property
+    def is_aborted(self) -> bool:
+        """Whether `abort` was called."""
+        return self._is_aborted
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether TLS is spoken."""
+        return isinstance(self._sock, ssl.SSLSocket)
+
+    def interrupt(self, reason: PageServiceError) -> None:
+        """Take no more from the client: `receive` raises `reason`, now and later."""
+        self._interruption = self._interruption or reason
+        self._shut(socket.SHUT_RD)
+
+    def abort(self, reason: PageServiceError) -> None:
+        """End the connection whatever it is at."""
+        self._is_aborted = True
+        self._interruption = self._interruption or reason
+        self._shut(socket.SHUT_RDWR)
+
+    def _shut(self, how: int) -> None:
+        with contextlib.suppress(OSError):
+            # Not SSLSocket's own, which drops the TLS state that the other thread uses.
+            socket.socket.shutdown(self._sock, how)
+
+    def is_client_gone(self) -> bool:
+        """Whether the client has closed its side; not known once interrupted."""
+        if self._interruption is not None:
+            return False
+        poller = select.poll()
+        poller.register(self._sock, _GONE)
+        return bool(poller.poll(0))
+
+    def start_tls(self, context: ssl.SSLContext, deadline_s: float) -> None:
+        """Speak TLS from now on.
+
+        Raises:
+            DisconnectedError: the client does not, or is gone.
+            IdleTimeoutError: it was not done by the deadline.
+        """
+        try:
+            tls = context.wrap_socket(self._sock, server_side=True, do_handshake_on_connect=False)
+        except OSError as error:
+            raise DisconnectedError(f"no TLS could be begun: {error}") from error
+        self._sock = tls
+        while True:
+            try:
+                tls.do_handshake()
+            except _BLOCKED as error:
+                self._wait(error, select.POLLIN, deadline_s, IdleTimeoutError("TLS took too long"))
+            except OSError as error:
+                raise DisconnectedError(f"no TLS could be begun: {error}") from error
+            else:
+                return
+
+    def receive(self, deadline_s: float) -> bytes:
+        """Some bytes of the client; none at the end of the stream.
+
+        Raises:
+            DisconnectedError: the connection is broken.
+            IdleTimeoutError: nothing has come by the deadline.
+            PageServiceError: the reason given to `interrupt`.
+        """
+        while True:
+            if self._interruption is not None:
+                raise type(self._interruption)(*self._interruption.args)  # one for each thread
+            try:
+                data = self._sock.recv(_READ_SIZE_BYTES)
+            except _BLOCKED as error:
+                reason = IdleTimeoutError("the client has been silent, or slow, for too long")
+                self._wait(error, select.POLLIN, deadline_s, reason)
+            except OSError as error:
+                raise _broken(error) from error
+            else:
+                if self._interruption is None:
+                    return data
+
+    def send(
+        self, data: bytes | memoryview, *, more: bool = False, timeout_s: float | None = None
+    ) -> None:
+        """Send all of `data`.
+
+        Args:
+            data: the bytes.
+            more: whether more follows at once, which may go with it.
+            timeout_s: how long the client may take for it; None for the usual time.
+
+        Raises:
+            DisconnectedError: the client is gone or does not take it.
+        """
+        deadline_s = self._clock() + (self._send_timeout_s if timeout_s is None else timeout_s)
+        flags = socket.MSG_MORE if more and not self.is_encrypted else 0
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._sock.send(view, flags) :]
+            except _BLOCKED as error:
+                self._wait(error, select.POLLOUT, deadline_s, _slow())
+            except OSError as error:
+                raise _broken(error) from error
+
+    def send_from(self, fd: int, offset: int, size_bytes: int) -> int:
+        """Send the start of a piece of a file, without a copy through Python.
+
+        Not for TLS.
+
+        Returns:
+            How many bytes were sent; 0 where the file ends at `offset`.
+
+        Raises:
+            DisconnectedError: the client is gone or does not take it.
+            OSError: the file cannot be read.
+        """
+        sock_fd = self._sock.fileno()
+        deadline_s = self._clock() + self._send_timeout_s
+        while True:
+            try:
+                return os.sendfile(sock_fd, fd, offset, size_bytes)
+            except BlockingIOError as error:
+                self._wait(error, select.POLLOUT, deadline_s, _slow())
+            except OSError as error:
+                if isinstance(error, ConnectionError) or error.errno in _SOCKET_ERRORS:
+                    raise _broken(error) from error
+                raise
+
+    def close(self) -> None:
+        """Close the socket; what was sent is still delivered."""
+        with contextlib.suppress(OSError):
+            self._sock.close()
+
+    def _wait(
+        self, blocked: OSError, event: int, deadline_s: float, reason: PageServiceError
+    ) -> None:
+        """Wait until what has blocked can go on; raises `reason` at the deadline."""
+        if isinstance(blocked, ssl.SSLWantReadError):
+            event = select.POLLIN
+        elif isinstance(blocked, ssl.SSLWantWriteError):
+            event = select.POLLOUT
+        poller = select.poll()
+        poller.register(self._sock, event)
+        left_s = deadline_s - self._clock()
+        if left_s <= 0 or not poller.poll(left_s * 1000 + 1):
+            raise reason
+
+
+def _slow() -> DisconnectedError:
+    return DisconnectedError("the client does not take what it is sent")
+
+
+def _broken(error: OSError) -> DisconnectedError:
+    return DisconnectedError(f"the connection is broken: {error}")
