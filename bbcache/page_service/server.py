@@ -53,6 +53,7 @@ class PageService:
         tls: how TLS is spoken, which clients then must; None where it is not.
         registry: for the metrics; None for Prometheus' default registry.
         clock: seconds that only grow.
+        wall_clock: seconds since 1970, for the expiry of tokens.
 
     Raises:
         ConfigError: it would be open to strangers, which the settings do not allow; or
@@ -68,6 +69,7 @@ class PageService:
         tls: ssl.SSLContext | None = None,
         registry: CollectorRegistry | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         config.check_exposure(has_tokens=verifier is not None, has_tls=tls is not None)
         self._source = source
@@ -75,6 +77,7 @@ class PageService:
         self._verifier = verifier
         self._tls = tls
         self._clock = clock
+        self._wall_clock = wall_clock
         self._connections = Connections(config.max_connections)
         self._metrics = ServiceMetrics(registry, lambda: len(self._connections))
         self._pool = ThreadPoolExecutor(config.max_connections, "bbcache-client")
@@ -229,6 +232,7 @@ class PageService:
                 self._verifier,
                 self._tls,
                 self._clock,
+                self._wall_clock,
             ).run()
         finally:
             self._connections.remove(connection)

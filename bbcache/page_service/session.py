@@ -137,6 +137,7 @@ class Session:
 
     def _receive(self) -> bytes:
         deadline_s = self._deadline_s()
+        self._connection.is_let_in = self._conversation.is_let_in
         self._connection.waiting_since_s = self._clock()
         try:
             return self._transport.receive(deadline_s)
@@ -170,7 +171,6 @@ class Session:
             self._connections.cancel(event.process_id, event.secret)
         elif isinstance(event, c.CommandGiven):
             self._run_command(event.text)
-        self._connection.is_let_in = self._conversation.is_let_in
 
     def _run_command(self, text: str) -> None:
         self._connection.is_canceled = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ class Bench:
         self.registry = CollectorRegistry()
         self._opened = ExitStack()
         self._service: PageService | None = None
+        self._is_open = False  # the rig
 
     def serve(
         self,
@@ -49,16 +51,20 @@ class Bench:
         *,
         verifier: Verifier | None = None,
         tls: ssl.SSLContext | None = None,
+        wall_clock: Callable[[], float] = time.time,
         **settings: Any,
     ) -> PageService:
         """Start a service, over the cache unless another source is given."""
-        self._opened.enter_context(self.rig)
+        if not self._is_open:
+            self._opened.enter_context(self.rig)
+            self._is_open = True
         config = PageServiceConfig(**{"listen": ANY_PORT, **settings})
         self._service = PageService(
             source or self.source(config.wait_lsn_timeout_s),
             config,
             verifier=verifier,
             tls=tls,
+            wall_clock=wall_clock,
             registry=self.registry,
         )
         self._service.start()

@@ -1,0 +1,305 @@
+"""No slow, silent or hostile client harms another, and an end is orderly."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from cache_helpers import DEADLINE_S, LSN_A, LSN_B, MIB, Worker
+from helpers import wait_until
+from page_service import wire
+from page_service.conftest import ANY_PORT
+from page_service.wire import copied, kinds
+from prometheus_client import CollectorRegistry
+
+from bbcache.errors import ConfigError
+from bbcache.page_service.config import Address, PageServiceConfig
+from bbcache.page_service.server import PageService
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from page_service.conftest import Bench
+
+
+def test_a_silent_client_makes_room(make_bench: Callable[[], Bench]) -> None:
+    """Where there are too many, the one goes that was silent longest and has proved nothing."""
+    bench = make_bench()
+    bench.serve(max_connections=3)
+    timeline = bench.rig.prepared()
+    first = bench.logged_in()
+    silent = [bench.client(), bench.client()]
+    wait_until(lambda: bench.service.connection_count == 3)
+    for number, client in enumerate(silent, 1):
+        good = bench.logged_in()
+        assert kinds(good.ask(bench.command(timeline, "gzip"))) == "HdcCZ"
+        (error,) = client.rest()
+        assert error.fields()["C"] == "57P05"
+        wait_until(lambda number=number: bench.endings() == {"timeout": number})  # type: ignore[misc]  # of this turn
+    assert kinds(first.ask("BEGIN")) == "CZ"
+    bench.logged_in()
+    wait_until(lambda: bench.endings() == {"timeout": 3})
+
+
+def test_no_room(make_bench: Callable[[], Bench]) -> None:
+    """Who is at something need not go, and the newcomer is told why it must."""
+    bench = make_bench()
+    bench.serve(max_connections=2)
+    timeline = bench.rig.timeline(LSN_A)
+    busy = [bench.logged_in(), bench.logged_in()]
+    for client in busy:
+        client.send(wire.query(bench.command(timeline, LSN_B, "gzip")))
+    wait_until(
+        lambda: bench.counts("pageserver_compute_commands_total") == {"{command=Basebackup}": 2}
+    )
+    (error,) = bench.client().rest()
+    assert (error.fields()["S"], error.fields()["C"]) == ("FATAL", "53300")
+    assert error.fields()["M"] == "there are 2 connections already"
+    timeline.advance(LSN_B)
+    for client in busy:
+        assert kinds(client.until("Z")) == "HdcCZ"
+    assert bench.endings() == {"refused": 1}
+
+
+@pytest.mark.parametrize("begun", [b"", wire.startup(user="u")[:-1], wire.ssl_request()])
+def test_a_handshake_that_does_not_end(make_bench: Callable[[], Bench], begun: bytes) -> None:
+    """It has so much time and no more."""
+    bench = make_bench()
+    bench.serve(handshake_timeout_s=0.05)
+    sock = bench.socket()
+    sock.sendall(begun)
+    received = b""
+    while piece := sock.recv(1000):
+        received += piece
+    (error,), _ = wire.split(received.lstrip(b"N"))
+    assert error.fields()["C"] == "57P05"
+    bench.wait_gone()
+    assert bench.endings() == {"timeout": 1}
+
+
+def test_a_byte_at_a_time(make_bench: Callable[[], Bench]) -> None:
+    """A message has so much time from its first byte on, however steadily the others come."""
+    bench = make_bench()
+    bench.serve(message_timeout_s=0.05)
+    client = bench.logged_in()
+    is_over = threading.Event()
+
+    def drip() -> None:
+        client.send(b"Q", struct.pack("!I", 60_000))
+        while not is_over.wait(0.01):
+            try:
+                client.send(b"x")
+            except OSError:
+                return
+
+    dripping = Worker(drip)
+    replies = client.rest()
+    is_over.set()
+    dripping.result()
+    assert [reply.fields()["C"] for reply in replies] == ["57P05"]
+
+
+def test_an_idle_client(make_bench: Callable[[], Bench]) -> None:
+    """Between commands it has so much time."""
+    bench = make_bench()
+    bench.serve(idle_timeout_s=0.05)
+    client = bench.logged_in()
+    assert kinds(client.rest()) == "E"
+    bench.wait_gone()
+    assert bench.endings() == {"timeout": 1}
+
+
+def test_a_client_that_does_not_read(make_bench: Callable[[], Bench]) -> None:
+    """It is left, whatever it was to get, and others are served meanwhile."""
+    bench = make_bench()
+    bench.serve(send_timeout_s=0.2)
+    timeline = bench.rig.prepared(size_bytes=30 * MIB)
+    lazy = bench.logged_in()
+    lazy.send(wire.query(bench.command(timeline, LSN_A, "gzip")))
+    other = bench.logged_in()
+    assert kinds(other.ask("BEGIN")) == "CZ"
+    wait_until(lambda: bench.endings() == {"broken": 1})
+    bench.wait_queries({"client_error hit": 1})
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"Q" + struct.pack("!I", 70_000), "a message says that it has 70000 bytes"),
+        (b"Q\0\0\0\0", "a message says that it has 0 bytes"),
+        (wire.packed(b"?"), "no message has the type"),
+        (wire.packed(b"F", b"\0" * 8), "no message has the type"),
+        (wire.packed(b"Q", b"\xff\0"), "is not UTF-8"),
+        (wire.password("x"), "no password is wanted now"),
+    ],
+)
+def test_what_is_no_message(bench: Bench, data: bytes, text: str) -> None:
+    """The client is told, and must go."""
+    client = bench.logged_in()
+    client.send(data)
+    (error,) = client.rest()
+    assert (error.fields()["S"], error.fields()["C"]) == ("FATAL", "08P01")
+    assert text in error.fields()["M"]
+    bench.wait_gone()
+    assert bench.endings() == {"protocol": 1}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 40,
+        b"\0" * 100,
+        b"\xff" * 100,
+    ],
+    ids=["http", "direct TLS", "zeros", "ones"],
+)
+def test_who_speaks_something_else(bench: Bench, data: bytes) -> None:
+    """Is sent away at once."""
+    sock = bench.socket()
+    sock.sendall(data)
+    received = sock.recv(1000)
+    assert wire.split(received)[0][0].fields()["C"] == "08P01"
+    bench.wait_gone()
+
+
+def test_nothing_leaks(bench: Bench) -> None:
+    """After a hundred clients of every kind there are as many threads and descriptors as before."""
+    timeline = bench.rig.prepared()
+
+    def many(count: int) -> None:
+        for number in range(count):
+            client = bench.client()
+            kind = number % 4
+            if kind == 0:
+                client.log_in()
+                client.ask(bench.command(timeline, LSN_A, "gzip"))
+            elif kind == 1:
+                client.send(b"\xff" * 9)
+            elif kind == 2:
+                client.send(wire.startup(user="u"), wire.query("x"))
+            client.close()
+        bench.wait_gone()
+
+    many(20)
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    many(100)
+    after = len(os.listdir("/proc/self/fd")), threading.active_count()
+    assert after[0] <= before[0]
+    assert after[1] <= before[1] + 4  # the pool keeps what it has once needed
+
+
+def test_drain(bench: Bench) -> None:
+    """Who is at something ends it, who is idle goes at once, and nobody new comes in."""
+    timeline = bench.rig.timeline(LSN_A)
+    busy, idle = bench.logged_in(), bench.logged_in()
+    busy.send(wire.query(bench.command(timeline, LSN_B, "gzip")), wire.query("BEGIN"))
+    wait_until(lambda: bench.counts("pageserver_compute_commands_total"))
+    address = (bench.service.address.host, bench.service.address.port)
+    assert not bench.service.drain(0)
+    assert not bench.service.is_serving
+    (error,) = idle.rest()
+    assert (error.fields()["C"], error.fields()["M"]) == ("57P01", "shutdown")
+    with pytest.raises(OSError, match=r"refused|reset"):
+        socket.create_connection(address, DEADLINE_S).recv(1)
+    timeline.advance(LSN_B)
+    replies = busy.rest()
+    assert kinds(replies) == "HdcCZE"
+    assert replies[-1].fields()["C"] == "57P01"
+    assert bench.service.drain(DEADLINE_S)
+    bench.wait_queries({"ok built": 1})
+
+
+def test_close_waits_for_nobody(bench: Bench) -> None:
+    """A client that waits, one that does not read and one that is idle are all cut off."""
+    timeline = bench.rig.timeline(LSN_A)
+    large = bench.rig.prepared(size_bytes=30 * MIB)
+    clients = [bench.logged_in() for _ in range(3)]
+    clients[0].send(wire.query(bench.command(timeline, LSN_B, "gzip")))
+    clients[1].send(wire.query(bench.command(large, LSN_A, "gzip")))
+    assert clients[1].receive() is not None
+    bench.service.close(DEADLINE_S)
+    assert bench.service.connection_count == 0
+    bench.service.close(DEADLINE_S)
+    for client in clients:
+        client.close()
+
+
+def test_close_before_the_start() -> None:
+    """It does nothing but leave the registry."""
+    source = object()
+    config = PageServiceConfig(listen=ANY_PORT)
+    PageService(source, config, registry=CollectorRegistry()).close()  # type: ignore[arg-type]  # not asked
+
+
+def test_a_port_that_is_taken(bench: Bench) -> None:
+    """It is named."""
+    config = PageServiceConfig(listen=bench.service.address)
+    service = PageService(bench.source(), config, registry=CollectorRegistry())
+    with pytest.raises(ConfigError, match=f"cannot listen on {bench.service.address}: Address"):
+        service.start()
+    service.close()
+
+
+def test_two_services_in_one_registry(bench: Bench) -> None:
+    """The second is told what to do."""
+    with pytest.raises(ConfigError, match=r"hint: Pass registry=CollectorRegistry\(\)"):
+        PageService(bench.source(), PageServiceConfig(listen=ANY_PORT), registry=bench.registry)
+
+
+def test_many_idle_clients(make_bench: Callable[[], Bench]) -> None:
+    """A few hundred that say nothing keep a good one from nothing."""
+    bench = make_bench()
+    bench.serve(max_connections=100)
+    timeline = bench.rig.prepared()
+    crowd = [bench.socket() for _ in range(300)]
+    for _ in range(10):
+        client = bench.logged_in()
+        assert copied(client.ask(bench.command(timeline, "gzip")))
+        client.close()
+    assert len(crowd) == 300
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("127.0.0.1:5", "127.0.0.1", 5),
+        ("localhost", "localhost", 64000),
+        (":5", "127.0.0.1", 5),
+        ("[::1]:5", "::1", 5),
+        ("[::1]", "::1", 64000),
+        ("0.0.0.0:0", "0.0.0.0", 0),  # noqa: S104 - not listened on
+    ],
+)
+def test_addresses(text: str, host: str, port: int) -> None:
+    """Host and port, each of which may be left out."""
+    assert Address.from_str(text) == Address(host, port)
+
+
+@pytest.mark.parametrize(
+    "text", ["a:b", "::1", "a:65536", "[::1", "[::1]5", "a:", "a:-1", "[::1]:"]
+)
+def test_what_is_no_address(text: str) -> None:
+    """It is named."""
+    with pytest.raises(ConfigError, match="is no address such as"):
+        Address.from_str(text)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_connections": 0},
+        {"max_connections": True},
+        {"max_message_size_bytes": 10},
+        {"idle_timeout_s": 0},
+        {"send_timeout_s": "1"},
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, object]) -> None:
+    """They are refused by name."""
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        PageServiceConfig(**settings)  # type: ignore[arg-type]  # on purpose
