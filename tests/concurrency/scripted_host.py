@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -34,13 +35,13 @@ class ScriptedHost(MemoryHost):
     def list(self) -> list[tuple[TenantShardId, MemoryTenant | None]]:
         """All tenants, or the failure."""
         if self.failure is not None:
-            raise self.failure
+            raise copy.copy(self.failure)  # one that was raised keeps its callers' frames alive
         return super().list()
 
     def get_attached_tenant_shard(self, tenant_shard_id: TenantShardId) -> MemoryTenant:
         """The tenant, or the failure."""
         if self.failure is not None:
-            raise self.failure
+            raise copy.copy(self.failure)  # one that was raised keeps its callers' frames alive
         return super().get_attached_tenant_shard(tenant_shard_id)
 
 
