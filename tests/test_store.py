@@ -261,12 +261,14 @@ def test_a_directory_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
 def test_a_file_that_vanishes_during_the_scan_is_not_there(
     store: Store, entry: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the listing and the look at it."""
+    """Between the listing and the look at it; those behind it are found."""
+    (entry.parent / "behind").write_bytes(b"12")
     with os.scandir(store.data_dir) as items:
-        item = next(item for item in items if item.name == NAME)
+        found = {item.name: item for item in items}
     entry.unlink()
-    monkeypatch.setattr(os, "scandir", lambda _path: nullcontext([item]))
-    assert store.scan() == ([], {})
+    listing = [found[NAME], found["behind"]]
+    monkeypatch.setattr(os, "scandir", lambda _path: nullcontext(listing))
+    assert store.scan() == ([], {"behind": 2})
 
 
 def test_a_file_that_cannot_be_looked_at_is_a_stray(
@@ -431,6 +433,23 @@ def test_the_sweep_tells_what_would_not_go(store: Store) -> None:
     (tmp / "z").touch()
     assert set(store.sweep_tmp()) == {str(tmp / "folder")}
     assert file_names(tmp) == {"folder"}
+
+
+def test_a_link_that_would_not_go_has_its_own_size(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it leads to is not in ``tmp/``, or nowhere."""
+
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+    (Path(store.data_dir) / "big").write_bytes(bytes(1000))
+    targets = {"dangling": "nowhere", "good": "../big"}
+    links = {os.path.join(store.tmp_dir, name): target for name, target in targets.items()}
+    for path, target in links.items():
+        os.symlink(target, path)
+    monkeypatch.setattr(os, "unlink", refuse)
+    assert store.sweep_tmp() == {path: len(target) for path, target in links.items()}
 
 
 def test_a_sweep_that_cannot_list_is_an_error(store: Store) -> None:
@@ -732,6 +751,29 @@ def test_odd_files_are_moved_as_they_are(store: Store, tmp_path: Path, kind: str
 def test_files_of_others_in_the_quarantine_are_known(store: Store, name: str) -> None:
     """Only names that a quarantine makes are the cache's own."""
     assert not store.is_quarantined_name(f"/x/quarantine/{name}")
+
+
+@pytest.mark.parametrize(("known_bytes", "wanted_bytes"), [(None, 0), (7, 7)])
+def test_a_quarantined_file_that_cannot_be_looked_at_keeps_its_size(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    known_bytes: int | None,
+    wanted_bytes: int,
+) -> None:
+    """As it was known before; none where it was not."""
+    lost = tmp_path / "lost"
+    lost.mkdir()
+    path = lost / NAME
+    path.write_bytes(b"123")
+    with os.scandir(lost) as items:
+        item = next(items)
+    path.unlink()
+    lost.rmdir()
+    lost.touch()  # a file now: what is below it cannot be looked at
+    monkeypatch.setattr(os, "scandir", lambda _path: nullcontext([item]))
+    known = {} if known_bytes is None else {str(path): known_bytes}
+    assert store.quarantined(known) == {str(path): wanted_bytes}
 
 
 # --- Steps and hints --------------------------------------------------------------------
