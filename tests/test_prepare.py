@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,8 @@ from cache_helpers import (
     LSN_C,
     Gate,
     Rig,
+    fail_with,
+    put,
     stop_before,
     stop_while_sending,
     tar_of,
@@ -20,6 +24,7 @@ from cache_helpers import (
 from helpers import run_threads, wait_until
 
 from bbcache import Lsn, TenantId, TenantShardId, TimelineId
+from bbcache.index import Proof
 from bbcache.store import Store
 from bbcache.testing import MemoryTimeline
 
@@ -325,3 +330,92 @@ def test_a_tip_that_moves_during_the_build_is_a_skip(rig: Rig) -> None:
     assert rig.get(timeline) == tar_of(timeline)  # until a clean-up
     assert rig.get(timeline, LSN_B) is None
     rig.check_books()
+
+
+@pytest.mark.parametrize("calls_before", [0, 1, 2], ids=["wanted", "waited", "built"])
+def test_a_stop_decides_whatever_comes_after(rig: Rig, calls_before: int) -> None:
+    """Told to stop while it asks the host for the tip, a prepare does nothing more."""
+    timeline = rig.timeline()
+    answers = iter([LSN_A] * calls_before)
+    original = timeline.get_last_record_lsn
+
+    def answer() -> Lsn:
+        if next(answers, None) is None:
+            rig.engine._preparer.stop()
+        return original()
+
+    put(timeline, "get_last_record_lsn", answer)
+    rig.prepare(timeline)
+    assert rig.skips == {"closing": 1}
+    rig.check_books()
+
+
+def test_a_stop_during_the_wait_decides_before_the_tip(rig: Rig) -> None:
+    """A closing cache does not blame the timeline."""
+    timeline = rig.timeline()
+
+    def stop(_lsn: Lsn, _timeout_s: float) -> None:
+        rig.engine._preparer.stop()
+        timeline.advance(LSN_B)
+
+    timeline.on_wait = stop
+    rig.prepare(timeline)
+    assert rig.skips == {"closing": 1}
+
+
+def test_no_wait_goes_past_the_timeout(tmp_path: Path) -> None:
+    """The last slice ends with it, however short it is."""
+    waits_s: list[float] = []
+    with Rig(tmp_path / "cache", wait_lsn_timeout=0.05) as rig:
+        timeline = rig.timeline()
+
+        def wait(_lsn: Lsn, timeout_s: float) -> None:
+            waits_s.append(timeout_s)
+            raise TimeoutError
+
+        timeline.on_wait = wait
+        rig.prepare(timeline, LSN_B)
+        assert rig.counts() == {"error": 1}
+    assert waits_s
+    assert max(waits_s) <= 0.05
+
+
+def test_a_rebuild_says_that_its_tenant_is_not_here(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Damage found while the tenant is away is an error in words, and no traceback."""
+    timeline = rig.prepared()
+    path = rig.path(timeline)
+    path.write_bytes(bytes(path.stat().st_size))
+    tenant_id, timeline_id = rig.tenant.tenant_id, timeline.timeline_id
+    rig.host.tenants[rig.tenant.tenant_shard_id] = None
+    assert rig.cache.get(tenant_id, timeline_id, LSN_A) is None
+    rig.wait_idle()
+    assert rig.counts() == {"ok": 1, "error": 1}
+    assert "shard zero of the tenant is not attached here" in caplog.text
+
+
+def test_a_file_that_cannot_be_created_takes_no_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reservation is given back: the next prepare has room."""
+    error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    with Rig(tmp_path / "cache", max_size_entries=1) as rig:
+        fail_with(monkeypatch, Store, "create_temp", error, times=1)
+        rig.prepare(rig.timeline())
+        assert rig.counts() == {"error": 1}
+        assert rig.engine.index.total_count == 0
+        rig.prepared()
+
+
+@pytest.mark.parametrize(
+    ("verify_reads", "proof"), [("never", Proof.SEALED), ("first", Proof.NONE)]
+)
+def test_what_was_just_built_is_taken_for_checked_only_where_nothing_is(
+    tmp_path: Path, verify_reads: str, proof: Proof
+) -> None:
+    """With ``never`` a hit costs no read; else the first hit reads what is on the disk."""
+    with Rig(tmp_path / "cache", verify_reads=verify_reads) as rig:
+        rig.prepared()
+        (entry,) = rig.engine.index.snapshot()
+        assert entry.proof is proof

@@ -280,6 +280,24 @@ def test_a_write_after_the_callback_raises_value_error(rig: Rig) -> None:
     rig.check_books()
 
 
+def test_a_write_after_a_callback_that_failed_raises_value_error(rig: Rig) -> None:
+    """The writer is dead then too, and the cache has let go of it."""
+    kept: list[TarballWriter] = []
+
+    def send(writer: TarballWriter, _lsn: Lsn) -> None:
+        kept.append(writer)
+        writer.write(b"begun")
+        raise RuntimeError("the host fails")
+
+    timeline = rig.timeline()
+    timeline.on_send = send
+    rig.prepare(timeline)
+    with pytest.raises(ValueError, match="ended"):
+        kept[0].write(b"late")
+    assert rig.engine._preparer._writers == set()
+    rig.check_books()
+
+
 def test_another_threads_late_write_changes_nothing(rig: Rig) -> None:
     """A helper thread that outlives the callback gets ValueError for its next write."""
     timeline = rig.timeline()
