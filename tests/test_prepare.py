@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -419,3 +420,56 @@ def test_what_was_just_built_is_taken_for_checked_only_where_nothing_is(
         rig.prepared()
         (entry,) = rig.engine.index.snapshot()
         assert entry.proof is proof
+
+
+def test_the_seconds_of_a_prepare_are_those_that_it_took(tmp_path: Path) -> None:
+    """No phase takes less than nothing, or more than passes."""
+    started_s = time.monotonic()
+    with Rig(tmp_path / "cache") as rig:
+        rig.prepared()
+        passed_s = time.monotonic() - started_s
+        for phase in ("queue", "wait_lsn", "build", "publish"):
+            assert 0 <= rig.value(f"bbcache_prepare_seconds_sum{{phase={phase}}}") <= passed_s
+
+
+def test_what_is_held_at_the_lsn_is_not_built_again(rig: Rig) -> None:
+    """Not only what is newer."""
+    timeline = rig.prepared()
+    rig.prepare(timeline)
+    assert rig.counts() == {"ok": 1, "skip": 1}
+    assert rig.skips == {"up_to_date": 1}
+
+
+def _not_to_be_called(*_: object) -> None:
+    raise AssertionError
+
+
+def _damage(rig: Rig, timeline: MemoryTimeline) -> None:
+    path = rig.path(timeline)
+    path.write_bytes(bytes(path.stat().st_size))
+    assert rig.get(timeline) is None
+    rig.wait_idle()
+
+
+def test_a_rebuild_asks_the_tenant_of_the_entry(rig: Rig) -> None:
+    """The host may list others before it, of smaller ids and of greater ones."""
+    timeline = rig.prepared()
+    wanted = dict(rig.host.tenants)
+    rig.host.tenants.clear()
+    for digit in "0f":
+        rig.host.add_tenant(TenantShardId(TenantId.from_str(32 * digit)))
+    rig.host.tenants.update(wanted)
+    _damage(rig, timeline)
+    assert rig.counts() == {"ok": 2}
+    assert rig.get(timeline) == tar_of(timeline)
+
+
+@pytest.mark.parametrize("tip", [Lsn(LSN_A - 1), Lsn(LSN_A + 1)], ids=["back", "on"])
+def test_a_rebuild_wants_the_tip_at_exactly_its_lsn(rig: Rig, tip: Lsn) -> None:
+    """A timeline that is elsewhere, before it or after, is not waited for."""
+    timeline = rig.prepared()
+    put(timeline, "get_last_record_lsn", lambda: tip)
+    timeline.on_wait = _not_to_be_called
+    _damage(rig, timeline)
+    assert rig.counts() == {"ok": 1, "skip": 1}
+    assert rig.skips == {"tip_moved": 1}
