@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,12 +13,14 @@ from cache_helpers import (
     LSN_B,
     LSN_C,
     Rig,
+    fail_with,
     put,
     tar_of,
 )
 from helpers import wait_until
 
 from bbcache import NotReadyError, TenantShardId, TenantState
+from bbcache.shelf import Shelf
 from bbcache.testing import MemoryHost, MemoryTenant, MemoryTimeline
 
 if TYPE_CHECKING:
@@ -337,3 +341,28 @@ def test_a_ctrl_c_passes_through_run_cleanup(rig: Rig, callback: str) -> None:
     assert rig.holds(timeline)
     rig.cache.run_cleanup()
     assert not rig.holds(timeline)
+
+
+def test_the_log_tells_how_many_went(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """One line where something went, and none where nothing did."""
+    caplog.set_level(logging.INFO, logger="bbcache.cleanup")
+    rig.prepared()
+    outgrown = rig.prepared()
+    rig.cache.run_cleanup()
+    assert "clean-up" not in caplog.text
+    outgrown.advance(LSN_B)
+    rig.cache.run_cleanup()
+    assert "clean-up removed 1 of 2 basebackups" in caplog.text
+
+
+def test_without_its_directory_a_step_judges_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it cannot be used the step ends, and the next one does the work."""
+    timeline = rig.prepared()
+    timeline.advance(LSN_B)
+    fail_with(monkeypatch, Shelf, "ensure_home", OSError(errno.EIO, "EIO"), times=1)
+    rig.cache.run_cleanup()
+    assert rig.holds(timeline)
+    rig.cache.run_cleanup()
+    assert rig.cache.entries() == []

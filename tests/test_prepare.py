@@ -26,6 +26,7 @@ from helpers import run_threads, wait_until
 
 from bbcache import Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.index import Proof
+from bbcache.prepare import WAIT_SLICE_S
 from bbcache.store import Store
 from bbcache.testing import MemoryTimeline
 
@@ -378,7 +379,32 @@ def test_no_wait_goes_past_the_timeout(tmp_path: Path) -> None:
         rig.prepare(timeline, LSN_B)
         assert rig.counts() == {"error": 1}
     assert waits_s
+    assert min(waits_s) >= 0
     assert max(waits_s) <= 0.05
+
+
+def test_a_host_that_takes_its_time_is_asked_again_at_once(rig: Rig) -> None:
+    """Only what a host has left of a slice is waited out; there is none below nothing."""
+    timeline = rig.timeline()
+    real_wait = MemoryTimeline(LSN_A)
+    latch = rig.engine._preparer._is_stopping
+    original, left_s = latch.wait, []
+
+    def note(timeout_s: float) -> bool:
+        left_s.append(timeout_s)
+        return bool(original(timeout_s))
+
+    def wait(lsn: Lsn, timeout_s: float) -> None:
+        if left_s:
+            timeline.advance(LSN_B)
+        else:
+            real_wait.wait_lsn(lsn, timeout_s)
+
+    put(latch, "wait", note)
+    timeline.on_wait = wait
+    rig.prepare(timeline, LSN_B)
+    assert rig.counts() == {"ok": 1}
+    assert [0 <= timeout_s <= WAIT_SLICE_S for timeout_s in left_s] == [True]
 
 
 def test_a_rebuild_says_that_its_tenant_is_not_here(
@@ -394,6 +420,7 @@ def test_a_rebuild_says_that_its_tenant_is_not_here(
     rig.wait_idle()
     assert rig.counts() == {"ok": 1, "error": 1}
     assert "shard zero of the tenant is not attached here" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_a_file_that_cannot_be_created_takes_no_slot(
