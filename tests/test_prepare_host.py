@@ -294,7 +294,7 @@ def test_a_write_after_a_callback_that_failed_raises_value_error(rig: Rig) -> No
     rig.prepare(timeline)
     with pytest.raises(ValueError, match="ended"):
         kept[0].write(b"late")
-    assert rig.engine._preparer._writers == set()
+    assert rig.engine._preparer._builder._writers == set()
     rig.check_books()
 
 

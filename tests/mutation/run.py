@@ -229,6 +229,8 @@ def main() -> int:
     parser.add_argument("--resume", type=Path, metavar="FILE", help="where results are kept")
     args = parser.parse_args()
     started_s = time.monotonic()
+    # A shell's background jobs ignore it, and so would the tests that interrupt processes.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     scores = []
     with (
         tempfile.TemporaryDirectory(prefix="bbcache-mutation-") as directory,
