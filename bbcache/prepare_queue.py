@@ -111,9 +111,12 @@ class PrepareQueue:
                     return request, SkipReason.COALESCED
             if waiting is None and self._unawaited_count_locked() >= self._capacity:
                 return request, SkipReason.QUEUE_FULL
-            self._waiting[request.key] = request  # in the place of an older one in the row
+            # Looked at again, without a call in which a signal handler could run: it may have
+            # put one itself by now. The new one takes the place of the older one in the row.
+            key, held = request.key, self._waiting
+            replaced, held[key] = (held[key] if key in held else None), request  # noqa: SIM401 - get is a call
             self._changed.notify()
-            return None if waiting is None else (waiting, SkipReason.COALESCED)
+            return None if replaced is None else (replaced, SkipReason.COALESCED)
 
     def join(self, fill: Request) -> Request | None:
         """Board the flight of a request at the same LSN; where there is none, queue this one.

@@ -42,7 +42,7 @@ def close_in_a_signal_handler(data_dir: str) -> None:
 
 
 def use_in_a_signal_handler(data_dir: str) -> None:
-    """Use the cache at every instruction of its code, as a signal handler might."""
+    """Use the cache at every line of its code, as a signal handler might."""
     faulthandler.dump_traceback_later(CHILD_DEADLINE_S - 10, exit=True)
     rig, timeline = fixed_rig(data_dir)
     with rig:
@@ -65,8 +65,7 @@ def use_in_a_signal_handler(data_dir: str) -> None:
         def trace(frame: FrameType, event: str, _arg: object) -> Any:
             if not frame.f_code.co_filename.startswith(traced):
                 return None
-            frame.f_trace_opcodes = True
-            if event in {"opcode", "line"}:  # 3.12 tells of lines alone
+            if event == "line":  # signals are handled at calls and jumps: there is one a line
                 sys.settrace(None)
                 try:
                     handle()
