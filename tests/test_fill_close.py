@@ -189,11 +189,12 @@ def test_a_forked_child_builds_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_daemon", ["daemon", "waited for"])
 def test_the_exit_of_the_interpreter_ends_every_wait(tmp_path: Path, is_daemon: str) -> None:
-    """Threads that wait without limit do not hold it up, and are told the reason."""
+    """Threads that wait without limit do not hold it up; those it waits for are told the reason."""
     child = start_child("fill_children:exit_while_they_wait", tmp_path / "cache", is_daemon)
     code, out, err = end_child(child)
     assert (code, err) == (3, "")
-    assert out.splitlines().count("ClosingError") == 3
+    told_count = out.splitlines().count("ClosingError")
+    assert told_count == 3 or (is_daemon == "daemon" and told_count < 3)  # it may be ended first
     with Rig(tmp_path / "cache") as rig:
         rig.check_books()
 
