@@ -16,7 +16,7 @@ from bbcache.errors import (
     text_of,
 )
 from bbcache.ids import Lsn, TenantShardId, TimelineId
-from bbcache.index import make_key, split_key
+from bbcache.index import make_key, make_place, split_key
 from bbcache.metrics import FillResult, SkipReason, Source
 from bbcache.prepare_queue import Request
 
@@ -135,7 +135,7 @@ class Filler:
             return
         for what, name in (
             (key, str(split_key(key))),
-            (key + lsn.to_bytes(8, "big"), f"{split_key(key)} at {lsn}"),
+            (make_place(key, lsn), f"{split_key(key)} at {lsn}"),
         ):
             refusal = self._backoff.refusal(what, name)
             if refusal is not None:

@@ -67,6 +67,11 @@ def make_key(tenant_id: TenantId, timeline_id: TimelineId) -> bytes:
     return tenant_id + timeline_id
 
 
+def make_place(key: bytes, lsn: int) -> bytes:
+    """The 40 bytes that stand for one LSN of a timeline."""
+    return key + lsn.to_bytes(8, "big")
+
+
 def split_key(key: bytes) -> TenantTimelineId:
     """The ids in a key."""
     return TenantTimelineId(TenantId(key[:ID_SIZE_BYTES]), TimelineId(key[ID_SIZE_BYTES:]))

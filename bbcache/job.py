@@ -47,11 +47,6 @@ class Job:
         self.is_outgrown = False
         self.failing: bytes | None = None
 
-    @property
-    def this_lsn(self) -> bytes:
-        """A key for the request's LSN alone."""
-        return self.request.key + self.request.lsn.to_bytes(8, "big")
-
     def refuse(self, reason: SkipReason, why: LimitError | None = None) -> None:
         """There is a reason not to publish.
 

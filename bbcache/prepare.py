@@ -129,7 +129,7 @@ class Preparer:
     def _note(self, job: Job, landing: Landing) -> None:
         """Let what fails rest for a while, and what has been built not at all."""
         if landing.is_built:
-            self._backoff.succeeded(job.this_lsn, job.failing or job.this_lsn)
+            self._backoff.succeeded(job.request.place, job.failing or job.request.place)
         elif (
             job.failing is not None
             and landing.error is not None
@@ -143,7 +143,7 @@ class Preparer:
         timeline = self._find_timeline(job)
         self._check_still_wanted(job, timeline)
         self._check_room(job)
-        job.failing = job.this_lsn
+        job.failing = job.request.place
         with self._metrics.timed(Phase.WAIT_LSN, self._clock):
             self._wait_lsn(timeline, request)
         self._builder.check_not_stopping()

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from bbcache.flight import Flight
+from bbcache.index import make_place
 from bbcache.metrics import SkipReason
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ class Request:
         self.must_build = must_build  # guarded, like the next, by the queue's lock
         self.is_claimed = False
         self.flight = Flight()
+
+    @property
+    def place(self) -> bytes:
+        """What stands for the timeline at this very LSN."""
+        return make_place(self.key, self.lsn)
 
     @property
     def is_rebuild(self) -> bool:
@@ -103,7 +109,7 @@ class PrepareQueue:
             if self._is_closed:
                 return request, SkipReason.CLOSING
             running, waiting = self._running.get(request.key), self._waiting.get(request.key)
-            fill = self._fills.get(_place_of(request))
+            fill = self._fills.get(request.place)
             # A running prepare may have seen, and relied on, the very archive that has been
             # found bad since: it does not cover a rebuild.
             for other in (None if request.is_rebuild else running, waiting, fill):
@@ -126,16 +132,15 @@ class PrepareQueue:
         Returns:
             The request whose flight was boarded; None once closed.
         """
-        key, place = fill.key, _place_of(fill)
         with self._changed:
             if self._is_closed:
                 return None
-            for other in (self._running.get(key), self._waiting.get(key), self._fills.get(place)):
-                if other is not None and other.lsn == fill.lsn and other.flight.board():
+            for other in self._at_locked(fill.key, fill.lsn):
+                if other.flight.board():
                     self._adopt_locked(other, fill)
                     return other
             fill.flight.board()
-            self._fills[place] = fill
+            self._fills[fill.place] = fill
             self._changed.notify()
             return fill
 
@@ -146,7 +151,7 @@ class PrepareQueue:
             The request, where nobody waits for it any more and it has no place in the queue.
         """
         request.flight.leave()
-        place = _place_of(request)
+        place = request.place
         with self._changed:
             is_given_up = self._fills.get(place) is request and not request.flight.is_awaited
             if is_given_up and self._unawaited_count_locked() > self._capacity:
@@ -156,9 +161,7 @@ class PrepareQueue:
     def has(self, key: bytes, lsn: Lsn) -> bool:
         """Whether a request at exactly `lsn` waits or runs."""
         with self._changed:
-            found = (self._running.get(key), self._waiting.get(key))
-            is_plain = any(each is not None and each.lsn == lsn for each in found)
-            return is_plain or key + lsn.to_bytes(8, "big") in self._fills
+            return bool(self._at_locked(key, lsn))
 
     def take(self) -> Request | None:
         """Wait for a request whose timeline has none running; None once closed."""
@@ -166,7 +169,7 @@ class PrepareQueue:
             while not self._is_closed:
                 request = self._first_runnable_locked()
                 if request is not None:
-                    if self._fills.pop(_place_of(request), None) is None:
+                    if self._fills.pop(request.place, None) is None:
                         del self._waiting[request.key]
                     self._running[request.key] = request
                     return request
@@ -200,6 +203,12 @@ class PrepareQueue:
         with self._changed:
             return list(self._running.values())
 
+    def _at_locked(self, key: bytes, lsn: Lsn) -> list[Request]:
+        """What runs or waits at exactly `lsn`."""
+        place = make_place(key, lsn)
+        found = (self._running.get(key), self._waiting.get(key), self._fills.get(place))
+        return [each for each in found if each is not None and each.lsn == lsn]
+
     def _first_runnable_locked(self) -> Request | None:
         if not self._is_open:
             return None
@@ -214,7 +223,7 @@ class PrepareQueue:
         """Make a request that a fill has joined do what the fill would."""
         if self._waiting.get(request.key) is request:
             del self._waiting[request.key]
-            self._fills[_place_of(request)] = request
+            self._fills[request.place] = request
         request.must_build |= fill.must_build
         if request.is_rebuild:  # it need not find the shard, nor insist on the tip
             request.tenant_shard_id = fill.tenant_shard_id
@@ -222,8 +231,3 @@ class PrepareQueue:
     def _unawaited_count_locked(self) -> int:
         given_up = sum(not each.flight.is_awaited for each in self._fills.values())
         return len(self._waiting) + given_up
-
-
-def _place_of(request: Request) -> bytes:
-    """Where a request is that somebody waits for."""
-    return request.key + request.lsn.to_bytes(8, "big")
