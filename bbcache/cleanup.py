@@ -11,7 +11,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from bbcache.errors import NotReadyError, text_of
-from bbcache.host import TenantState
+from bbcache.host import TenantState, attached_shards_zero
+from bbcache.index import split_key
 from bbcache.store import hint_for
 
 if TYPE_CHECKING:
@@ -101,16 +102,14 @@ class Cleaner:
         }
         # Left are those of timelines that have gone on or are gone, and of tenants that
         # are gone or unknown.
-        return [entry for entry in entries.values() if entry.info().tenant_id not in unknown]
+        return [
+            entry for entry in entries.values() if split_key(entry.key).tenant_id not in unknown
+        ]
 
     def _ask_tenants(self) -> list[tuple[TenantShardId, Tenant]] | None:
         """The attached shards zero; None where the host cannot say."""
         try:
-            return [
-                (shard_id, tenant)
-                for shard_id, tenant in self._tenants.list()
-                if shard_id.is_shard_zero and tenant is not None
-            ]
+            return list(attached_shards_zero(self._tenants))
         except NotReadyError:
             log.debug("clean-up keeps everything: the tenants are not known yet")
         except BaseException as error:  # noqa: BLE001 - a host may raise anything

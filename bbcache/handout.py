@@ -38,11 +38,6 @@ class Handout:
         if spool is not None:
             spool.hold(self)
 
-    @property
-    def is_published(self) -> bool:
-        """Whether the archive is an entry of the cache, too."""
-        return self._spool is None
-
     def fileno(self) -> int:
         """The descriptor, whose offset is neither used nor moved."""
         return self._fd

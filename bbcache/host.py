@@ -17,7 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from typing_extensions import Buffer
 
@@ -128,3 +128,12 @@ class TenantManager(Protocol):
     def get_attached_tenant_shard(self, tenant_shard_id: TenantShardId) -> Tenant:
         """The attached shard; raises anything when it is not attached."""
         ...
+
+
+def attached_shards_zero(tenants: TenantManager) -> Iterator[tuple[TenantShardId, Tenant]]:
+    """The shards of a host that basebackups are taken on; raises what its `list` raises."""
+    return (
+        (shard_id, tenant)
+        for shard_id, tenant in tenants.list()
+        if shard_id.is_shard_zero and tenant is not None
+    )

@@ -17,7 +17,7 @@ from bbcache.counters import Counter
 from bbcache.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from prometheus_client.registry import Collector
 
@@ -178,7 +178,12 @@ class Metrics:
         )
         self.hits, self.misses, self.read_errors = map(self._reads.count, ReadResult)
         self._phases = {each: self._seconds.labels(each) for each in Phase}
-        self._register()
+        register_all(
+            self._registry,
+            self._collectors(),
+            "the Prometheus registry has the metrics of another cache\n"
+            "hint: Pass registry=CollectorRegistry() to the second cache of a process.",
+        )
 
     def skipped(self, reason: SkipReason) -> None:
         """A prepare was skipped."""
@@ -226,9 +231,7 @@ class Metrics:
     def close(self) -> None:
         """Leave the default registry; one of the caller's own stays readable."""
         if self._is_default:
-            for collector in self._collectors():
-                with suppress(KeyError):  # somebody has taken it out
-                    self._registry.unregister(collector)
+            unregister_all(self._registry, self._collectors())
 
     def _collectors(self) -> list[Collector]:
         return [
@@ -238,21 +241,36 @@ class Metrics:
             *(self._quarantined, self._unlink_failures, self._cleanup_errors, self._loaded),
         ]
 
-    def _register(self) -> None:
-        done: list[Collector] = []
-        try:
-            for collector in self._collectors():
-                self._registry.register(collector)
-                done.append(collector)
-        except BaseException as error:
-            for collector in done:
-                self._registry.unregister(collector)
-            if not isinstance(error, ValueError):
-                raise
-            raise ConfigError(
-                "the Prometheus registry has the metrics of another cache\n"
-                "hint: Pass registry=CollectorRegistry() to the second cache of a process."
-            ) from error
+
+def register_all(registry: CollectorRegistry, collectors: Iterable[Collector], taken: str) -> None:
+    """Register all or none.
+
+    Args:
+        registry: where.
+        collectors: what.
+        taken: the error's text where another has registered their names.
+
+    Raises:
+        ConfigError: with that text.
+    """
+    done: list[Collector] = []
+    try:
+        for collector in collectors:
+            registry.register(collector)
+            done.append(collector)
+    except BaseException as error:
+        for collector in done:
+            registry.unregister(collector)
+        if not isinstance(error, ValueError):
+            raise
+        raise ConfigError(taken) from error
+
+
+def unregister_all(registry: CollectorRegistry, collectors: Iterable[Collector]) -> None:
+    """Take all out that nobody has taken out before."""
+    for collector in collectors:
+        with suppress(KeyError):
+            registry.unregister(collector)
 
 
 class _Timer(AbstractContextManager[None]):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import ClosingError, LimitError, PrepareError, StoreError, text_of
 from bbcache.flight import Landing
-from bbcache.host import TenantState
+from bbcache.host import TenantState, attached_shards_zero
 from bbcache.index import split_key
 from bbcache.job import Job, Skip, reason_of
 from bbcache.metrics import Phase, SkipReason
@@ -173,8 +173,8 @@ class Preparer:
         if request.tenant_shard_id is not None:
             return self._tenants.get_attached_tenant_shard(request.tenant_shard_id)
         tenant_id = split_key(request.key).tenant_id
-        for shard_id, tenant in self._tenants.list():
-            if shard_id.tenant_id == tenant_id and shard_id.is_shard_zero and tenant is not None:
+        for shard_id, tenant in attached_shards_zero(self._tenants):
+            if shard_id.tenant_id == tenant_id:
                 return tenant
         raise PrepareError("shard zero of the tenant is not attached here")
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client import REGISTRY, Gauge, Histogram
 
 from bbcache.counters import Counter
-from bbcache.errors import ConfigError
-from bbcache.page_service.source import Origin
+from bbcache.metrics import Source, register_all, unregister_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,18 +87,23 @@ class ServiceMetrics:
         self._seconds_of = {
             (result, source): self._seconds.labels(result, source)
             for result in Result
-            for source in (*Origin, _NO_ORIGIN)
+            for source in (*Source, _NO_ORIGIN)
         }
         self._collectors: list[Collector] = [
             *(self._commands, self._seconds, self._endings, self._bytes, self._connected)
         ]
-        self._register()
+        register_all(
+            self._registry,
+            self._collectors,
+            "the Prometheus registry has the metrics of another page service\n"
+            "hint: Pass registry=CollectorRegistry() to the second one of a process.",
+        )
 
     def commanded(self, *, is_full: bool) -> None:
         """A command was given that its client may give."""
         self._commands.count("Fullbackup" if is_full else "Basebackup").inc()
 
-    def served(self, result: Result, origin: Origin | None, seconds: float) -> None:
+    def served(self, result: Result, origin: Source | None, seconds: float) -> None:
         """A command has ended."""
         self._seconds_of[result, origin or _NO_ORIGIN].observe(seconds)
 
@@ -114,19 +118,4 @@ class ServiceMetrics:
     def close(self) -> None:
         """Leave the default registry; one of the caller's own stays readable."""
         if self._registry is REGISTRY:
-            for collector in self._collectors:
-                self._registry.unregister(collector)
-
-    def _register(self) -> None:
-        done: list[Collector] = []
-        try:
-            for collector in self._collectors:
-                self._registry.register(collector)
-                done.append(collector)
-        except ValueError as error:
-            for collector in done:
-                self._registry.unregister(collector)
-            raise ConfigError(
-                "the Prometheus registry has the metrics of another page service\n"
-                "hint: Pass registry=CollectorRegistry() to the second one of a process."
-            ) from error
+            unregister_all(self._registry, self._collectors)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PROTOCOL_3_0: Final = 196608
-COPY_DATA_HEAD_SIZE_BYTES: Final = 5
 
 _HEAD: Final = struct.Struct("!cI")
 _LENGTH_SIZE_BYTES: Final = 4

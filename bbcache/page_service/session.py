@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
+    from bbcache.metrics import Source
     from bbcache.page_service.command import BasebackupCommand
     from bbcache.page_service.config import PageServiceConfig
     from bbcache.page_service.connections import Connection, Connections
     from bbcache.page_service.metrics import ServiceMetrics
-    from bbcache.page_service.source import BasebackupSource, Origin
+    from bbcache.page_service.source import BasebackupSource
 
 _FAREWELL_TIMEOUT_S: Final = 1.0
 _SHOWN_CHARACTERS: Final = 100
@@ -192,7 +193,7 @@ class Session:
         self._check_permission(command)
         self._metrics.commanded(is_full=command.is_full)
         started_s = self._clock()
-        origin: Origin | None = None
+        origin: Source | None = None
         failure: BaseException | None = None
         copy: CopyOut | None = None
         try:
@@ -221,7 +222,7 @@ class Session:
     def _account(
         self,
         command: BasebackupCommand,
-        origin: Origin | None,
+        origin: Source | None,
         failure: BaseException | None,
         sent_bytes: int,
         seconds: float,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, Self
 
 from isal import igzip
 
 from bbcache.errors import BbcacheError, NotReadyError, PrepareError
+from bbcache.host import attached_shards_zero
+from bbcache.metrics import Source
 from bbcache.page_service.errors import CommandError, NotFoundError, PageServiceError
 
 if TYPE_CHECKING:
@@ -27,14 +28,6 @@ _WAIT_SLICE_S: Final = 0.2
 _ON_REQUEST_LEVEL: Final = 2
 
 
-class Origin(StrEnum):
-    """How an archive came to be there: ``bbcache_source`` in the log and the metrics."""
-
-    HIT = "hit"  # it was in the cache
-    JOINED = "joined"  # it was being built
-    BUILT = "built"  # it was built for this client
-
-
 @dataclass(frozen=True, slots=True)
 class OpenBasebackup:
     """An open archive, which leaving a ``with`` block closes.
@@ -43,13 +36,13 @@ class OpenBasebackup:
         file: a file of one gzip member on disk, open at its start.
         lsn: the position that it is of.
         size_bytes: its size.
-        origin: how it came to be there.
+        origin: how it came to be there: ``bbcache_source`` in the log and the metrics.
     """
 
     file: BinaryIO
     lsn: Lsn
     size_bytes: int
-    origin: Origin
+    origin: Source
 
     def __enter__(self) -> Self:
         return self
@@ -127,7 +120,7 @@ class CacheSource:
         file = self._cache.get(command.tenant_id, command.timeline_id, lsn)
         if file is None:
             return None
-        return OpenBasebackup(file, lsn, file.size_bytes, Origin.HIT)
+        return OpenBasebackup(file, lsn, file.size_bytes, Source.HIT)
 
     def _timeline(self, command: BasebackupCommand) -> Timeline:
         tenant = self._tenant(command.tenant_id)
@@ -140,8 +133,8 @@ class CacheSource:
 
     def _tenant(self, tenant_id: TenantId) -> Tenant:
         try:
-            for shard, tenant in self._tenant_manager.list():
-                if shard.tenant_id == tenant_id and shard.is_shard_zero and tenant is not None:
+            for shard_id, tenant in attached_shards_zero(self._tenant_manager):
+                if shard_id.tenant_id == tenant_id:
                     return tenant
         except NotReadyError as error:
             raise CommandError("the tenants are not known yet\nhint: Try again soon.") from error
@@ -185,7 +178,7 @@ class CacheSource:
         except BaseException:
             file.close()
             raise
-        return OpenBasebackup(file, lsn, size_bytes, Origin.BUILT)
+        return OpenBasebackup(file, lsn, size_bytes, Source.BUILT)
 
 
 class _Watched:

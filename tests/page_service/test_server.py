@@ -14,7 +14,8 @@ from page_service.wire import copied, kinds
 
 from bbcache.errors import PostgresError, PrepareError
 from bbcache.ids import TenantId, TimelineId
-from bbcache.page_service.source import OpenBasebackup, Origin
+from bbcache.metrics import Source
+from bbcache.page_service.source import OpenBasebackup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -225,7 +226,7 @@ class Lying:
     def open(self, command: BasebackupCommand, _: Callable[[], None]) -> OpenBasebackup:
         """The file."""
         return OpenBasebackup(
-            self.path.open("rb"), command.lsn or LSN_A, self.size_bytes, Origin.HIT
+            self.path.open("rb"), command.lsn or LSN_A, self.size_bytes, Source.HIT
         )
 
 
