@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bbcache.page_service.errors import PageServiceError
 
 _READ_SIZE_BYTES: Final = 16 * 1024
+_MOST_UNREAD: Final = 16  # pieces that are thrown away
 _GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 _SOCKET_ERRORS: Final = (errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 _BLOCKED: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -181,6 +182,11 @@ class Transport:
 
     def close(self) -> None:
         """Close the socket; what was sent is still delivered."""
+        with contextlib.suppress(OSError):
+            # Closing on unread bytes would be a reset, and not an end, to the client.
+            for _ in range(_MOST_UNREAD):
+                if not socket.socket.recv(self._sock, _READ_SIZE_BYTES):
+                    break
         with contextlib.suppress(OSError):
             self._sock.close()
 
