@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from bbcache.archive import ArchiveWriter, pack_header
-from bbcache.ids import Lsn, TenantId, TimelineId
+from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.index import make_key
+from bbcache.prepare_queue import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from prometheus_client import CollectorRegistry
+
+    from bbcache.prepare_queue import PrepareQueue
 
 TENANT: Final = TenantId.from_str("de200bd42b49cc1814412c7e592dd6e9")
 TIMELINE: Final = TimelineId.from_str("11223344556677889900aabbccddeeff")
@@ -88,6 +91,27 @@ def samples(registry: CollectorRegistry) -> dict[str, float]:
 def file_names(directory: str | Path) -> set[str]:
     """Names of all that is in a directory, itself included in none of them."""
     return set(os.listdir(directory))
+
+
+def count_descriptors() -> int:
+    """How many files this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def make_request(key: bytes, lsn: int = 1, *, is_rebuild: bool = False) -> Request:
+    """A request for a timeline, which nobody waits for."""
+    return Request(key, Lsn(lsn), None if is_rebuild else TenantShardId(TENANT), 0.0)
+
+
+def take_all(queue: PrepareQueue) -> list[Request]:
+    """Take what can be taken now, in order."""
+    taken = []
+    while len(queue):
+        each = queue.take()
+        assert each is not None
+        taken.append(each)
+        queue.done(each)
+    return taken
 
 
 def tool(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import TENANT, make_keys
+from helpers import TENANT, make_keys, make_request, take_all
 
 from bbcache.flight import Landing
 from bbcache.ids import Lsn, TenantShardId
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 
 A, B, C, D = make_keys(4)
 SHARD = TenantShardId(TENANT)
-
-
-def prepare(key: bytes, lsn: int = 1, *, is_rebuild: bool = False) -> Request:
-    """A request that nobody waits for."""
-    return Request(key, Lsn(lsn), None if is_rebuild else SHARD, 0.0)
 
 
 def fill(key: bytes, lsn: int = 1, *, must_build: bool = False) -> Request:
@@ -36,17 +31,6 @@ def queue() -> Iterator[PrepareQueue]:
     made.open()
     yield made
     made.close()
-
-
-def drained(queue: PrepareQueue) -> list[Request]:
-    """Take what can be taken now, in order."""
-    taken = []
-    while len(queue):
-        each = queue.take()
-        assert each is not None
-        taken.append(each)
-        queue.done(each)
-    return taken
 
 
 def test_the_first_fill_is_queued_and_the_next_join_it(queue: PrepareQueue) -> None:
@@ -71,7 +55,7 @@ def test_the_first_fill_is_queued_and_the_next_join_it(queue: PrepareQueue) -> N
 @pytest.mark.parametrize("is_rebuild", [False, True])
 def test_a_fill_joins_a_prepare(queue: PrepareQueue, *, is_running: bool, is_rebuild: bool) -> None:
     """At its LSN; a rebuild that is joined need not find the shard any more."""
-    asked = prepare(A, is_rebuild=is_rebuild)
+    asked = make_request(A, is_rebuild=is_rebuild)
     queue.put(asked)
     if is_running:
         assert queue.take() is asked
@@ -81,17 +65,17 @@ def test_a_fill_joins_a_prepare(queue: PrepareQueue, *, is_running: bool, is_reb
     assert asked.must_build
     assert not asked.is_rebuild
     assert len(queue) == (0 if is_running else 1)
-    assert drained(queue) == ([] if is_running else [asked])
+    assert take_all(queue) == ([] if is_running else [asked])
 
 
 def test_another_lsn_is_another_request(queue: PrepareQueue) -> None:
     """A caller wants exactly the LSN that he names: nothing is coalesced."""
-    prepared, older, newer = prepare(A, 2), fill(A, 1), fill(A, 3)
+    prepared, older, newer = make_request(A, 2), fill(A, 1), fill(A, 3)
     queue.put(prepared)
     assert queue.join(older) is older
     assert queue.join(newer) is newer
     assert len(queue) == 3
-    assert drained(queue) == [older, newer, prepared]
+    assert take_all(queue) == [older, newer, prepared]
 
 
 def test_one_build_a_timeline_at_a_time(queue: PrepareQueue) -> None:
@@ -107,12 +91,12 @@ def test_one_build_a_timeline_at_a_time(queue: PrepareQueue) -> None:
 
 def test_a_newer_prepare_replaces_nothing_that_is_waited_for(queue: PrepareQueue) -> None:
     """Neither a fill nor a prepare that a fill has joined."""
-    joined, newer = prepare(A, 1), prepare(A, 2)
+    joined, newer = make_request(A, 1), make_request(A, 2)
     queue.put(joined)
     queue.join(fill(A, 1))
     assert queue.put(newer) is None
-    assert queue.put(prepare(A, 3)) == (newer, SkipReason.COALESCED)
-    assert [int(each.lsn) for each in drained(queue)] == [1, 3]
+    assert queue.put(make_request(A, 3)) == (newer, SkipReason.COALESCED)
+    assert [int(each.lsn) for each in take_all(queue)] == [1, 3]
 
 
 @pytest.mark.parametrize("is_running", [False, True])
@@ -125,7 +109,10 @@ def test_a_fill_covers_a_prepare_at_its_lsn_alone(
     queue.join(running)
     if is_running:
         queue.take()
-    same, older = prepare(A, 5, is_rebuild=is_rebuild), prepare(A, 4, is_rebuild=is_rebuild)
+    same, older = (
+        make_request(A, 5, is_rebuild=is_rebuild),
+        make_request(A, 4, is_rebuild=is_rebuild),
+    )
     is_covered = not (is_running and is_rebuild)  # it may have relied on what was bad
     assert queue.put(same) == ((same, SkipReason.COALESCED) if is_covered else None)
     if is_covered:
@@ -134,12 +121,12 @@ def test_a_fill_covers_a_prepare_at_its_lsn_alone(
 
 def test_what_is_waited_for_goes_first(queue: PrepareQueue) -> None:
     """Also a prepare that is joined late; among themselves in order."""
-    first, second, awaited = prepare(A), prepare(B), fill(C)
+    first, second, awaited = make_request(A), make_request(B), fill(C)
     queue.put(first)
     queue.put(second)
     queue.join(awaited)
     queue.join(fill(B))
-    assert drained(queue) == [awaited, second, first]
+    assert take_all(queue) == [awaited, second, first]
 
 
 def test_waiting_callers_are_not_bounded_by_the_capacity(queue: PrepareQueue) -> None:
@@ -147,11 +134,11 @@ def test_waiting_callers_are_not_bounded_by_the_capacity(queue: PrepareQueue) ->
     fills = [fill(key) for key in (A, B, C)]
     for each in fills:
         assert queue.join(each) is each
-    first, second, third = prepare(D), prepare(A, 2), prepare(B, 2)
+    first, second, third = make_request(D), make_request(A, 2), make_request(B, 2)
     assert queue.put(first) is None
     assert queue.put(second) is None
     assert queue.put(third) == (third, SkipReason.QUEUE_FULL)
-    assert drained(queue) == [*fills, first, second]
+    assert take_all(queue) == [*fills, first, second]
 
 
 def test_what_is_given_up_goes_on_where_it_has_a_place(queue: PrepareQueue) -> None:
@@ -161,9 +148,9 @@ def test_what_is_given_up_goes_on_where_it_has_a_place(queue: PrepareQueue) -> N
         queue.join(each)
     queue.join(fill(C))
     assert [queue.leave(each) for each in fills] == [None] * 3
-    assert queue.put(prepare(D)) is not None  # the two that were given up have its places
+    assert queue.put(make_request(D)) is not None  # the two that were given up have its places
     assert queue.leave(fills[2]) is fills[2]
-    assert drained(queue) == fills[:2]
+    assert take_all(queue) == fills[:2]
     assert queue.join(fill(C)) is not fills[2]
 
 
@@ -197,7 +184,7 @@ def test_what_has_landed_is_not_joined(queue: PrepareQueue) -> None:
 
 def test_a_closed_queue_takes_no_fill(queue: PrepareQueue) -> None:
     """Those that wait come back to be told; later ones get nothing."""
-    waiting, prepared = fill(A), prepare(B)
+    waiting, prepared = fill(A), make_request(B)
     queue.join(waiting)
     queue.put(prepared)
     assert set(queue.close()) == {waiting, prepared}

@@ -6,11 +6,11 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import TENANT, make_keys, run_threads, wait_until
+from helpers import TENANT, make_keys, make_request, run_threads, take_all, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbcache.ids import Lsn, TenantShardId
+from bbcache.ids import TenantShardId
 from bbcache.metrics import SkipReason
 from bbcache.prepare_queue import PrepareQueue, Request
 
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 
 A, B, C, D = make_keys(4)
 SHARD = TenantShardId(TENANT)
-
-
-def request(key: bytes, lsn: int = 1, *, is_rebuild: bool = False) -> Request:
-    """A request for a timeline."""
-    return Request(key, Lsn(lsn), None if is_rebuild else SHARD, 0.0)
 
 
 @pytest.fixture
@@ -35,17 +30,6 @@ def queue() -> Iterator[PrepareQueue]:
     made.close()
 
 
-def waiting(queue: PrepareQueue) -> list[Request]:
-    """Take what can be taken now, in order."""
-    taken = []
-    while len(queue):
-        each = queue.take()
-        assert each is not None
-        taken.append(each)
-        queue.done(each)
-    return taken
-
-
 def waiters(queue: PrepareQueue) -> int:
     """How many threads wait in take."""
     with queue._changed:
@@ -54,35 +38,35 @@ def waiters(queue: PrepareQueue) -> int:
 
 def test_requests_are_taken_in_order(queue: PrepareQueue) -> None:
     """The oldest first."""
-    made = [request(key) for key in (C, A, B)]
+    made = [make_request(key) for key in (C, A, B)]
     assert [queue.put(each) for each in made] == [None] * 3
     assert len(queue) == 3
-    assert waiting(queue) == made
+    assert take_all(queue) == made
     assert len(queue) == 0
 
 
 def test_the_newest_lsn_of_a_timeline_stays(queue: PrepareQueue) -> None:
     """A newer request falls into the place of the older, which is skipped as coalesced."""
-    old, new, other = request(A, 1), request(A, 2), request(B)
+    old, new, other = make_request(A, 1), make_request(A, 2), make_request(B)
     queue.put(old)
     queue.put(other)
     assert queue.put(new) == (old, SkipReason.COALESCED)
-    assert waiting(queue) == [new, other]
+    assert take_all(queue) == [new, other]
 
 
 @pytest.mark.parametrize("lsn", [1, 2])
 def test_an_older_or_equal_request_falls_out(queue: PrepareQueue, lsn: int) -> None:
     """What is not newer than the one that waits is skipped itself."""
-    first, late = request(A, 2), request(A, lsn)
+    first, late = make_request(A, 2), make_request(A, lsn)
     queue.put(first)
     assert queue.put(late) == (late, SkipReason.COALESCED)
-    assert waiting(queue) == [first]
+    assert take_all(queue) == [first]
 
 
 @pytest.mark.parametrize("lsn", [1, 2])
 def test_a_running_prepare_covers_what_is_not_newer(queue: PrepareQueue, lsn: int) -> None:
     """The one that runs makes an older or equal one superfluous."""
-    first, late = request(A, 2), request(A, lsn)
+    first, late = make_request(A, 2), make_request(A, lsn)
     queue.put(first)
     assert queue.take() is first
     assert queue.put(late) == (late, SkipReason.COALESCED)
@@ -91,7 +75,7 @@ def test_a_running_prepare_covers_what_is_not_newer(queue: PrepareQueue, lsn: in
 
 def test_a_newer_request_waits_for_the_running_one(queue: PrepareQueue) -> None:
     """One build a timeline at a time; other timelines pass it."""
-    running, newer, other = request(A, 1), request(A, 2), request(B)
+    running, newer, other = make_request(A, 1), make_request(A, 2), make_request(B)
     queue.put(running)
     assert queue.take() is running
     assert queue.put(newer) is None
@@ -104,28 +88,28 @@ def test_a_newer_request_waits_for_the_running_one(queue: PrepareQueue) -> None:
 
 def test_a_newer_one_behind_a_running_one_is_coalesced_too(queue: PrepareQueue) -> None:
     """Of several that wait for a busy timeline the newest stays."""
-    running, second, third = request(A, 1), request(A, 2), request(A, 3)
+    running, second, third = make_request(A, 1), make_request(A, 2), make_request(A, 3)
     queue.put(running)
     queue.take()
     queue.put(second)
     assert queue.put(third) == (second, SkipReason.COALESCED)
-    late = request(A, 2)
+    late = make_request(A, 2)
     assert queue.put(late) == (late, SkipReason.COALESCED)
 
 
 def test_an_ordinary_request_replaces_a_rebuild_at_its_lsn(queue: PrepareQueue) -> None:
     """It builds wherever the rebuild would, and need not find the shard."""
-    rebuild, ordinary = request(A, 1, is_rebuild=True), request(A, 1)
+    rebuild, ordinary = make_request(A, 1, is_rebuild=True), make_request(A, 1)
     assert rebuild.is_rebuild
     assert not ordinary.is_rebuild
     queue.put(rebuild)
     assert queue.put(ordinary) == (rebuild, SkipReason.COALESCED)
-    assert waiting(queue) == [ordinary]
+    assert take_all(queue) == [ordinary]
 
 
 def test_an_ordinary_request_waits_behind_a_running_rebuild(queue: PrepareQueue) -> None:
     """The rebuild may give up where the ordinary one does not."""
-    rebuild, ordinary = request(A, 1, is_rebuild=True), request(A, 1)
+    rebuild, ordinary = make_request(A, 1, is_rebuild=True), make_request(A, 1)
     queue.put(rebuild)
     queue.take()
     assert queue.put(ordinary) is None
@@ -137,8 +121,8 @@ def test_a_rebuild_waits_behind_a_running_prepare(
     queue: PrepareQueue, lsn: int, *, is_running_rebuild: bool
 ) -> None:
     """The one that runs may have relied on the very archive that was found bad since."""
-    running = request(A, 2, is_rebuild=is_running_rebuild)
-    rebuild = request(A, lsn, is_rebuild=True)
+    running = make_request(A, 2, is_rebuild=is_running_rebuild)
+    rebuild = make_request(A, lsn, is_rebuild=True)
     queue.put(running)
     queue.take()
     assert queue.put(rebuild) is None
@@ -151,8 +135,8 @@ def test_a_rebuild_is_covered_by_either_at_its_lsn(
     queue: PrepareQueue, *, is_first_rebuild: bool
 ) -> None:
     """A second rebuild, or one beside an ordinary prepare, is superfluous."""
-    queue.put(request(A, 1, is_rebuild=is_first_rebuild))
-    rebuild = request(A, 1, is_rebuild=True)
+    queue.put(make_request(A, 1, is_rebuild=is_first_rebuild))
+    rebuild = make_request(A, 1, is_rebuild=True)
     assert queue.put(rebuild) == (rebuild, SkipReason.COALESCED)
 
 
@@ -170,7 +154,7 @@ def test_the_best_request_of_a_timeline_is_run_last(
     put: list[Request] = []
     running: Request | None = None
     for lsn, is_rebuild, is_taken in steps:
-        put.append(request(A, lsn, is_rebuild=is_rebuild))
+        put.append(make_request(A, lsn, is_rebuild=is_rebuild))
         dropped = queue.put(put[-1])
         if dropped is not None:
             assert dropped[1] is SkipReason.COALESCED
@@ -184,7 +168,7 @@ def test_the_best_request_of_a_timeline_is_run_last(
     if running is not None:
         queue.done(running)
         run.append(running)
-    run += waiting(queue)
+    run += take_all(queue)
     assert {*fallen, *run} == set(put)
     assert len(fallen) + len(run) == len(put)
     if put:
@@ -194,47 +178,47 @@ def test_the_best_request_of_a_timeline_is_run_last(
 
 def test_capacity_bounds_what_waits(queue: PrepareQueue) -> None:
     """The request too many is the one that falls out."""
-    made = [request(key) for key in (A, B, C)]
+    made = [make_request(key) for key in (A, B, C)]
     for each in made:
         queue.put(each)
-    late = request(D)
+    late = make_request(D)
     assert queue.put(late) == (late, SkipReason.QUEUE_FULL)
     assert len(queue) == 3
-    assert waiting(queue) == made
+    assert take_all(queue) == made
 
 
 def test_a_full_queue_still_coalesces(queue: PrepareQueue) -> None:
     """A newer LSN of a timeline that waits needs no place."""
-    old, new = request(B, 1), request(B, 2)
-    for each in (request(A), old, request(C)):
+    old, new = make_request(B, 1), make_request(B, 2)
+    for each in (make_request(A), old, make_request(C)):
         queue.put(each)
     assert queue.put(new) == (old, SkipReason.COALESCED)
-    stale = request(B, 1)
+    stale = make_request(B, 1)
     assert queue.put(stale) == (stale, SkipReason.COALESCED)
 
 
 def test_what_runs_takes_no_place(queue: PrepareQueue) -> None:
     """The capacity is for those that wait."""
     for key in (A, B, C):
-        queue.put(request(key))
+        queue.put(make_request(key))
     queue.take()
-    assert queue.put(request(D)) is None
+    assert queue.put(make_request(D)) is None
 
 
 def test_a_full_queue_has_no_place_behind_a_running_one(queue: PrepareQueue) -> None:
     """A newer one for a busy timeline needs a place of its own."""
-    queue.put(request(A, 1))
+    queue.put(make_request(A, 1))
     queue.take()
     for key in (B, C, D):
-        queue.put(request(key))
-    newer = request(A, 2)
+        queue.put(make_request(key))
+    newer = make_request(A, 2)
     assert queue.put(newer) == (newer, SkipReason.QUEUE_FULL)
 
 
 def test_requests_gather_until_the_queue_is_opened() -> None:
     """Before the start is done prepares wait, and no worker gets one."""
     queue = PrepareQueue(3)
-    made = request(A)
+    made = make_request(A)
     queue.put(made)
     taken: list[Request | None] = []
 
@@ -252,7 +236,7 @@ def test_requests_gather_until_the_queue_is_opened() -> None:
 
 def test_take_waits_and_is_woken_by_a_put(queue: PrepareQueue) -> None:
     """A worker sleeps until there is work."""
-    made = request(A)
+    made = make_request(A)
     taken: list[Request | None] = []
 
     def put() -> None:
@@ -265,7 +249,7 @@ def test_take_waits_and_is_woken_by_a_put(queue: PrepareQueue) -> None:
 
 def test_take_is_woken_by_the_end_of_a_run(queue: PrepareQueue) -> None:
     """A worker that waits for a busy timeline goes on when it is free."""
-    running, newer = request(A, 1), request(A, 2)
+    running, newer = make_request(A, 1), make_request(A, 2)
     queue.put(running)
     queue.take()
     queue.put(newer)
@@ -281,15 +265,15 @@ def test_take_is_woken_by_the_end_of_a_run(queue: PrepareQueue) -> None:
 
 def test_a_put_for_a_busy_timeline_does_not_swallow_the_next(queue: PrepareQueue) -> None:
     """A worker woken in vain waits on, and is woken again."""
-    running = request(A, 1)
+    running = make_request(A, 1)
     queue.put(running)
     queue.take()
-    other = request(B)
+    other = make_request(B)
     taken: list[Request | None] = []
 
     def put() -> None:
         wait_until(lambda: waiters(queue) == 1)
-        queue.put(request(A, 2))
+        queue.put(make_request(A, 2))
         queue.put(other)
 
     run_threads([lambda: taken.append(queue.take()), put])
@@ -298,7 +282,7 @@ def test_a_put_for_a_busy_timeline_does_not_swallow_the_next(queue: PrepareQueue
 
 def test_running_lists_what_runs(queue: PrepareQueue) -> None:
     """From take to done."""
-    made = [request(A), request(B)]
+    made = [make_request(A), make_request(B)]
     for each in made:
         queue.put(each)
     assert queue.running() == []
@@ -310,7 +294,7 @@ def test_running_lists_what_runs(queue: PrepareQueue) -> None:
 
 def test_a_request_is_claimed_once(queue: PrepareQueue) -> None:
     """Of all that want to count a request, the first may."""
-    made = request(A)
+    made = make_request(A)
     won: list[bool] = []
     run_threads([lambda: won.append(queue.claim(made))] * 4)
     assert sorted(won) == [False, False, False, True]
@@ -318,7 +302,7 @@ def test_a_request_is_claimed_once(queue: PrepareQueue) -> None:
 
 def test_close_gives_back_what_waits(queue: PrepareQueue) -> None:
     """Cancelled are those that wait, not those that run, and only once."""
-    running, second, third = request(A), request(B), request(C)
+    running, second, third = make_request(A), make_request(B), make_request(C)
     for each in (running, second, third):
         queue.put(each)
     assert queue.take() is running
@@ -333,7 +317,7 @@ def test_close_gives_back_what_waits(queue: PrepareQueue) -> None:
 def test_closed_queue_takes_and_gives_nothing(queue: PrepareQueue) -> None:
     """Every request falls out as closing, and takers end."""
     queue.close()
-    late = request(A)
+    late = make_request(A)
     assert queue.put(late) == (late, SkipReason.CLOSING)
     assert queue.take() is None
     queue.open()
@@ -356,14 +340,14 @@ def test_close_wakes_every_taker() -> None:
 def test_lock_is_reentrant(queue: PrepareQueue) -> None:
     """A signal handler in the middle of a call may put a request."""
     with queue._changed:
-        assert queue.put(request(A)) is None
+        assert queue.put(make_request(A)) is None
         assert queue.take() is not None
         queue.close()
 
 
 def test_length_is_read_without_the_lock(queue: PrepareQueue) -> None:
     """A scrape never waits for the queue."""
-    queue.put(request(A))
+    queue.put(make_request(A))
     seen: list[int] = []
     with queue._changed:
         run_threads([lambda: seen.append(len(queue))])
@@ -394,7 +378,7 @@ def test_workers_and_senders_lose_nothing() -> None:
 
     def send() -> None:
         for lsn in range(300):
-            made = request(all_keys[lsn % 6], lsn)
+            made = make_request(all_keys[lsn % 6], lsn)
             dropped = queue.put(made)
             with lock:
                 sent.append(made)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from helpers import file_names, make_keys, run_threads, samples, wait_until
+from helpers import count_descriptors, file_names, make_keys, run_threads, samples, wait_until
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -711,10 +711,10 @@ def test_an_abandoned_build_gives_its_room_back(kit: Kit) -> None:
 
 def test_an_abandoned_build_closes_its_file(kit: Kit) -> None:
     """A build may fail anywhere."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = count_descriptors()
     reservation = kit.index.reserve(A)
     kit.shelf.abandon(kit.shelf.create_temp(A, 1), reservation)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert count_descriptors() == before
 
 
 def test_a_temporary_file_that_stays_counts_until_it_goes(kit: Kit) -> None:

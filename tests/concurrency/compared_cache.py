@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from cache_helpers import DEADLINE_S, Worker
 from concurrency.cache_model import NO_ROOM, OWN_NAMES, Model
 from concurrency.scripted_host import ScriptedHost, Slot
-from helpers import samples, wait_until
+from helpers import count_descriptors, samples, wait_until
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 from prometheus_client import CollectorRegistry
 
@@ -225,11 +225,6 @@ class ComparedCache(RuleBasedStateMachine):
         results = counted(values, _PREPARES)
         assert results.pop("skip", 0) == sum(ended.values()) + no_room
         return ended + results + Counter({NO_ROOM: no_room})
-
-
-def count_descriptors() -> int:
-    """How many files this process has open."""
-    return len(os.listdir("/proc/self/fd"))
 
 
 def counted(values: dict[str, float], prefix: str) -> Counter[str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from cache_helpers import LSN_A, Rig, Worker, noise
 from concurrency.scene import prepare_results
+from helpers import count_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -216,7 +217,7 @@ def _switches_often() -> Iterator[None]:
 def test_soak(data_dir: Path, *, is_damaged: bool) -> None:
     """No wrong byte, no exception, nothing left over, and counters equal to the directory."""
     gc.collect()  # what tests before this one have left
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = count_descriptors()
     with Rig(
         data_dir,
         prepare_concurrency=4,
@@ -232,7 +233,7 @@ def test_soak(data_dir: Path, *, is_damaged: bool) -> None:
             {f"prepares {name}": n for name, n in prepare_results(rig.registry).items()}
         )
         soak.counts["quarantined"] = int(rig.value("bbcache_quarantined_total"))
-    assert len(os.listdir("/proc/self/fd")) <= descriptors
+    assert count_descriptors() <= descriptors
     print(f"\n{dict(sorted(soak.counts.items()))}")  # noqa: T201 - they are part of the result
     assert {"hits", "misses", "clean-ups", "looks at the limits"} <= (+soak.counts).keys()
     assert soak.counts["prepares ok"] > 0
