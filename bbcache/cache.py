@@ -211,7 +211,9 @@ class BasebackupCache:
 
         After it, this cache changes nothing on disk any more, even where a thread
         could not be stopped in time. Safe to call twice, from several threads and
-        from a host callback, which is then not waited for.
+        from a host callback, which is then not waited for. Below a method of a
+        cache, as in a signal handler that has interrupted one, it returns at once, and
+        the close is done in the background.
 
         Args:
             timeout: seconds to wait for the threads; None waits without limit.

@@ -182,17 +182,17 @@ class Engine:
 
     def begin_close(self) -> None:
         """Stop every thread soon, and cancel what waits; without waiting. Idempotent."""
-        self.is_serving = False
-        self._is_stopping.set()
+        self._stop()
         for request in self._queue.close():
             self._settle_skipped(request, SkipReason.CLOSING)
         for request in self._queue.running():  # nobody waits for a worker that may be stuck
             request.flight.land(_CLOSED)
-        self._preparer.stop()
-        self._start_ended.set()
 
     def close(self, timeout: float | None = None) -> None:
         """See `BasebackupCache.close`."""
+        if threading.current_thread() not in self._own_threads and process.is_reentered():
+            self.abandon()
+            return
         deadline_s = None if timeout is None else time.monotonic() + timeout
         self.begin_close()
         with self._close_lock:
@@ -207,9 +207,17 @@ class Engine:
             self._is_closed.wait(timeout)
 
     def abandon(self) -> None:
-        """Close in the background: nobody can reach the cache any more."""
+        """Close in the background, for a caller that can wait for no thread and no lock."""
         self._is_abandoned = True
-        self.begin_close()
+        self._shelf.stop()
+        self._stop()
+
+    def _stop(self) -> None:
+        """Tell every thread; no lock that is taken here is held with another."""
+        self.is_serving = False
+        self._is_stopping.set()
+        self._preparer.stop()
+        self._start_ended.set()
 
     def _enqueue(self, request: Request) -> None:
         self.activity.begin()

@@ -10,12 +10,14 @@ from __future__ import annotations
 import atexit
 import concurrent.futures.thread  # noqa: F401 - its exit hook must be registered before ours
 import os
+import sys
 import threading
 import weakref
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 _generation = 0
 
@@ -34,6 +36,8 @@ class Closable(Protocol):
 
 _caches: weakref.WeakSet[Closable] = weakref.WeakSet()
 _EXIT_TIMEOUT_S = 10.0
+# These only call a close, which a subclass may have overridden.
+_WITHOUT_LOCKS: Final = {"BasebackupCache.__exit__", "BasebackupCache.close", "_finish_closes"}
 
 
 def generation() -> int:
@@ -49,6 +53,29 @@ def close_at_exit(cache: Closable) -> None:
 def forget(cache: Closable) -> None:
     """Undo `close_at_exit`."""
     _caches.discard(cache)
+
+
+def is_reentered() -> bool:
+    """Whether the current thread is in the midst of a cache, below the call that asks.
+
+    So it is in a signal handler or a finaliser that has interrupted a method: the thread
+    may hold any lock, even one of `logging`, that other threads need to come to an end.
+    """
+    # inspect.currentframe is the same, and takes long to import.
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
+    while frame is not None and _is_of_a_cache(frame):
+        frame = frame.f_back
+    while frame is not None and not (_is_of_a_cache(frame) and _may_hold_a_lock(frame)):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _is_of_a_cache(frame: FrameType) -> bool:
+    return frame.f_globals.get("__package__") == __package__
+
+
+def _may_hold_a_lock(frame: FrameType) -> bool:
+    return frame.f_code.co_qualname not in _WITHOUT_LOCKS
 
 
 def _begin_closes() -> None:

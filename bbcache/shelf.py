@@ -64,6 +64,7 @@ class Shelf:
         self._strays: dict[str, int] = {}  # name -> bytes
         self._quarantined: dict[str, int] = {}  # path -> bytes, oldest first
         self._is_stock_due = False  # another directory was locked, but not looked at yet
+        self._is_stopped = False  # no more changes but of temporary files; set without the lock
         self._is_fenced = False
         self._dirlock = dirlock
         self._store = store
@@ -80,7 +81,7 @@ class Shelf:
             OSError: the directory cannot be listed, which is not an empty cache.
         """
         with self._file_lock:
-            self._check_not_fenced_locked()
+            self._check_not_stopped_locked()
             self._store.make_directories()
             failures = [
                 self._remove_locked(path, size_bytes)
@@ -102,7 +103,7 @@ class Shelf:
         """
         with self._file_lock:
             is_home = self._dirlock.is_home()
-            if self._is_fenced or (is_home and not self._is_stock_due):
+            if self._is_stopped or (is_home and not self._is_stock_due):
                 return
             if not is_home:
                 with suppress(FileExistsError):
@@ -127,7 +128,7 @@ class Shelf:
             OSError: it cannot be made.
         """
         with self._file_lock:
-            self._check_not_fenced_locked()
+            self._check_not_stopped_locked()
             return self._store.create_temp(key, lsn)
 
     def is_home(self) -> bool:
@@ -142,7 +143,7 @@ class Shelf:
             OSError: the file could not be put in place; nothing has changed.
         """
         with self._file_lock:
-            self._check_not_fenced_locked()
+            self._check_not_stopped_locked()
             self._check_home_locked()
             self._store.rename_temp(temp, entry.key, entry.lsn)
             old = self._index.commit(reservation, entry)
@@ -177,7 +178,7 @@ class Shelf:
             OSError: the file cannot be moved; the entry stays, and stays unproven.
         """
         with self._file_lock:
-            if self._is_fenced or not self._index.holds(entry):
+            if self._is_stopped or not self._index.holds(entry):
                 return False
             self._check_home_locked()
             failures = self._trim_quarantine_locked(QUARANTINE_KEEPS - 1)
@@ -233,6 +234,10 @@ class Shelf:
                 self._set_strays_locked({n: size for n, size in sizes.items() if size is not None})
                 self._refresh_quarantine_locked()
 
+    def stop(self) -> None:
+        """Let nothing but the removal of temporary files begin any more. Takes no lock."""
+        self._is_stopped = True
+
     def fence(self, timeout_s: float) -> bool:
         """Let no rename, unlink or quarantine happen any more.
 
@@ -245,17 +250,17 @@ class Shelf:
         if not self._file_lock.acquire(timeout=timeout_s):
             return False
         try:
-            self._is_fenced = True
+            self._is_stopped = self._is_fenced = True
         finally:
             self._file_lock.release()
         return True
 
-    def _check_not_fenced_locked(self) -> None:
-        if self._is_fenced:
+    def _check_not_stopped_locked(self) -> None:
+        if self._is_stopped:
             raise ClosingError("the cache is closed")
 
     def _may_change_locked(self) -> bool:
-        return not self._is_fenced and self._dirlock.is_home()
+        return not self._is_stopped and self._dirlock.is_home()
 
     def _check_home_locked(self) -> None:
         if not self._dirlock.is_home():

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import prometheus_client
 from cache_helpers import (
@@ -18,10 +18,14 @@ from cache_helpers import (
 from process_children import fixed_rig, say
 
 import bbcache
+from bbcache.dirlock import DirectoryLock
 from bbcache.testing import MemoryTimeline
 
 if TYPE_CHECKING:
     from types import FrameType
+
+
+_PACKAGE: Final = bbcache.__path__[0] + os.sep
 
 
 def close_in_a_signal_handler(data_dir: str) -> None:
@@ -41,6 +45,50 @@ def close_in_a_signal_handler(data_dir: str) -> None:
     raise AssertionError("the prepare has ended")
 
 
+def close_at_each_line(data_dir: str) -> None:
+    """Close at each line of the cache's code in turn, as a signal handler might."""
+    faulthandler.dump_traceback_later(CHILD_DEADLINE_S - 10, exit=True)
+    line = 0
+    while _close_at_line(data_dir, line):
+        line += 1
+    say(str(line))
+
+
+def _close_at_line(data_dir: str, line: int) -> bool:
+    """Whether there is a line of that number in a life of a cache."""
+    rig, timeline = fixed_rig(data_dir)
+    rig.open()
+    timeline.on_wait = lambda _lsn, timeout: MemoryTimeline(LSN_A).wait_lsn(LSN_B, timeout)
+    lines_left, handled = line, False
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal lines_left, handled
+        if not frame.f_code.co_filename.startswith(_PACKAGE):
+            return None
+        if event == "line":
+            if lines_left == 0:
+                sys.settrace(None)
+                handled = True
+                rig.cache.close()
+            lines_left -= 1
+        return trace
+
+    sys.settrace(trace)
+    try:
+        rig.send(timeline)
+        rig.get(timeline)
+        rig.cache.wait_initialized(0)
+        rig.cache.wait_idle(0)
+        rig.cache.close()
+    finally:
+        sys.settrace(None)
+    rig.cache.close()
+    lock = DirectoryLock(data_dir)
+    lock.acquire()
+    lock.release()
+    return handled
+
+
 def use_in_a_signal_handler(data_dir: str) -> None:
     """Use the cache at every line of its code, as a signal handler might."""
     faulthandler.dump_traceback_later(CHILD_DEADLINE_S - 10, exit=True)
@@ -50,8 +98,7 @@ def use_in_a_signal_handler(data_dir: str) -> None:
         other = rig.timeline()
         calls = 0
         # Prometheus' too: the locks of its own counters are not re-entrant.
-        packages = (bbcache.__path__[0] + os.sep, prometheus_client.__path__[0] + os.sep)
-        traced = (*packages, threading.__file__)
+        traced = (_PACKAGE, prometheus_client.__path__[0] + os.sep, threading.__file__)
 
         def handle() -> None:
             nonlocal calls

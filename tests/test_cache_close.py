@@ -212,6 +212,7 @@ def test_close_from_a_callback_of_clean_up(
         else:
             gate.open()
             rig.cache.run_cleanup()
+            rig.cache.close()  # below run_cleanup it was done in the background
     rig.open(cleanup_period=3600.0)
     assert rig.holds(timeline)
     rig.check_books()

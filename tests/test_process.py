@@ -199,6 +199,11 @@ def test_a_signal_handler_that_closes(data_dir: Path, started: list[subprocess.P
     assert child.wait(DEADLINE_S) == 0
 
 
+def test_a_signal_handler_that_closes_at_any_line(data_dir: Path) -> None:
+    """Whatever it interrupts, even a close, a handler's close ends, and so does the one after."""
+    assert int(run_child("signal_children:close_at_each_line", data_dir)) > 200
+
+
 def test_a_signal_handler_that_uses_the_cache(data_dir: Path) -> None:
     """Whatever instruction of the cache it interrupts, a handler may read and prepare."""
     run_child("signal_children:use_in_a_signal_handler", data_dir)
