@@ -267,6 +267,7 @@ class ArchiveWriter(io.BufferedWriter):
     def __init__(self, emit: Callable[[bytes], None], level: int) -> None:
         self._compressor = _Compressor(emit, level)
         super().__init__(self._compressor, PIECE_SIZE_BYTES)
+        self._gather = super().write
         self.failure: BaseException | None = None
         self._has_ended = False
         emit(_HEAD + _NOT_PATCHED)
@@ -278,9 +279,12 @@ class ArchiveWriter(io.BufferedWriter):
         if self.failure is not None:
             raise self.failure
         try:
-            size_bytes = len(data) if type(data) is bytes else memoryview(data).nbytes
+            if type(data) is bytes:
+                size_bytes = len(data)
+            else:
+                size_bytes = (data if type(data) is memoryview else memoryview(data)).nbytes
             if size_bytes < _DIRECT_SIZE_BYTES:
-                return io.BufferedWriter.write(self, data)
+                return self._gather(data)
             io.BufferedWriter.flush(self)
             return self._compressor.write(data)
         except BaseException as error:

@@ -211,11 +211,7 @@ class Store:
     def make_directories(self) -> None:
         """Make ``tmp/`` and ``quarantine/``; a link or file in their place is unlinked."""
         for path in (self.tmp_dir, self._quarantine_dir):
-            with suppress(FileNotFoundError):
-                if not stat.S_ISDIR(os.lstat(path).st_mode):
-                    os.unlink(path)
-            with suppress(FileExistsError):
-                os.mkdir(path, 0o700)
+            _make_directory(path)
 
     def sweep_tmp(self) -> dict[str, int]:
         """Unlink everything in ``tmp/``; path and size in bytes of what would not go."""
@@ -231,7 +227,7 @@ class Store:
     def create_temp(self, key: bytes, lsn: int) -> TempFile:
         """A new temporary file for a build."""
         name = f"{os.path.basename(self.path_of(key, lsn))}.{secrets.token_hex(8)}"
-        self.make_directories()
+        _make_directory(self.tmp_dir)
         return TempFile(os.path.join(self.tmp_dir, name))
 
     def rename_temp(self, temp: TempFile, key: bytes, lsn: int) -> None:
@@ -282,7 +278,7 @@ class Store:
         path = self.path_of(key, lsn)
         stamp = self._utcnow().strftime("%Y%m%dT%H%M%S.%fZ")
         target = os.path.join(self._quarantine_dir, f"{stamp}_{os.path.basename(path)}")
-        self.make_directories()
+        _make_directory(self._quarantine_dir)
         os.rename(path, target)
         return target
 
@@ -317,6 +313,17 @@ def unlink(path: str) -> None:
     """
     with suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def _make_directory(path: str) -> None:
+    try:
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            return
+        unlink(path)
+    except FileNotFoundError:
+        pass
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
 
 
 def _size_bytes_of(item: os.DirEntry[str], otherwise: int) -> int:
