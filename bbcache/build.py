@@ -251,7 +251,7 @@ class Builder:
             else:
                 handout = Handout(temp.path, entry, name=temp.path, spool=room.spool)
         try:
-            if entry.proof is Proof.NONE:
+            if not entry.is_proven:
                 with disk_step("read", temp.path):
                     check_sealed(handout.fileno(), entry.size_bytes, seal, with_digest=True)
                 entry.proof = Proof.SEALED

@@ -140,7 +140,7 @@ class Cleaner:
 
     def _has_passed(self, timeline: Timeline, entry: Entry) -> bool:
         try:
-            return timeline.get_last_record_lsn() > entry.lsn
+            return entry.is_before(timeline.get_last_record_lsn())
         except BaseException as error:  # noqa: BLE001 - a host may raise anything
             self._keep(error, str(entry))
             return False

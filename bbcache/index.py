@@ -7,8 +7,8 @@ cache in the middle of one of its own calls.
 from __future__ import annotations
 
 import threading
-from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bbcache.ids import ID_SIZE_BYTES, Lsn, TenantId, TenantTimelineId, TimelineId
 
@@ -27,32 +27,72 @@ class EntryInfo(NamedTuple):
     size_bytes: int
 
 
-class Proof(Enum):
+class Proof(IntEnum):
     """What is known of an entry's bytes."""
 
-    NONE = "not checked"
-    SEALED = "checked against its seal"
-    PLAIN = "without seal, decompressed once in full"
+    NONE = 0  # not checked
+    SEALED = 1  # checked against its seal
+    PLAIN = 2  # without seal, decompressed once in full
+
+
+_PROOFS: Final = tuple(Proof)
+_PROOF_MASK: Final = 0b11
+_SIZE_SHIFT: Final = 2
+_SIZE_MASK: Final = 2**64 - 1
+_LSN_SHIFT: Final = 66
 
 
 class Entry:
     """One published archive. Compared by identity: a re-publish is another entry.
 
-    Attributes:
+    There may be hundreds of thousands, so all but the key is in one int.
+
+    Args:
         key: tenant and timeline ids, 32 bytes.
         lsn: the position of the basebackup.
         size_bytes: the size of the file.
-        proof: what is known of the bytes in this life of the cache. Set by any
-            thread that has checked them, without a lock: two checks do no harm.
+
+    Attributes:
+        key: the same.
+        packed: from the top: LSN, size in bytes (64 bits), proof (2 bits).
     """
 
-    __slots__ = ("key", "lsn", "proof", "size_bytes")
+    __slots__ = ("key", "packed")
 
-    def __init__(self, key: bytes, lsn: Lsn, size_bytes: int) -> None:
+    def __init__(self, key: bytes, lsn: int, size_bytes: int) -> None:
         self.key = key
-        self.lsn = lsn
-        self.size_bytes = size_bytes
-        self.proof = Proof.NONE
+        self.packed = lsn << _LSN_SHIFT | size_bytes << _SIZE_SHIFT
+
+    @property
+    def lsn(self) -> Lsn:
+        """The position of the basebackup."""
+        return Lsn.of_valid(self.packed >> _LSN_SHIFT)
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the file."""
+        return self.packed >> _SIZE_SHIFT & _SIZE_MASK
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the bytes have been checked in this life of the cache."""
+        return self.packed & _PROOF_MASK != 0
+
+    @property
+    def proof(self) -> Proof:
+        """What is known of the bytes in this life of the cache.
+
+        Set by any thread that has checked them, without a lock: two checks do no harm.
+        """
+        return _PROOFS[self.packed & _PROOF_MASK]
+
+    @proof.setter
+    def proof(self, proof: Proof) -> None:
+        self.packed = self.packed & ~_PROOF_MASK | proof
+
+    def is_before(self, lsn: int) -> bool:
+        """Whether its position comes before another."""
+        return self.packed >> _LSN_SHIFT < lsn
 
     def info(self) -> EntryInfo:
         """The entry as the public API shows it."""
@@ -94,7 +134,7 @@ class Index:
         """The timeline's entry, where it is at exactly `lsn`."""
         with self._lock:
             entry = self._entries.get(key)
-        return entry if entry is not None and entry.lsn == lsn else None
+        return entry if entry is not None and entry.packed >> _LSN_SHIFT == lsn else None
 
     def newest(self, key: bytes) -> Entry | None:
         """The timeline's entry at whatever LSN."""

@@ -72,11 +72,11 @@ class Reader:
             self._metrics.misses.inc()
             return None
         try:
-            file = self._store.open(key, entry.lsn, entry.size_bytes)
+            file = self._store.open(key, lsn, entry.size_bytes)
         except (ArchiveError, OSError) as error:
             self._failed(entry, error)
             return None
-        if self._is_always_checked or entry.proof is Proof.NONE:
+        if self._is_always_checked or not entry.is_proven:
             try:
                 self._check(file, entry)
             except (ArchiveError, OSError) as error:
@@ -94,7 +94,7 @@ class Reader:
             ArchiveError: the bytes are proven bad.
             OSError: they cannot be read.
         """
-        if self._is_always_checked or entry.proof is Proof.NONE:
+        if self._is_always_checked or not entry.is_proven:
             self._check(file, entry)
 
     def _check(self, file: BasebackupFile, entry: Entry) -> None:

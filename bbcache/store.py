@@ -258,7 +258,7 @@ class Store:
                     status = None
                 if status is not None and parse(name) and stat.S_ISREG(status.st_mode):
                     digits = bytes.fromhex(name[11:43] + name[44:76] + name[77:93])
-                    lsn = Lsn.of_valid(int.from_bytes(digits[_KEY_SIZE_BYTES:], "big"))
+                    lsn = int.from_bytes(digits[_KEY_SIZE_BYTES:], "big")
                     entries.append(Entry(digits[:_KEY_SIZE_BYTES], lsn, status.st_size))
                 elif name not in _OWN_NAMES:
                     strays[name] = 0 if status is None else _stray_size_bytes(status)
