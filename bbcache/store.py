@@ -18,21 +18,26 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from bbcache.dirlock import LOCK_NAME
+from bbcache.entry_names import (
+    PREFIX,
+    are_entry_names,
+    is_entry_name,
+    may_be_entry_name,
+    parse_entry_names,
+)
 from bbcache.errors import ArchiveError, StoreError
-from bbcache.ids import ID_SIZE_BYTES, Lsn
 from bbcache.index import Entry
 from bbcache.metrics import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from bbcache.ids import Lsn
+
 TMP_NAME: Final = "tmp"
 QUARANTINE_NAME: Final = "quarantine"
 _OWN_NAMES: Final = frozenset((TMP_NAME, QUARANTINE_NAME, LOCK_NAME))
-_ENTRY_NAME: Final = re.compile(
-    r"basebackup_[0-9a-f]{32}_[0-9a-f]{32}_[0-9A-F]{16}\.tar\.gz", re.ASCII
-)
-_KEY_SIZE_BYTES: Final = 2 * ID_SIZE_BYTES
+_BATCH_SIZE: Final = 256  # entries whose names are parsed at once
 _QUARANTINED_NAME: Final = re.compile(r"\d{8}T\d{6}\.\d{6}Z_.+", re.ASCII | re.DOTALL)
 # No link is followed, no FIFO waited on.
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -201,7 +206,7 @@ class Store:
         self.data_dir = data_dir
         self.tmp_dir = os.path.join(data_dir, TMP_NAME)
         self._quarantine_dir = os.path.join(data_dir, QUARANTINE_NAME)
-        self._entry_prefix = os.path.join(data_dir, "basebackup_")
+        self._entry_prefix = os.path.join(data_dir, PREFIX)
         self._utcnow = utcnow
 
     def path_of(self, key: bytes, lsn: int) -> str:
@@ -246,7 +251,7 @@ class Store:
         """
         entries: list[Entry] = []
         strays: dict[str, int] = {}
-        parse = _ENTRY_NAME.fullmatch
+        sizes: dict[str, int] = {}
         with os.scandir(self.data_dir) as items:
             for item in items:  # hundreds of thousands: this loop is most of a start
                 name = item.name
@@ -256,12 +261,13 @@ class Store:
                     continue
                 except OSError:
                     status = None
-                if status is not None and parse(name) and stat.S_ISREG(status.st_mode):
-                    digits = bytes.fromhex(name[11:43] + name[44:76] + name[77:93])
-                    lsn = int.from_bytes(digits[_KEY_SIZE_BYTES:], "big")
-                    entries.append(Entry(digits[:_KEY_SIZE_BYTES], lsn, status.st_size))
+                if status is not None and stat.S_ISREG(status.st_mode) and may_be_entry_name(name):
+                    sizes[name] = status.st_size
+                    if len(sizes) == _BATCH_SIZE:
+                        _take_entries(sizes, entries, strays)
                 elif name not in _OWN_NAMES:
                     strays[name] = 0 if status is None else _stray_size_bytes(status)
+        _take_entries(sizes, entries, strays)
         return Scan(entries, strays)
 
     def restat_stray(self, name: str, size_bytes: int) -> int | None:
@@ -313,6 +319,17 @@ def unlink(path: str) -> None:
     """
     with suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def _take_entries(sizes: dict[str, int], entries: list[Entry], strays: dict[str, int]) -> None:
+    """Sort a batch of regular files into entries and strays, and empty it."""
+    if not are_entry_names([*sizes]):
+        for name in [*sizes]:
+            if not is_entry_name(name):
+                strays[name] = sizes.pop(name)
+    parsed = zip(parse_entry_names(sizes), sizes.values(), strict=True)
+    entries += [Entry(key, lsn, size_bytes) for (key, lsn), size_bytes in parsed]
+    sizes.clear()
 
 
 def _make_directory(path: str) -> None:
