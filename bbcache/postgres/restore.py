@@ -13,7 +13,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from bbcache.errors import ArchiveError, PostgresError
 from bbcache.postgres.tar_reader import Member, TarReader, open_stream
@@ -21,6 +21,8 @@ from bbcache.postgres.tar_writer import DIRECTORY_MODE, FILE_MODE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from bbcache.postgres.tar_reader import ByteSource
 
 PG_CONTROL_NAME = "global/pg_control"
 _PG_CONTROL_PART_NAME = "global/pg_control.part"
@@ -44,7 +46,7 @@ class RestoreSummary:
 
 
 def restore_tarball(
-    archive: Path | str | BinaryIO,
+    archive: Path | str | ByteSource,
     dest: Path | str,
     *,
     owner: tuple[int, int] | None = None,
@@ -61,7 +63,9 @@ def restore_tarball(
     archive and `dest` of its own.
 
     Args:
-        archive: its path, or a file open for reading at its start, which stays open.
+        archive: its path, or a file open for reading at its start, or anything else
+            with a `read`, which stays open; what it raises passes through, but for
+            an `OSError`.
         dest: the directory to create, or an empty one, in an existing directory.
         owner: user id and group id for all that is created; for root. None is the
             caller's.
@@ -142,7 +146,7 @@ class _Restore:
         self._sync = sync
         self._names: list[str] = []
 
-    def run(self, archive: BinaryIO) -> RestoreSummary:
+    def run(self, archive: ByteSource) -> RestoreSummary:
         tar = TarReader(_named_errors(open_stream(archive)))
         with self._creating(".", 0):
             self._settle(self._dest_fd, DIRECTORY_MODE)

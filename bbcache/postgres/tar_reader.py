@@ -7,7 +7,7 @@ Anything else in a stream is an `ArchiveError`; nothing is skipped.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from isal import igzip_lib
 
@@ -35,6 +35,14 @@ _KINDS = {
 }
 
 
+class ByteSource(Protocol):
+    """Where the bytes of an archive come from, such as an open file."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to `size` bytes, at least one before the end."""
+        ...
+
+
 class Member(NamedTuple):
     """One member: its checked relative path, kind, and size in bytes."""
 
@@ -43,7 +51,7 @@ class Member(NamedTuple):
     size_bytes: int
 
 
-def open_stream(file: BinaryIO) -> Iterator[bytes]:
+def open_stream(file: ByteSource) -> Iterator[bytes]:
     """The bytes of a tar, from a file that holds it plain or as one gzip member.
 
     Pieces are at most 512 KiB, whatever the gzip expands to. Raises `ArchiveError`
@@ -59,14 +67,14 @@ def open_stream(file: BinaryIO) -> Iterator[bytes]:
     return _gunzip(file, first) if first.startswith(_GZIP_MAGIC) else _plain(file, first)
 
 
-def _plain(file: BinaryIO, first: bytes) -> Iterator[bytes]:
+def _plain(file: ByteSource, first: bytes) -> Iterator[bytes]:
     piece = first
     while piece:
         yield piece
         piece = file.read(_OUT_SIZE_BYTES)
 
 
-def _gunzip(file: BinaryIO, first: bytes) -> Iterator[bytes]:
+def _gunzip(file: ByteSource, first: bytes) -> Iterator[bytes]:
     """Decompress, checking the trailer's CRC-32 and size (RFC 1952)."""
     decompressor = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     piece = first

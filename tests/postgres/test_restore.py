@@ -112,7 +112,7 @@ class Trickle(io.RawIOBase):
 @pytest.mark.parametrize("compress", [gzip.compress, bytes], ids=["gzip", "plain"])
 def test_small_reads(tmp_path: Path, compress: Any) -> None:
     """A file that gives a byte at a time gives the same as one that gives all."""
-    restore_tarball(Trickle(compress(make_tar())), tmp_path / "d")  # type: ignore[arg-type]
+    restore_tarball(Trickle(compress(make_tar())), tmp_path / "d")
     assert (tmp_path / "d" / CONTROL).read_bytes() == CONTROL_BYTES
 
 
@@ -238,7 +238,7 @@ def test_behind_the_gzip_member_later(tmp_path: Path) -> None:
     """Bytes that come when the member has been read to its end are noticed too."""
     data = gzip.compress(make_tar()) + b"x"
     with pytest.raises(ArchiveError, match="goes on behind its gzip member"):
-        restore_tarball(Trickle(data), tmp_path / "d")  # type: ignore[arg-type]
+        restore_tarball(Trickle(data), tmp_path / "d")
 
 
 def test_directory_with_content(tmp_path: Path) -> None:
@@ -435,9 +435,9 @@ def test_failing_archive(tmp_path: Path, *, is_new: bool) -> None:
         dest.mkdir()
     data = make_tar()[:3000]
     with pytest.raises(PostgresError, match="cannot read the archive: disk on fire"):
-        restore_tarball(FailingFile(data, OSError(5, "disk on fire")), dest)  # type: ignore[arg-type]
+        restore_tarball(FailingFile(data, OSError(5, "disk on fire")), dest)
     with pytest.raises(KeyboardInterrupt):
-        restore_tarball(FailingFile(data, KeyboardInterrupt()), dest)  # type: ignore[arg-type]
+        restore_tarball(FailingFile(data, KeyboardInterrupt()), dest)
     assert dest.exists() is not is_new
     assert not list(tmp_path.rglob("d/*"))
 

@@ -1,0 +1,175 @@
+"""``bbcache fetch``: a basebackup from a page service, into a new data directory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pwd
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from bbcache.cli.stop_signals import stop_signals_raise
+from bbcache.errors import ConfigError, ParseError
+from bbcache.ids import Lsn, TenantId, TimelineId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_LATEST: Final = "latest"
+_MAX_TOKEN_BYTES: Final = 64 * 1024
+_MIB: Final = 1024**2
+_DESCRIPTION = """\
+Fetch a basebackup from a page service, and unpack it as it comes. DEST appears
+complete, checked and on disk, or not at all. What the service cannot give now is
+asked for again, as Neon's compute nodes do.
+
+A password or token comes from PGPASSWORD, from --token-file, or from where else libpq
+looks for one. TLS is as the URL's sslmode says; without one, it is required where the
+service is on another machine.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the ``fetch`` command."""
+    parser = commands.add_parser(
+        "fetch",
+        help="fetch a basebackup from a page service into a new data directory",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="bbcache fetch [options] URL TENANT TIMELINE [LSN] DEST",
+    )
+    parser.add_argument("url", metavar="URL", help="where: a libpq URL or connection string")
+    parser.add_argument("tenant", metavar="TENANT", type=_id(TenantId), help="32 hex digits")
+    parser.add_argument("timeline", metavar="TIMELINE", type=_id(TimelineId), help="likewise")
+    parser.add_argument(
+        "lsn", metavar="LSN", type=_lsn, nargs="?", help="such as 0/16B5A50 (default: latest)"
+    )
+    parser.add_argument(
+        "dest", metavar="DEST", type=Path, help="the data directory to make, or an empty one"
+    )
+    _add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--token-file", metavar="FILE", type=Path, help="a file with the token, or password"
+    )
+    parser.add_argument(
+        "--attempts",
+        metavar="N",
+        type=int,
+        default=11,
+        help="how often to try (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=600.0,
+        help="how long to try, all in all (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--silence-timeout",
+        metavar="SECONDS",
+        type=float,
+        default=60.0,
+        help="how long nothing may come of an archive that has begun (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--owner", metavar="USER", help="give all of it to this user and its group; for root"
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+
+def run(options: argparse.Namespace) -> bool:
+    """Fetch, and print what was fetched.
+
+    Returns:
+        True.
+
+    Raises:
+        BbcacheError: it could not be fetched.
+        OSError: the token cannot be read.
+    """
+    try:
+        from bbcache.fetch.download import FetchRequest, fetch_basebackup  # noqa: PLC0415 - an extra
+        from bbcache.fetch.retry import RetryPolicy  # noqa: PLC0415 - likewise
+    except ImportError as error:
+        raise ConfigError(
+            f"bbcache fetch cannot start: {error}\n"
+            "hint: Install what it needs with `pip install 'bbcache[fetch]'`."
+        ) from error
+
+    request = FetchRequest(
+        options.url,
+        options.tenant,
+        options.timeline,
+        None if options.lsn == _LATEST else options.lsn,
+        None if options.token_file is None else _read_token(options.token_file),
+    )
+    with stop_signals_raise():
+        summary = fetch_basebackup(
+            request,
+            options.dest,
+            policy=RetryPolicy(options.attempts, options.timeout, options.silence_timeout),
+            owner=None if options.owner is None else _owner(options.owner),
+            tell=lambda line: print(f"bbcache: {line}", file=sys.stderr, flush=True),
+        )
+    document = {
+        "dest": str(options.dest),
+        "tenant_id": str(request.tenant_id),
+        "timeline_id": str(request.timeline_id),
+        "lsn": str(summary.lsn),
+        "member_count": summary.member_count,
+        "size_bytes": summary.size_bytes,
+        "received_bytes": summary.received_bytes,
+        "attempt_count": summary.attempt_count,
+        "elapsed_s": round(summary.elapsed_s, 3),
+    }
+    print(json.dumps(document, indent=2) if options.json else _sentence(document))
+    return True
+
+
+def _sentence(document: dict[str, Any]) -> str:
+    count = document["attempt_count"]
+    return (
+        f"{document['dest']} is timeline {document['timeline_id']} at {document['lsn']}: "
+        f"{document['member_count']} members, {document['size_bytes'] / _MIB:.1f} MiB, "
+        f"from {document['received_bytes'] / _MIB:.1f} MiB received "
+        f"in {document['elapsed_s']:.2f} s and {count} attempt{'s' * (count != 1)}"
+    )
+
+
+def _read_token(path: Path) -> str:
+    with path.open("rb") as file:
+        raw = file.read(_MAX_TOKEN_BYTES).strip()
+    if not raw or b"\0" in raw or not raw.isascii():
+        raise ConfigError(f"{path} has no token in it")
+    return raw.decode("ascii")
+
+
+def _owner(name: str) -> tuple[int, int]:
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise ConfigError(f"there is no user {name}") from None
+    return entry.pw_uid, entry.pw_gid
+
+
+def _id(kind: type[TenantId | TimelineId]) -> Callable[[str], TenantId | TimelineId]:
+    def parse(text: str) -> TenantId | TimelineId:
+        try:
+            return kind.from_str(text)
+        except ParseError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def _lsn(text: str) -> Lsn | str:
+    try:
+        return text if text == _LATEST else Lsn.from_str(text)
+    except ParseError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

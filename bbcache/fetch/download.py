@@ -1,0 +1,215 @@
+"""One basebackup fetched: asked for, unpacked as it comes, checked, and put in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bbcache.errors import ArchiveError, PostgresError
+from bbcache.fetch.connection import CopyStream, connect
+from bbcache.fetch.errors import FetchError, UnavailableError
+from bbcache.fetch.retry import RetryPolicy
+from bbcache.fetch.staging import Staging
+from bbcache.postgres.pgdata import inspect_pgdata
+from bbcache.postgres.restore import restore_tarball
+from bbcache.postgres.wal_page import canonical_lsn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from bbcache.errors import BbcacheError
+    from bbcache.ids import Lsn, TenantId, TimelineId
+    from bbcache.postgres.restore import RestoreSummary
+
+
+@dataclass(frozen=True, slots=True)
+class FetchRequest:
+    """What to fetch, and from where. Immutable, hence thread-safe.
+
+    Attributes:
+        url: a libpq connection string or URL of a page service.
+        tenant_id: the tenant.
+        timeline_id: its timeline.
+        lsn: the position; None for the tip.
+        token: the password, whatever the URL has; None leaves it to libpq, which takes
+            the URL's, PGPASSWORD or a password file.
+    """
+
+    url: str
+    tenant_id: TenantId
+    timeline_id: TimelineId
+    lsn: Lsn | None = None
+    token: str | None = None
+
+    @property
+    def command(self) -> str:
+        """What the service is asked."""
+        words = ["basebackup", str(self.tenant_id), str(self.timeline_id)]
+        words += [] if self.lsn is None else [str(self.lsn)]
+        return " ".join([*words, "--gzip"])
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSummary:
+    """What has been fetched.
+
+    Attributes:
+        lsn: the position at which the data directory starts.
+        member_count: files and directories.
+        size_bytes: size of the uncompressed tar.
+        received_bytes: size of the archive, as it came in the last attempt.
+        attempt_count: how many attempts it took.
+        elapsed_s: seconds for all of it.
+    """
+
+    lsn: Lsn
+    member_count: int
+    size_bytes: int
+    received_bytes: int
+    attempt_count: int
+    elapsed_s: float
+
+
+def fetch_basebackup(
+    request: FetchRequest,
+    dest: Path | str,
+    *,
+    policy: RetryPolicy | None = None,
+    owner: tuple[int, int] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    chance: Callable[[], float] = random.random,
+) -> FetchSummary:
+    """Fetch a basebackup into a new data directory, from which PostgreSQL starts.
+
+    `dest` appears complete, checked and on disk, or not at all: until then everything
+    is in a directory beside it, which a failure or a signal that raises removes, and
+    the next fetch where a kill has left it. What the service cannot give now is asked
+    for again. Safe to call from several threads, each with a `dest` of its own.
+
+    Args:
+        request: what to fetch.
+        dest: a place where there is nothing, or an empty directory, in an existing one.
+        policy: how often to try and for how long; None has the defaults.
+        silence_timeout_s: how long nothing may come once an archive has begun to.
+        owner: user id and group id for all that is created; for root. None is the
+            caller's.
+        tell: gets a line for each attempt that failed and has another behind it.
+        clock: seconds that only grow.
+        sleep: waits so many seconds.
+        chance: random numbers from 0 up to 1.
+
+    Raises:
+        ConfigError: the URL cannot be understood.
+        RefusedError: the service says no, and would again.
+        FetchError: all attempts have failed, or it gave another basebackup than asked for.
+        PostgresError: `dest` cannot be used, or there is no space for a file.
+    """
+    policy = policy or RetryPolicy()
+    started_s = clock()
+    with Staging(dest) as staging:
+        attempts = _Attempts(request, staging.pgdata_dir, policy, owner, started_s, clock)
+        while (failure := attempts.run_one()) is not None:
+            pause_s = attempts.pause_s(failure, chance())
+            tell(f"{attempts.last} has failed: {_one_line(failure)}; again in {pause_s:.1f} s")
+            sleep(pause_s)
+        lsn = _check(staging.pgdata_dir, request)
+        staging.publish()
+    assert attempts.restored is not None
+    return FetchSummary(
+        lsn,
+        attempts.restored.member_count,
+        attempts.restored.size_bytes,
+        attempts.received_bytes,
+        attempts.count,
+        clock() - started_s,
+    )
+
+
+class _Attempts:
+    """The attempts at one basebackup.
+
+    Attributes:
+        count: how many there have been.
+        restored: what the one that succeeded has unpacked.
+        received_bytes: what came in the last one.
+    """
+
+    def __init__(
+        self,
+        request: FetchRequest,
+        pgdata_dir: Path,
+        policy: RetryPolicy,
+        owner: tuple[int, int] | None,
+        started_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._request = request
+        self._pgdata_dir = pgdata_dir
+        self._policy = policy
+        self._owner = owner
+        self._deadline_s = started_s + policy.timeout_s
+        self._clock = clock
+        self.count = 0
+        self.restored: RestoreSummary | None = None
+        self.received_bytes = 0
+
+    @property
+    def last(self) -> str:
+        """What to call the last one."""
+        return f"attempt {self.count} of {self._policy.attempt_count}"
+
+    def run_one(self) -> BbcacheError | None:
+        """Try; return what another try may mend."""
+        self.count += 1
+        self.received_bytes = 0
+        try:
+            self._run()
+        except (UnavailableError, ArchiveError) as error:
+            return error
+        return None
+
+    def _run(self) -> None:
+        connection = connect(self._request.url, self._request.token, self._deadline_s, self._clock)
+        with contextlib.closing(connection):
+            stream = CopyStream(
+                connection,
+                self._request.command,
+                self._deadline_s,
+                self._policy.silence_timeout_s,
+                self._clock,
+            )
+            self.restored = restore_tarball(stream, self._pgdata_dir, owner=self._owner, sync=True)
+            self.received_bytes = stream.size_bytes
+
+    def pause_s(self, failure: BbcacheError, chance: float) -> float:
+        """How long to wait before the next; raises `FetchError` where there is none."""
+        pause_s = self._policy.pause_s(self.count, chance)
+        if pause_s is not None and self._clock() + pause_s < self._deadline_s:
+            return pause_s
+        limit = "" if pause_s is None else f" within {self._policy.timeout_s:g} s"
+        raise FetchError(
+            f"{self.last} has failed, and there is no other{limit}: {failure}"
+        ) from failure
+
+
+def _check(pgdata_dir: Path, request: FetchRequest) -> Lsn:
+    """Check that what was unpacked starts cleanly, and where; return its LSN."""
+    try:
+        control = inspect_pgdata(pgdata_dir)
+    except PostgresError as error:
+        raise FetchError(f"the service has sent what does not start cleanly: {error}") from error
+    lsn = control.checkpoint_end_lsn
+    wanted = request.lsn
+    if wanted is not None and canonical_lsn(wanted, control.wal_segment_size_bytes) != lsn:
+        raise FetchError(f"the service has sent the basebackup at {lsn}, not the one at {wanted}")
+    return lsn
+
+
+def _one_line(error: BbcacheError) -> str:
+    return str(error).partition("\n")[0]
