@@ -15,6 +15,7 @@ from bbcache.index import make_key
 from bbcache.store import disk_step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from prometheus_client import CollectorRegistry
@@ -108,12 +109,23 @@ class BasebackupCache:
             return None
         return engine.reader.read(make_key(tenant_id, timeline_id), lsn)
 
+    def holds(self, tenant_id: TenantId, timeline_id: TimelineId, lsn: Lsn) -> bool:
+        """Whether an archive of the timeline at exactly `lsn` is published.
+
+        It reads memory alone, and is not counted as a read. A `get` may still find it gone.
+        """
+        engine = self._live_engine()
+        if engine is None:
+            return False
+        return engine.index.find(make_key(tenant_id, timeline_id), lsn) is not None
+
     def get_or_prepare(
         self,
         tenant_shard_id: TenantShardId,
         timeline_id: TimelineId,
         lsn: Lsn,
         timeout_s: float | None = None,
+        go_on: Callable[[], None] | None = None,
     ) -> BasebackupFile:
         """The open archive of the timeline at exactly `lsn`, built now if need be.
 
@@ -131,6 +143,8 @@ class BasebackupCache:
             lsn: the position, in the form that the host uses for `send_prepare`.
             timeout_s: seconds to wait for a build; None waits until it ends. Who gives up
                 does not stop the build.
+            go_on: called in this thread about five times a second while it waits: what it
+                raises ends the wait. None where nothing but the time can.
 
         Returns:
             An unbuffered binary file at offset 0, with `lsn`, `size_bytes` and `source`:
@@ -148,7 +162,7 @@ class BasebackupCache:
         if engine is None:
             raise self._why_dead()
         check_arguments(tenant_shard_id, timeline_id, lsn)
-        return engine.filler.get(tenant_shard_id, timeline_id, lsn, timeout_s)
+        return engine.filler.get(tenant_shard_id, timeline_id, lsn, timeout_s, go_on)
 
     def send_prepare(
         self, tenant_shard_id: TenantShardId, timeline_id: TimelineId, lsn: Lsn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import (
     ArchiveError,
@@ -25,12 +25,49 @@ if TYPE_CHECKING:
 
     from bbcache.activity import Activity
     from bbcache.backoff import Backoff
-    from bbcache.flight import Landing
+    from bbcache.flight import Flight, Landing
     from bbcache.handout import Handout
     from bbcache.metrics import Metrics
     from bbcache.prepare_queue import PrepareQueue
     from bbcache.reader import Reader
     from bbcache.store import BasebackupFile
+
+_SLICE_S: Final = 0.2  # how long a caller may wait before it is asked whether it still does
+
+
+class _Patience:
+    """How long one caller waits for a build; for one thread.
+
+    Attributes:
+        is_at_end: whether `go_on` has raised.
+    """
+
+    def __init__(
+        self,
+        timeout_s: float | None,
+        go_on: Callable[[], None] | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.is_at_end = False
+        self._deadline_s = None if timeout_s is None else clock() + timeout_s
+        self._go_on = go_on
+        self._clock = clock
+
+    def wait(self, flight: Flight) -> Landing | None:
+        """Wait for the end of a build, still aboard; None when the time is up."""
+        while True:
+            left_s = None if self._deadline_s is None else self._deadline_s - self._clock()
+            is_last = self._go_on is None or (left_s is not None and left_s <= _SLICE_S)
+            landing = flight.wait(left_s if is_last else _SLICE_S)
+            if landing is not None or is_last:
+                return landing
+            self._ask()
+
+    def _ask(self) -> None:
+        assert self._go_on is not None
+        self.is_at_end = True
+        self._go_on()
+        self.is_at_end = False
 
 
 class Filler:
@@ -74,12 +111,13 @@ class Filler:
         timeline_id: TimelineId,
         lsn: Lsn,
         timeout_s: float | None,
+        go_on: Callable[[], None] | None = None,
     ) -> BasebackupFile:
         """See `BasebackupCache.get_or_prepare`."""
-        deadline_s = None if timeout_s is None else self._clock() + timeout_s
+        patience = _Patience(timeout_s, go_on, self._clock)
         result = FillResult.ERROR
         try:
-            file = self._get(tenant_shard_id, timeline_id, lsn, deadline_s)
+            file = self._get(tenant_shard_id, timeline_id, lsn, patience)
             result = FillResult(file.source)
         except ClosingError:
             result = FillResult.CLOSING
@@ -91,7 +129,7 @@ class Filler:
             result = FillResult.BACKING_OFF
             raise
         finally:
-            self._metrics.filled(result)
+            self._metrics.filled(FillResult.GIVEN_UP if patience.is_at_end else result)
         return file
 
     def _get(
@@ -99,7 +137,7 @@ class Filler:
         tenant_shard_id: TenantShardId,
         timeline_id: TimelineId,
         lsn: Lsn,
-        deadline_s: float | None,
+        patience: _Patience,
     ) -> BasebackupFile:
         key = make_key(tenant_shard_id.tenant_id, timeline_id)
         source, must_build = Source.HIT, False
@@ -117,7 +155,7 @@ class Filler:
                 is_fill=True,
                 must_build=must_build,
             )
-            file, landing = self._fly(fill, deadline_s)
+            file, landing = self._fly(fill, patience)
             if file is not None:
                 return file
             # It is held after all: if it cannot be read even so, it is built beside that.
@@ -141,14 +179,11 @@ class Filler:
             if refusal is not None:
                 raise refusal
 
-    def _fly(
-        self, fill: Request, deadline_s: float | None
-    ) -> tuple[BasebackupFile | None, Landing]:
+    def _fly(self, fill: Request, patience: _Patience) -> tuple[BasebackupFile | None, Landing]:
         """Wait for the one build; a file where it has handed one out."""
         request = self._board(fill)
         try:
-            left_s = None if deadline_s is None else deadline_s - self._clock()
-            landing = request.flight.wait(left_s)
+            landing = patience.wait(request.flight)
             if landing is None:
                 raise FillTimeoutError(
                     f"the basebackup of {split_key(fill.key)} at {fill.lsn} was not ready in "

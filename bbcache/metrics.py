@@ -51,6 +51,7 @@ class FillResult(StrEnum):
     BUILT = "built"
     ERROR = "error"
     TIMEOUT = "timeout"
+    GIVEN_UP = "given_up"
     BACKING_OFF = "backing_off"
     CLOSING = "closing"
 

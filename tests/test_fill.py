@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from bbcache import BasebackupFile
     from bbcache.host import TarballWriter
+    from bbcache.testing import MemoryTimeline
 
 CALLERS = 500
 
@@ -210,6 +212,66 @@ def test_who_gives_up_does_not_stop_the_build(rig: Rig) -> None:
             ("joined", tar_of(timeline)),
         }
     assert fills(rig) == {"timeout": 3, "built": 1, "joined": 1}
+
+
+class Gone(Exception):  # noqa: N818 - not an error
+    """The client of a service has gone."""
+
+
+def test_a_caller_that_is_told_to_give_up(rig: Rig) -> None:
+    """What `go_on` raises ends its wait, and neither the build nor the wait of others."""
+    timeline = rig.timeline()
+    asked: list[int] = []
+
+    def go_on() -> None:
+        asked.append(aboard(rig))
+        if len(asked) == 2:
+            raise Gone
+
+    with Gate() as gate:
+        stop_while_sending(timeline, gate)
+        (patient,) = fillers(rig, timeline, 1)
+        with pytest.raises(Gone):
+            rig.cache.get_or_prepare(
+                rig.shard_of(timeline), timeline.timeline_id, LSN_A, go_on=go_on
+            )
+        assert asked == [2, 2]  # it keeps its seat while it is asked
+        assert aboard(rig) == 1
+        gate.open()
+        assert patient.result() == ("built", tar_of(timeline))
+    assert fills(rig) == {"given_up": 1, "built": 1}
+
+
+def test_a_caller_that_may_go_on_has_its_time_and_no_more(rig: Rig) -> None:
+    """A deadline holds beside `go_on`, which is not asked where nothing is waited for."""
+    timeline, held = rig.timeline(), rig.prepared()
+    asked: list[None] = []
+
+    def get(of: MemoryTimeline, timeout_s: float | None) -> BasebackupFile:
+        return rig.cache.get_or_prepare(
+            rig.shard_of(of), of.timeline_id, LSN_A, timeout_s, lambda: asked.append(None)
+        )
+
+    get(held, None).close()
+    assert not asked
+    with Gate() as gate:
+        stop_while_sending(timeline, gate)
+        with pytest.raises(FillTimeoutError):
+            get(timeline, 0.3)
+        assert asked
+    assert fills(rig) == {"hit": 1, "timeout": 1}
+
+
+def test_what_is_held_can_be_known_without_a_read(rig: Rig) -> None:
+    """`holds` is true of exactly the entry, and counts nothing."""
+    timeline = rig.prepared()
+    ids = rig.shard_of(timeline).tenant_id, timeline.timeline_id
+    assert rig.cache.holds(*ids, LSN_A)
+    assert not rig.cache.holds(*ids, LSN_B)
+    assert not rig.cache.holds(ids[0], TimelineId.generate(), LSN_A)
+    assert rig.reads == {}
+    rig.cache.close(DEADLINE_S)
+    assert not rig.cache.holds(*ids, LSN_A)
 
 
 @pytest.mark.parametrize("is_begun", [False, True])

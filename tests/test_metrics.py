@@ -29,7 +29,7 @@ REASONS = [
     *("coalesced", "queue_full", "closing"),
 ]
 FILL_RESULTS = [
-    *("hit", "joined", "built", "error", "timeout", "backing_off", "closing"),
+    *("hit", "joined", "built", "error", "timeout", "given_up", "backing_off", "closing"),
 ]
 PHASES = ["queue", "wait_lsn", "build", "publish"]
 # Every sample but those of the histogram's buckets, and the times of creation.

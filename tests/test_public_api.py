@@ -67,7 +67,12 @@ SIGNATURES: list[tuple[Any, dict[str, Any]]] = [
             "timeline_id": _REQUIRED,
             "lsn": _REQUIRED,
             "timeout_s": None,
+            "go_on": None,
         },
+    ),
+    (
+        BasebackupCache.holds,
+        {"self": _REQUIRED, "tenant_id": _REQUIRED, "timeline_id": _REQUIRED, "lsn": _REQUIRED},
     ),
     (
         BasebackupCache.send_prepare,
@@ -128,7 +133,7 @@ def test_what_is_public_of_the_cache() -> None:
     public = {name for name in vars(BasebackupCache) if not name.startswith("_")}
     assert public == {
         *("spawn", "is_enabled", "get", "send_prepare", "wait_initialized", "wait_idle"),
-        *("get_or_prepare", "run_cleanup", "entries", "close"),
+        *("holds", "get_or_prepare", "run_cleanup", "entries", "close"),
     }
 
 
