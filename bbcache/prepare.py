@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import ClosingError, LimitError, PrepareError, StoreError, text_of
@@ -150,7 +151,11 @@ class Preparer:
         job.check_tip(timeline)
         if not job.is_outgrown:
             job.failing = request.key
-        built = self._builder.build(job, timeline)
+        try:
+            built = self._builder.build(job, timeline)
+        except Exception:
+            _spare_the_timeline(job, timeline)
+            raise
         log.info(
             "basebackup of %s %s: %d bytes in %.3f s",
             built.entry,
@@ -211,6 +216,13 @@ class Preparer:
                 return
             # A host that gives up before its time must not make this loop spin.
             self._is_stopping.wait(max(0.0, now_s + slice_s - self._clock()))
+
+
+def _spare_the_timeline(job: Job, timeline: Timeline) -> None:
+    """Hold a failed build against its LSN alone, where that is no longer the tip."""
+    with suppress(Exception):  # a host that fails here as well has failed as it has
+        if timeline.get_last_record_lsn() > job.request.lsn:
+            job.failing = job.request.place
 
 
 def _failure_of(job: Job, skip: Skip) -> BaseException | None:

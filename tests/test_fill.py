@@ -214,6 +214,24 @@ def test_who_gives_up_does_not_stop_the_build(rig: Rig) -> None:
     assert fills(rig) == {"timeout": 3, "built": 1, "joined": 1}
 
 
+def test_a_build_that_fails_as_the_tip_goes_on_spares_the_timeline(rig: Rig) -> None:
+    """Its own LSN rests; the new tip is tried at once."""
+    timeline = rig.timeline(LSN_A)
+
+    def send(writer: TarballWriter, lsn: Lsn) -> None:
+        if lsn == LSN_A:
+            timeline.advance(LSN_B)
+            raise PrepareError("not at that LSN any more")
+        writer.write(timeline.tarball(lsn))
+
+    timeline.on_send = send
+    with pytest.raises(FillError, match="any more"):
+        fill(rig, timeline, LSN_A)
+    with pytest.raises(BackingOffError):
+        fill(rig, timeline, LSN_A)
+    assert filled(rig, timeline, LSN_B) == ("built", tar_of(timeline, LSN_B))
+
+
 class Gone(Exception):  # noqa: N818 - not an error
     """The client of a service has gone."""
 

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-import tempfile
+import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, Self
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, Self, runtime_checkable
 
-from isal import igzip
-
-from bbcache.errors import BbcacheError, NotReadyError, PrepareError
-from bbcache.host import attached_shards_zero
+from bbcache.errors import (
+    BackingOffError,
+    ClosingError,
+    FillError,
+    NotReadyError,
+    PrepareError,
+)
+from bbcache.host import TenantState, attached_shards_zero
 from bbcache.metrics import Source
-from bbcache.page_service.errors import CommandError, NotFoundError, PageServiceError
+from bbcache.page_service.errors import (
+    CommandError,
+    NotFoundError,
+    PageServiceError,
+    ShutdownError,
+)
+from bbcache.page_service.own_build import OwnBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from typing_extensions import Buffer
-
     from bbcache.cache import BasebackupCache
     from bbcache.host import Tenant, TenantManager, Timeline
-    from bbcache.ids import Lsn, TenantId
+    from bbcache.ids import Lsn, TenantId, TenantShardId
     from bbcache.page_service.command import BasebackupCommand
 
 _WAIT_SLICE_S: Final = 0.2
-_ON_REQUEST_LEVEL: Final = 2
+_TIP_TRIES: Final = 3  # of a tip that goes on while it is built
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +79,32 @@ class BasebackupSource(Protocol):
         ...
 
 
+@runtime_checkable
+class PositionNaming(Protocol):
+    """What a host's timeline may have besides: it knows which LSNs are names of one position."""
+
+    def canonical_lsn(self, lsn: Lsn) -> Lsn:
+        """The name that the host itself uses for a position, such as for prepares."""
+        ...
+
+
 class CacheSource:
-    """Archives from a cache, and from its host where the cache has none. Thread-safe.
+    """Archives from a cache, which builds what it does not have. Thread-safe.
 
     A command without LSN is for the timeline's tip. A replica's archive is a primary's:
-    a host's tarball has one form. Those of a ``fullbackup`` are always built.
+    a host's tarball has one form. A ``fullbackup`` is built anew by the host each time,
+    and so is everything where the cache is disabled.
+
+    The LSN is waited for in the client's own thread: no client that is ahead of its
+    timeline, by mistake or on purpose, holds a worker of the cache.
 
     Args:
         tenant_manager: the host.
         cache: its cache.
         wait_lsn_timeout_s: how long to wait for a timeline to reach an LSN.
-        build_dir: where archives are built; None for the system's temporary directory.
+        build_dir: where is built what the cache does not build; None for the system's
+            temporary directory.
+        max_own_builds: how many such builds run at once, >= 1.
         clock: seconds that only grow.
     """
 
@@ -90,52 +115,51 @@ class CacheSource:
         *,
         wait_lsn_timeout_s: float = 300.0,
         build_dir: str | None = None,
+        max_own_builds: int = 2,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tenant_manager = tenant_manager
         self._cache = cache
         self._wait_lsn_timeout_s = wait_lsn_timeout_s
-        self._build_dir = build_dir
+        self._own_builder = OwnBuilder(max_own_builds, build_dir)
         self._clock = clock
 
     def open(self, command: BasebackupCommand, go_on: Callable[[], None]) -> OpenBasebackup:
         """See `BasebackupSource.open`."""
-        lsn = command.lsn
-        if lsn is not None and (found := self._find(command, lsn)):
-            return found  # what is held needs no asking of the host
-        timeline = self._timeline(command)
-        if lsn is None:
-            lsn = timeline.get_last_record_lsn()
-            if found := self._find(command, lsn):
-                return found
-        else:
+        held = self._held(command)
+        if held is not None:
+            return held
+        shard_id, tenant = self._tenant(command.tenant_id)
+        timeline = _timeline(tenant, command)
+        make = self._build if command.is_full or not self._cache.is_enabled else self._fill
+        if command.lsn is not None:
+            lsn = _canonical(timeline, command.lsn)
             self._wait(timeline, lsn, go_on)
-            if found := self._find(command, lsn):
-                return found
-        return self._build(timeline, lsn, go_on)
+            return make(shard_id, timeline, lsn, go_on)
+        for _ in range(_TIP_TRIES - 1):
+            lsn = _tip(timeline)
+            try:
+                return make(shard_id, timeline, lsn, go_on)
+            except CommandError:
+                if _tip(timeline) == lsn:
+                    raise
+        return make(shard_id, timeline, _tip(timeline), go_on)
 
-    def _find(self, command: BasebackupCommand, lsn: Lsn) -> OpenBasebackup | None:
-        if command.is_full:
+    def _held(self, command: BasebackupCommand) -> OpenBasebackup | None:
+        """What is held and named exactly: it needs no asking of the host."""
+        ids = command.tenant_id, command.timeline_id
+        if command.is_full or command.lsn is None or not self._cache.holds(*ids, command.lsn):
             return None
-        file = self._cache.get(command.tenant_id, command.timeline_id, lsn)
+        file = self._cache.get(*ids, command.lsn)
         if file is None:
             return None
-        return OpenBasebackup(file, lsn, file.size_bytes, Source.HIT)
+        return OpenBasebackup(file, file.lsn, file.size_bytes, Source.HIT)
 
-    def _timeline(self, command: BasebackupCommand) -> Timeline:
-        tenant = self._tenant(command.tenant_id)
-        try:
-            return tenant.get_timeline(command.timeline_id)
-        except Exception as error:
-            raise NotFoundError(
-                f"timeline {command.tenant_id}/{command.timeline_id} is not here"
-            ) from error
-
-    def _tenant(self, tenant_id: TenantId) -> Tenant:
+    def _tenant(self, tenant_id: TenantId) -> tuple[TenantShardId, Tenant]:
         try:
             for shard_id, tenant in attached_shards_zero(self._tenant_manager):
                 if shard_id.tenant_id == tenant_id:
-                    return tenant
+                    return shard_id, tenant
         except NotReadyError as error:
             raise CommandError("the tenants are not known yet\nhint: Try again soon.") from error
         raise NotFoundError(f"shard zero of tenant {tenant_id} is not attached here")
@@ -144,50 +168,81 @@ class CacheSource:
         """Wait for the LSN, in slices short enough to notice that nobody wants it any more."""
         deadline_s = self._clock() + self._wait_lsn_timeout_s
         while True:
+            now_s = self._clock()
+            slice_s = max(0.0, min(_WAIT_SLICE_S, deadline_s - now_s))
             try:
-                timeline.wait_lsn(lsn, _WAIT_SLICE_S)
+                timeline.wait_lsn(lsn, slice_s)
             except TimeoutError:
                 go_on()
-                if self._clock() < deadline_s:
-                    continue
-                tip = timeline.get_last_record_lsn()
-                raise CommandError(
-                    f"timed out after {self._wait_lsn_timeout_s:g} s of waiting for LSN {lsn}; "
-                    f"the timeline is at {tip}"
-                ) from None
-            return
+                if self._clock() >= deadline_s:
+                    raise CommandError(
+                        f"timed out after {self._wait_lsn_timeout_s:g} s of waiting for LSN {lsn}; "
+                        f"the timeline is at {_tip(timeline)}"
+                    ) from None
+            except Exception as error:
+                raise CommandError(f"cannot wait for LSN {lsn}") from error
+            else:
+                return
+            # A host that gives up before its time must not make this loop spin.
+            time.sleep(max(0.0, now_s + slice_s - self._clock()))
 
-    def _build(self, timeline: Timeline, lsn: Lsn, go_on: Callable[[], None]) -> OpenBasebackup:
-        file = tempfile.TemporaryFile(dir=self._build_dir)  # noqa: SIM115 - the caller closes it
+    def _fill(
+        self, shard_id: TenantShardId, timeline: Timeline, lsn: Lsn, go_on: Callable[[], None]
+    ) -> OpenBasebackup:
+        """From the cache, which has it, or builds it once for all who ask."""
         try:
-            with igzip.open(file, "wb", compresslevel=_ON_REQUEST_LEVEL) as gzip:  # type: ignore[no-untyped-call]  # isal has no types for it
-                timeline.send_basebackup_tarball(_Watched(gzip, go_on), lsn)
-            size_bytes = file.tell()
-            file.seek(0)
-        except PrepareError as error:
-            file.close()
-            is_past = lsn < timeline.get_last_record_lsn()
-            what = "invalid basebackup lsn" if is_past else "cannot build the basebackup"
-            raise CommandError(what) from error
+            file = self._cache.get_or_prepare(shard_id, timeline.timeline_id, lsn, go_on=go_on)
+        except ClosingError as error:
+            raise ShutdownError("the cache is closing") from error
+        except BackingOffError as error:  # what the cause says may be for the log alone
+            raise CommandError(
+                f"the basebackup is not tried before {error.until}: it has failed "
+                f"{error.failure_count} times in a row\n"
+                f"hint: Ask again in {error.retry_after_s:.1f} s; the log has the cause."
+            ) from None
+        except FillError as error:
+            cause = error.__cause__ or error
+            raise CommandError(_what_failed(cause, timeline, lsn)) from cause
+        return OpenBasebackup(file, file.lsn, file.size_bytes, Source(file.source))
+
+    def _build(
+        self, _: TenantShardId, timeline: Timeline, lsn: Lsn, go_on: Callable[[], None]
+    ) -> OpenBasebackup:
+        """From the host, for this client alone."""
+        try:
+            file, size_bytes = self._own_builder.build(timeline, lsn, go_on)
         except PageServiceError:
-            file.close()
             raise
-        except (BbcacheError, OSError) as error:
-            file.close()
-            raise CommandError("cannot build the basebackup") from error
-        except BaseException:
-            file.close()
-            raise
+        except Exception as error:
+            log.exception("cannot build a basebackup of timeline %s", timeline.timeline_id)
+            raise CommandError(_what_failed(error, timeline, lsn)) from error
         return OpenBasebackup(file, lsn, size_bytes, Source.BUILT)
 
 
-class _Watched:
-    """A writer that stops where nobody waits for what is written any more."""
+def _timeline(tenant: Tenant, command: BasebackupCommand) -> Timeline:
+    try:
+        return tenant.get_timeline(command.timeline_id)
+    except Exception as error:
+        state = tenant.current_state()
+        if state is not TenantState.ACTIVE:
+            raise CommandError(f"tenant {command.tenant_id} is {state.value}") from error
+        raise NotFoundError(
+            f"timeline {command.tenant_id}/{command.timeline_id} is not here"
+        ) from error
 
-    def __init__(self, writer: BinaryIO, go_on: Callable[[], None]) -> None:
-        self._writer = writer
-        self._go_on = go_on
 
-    def write(self, data: Buffer, /) -> int:
-        self._go_on()
-        return self._writer.write(data)
+def _tip(timeline: Timeline) -> Lsn:
+    try:
+        return _canonical(timeline, timeline.get_last_record_lsn())
+    except Exception as error:
+        raise CommandError("where the timeline stands is not known") from error
+
+
+def _canonical(timeline: Timeline, lsn: Lsn) -> Lsn:
+    return timeline.canonical_lsn(lsn) if isinstance(timeline, PositionNaming) else lsn
+
+
+def _what_failed(cause: BaseException, timeline: Timeline, lsn: Lsn) -> str:
+    """What Neon's clients know the failure as."""
+    is_past = isinstance(cause, PrepareError) and lsn < _tip(timeline)
+    return "invalid basebackup lsn" if is_past else "cannot build the basebackup"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bbcache.errors import PrepareError
 from bbcache.pageserver.takeover import take_over
 from bbcache.postgres.pgdata import inspect_pgdata, send_pgdata_tarball
+from bbcache.postgres.wal import canonical_lsn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +38,10 @@ class PgdataTimeline:
     def __init__(self, timeline_id: TimelineId, pgdata_dir: Path) -> None:
         self.timeline_id = timeline_id
         self.pgdata_dir = pgdata_dir
+        control = inspect_pgdata(pgdata_dir)
+        self._wal_segment_size_bytes = control.wal_segment_size_bytes
         self._moved = threading.Condition()  # guards all that follows
-        self._directory_lsn = inspect_pgdata(pgdata_dir).checkpoint_end_lsn
+        self._directory_lsn = control.checkpoint_end_lsn
         self._tip = self._directory_lsn
         self._reader_count = 0
         self._is_moving = False  # a takeover is under way, or waits for the readers
@@ -54,6 +57,10 @@ class PgdataTimeline:
         with self._moved:
             self._check_usable_locked()
             return self._tip
+
+    def canonical_lsn(self, lsn: Lsn) -> Lsn:
+        """The one name of a position that has two; see `bbcache.postgres.wal.canonical_lsn`."""
+        return canonical_lsn(lsn, self._wal_segment_size_bytes)
 
     def wait_lsn(self, lsn: Lsn, timeout: float) -> None:
         """Wait until a basebackup at `lsn` can be made, or never will be.

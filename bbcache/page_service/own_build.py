@@ -1,0 +1,87 @@
+"""Building an archive for one client alone, beside the cache."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from isal import igzip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from typing_extensions import Buffer
+
+    from bbcache.host import Timeline
+    from bbcache.ids import Lsn
+
+_LEVEL: Final = 2
+_SLICE_S: Final = 0.2
+
+
+class OwnBuilder:
+    """Builds what is for one client alone, a few at a time. Thread-safe.
+
+    Args:
+        most: how many are built at once; the next ones wait.
+        build_dir: where the files are; None for the system's temporary directory. They
+            have no names there, and are gone when they are closed.
+    """
+
+    def __init__(self, most: int, build_dir: str | None) -> None:
+        self._places = threading.BoundedSemaphore(most)
+        self._build_dir = build_dir
+
+    def build(
+        self, timeline: Timeline, lsn: Lsn, go_on: Callable[[], None]
+    ) -> tuple[BinaryIO, int]:
+        """Build one.
+
+        Args:
+            timeline: of what.
+            lsn: at which position.
+            go_on: called every so often; what it raises ends the build.
+
+        Returns:
+            A file of one gzip member, open at its start, and its size in bytes. The
+            caller closes it.
+
+        Raises:
+            OSError: it cannot be written.
+            Exception: the host has raised it.
+        """
+        while not self._places.acquire(timeout=_SLICE_S):
+            go_on()
+        try:
+            return self._build(timeline, lsn, go_on)
+        finally:
+            self._places.release()
+
+    def _build(
+        self, timeline: Timeline, lsn: Lsn, go_on: Callable[[], None]
+    ) -> tuple[BinaryIO, int]:
+        file = tempfile.TemporaryFile(dir=self._build_dir)  # noqa: SIM115 - the caller closes it
+        try:
+            stream: AbstractContextManager[BinaryIO] = igzip.open(file, "wb", compresslevel=_LEVEL)  # type: ignore[no-untyped-call]  # isal has no types for it
+            with stream as gzip:
+                timeline.send_basebackup_tarball(_Watched(gzip, go_on), lsn)
+            size_bytes = file.tell()
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return file, size_bytes
+
+
+class _Watched:
+    """A writer that stops where nobody waits for what is written any more."""
+
+    def __init__(self, writer: BinaryIO, go_on: Callable[[], None]) -> None:
+        self._writer = writer
+        self._go_on = go_on
+
+    def write(self, data: Buffer, /) -> int:
+        self._go_on()
+        return self._writer.write(data)

@@ -1,0 +1,452 @@
+"""Where the archives of the service come from: the cache, one build for all, or the host."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cache_helpers import DEADLINE_S, LSN_A, LSN_B, LSN_C, Gate, Worker, noise, stop_while_sending
+from fill_helpers import aboard, fills, unpublished_bytes
+from helpers import wait_until
+from page_service import wire
+from page_service.wire import copied, kinds
+
+from bbcache import BasebackupCache, Lsn, TenantState
+from bbcache.errors import PostgresError, PrepareError
+from bbcache.page_service.command import BasebackupCommand
+from bbcache.page_service.errors import ShutdownError
+from bbcache.page_service.source import CacheSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from page_service.conftest import Bench
+    from page_service.wire import Reply, WireClient
+
+    from bbcache.host import TarballWriter
+    from bbcache.testing import MemoryTimeline
+
+CLIENTS = 500
+
+
+def ask_all(bench: Bench, timeline: MemoryTimeline, count: int) -> list[WireClient]:
+    """So many clients that all wait for one build."""
+    clients = [bench.logged_in() for _ in range(count)]
+    before = aboard(bench.rig)
+    for client in clients:
+        client.send(wire.query(bench.command(timeline, LSN_A, "gzip")))
+    wait_until(lambda: aboard(bench.rig) == before + count)
+    return clients
+
+
+def test_five_hundred_clients_cause_one_build(bench: Bench) -> None:
+    """Over sockets of their own they ask for what is missing: one build, and all bytes right."""
+    timeline = bench.rig.timeline()
+    timeline.tarball = lambda at: noise(100_000, int(at))
+    builds: list[Lsn] = []
+    with Gate() as gate:
+
+        def send(writer: TarballWriter, lsn: Lsn) -> None:
+            builds.append(lsn)
+            gate()
+            writer.write(timeline.tarball(lsn))
+
+        timeline.on_send = send
+        clients = ask_all(bench, timeline, CLIENTS)
+        gate.open()
+        archives = [copied(client.until("Z")) for client in clients]
+    assert builds == [LSN_A]
+    assert set(archives) == {bench.rig.path(timeline).read_bytes()}
+    assert gzip.decompress(archives[0]) == noise(100_000, int(LSN_A))
+    bench.wait_queries({"ok built": 1, "ok joined": CLIENTS - 1})
+    assert bench.rig.counts() == {"ok": 1}
+    assert kinds(clients[0].ask(bench.command(timeline, LSN_A, "gzip"))) == "HdcCZ"
+    bench.wait_queries({"ok built": 1, "ok joined": CLIENTS - 1, "ok hit": 1})
+
+
+def failing_at(gate: Gate, error: BaseException) -> Callable[[TarballWriter, Lsn], None]:
+    """A host whose build stops at a gate, and fails."""
+
+    def send(writer: TarballWriter, _: Lsn) -> None:
+        writer.write(b"half of")
+        gate()
+        raise error
+
+    return send
+
+
+def test_a_failing_build_fails_everyone_and_rests(bench: Bench) -> None:
+    """Each is told the cause, and the next one when to come again; nobody gets a byte."""
+    timeline = bench.rig.timeline()
+    with Gate() as gate:
+        timeline.on_send = failing_at(gate, PostgresError("base/5/1259 is cut short"))
+        clients = ask_all(bench, timeline, 3)
+        gate.open()
+        answers = [client.until("Z") for client in clients]
+    assert {kinds(answer) for answer in answers} == {"EZ"}
+    assert {answer[0].fields()["M"] for answer in answers} == {
+        "cannot build the basebackup: base/5/1259 is cut short"
+    }
+    for words in ([LSN_A], ["latest"]):
+        error, ready = clients[0].ask(bench.command(timeline, *words, "gzip"))
+        assert (error.fields()["C"], ready.kind) == ("XX000", "Z")
+        assert error.fields()["M"].startswith("the basebackup is not tried before 2")
+        assert error.fields()["M"].endswith("it has failed 1 times in a row")
+        assert error.fields()["H"].startswith("Ask again in ")
+    assert fills(bench.rig) == {"error": 3, "backing_off": 2}
+    bench.wait_queries({"error none": 5})
+
+
+def test_what_the_host_says_of_itself_stays_in_the_log(bench: Bench) -> None:
+    """A foreign exception's text reaches no client, also not as the cause of a pause."""
+    timeline = bench.rig.timeline()
+    with Gate() as gate:
+        gate.open()
+        timeline.on_send = failing_at(gate, RuntimeError("secret"))
+        client = bench.logged_in()
+        for _ in range(2):
+            error = client.ask(bench.command(timeline, "gzip"))[0]
+            assert "secret" not in str(error.fields())
+
+
+def test_a_client_that_goes_leaves_the_build_to_others(bench: Bench) -> None:
+    """It is noticed while it waits; the build goes on, and is published."""
+    timeline = bench.rig.timeline()
+    with Gate() as gate:
+        stop_while_sending(timeline, gate)
+        (client,) = ask_all(bench, timeline, 1)
+        gate.wait_for()
+        client.close()
+        bench.wait_gone()
+        bench.wait_queries({"client_error none": 1})
+        gate.open()
+        bench.rig.wait_idle()
+    assert bench.rig.get(timeline) == timeline.tarball(LSN_A)
+    assert fills(bench.rig) == {"given_up": 1}
+
+
+def test_a_command_that_waits_for_a_build_can_be_cancelled(bench: Bench) -> None:
+    """The connection lives on, and so does the build."""
+    timeline = bench.rig.timeline()
+    client = bench.client()
+    key = next(reply.body for reply in client.log_in() if reply.kind == "K")
+    with Gate() as gate:
+        stop_while_sending(timeline, gate)
+        client.send(wire.query(bench.command(timeline, LSN_A, "gzip")))
+        gate.wait_for()
+        bench.client().send(wire.cancel_request(key))
+        error, _ = client.until("Z")
+        assert error.fields()["C"] == "57014"
+        gate.open()
+        bench.rig.wait_idle()
+    replies = client.ask(bench.command(timeline, LSN_A, "gzip"))
+    assert copied(replies) == bench.rig.path(timeline).read_bytes()
+
+
+def test_an_end_of_the_service_waits_for_no_build(bench: Bench) -> None:
+    """Drained, it lets the client wait on; closed, it does not."""
+    timeline = bench.rig.timeline()
+    with Gate() as gate:
+        stop_while_sending(timeline, gate)
+        ask_all(bench, timeline, 1)
+        assert not bench.service.drain(0)
+        assert aboard(bench.rig) == 1
+        bench.service.close(DEADLINE_S)
+        assert aboard(bench.rig) == 0
+        assert bench.service.connection_count == 0
+
+
+def test_a_drain_lets_a_build_end(bench: Bench) -> None:
+    """Who has asked before gets all bytes, and then the end."""
+    timeline = bench.rig.timeline()
+    with Gate() as gate:
+        stop_while_sending(timeline, gate)
+        (client,) = ask_all(bench, timeline, 1)
+        assert not bench.service.drain(0)
+        gate.open()
+        replies = client.rest()
+    assert kinds(replies) == "HdcCZE"
+    assert copied(replies) == bench.rig.path(timeline).read_bytes()
+
+
+def test_a_cache_that_closes(bench: Bench) -> None:
+    """The client is told that the service ends, at once, and must go."""
+    timeline = bench.rig.timeline()
+    with Gate() as gate:
+        stop_while_sending(timeline, gate)
+        (client,) = ask_all(bench, timeline, 1)
+        gate.wait_for()
+        closing = Worker(bench.rig.cache.close, DEADLINE_S)
+        (error,) = client.rest()
+        gate.open()
+        closing.result()
+    assert (error.fields()["S"], error.fields()["C"]) == ("FATAL", "57P01")
+    assert error.fields()["M"].startswith("shutdown")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_entry_size_bytes": 500}, {"max_total_size_bytes": 500}], ids=str
+)
+def test_what_cannot_be_published(
+    make_bench: Callable[[], Bench], settings: dict[str, int]
+) -> None:
+    """It is built once for all who wait, and handed out all the same."""
+    bench = make_bench()
+    bench.rig.settings.update(settings)
+    bench.serve()
+    timeline = bench.rig.timeline()
+    timeline.tarball = lambda at: noise(5000, int(at))
+    with Gate() as gate:
+        stop_while_sending(timeline, gate)
+        clients = ask_all(bench, timeline, 3)
+        gate.open()
+        for client in clients:
+            assert gzip.decompress(copied(client.until("Z"))) == timeline.tarball(LSN_A)
+    bench.wait_queries({"ok built": 1, "ok joined": 2})
+    assert bench.rig.cache.entries() == []
+    wait_until(lambda: unpublished_bytes(bench.rig) == 0)
+
+
+def test_an_lsn_that_the_timeline_has_passed(bench: Bench) -> None:
+    """A host that can still build it is asked to; it is not published."""
+    timeline = bench.rig.timeline(LSN_B)
+    replies = bench.logged_in().ask(bench.command(timeline, LSN_A, "gzip"))
+    assert gzip.decompress(copied(replies)) == timeline.tarball(LSN_A)
+    assert bench.rig.cache.entries() == []
+
+
+def test_who_is_ahead_holds_no_worker(make_bench: Callable[[], Bench]) -> None:
+    """Clients that wait for LSNs leave the one worker to the others."""
+    bench = make_bench()
+    bench.rig.settings["prepare_concurrency"] = 1
+    bench.serve()
+    timelines = [bench.rig.timeline(LSN_A) for _ in range(3)]
+    ahead = [bench.logged_in() for _ in timelines]
+    for client, timeline in zip(ahead, timelines, strict=True):
+        client.send(wire.query(bench.command(timeline, LSN_B, "gzip")))
+    wait_until(
+        lambda: bench.counts("pageserver_compute_commands_total") == {"{command=Basebackup}": 3}
+    )
+    other = bench.logged_in()
+    assert kinds(other.ask(bench.command(bench.rig.timeline(), "gzip"))) == "HdcCZ"
+    for client, timeline in zip(ahead, timelines, strict=True):
+        timeline.advance(LSN_B)
+        assert gzip.decompress(copied(client.until("Z"))) == timeline.tarball(LSN_B)
+
+
+def test_one_read_is_counted_for_each_command(bench: Bench) -> None:
+    """A miss is one miss, and a hit one hit, whether the LSN is named or not."""
+    timeline = bench.rig.timeline()
+    client = bench.logged_in()
+    client.ask(bench.command(timeline, LSN_A, "gzip"))
+    assert bench.rig.reads == {"miss": 1}
+    client.ask(bench.command(timeline, LSN_A, "gzip"))
+    client.ask(bench.command(timeline, "latest", "gzip"))
+    assert bench.rig.reads == {"miss": 1, "hit": 2}
+
+
+class Aliased:
+    """A timeline of the host at which one position has two names."""
+
+    def __init__(self, timeline: MemoryTimeline) -> None:
+        self._timeline = timeline
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._timeline, name)
+
+    def canonical_lsn(self, lsn: Lsn) -> Lsn:
+        """The place behind a page's header is called by the page's start."""
+        return Lsn(lsn - 24) if lsn % 8192 == 24 else lsn
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_either_name_of_a_position_hits(bench: Bench, *, is_named: bool) -> None:
+    """The client's name, or the tip's, is looked up as the host's own."""
+    boundary, behind = Lsn(0x4000), Lsn(0x4018)
+    timeline = bench.rig.prepared(boundary)
+    bench.rig.tenant.timelines[timeline.timeline_id] = Aliased(timeline)  # type: ignore[assignment]  # as good as one
+    timeline.advance(behind)
+    words = [behind] if is_named else []
+    replies = bench.logged_in().ask(bench.command(timeline, *words, "gzip"))
+    assert copied(replies) == bench.rig.path(timeline, boundary).read_bytes()
+    bench.wait_queries({"ok hit": 1})
+
+
+def test_a_tip_that_goes_on_meanwhile(bench: Bench) -> None:
+    """Who has asked for the tip gets the new one, where the host cannot build the old."""
+    timeline = bench.rig.timeline(LSN_A)
+    built = []
+
+    def send(writer: TarballWriter, lsn: Lsn) -> None:
+        built.append(lsn)
+        if lsn == LSN_A:
+            timeline.advance(LSN_B)
+            raise PrepareError("the directory is at another LSN by now")
+        writer.write(timeline.tarball(lsn))
+
+    timeline.on_send = send
+    replies = bench.logged_in().ask(bench.command(timeline, "latest", "gzip"))
+    assert gzip.decompress(copied(replies)) == timeline.tarball(LSN_B)
+    assert built == [LSN_A, LSN_B]
+
+
+def test_a_tip_that_always_goes_on(bench: Bench) -> None:
+    """It is not chased for ever."""
+    timeline = bench.rig.timeline(LSN_A)
+
+    def send(_: TarballWriter, lsn: Lsn) -> None:
+        timeline.advance(Lsn(lsn + 8))
+        raise PrepareError("the directory is at another LSN by now")
+
+    timeline.on_send = send
+    error, _ = bench.logged_in().ask(bench.command(timeline, "latest", "gzip"))
+    assert error.fields()["M"].startswith("invalid basebackup lsn: the directory")
+    assert timeline.get_last_record_lsn() == LSN_A + 24
+
+
+@pytest.mark.parametrize("state", [TenantState.ATTACHING, TenantState.BROKEN])
+def test_a_tenant_that_is_not_active(bench: Bench, state: TenantState) -> None:
+    """The client is told its state, also where its timelines are not known yet."""
+    timeline = bench.rig.timeline()
+    command, tenant_id = bench.command(timeline, "gzip"), bench.rig.tenant.tenant_id
+    bench.rig.tenant.state = state
+    client = bench.logged_in()
+    error = client.ask(command)[0].fields()["M"]
+    assert error == f"cannot build the basebackup: the tenant is {state}, not {TenantState.ACTIVE}"
+    bench.rig.tenant.timelines.clear()
+    error = client.ask(command)[0].fields()["M"]
+    assert error.startswith(f"tenant {tenant_id} is {state.value}")
+
+
+def test_a_host_that_gives_up_before_its_time(bench: Bench) -> None:
+    """It is asked again after a pause, not in a busy loop."""
+    timeline = bench.rig.timeline(LSN_A)
+    asked = []
+
+    def wait(_: Lsn, timeout_s: float) -> None:
+        asked.append(timeout_s)
+        if len(asked) < 3:
+            raise TimeoutError
+
+    timeline.on_wait = wait
+    started_s = time.monotonic()
+    source = bench.source(DEADLINE_S)
+    ids = bench.rig.tenant.tenant_id, timeline.timeline_id
+    source.open(BasebackupCommand(*ids, LSN_B), lambda: None).file.close()
+    assert time.monotonic() - started_s >= 2 * asked[0] * 0.9
+
+
+def test_a_wait_that_fails(bench: Bench) -> None:
+    """The client is told that it failed, by its kind alone."""
+    timeline = bench.rig.timeline(LSN_A)
+
+    def wait(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    timeline.on_wait = wait
+    error, _ = bench.logged_in().ask(bench.command(timeline, LSN_B, "gzip"))
+    assert error.fields()["M"] == f"cannot wait for LSN {LSN_B}: RuntimeError"
+
+
+class TestOwnBuilds:
+    """What the cache does not build."""
+
+    def full(self, bench: Bench, timeline: MemoryTimeline) -> list[Reply]:
+        """The answer to a fullbackup."""
+        return bench.logged_in().ask(bench.command(timeline, LSN_A, name="fullbackup"))
+
+    def test_a_fullbackup_is_built_each_time(self, bench: Bench) -> None:
+        """Whatever is held, and nothing of it is published, read or counted as a read."""
+        timeline = bench.rig.prepared()
+        built = []
+
+        def send(writer: TarballWriter, lsn: Lsn) -> None:
+            built.append(lsn)
+            writer.write(timeline.tarball(LSN_C))
+
+        timeline.on_send = send
+        for _ in range(2):
+            assert copied(self.full(bench, timeline)) == timeline.tarball(LSN_C)
+        assert built == [LSN_A, LSN_A]
+        assert bench.rig.reads == {}
+        assert bench.rig.counts() == {"ok": 1}
+
+    def test_a_few_at_a_time(self, bench: Bench) -> None:
+        """The next one waits, and can be cut off while it does."""
+        timeline = bench.rig.timeline()
+        with Gate() as gate:
+            stop_while_sending(timeline, gate)
+            first = [Worker(self.full, bench, timeline) for _ in range(2)]
+            gate.wait_for(2)
+            third = bench.logged_in()
+            third.send(wire.query(bench.command(timeline, LSN_A, name="fullbackup")))
+            assert not gate.has_arrived(0.3)
+            third.close()
+            bench.wait_queries({"client_error none": 1})
+            gate.open()
+            for worker in first:
+                replies: Any = worker.result()
+                assert copied(replies) == timeline.tarball(LSN_A)
+
+    def test_one_that_nobody_waits_for_ends(self, bench: Bench) -> None:
+        """At its next write."""
+        timeline = bench.rig.timeline()
+        has_failed = threading.Event()
+
+        def send(writer: TarballWriter, _: Lsn) -> None:
+            try:
+                while True:
+                    writer.write(b"x" * 100)
+            except BaseException:
+                has_failed.set()
+                raise
+
+        timeline.on_send = send
+        client = bench.logged_in()
+        client.send(wire.query(bench.command(timeline, LSN_A, name="fullbackup")))
+        client.close()
+        assert has_failed.wait(DEADLINE_S)
+        bench.wait_queries({"client_error none": 1})
+
+    @pytest.mark.parametrize(
+        ("error", "text"),
+        [
+            (PrepareError("gone on"), "cannot build the basebackup: gone on"),
+            (OSError(28, "/secret"), "cannot build the basebackup: OSError"),
+        ],
+        ids=["PrepareError", "OSError"],
+    )
+    def test_one_that_fails(self, bench: Bench, error: Exception, text: str) -> None:
+        """The client gets an error and not a byte, and the next one its archive."""
+        timeline = bench.rig.timeline()
+        with Gate() as gate:
+            gate.open()
+            timeline.on_send = failing_at(gate, error)
+            replies = self.full(bench, timeline)
+        assert kinds(replies) == "EZ"
+        assert replies[0].fields()["M"] == text
+        timeline.on_send = None
+        assert copied(self.full(bench, timeline)) == timeline.tarball(LSN_A)
+
+    def test_without_a_cache_everything_is(self, make_bench: Callable[[], Bench]) -> None:
+        """As Neon's pageserver serves without one."""
+        bench = make_bench()
+        cache = BasebackupCache.spawn(bench.rig.dir, None, bench.rig.host)
+        bench.serve(CacheSource(bench.rig.host, cache))
+        timeline = bench.rig.timeline()
+        for _ in range(2):
+            replies = bench.logged_in().ask(bench.command(timeline, LSN_A, "gzip"))
+            assert gzip.decompress(copied(replies)) == timeline.tarball(LSN_A)
+        bench.wait_queries({"ok built": 2})
+
+
+def test_a_source_may_be_asked_after_the_end(bench: Bench) -> None:
+    """A cache that is closed is an end of the service to who asks."""
+    timeline = bench.rig.timeline()
+    bench.rig.cache.close(DEADLINE_S)
+    ids = bench.rig.tenant.tenant_id, timeline.timeline_id
+    with pytest.raises(ShutdownError):
+        bench.source().open(BasebackupCommand(*ids, LSN_A), lambda: None)
