@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import socket
 import threading
@@ -12,11 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self
 
 from bbcache import process
-from bbcache.errors import ConfigError
 from bbcache.page_service import replies
-from bbcache.page_service.config import Address
 from bbcache.page_service.connections import Connections
 from bbcache.page_service.errors import PageServiceError, ShutdownError
+from bbcache.page_service.listener import Listener
 from bbcache.page_service.metrics import Ending, ServiceMetrics
 from bbcache.page_service.session import Session
 from bbcache.page_service.transport import Transport
@@ -27,15 +25,12 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-    from bbcache.page_service.config import PageServiceConfig
+    from bbcache.page_service.config import Address, PageServiceConfig
     from bbcache.page_service.connections import Connection
     from bbcache.page_service.session import Verifier
     from bbcache.page_service.source import BasebackupSource
 
-_BACKLOG: Final = 1024
-_PAUSE_S: Final = 0.05  # after an accept that failed, such as for want of descriptors
 _EXIT_TIMEOUT_S: Final = 10.0
-_CLOSED: Final = (errno.EINVAL, errno.EBADF)
 
 log = logging.getLogger(__name__)
 
@@ -81,13 +76,9 @@ class PageService:
         self._connections = Connections(config.max_connections)
         self._metrics = ServiceMetrics(registry, lambda: len(self._connections))
         self._pool = ThreadPoolExecutor(config.max_connections, "bbcache-client")
-        self._listener: socket.socket | None = None  # set once, by start
+        self._listener = Listener(config.listen, self._take, "bbcache-accept")
         self._lock = threading.Lock()  # guards _is_closed
         self._is_closed = False
-        self._is_ending = threading.Event()
-        self._accepting = threading.Thread(
-            target=self._accept_all, name="bbcache-accept", daemon=True
-        )
 
     def start(self) -> Address:
         """Listen, and serve in the background.
@@ -98,32 +89,20 @@ class PageService:
         Raises:
             ConfigError: it cannot listen there.
         """
-        family, host = self._config.listen.resolve()
-        try:
-            listener = socket.create_server(
-                (host, self._config.listen.port), family=family, backlog=_BACKLOG
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {self._config.listen}: {error.strerror}"
-            ) from error
-        self._listener = listener
+        self._listener.start()
         process.close_at_exit(self)
-        self._accepting.start()
         log.info("the page service listens on %s", self.address)
         return self.address
 
     @property
     def address(self) -> Address:
         """Where it listens, once started."""
-        assert self._listener is not None
-        host, port = self._listener.getsockname()[:2]
-        return Address(host, port)
+        return self._listener.address
 
     @property
     def is_serving(self) -> bool:
         """Whether clients can connect."""
-        return self._accepting.is_alive() and not self._is_ending.is_set()
+        return self._listener.is_accepting
 
     @property
     def connection_count(self) -> int:
@@ -139,13 +118,13 @@ class PageService:
         Returns:
             Whether all are gone.
         """
-        self._stop_accepting()
+        self._listener.stop()
         self._connections.end(_shutdown())
         return self._connections.wait_empty(timeout_s)
 
     def begin_close(self) -> None:
         """End every connection soon, whatever it is at; waits for nobody."""
-        self._stop_accepting()
+        self._listener.stop()
         self._connections.abort(_shutdown())
 
     def close(self, timeout: float | None = None) -> None:
@@ -157,9 +136,7 @@ class PageService:
         self.begin_close()
         if not self._connections.wait_empty(timeout):
             log.warning("%d connections are still at something", len(self._connections))
-        if self._listener is not None:
-            self._accepting.join(timeout)
-            self._listener.close()
+        self._listener.close(timeout)
         with self._lock:
             is_first, self._is_closed = not self._is_closed, True
         if is_first:
@@ -173,29 +150,6 @@ class PageService:
 
     def __exit__(self, *_: object) -> None:
         self.close(_EXIT_TIMEOUT_S)
-
-    def _stop_accepting(self) -> None:
-        self._is_ending.set()
-        if self._listener is not None:
-            with contextlib.suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accept
-
-    def _accept_all(self) -> None:
-        listener = self._listener
-        assert listener is not None
-        while not self._is_ending.is_set():
-            try:
-                sock, address = listener.accept()
-            except OSError as error:
-                if error.errno not in _CLOSED:
-                    log.warning("cannot accept a connection: %s", error.strerror)
-                self._is_ending.wait(_PAUSE_S)
-                continue
-            try:
-                self._take(sock, f"{address[0]}:{address[1]}")
-            except Exception:
-                log.exception("cannot serve a connection")
-                sock.close()
 
     def _take(self, sock: socket.socket, peer: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self
 from isal import igzip
 
 from bbcache.cache import BasebackupCache
-from bbcache.errors import PrepareError
+from bbcache.errors import PostgresError, PrepareError
 from bbcache.pageserver.compute import ComputeNode
 from bbcache.pageserver.tenants import PgdataTenantManager
 from bbcache.postgres.cluster import Cluster
@@ -44,7 +44,8 @@ class Pageserver:
     Args:
         root: holds the tenants, the cache and the compute nodes; made if need be, and
             used by one pageserver at a time.
-        binaries: PostgreSQL's programs.
+        binaries: PostgreSQL's programs; None for a pageserver that only serves: it makes
+            neither timelines nor compute nodes.
         config: the cache's settings; None runs without a cache.
         registry: for the metrics; None for the default one.
 
@@ -60,7 +61,7 @@ class Pageserver:
     def __init__(
         self,
         root: Path,
-        binaries: PostgresBinaries,
+        binaries: PostgresBinaries | None,
         config: BasebackupCacheConfig | None,
         registry: CollectorRegistry | None = None,
     ) -> None:
@@ -83,7 +84,7 @@ class Pageserver:
 
     def create_timeline(self, tenant: PgdataTenant) -> PgdataTimeline:
         """A new timeline with an empty database, made by initdb."""
-        cluster = Cluster(self._binaries, self._new_pgdata_dir())
+        cluster = Cluster(self._programs(), self._new_pgdata_dir())
         cluster.initdb(["--no-sync"])  # the takeover syncs
         return tenant.add_timeline(cluster.pgdata_dir)
 
@@ -122,13 +123,13 @@ class Pageserver:
             PrepareError: the timeline has a compute node already, or is not at the state
                 that the archive holds.
         """
-        timeline = self._timeline(tenant_id, timeline_id)
+        binaries, timeline = self._programs(), self._timeline(tenant_id, timeline_id)
         tenant_shard_id = self.tenants.get_tenant(tenant_id).tenant_shard_id
         timeline.lend_to_compute()
         pgdata_dir = self._new_pgdata_dir()
         compute = ComputeNode(
             timeline,
-            self._binaries,
+            binaries,
             pgdata_dir,
             lambda lsn: self.cache.send_prepare(tenant_shard_id, timeline_id, lsn),
         )
@@ -151,6 +152,11 @@ class Pageserver:
 
     def _timeline(self, tenant_id: TenantId, timeline_id: TimelineId) -> PgdataTimeline:
         return self.tenants.get_tenant(tenant_id).get_timeline(timeline_id)
+
+    def _programs(self) -> PostgresBinaries:
+        if self._binaries is None:
+            raise PostgresError("this pageserver has no PostgreSQL to run")
+        return self._binaries
 
     def _new_pgdata_dir(self) -> Path:
         return self._computes_dir / uuid.uuid4().hex

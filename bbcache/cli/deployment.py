@@ -1,0 +1,173 @@
+"""A pageserver with its page service and its HTTP service, started and ended as one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Final, Self
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from bbcache.errors import ConfigError
+from bbcache.http_service.recent_errors import RecentErrors
+from bbcache.http_service.server import HttpService
+from bbcache.http_service.site import Site
+from bbcache.http_service.status import StatusReader
+from bbcache.page_service.server import PageService
+from bbcache.page_service.source import CacheSource
+from bbcache.page_service.tls import Certificate
+from bbcache.page_service.tokens import TokenKeys
+from bbcache.pageserver import Pageserver
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bbcache.config import BasebackupCacheConfig
+    from bbcache.http_service.config import HttpConfig
+    from bbcache.ids import Lsn, TenantId, TimelineId
+    from bbcache.page_service.config import Address, PageServiceConfig
+
+_CLOSE_TIMEOUT_S: Final = 10.0
+_LOGGER: Final = "bbcache"
+
+log = logging.getLogger(__name__)
+
+
+class Deployment:
+    """Everything that ``bbcache serve`` runs. A context manager; for one thread.
+
+    Args:
+        root: the pageserver's directory.
+        cache_config: the cache's settings.
+        service_config: the page service's.
+        http_config: the HTTP service's; None runs without one.
+        auth_keys: the public key, or the directory of them, that tokens are proven with;
+            None lets everyone have everything.
+        tls_cert: the certificate; None for a service without TLS.
+        tls_key: its key, where that is in another file.
+
+    Attributes:
+        pageserver: the pageserver.
+        service: the page service.
+        http: the HTTP service, if there is one.
+
+    Raises:
+        ConfigError: it would be open to strangers, which was not asked for; or a key or
+            certificate is none. Nothing on disk has been touched.
+        StoreError: the cache's directory is locked or cannot be used.
+        PostgresError: a timeline on disk cannot be used.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        cache_config: BasebackupCacheConfig,
+        service_config: PageServiceConfig,
+        http_config: HttpConfig | None,
+        auth_keys: Path | None = None,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
+    ) -> None:
+        self._keys = None if auth_keys is None else TokenKeys(auth_keys)
+        self._certificate = None if tls_cert is None else Certificate(tls_cert, tls_key)
+        has_tokens, has_tls = self._keys is not None, self._certificate is not None
+        service_config.check_exposure(has_tokens=has_tokens, has_tls=has_tls)
+        registry = _registry()
+        self._opened = contextlib.ExitStack()
+        with contextlib.ExitStack() as opening:
+            errors = RecentErrors()
+            logging.getLogger(_LOGGER).addHandler(errors)
+            opening.callback(logging.getLogger(_LOGGER).removeHandler, errors)
+            self.pageserver = Pageserver(root, None, cache_config, registry)
+            opening.callback(self.pageserver.close, _CLOSE_TIMEOUT_S)
+            self.service = PageService(
+                self._source(root, service_config),
+                service_config,
+                verifier=self._keys,
+                tls=self._certificate.context if self._certificate else None,
+                registry=registry,
+            )
+            opening.callback(self.service.close, _CLOSE_TIMEOUT_S)
+            reader = StatusReader(
+                cache=self.pageserver.cache,
+                cache_config=cache_config,
+                service=self.service,
+                service_config=service_config,
+                registry=registry,
+                errors=errors,
+                has_tokens=has_tokens,
+                has_tls=has_tls,
+            )
+            self.http: HttpService | None = None
+            if http_config is not None:
+                self.http = HttpService(http_config, Site(reader, registry).respond)
+                opening.callback(self.http.close, _CLOSE_TIMEOUT_S)
+            self._opened = opening.pop_all()
+
+    def start(self) -> Address:
+        """Serve.
+
+        Returns:
+            Where clients connect.
+
+        Raises:
+            ConfigError: it cannot listen there.
+        """
+        address = self.service.start()
+        if self.http is not None:
+            self.http.start()
+        return address
+
+    def reload(self) -> None:
+        """Read keys and certificate anew; what cannot be read stays as it was, and is logged."""
+        for what in (self._keys, self._certificate):
+            try:
+                if what is not None:
+                    what.reload()
+            except ConfigError:
+                log.exception("what was read before stays in use")
+        log.info("keys and certificate were read anew")
+
+    @property
+    def can_reload(self) -> bool:
+        """Whether there are keys or a certificate."""
+        return self._keys is not None or self._certificate is not None
+
+    def timelines(self) -> list[tuple[TenantId, TimelineId, Lsn]]:
+        """What can be asked for, and where it stands."""
+        return [
+            (tenant.tenant_id, timeline.timeline_id, timeline.get_last_record_lsn())
+            for _, tenant in self.pageserver.tenants.list()
+            if tenant is not None
+            for timeline in tenant.list_timelines()
+        ]
+
+    def close(self) -> None:
+        """End everything, cutting off whoever is still connected."""
+        self._opened.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _source(self, root: Path, config: PageServiceConfig) -> CacheSource:
+        build_dir = root / "own_builds"
+        build_dir.mkdir(mode=0o700, exist_ok=True)
+        return CacheSource(
+            self.pageserver.tenants,
+            self.pageserver.cache,
+            wait_lsn_timeout_s=config.wait_lsn_timeout_s,
+            build_dir=str(build_dir),
+        )
+
+
+def _registry() -> CollectorRegistry:
+    """One with the metrics of the process itself."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry

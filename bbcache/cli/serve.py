@@ -1,0 +1,289 @@
+"""``bbcache serve``: its arguments, its signals, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import time
+import tomllib
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from bbcache.config import TOML_TABLE, BasebackupCacheConfig, parse_duration_s
+from bbcache.errors import BbcacheError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bbcache.cli.deployment import Deployment
+
+_SLICE_S: Final = 0.05
+_MOST_SHOWN: Final = 20
+_DESCRIPTION = """\
+Serve the basebackups of a pageserver's timelines to compute nodes, psql and every
+other client of PostgreSQL's protocol, from a cache that builds what it does not have,
+once for all who ask. Status, metrics and health are on HTTP beside it.
+"""
+_EPILOG = """\
+a first try:
+  bbcache demo --dir /tmp/bb --rounds 2     makes a tenant with a timeline, and keeps it
+  bbcache serve --root /tmp/bb              prints the tenant and the timeline
+  psql "host=127.0.0.1 port=64000" -c "basebackup TENANT TIMELINE gzip" > base.tar.gz
+
+who may have what:
+  Without --auth-keys, who can connect can read every tenant's data; so it listens on
+  loopback alone then, unless told otherwise in so many words. With --auth-keys the
+  password of a client is its token: a JWT, signed with Ed25519, of the scope
+  "tenant" with a tenant_id, or "pageserverapi" for all of them. Make a key with
+    openssl genpkey -algorithm ed25519 -out key.pem
+    openssl pkey -in key.pem -pubout -out key.pub.pem     (this is for --auth-keys)
+
+signals:
+  TERM, INT   take no new clients, let each end what it is at, end; once more: end now
+  HUP         read keys and certificate anew (without any: end, as by TERM)
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the ``serve`` command."""
+    parser = commands.add_parser(
+        "serve",
+        help="serve basebackups to PostgreSQL clients over the network",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the pageserver's directory, with tenants/ and basebackup_cache/ in it; "
+        "used by one pageserver at a time",
+    )
+    _add_listening(parser)
+    _add_security(parser)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a pageserver.toml: its table [basebackup_cache_config] has the cache's settings "
+        "(default: those of docs/operations.md)",
+    )
+    parser.add_argument(
+        "--drain-timeout",
+        type=_seconds,
+        default="30s",
+        metavar="TIME",
+        help="how long clients have to end what they are at (default: %(default)s)",
+    )
+    parser.set_defaults(run=run)
+
+
+def _add_listening(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where it listens")
+    group.add_argument(
+        "--listen",
+        default="127.0.0.1:64000",
+        metavar="HOST:PORT",
+        help="for clients of PostgreSQL's protocol; port 0 is any (default: %(default)s)",
+    )
+    group.add_argument(
+        "--http",
+        default="127.0.0.1:9898",
+        metavar="HOST:PORT",
+        help="for status, metrics and health (default: %(default)s)",
+    )
+    group.add_argument("--no-http", action="store_true", help="no HTTP at all")
+    group.add_argument(
+        "--max-connections",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="clients at once; one more makes the longest silent one go (default: %(default)s)",
+    )
+
+
+def _add_security(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("who may have what")
+    group.add_argument(
+        "--auth-keys",
+        type=Path,
+        metavar="PATH",
+        help="a public key in PEM, or a directory of them: clients need a token signed with one",
+    )
+    group.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM: clients must speak TLS")
+    group.add_argument(
+        "--tls-key", type=Path, metavar="FILE", help="its key (default: in the same file)"
+    )
+    group.add_argument(
+        "--allow-unauthenticated",
+        action="store_true",
+        help="listen beyond loopback without tokens: everyone who can connect can read every "
+        "tenant's data",
+    )
+    group.add_argument(
+        "--allow-cleartext-tokens",
+        action="store_true",
+        help="listen beyond loopback with tokens but without TLS: everyone on the way can take "
+        "the tokens",
+    )
+    group.add_argument(
+        "--allow-unauthenticated-http",
+        action="store_true",
+        help="HTTP beyond loopback: everyone can see the status and the names of the tenants",
+    )
+
+
+def run(options: argparse.Namespace) -> bool:
+    """Serve until a signal says to end.
+
+    Returns:
+        True: all that it can promise is to end in order.
+
+    Raises:
+        BbcacheError: it cannot start; the reason says why.
+    """
+    try:
+        from bbcache.cli.deployment import Deployment  # noqa: PLC0415 - needs an extra
+    except ImportError as error:
+        raise ConfigError(
+            f"the service cannot start: {error}\n"
+            "hint: Install what it needs with `pip install 'bbcache[serve]'`."
+        ) from error
+
+    settings = _settings(options)
+    with (
+        _signals_wait() as signals,
+        _logging_to_stderr(),
+        Deployment(options.root.absolute(), **settings) as deployment,
+    ):
+        deployment.start()
+        _announce(deployment)
+        _serve(deployment, signals, options.drain_timeout)
+    return True
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    from bbcache.http_service.config import HttpConfig  # noqa: PLC0415 - with the others
+    from bbcache.page_service.config import Address, PageServiceConfig  # noqa: PLC0415
+
+    if options.tls_key is not None and options.tls_cert is None:
+        raise ConfigError("--tls-key is the key of a certificate\nhint: Name it with --tls-cert.")
+    cache_config = _cache_config(options.config)
+    http_config = None
+    if not options.no_http:
+        http_config = HttpConfig(
+            listen=Address.from_str(options.http, default_port=9898),
+            allow_unauthenticated=options.allow_unauthenticated_http,
+        )
+    return {
+        "cache_config": cache_config,
+        "service_config": PageServiceConfig(
+            listen=Address.from_str(options.listen),
+            max_connections=options.max_connections,
+            wait_lsn_timeout_s=cache_config.wait_lsn_timeout,
+            allow_unauthenticated=options.allow_unauthenticated,
+            allow_cleartext_tokens=options.allow_cleartext_tokens,
+        ),
+        "http_config": http_config,
+        "auth_keys": options.auth_keys,
+        "tls_cert": options.tls_cert,
+        "tls_key": options.tls_key,
+    }
+
+
+def _cache_config(path: Path | None) -> BasebackupCacheConfig:
+    """The cache's settings in a pageserver.toml, whose other keys are not ours to judge."""
+    if path is None:
+        return BasebackupCacheConfig()
+    try:
+        with path.open("rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"the settings {path} are not TOML: {error}") from error
+    if TOML_TABLE not in document:
+        raise ConfigError(
+            f"{path} has no table {TOML_TABLE}, by which Neon's pageserver has no cache\n"
+            f"hint: Add a line `[{TOML_TABLE}]`, which may stand alone, or leave --config out."
+        )
+    return BasebackupCacheConfig.from_toml(document)
+
+
+def _serve(deployment: Deployment, signals: set[signal.Signals], drain_timeout_s: float) -> None:
+    """Wait for signals, until all clients are gone or have had their time."""
+    while True:
+        number = signal.sigwait(signals)
+        if number != signal.SIGHUP or not deployment.can_reload:
+            break
+        deployment.reload()
+    deadline_s = time.monotonic() + drain_timeout_s
+    print(f"ending: clients have {drain_timeout_s:g} s to end what they are at", flush=True)
+    enough = signals - {signal.SIGHUP}
+    while not deployment.service.drain(_SLICE_S) and time.monotonic() < deadline_s:
+        if signal.sigtimedwait(enough, 0) is not None:
+            break
+    left = deployment.service.connection_count
+    print(f"ended; {left} clients were cut off" if left else "ended", flush=True)
+
+
+def _announce(deployment: Deployment) -> None:
+    address = deployment.service.address
+    print(f"basebackups on {address}")
+    if deployment.http is not None:
+        print(f"status on http://{deployment.http.address}/")
+    timelines = deployment.timelines()
+    for tenant_id, timeline_id, lsn in timelines[:_MOST_SHOWN]:
+        print(f"tenant {tenant_id} timeline {timeline_id} at {lsn}")
+    if len(timelines) > _MOST_SHOWN:
+        print(f"and {len(timelines) - _MOST_SHOWN} timelines more")
+    if not timelines:
+        print("no timelines yet: `bbcache demo --dir DIR` makes one in an empty directory")
+    print("ready; end it with Ctrl-C", flush=True)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[set[signal.Signals]]:
+    """Let signals wait in a block until they are asked for, in every thread made there.
+
+    No handler can then run in the midst of anything. A signal that was ignored stays so.
+    """
+    wanted = {
+        number
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+    try:
+        yield wanted
+    finally:
+        while signal.sigtimedwait(wanted, 0) is not None:
+            pass  # asked for twice: it has ended by now
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _logging_to_stderr() -> Iterator[None]:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("bbcache")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return parse_duration_s(text)
+    except BbcacheError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,0 +1,79 @@
+"""What is found at which path."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client.exposition import choose_encoder
+
+from bbcache.http_service.handler import Response, text_response
+from bbcache.http_service.look import CONTENT_SECURITY_POLICY
+from bbcache.http_service.page import render
+from bbcache.http_service.status import State
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from bbcache.http_service.status import StatusReader
+
+_PAGE_HEADERS: Final = (
+    ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
+    ("Referrer-Policy", "no-referrer"),
+    ("X-Frame-Options", "DENY"),
+)
+
+
+class Site:
+    """Answers requests for the paths that there are. Thread-safe.
+
+    Args:
+        status: what the page shows.
+        registry: what ``/metrics`` gives.
+    """
+
+    def __init__(self, status: StatusReader, registry: CollectorRegistry) -> None:
+        self._status = status
+        self._registry = registry
+        self._pages = {
+            "/": self._page,
+            "/status.json": self._json,
+            "/metrics": self._metrics,
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+        }
+
+    def respond(self, path: str, accept: str) -> Response:
+        """The answer to a request.
+
+        Args:
+            path: without its query.
+            accept: which types the client takes; matters to ``/metrics`` alone.
+        """
+        page = self._pages.get(path)
+        if page is None:
+            known = " ".join(self._pages)
+            return text_response(HTTPStatus.NOT_FOUND, f"not found; there are {known}")
+        return page(accept)
+
+    def _page(self, _: str) -> Response:
+        body = render(self._status.read()).encode()
+        return Response(HTTPStatus.OK, "text/html; charset=utf-8", body, _PAGE_HEADERS)
+
+    def _json(self, _: str) -> Response:
+        body = json.dumps(self._status.read().to_json(), indent=2).encode() + b"\n"
+        return Response(HTTPStatus.OK, "application/json", body)
+
+    def _metrics(self, accept: str) -> Response:
+        encode, content_type = choose_encoder(accept)
+        return Response(HTTPStatus.OK, content_type, encode(self._registry))
+
+    def _healthz(self, _: str) -> Response:
+        """The process answers: that is all that a restart could mend."""
+        return text_response(HTTPStatus.OK, "ok")
+
+    def _readyz(self, _: str) -> Response:
+        state = self._status.state()
+        is_ready = state is State.READY
+        return text_response(HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE, state)

@@ -1,0 +1,269 @@
+"""What there is to say of a running service, as plain values."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from bbcache._version import __version__
+from bbcache.metrics import FillResult, PrepareResult, ReadResult, SkipReason, Source
+from bbcache.page_service.metrics import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from prometheus_client import CollectorRegistry
+
+    from bbcache.cache import BasebackupCache
+    from bbcache.config import BasebackupCacheConfig
+    from bbcache.http_service.recent_errors import RecentError, RecentErrors
+    from bbcache.page_service.config import PageServiceConfig
+    from bbcache.page_service.server import PageService
+
+MOST_ENTRIES: Final = 100  # that are shown
+MEANINGS: Final = {
+    SkipReason.NOT_SHARD_ZERO: "basebackups are taken on shard zero alone",
+    SkipReason.DISABLED: "the tenant's switch is off",
+    SkipReason.UP_TO_DATE: "one at this LSN or a newer one was held",
+    SkipReason.TIP_MOVED: "the timeline has gone on since",
+    SkipReason.FULL: "the cache had no room",
+    SkipReason.TOO_BIG: "the archive is above the limit for one",
+    SkipReason.COALESCED: "another request for the timeline made it superfluous",
+    SkipReason.QUEUE_FULL: "too many prepares were waiting",
+    SkipReason.CLOSING: "the cache was closing",
+}
+
+
+class State(StrEnum):
+    """Where in its life a service is."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """How much there is of something, against its limit.
+
+    Attributes:
+        name: of what.
+        used: how much.
+        limit: the most there may be.
+        unit: ``bytes``, or what is counted.
+        setting: the limit's name in the settings.
+    """
+
+    name: str
+    used: int
+    limit: int
+    unit: str
+    setting: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShownEntry:
+    """One entry of the cache."""
+
+    tenant_id: str
+    timeline_id: str
+    lsn: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A service at one moment.
+
+    Attributes:
+        state: see `State`.
+        version: of bbcache.
+        pid: of the process.
+        started_at: UTC, by ISO 8601.
+        uptime_s: seconds since.
+        listen: where clients connect.
+        has_tokens: whether clients must prove who they are.
+        has_tls: whether they must speak TLS.
+        meters: sizes against limits.
+        hit_ratio: commands answered from what was held, among those answered; None before
+            the first.
+        answers: commands answered, by where the archive came from.
+        failures: commands not answered, by whose fault it was.
+        reads: look-ups in the cache, by how they ended.
+        fills: archives asked of the cache to be had or built, by how that ended.
+        prepares: by how they ended.
+        skips: prepares skipped, by reason.
+        trouble: what should be 0, by what it is.
+        entry_count: how many entries there are.
+        entries: the largest of them.
+        errors: the last warnings and errors, newest first.
+    """
+
+    state: State
+    version: str
+    pid: int
+    started_at: str
+    uptime_s: float
+    listen: str
+    has_tokens: bool
+    has_tls: bool
+    meters: tuple[Meter, ...]
+    hit_ratio: float | None
+    answers: dict[str, int]
+    failures: dict[str, int]
+    reads: dict[str, int]
+    fills: dict[str, int]
+    prepares: dict[str, int]
+    skips: dict[str, int]
+    trouble: dict[str, int]
+    entry_count: int
+    entries: tuple[ShownEntry, ...]
+    errors: tuple[RecentError, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        document = asdict(self)
+        document["errors"] = [error._asdict() for error in self.errors]
+        return document
+
+
+class StatusReader:
+    """Reads the status of a cache and the page service in front of it. Thread-safe.
+
+    Args:
+        cache: the cache.
+        cache_config: its settings.
+        service: the page service.
+        service_config: its settings.
+        registry: the metrics of both.
+        errors: the end of the log.
+        has_tokens: whether clients must prove who they are.
+        has_tls: whether they must speak TLS.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache: BasebackupCache,
+        cache_config: BasebackupCacheConfig,
+        service: PageService,
+        service_config: PageServiceConfig,
+        registry: CollectorRegistry,
+        errors: RecentErrors,
+        has_tokens: bool,
+        has_tls: bool,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._cache = cache
+        self._cache_config = cache_config
+        self._service = service
+        self._service_config = service_config
+        self._registry = registry
+        self._errors = errors
+        self._has_tokens = has_tokens
+        self._has_tls = has_tls
+        self._clock = clock
+        self._started_at_s = clock()
+
+    def state(self) -> State:
+        """Where in its life the service is."""
+        if not self._service.is_serving:
+            return State.DRAINING
+        return State.READY if self._cache.wait_initialized(0) else State.STARTING
+
+    def read(self) -> Status:
+        """All of it."""
+        samples = _Samples(self._registry)
+        entries = self._cache.entries()
+        query = "pageserver_basebackup_query_seconds_count"
+        answers: dict[str, int] = {
+            source: samples.total(query, result=Result.OK, bbcache_source=source)
+            for source in Source
+        }
+        answered = sum(answers.values())
+        started_at = datetime.fromtimestamp(self._started_at_s, UTC)
+        return Status(
+            state=self.state(),
+            version=__version__,
+            pid=os.getpid(),
+            started_at=started_at.isoformat(timespec="seconds"),
+            uptime_s=round(max(0.0, self._clock() - self._started_at_s), 1),
+            listen=str(self._service.address),
+            has_tokens=self._has_tokens,
+            has_tls=self._has_tls,
+            meters=self._meters(samples, len(entries)),
+            hit_ratio=answers[Source.HIT] / answered if answered else None,
+            answers=answers,
+            failures={
+                result: samples.total(query, result=result)
+                for result in Result
+                if result is not Result.OK
+            },
+            reads=samples.by("pageserver_basebackup_cache_read_total", "result", ReadResult),
+            fills=samples.by("bbcache_fills_total", "result", FillResult),
+            prepares=samples.by(
+                "pageserver_basebackup_cache_prepare_total", "result", PrepareResult
+            ),
+            skips=samples.by("bbcache_prepare_skips_total", "reason", SkipReason),
+            trouble={
+                "archives_quarantined": samples.total("bbcache_quarantined_total"),
+                "failed_removals": samples.total("bbcache_unlink_failures_total"),
+                "cleanup_errors": samples.total("bbcache_cleanup_errors_total"),
+                "read_errors": samples.total(
+                    "pageserver_basebackup_cache_read_total", result=ReadResult.ERROR
+                ),
+            },
+            entry_count=len(entries),
+            entries=tuple(
+                ShownEntry(str(e.tenant_id), str(e.timeline_id), str(e.lsn), e.size_bytes)
+                for e in heapq.nlargest(MOST_ENTRIES, entries, key=lambda each: each.size_bytes)
+            ),
+            errors=tuple(self._errors.newest_first()),
+        )
+
+    def _meters(self, samples: _Samples, entry_count: int) -> tuple[Meter, ...]:
+        config, most = self._cache_config, self._service_config.max_connections
+        published = samples.total("pageserver_basebackup_cache_size_bytes")
+        other = samples.total("bbcache_other_bytes")
+        unpublished = samples.total("bbcache_unpublished_bytes")
+        queued = samples.total("pageserver_basebackup_cache_prepare_queue_size")
+        rows = (
+            ("bytes on disk", published + other, "max_total_size_bytes", "bytes"),
+            ("entries", entry_count, "max_size_entries", "entries"),
+            ("bytes not published", unpublished, "max_unpublished_size_bytes", "bytes"),
+            ("prepares that wait", queued, "prepare_channel_size", "prepares"),
+        )
+        connected = Meter(
+            "connections", self._service.connection_count, most, "clients", "max_connections"
+        )
+        return (
+            *(Meter(name, used, getattr(config, key), unit, key) for name, used, key, unit in rows),
+            connected,
+        )
+
+
+class _Samples:
+    """The values of a registry at one moment."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._values: dict[str, list[tuple[dict[str, str], float]]] = {}
+        for family in registry.collect():
+            for sample in family.samples:
+                self._values.setdefault(sample.name, []).append((sample.labels, sample.value))
+
+    def total(self, name: str, **labels: str) -> int:
+        """The sum of all values that have these labels among others."""
+        wanted = labels.items()
+        return int(
+            sum(value for found, value in self._values.get(name, ()) if wanted <= found.items())
+        )
+
+    def by(self, name: str, label: str, values: Iterable[str]) -> dict[str, int]:
+        """The values by one label."""
+        return {str(value): self.total(name, **{label: value}) for value in values}

@@ -1,0 +1,100 @@
+"""A listening socket, and the thread that accepts from it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import threading
+from typing import TYPE_CHECKING, Final
+
+from bbcache.errors import ConfigError
+from bbcache.page_service.config import Address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_BACKLOG: Final = 1024
+_PAUSE_S: Final = 0.05  # after an accept that failed, such as for want of descriptors
+_CLOSED: Final = (errno.EINVAL, errno.EBADF)
+
+log = logging.getLogger(__name__)
+
+
+class Listener:
+    """Accepts connections, and gives each to a callback. Thread-safe.
+
+    Args:
+        listen: where.
+        take: called with each socket and its peer, in the accepting thread, where it must
+            not wait; what it raises costs that connection alone.
+        name: of the thread.
+    """
+
+    def __init__(
+        self, listen: Address, take: Callable[[socket.socket, str], None], name: str
+    ) -> None:
+        self._listen = listen
+        self._take = take
+        self._socket: socket.socket | None = None  # set once, by start
+        self._is_ending = threading.Event()
+        self._thread = threading.Thread(target=self._accept_all, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Listen, and accept in the background.
+
+        Raises:
+            ConfigError: it cannot listen there.
+        """
+        family, host = self._listen.resolve()
+        try:
+            self._socket = socket.create_server(
+                (host, self._listen.port), family=family, backlog=_BACKLOG
+            )
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {self._listen}: {error.strerror}") from error
+        self._thread.start()
+
+    @property
+    def address(self) -> Address:
+        """Where it listens, once started: with the port that it has got."""
+        assert self._socket is not None
+        host, port = self._socket.getsockname()[:2]
+        return Address(host, port)
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether clients can connect."""
+        return self._thread.is_alive() and not self._is_ending.is_set()
+
+    def stop(self) -> None:
+        """Accept no more; waits for nothing."""
+        self._is_ending.set()
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes the accept
+
+    def close(self, timeout_s: float | None) -> None:
+        """Accept no more, wait for the thread, and free the port."""
+        self.stop()
+        if self._socket is not None:
+            self._thread.join(timeout_s)
+            self._socket.close()
+
+    def _accept_all(self) -> None:
+        listening = self._socket
+        assert listening is not None
+        while not self._is_ending.is_set():
+            try:
+                sock, address = listening.accept()
+            except OSError as error:
+                if error.errno not in _CLOSED:
+                    log.warning("cannot accept a connection: %s", error.strerror)
+                self._is_ending.wait(_PAUSE_S)
+                continue
+            try:
+                self._take(sock, f"{address[0]}:{address[1]}")
+            except Exception:
+                log.exception("cannot serve a connection")
+                sock.close()

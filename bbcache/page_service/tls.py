@@ -1,0 +1,63 @@
+"""TLS for a service: its certificate, read from files and read again when they change."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING
+
+from bbcache.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Certificate:
+    """A certificate and its key, and the context that speaks TLS with them. Thread-safe.
+
+    TLS 1.2 and later; clients are not asked for certificates.
+
+    Args:
+        cert_path: PEM, the server's certificate first, then those between it and its root.
+        key_path: PEM, without a passphrase; None where it is in the same file.
+
+    Attributes:
+        context: for connections; stays the same when the files are read again.
+
+    Raises:
+        ConfigError: the files cannot be read, or do not belong together.
+    """
+
+    def __init__(self, cert_path: Path, key_path: Path | None = None) -> None:
+        self._cert_path = cert_path
+        self._key_path = key_path
+        self.context = _context()
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the files anew, for connections from now on.
+
+        Raises:
+            ConfigError: as at the start; what was read before stays in use.
+        """
+        self._load_into(_context())  # half of a new pair must not get into the one in use
+        self._load_into(self.context)
+
+    def _load_into(self, context: ssl.SSLContext) -> None:
+        paths = f"{self._cert_path}" + (f" and {self._key_path}" if self._key_path else "")
+        try:
+            # Without the function, OpenSSL would ask for a passphrase on the terminal.
+            context.load_cert_chain(self._cert_path, self._key_path, password=lambda: "")
+        except ssl.SSLError as error:
+            raise ConfigError(
+                f"{paths} are no certificate and key in PEM: {error.reason or error}\n"
+                "hint: The key must be the certificate's, and have no passphrase."
+            ) from error
+        except OSError as error:
+            raise ConfigError(f"cannot read {paths}: {error.strerror}") from error
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    return context
