@@ -22,6 +22,7 @@ from cache_helpers import (
     stop_while_sending,
     tar_of,
 )
+from fill_helpers import filled
 from helpers import run_threads, wait_until
 
 from bbcache import Lsn, TenantId, TenantShardId, TimelineId
@@ -465,6 +466,20 @@ def test_what_is_held_at_the_lsn_is_not_built_again(rig: Rig) -> None:
     rig.prepare(timeline)
     assert rig.counts() == {"ok": 1, "skip": 1}
     assert rig.skips == {"up_to_date": 1}
+
+
+def test_a_skip_is_no_failure(rig: Rig) -> None:
+    """What has gone on while it was built does not rest: it is built for whoever asks next."""
+    timeline = rig.timeline()
+
+    def send(writer: TarballWriter, lsn: Lsn) -> None:
+        writer.write(timeline.tarball(lsn))
+        timeline.advance(LSN_B)
+
+    timeline.on_send = send
+    rig.prepare(timeline)
+    assert rig.skips == {"tip_moved": 1}
+    assert filled(rig, timeline, LSN_B) == ("built", tar_of(timeline, LSN_B))
 
 
 def _not_to_be_called(*_: object) -> None:
