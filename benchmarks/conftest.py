@@ -8,18 +8,18 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 import pytest
 
+from bbcache.bench.inputs import Inputs, make_inputs
+from bbcache.bench.peers import PeerMissingError, require_postgres_tool
 from bbcache.errors import PostgresError
 from bbcache.postgres.cluster import PostgresBinaries
-from benchmarks.inputs import Inputs, make_inputs
-from benchmarks.peers import missing
 from benchmarks.ratios import Row, tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -71,6 +71,31 @@ def pytest_terminal_summary(
         terminalreporter.write_line(f"{config.stash.get(_INPUTS, 'no input was made')}\n")
         for line in tables(rows):
             terminalreporter.write_line(line)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None]:
+    """A peer that is missing skips what wants it."""
+    try:
+        return (yield)
+    except PeerMissingError as error:
+        _missing(str(error))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    """Likewise."""
+    try:
+        return (yield)
+    except PeerMissingError as error:
+        _missing(str(error))
+
+
+def _missing(reason: str) -> NoReturn:
+    """Skip the benchmark, or fail it where ``BBCACHE_REQUIRE_TOOLS=1`` asks for all peers."""
+    if os.environ.get("BBCACHE_REQUIRE_TOOLS") == "1":
+        pytest.fail(f"BBCACHE_REQUIRE_TOOLS is set, and {reason}")
+    pytest.skip(reason.replace("\n", " "))
 
 
 class Bench:
@@ -167,9 +192,9 @@ def inputs(request: pytest.FixtureRequest) -> Iterator[Inputs]:
     """Both tarballs and the stopped cluster they come from."""
     try:
         binaries = PostgresBinaries.find()
-        binaries.tool("pgbench")
     except PostgresError as error:
-        missing(f"no input can be made: {error}")
+        raise PeerMissingError(f"no input can be made: {error}") from error
+    require_postgres_tool(binaries, "pgbench")
     directory = Path(tempfile.mkdtemp(prefix="bbcache-bench-"))
     if os.geteuid() == 0:
         directory.chmod(0o711)  # PostgreSQL runs as another user then, and must pass through

@@ -2,52 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import pytest
 
-from bbcache.index import make_key
-from bbcache.testing import MemoryHost, make_tarball
-from benchmarks.entries import LSN, spawn_ready, write_entries
+from bbcache.bench.crowds import dict_pass
+from bbcache.bench.entries import LSN, make_host, make_places, spawn_ready, write_entries
+from bbcache.testing import make_tarball
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from bbcache import BasebackupCache
-    from bbcache.testing import MemoryTimeline
+    from bbcache import BasebackupCache, TenantTimelineId
+    from bbcache.testing import MemoryHost
     from benchmarks.conftest import Bench
 
-_TIMELINES_PER_TENANT: Final = 10
+
+@pytest.fixture
+def places(entry_count: int) -> list[TenantTimelineId]:
+    """Many timelines, ten to a tenant."""
+    return make_places(entry_count)
 
 
 @pytest.fixture
-def host(entry_count: int) -> MemoryHost:
-    """A host with many timelines, ten to a tenant, all at `LSN`."""
-    host = MemoryHost()
-    tenant = host.add_tenant()
-    for _ in range(entry_count):
-        if len(tenant.timelines) == _TIMELINES_PER_TENANT:
-            tenant = host.add_tenant()
-        tenant.add_timeline(LSN)
-    return host
-
-
-def _timelines(host: MemoryHost) -> dict[bytes, MemoryTimeline]:
-    return {
-        make_key(shard_id.tenant_id, timeline_id): timeline
-        for shard_id, tenant in host.list()
-        if tenant is not None
-        for timeline_id, timeline in tenant.timelines.items()
-    }
+def host(places: list[TenantTimelineId]) -> MemoryHost:
+    """A host with all of them, at `LSN`."""
+    return make_host(places)
 
 
 @pytest.fixture
-def cache(scratch_dir: Path, host: MemoryHost) -> Iterator[BasebackupCache]:
+def cache(
+    scratch_dir: Path, places: list[TenantTimelineId], host: MemoryHost
+) -> Iterator[BasebackupCache]:
     """A cache with an entry for each of them."""
-    timelines = _timelines(host)
-    some = next(iter(timelines.values()))
-    write_entries(scratch_dir, timelines, make_tarball(some.timeline_id, LSN))
+    write_entries(scratch_dir, places, make_tarball(places[0].timeline_id, LSN))
     with spawn_ready(scratch_dir, host) as cache:
         yield cache
 
@@ -66,10 +55,4 @@ def test_cleanup_dict(bench: Bench, host: MemoryHost, entry_count: int) -> None:
         "dict pass calling the host",
         is_reference=True,
     )
-    timelines = _timelines(host)
-    held = dict.fromkeys(timelines, LSN)
-
-    def judge() -> int:
-        return sum(timelines[key].get_last_record_lsn() > lsn for key, lsn in held.items())
-
-    assert bench.run(judge) == 0
+    assert bench.run(dict_pass(host)) == 0

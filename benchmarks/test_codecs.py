@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.codecs import CODECS, REFERENCE, Codec, decompress
+from bbcache.bench.codecs import CODECS, REFERENCE, Codec, decompress
 
 if TYPE_CHECKING:
+    from bbcache.bench.inputs import Inputs
     from benchmarks.conftest import Bench
-    from benchmarks.inputs import Inputs
 
 _SLOW = [("libdeflate-12", "full")]  # over half a minute a round
 

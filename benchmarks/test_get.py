@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import os
-import threading
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from prometheus_client import Counter
 
-from bbcache import TenantId, TimelineId
+from bbcache import TimelineId
+from bbcache.bench.entries import LSN, make_places, spawn_ready, write_entries
+from bbcache.bench.reads import check_hit, dict_look_up, fill_diskcache
 from bbcache.index import make_key
 from bbcache.store import Store
 from bbcache.testing import MemoryHost
-from benchmarks.entries import LSN, spawn_ready, write_entries
-from benchmarks.peers import require_package
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from bbcache import BasebackupCache
+    from bbcache.bench.inputs import Inputs
     from benchmarks.conftest import Bench
-    from benchmarks.inputs import Inputs
 
 _ENTRIES: Final = 1000
 _HIT: Final = "get, hit"
 _MISS: Final = "get, miss"
-_TENANT: Final = TenantId.generate()
-_TIMELINES: Final = [TimelineId(number.to_bytes(16, "big")) for number in range(_ENTRIES)]
-_KEYS: Final = [make_key(_TENANT, timeline) for timeline in _TIMELINES]
+_PLACES: Final = make_places(_ENTRIES)
+_KEYS: Final = [make_key(*place) for place in _PLACES]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +34,7 @@ def data_dir(module_dir: Path, inputs: Inputs) -> Path:
     """A directory with a thousand archives of the lean input."""
     directory = module_dir / "cache"
     directory.mkdir()
-    write_entries(directory, _KEYS, inputs.lean)
+    write_entries(directory, _PLACES, inputs.lean)
     return directory
 
 
@@ -57,13 +54,11 @@ def path(data_dir: Path) -> str:
 def test_hit(bench: Bench, cache: BasebackupCache, path: str) -> None:
     """`get` and `close`; the check at the first open is over."""
     bench.label(_HIT, "bbcache get + close")
-    first = cache.get(_TENANT, _TIMELINES[0], LSN)
-    assert first is not None
-    with first, open(path, "rb") as file:
-        assert first.read() == file.read()
+    tenant_id, timeline_id = _PLACES[0]
+    check_hit(cache, _PLACES[0], path)
 
     def hit() -> bool:
-        file = cache.get(_TENANT, _TIMELINES[0], LSN)
+        file = cache.get(tenant_id, timeline_id, LSN)
         if file is None:
             return False
         file.close()
@@ -87,35 +82,18 @@ def test_hit_file_object(bench: Bench, path: str) -> None:
 def test_hit_diskcache(bench: Bench, scratch_dir: Path, path: str) -> None:
     """Diskcache with as many entries of the same size."""
     bench.label(_HIT, "diskcache get(read=True) + close")
-    diskcache = require_package("diskcache", "diskcache")
-    with open(path, "rb") as file:
-        archive = file.read()
-    with diskcache.Cache(str(scratch_dir), disk_min_file_size=0) as peer:
-        for key in _KEYS:
-            peer.set(key, archive)
+    with fill_diskcache(scratch_dir, _KEYS, path) as peer:
         bench.run_short(lambda: peer.get(_KEYS[0], read=True).close())
-        with peer.get(_KEYS[0], read=True) as file:
-            assert file.read() == archive
 
 
 def test_miss(bench: Bench, cache: BasebackupCache) -> None:
     """`get` of a timeline that has no entry."""
     bench.label(_MISS, "bbcache get")
-    timeline = TimelineId.generate()
-    assert bench.run_short(lambda: cache.get(_TENANT, timeline, LSN)) is None
+    tenant_id, timeline_id = _PLACES[0].tenant_id, TimelineId.generate()
+    assert bench.run_short(lambda: cache.get(tenant_id, timeline_id, LSN)) is None
 
 
 def test_miss_dict(bench: Bench) -> None:
     """The least: one look-up under a re-entrant lock, and one counter."""
     bench.label(_MISS, "dict under RLock + counter", is_reference=True)
-    lock, held = threading.RLock(), dict.fromkeys(_KEYS, True)
-    misses = Counter("misses", "Look-ups in vain.", registry=None)
-    absent = make_key(_TENANT, TimelineId.generate())
-
-    def look_up() -> bool | None:
-        with lock:
-            found = held.get(absent)
-        misses.inc()
-        return found
-
-    assert bench.run_short(look_up) is None
+    assert bench.run_short(dict_look_up(_KEYS)) is None

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-import subprocess
-import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
-from xxhash import xxh3_128_digest
 
-from bbcache import TenantId, TimelineId
-from bbcache.index import make_key
+from bbcache.bench.entries import make_places, write_entries
+from bbcache.bench.restores import digests_in_tar, digests_on_disk, igzip_tar, tar_xzf
 from bbcache.postgres.pgdata import restore_tarball
-from bbcache.store import Store
-from benchmarks.entries import LSN, write_entries
-from benchmarks.peers import require_tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from bbcache.bench.inputs import Inputs
     from benchmarks.conftest import Bench
-    from benchmarks.inputs import Inputs
 
 _GROUP = "restore, full"
 
@@ -31,9 +24,8 @@ _GROUP = "restore, full"
 @pytest.fixture
 def archive(scratch_dir: Path, inputs: Inputs) -> str:
     """The path of the full input as a sealed archive."""
-    key = make_key(TenantId.generate(), TimelineId.generate())
-    write_entries(scratch_dir, [key], inputs.full)
-    return Store(str(scratch_dir)).path_of(key, LSN)
+    (path,) = write_entries(scratch_dir, make_places(1), inputs.full)
+    return path
 
 
 def test_restore(bench: Bench, inputs: Inputs, archive: str, scratch_dir: Path) -> None:
@@ -45,25 +37,13 @@ def test_restore(bench: Bench, inputs: Inputs, archive: str, scratch_dir: Path) 
 def test_tar(bench: Bench, inputs: Inputs, archive: str, scratch_dir: Path) -> None:
     """GNU tar with GNU gzip."""
     bench.label(_GROUP, "tar xzf", is_reference=True)
-    tar = require_tool("tar")
-
-    def restore(dest: Path) -> None:
-        subprocess.run([tar, "-xzf", archive, "-C", dest], check=True)
-
-    _run(bench, inputs, scratch_dir, restore)
+    _run(bench, inputs, scratch_dir, tar_xzf(archive))
 
 
 def test_igzip_tar(bench: Bench, inputs: Inputs, archive: str, scratch_dir: Path) -> None:
     """GNU tar with ISA-L's own program."""
     bench.label(_GROUP, "igzip -dc | tar xf -")
-    tar, igzip = require_tool("tar"), require_tool("igzip")
-
-    def restore(dest: Path) -> None:
-        with subprocess.Popen([igzip, "-dc", archive], stdout=subprocess.PIPE) as source:
-            subprocess.run([tar, "-xf", "-", "-C", dest], stdin=source.stdout, check=True)
-        assert source.returncode == 0
-
-    _run(bench, inputs, scratch_dir, restore)
+    _run(bench, inputs, scratch_dir, igzip_tar(archive))
 
 
 def _run(
@@ -78,23 +58,4 @@ def _run(
         return (dest,)
 
     bench.run(restore, setup)
-    assert _digests_on_disk(dest) == _digests_in_tar(inputs.full)
-
-
-def _digests_on_disk(directory: Path) -> dict[str, bytes | None]:
-    """Every name below a directory, with the digest of a file and None for a directory."""
-    return {
-        path.relative_to(directory).as_posix(): (
-            None if path.is_dir() else xxh3_128_digest(path.read_bytes())
-        )
-        for path in directory.rglob("*")
-    }
-
-
-def _digests_in_tar(tarball: bytes) -> dict[str, bytes | None]:
-    digests: dict[str, bytes | None] = {}
-    with tarfile.open(fileobj=io.BytesIO(tarball)) as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            digests[member.name] = None if file is None else xxh3_128_digest(file.read())
-    return digests
+    assert digests_on_disk(dest) == digests_in_tar(inputs.full)

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bbcache import TenantId, TimelineId
-from bbcache.index import make_key
+from bbcache.bench.crowds import scan
+from bbcache.bench.entries import LSN, make_places, spawn, wait_ready, write_entries
 from bbcache.testing import MemoryHost, make_tarball
-from benchmarks.entries import LSN, spawn, wait_ready, write_entries
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,11 +22,10 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def data_dir(module_dir: Path, entry_count: int) -> Path:
     """A directory with one small archive for each of many timelines."""
-    tenant = TenantId.generate()
-    keys = [make_key(tenant, TimelineId.generate()) for _ in range(entry_count)]
+    places = make_places(entry_count)
     directory = module_dir / "cache"
     directory.mkdir()
-    write_entries(directory, keys, make_tarball(TimelineId.generate(), LSN))
+    write_entries(directory, places, make_tarball(places[0].timeline_id, LSN))
     return directory
 
 
@@ -57,8 +55,4 @@ def test_start_scandir(bench: Bench, data_dir: Path, entry_count: int) -> None:
 
     name_count = len(os.listdir(data_dir))  # with the cache's own, where one has run before
 
-    def scan() -> int:
-        with os.scandir(data_dir) as items:
-            return sum(item.stat(follow_symlinks=False).st_size >= 0 for item in items)
-
-    assert bench.run(scan) == name_count >= entry_count
+    assert bench.run(lambda: scan(data_dir)) == name_count >= entry_count

@@ -67,8 +67,7 @@ def make_inputs(binaries: PostgresBinaries, pgdata_dir: Path, scale: int) -> Inp
     Raises:
         PostgresError: a program failed.
     """
-    cluster = Cluster(binaries, pgdata_dir, settings=_SETTINGS)
-    cluster.initdb(["--no-sync"])
+    cluster = _make_cluster(binaries, pgdata_dir)
     with cluster:
         cluster.start()
         cluster.psql("SELECT pg_switch_wal()")
@@ -77,6 +76,19 @@ def make_inputs(binaries: PostgresBinaries, pgdata_dir: Path, scale: int) -> Inp
         cluster.start()
         _run_pgbench(cluster, scale)
     return Inputs(lean, full_tarball(pgdata_dir), pgdata_dir, binaries.version)
+
+
+def make_pgdata(binaries: PostgresBinaries, pgdata_dir: Path, scale: int) -> None:
+    """Make a stopped cluster with pgbench's tables; arguments as of `make_inputs`."""
+    with _make_cluster(binaries, pgdata_dir) as cluster:
+        cluster.start()
+        _run_pgbench(cluster, scale)
+
+
+def _make_cluster(binaries: PostgresBinaries, pgdata_dir: Path) -> Cluster:
+    cluster = Cluster(binaries, pgdata_dir, settings=_SETTINGS)
+    cluster.initdb(["--no-sync"])
+    return cluster
 
 
 def _run_pgbench(cluster: Cluster, scale: int) -> None:

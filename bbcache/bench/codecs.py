@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 from isal import igzip, igzip_threaded, isal_zlib
 
-from benchmarks.peers import require_package
+from bbcache.bench.peers import require_package
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ class Codec(NamedTuple):
         library: its name in the tables.
         level: its level, in its own range.
         compressor: returns the function that makes one whole gzip member, CRC-32
-            included, of some bytes; skips the benchmark where the library is missing.
+            included, of some bytes; raises PeerMissingError where the library is missing.
     """
 
     library: str
@@ -95,3 +95,15 @@ CODECS: Final = (
     *(Codec("flate2", level, _flate2) for level in (1, 6, 9)),
     *(Codec("libdeflate", level, _libdeflate) for level in (1, 6, 12)),
 )
+
+
+def codec(name: str) -> Codec:
+    """The codec of this name, such as ``zlib-ng-6``.
+
+    Raises:
+        LookupError: there is none.
+    """
+    for each in CODECS:
+        if each.name == name:
+            return each
+    raise LookupError(f"no codec is called {name}")

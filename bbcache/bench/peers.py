@@ -1,0 +1,66 @@
+"""What bbcache is compared with, and may not be installed: a missing one is named."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from bbcache.errors import BbcacheError, PostgresError
+
+if TYPE_CHECKING:
+    from bbcache.postgres.cluster import PostgresBinaries
+
+
+class PeerMissingError(BbcacheError):
+    """What bbcache would be compared with is not here; the hint says how to get it."""
+
+
+def require_package(module: str, package: str) -> Any:
+    """Import a module of a Python package.
+
+    Args:
+        module: what to import.
+        package: what to install for it.
+
+    Raises:
+        PeerMissingError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise PeerMissingError(
+            f"{package} is not installed\n"
+            f"hint: Install it with `pip install {package}`, or all with `pip install "
+            "'bbcache[bench]'`."
+        ) from error
+
+
+def require_tool(name: str, package: str) -> str:
+    """The path of a program.
+
+    Args:
+        name: the program.
+        package: Debian's package that has it.
+
+    Raises:
+        PeerMissingError: it is not on PATH.
+    """
+    path = shutil.which(name)
+    if path is None:
+        raise PeerMissingError(
+            f"{name} is not on PATH\nhint: Install it (Debian: `apt install {package}`)."
+        )
+    return path
+
+
+def require_postgres_tool(binaries: PostgresBinaries, name: str) -> str:
+    """The path of a program of a PostgreSQL installation.
+
+    Raises:
+        PeerMissingError: it is not among them.
+    """
+    try:
+        return str(binaries.tool(name))
+    except PostgresError as error:
+        raise PeerMissingError(str(error)) from error

@@ -1,0 +1,121 @@
+"""Rounds in turn: every contestant once, then every contestant once again."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from bbcache.bench.peers import PeerMissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+    from contextlib import AbstractContextManager
+
+
+class Pace(NamedTuple):
+    """How long the rounds of one group may take.
+
+    Attributes:
+        budget_s: seconds for all rounds.
+        least: so many rounds are run even where they take longer.
+        most: more are not run even where they would fit.
+    """
+
+    budget_s: float
+    least: int
+    most: int
+
+    def round_count(self, pass_s: float) -> int:
+        """How many rounds fit, where one of each contestant takes `pass_s` seconds."""
+        fitting = math.floor(self.budget_s / pass_s) if pass_s > 0 else self.most
+        return min(self.most, max(self.least, fitting))
+
+
+class Lineup:
+    """The contestants of one group, and what they have shown. For one thread.
+
+    Args:
+        wanted: the names of those to run; None for all.
+
+    Attributes:
+        samples: by contestant, one figure a round.
+        missing: by contestant, why it cannot run.
+    """
+
+    def __init__(self, wanted: Collection[str] | None = None) -> None:
+        self.samples: dict[str, list[float]] = {}
+        self.missing: dict[str, str] = {}
+        self._wanted = wanted
+        self._rounds: dict[str, Callable[[], float]] = {}
+
+    def wants(self, name: str) -> bool:
+        """Whether this contestant is to run."""
+        return self._wanted is None or name in self._wanted
+
+    def add(self, name: str, enter: Callable[[], Callable[[], float]]) -> None:
+        """Let a contestant join, unless it is not wanted.
+
+        Args:
+            name: its name in the table.
+            enter: makes it ready, and returns what runs one round and returns the
+                round's figure. Where it raises PeerMissingError, it is noted as missing.
+        """
+        if not self.wants(name):
+            return
+        try:
+            self._rounds[name] = enter()
+        except PeerMissingError as error:
+            self.missing[name] = str(error)
+
+    def race(self, pace: Pace) -> None:
+        """Warm every contestant up by a round, then run rounds in turn, each from another start.
+
+        A first round that has taken all the time that there is counts.
+        """
+        started_s = time.perf_counter()
+        warm = {name: run() for name, run in self._rounds.items()}
+        pass_s = time.perf_counter() - started_s
+        is_counted = pass_s > pace.budget_s
+        self.samples = {name: [value] if is_counted else [] for name, value in warm.items()}
+        names = list(self._rounds)
+        for number in range(is_counted, pace.round_count(pass_s)):
+            shift = number % max(1, len(names))
+            for name in names[shift:] + names[:shift]:
+                self.samples[name].append(self._rounds[name]())
+
+
+def timed(
+    target: Callable[..., object], setup: Callable[[], Iterable[object]] = tuple
+) -> Callable[[], float]:
+    """A round that times one call, in seconds.
+
+    Args:
+        target: what is timed.
+        setup: called before, untimed; returns the arguments of `target`.
+    """
+
+    def run() -> float:
+        arguments = tuple(setup())
+        started_s = time.perf_counter()
+        target(*arguments)
+        return time.perf_counter() - started_s
+
+    return run
+
+
+def timed_beside(
+    work: Callable[[], AbstractContextManager[object]], target: Callable[[], float]
+) -> Callable[[], float]:
+    """A round whose figure is taken while something else is under way.
+
+    Args:
+        work: the something else, until its block ends.
+        target: takes the figure.
+    """
+
+    def run() -> float:
+        with work():
+            return target()
+
+    return run

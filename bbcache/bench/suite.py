@@ -1,0 +1,114 @@
+"""Every contest, which of them are wanted, and running them."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import subprocess
+from typing import TYPE_CHECKING, Final
+
+from bbcache.bench import codec_plots, crowds, peak_memory, prepares, reads, restores
+from bbcache.bench.bars import Outcome, Verdict
+from bbcache.bench.contest import Contest, Figures
+from bbcache.bench.peers import PeerMissingError
+from bbcache.bench.rounds import Lineup
+from bbcache.errors import BbcacheError, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from bbcache.bench.scene import Scene
+
+CONTESTS: Final[tuple[Contest, ...]] = (
+    *prepares.CONTESTS,
+    *reads.CONTESTS,
+    *restores.CONTESTS,
+    *crowds.CONTESTS,
+    *peak_memory.CONTESTS,
+    *codec_plots.CONTESTS,
+)
+_FAILURES: Final = (BbcacheError, OSError, ValueError, LookupError, subprocess.SubprocessError)
+
+log = logging.getLogger(__name__)
+
+
+def select(patterns: Sequence[str], contests: Sequence[Contest] = CONTESTS) -> list[Contest]:
+    """The contests with bars, or names, that are wanted, each with those bars alone.
+
+    Args:
+        patterns: as of the shell, for names of bars or of groups; a word without
+            wildcards is looked for anywhere in them. None at all means everything.
+        contests: what there is.
+    """
+    chosen = []
+    for contest in contests:
+        bars = tuple(bar for bar in contest.bars if _matches(bar.name, patterns))
+        if _matches(contest.group, patterns):
+            chosen.append(contest)
+        elif bars:
+            chosen.append(contest._replace(bars=bars))
+    return chosen
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    if not patterns:
+        return True
+    return any(
+        fnmatch.fnmatchcase(name, pattern if _is_wild(pattern) else f"*{pattern}*")
+        for pattern in patterns
+    )
+
+
+def _is_wild(pattern: str) -> bool:
+    return any(mark in pattern for mark in "*?[")
+
+
+def run(
+    contests: Sequence[Contest], scene: Scene, progress: Callable[[int, Contest], None]
+) -> tuple[list[Outcome], Figures]:
+    """Run contests, one after the other.
+
+    Args:
+        contests: those that are wanted, as of `select`.
+        scene: what they share.
+        progress: called with a number from 1 and what begins.
+
+    Returns:
+        An outcome for every bar, whatever failed, and what the plots show.
+    """
+    outcomes: list[Outcome] = []
+    figures = Figures()
+    for number, contest in enumerate(contests, 1):
+        progress(number, contest)
+        outcomes.extend(_run_one(contest, scene, figures))
+    return outcomes, figures
+
+
+def _run_one(contest: Contest, scene: Scene, figures: Figures) -> Iterator[Outcome]:
+    lineup = Lineup(contest.contestants() if _is_cut(contest) else None)
+    try:
+        found = contest.measure(scene, lineup)
+        outcomes = contest.judge(lineup)
+    except PeerMissingError as error:
+        yield from _without_figures(contest, Verdict.MISSING, error, figures)
+    except _FAILURES as error:
+        log.debug("%s failed", contest.group, exc_info=error)
+        yield from _without_figures(contest, Verdict.ERROR, error, figures)
+    else:
+        figures.extend(found)
+        yield from outcomes
+
+
+def _is_cut(contest: Contest) -> bool:
+    """Whether only some of the bars are wanted, so that the others' peers can stay away."""
+    return any(each.group == contest.group and each.bars != contest.bars for each in CONTESTS)
+
+
+def _without_figures(
+    contest: Contest, verdict: Verdict, error: BaseException, figures: Figures
+) -> Iterator[Outcome]:
+    reason = text_of(error)
+    if not contest.bars:
+        figures.notes.append(f"{contest.group}: {verdict}: {reason}")
+    for bar in contest.bars:
+        yield Outcome(bar, contest.group, verdict, reason=reason)
