@@ -132,6 +132,11 @@ class Scene:
         require_postgres_tool(binaries, "pgbench")
         return binaries
 
+    def postgres_version(self) -> dict[str, str]:
+        """The version of PostgreSQL, by that name, where one was needed and found."""
+        found = self.__dict__.get("binaries")  # as cached_property keeps it
+        return {} if found is None else {"PostgreSQL": found.version}
+
     @cached_property
     def inputs(self) -> Inputs:
         """Lean and full, and the PGDATA that they come from."""

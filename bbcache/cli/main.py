@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from bbcache._version import __version__
-from bbcache.cli import demo, fetch, serve, verify
+from bbcache.cli import bench, demo, fetch, serve, verify
 from bbcache.cli.stop_signals import Stopped
 from bbcache.errors import BbcacheError
 
@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bbcache {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     demo.add_parser(commands)
+    bench.add_parser(commands)
     fetch.add_parser(commands)
     serve.add_parser(commands)
     verify.add_parser(commands)
