@@ -6,12 +6,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache_helpers import LSN_A, LSN_B, MIB, Rig, fail_with, noise, tar_of
+from cache_helpers import LSN_A, LSN_B, MIB, Rig, fail_with, noise, stop_before, tar_of
 from fill_helpers import fill, filled, unpublished_bytes
 from helpers import count_descriptors
 
 import bbcache.build
-from bbcache import FillError, TimelineId
+from bbcache import BackingOffError, FillError, TimelineId
 from bbcache.errors import ArchiveError, BbcacheError, CacheFullError, EntryTooBigError
 from bbcache.index import make_key
 from bbcache.shelf import Shelf
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bbcache import Lsn
+    from bbcache.flight import Flight
     from bbcache.host import TarballWriter
 
 
@@ -73,6 +74,55 @@ def test_a_slot_that_goes_during_the_wait_is_not_needed_for_a_caller(tmp_path: P
         assert rig.skips == {"full": 1}
         rig.engine.index.release(taken[0])
         rig.check_books()
+
+
+def test_a_build_that_spills_gives_its_place_back_at_once(tmp_path: Path) -> None:
+    """Not at its end: all that it has written counts as not published from then on."""
+    with Rig(tmp_path / "cache", max_entry_size_bytes=2 * MIB) as rig:
+        timeline = rig.timeline()
+
+        def send(writer: TarballWriter, _lsn: Lsn) -> None:
+            for seed in range(4):
+                writer.write(noise(MIB, seed))
+            (temp,) = (rig.dir / "tmp").iterdir()
+            assert rig.engine.index.total_count == rig.engine.index.total_size_bytes == 0
+            assert unpublished_bytes(rig) == temp.stat().st_size > 2 * MIB
+
+        timeline.on_send = send
+        fill(rig, timeline).close()
+        rig.wait_idle()
+        assert rig.skips == {"too_big": 1}
+        rig.check_books()
+
+
+def test_what_is_given_up_at_the_very_end_has_not_succeeded(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outgrown, and with nobody left to have it: a skip, and the pause goes on."""
+    rig.engine.filler._backoff._clock = lambda: 0.0
+    timeline = rig.timeline()
+    timeline.on_send = _fail
+    with pytest.raises(FillError, match="the host fails"):
+        fill(rig, timeline)
+    flights: list[Flight] = []
+
+    def send(writer: TarballWriter, lsn: Lsn) -> None:
+        (running,) = rig.engine._queue._running.values()
+        flights.append(running.flight)
+        assert running.flight.board()
+        writer.write(timeline.tarball(lsn))
+        timeline.advance(LSN_B)
+
+    def leave() -> None:
+        flights[0].leave()
+
+    timeline.on_send = send
+    stop_before(monkeypatch, TempFile, "patch", leave)
+    rig.prepare(timeline)
+    assert rig.skips == {"tip_moved": 1}
+    with pytest.raises(BackingOffError):
+        fill(rig, timeline, LSN_B)
+    rig.check_books()
 
 
 def test_every_build_gives_its_room_back(rig: Rig) -> None:

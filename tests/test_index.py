@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from bbcache.accounting import Accounting
 from bbcache.errors import CacheFullError, EntryTooBigError, LimitError
 from bbcache.ids import Lsn, TenantTimelineId
-from bbcache.index import Entry, EntryInfo, Index, Proof, make_key, split_key
+from bbcache.index import Entry, EntryInfo, Index, Proof, make_key, make_place, split_key
 
 if TYPE_CHECKING:
     from bbcache.accounting import Reservation
@@ -55,12 +55,41 @@ def test_keys_are_both_ids_in_a_row() -> None:
     assert [type(each) for each in ids] == [type(TENANT), type(TIMELINE)]
 
 
+def test_places_are_one_lsn_of_a_timeline() -> None:
+    """Two of them differ where timeline or LSN do, up to the greatest."""
+    lsns = [Lsn(0), Lsn(1), Lsn(2**64 - 2), Lsn(2**64 - 1)]
+    assert len({make_place(key, lsn) for key in (A, B) for lsn in lsns}) == 8
+    assert make_place(A, LSN) == make_place(A, LSN)
+    assert A not in {make_place(key, lsn) for key in (A, B) for lsn in lsns}
+
+
 def test_entry_shows_itself() -> None:
     """An entry tells its ids, LSN and size, and is unproven at first."""
     entry = Entry(KEY, LSN, 7)
     assert entry.info() == EntryInfo(TENANT, TIMELINE, LSN, 7)
     assert str(entry) == f"{TENANT}/{TIMELINE} at {LSN}"
     assert entry.proof is Proof.NONE
+
+
+@pytest.mark.parametrize("number", [0, 1, 2**63, 2**64 - 2, 2**64 - 1])
+def test_what_an_entry_packs_comes_out_again(number: int) -> None:
+    """Whatever is proven of it and taken back, and however great its neighbours are."""
+    most = 2**64 - 1
+    for lsn, size_bytes in ((number, 0), (number, most), (0, number), (most, number)):
+        entry = Entry(KEY, Lsn(lsn), size_bytes)
+        for proof in (Proof.NONE, *Proof, Proof.PLAIN, Proof.NONE, Proof.SEALED, Proof.NONE):
+            entry.proof = proof
+            assert entry.proof is proof
+            assert entry.is_proven == (proof is not Proof.NONE)
+            assert (entry.lsn, entry.size_bytes) == (lsn, size_bytes)
+    assert len(set(Proof)) == 3
+
+
+def test_an_entry_is_before_what_is_greater_than_its_lsn() -> None:
+    """Not before its own, nor before what it has passed."""
+    entry = Entry(KEY, LSN, 2**64 - 1)
+    entry.proof = Proof.SEALED
+    assert [entry.is_before(LSN + offset) for offset in (-1, 0, 1)] == [False, False, True]
 
 
 def test_entries_are_compared_by_identity() -> None:
