@@ -470,6 +470,23 @@ def test_nothing_behind_a_plain_gzip_of_a_round_size_passes(size_bytes: int, jun
     assert "behind" in check_bad(content + junk)
 
 
+def test_no_more_junk_is_read_than_tells_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much is behind a plain gzip, one piece of it is enough, and is all that is kept."""
+    content = gzip.compress(TAR)
+    real_pread, reads = os.pread, []
+
+    def pread(fd: int, size_bytes: int, offset: int) -> bytes:
+        reads.append(offset)
+        return real_pread(fd, size_bytes, offset)
+
+    with opened(content) as fd:
+        os.ftruncate(fd, 64 * LEAST_PIECE_BYTES)
+        monkeypatch.setattr("bbcache.archive.os.pread", pread)
+        with pytest.raises(ArchiveError, match="behind"):
+            check_plain(fd, 64 * LEAST_PIECE_BYTES)
+    assert len(reads) <= 2
+
+
 @pytest.mark.parametrize("extra", [b"", b"AP\x02\0xy", b"BC\x02\0xy", b"BB\x29\0" + bytes(41)])
 def test_an_extra_field_of_others_is_bad(extra: bytes) -> None:
     """With FLG.FEXTRA set only our own seal will do."""
