@@ -98,7 +98,8 @@ def judge(
     values = _values(bar, what, against)
     value, spread, _ = summarize(values)
     verdict = Verdict.PASS if bar.is_met_by(value) else Verdict.FAIL
-    return Outcome(bar, group, verdict, value, spread, values, what, against)
+    rows = (tuple(values), tuple(what), tuple(against))
+    return Outcome(bar, group, verdict, value, spread, *rows)
 
 
 def _values(bar: Bar, what: Sequence[float], against: Sequence[float]) -> Sequence[float]:

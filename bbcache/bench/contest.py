@@ -76,18 +76,21 @@ class Contest(NamedTuple):
         group: its name in the table.
         bars: the lines on it; none where it is for the plots alone.
         measure: makes the contestants ready, races them, and returns the figures.
+        is_cut: whether only some of the bars are wanted, so that who is not needed for
+            them can stay away.
     """
 
     group: str
     bars: tuple[Bar, ...]
     measure: Callable[[Scene, Lineup], Figures]
+    is_cut: bool = False
 
     def judge(self, lineup: Lineup) -> list[Outcome]:
         """Hold every bar against what the contestants have shown."""
         return [judge(bar, self.group, lineup.samples, lineup.missing) for bar in self.bars]
 
     def contestants(self) -> set[str] | None:
-        """Who is needed for the bars; None, which is all, where there are none."""
-        if not self.bars:
+        """Who is to run: those that the bars need where they are cut, else None: all."""
+        if not self.is_cut:
             return None
         return {name for bar in self.bars for name in (bar.what, bar.against) if name}

@@ -155,11 +155,9 @@ def _growth(scene: Scene, lineup: Lineup) -> Figures:
 
 def growth_sizes(most: int) -> list[int]:
     """How many entries growth is measured with: `FEW_ENTRIES`, ten times as many, and so on."""
-    sizes: list[int] = []
-    size = FEW_ENTRIES
-    while size * _GROWTH_FACTOR <= most and len(sizes) < _MOST_SIZES - 1:
-        sizes.append(size)
-        size *= _GROWTH_FACTOR
+    sizes = [FEW_ENTRIES]
+    while sizes[-1] * _GROWTH_FACTOR < most and len(sizes) < _MOST_SIZES - 1:
+        sizes.append(sizes[-1] * _GROWTH_FACTOR)
     return [*sizes, most]
 
 

@@ -109,7 +109,7 @@ def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
 def _row(outcome: Outcome) -> Iterator[str]:
     bar = outcome.bar
     against = f'<br/><span class="soft">vs {escape(bar.against)}</span>' if bar.against else ""
-    reason = "".join(f"<br/>{escape(line)}" for line in outcome.reason.splitlines())
+    reason = "".join(f"<br/>{escape(line)}" for line in outcome.reason.split("\n") if line)
     figure, rounds = "", ""
     if outcome.value is not None:
         figure = format_figure(outcome.value, bar.unit)

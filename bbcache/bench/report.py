@@ -109,8 +109,17 @@ def _outcome_to_dict(outcome: Outcome) -> dict[str, Any]:
 def _outcome_from_dict(values: dict[str, Any]) -> Outcome:
     bar = Bar(*(values[name] for name in Bar._fields))
     bar = bar._replace(sense=Sense(bar.sense))
-    rest = {name: values[name] for name in Outcome._fields if name != "bar"}
-    return Outcome(bar, **{**rest, "verdict": Verdict(rest["verdict"])})
+    return Outcome(
+        bar,
+        values["group"],
+        Verdict(values["verdict"]),
+        values["value"],
+        values["spread"],
+        tuple(values["values"]),
+        tuple(values["what_samples"]),
+        tuple(values["against_samples"]),
+        values["reason"],
+    )
 
 
 def _figures_from(document: dict[str, Any]) -> Figures:

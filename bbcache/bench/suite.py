@@ -46,7 +46,7 @@ def select(patterns: Sequence[str], contests: Sequence[Contest] = CONTESTS) -> l
         if _matches(contest.group, patterns):
             chosen.append(contest)
         elif bars:
-            chosen.append(contest._replace(bars=bars))
+            chosen.append(contest._replace(bars=bars, is_cut=bars != contest.bars))
     return chosen
 
 
@@ -85,7 +85,7 @@ def run(
 
 
 def _run_one(contest: Contest, scene: Scene, figures: Figures) -> Iterator[Outcome]:
-    lineup = Lineup(contest.contestants() if _is_cut(contest) else None)
+    lineup = Lineup(contest.contestants())
     try:
         found = contest.measure(scene, lineup)
         outcomes = contest.judge(lineup)
@@ -97,11 +97,6 @@ def _run_one(contest: Contest, scene: Scene, figures: Figures) -> Iterator[Outco
     else:
         figures.extend(found)
         yield from outcomes
-
-
-def _is_cut(contest: Contest) -> bool:
-    """Whether only some of the bars are wanted, so that the others' peers can stay away."""
-    return any(each.group == contest.group and each.bars != contest.bars for each in CONTESTS)
 
 
 def _without_figures(

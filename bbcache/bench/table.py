@@ -34,7 +34,7 @@ def table(report: Report) -> Iterator[str]:
         for outcome in outcomes:
             yield f"  {_MARKS[outcome.verdict]}  {outcome.bar.name:<{width}}  {_figures(outcome)}"
             yield f"        {describe(outcome.bar)}"
-            yield from (f"        {line}" for line in outcome.reason.splitlines())
+            yield from (f"        {line}" for line in outcome.reason.split("\n") if line)
         yield ""
     yield from report.figures.notes
     yield summary(report.outcomes)

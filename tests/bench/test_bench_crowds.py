@@ -1,0 +1,43 @@
+"""Many entries: which sizes are taken, and the least work beside them."""
+
+from __future__ import annotations
+
+import pytest
+
+from bbcache.bench.crowds import dict_pass, growth_sizes
+from bbcache.bench.entries import LSN, TIMELINES_PER_TENANT, make_host, make_places
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [
+        (300, [100, 300]),
+        (1_000, [100, 1_000]),
+        (20_000, [100, 1_000, 10_000, 20_000]),
+        (200_000, [100, 1_000, 10_000, 200_000]),
+    ],
+)
+def test_growth_begins_with_few_and_ends_with_most(most: int, sizes: list[int]) -> None:
+    """And has few steps between, since each is a directory to write."""
+    assert growth_sizes(most) == sizes
+
+
+def test_places_are_the_same_each_time_and_all_different() -> None:
+    """So that a directory can be used again; ten timelines to a tenant."""
+    places = make_places(1_000)
+    assert places == make_places(1_000)
+    assert len(set(places)) == 1_000
+    assert len({place.tenant_id for place in places}) == 1_000 // TIMELINES_PER_TENANT
+
+
+def test_the_dict_pass_asks_about_every_timeline() -> None:
+    """Those that have gone on are counted."""
+    places = make_places(25)
+    host = make_host(places)
+    judge = dict_pass(host)
+    assert judge() == 0
+    tenant = host.list()[1][1]
+    assert tenant is not None
+    timeline = tenant.list_timelines()[3]
+    timeline.advance(LSN + 8)
+    assert judge() == 1

@@ -1,0 +1,112 @@
+"""Rounds in turn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from bbcache.bench.peers import PeerMissingError
+from bbcache.bench.rounds import Lineup, Pace, timed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Track:
+    """A clock that contestants move on, and the order in which they ran."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.order: list[str] = []
+
+    def clock(self) -> float:
+        """The time."""
+        return self.now_s
+
+    def runner(self, name: str, seconds: float) -> Callable[[], Callable[[], float]]:
+        """A contestant that takes so long, and says how many have run before."""
+
+        def run() -> float:
+            self.now_s += seconds
+            self.order.append(name)
+            return float(len(self.order))
+
+        return lambda: run
+
+
+@pytest.fixture
+def track() -> Track:
+    """An empty one."""
+    return Track()
+
+
+def make_lineup(track: Track, *, seconds: float, wanted: set[str] | None = None) -> Lineup:
+    """Three contestants, each of which takes so long."""
+    lineup = Lineup(wanted, track.clock)
+    for name in "abc":
+        lineup.add(name, track.runner(name, seconds))
+    return lineup
+
+
+def test_rounds_are_in_turn_and_warmed(track: Track) -> None:
+    """Each runs once uncounted, then once a round, and each begins a round as often."""
+    lineup = make_lineup(track, seconds=1.0)
+    lineup.race(Pace(budget_s=9.0, least=1, most=60))
+    assert "".join(track.order) == "abc" + "abc" + "bca" + "cab"
+    assert lineup.samples == {"a": [4, 9, 11], "b": [5, 7, 12], "c": [6, 8, 10]}
+
+
+def test_a_long_first_round_counts(track: Track) -> None:
+    """What takes longer than all the time there is does not run once more for warmth."""
+    lineup = make_lineup(track, seconds=10.0)
+    lineup.race(Pace(budget_s=9.0, least=2, most=60))
+    assert {name: len(samples) for name, samples in lineup.samples.items()} == dict.fromkeys(
+        "abc", 2
+    )
+    assert len(track.order) == 6
+
+
+@pytest.mark.parametrize(
+    ("pass_s", "count"), [(0.0, 8), (0.1, 8), (1.0, 5), (2.4, 2), (3.0, 2), (99.0, 2)]
+)
+def test_the_count_of_rounds_is_bounded(pass_s: float, count: int) -> None:
+    """As many as fit the time, between the least and the most."""
+    assert Pace(budget_s=5.0, least=2, most=8).round_count(pass_s) == count
+
+
+def test_who_is_not_wanted_is_not_made_ready(track: Track) -> None:
+    """Making ready may take long, too."""
+    lineup = make_lineup(track, seconds=1.0, wanted={"b"})
+    lineup.race(Pace(budget_s=2.0, least=1, most=60))
+    assert set(track.order) == {"b"}
+
+
+def test_who_is_missing_is_noted(track: Track) -> None:
+    """The others run without it."""
+
+    def enter() -> NoReturn:
+        raise PeerMissingError("d is not here")
+
+    lineup = make_lineup(track, seconds=1.0)
+    lineup.add("d", enter)
+    lineup.race(Pace(budget_s=3.0, least=1, most=60))
+    assert lineup.missing == {"d": "d is not here"}
+    assert set(lineup.samples) == {"a", "b", "c"}
+
+
+def test_the_setup_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the call itself is, with what the setup has returned."""
+    now_s, given = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: now_s[0])
+
+    def setup() -> tuple[str]:
+        now_s[0] += 100.0
+        return ("argument",)
+
+    def target(argument: str) -> None:
+        now_s[0] += 2.0
+        given.append(argument)
+
+    assert timed(target, setup)() == 2.0
+    assert given == ["argument"]
