@@ -15,7 +15,7 @@ from bbcache.bench.rounds import Lineup
 from bbcache.errors import BbcacheError, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from bbcache.bench.scene import Scene
 
@@ -36,31 +36,30 @@ def select(patterns: Sequence[str], contests: Sequence[Contest] = CONTESTS) -> l
     """The contests with bars, or names, that are wanted, each with those bars alone.
 
     Args:
-        patterns: as of the shell, for names of bars or of groups; a word without
-            wildcards is looked for anywhere in them. None at all means everything.
+        patterns: names of bars or of groups: in full; with wildcards, as of the shell; or
+            a part of them. None at all means everything.
         contests: what there is.
     """
+    names = {each.group for each in contests} | {bar.name for each in contests for bar in each.bars}
+    globs = [_glob(pattern, names) for pattern in patterns] or ["*"]
     chosen = []
     for contest in contests:
-        bars = tuple(bar for bar in contest.bars if _matches(bar.name, patterns))
-        if _matches(contest.group, patterns):
+        bars = tuple(bar for bar in contest.bars if _matches(bar.name, globs))
+        if _matches(contest.group, globs):
             chosen.append(contest)
         elif bars:
             chosen.append(contest._replace(bars=bars, is_cut=bars != contest.bars))
     return chosen
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    if not patterns:
-        return True
-    return any(
-        fnmatch.fnmatchcase(name, pattern if _is_wild(pattern) else f"*{pattern}*")
-        for pattern in patterns
-    )
+def _glob(pattern: str, names: Collection[str]) -> str:
+    if pattern in names or any(mark in pattern for mark in "*?["):
+        return pattern
+    return f"*{pattern}*"
 
 
-def _is_wild(pattern: str) -> bool:
-    return any(mark in pattern for mark in "*?[")
+def _matches(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
 def run(

@@ -66,7 +66,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         default=[],
         metavar="PATTERN",
-        help="only bars whose name, or group, has this in it or matches it; may be repeated",
+        help="only bars whose name, or whose group's, is this, matches it or has it in it; "
+        "may be repeated",
     )
     parser.add_argument("--list", action="store_true", help="name the bars, and measure nothing")
     parser.add_argument(
