@@ -166,9 +166,8 @@ class Rig:
         """Start a cache, with a registry of its own."""
         self.settings.update(settings)
         self.registry = CollectorRegistry()
-        self.cache = BasebackupCache.spawn(
-            self.dir, BasebackupCacheConfig(**self.settings), self.host, self.registry
-        )
+        self.config = BasebackupCacheConfig(**self.settings)
+        self.cache = BasebackupCache.spawn(self.dir, self.config, self.host, self.registry)
         self._opened.callback(self.cache.close, DEADLINE_S)
         if wait:
             assert self.cache.wait_initialized(DEADLINE_S)

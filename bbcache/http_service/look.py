@@ -38,7 +38,10 @@ code, .mono { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; 
 .ready { color: var(--good); } .starting, .draining, .WARNING { color: var(--warn); }
 .ERROR, .CRITICAL { color: var(--bad); }
 .facts { margin: .35rem 0 1.4rem; color: var(--faint); }
-.grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); }
+.grid {
+  display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
+}
 section {
   background: var(--card); border: 1px solid var(--line); border-radius: .7rem;
   padding: 1.1rem 1.2rem; min-width: 0;

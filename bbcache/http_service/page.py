@@ -85,12 +85,12 @@ def _hit_ratio(status: Status) -> str:
         for source, meaning in _SOURCES.items()
     )
     failures = "\n".join(
-        f'<div class="line faint"><span>{_e(name.replace("_", " "))}</span>'
+        f'<div class="line faint"><span>not given: {_e(name.replace("_", " "))}</span>'
         f'<span class="number">{_e(_number(count))}</span></div>'
         for name, count in status.failures.items()
     )
     return f"""<section>
-<h2>Basebackups that were held when asked for</h2>
+<h2>Hits among the basebackups given</h2>
 <div class="big" id="hit-ratio">{_e(ratio)}</div>
 {_stack(status.answers, total)}
 {rows}

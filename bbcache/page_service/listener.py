@@ -38,6 +38,7 @@ class Listener:
         self._listen = listen
         self._take = take
         self._socket: socket.socket | None = None  # set once, by start
+        self._address: Address | None = None  # likewise
         self._is_ending = threading.Event()
         self._thread = threading.Thread(target=self._accept_all, name=name, daemon=True)
 
@@ -54,14 +55,14 @@ class Listener:
             )
         except OSError as error:
             raise ConfigError(f"cannot listen on {self._listen}: {error.strerror}") from error
+        self._address = Address(*self._socket.getsockname()[:2])
         self._thread.start()
 
     @property
     def address(self) -> Address:
-        """Where it listens, once started: with the port that it has got."""
-        assert self._socket is not None
-        host, port = self._socket.getsockname()[:2]
-        return Address(host, port)
+        """Where it listens, or did, once started: with the port that it has got."""
+        assert self._address is not None
+        return self._address
 
     @property
     def is_accepting(self) -> bool:

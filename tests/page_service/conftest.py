@@ -36,11 +36,13 @@ class Bench:
     Attributes:
         rig: the host and the cache.
         registry: the metrics of the service.
+        config: the settings of the one that was started last.
     """
 
     def __init__(self, data_dir: Path) -> None:
         self.rig = Rig(data_dir)
         self.registry = CollectorRegistry()
+        self.config = PageServiceConfig()
         self._opened = ExitStack()
         self._service: PageService | None = None
         self._is_open = False  # the rig
@@ -52,13 +54,16 @@ class Bench:
         verifier: Verifier | None = None,
         tls: ssl.SSLContext | None = None,
         wall_clock: Callable[[], float] = time.time,
+        in_one_registry: bool = False,
         **settings: Any,
     ) -> PageService:
         """Start a service, over the cache unless another source is given."""
         if not self._is_open:
             self._opened.enter_context(self.rig)
             self._is_open = True
-        config = PageServiceConfig(**{"listen": ANY_PORT, **settings})
+        if in_one_registry:
+            self.registry = self.rig.registry
+        self.config = config = PageServiceConfig(**{"listen": ANY_PORT, **settings})
         self._service = PageService(
             source or self.source(config.wait_lsn_timeout_s),
             config,

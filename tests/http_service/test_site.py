@@ -1,0 +1,64 @@
+"""What is found at which path."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import pytest
+from cache_helpers import LSN_A
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+if TYPE_CHECKING:
+    from http_service.conftest import Whole
+
+
+def test_the_page(whole: Whole) -> None:
+    """HTML with its policy, which may be put into no frame."""
+    response = whole.site.respond("/", "")
+    assert (response.status, response.content_type) == (200, "text/html; charset=utf-8")
+    assert response.body.startswith(b"<!DOCTYPE html>")
+    headers = dict(response.headers)
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+    assert headers["X-Frame-Options"] == "DENY"
+
+
+def test_json(whole: Whole) -> None:
+    """The same facts for programs."""
+    whole.bench.rig.prepared()
+    response = whole.site.respond("/status.json", "")
+    assert response.content_type == "application/json"
+    document = json.loads(response.body)
+    assert (document["entry_count"], document["entries"][0]["lsn"]) == (1, str(LSN_A))
+
+
+def test_metrics(whole: Whole) -> None:
+    """As Prometheus reads them, in the format that it asks for."""
+    whole.bench.rig.prepared()
+    response = whole.site.respond("/metrics", "text/plain")
+    names = {family.name for family in text_string_to_metric_families(response.body.decode())}
+    assert {"pageserver_basebackup_cache_read", "bbcache_page_service_connected"} <= names
+    response = whole.site.respond("/metrics", "application/openmetrics-text; version=1.0.0")
+    assert response.content_type.startswith("application/openmetrics-text")
+    assert list(parse_openmetrics(response.body.decode()))  # type: ignore[no-untyped-call]  # it has no types
+
+
+def test_health(whole: Whole) -> None:
+    """Alive as long as it answers; ready as long as clients are served."""
+    assert whole.site.respond("/healthz", "")[0] == HTTPStatus.OK
+    ready = whole.site.respond("/readyz", "")
+    assert (ready.status, ready.body) == (HTTPStatus.OK, b"ready\n")
+    whole.bench.service.drain(0)
+    ready = whole.site.respond("/readyz", "")
+    assert (ready.status, ready.body) == (HTTPStatus.SERVICE_UNAVAILABLE, b"draining\n")
+    assert whole.site.respond("/healthz", "")[0] == HTTPStatus.OK
+
+
+@pytest.mark.parametrize("path", ["", "//", "/index.html", "/metrics/", "/../etc/passwd", "*"])
+def test_what_there_is_not(whole: Whole, path: str) -> None:
+    """It names what there is, and repeats nothing."""
+    response = whole.site.respond(path, "")
+    assert response.status == HTTPStatus.NOT_FOUND
+    assert response.body == b"not found; there are / /status.json /metrics /healthz /readyz\n"
