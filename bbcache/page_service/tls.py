@@ -49,8 +49,8 @@ class Certificate:
             context.load_cert_chain(self._cert_path, self._key_path, password=lambda: "")
         except ssl.SSLError as error:
             raise ConfigError(
-                f"{paths} are no certificate and key in PEM: {error.reason or error}\n"
-                "hint: The key must be the certificate's, and have no passphrase."
+                f"cannot use {paths} as certificate and key: {error.reason or error}\n"
+                "hint: Both are PEM; the key must be the certificate's, and have no passphrase."
             ) from error
         except OSError as error:
             raise ConfigError(f"cannot read {paths}: {error.strerror}") from error

@@ -63,7 +63,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "wanted"),
     [
-        (["--help"], ["demo", "verify", "exit codes: 0 all well"]),
+        (["--help"], ["demo", "serve", "verify", "exit codes: 0 all well"]),
         (["demo", "--help"], ["--rounds", "--scale", "--dir", "--pg-bin", "--json", "20,000 rows"]),
     ],
 )
@@ -136,6 +136,20 @@ def test_demo_without_a_package(package: str) -> None:
         f"bbcache: error: the demo cannot start: No module named '{package}'\n"
         "hint: Install what it needs with `pip install 'bbcache[demo]'`.\n"
     )
+
+
+@pytest.mark.parametrize("package", ["cryptography", "google_crc32c", "jwt"])
+def test_serve_without_a_package(package: str, tmp_path: Path) -> None:
+    """The package is named, the extra that brings it is said, the status is 2."""
+    root = tmp_path / "root"
+    status, out, err = run_python("-c", _WITHOUT, package, "serve", "--root", str(root))
+    assert (status, out) == (2, "")
+    assert err == (
+        f"bbcache: error: the service cannot start: No module named '{package}'\n"
+        "hint: Install what it needs with `pip install 'bbcache[serve]'`.\n"
+    )
+    assert not root.exists()
+    assert run_python("-c", _WITHOUT, package, "serve", "--help")[0] == 0
 
 
 def test_demo_with_a_driver_that_cannot_be_loaded() -> None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import ipaddress
 import ssl
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 from cache_helpers import LSN_A, MIB
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from page_service import wire
+from page_service.certificates import write_certificate
 from page_service.tokens import Signer
 from page_service.wire import WireClient, copied, kinds
 from prometheus_client import CollectorRegistry
@@ -25,6 +20,7 @@ from bbcache.errors import ConfigError
 from bbcache.ids import TenantId
 from bbcache.page_service.config import Address, PageServiceConfig
 from bbcache.page_service.server import PageService
+from bbcache.page_service.tls import Certificate
 from bbcache.page_service.tokens import TokenKeys
 
 if TYPE_CHECKING:
@@ -161,28 +157,8 @@ def test_reload_of_keys(make_bench: Callable[[], Bench], tmp_path: Path) -> None
 
 def certificate(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """The contexts of a server with a certificate for loopback, and of who trusts it."""
-    key = Ed25519PrivateKey.generate()
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loopback")])
-    now = dt.datetime.now(dt.UTC)
-    host = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    cert = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([host]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, None)
-    )
-    path = directory / "server.pem"
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    path.write_bytes(pem + cert.public_bytes(Encoding.PEM))
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server.load_cert_chain(path)
-    return server, ssl.create_default_context(cafile=str(path))
+    files = write_certificate(directory)
+    return Certificate(*files).context, ssl.create_default_context(cafile=str(files.cert))
 
 
 def test_tls(make_bench: Callable[[], Bench], tmp_path: Path) -> None:

@@ -1,0 +1,563 @@
+"""``bbcache serve`` as a command: what it serves and refuses, its signals, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import psycopg2
+import pytest
+from cache_helpers import CHILD_DEADLINE_S, DEADLINE_S
+from helpers import tool, wait_until
+from page_service import wire
+from page_service.certificates import write_certificate
+from page_service.tokens import Signer
+from page_service.wire import WireClient, copied, kinds
+from pageserver.conftest import Lab
+
+from bbcache import BasebackupCache, BasebackupCacheConfig
+from bbcache.cli import main
+from bbcache.postgres.restore import restore_tarball
+from bbcache.postgres.server_user import ServerUser
+from bbcache.testing import MemoryHost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import ClusterFactory, Templates
+    from pageserver.conftest import Address
+
+    from bbcache.postgres.cluster import PostgresBinaries
+
+
+class Served:
+    """A process of the command, and its clients; ended at the latest with the test."""
+
+    def __init__(self, root: Path, *options: str, ignored: signal.Signals | None = None) -> None:
+        def ignore() -> None:
+            if ignored is not None:
+                signal.signal(ignored, signal.SIG_IGN)
+
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "bbcache.cli", "serve", "--root", str(root)),
+                *("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *options),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=ignore,  # noqa: PLW1509 - the tests' process has no lock that matters
+        )
+        self.lines: list[str] = []
+        self.err = ""
+        self._reading = [
+            threading.Thread(target=self._read_out, daemon=True),
+            threading.Thread(target=self._read_err, daemon=True),
+        ]
+        for thread in self._reading:
+            thread.start()
+
+    def ready(self) -> Served:
+        """Wait until it serves."""
+        wait_until(self._has_begun, CHILD_DEADLINE_S)
+        assert self.is_ready, self.err
+        return self
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has said that it serves."""
+        return any(line.startswith("ready") for line in self.lines)
+
+    def value(self, prefix: str) -> str:
+        """The rest of the line that begins so."""
+        return next(line for line in self.lines if line.startswith(prefix)).removeprefix(prefix)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.value("basebackups on 127.0.0.1:"))
+
+    def conninfo(self, **parameters: str) -> str:
+        """How libpq finds it."""
+        parameters = {"host": "127.0.0.1", "user": "u", "dbname": "d", **parameters}
+        return " ".join(f"{name}={value}" for name, value in parameters.items()) + (
+            f" port={self.port}"
+        )
+
+    def http(self, path: str) -> bytes:
+        """What is found there over HTTP."""
+        address = self.value("status on http://").rstrip("/")
+        connection = http.client.HTTPConnection(address, timeout=DEADLINE_S)
+        try:
+            connection.request("GET", f"/{path}")
+            return connection.getresponse().read()
+        finally:
+            connection.close()
+
+    def status(self) -> dict[str, Any]:
+        """The status."""
+        document: dict[str, Any] = json.loads(self.http("status.json"))
+        return document
+
+    def client(self) -> WireClient:
+        """A client that was let in."""
+        client = WireClient(socket.create_connection(("127.0.0.1", self.port), DEADLINE_S))
+        client.log_in()
+        return client
+
+    def lazy_client(self, command: str) -> WireClient:
+        """A client that is in the middle of a copy, and does not read on."""
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", self.port))
+        client = WireClient(sock)
+        client.log_in()
+        client.send(wire.query(command))
+        assert client.sock.recv(1, socket.MSG_PEEK)
+        return client
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    def end(self) -> int:
+        """Wait for its end: its exit status; all output is there then."""
+        status = self.process.wait(CHILD_DEADLINE_S)
+        for thread in self._reading:
+            thread.join(DEADLINE_S)
+        return status
+
+    def close(self) -> None:
+        """Kill it, if need be."""
+        self.process.kill()
+        self.end()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+    def _has_begun(self) -> bool:
+        return self.is_ready or self.process.poll() is not None
+
+    def _read_out(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+    def _read_err(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.err += line
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Served]]:
+    """Run the command."""
+    running: list[Served] = []
+
+    def run(root: Path, *options: str, **more: Any) -> Served:
+        running.append(Served(root, *options, **more))
+        return running[-1].ready()
+
+    yield run
+    for served in running:
+        served.close()
+
+
+class Place:
+    """A directory with one timeline in it."""
+
+    def __init__(self, lab: Lab) -> None:
+        lab.open()
+        self.address: Address = lab.add_timeline()
+        self.lsn = lab.play(
+            self.address,
+            "create table t as select generate_series(1, 1000) i",
+            # More than the buffers of a socket hold.
+            "create table noise as select sha512(i::text::bytea) from generate_series(1, 150000) i",
+        )
+        lab.close()
+        self.root = lab.root
+
+    def command(self, *words: object) -> str:
+        """A command for the timeline."""
+        return " ".join(map(str, ["basebackup", *self.address, *words]))
+
+    def forget(self) -> None:
+        """Remove what the cache holds: the next one is a miss."""
+        for path in (self.root / "basebackup_cache").glob("basebackup_*"):
+            path.unlink()
+
+
+@pytest.fixture(scope="module")
+def place(templates: Templates, pg_dir: Path, newest_pg: PostgresBinaries) -> Place:
+    """A pageserver's directory, used by one test after the other."""
+    directory = Path(tempfile.mkdtemp(prefix="serve-", dir=pg_dir))
+    directory.chmod(0o711)
+    return Place(Lab(newest_pg, templates, directory / "root"))
+
+
+def psql(conninfo: str, command: str, **environment: str) -> bytes:
+    """What psql writes to its output."""
+    argv = [tool("psql"), "-X", conninfo, "-c", command]
+    return subprocess.run(
+        argv, check=True, stdout=subprocess.PIPE, env={**os.environ, **environment}
+    ).stdout
+
+
+@pytest.mark.postgres
+def test_it_serves(
+    serve: Callable[..., Served],
+    place: Place,
+    make_cluster: ClusterFactory,
+    newest_pg: PostgresBinaries,
+) -> None:
+    """A miss is built, the next one a hit; PostgreSQL starts from it; the status tells."""
+    place.forget()
+    served = serve(place.root)
+    assert served.value("tenant ") == (
+        f"{place.address.tenant_id} timeline {place.address.timeline_id} at {place.lsn}"
+    )
+    archives = {
+        psql(served.conninfo(), place.command(*words)) for words in ([place.lsn, "gzip"], ["gzip"])
+    }
+    (archive,) = archives
+    user = ServerUser.current()
+    owner = (user.uid, user.gid) if user.is_dropped else None
+    pgdata_dir = make_cluster.new_dir()
+    restore_tarball(io.BytesIO(archive), pgdata_dir, owner=owner)
+    with make_cluster.on(newest_pg, pgdata_dir) as cluster:
+        cluster.start()
+        assert cluster.psql("select count(*) from t").strip() == "1000"
+    status = served.status()
+    assert (status["state"], status["answers"]) == ("ready", {"hit": 1, "joined": 0, "built": 1})
+    assert status["entries"][0]["lsn"] == str(place.lsn)
+    assert b"process_resident_memory_bytes" in served.http("metrics")
+    assert served.http("readyz") == b"ready\n"
+    assert b"<h1>bbcache</h1>" in served.http("")
+    served.signal(signal.SIGTERM)
+    assert served.end() == 0
+    assert served.lines[-1] == "ended"
+    assert "bbcache_source=hit" in served.err
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_lets_clients_end_what_they_are_at(
+    serve: Callable[..., Served], place: Place, number: signal.Signals
+) -> None:
+    """Who is in the middle of a copy gets all of it; who is idle goes; nobody new comes in."""
+    served = serve(place.root)
+    busy, idle = served.lazy_client(place.command("gzip")), served.client()
+    served.signal(number)
+    (error,) = idle.rest()
+    assert error.fields()["C"] == "57P01"
+    with pytest.raises(OSError, match=r"refused|reset"):
+        served.client()
+    assert served.status()["state"] == "draining"
+    replies = busy.rest()
+    assert kinds(replies) == "HdcCZE"
+    name = f"basebackup_{place.address.tenant_id}_{place.address.timeline_id}_{place.lsn:016X}"
+    assert copied(replies) == (place.root / f"basebackup_cache/{name}.tar.gz").read_bytes()
+    assert served.end() == 0
+    assert served.lines[-1] == "ended"
+    for client in (busy, idle):
+        client.close()
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("is_impatient", [True, False])
+def test_a_client_that_does_not_end(
+    serve: Callable[..., Served], place: Place, *, is_impatient: bool
+) -> None:
+    """It is cut off after its time, or at a second signal."""
+    served = serve(place.root, "--drain-timeout", "1h" if is_impatient else "100ms")
+    lazy = served.lazy_client(place.command("gzip"))
+    served.signal(signal.SIGTERM)
+    if is_impatient:
+        wait_until(lambda: any(line.startswith("ending") for line in served.lines))
+        served.signal(signal.SIGINT)
+    assert served.end() == 0
+    assert served.lines[-1] == "ended; 1 clients were cut off"
+    assert "c" not in kinds(_until_cut(lazy))
+    lazy.close()
+
+
+def _until_cut(client: WireClient) -> list[wire.Reply]:
+    """What came before the end, whole messages or not."""
+    data = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := client.sock.recv(1 << 20):
+            data += piece
+    return wire.split(data)[0]
+
+
+@pytest.mark.postgres
+def test_tokens_over_tls(serve: Callable[..., Served], place: Place, tmp_path: Path) -> None:
+    """By psql, psycopg 3 and psycopg2, with sslmode=require and verify-full."""
+    signer, files = Signer(), write_certificate(tmp_path)
+    options = _secured(signer, files, tmp_path)
+    served = serve(place.root, *options)
+    token = signer.sign(scope="tenant", tenant_id=str(place.address.tenant_id))
+    secure = {
+        "require": served.conninfo(password=token, sslmode="require"),
+        "verify-full": served.conninfo(
+            password=token, sslmode="verify-full", sslrootcert=str(files.cert), host="localhost"
+        ),
+    }
+    archives = set()
+    for conninfo in secure.values():
+        archives.add(psql(conninfo, place.command("gzip")))
+        with psycopg.connect(conninfo) as connection, connection.cursor() as cursor:
+            assert connection.pgconn.ssl_in_use
+            with cursor.copy(place.command("gzip").encode()) as copy:
+                archives.add(b"".join(map(bytes, copy)))
+        connection2 = psycopg2.connect(conninfo)
+        out = io.BytesIO()
+        connection2.cursor().copy_expert(place.command("gzip"), out)
+        connection2.close()
+        archives.add(out.getvalue())
+    assert len(archives) == 1
+    status = served.status()
+    assert (status["has_tokens"], status["has_tls"]) == (True, True)
+    for refused, text in (
+        (served.conninfo(password=token, sslmode="disable"), "must connect with TLS"),
+        (served.conninfo(password=f"{token}x", sslmode="require"), "JWT authentication error"),
+        (
+            served.conninfo(
+                password=token, sslmode="verify-full", sslrootcert=str(_other(tmp_path))
+            ),
+            "certificate verify failed",
+        ),
+    ):
+        with pytest.raises(psycopg.OperationalError, match=text):
+            psycopg.connect(refused)
+    assert token not in served.err
+
+
+def _secured(signer: Signer, files: Any, directory: Path) -> list[str]:
+    keys = directory / "keys"
+    keys.mkdir()
+    signer.write_public(keys / "key.pem")
+    return [*("--auth-keys", str(keys), "--tls-cert", str(files.cert), "--tls-key", str(files.key))]
+
+
+def _other(directory: Path) -> Path:
+    other = directory / "other"
+    other.mkdir(exist_ok=True)
+    return write_certificate(other).cert
+
+
+@pytest.mark.postgres
+def test_keys_and_certificate_are_read_anew(
+    serve: Callable[..., Served], place: Place, tmp_path: Path
+) -> None:
+    """At SIGHUP, for connections from then on; what is broken leaves the old in use."""
+    old, new, files = Signer(), Signer(), write_certificate(tmp_path)
+    served = serve(place.root, *_secured(old, files, tmp_path))
+    claims = {"scope": "pageserverapi"}
+
+    def works(signer: Signer, cert: Path) -> bool:
+        conninfo = served.conninfo(
+            password=signer.sign(**claims), sslmode="verify-full", sslrootcert=str(cert)
+        )
+        try:
+            psycopg.connect(conninfo).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    before = tmp_path / "before.crt"
+    before.write_bytes(files.cert.read_bytes())
+    assert works(old, before)
+    (tmp_path / "keys" / "key.pem").write_bytes(b"broken")
+    served.signal(signal.SIGHUP)
+    wait_until(lambda: "what was read before stays in use" in served.err)
+    assert works(old, before)
+    new.write_public(tmp_path / "keys" / "key.pem")
+    write_certificate(tmp_path)
+    served.signal(signal.SIGHUP)
+    wait_until(lambda: works(new, files.cert))
+    assert not works(old, files.cert)
+    assert not works(new, before)
+
+
+@pytest.mark.postgres
+def test_a_signal_that_was_ignored_stays_so(serve: Callable[..., Served], place: Place) -> None:
+    """As a shell has it for what runs in the background."""
+    served = serve(place.root, ignored=signal.SIGINT)
+    served.signal(signal.SIGINT)
+    assert served.http("readyz") == b"ready\n"
+    served.signal(signal.SIGTERM)
+    assert served.end() == 0
+
+
+def test_an_empty_directory(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """It is made, and what to do next is said."""
+    served = serve(tmp_path / "new")
+    assert any("bbcache demo --dir DIR" in line for line in served.lines)
+    assert served.status()["entry_count"] == 0
+
+
+def test_settings(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """Those of a pageserver.toml, whose other keys may be any."""
+    config = tmp_path / "pageserver.toml"
+    config.write_text(
+        "listen_pg_addr = '127.0.0.1:1'\n[basebackup_cache_config]\nmax_size_entries = 7\n"
+    )
+    served = serve(tmp_path / "root", "--config", str(config), "--max-connections", "5")
+    limits = {each["setting"]: each["limit"] for each in served.status()["meters"]}
+    assert (limits["max_size_entries"], limits["max_connections"]) == (7, 5)
+
+
+def test_no_http(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """It can do without."""
+    served = serve(tmp_path / "root", "--no-http")
+    assert not any(line.startswith("status") for line in served.lines)
+
+
+EVERYWHERE = "0.0.0.0:0"
+
+
+def with_keys(path: Path) -> list[str]:
+    """The option for a new key."""
+    return ["--auth-keys", str(Signer().write_public(path / "key.pem"))]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--listen", EVERYWHERE], r"no token is asked for\nhint: .* --allow-unauthenticated: "),
+        (["--http", EVERYWHERE], r"who he is\nhint: Say --allow-unauthenticated-http: "),
+        (["--listen", "nowhere:x"], r"'nowhere:x' is no address such as 127\.0\.0\.1:64000"),
+        (["--http", "x:y:z"], r"'x:y:z' is no address such as 127\.0\.0\.1:9898"),
+        (["--auth-keys", "/nothing"], r"cannot read the keys in /nothing: No such file"),
+        (["--tls-cert", "/nothing"], r"cannot read /nothing: No such file"),
+        (["--tls-key", "/nothing"], r"--tls-key is the key of a certificate\nhint: "),
+        (["--config", "/nothing"], r"cannot read the settings /nothing: No such file"),
+        (["--max-connections", "0"], r"max_connections is 0, but must be an int of at least 1"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, list) else "",
+)
+def test_what_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], complaint: str
+) -> None:
+    """It is named, the status is 2, and nothing was touched."""
+    root = tmp_path / "root"
+    argv = ["serve", "--root", str(root), "--listen", "127.0.0.1:0", "--no-http", *options]
+    if "--http" in options:
+        argv.remove("--no-http")
+    assert main(argv) == 2
+    assert re.search(complaint, capsys.readouterr().err)
+    assert not root.exists()
+
+
+def test_tokens_in_clear_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beyond loopback, unless told to in so many words."""
+    argv = ["serve", "--root", str(tmp_path / "root"), "--listen", EVERYWHERE, "--no-http"]
+    assert main([*argv, *with_keys(tmp_path)]) == 2
+    assert "--allow-cleartext-tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--allow-unauthenticated", "--allow-cleartext-tokens", "--allow-unauthenticated-http"],
+)
+def test_what_was_asked_for_in_so_many_words(
+    serve: Callable[..., Served], tmp_path: Path, option: str
+) -> None:
+    """Is done."""
+    where = "--http" if option.endswith("http") else "--listen"
+    more = with_keys(tmp_path) if "tokens" in option else []
+    served = serve(tmp_path / "root", where, EVERYWHERE, option, *more)
+    assert any(EVERYWHERE.partition(":")[0] in line for line in served.lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("x = 1\n", r"has no table basebackup_cache_config.*\nhint: Add a line"),
+        ("x = \n", r"are not TOML"),
+        ("[basebackup_cache_config]\nmax_entries = 1\n", r"unknown key .*: max_entries\n"),
+        ("basebackup_cache_config = 1\n", r"basebackup_cache_config is 1, but must be a table"),
+    ],
+)
+def test_settings_that_are_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, complaint: str
+) -> None:
+    """They are named, and the status is 2."""
+    config = tmp_path / "pageserver.toml"
+    config.write_text(text)
+    assert main(["serve", "--root", str(tmp_path / "root"), "--config", str(config)]) == 2
+    assert re.search(complaint, capsys.readouterr().err)
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_directory_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The one who uses it is named."""
+    config, host = BasebackupCacheConfig(), MemoryHost()
+    argv = ["serve", "--root", str(tmp_path), "--listen", "127.0.0.1:0", "--no-http"]
+    with BasebackupCache.spawn(tmp_path / "basebackup_cache", config, host, None):
+        assert main(argv) == 2
+    assert f"is locked by the process with pid {os.getpid()}" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is named, and everything that had begun is undone: the next one starts."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for option in ("--listen", "--http"):
+            argv = ["serve", "--root", str(tmp_path), "--listen", "127.0.0.1:0"]
+            assert main([*argv, option, f"127.0.0.1:{port}"]) == 2
+            assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+    assert not [each for each in threading.enumerate() if each.name.startswith("bbcache")]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ([], "the following arguments are required: --root"),
+        (["--root", "x", "--drain-timeout", "soon"], "--drain-timeout: duration is 'soon'"),
+        (["--root", "x", "--max-connections", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_wrong_arguments(
+    capsys: pytest.CaptureFixture[str], options: list[str], complaint: str
+) -> None:
+    """They are named, and the status is 2."""
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", *options])
+    assert ended.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    """How to try it, how to make a key, what signals do, every option."""
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    text = capsys.readouterr().out
+    for wanted in (
+        *("bbcache demo --dir", "psql", "openssl genpkey", "pageserverapi", "HUP", "--root"),
+        *("--listen", "--http", "--no-http", "--auth-keys", "--tls-cert", "--tls-key", "--config"),
+        *("--drain-timeout", "--max-connections", "--allow-unauthenticated-http"),
+    ):
+        assert wanted in text
+
+
+def test_signals_are_as_before(tmp_path: Path) -> None:
+    """After the end none is blocked that was not."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    main(["serve", "--root", str(tmp_path / "root"), "--listen", EVERYWHERE])
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
