@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import ssl
 from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography import x509
@@ -15,6 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 from cryptography.x509.oid import NameOID
+
+from bbcache.page_service.tls import Certificate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,3 +53,9 @@ def write_certificate(directory: Path, *, passphrase: bytes | None = None) -> Ce
     files.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
     files.cert.write_bytes(cert.public_bytes(Encoding.PEM))
     return files
+
+
+def certificate(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The contexts of a server with a certificate for loopback, and of who trusts it."""
+    files = write_certificate(directory)
+    return Certificate(*files).context, ssl.create_default_context(cafile=str(files.cert))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 import time
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from cache_helpers import LSN_A, MIB
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from page_service import wire
-from page_service.certificates import write_certificate
+from page_service.certificates import certificate
 from page_service.tokens import Signer
 from page_service.wire import WireClient, copied, kinds
 from prometheus_client import CollectorRegistry
@@ -20,10 +19,10 @@ from bbcache.errors import ConfigError
 from bbcache.ids import TenantId
 from bbcache.page_service.config import Address, PageServiceConfig
 from bbcache.page_service.server import PageService
-from bbcache.page_service.tls import Certificate
 from bbcache.page_service.tokens import TokenKeys
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
     from pathlib import Path
 
@@ -153,12 +152,6 @@ def test_reload_of_keys(make_bench: Callable[[], Bench], tmp_path: Path) -> None
     keys.reload()
     bench.logged_in(new.sign())
     assert kinds(bench.client().log_in(old.sign())) == "E"
-
-
-def certificate(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """The contexts of a server with a certificate for loopback, and of who trusts it."""
-    files = write_certificate(directory)
-    return Certificate(*files).context, ssl.create_default_context(cafile=str(files.cert))
 
 
 def test_tls(make_bench: Callable[[], Bench], tmp_path: Path) -> None:
