@@ -118,8 +118,9 @@ def by_libpq_extended(where: str, command: str) -> bytes:
 def by_rust_postgres(where: str, command: str) -> bytes:
     """With the messages of rust-postgres' `copy_out`, in its packets, up to where it stops.
 
-    Neon's compute node is such a client. It looks at nothing behind the CopyDone, and
-    takes any message for an error that is not the one it waits for.
+    They are as tokio-postgres 0.7.7 was seen to send them. Neon's compute node is such
+    a client. It looks at nothing behind the CopyDone, and takes any message for an
+    error that is not the one it waits for.
     """
     found = dict(word.split("=") for word in where.split())
     client = WireClient(socket.create_connection((found["host"], int(found["port"])), 30.0))
@@ -139,12 +140,9 @@ def by_rust_postgres(where: str, command: str) -> bytes:
         assert set(kinds(client.until("Z"))) <= {"S", "K", "Z"}
         client.send(wire.parse(command, "s0"), wire.describe("s0"), wire.SYNC)
         assert kinds(client.until("Z")) == "1tnZ"
-        binary = b"\0\1\0\1"  # the formats of parameters, none, and results
-        client.send(
-            wire.packed(b"B", wire.text("", "s0") + binary + b"\0\0" + binary),
-            wire.execute(),
-            wire.SYNC,
-        )
+        no_parameters, binary_results = b"\0\0\0\0", b"\0\1\0\1"
+        bind = wire.packed(b"B", wire.text("", "s0") + no_parameters + binary_results)
+        client.send(bind, wire.execute(), wire.SYNC)
         replies = client.until("c")
         assert kinds(replies) == "2Hdc"
         client.send(wire.packed(b"C", b"S" + wire.text("s0")), wire.SYNC)
