@@ -59,7 +59,7 @@ class Served:
     @property
     def trusting_url(self) -> str:
         """The same, to verify the certificate."""
-        return self.url(sslmode="verify-full", sslrootcert=self.directory / "server.pem")
+        return self.url(sslmode="verify-full", sslrootcert=self.directory / "server.crt")
 
     def token(self, tenant_id: TenantId) -> str:
         """A token for a tenant."""
@@ -144,7 +144,7 @@ def test_refusals(
     others = served.token(type(served.tenant_id).generate())
     certificate(make_directory(served.directory / "other"))
     stranger = served.url(
-        sslmode="verify-full", sslrootcert=served.directory / "other" / "server.pem"
+        sslmode="verify-full", sslrootcert=served.directory / "other" / "server.crt"
     )
     dest = make_cluster.new_dir()
     arguments = served.arguments(served.trusting_url, dest)
