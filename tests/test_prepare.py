@@ -25,7 +25,7 @@ from cache_helpers import (
 from fill_helpers import filled
 from helpers import run_threads, wait_until
 
-from bbcache import Lsn, TenantId, TenantShardId, TimelineId
+from bbcache import BackingOffError, Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.index import Proof
 from bbcache.prepare import WAIT_SLICE_S
 from bbcache.store import Store
@@ -481,6 +481,23 @@ def test_a_skip_is_no_failure(rig: Rig) -> None:
     rig.prepare(timeline)
     assert rig.skips == {"tip_moved": 1}
     assert filled(rig, timeline, LSN_B) == ("built", tar_of(timeline, LSN_B))
+
+
+@pytest.mark.parametrize("tip", [LSN_B, LSN_A], ids=["there", "back"])
+def test_a_build_that_fails_makes_its_timeline_rest(rig: Rig, tip: Lsn) -> None:
+    """Unless the timeline has gone on meanwhile; where it has gone back, something is wrong."""
+    put(rig.engine.filler._backoff, "_clock", lambda: 0.0)
+    timeline = rig.timeline(LSN_B)
+
+    def send(_writer: TarballWriter, _lsn: Lsn) -> None:
+        timeline._lsn = tip
+        raise RuntimeError("the build fails")
+
+    timeline.on_send = send
+    rig.prepare(timeline, LSN_B)
+    assert rig.counts() == {"error": 1}
+    with pytest.raises(BackingOffError, match="the build fails"):
+        filled(rig, timeline, LSN_C)
 
 
 def _not_to_be_called(*_: object) -> None:
