@@ -5,7 +5,8 @@ python tests/mutation/run.py index store        only these
 python tests/mutation/run.py --resume FILE      go on: what FILE says is killed is not run again
 
 Prints each survivor as it is found, and a table at the end. The exit code is 1 where a
-module is below the bar, or a survivor is not in accepted.toml, with the reason why it may.
+module is below the bar, or a survivor is not in accepted.toml, with the reason why it may,
+or accepted.toml speaks of a line that is not there any more.
 Each mutant is run in a copy of the repository, never in place.
 """
 
@@ -26,7 +27,10 @@ import tempfile
 import time
 import tomllib
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent.parent
@@ -180,6 +184,15 @@ def is_accepted(mutant: Mutant, accepted: list[dict[str, Any]]) -> bool:
     )
 
 
+def stale_rows(module: str, mutants: list[Mutant], accepted: list[dict[str, Any]]) -> Iterator[str]:
+    """What accepted.toml says of a module that no mutant of it is."""
+    known = {(mutant.where, mutant.was, mutant.now) for mutant in mutants}
+    for row in accepted:
+        for now in row["now"] if row["module"] == module else ():
+            if (row["where"], row["was"], now) not in known:
+                yield f"{module} {row['where']}\n  - {row['was']}\n  + {now}"
+
+
 class Score(NamedTuple):
     """How a module fared."""
 
@@ -188,6 +201,7 @@ class Score(NamedTuple):
     timed_out: int
     survivors: list[Mutant]
     refused: list[Mutant]
+    stale_count: int  # of rows in accepted.toml
 
     @property
     def percent(self) -> float:
@@ -220,7 +234,11 @@ def score(
         if outcome == TIMED_OUT:
             say(f"timed out: {mutant}")
     refused = [mutant for mutant in survivors if not is_accepted(mutant, accepted)]
-    return Score(module, outcomes.count(KILLED), outcomes.count(TIMED_OUT), survivors, refused)
+    stale = list(stale_rows(module, mutants, accepted))
+    for row in stale:
+        say(f"accepted, but not there: {row}")
+    killed, timed_out = outcomes.count(KILLED), outcomes.count(TIMED_OUT)
+    return Score(module, killed, timed_out, survivors, refused, len(stale))
 
 
 def main() -> int:
@@ -252,7 +270,7 @@ def main() -> int:
     say(f"{refused} survivors have no reason; below {settings['bar_percent']} %: {below or 'none'}")
     timed_out = sum(row.timed_out for row in scores)
     say(f"{timed_out} of the killed timed out; {time.monotonic() - started_s:.0f} s in all")
-    return 1 if refused or below else 0
+    return 1 if refused or below or any(row.stale_count for row in scores) else 0
 
 
 if __name__ == "__main__":
