@@ -63,7 +63,8 @@ _CLASSES: Final = {
     Verdict.MISSING: "missing",
     Verdict.ERROR: "error",
 }
-_SHARES: Final = ((0.0, "all"), (0.5, "50%"), (0.9, "90%"), (0.99, "99%"), (0.999, "99.9%"))
+_WIDE: Final = 20
+_SHARES: Final = ((0.0, "0%"), (0.5, "50%"), (0.9, "90%"), (0.99, "99%"), (0.999, "99.9%"))
 
 
 def page(report: Report) -> str:
@@ -186,12 +187,19 @@ def _curves(curves: Sequence[Curve]) -> Iterator[str]:
         if not points:
             continue
         entries = log_axis("entries, log", (x for x, _ in points), lambda value: f"{value:,.0f}")
-        times = linear_axis("time", (y for _, y in points), format_seconds)
+        times = _time_axis([y for _, y in points])
         series = [
             Series(name, [(x, y, "") for x, y in each]) for name, each in curve.series.items()
         ]
         yield _figure(curve.title, plot(curve.title, entries, times, series))
     yield "</div>"
+
+
+def _time_axis(seconds: Sequence[float]) -> Axis:
+    """From zero, unless small values would be lost there beside great ones."""
+    if min(seconds) > 0 and max(seconds) / min(seconds) > _WIDE:
+        return log_axis("time, log", seconds, format_seconds)
+    return linear_axis("time", seconds, format_seconds)
 
 
 def _notes(notes: Sequence[str]) -> Iterator[str]:

@@ -20,6 +20,7 @@ _INNER_HEIGHT: Final = HEIGHT - _TOP - _BOTTOM
 _DOT_RADIUS: Final = 3.5
 _LOG_STEPS: Final = (1, 2, 5)
 _MOST_TICKS: Final = 7
+_LEAST_TICKS: Final = 3
 _MARGIN: Final = 0.04  # of an axis, beyond the outermost values
 _COLOURS: Final = 8  # classes c0 to c7 of the style sheet
 
@@ -77,6 +78,8 @@ def log_axis(label: str, values: Iterable[float], text: Callable[[float], str]) 
     ticks = [tick for tick in _log_ticks(low, high) if low <= tick <= high]
     while len(ticks) > _MOST_TICKS:
         ticks = ticks[::2]
+    if len(ticks) < _LEAST_TICKS:
+        ticks = [tick for tick in _even_ticks(high - low, high) if tick >= low]
     return Axis(label, low, high, [(tick, text(tick)) for tick in ticks], is_log=True)
 
 
@@ -91,11 +94,16 @@ def _log_ticks(low: float, high: float) -> Iterator[float]:
 def linear_axis(label: str, values: Iterable[float], text: Callable[[float], str]) -> Axis:
     """An axis from zero to the greatest of some values; arguments as of `log_axis`."""
     high = max(values) * (1 + _MARGIN)
-    rough = high / _MOST_TICKS
+    ticks = [(tick, text(tick)) for tick in _even_ticks(high, high)]
+    return Axis(label, 0.0, high, ticks, is_log=False)
+
+
+def _even_ticks(length: float, high: float) -> list[float]:
+    """Round numbers from 0 to `high`, of which a few are in any stretch of this length."""
+    rough = length / _MOST_TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * each for each in (1, 2, 5, 10) if power * each >= rough)
-    ticks = [number * step for number in range(_MOST_TICKS + 1) if number * step <= high]
-    return Axis(label, 0.0, high, [(tick, text(tick)) for tick in ticks], is_log=False)
+    return [number * step for number in range(math.floor(high / step) + 1)]
 
 
 def plot(title: str, x_axis: Axis, y_axis: Axis, series: Sequence[Series]) -> str:

@@ -15,7 +15,7 @@ def format_seconds(seconds: float) -> str:
     for unit_s, name in _SECONDS:
         if seconds >= unit_s:
             return f"{_short(seconds / unit_s)} {name}"
-    return f"{_short(seconds * 1e9)} ns"
+    return f"{_short(seconds * 1e9)} ns" if seconds > 0 else "0"
 
 
 def format_bytes(size_bytes: float) -> str:

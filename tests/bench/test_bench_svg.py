@@ -37,9 +37,11 @@ def test_a_linear_axis_begins_at_zero(values: list[float]) -> None:
 
 
 def test_ticks_are_round_numbers() -> None:
-    """Over few decades 1, 2 and 5 of each; over many the powers of ten."""
+    """Over few decades 1, 2 and 5 of each; in one even steps; over many the powers of ten."""
     few = log_axis("x", [1e-3, 2e-2], say)
     assert [text for _, text in few.ticks] == ["0.001", "0.002", "0.005", "0.01", "0.02"]
+    near = log_axis("x", [5.6e6, 8.4e6], say)
+    assert [text for _, text in near.ticks] == ["6e+06", "7e+06", "8e+06"]
     many = log_axis("x", [1, 1e5], say)
     assert [text for _, text in many.ticks] == ["1", "10", "100", "1000", "10000", "100000"]
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from bench_helpers import COST, GAIN, make_report
 
 from bbcache.bench.bars import Bar, judge
 from bbcache.bench.suite import CONTESTS
-from bbcache.bench.table import comparison, listing, table
+from bbcache.bench.table import comparison, limit_text, listing, table
 from bbcache.bench.units import format_bytes, format_figure, format_seconds, format_spread
+
+PERFORMANCE = Path(__file__).parents[2] / "docs" / "performance.md"
+COLUMNS = 6  # four, and what is left and right of the table
 
 
 def words(lines: list[str]) -> list[list[str]]:
@@ -70,6 +74,17 @@ def test_the_list_names_every_bar() -> None:
     for contest in CONTESTS:
         assert contest.group in text
         assert all(f"  {bar.name}: {bar.sense} " in text for bar in contest.bars)
+
+
+def test_every_bar_is_in_the_docs() -> None:
+    """docs/performance.md has a row for each, with the bar as it is."""
+    rows = {
+        cells[1].strip(" `"): cells[3].strip()
+        for line in PERFORMANCE.read_text().replace("\\|", "/").splitlines()
+        if len(cells := line.split("|")) == COLUMNS
+    }
+    bars = [bar for contest in CONTESTS for bar in contest.bars]
+    assert {bar.name: limit_text(bar) for bar in bars}.items() <= rows.items()
 
 
 @pytest.mark.parametrize(
