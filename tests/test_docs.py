@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 import subprocess
@@ -12,9 +13,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from bbcache.accounting import Accounting
+from bbcache.cli import serve
 from bbcache.config import BasebackupCacheConfig
 from bbcache.index import Index
 from bbcache.metrics import Metrics, SkipReason
+from bbcache.page_service.config import PageServiceConfig
+from bbcache.page_service.metrics import ServiceMetrics
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -70,6 +74,35 @@ def test_every_metric_is_documented() -> None:
         assert f"`{name}`" in operations
     for reason in SkipReason:
         assert f"`{reason}`" in embedding
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(PageServiceConfig), ids=lambda f: f.name)
+def test_every_setting_of_the_page_service_is_documented(
+    field: dataclasses.Field[object],
+) -> None:
+    """docs/page-service.md has a row for each setting."""
+    assert f"| `{field.name}` |" in (ROOT / "docs/page-service.md").read_text()
+
+
+def test_every_metric_of_the_page_service_is_documented() -> None:
+    """docs/page-service.md names each metric."""
+    registry = CollectorRegistry()
+    ServiceMetrics(registry, lambda: 0)
+    text = (ROOT / "docs/page-service.md").read_text()
+    for family in registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        assert f"`{name}`" in text
+
+
+def test_every_option_that_opens_the_service_is_documented() -> None:
+    """docs/security.md names each option by which it can be made less safe, or safer."""
+    parser = argparse.ArgumentParser()
+    serve.add_parser(parser.add_subparsers())
+    text = (ROOT / "docs/security.md").read_text()
+    served = parser.parse_args(["serve", "--root", "x"])
+    for name in vars(served):
+        if name.startswith(("allow", "auth", "tls")):
+            assert f"`--{name.replace('_', '-')}`" in text
 
 
 def test_links_of_the_docs_lead_somewhere() -> None:

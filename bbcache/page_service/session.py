@@ -186,7 +186,7 @@ class Session:
         except PageServiceError as error:
             self._conversation.fail(error)
         except Exception:
-            log.exception("the command %s failed", text[:_SHOWN_CHARACTERS])
+            log.exception("the command %s failed", ascii(text[:_SHOWN_CHARACTERS]))
             self._conversation.fail(CommandError("internal error; the log has more"))
 
     def _serve(self, command: BasebackupCommand) -> None:

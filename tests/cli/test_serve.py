@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import io
 import json
@@ -251,6 +252,38 @@ def test_it_serves(
     assert served.end() == 0
     assert served.lines[-1] == "ended"
     assert "bbcache_source=hit" in served.err
+
+
+@pytest.mark.postgres
+def test_the_examples_of_the_docs(
+    serve: Callable[..., Served], place: Place, tmp_path: Path
+) -> None:
+    """What docs/page-service.md says to psql and in Python gives whole archives."""
+    served = serve(place.root)
+    text = (Path(__file__).parents[2] / "docs/page-service.md").read_text()
+    text = text.replace("port=64000", f"port={served.port} user=u").replace(
+        "0/19392C0", str(place.lsn)
+    )
+    text = text.replace("TENANT TIMELINE", f"{place.address.tenant_id} {place.address.timeline_id}")
+    tool("psql")
+    shell = re.findall(r"^(?:psql|echo) .*$", text, re.MULTILINE)
+    (example,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    archives = []
+    for argv in (*(["sh", "-c", line] for line in shell), [sys.executable, "-c", example]):
+        subprocess.run(argv, check=True, cwd=tmp_path, timeout=CHILD_DEADLINE_S)
+        (path,) = tmp_path.iterdir()
+        data = path.read_bytes()
+        archives.append(gzip.decompress(data) if path.suffix == ".gz" else data)
+        path.unlink()
+    assert len(archives) == 5
+    assert len(set(archives[:2] + archives[3:])) == 1  # all but the fullbackup
+    assert status_of(served) == {"ok": 5, "error": 0}
+
+
+def status_of(served: Served) -> dict[str, int]:
+    """How many commands were answered, and how many were not."""
+    status = served.status()
+    return {"ok": sum(status["answers"].values()), "error": sum(status["failures"].values())}
 
 
 @pytest.mark.postgres
