@@ -28,6 +28,9 @@ A tenant is made, and a compute node starts, does some SQL and stops, several ti
 over. The first start builds its basebackup on request; every later one finds it in
 the cache, made in the background when the node before it stopped. Everything that is
 shown is checked, and so is the data in every round.
+
+With --through-service every start fetches its basebackup over the network, by
+PostgreSQL's protocol; the miss of the first one then fills the cache.
 """
 
 
@@ -68,6 +71,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "else the embedded ones)",
     )
     parser.add_argument(
+        "--through-service",
+        action="store_true",
+        help="fetch each basebackup from a page service over the network, as compute nodes do",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print the figures as JSON, and progress to stderr"
     )
     parser.set_defaults(run=run)
@@ -97,7 +105,12 @@ def run(options: argparse.Namespace) -> bool:
         Progress(options.rounds) as progress,
     ):
         scenario = Scenario(
-            directory, options.pg_bin, options.rounds, options.scale, progress.advance
+            directory,
+            options.pg_bin,
+            options.rounds,
+            options.scale,
+            progress.advance,
+            is_through_service=options.through_service,
         )
         report = scenario.run()
     if options.json:

@@ -67,6 +67,8 @@ def print_report(report: Report) -> None:
     """Print tables of the rounds, the codecs and the metrics to stdout."""
     console = _Console(width=None if _Console().is_terminal else _WIDTH)
     console.print(f"\nPostgreSQL {report.postgres_version}, {len(report.rounds)} rounds\n")
+    if report.is_through_service:
+        console.print("Every basebackup came over the network, from a page service.\n")
     console.print(_rounds(report))
     console.print(_codecs(report))
     if report.cleaned_lsn is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import time
 import zlib
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +13,7 @@ import psycopg
 from isal import isal_zlib
 from prometheus_client import CollectorRegistry
 
+from bbcache.cli.demo_service import DemoService
 from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import BbcacheError, PostgresError
 from bbcache.pageserver import Pageserver
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from bbcache.ids import Lsn
-    from bbcache.pageserver import ComputeNode, PgdataTenant, PgdataTimeline
+    from bbcache.ids import Lsn, TenantId, TimelineId
+    from bbcache.pageserver import Basebackup, ComputeNode, PgdataTenant, PgdataTimeline
 
 ROWS_PER_SCALE: Final = 20_000
 STEPS_PER_ROUND: Final = 3
@@ -72,6 +73,7 @@ class Report:
     tar_bytes: int = 0
     codecs: list[Codec] = field(default_factory=list)
     cleaned_lsn: Lsn | None = None
+    is_through_service: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
@@ -86,6 +88,7 @@ class Scenario:
         scale: how much each of them writes.
         progress: called with what comes next, `STEPS_PER_ROUND` times a round and
             `EXTRA_STEPS` times besides.
+        is_through_service: whether basebackups are fetched over the network.
 
     Raises:
         PostgresError: there is no PostgreSQL.
@@ -98,6 +101,8 @@ class Scenario:
         round_count: int,
         scale: int,
         progress: Callable[[str], None],
+        *,
+        is_through_service: bool = False,
     ) -> None:
         self._directory = directory
         self._binaries = PostgresBinaries.find(pg_bin)
@@ -106,7 +111,9 @@ class Scenario:
         self._progress = progress
         self._registry = CollectorRegistry()
         self._sums: list[tuple[int, int, int]] = []  # what the table must hold
-        self.report = Report(str(self._binaries.version))
+        self._open: Callable[[TenantId, TimelineId], Basebackup]  # set by run
+        self._service: DemoService | None = None  # likewise
+        self.report = Report(str(self._binaries.version), is_through_service=is_through_service)
 
     def run(self) -> Report:
         """Play it to the end.
@@ -115,14 +122,21 @@ class Scenario:
             BbcacheError: PostgreSQL or the disk failed.
         """
         config = BasebackupCacheConfig()
-        with Pageserver(self._directory, self._binaries, config, self._registry) as pageserver:
+        with ExitStack() as opened:
+            pageserver = opened.enter_context(
+                Pageserver(self._directory, self._binaries, config, self._registry)
+            )
+            self._open = pageserver.open_basebackup
+            if self.report.is_through_service:
+                self._service = opened.enter_context(DemoService(pageserver))
+                self._open = self._service.open_basebackup
             self._progress("creating a tenant with one timeline (initdb)")
             tenant = pageserver.tenants.create_tenant()
             timeline = pageserver.create_timeline(tenant)
             for number in range(1, self._round_count + 1):
                 self._play_round(pageserver, tenant, timeline, number)
             self._progress("compressing the last tarball with other codecs")
-            self._compare_codecs(pageserver, tenant, timeline)
+            self._compare_codecs(tenant, timeline)
             self._progress("writing on a running compute node, and cleaning up")
             self._outgrow(pageserver, tenant, timeline)
             self._progress("reading the metrics")
@@ -133,9 +147,9 @@ class Scenario:
         self, pageserver: Pageserver, tenant: PgdataTenant, timeline: PgdataTimeline, number: int
     ) -> None:
         self._progress(f"round {number}: getting the basebackup, starting PostgreSQL")
-        built_before_s = self._build_seconds()
         with self._compute(pageserver, tenant, timeline) as life:
             compute, timings = life
+            built_before_s = self._build_seconds()
             self._progress(f"round {number}: working with SQL")
             self._work(compute, number)
             self._progress(f"round {number}: stopping; the next basebackup is prepared")
@@ -174,7 +188,7 @@ class Scenario:
         """A started compute node, with the times it took; killed where the block fails."""
         ids = tenant.tenant_id, timeline.timeline_id
         begun_s = time.perf_counter()
-        basebackup = pageserver.open_basebackup(*ids)
+        basebackup = self._open(*ids)
         got_s = time.perf_counter()
         with basebackup.file:
             compute = pageserver.make_compute(*ids, basebackup.file)
@@ -211,10 +225,8 @@ class Scenario:
             found = connection.execute(_SUMS).fetchall()
             self._check(found == self._sums, f"round {number} wrote other data: {found}")
 
-    def _compare_codecs(
-        self, pageserver: Pageserver, tenant: PgdataTenant, timeline: PgdataTimeline
-    ) -> None:
-        basebackup = pageserver.open_basebackup(tenant.tenant_id, timeline.timeline_id)
+    def _compare_codecs(self, tenant: PgdataTenant, timeline: PgdataTimeline) -> None:
+        basebackup = self._open(tenant.tenant_id, timeline.timeline_id)
         with basebackup.file:
             tar = gzip.decompress(basebackup.file.read())
         self.report.tar_bytes = len(tar)
@@ -271,9 +283,20 @@ class Scenario:
             f"{prepare}{{result=ok}}": self._round_count + 1,
             f"{prepare}{{result=error}}": 0,
         }
+        if self._service is not None:
+            expected[f"{prepare}{{result=ok}}"] += 1  # a miss fills the cache then
+            self._read_service_metrics(self._service, expected)
         for name, value in expected.items():
             found = self.report.metrics.get(name)
             self._check(found == value, f"{name} is {found}, not {value}")
+
+    def _read_service_metrics(self, service: DemoService, expected: dict[str, int]) -> None:
+        counts = {
+            f"basebackups given by the service{{bbcache_source={source}}}": count
+            for source, count in service.counts().items()
+        }
+        self.report.metrics.update(counts)
+        expected.update(zip(counts, (self._round_count + 1, 0, 1), strict=True))
 
     def _build_seconds(self) -> float:
         labels = {"phase": "build"}

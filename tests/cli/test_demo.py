@@ -21,6 +21,7 @@ import pytest
 from bbcache import BasebackupCache, Lsn
 from bbcache.cli import demo, demo_scenario, main
 from bbcache.cli.demo_scenario import Scenario
+from bbcache.errors import PrepareError
 from bbcache.pageserver import ComputeNode
 from bbcache.postgres.cluster import PostgresBinaries
 
@@ -141,7 +142,7 @@ def check_report(report: dict[str, Any], version: str, round_count: int) -> None
     """All that a script may rely on."""
     assert set(report) == {
         *("postgres_version", "rounds", "tar_bytes", "codecs", "cleaned_lsn"),
-        *("metrics", "failures"),
+        *("metrics", "failures", "is_through_service"),
     }
     assert report["postgres_version"] == version
     assert report["failures"] == []
@@ -160,6 +161,39 @@ def check_report(report: dict[str, Any], version: str, round_count: int) -> None
     metrics = report["metrics"]
     assert metrics["pageserver_basebackup_cache_prepare_total{result=ok}"] == round_count + 1
     assert metrics["pageserver_basebackup_cache_read_total{result=hit}"] == round_count + 1
+
+
+@pytest.mark.usefixtures("quick_codecs")
+def test_demo_through_the_service(
+    newest_pg: PostgresBinaries, tmpdir_for_demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same over the network: one build for the first start, hits for all others."""
+    options = ["--through-service", "--json", "--pg-bin", str(newest_pg.bindir)]
+    assert main([*DEMO, *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["failures"], report["is_through_service"]) == ([], True)
+    assert [each["is_hit"] for each in report["rounds"]] == [False, True]
+    given = "basebackups given by the service{bbcache_source="
+    counts = [report["metrics"][f"{given}{source}}}"] for source in ("hit", "joined", "built")]
+    assert counts == [3, 0, 1]
+    assert report["metrics"]["pageserver_basebackup_cache_prepare_total{result=ok}"] == 4
+    assert_nothing_is_left(tmpdir_for_demo)
+
+
+@pytest.mark.usefixtures("quick_codecs")
+def test_a_service_that_gives_nothing(
+    tmpdir_for_demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an error with the service's words, and nothing is left."""
+
+    def refuse(*_: object) -> None:
+        raise PrepareError("not today")
+
+    monkeypatch.setattr("bbcache.pageserver.PgdataTimeline.send_basebackup_tarball", refuse)
+    assert main([*DEMO, "--through-service"]) == 2
+    error = "the page service has given no basebackup: cannot build the basebackup: not today"
+    assert f"bbcache: error: {error}" in capsys.readouterr().err
+    assert_nothing_is_left(tmpdir_for_demo)
 
 
 @pytest.mark.usefixtures("quick_codecs")

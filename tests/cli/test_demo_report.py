@@ -49,6 +49,14 @@ def printed(report: Report, capsys: pytest.CaptureFixture[str]) -> list[list[str
     return [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
 
 
+def test_what_came_over_the_network(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is said where it is so."""
+    said = ["Every", "basebackup", "came", "over", "the", "network,"]
+    assert said not in [line[:6] for line in printed(make_report(), capsys)]
+    report = replace(make_report(), is_through_service=True)
+    assert said in [line[:6] for line in printed(report, capsys)]
+
+
 def test_everything_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     """Rounds, codecs, the clean-up, metrics and the verdict, in the units of the headings."""
     lines = printed(make_report(), capsys)
