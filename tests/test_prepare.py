@@ -500,6 +500,18 @@ def test_a_build_that_fails_makes_its_timeline_rest(rig: Rig, tip: Lsn) -> None:
         filled(rig, timeline, LSN_C)
 
 
+def test_an_lsn_that_does_not_come_rests_alone(tmp_path: Path) -> None:
+    """It is not waited for again and again; the timeline is built where it is."""
+    with Rig(tmp_path / "cache", wait_lsn_timeout=0.01) as rig:
+        put(rig.engine.filler._backoff, "_clock", lambda: 0.0)
+        timeline = rig.timeline()
+        rig.prepare(timeline, LSN_C)
+        assert rig.counts() == {"error": 1}
+        with pytest.raises(BackingOffError, match="wait_lsn_timeout"):
+            filled(rig, timeline, LSN_C)
+        assert filled(rig, timeline) == ("built", tar_of(timeline))
+
+
 def _not_to_be_called(*_: object) -> None:
     raise AssertionError
 
