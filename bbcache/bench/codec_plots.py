@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from bbcache.bench.codecs import CODECS, decompress
 from bbcache.bench.contest import CodecPoint, Contest, Figures
+from bbcache.bench.rounds import Lineup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from bbcache.bench.codecs import Codec
-    from bbcache.bench.rounds import Lineup
     from bbcache.bench.scene import Scene
 
 # Half a minute a round; and seconds a round, on the input called full.
@@ -22,18 +22,35 @@ SLOW: Final = frozenset({"zlib-6", "zlib-9", "zlib-ng-9", "flate2-6", "flate2-9"
 
 
 def _measure(scene: Scene, lineup: Lineup) -> Figures:
-    sizes: dict[tuple[str, str], int] = {}
+    """Fast codecs, then slow ones, so that nobody waits for a round of zlib 9 on full."""
     left_out = VERY_SLOW | (SLOW if scene.counts.is_slow_left_out else frozenset())
     pairs = [(name, codec) for name in ("lean", "full") for codec in CODECS]
-    pairs = [(name, codec) for name, codec in pairs if name == "lean" or codec.name not in left_out]
+    slow = [(name, codec) for name, codec in pairs if name == "full" and codec.name in SLOW]
+    never = [(name, codec) for name, codec in pairs if name == "full" and codec.name in left_out]
+    figures = Figures()
+    _race(scene, lineup, [each for each in pairs if each not in slow + never], figures)
+    slow_lineup = Lineup()
+    _race(scene, slow_lineup, [each for each in slow if each not in never], figures)
+    figures.notes += [
+        f"codec left out on full, since it takes long: {each.name}" for _, each in never
+    ]
+    missing = (lineup.missing | slow_lineup.missing).values()
+    figures.notes += sorted({f"codec left out: {reason.splitlines()[0]}" for reason in missing})
+    return figures
+
+
+def _race(
+    scene: Scene, lineup: Lineup, pairs: Sequence[tuple[str, Codec]], figures: Figures
+) -> None:
+    sizes: dict[tuple[str, str], int] = {}
     for name, codec in pairs:
 
         def enter(name: str = name, codec: Codec = codec) -> Callable[[], float]:
             return _timed(codec, scene.inputs.tarball(name), name, sizes)
 
         lineup.add(f"{name}, {codec.name}", enter)
-    lineup.race(scene.counts.slow_pace)
-    points = [
+    lineup.race(scene.counts.pace._replace(least=1))
+    figures.codecs += [
         CodecPoint(
             name,
             codec.name,
@@ -44,11 +61,6 @@ def _measure(scene: Scene, lineup: Lineup) -> Figures:
         for name, codec in pairs
         if (name, codec.name) in sizes
     ]
-    notes = [f"codec left out on full, since it takes long: {name}" for name in sorted(left_out)]
-    notes += sorted(
-        {f"codec left out: {reason.splitlines()[0]}" for reason in lineup.missing.values()}
-    )
-    return Figures(codecs=points, notes=notes)
 
 
 def _timed(
