@@ -22,7 +22,28 @@ _LOG_STEPS: Final = (1, 2, 5)
 _MOST_TICKS: Final = 7
 _LEAST_TICKS: Final = 3
 _MARGIN: Final = 0.04  # of an axis, beyond the outermost values
-_COLOURS: Final = 8  # classes c0 to c7 of the style sheet
+_COLOURS: Final = 8  # classes c0 to c7 of `STYLE`
+_TITLE: Final = 30
+_ROW: Final = 18
+
+# Colours for light and dark, and how a plot is drawn in them.
+STYLE: Final = """
+:root { color-scheme: light dark; --ink: #1c2024; --soft: #60646c; --rule: #d9dbe0;
+  --paper: #fff; --good: #18794e; --bad: #c62a2f; --none: #8a6100;
+  --c0: #0b68cb; --c1: #c2410c; --c2: #18794e; --c3: #8e4ec6; --c4: #a16207; --c5: #0e7490;
+  --c6: #be185d; --c7: #4b5563; }
+@media (prefers-color-scheme: dark) { :root { --ink: #edeef0; --soft: #a1a5ad; --rule: #3a3d43;
+  --paper: #111315; --good: #4cc38a; --bad: #ff8b8b; --none: #e2b14c;
+  --c0: #70b8ff; --c1: #ff9b6a; --c2: #4cc38a; --c3: #c99bf5; --c4: #f1c04d; --c5: #5cd3e5;
+  --c6: #ff8fc0; --c7: #b6bbc4; } }
+.paper { fill: var(--paper); } .title { font-size: 14px; font-weight: 600; fill: var(--ink); }
+.grid { stroke: var(--rule); } .tick, .mark { font-size: 11px; fill: var(--soft); }
+.label { font-size: 12px; fill: var(--ink); }
+.line { fill: none; stroke: currentColor; stroke-width: 2; } .dot { fill: currentColor; }
+.c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); }
+.c3 { color: var(--c3); } .c4 { color: var(--c4); } .c5 { color: var(--c5); }
+.c6 { color: var(--c6); } .c7 { color: var(--c7); }
+"""
 
 
 class Axis(NamedTuple):
@@ -75,11 +96,11 @@ def log_axis(label: str, values: Iterable[float], text: Callable[[float], str]) 
     known = list(values)
     room = (max(known) / min(known)) ** _MARGIN * 1.05
     low, high = min(known) / room, max(known) * room
-    ticks = [tick for tick in _log_ticks(low, high) if low <= tick <= high]
+    ticks = list(_log_ticks(low, high))
     while len(ticks) > _MOST_TICKS:
         ticks = ticks[::2]
     if len(ticks) < _LEAST_TICKS:
-        ticks = [tick for tick in _even_ticks(high - low, high) if tick >= low]
+        ticks = [tick for tick in _even_ticks(high - low, high) if low <= tick <= high]
     return Axis(label, low, high, [(tick, text(tick)) for tick in ticks], is_log=True)
 
 
@@ -88,7 +109,8 @@ def _log_ticks(low: float, high: float) -> Iterator[float]:
     has_few = last - first <= len(_LOG_STEPS)
     for power in range(first, last + 1):
         for step in _LOG_STEPS if has_few else (1,):
-            yield step * 10.0**power
+            if low <= step * 10.0**power <= high:
+                yield step * 10.0**power
 
 
 def linear_axis(label: str, values: Iterable[float], text: Callable[[float], str]) -> Axis:
@@ -106,33 +128,66 @@ def _even_ticks(length: float, high: float) -> list[float]:
     return [number * step for number in range(math.floor(high / step) + 1)]
 
 
-def plot(title: str, x_axis: Axis, y_axis: Axis, series: Sequence[Series]) -> str:
-    """A plot with its legend, as HTML with an SVG in it.
+class Plot(NamedTuple):
+    """A picture.
 
-    Args:
-        title: what it shows, for those who cannot see it.
+    Attributes:
+        name: of its file.
+        title: what it shows.
         x_axis: to the right.
         y_axis: upwards.
-        series: lines of points, each in its own colour.
+        series: points, each row in a colour of its own.
     """
+
+    name: str
+    title: str
+    x_axis: Axis
+    y_axis: Axis
+    series: Sequence[Series]
+
+
+def figure(plot: Plot) -> str:
+    """A plot with its legend below, for a page that has `STYLE`."""
     lines = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
-        *_draw_x(x_axis),
-        *_draw_y(y_axis),
-        *(
-            line
-            for number, each in enumerate(series)
-            for line in _draw_series(each, f"c{number % _COLOURS}", x_axis, y_axis)
-        ),
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(plot.title)}">',
+        *_draw(plot),
         "</svg>",
         '<ul class="legend">',
         *(
             f'<li><span class="swatch c{number % _COLOURS}"></span>{escape(each.name)}</li>'
-            for number, each in enumerate(series)
+            for number, each in enumerate(plot.series)
         ),
         "</ul>",
     ]
     return "\n".join(lines)
+
+
+def standalone(plot: Plot) -> str:
+    """A plot as a file of its own, with title and legend in the picture."""
+    height = _TITLE + HEIGHT + _ROW * len(plot.series) + _RIGHT
+    title = escape(plot.title)
+    size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{title}">',
+        f"<style>{STYLE} text {{ font-family: system-ui, sans-serif; }}</style>",
+        f'<rect class="paper" width="{WIDTH}" height="{height}"/>',
+        f'<text class="title" x="{_LEFT}" y="{_TITLE - 8}">{title}</text>',
+        f'<g transform="translate(0 {_TITLE})">',
+        *_draw(plot),
+    ]
+    for number, each in enumerate(plot.series):
+        y = HEIGHT + _ROW * (number + 1) - 4
+        colour = f"c{number % _COLOURS}"
+        lines.append(f'<circle class="dot {colour}" cx="{_LEFT + 5}" cy="{y - 4}" r="5"/>')
+        lines.append(f'<text class="label" x="{_LEFT + 18}" y="{y}">{escape(each.name)}</text>')
+    return "\n".join([*lines, "</g>", "</svg>", ""])
+
+
+def _draw(plot: Plot) -> Iterator[str]:
+    yield from _draw_x(plot.x_axis)
+    yield from _draw_y(plot.y_axis)
+    for number, each in enumerate(plot.series):
+        yield from _draw_series(each, f"c{number % _COLOURS}", plot.x_axis, plot.y_axis)
 
 
 def _x(axis: Axis, value: float) -> float:

@@ -77,6 +77,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--html", type=Path, metavar="FILE", help="write one page with table and plots there"
     )
     parser.add_argument(
+        "--svg", type=Path, metavar="DIR", help="write each plot as a picture into that directory"
+    )
+    parser.add_argument(
         "--compare",
         type=Path,
         metavar="FILE",
@@ -113,8 +116,10 @@ def run(options: argparse.Namespace) -> bool:
     try:
         from bbcache.bench import table  # noqa: PLC0415 - heavy
         from bbcache.bench.page import page  # noqa: PLC0415 - heavy
+        from bbcache.bench.plots import plots  # noqa: PLC0415 - heavy
         from bbcache.bench.report import read_report  # noqa: PLC0415 - heavy
         from bbcache.bench.suite import select  # noqa: PLC0415 - needs an extra
+        from bbcache.bench.svg import standalone  # noqa: PLC0415 - heavy
     except ImportError as error:
         raise ConfigError(
             f"the benchmarks cannot start: {error}\n"
@@ -137,6 +142,9 @@ def run(options: argparse.Namespace) -> bool:
         options.json.write_text(report.to_json())
     if options.html is not None:
         options.html.write_text(page(report))
+    if options.svg is not None:
+        for plot in plots(report.figures):
+            (options.svg / f"{plot.name}.svg").write_text(standalone(plot))
     _print_lines(table.table(report))
     if old is not None:
         _print_lines(["", *table.comparison(old, report)])
@@ -145,8 +153,9 @@ def run(options: argparse.Namespace) -> bool:
 
 def _check_places(options: argparse.Namespace) -> None:
     """Complain before the minutes are spent, not after them."""
-    if options.dir is not None and not options.dir.is_dir():
-        raise ConfigError(f"{options.dir} is not a directory")
+    for path in (options.dir, options.svg):
+        if path is not None and not path.is_dir():
+            raise ConfigError(f"{path} is not a directory")
     for path in (options.json, options.html):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise ConfigError(f"{path} cannot be written: it is, or lies in, no such place")

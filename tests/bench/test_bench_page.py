@@ -13,6 +13,8 @@ from bench_helpers import make_report
 from bbcache.bench.contest import Curve, Figures
 from bbcache.bench.latency import Distribution
 from bbcache.bench.page import page
+from bbcache.bench.plots import plots
+from bbcache.bench.svg import standalone
 
 if TYPE_CHECKING:
     from bbcache.bench.report import Report
@@ -63,6 +65,18 @@ def test_it_refers_to_nothing_outside() -> None:
     assert not re.search(r"url\(|@import|//", style)
     policy = next(each for each in tree.iter("meta") if each.get("http-equiv"))
     assert policy.get("content") == "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def test_plots_are_files_of_their_own_too() -> None:
+    """Each is well-formed, with title and legend in it, and escaped; names tell them apart."""
+    made = plots(make_report(HOSTILE).figures)
+    assert [each.name for each in made] == ["codecs-lean", "latencies", "growth-1"]
+    for each in made:
+        tree = ET.fromstring(standalone(each))  # noqa: S314 - made here
+        text = "".join(tree.itertext())
+        assert each.title in text
+        assert all(series.name in text for series in each.series)
+        assert not {name for node in tree.iter() for name in node.attrib} & _REFERENCES
 
 
 def test_it_is_made_for_light_and_dark() -> None:

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbcache.bench.svg import HEIGHT, WIDTH, Axis, Series, linear_axis, log_axis, plot, strip
+from bbcache.bench.svg import (
+    HEIGHT,
+    WIDTH,
+    Axis,
+    Plot,
+    Series,
+    figure,
+    linear_axis,
+    log_axis,
+    strip,
+)
 
 POSITIVE = st.floats(1e-9, 1e12)
 
@@ -49,7 +59,9 @@ def test_ticks_are_round_numbers() -> None:
 def test_points_are_where_they_belong() -> None:
     """More is further right and higher up, and inside of the picture."""
     axis = Axis("share", 0.0, 1.0, [(0.0, "0"), (1.0, "1")], is_log=False)
-    drawn = plot("title", axis, axis, [Series("one", [(0.0, 0.0, "low"), (1.0, 1.0, "high")])])
+    drawn = figure(
+        Plot("name", "title", axis, axis, [Series("one", [(0.0, 0.0, "low"), (1.0, 1.0, "high")])])
+    )
     circles = list(ET.fromstring(f"<div>{drawn}</div>").iter("circle"))  # noqa: S314 - made here
     (x_low, y_low), (x_high, y_high) = (
         (float(circle.get("cx", "")), float(circle.get("cy", ""))) for circle in circles

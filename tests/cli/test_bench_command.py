@@ -50,6 +50,15 @@ def test_one_bar_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert list((tmp_path / "work").iterdir()) == []
 
 
+def test_plots_are_written_as_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file each, named after what it shows."""
+    report = make_report()
+    monkeypatch.setattr("bbcache.bench.suite.run", lambda *_: ([], report.figures))
+    assert main([*ONE, "--svg", str(tmp_path)]) == 0
+    names = {path.name for path in tmp_path.glob("*.svg")}
+    assert names == {"codecs-lean.svg", "latencies.svg", "growth-1.svg"}
+
+
 def test_the_list_measures_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """It names what `--only` takes, and only that with `--only`."""
     assert main(["bench", "--list"]) == 0
@@ -68,7 +77,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         main(["bench", "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    options = ("quick", "only", "list", "json", "html", "compare", "check", "dir", "pg-bin")
+    options = ("quick", "only", "list", "json", "html", "svg", "compare", "check", "dir", "pg-bin")
     wanted = [*(f"--{option}" for option in options), "examples:", "exit code", "Every line of"]
     assert [each for each in wanted if each not in text] == []
 
@@ -79,6 +88,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         (["--only", "frobnicate"], "no bar is called like frobnicate\nhint: "),
         (["--json", "/nonexistent/run.json"], "/nonexistent/run.json cannot be written"),
         (["--html", "."], ". cannot be written"),
+        (["--svg", "/nonexistent"], "/nonexistent is not a directory"),
         (["--dir", "/nonexistent"], "/nonexistent is not a directory"),
         (["--compare", "/dev/null"], "/dev/null is no file of `bbcache bench --json`"),
         (["--compare", "/nonexistent/run.json"], "/nonexistent/run.json"),
