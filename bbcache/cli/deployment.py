@@ -85,7 +85,7 @@ class Deployment:
                 self._source(root, service_config),
                 service_config,
                 verifier=self._keys,
-                tls=self._certificate.context if self._certificate else None,
+                tls=self._certificate,
                 registry=registry,
             )
             opening.callback(self.service.close, _CLOSE_TIMEOUT_S)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from bbcache.cli.descriptors import allow_descriptors
 from bbcache.config import TOML_TABLE, BasebackupCacheConfig, parse_duration_s
 from bbcache.errors import BbcacheError, ConfigError
 
@@ -161,6 +162,7 @@ def run(options: argparse.Namespace) -> bool:
         _logging_to_stderr(),
         Deployment(options.root.absolute(), **settings) as deployment,
     ):
+        allow_descriptors(options.max_connections)
         deployment.start()
         _announce(deployment)
         _serve(deployment, signals, options.drain_timeout)

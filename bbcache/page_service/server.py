@@ -17,6 +17,7 @@ from bbcache.page_service.errors import PageServiceError, ShutdownError
 from bbcache.page_service.listener import Listener
 from bbcache.page_service.metrics import Ending, ServiceMetrics
 from bbcache.page_service.session import Session
+from bbcache.page_service.tls import Certificate
 from bbcache.page_service.transport import Transport
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class PageService:
         source: where archives come from.
         config: the settings.
         verifier: proves tokens; None lets everyone have everything.
-        tls: how TLS is spoken, which clients then must; None where it is not.
+        tls: how TLS is spoken, which clients then must: a context that stays, or a
+            certificate, whose context each new connection asks for; None where it is not.
         registry: for the metrics; None for Prometheus' default registry.
         clock: seconds that only grow.
         wall_clock: seconds since 1970, for the expiry of tokens.
@@ -61,7 +63,7 @@ class PageService:
         config: PageServiceConfig,
         *,
         verifier: Verifier | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | Certificate | None = None,
         registry: CollectorRegistry | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -184,7 +186,7 @@ class PageService:
                 self._config,
                 self._metrics,
                 self._verifier,
-                self._tls,
+                self._tls.context if isinstance(self._tls, Certificate) else self._tls,
                 self._clock,
                 self._wall_clock,
             ).run()

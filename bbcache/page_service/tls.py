@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Certificate:
-    """A certificate and its key, and the context that speaks TLS with them. Thread-safe.
+    """A certificate and its key, and a context that speaks TLS with them. Thread-safe.
 
     TLS 1.2 and later; clients are not asked for certificates.
 
@@ -21,7 +21,8 @@ class Certificate:
         key_path: PEM, without a passphrase; None where it is in the same file.
 
     Attributes:
-        context: for connections; stays the same when the files are read again.
+        context: for connections to come; another one when the files were read again, since
+            OpenSSL's must not be changed while other threads use it.
 
     Raises:
         ConfigError: the files cannot be read, or do not belong together.
@@ -30,8 +31,7 @@ class Certificate:
     def __init__(self, cert_path: Path, key_path: Path | None = None) -> None:
         self._cert_path = cert_path
         self._key_path = key_path
-        self.context = _context()
-        self.reload()
+        self.context = self._load()
 
     def reload(self) -> None:
         """Read the files anew, for connections from now on.
@@ -39,10 +39,10 @@ class Certificate:
         Raises:
             ConfigError: as at the start; what was read before stays in use.
         """
-        self._load_into(_context())  # half of a new pair must not get into the one in use
-        self._load_into(self.context)
+        self.context = self._load()
 
-    def _load_into(self, context: ssl.SSLContext) -> None:
+    def _load(self) -> ssl.SSLContext:
+        context = _context()
         paths = f"{self._cert_path}" + (f" and {self._key_path}" if self._key_path else "")
         try:
             # Without the function, OpenSSL would ask for a passphrase on the terminal.
@@ -54,6 +54,7 @@ class Certificate:
             ) from error
         except OSError as error:
             raise ConfigError(f"cannot read {paths}: {error.strerror}") from error
+        return context
 
 
 def _context() -> ssl.SSLContext:

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -47,10 +48,9 @@ if TYPE_CHECKING:
 class Served:
     """A process of the command, and its clients; ended at the latest with the test."""
 
-    def __init__(self, root: Path, *options: str, ignored: signal.Signals | None = None) -> None:
-        def ignore() -> None:
-            if ignored is not None:
-                signal.signal(ignored, signal.SIG_IGN)
+    def __init__(
+        self, root: Path, *options: str, before: Callable[[], object] | None = None
+    ) -> None:
 
         self.process = subprocess.Popen(
             [
@@ -60,7 +60,7 @@ class Served:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=ignore,  # noqa: PLW1509 - the tests' process has no lock that matters
+            preexec_fn=before,  # noqa: PLW1509 - the tests' process has no lock that matters
         )
         self.lines: list[str] = []
         self.err = ""
@@ -430,7 +430,7 @@ def test_keys_and_certificate_are_read_anew(
 @pytest.mark.postgres
 def test_a_signal_that_was_ignored_stays_so(serve: Callable[..., Served], place: Place) -> None:
     """As a shell has it for what runs in the background."""
-    served = serve(place.root, ignored=signal.SIGINT)
+    served = serve(place.root, before=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     served.signal(signal.SIGINT)
     assert served.http("readyz") == b"ready\n"
     served.signal(signal.SIGTERM)
@@ -453,6 +453,30 @@ def test_settings(serve: Callable[..., Served], tmp_path: Path) -> None:
     served = serve(tmp_path / "root", "--config", str(config), "--max-connections", "5")
     limits = {each["setting"]: each["limit"] for each in served.status()["meters"]}
     assert (limits["max_size_entries"], limits["max_connections"]) == (7, 5)
+
+
+@pytest.mark.parametrize(("hard", "soft_then"), [(2000, 456), (300, 300)])
+def test_descriptors(
+    serve: Callable[..., Served], tmp_path: Path, hard: int, soft_then: int
+) -> None:
+    """The limit is raised to what its clients need, as far as that goes; else it warns."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+
+    served = serve(tmp_path / "root", "--max-connections", "100", before=limit)
+    pid = served.process.pid
+    assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (soft_then, hard)
+    served.signal(signal.SIGTERM)
+    served.end()
+    assert ("100 clients need 456 descriptors, but there are" in served.err) == (hard < 456)
+
+
+def test_enough_descriptors(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """A limit that is high enough stays as it is."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    served = serve(tmp_path / "root", "--max-connections", "1")
+    assert resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE) == before
 
 
 def test_no_http(serve: Callable[..., Served], tmp_path: Path) -> None:
