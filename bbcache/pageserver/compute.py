@@ -1,4 +1,7 @@
-"""A compute node: a PostgreSQL server on a restored copy, and its WAL followed."""
+"""A compute node: a PostgreSQL server on a restored copy, and its WAL followed.
+
+The WAL is followed in the server's files, or as the server streams it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import shutil
 import threading
 from typing import TYPE_CHECKING, Final
 
+from bbcache.errors import ConfigError
 from bbcache.postgres.cluster import Cluster
+from bbcache.postgres.pgdata import inspect_pgdata
 from bbcache.postgres.wal import WalFollower
 
 if TYPE_CHECKING:
@@ -16,9 +21,11 @@ if TYPE_CHECKING:
 
     from bbcache.ids import Lsn
     from bbcache.pageserver.timeline import PgdataTimeline
-    from bbcache.postgres.cluster import PostgresBinaries
+    from bbcache.pageserver.wal_stream import WalStream
+    from bbcache.postgres.cluster import PostgresBinaries, StopMode
 
 _POLL_S: Final = 0.02
+_STREAM_TIMEOUT_S: Final = 10.0
 # A checkpoint removes old WAL: leave what may not have been read yet.
 _SETTINGS: Final = {"wal_keep_size": "128MB"}
 
@@ -39,6 +46,7 @@ class ComputeNode:
             the WAL, from the following thread. One that crash recovery has written
             looks the same: the server goes on after it. Where the WAL could not be
             followed to its end, `stop` calls it with the last one.
+        streams_wal: whether the server streams its WAL, or its files are read.
 
     Attributes:
         cluster: the server, to connect to.
@@ -50,11 +58,14 @@ class ComputeNode:
         binaries: PostgresBinaries,
         pgdata_dir: Path,
         on_shutdown_checkpoint: Callable[[Lsn], None],
+        *,
+        streams_wal: bool = False,
     ) -> None:
         self.cluster = Cluster(binaries, pgdata_dir, settings=_SETTINGS)
         self._timeline = timeline
         self._on_shutdown_checkpoint = on_shutdown_checkpoint
-        self._follower = WalFollower(pgdata_dir / "pg_wal", timeline.get_last_record_lsn())
+        self._files = WalFollower(pgdata_dir / "pg_wal", timeline.get_last_record_lsn())
+        self._stream = _make_stream(timeline) if streams_wal else None
         self._is_stopping = threading.Event()
         self._is_failing = False  # the last poll has failed, and that was logged
         self._reported_lsn: Lsn | None = None  # of the last shutdown checkpoint
@@ -69,10 +80,14 @@ class ComputeNode:
             PostgresError: it did not start.
         """
         self.cluster.start(settings)
+        if self._stream is not None:
+            self._stream.follow(self.cluster.conninfo())
         if self._thread is None:
             name = f"bbcache-follow-{self._timeline.timeline_id}"
             self._thread = threading.Thread(target=self._follow, name=name, daemon=True)
             self._thread.start()
+        if self._stream is not None and not self._stream.wait_tried(_STREAM_TIMEOUT_S):
+            log.warning("timeline %s is not followed yet", self._timeline.timeline_id)
 
     def stop(self) -> Lsn:
         """Stop the server, and make what it leaves the new state of the timeline.
@@ -86,7 +101,7 @@ class ComputeNode:
             OSError: the disk failed; see `PgdataTimeline.take_over`.
         """
         try:
-            self.cluster.stop()
+            self._stop_cluster("fast")
             self._stop_following()
             lsn = self._timeline.take_over(self.cluster.pgdata_dir)
         except BaseException:
@@ -106,21 +121,28 @@ class ComputeNode:
         """
         if self._has_ended:
             return
-        self.cluster.stop("immediate")
+        self._stop_cluster("immediate")
         self._stop_following()
         self._has_ended = True
         self._timeline.give_up_compute()
         shutil.rmtree(self.cluster.pgdata_dir, ignore_errors=True)
 
+    def _stop_cluster(self, mode: StopMode) -> None:
+        if self._stream is not None:
+            self._stream.expect_end()
+        self.cluster.stop(mode)
+
     def _follow(self) -> None:
         while not self._is_stopping.wait(_POLL_S):
             self._poll()
         self._poll()  # the server has ended: what is there now is all
+        if self._stream is not None:
+            self._stream.close()
         self._has_followed.set()
 
     def _poll(self) -> None:
         try:
-            for record in self._follower.poll():
+            for record in (self._stream or self._files).poll():
                 self._timeline.advance(record.end_lsn)
                 if record.is_shutdown_checkpoint:
                     self._reported_lsn = record.end_lsn
@@ -135,3 +157,15 @@ class ComputeNode:
         self._is_stopping.set()
         if self._thread is not None:
             self._has_followed.wait()  # a join that a signal interrupts cannot be repeated
+
+
+def _make_stream(timeline: PgdataTimeline) -> WalStream:
+    try:
+        from bbcache.pageserver.wal_stream import WalStream  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ConfigError(
+            f"no WAL can be streamed: {error}\n"
+            "hint: Install what it needs with `pip install 'bbcache[replication]'`."
+        ) from error
+    size_bytes = inspect_pgdata(timeline.pgdata_dir).wal_segment_size_bytes
+    return WalStream(timeline.get_last_record_lsn(), size_bytes)

@@ -48,6 +48,8 @@ class Pageserver:
             neither timelines nor compute nodes.
         config: the cache's settings; None runs without a cache.
         registry: for the metrics; None for the default one.
+        streams_wal: whether compute nodes are followed as their servers stream their
+            WAL, which needs psycopg2 (``bbcache[replication]``); else in their files.
 
     Attributes:
         tenants: the host that the cache asks.
@@ -64,8 +66,11 @@ class Pageserver:
         binaries: PostgresBinaries | None,
         config: BasebackupCacheConfig | None,
         registry: CollectorRegistry | None = None,
+        *,
+        streams_wal: bool = False,
     ) -> None:
         self._binaries = binaries
+        self._streams_wal = streams_wal
         self._computes_dir = root / "computes"
         _make_passable(root)
         self.tenants = PgdataTenantManager(root / "tenants")
@@ -120,6 +125,7 @@ class Pageserver:
 
         Raises:
             ArchiveError: the archive is damaged.
+            ConfigError: WAL is to be streamed, and psycopg2 is not there.
             PrepareError: the timeline has a compute node already, or is not at the state
                 that the archive holds.
         """
@@ -127,12 +133,17 @@ class Pageserver:
         tenant_shard_id = self.tenants.get_tenant(tenant_id).tenant_shard_id
         timeline.lend_to_compute()
         pgdata_dir = self._new_pgdata_dir()
-        compute = ComputeNode(
-            timeline,
-            binaries,
-            pgdata_dir,
-            lambda lsn: self.cache.send_prepare(tenant_shard_id, timeline_id, lsn),
-        )
+        try:
+            compute = ComputeNode(
+                timeline,
+                binaries,
+                pgdata_dir,
+                lambda lsn: self.cache.send_prepare(tenant_shard_id, timeline_id, lsn),
+                streams_wal=self._streams_wal,
+            )
+        except BaseException:
+            timeline.give_up_compute()
+            raise
         try:
             _restore_current(archive, pgdata_dir, timeline)
         except BaseException:

@@ -60,12 +60,14 @@ class Lab:
         self._pageserver: Pageserver | None = None
         self._computes: list[ComputeNode] = []
 
-    def open(self, **settings: Any) -> Pageserver:
+    def open(self, *, streams_wal: bool = False, **settings: Any) -> Pageserver:
         """Start a pageserver on the directory, after ending the one before."""
         self.close()
         self.registry = CollectorRegistry()
         config = BasebackupCacheConfig(**settings)
-        self._pageserver = Pageserver(self.root, self.binaries, config, self.registry)
+        self._pageserver = Pageserver(
+            self.root, self.binaries, config, self.registry, streams_wal=streams_wal
+        )
         assert self._pageserver.cache.wait_initialized(_IDLE_TIMEOUT_S)
         return self._pageserver
 

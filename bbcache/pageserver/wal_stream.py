@@ -1,0 +1,154 @@
+"""The WAL of a running server, as the server sends it to a replica.
+
+By physical replication (PostgreSQL's manual, "Streaming Replication Protocol"), through
+psycopg2, which has it. A server that stops sends its shutdown checkpoint last of all,
+and ends only when its receivers have confirmed that.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg2
+from psycopg2.extras import PhysicalReplicationConnection
+
+from bbcache.postgres.wal import WalDecoder, WalError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bbcache.ids import Lsn
+    from bbcache.postgres.wal import WalRecord
+
+_CONNECT_TIMEOUT_S: Final = 10
+_APPLICATION_NAME: Final = "bbcache"
+
+
+class WalStream:
+    """Follows the WAL that a running server sends. Polled by one thread.
+
+    A server waits, when it stops, for a stream that is not polled: up to its
+    ``wal_sender_timeout``. What it removes before it was sent is lost, as for any
+    replica without a slot. Nothing of it is put on disk here, so no server should be set
+    to take this for a synchronous replica.
+
+    Args:
+        start_lsn: the start of a record, or of a page, as for `WalDecoder`.
+        wal_segment_size_bytes: the cluster's WAL segment size.
+
+    Raises:
+        WalError: `start_lsn` or the segment size cannot be one.
+    """
+
+    def __init__(self, start_lsn: Lsn, wal_segment_size_bytes: int) -> None:
+        self._decoder = WalDecoder(start_lsn, wal_segment_size_bytes)
+        self._conninfo: str | None = None  # set by any thread, read by the polling one
+        self._has_tried = threading.Event()
+        self._connection: Any = None
+        self._cursor: Any = None
+
+    @property
+    def last_record_lsn(self) -> Lsn:
+        """The canonical end of the last whole record; `start_lsn` before the first."""
+        return self._decoder.last_record_lsn
+
+    def follow(self, conninfo: str) -> None:
+        """A server runs there: connect at the next `poll`, and again where that breaks off.
+
+        Thread-safe, as the following two are.
+
+        Args:
+            conninfo: a libpq connection string, of a user who may replicate.
+        """
+        self._has_tried.clear()
+        self._conninfo = conninfo
+
+    def wait_tried(self, timeout_s: float) -> bool:
+        """Wait until polls in another thread have heard from the server, or cannot connect.
+
+        Returns:
+            Whether it has.
+        """
+        return self._has_tried.wait(timeout_s)
+
+    def expect_end(self) -> None:
+        """The server is to end: from now on the end of the stream is no error."""
+        self._conninfo = None
+
+    def poll(self) -> Iterator[WalRecord]:
+        """The records that have come since the last call; nothing is waited for.
+
+        Each piece of WAL is confirmed to the server when its records have been taken.
+
+        Raises:
+            WalError: the stream has broken off, or cannot be had; the next call tries
+                anew, from the last whole record on.
+        """
+        conninfo = self._conninfo
+        if self._connection is None:
+            if conninfo is None:
+                return
+            self._connect(conninfo)
+        try:
+            while (message := self._cursor.read_message()) is not None:
+                self._check_place(message.data_start)
+                try:
+                    yield from self._decoder.feed(message.payload)
+                finally:  # whatever becomes of them: the server could not stop
+                    self._confirm(message.data_start + len(message.payload))
+                self._check_end()
+            if self._cursor.wal_end:  # it has answered
+                self._has_tried.set()
+        except psycopg2.Error as error:
+            self.close()
+            if self._conninfo is not None:
+                raise WalError(f"the stream of WAL has broken off: {_one_line(error)}") from error
+
+    def close(self) -> None:
+        """Let the connection go; a later `poll` may make another."""
+        connection, self._connection = self._connection, None
+        self._cursor = None
+        if connection is not None:
+            connection.close()
+
+    def _connect(self, conninfo: str) -> None:
+        self._decoder.rewind()
+        try:
+            self._connection = psycopg2.connect(
+                conninfo,
+                connection_factory=PhysicalReplicationConnection,
+                connect_timeout=_CONNECT_TIMEOUT_S,
+                application_name=_APPLICATION_NAME,
+            )
+            self._cursor = self._connection.cursor()
+            self._cursor.start_replication(start_lsn=int(self._decoder.next_lsn))
+            # A server that stops before it has got to streaming just hangs up.
+            self._cursor.send_feedback(reply=True, force=True)
+        except psycopg2.Error as error:
+            self.close()
+            self._has_tried.set()
+            raise WalError(f"the server streams no WAL: {_one_line(error)}") from error
+
+    def _confirm(self, lsn: int) -> None:
+        with suppress(psycopg2.Error):  # the next read says it
+            # Flushed, too: psycopg2 says so of what keepalives name, and a server that was
+            # told of one such position waits for it to reach the end.
+            self._cursor.send_feedback(write_lsn=lsn, flush_lsn=lsn, force=True)
+
+    def _check_place(self, lsn: int) -> None:
+        if lsn != self._decoder.next_lsn:
+            wanted = self._decoder.next_lsn
+            self.close()
+            raise WalError(f"the server sends the WAL from {lsn} on, not from {wanted}")
+
+    def _check_end(self) -> None:
+        end = self._decoder.end
+        if end is not None:
+            self.close()
+            raise WalError(f"the server sends what is no WAL: {end.message}")
+
+
+def _one_line(error: psycopg2.Error) -> str:
+    return str(error).partition("\n")[0]
