@@ -7,7 +7,16 @@ import logging
 import subprocess
 from typing import TYPE_CHECKING, Final
 
-from bbcache.bench import codec_plots, crowds, peak_memory, prepares, reads, restores
+from bbcache.bench import (
+    codec_plots,
+    crowds,
+    peak_memory,
+    prepares,
+    reads,
+    restores,
+    service,
+    service_crowds,
+)
 from bbcache.bench.bars import Outcome, Verdict
 from bbcache.bench.contest import Contest, Figures
 from bbcache.bench.peers import PeerMissingError
@@ -24,6 +33,8 @@ CONTESTS: Final[tuple[Contest, ...]] = (
     *reads.CONTESTS,
     *restores.CONTESTS,
     *crowds.CONTESTS,
+    *service.CONTESTS,
+    *service_crowds.CONTESTS,
     *peak_memory.CONTESTS,
     *codec_plots.CONTESTS,
 )

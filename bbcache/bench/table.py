@@ -48,7 +48,8 @@ def describe(bar: Bar) -> str:
 def limit_text(bar: Bar) -> str:
     """The bar itself: ``at most 1.2x``."""
     what = format_figure(bar.limit, bar.unit)
-    return f"{bar.sense} {what}" + (" faster" if bar.sense is Sense.AT_LEAST else "")
+    word = " faster" if bar.limit > 1 else " as fast"
+    return f"{bar.sense} {what}" + (word if bar.sense is Sense.AT_LEAST else "")
 
 
 def _figures(outcome: Outcome) -> str:
