@@ -232,12 +232,14 @@ class Session:
         if not isinstance(failure, ShutdownError):  # which Neon does not observe either
             self._metrics.served(result, origin, seconds)
         level = logging.WARNING if result is Result.ERROR else logging.INFO
-        log.log(
-            level,
-            "%s for %s: result=%s bbcache_source=%s bytes=%d seconds=%.3f%s",
-            *(command, self._connection.peer, result, origin or "none", sent_bytes, seconds),
-            "" if failure is None else f": {_one_line(failure)}",
-        )
+        if log.isEnabledFor(level):
+            text = (
+                f"{command} for {self._connection.peer}: result={result} "
+                f"bbcache_source={origin or 'none'} bytes={sent_bytes} seconds={seconds:.3f}"
+                f"{'' if failure is None else f': {_one_line(failure)}'}"
+            )
+            # Without a search for the caller, which is known, and is most of a log call.
+            log.handle(log.makeRecord(log.name, level, __file__, 0, text, (), None, "_account"))
 
     def _say_farewell(self, error: PageServiceError) -> None:
         """Tell the client why it must go, where it can still be told; nobody waits for it."""

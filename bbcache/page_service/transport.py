@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _READ_SIZE_BYTES: Final = 16 * 1024
 _MOST_UNREAD: Final = 16  # pieces that are thrown away
+_MOST_HELD_BYTES: Final = 128 * 1024
 _GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 _SOCKET_ERRORS: Final = (errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 _BLOCKED: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -47,6 +48,8 @@ class Transport:
         self._clock = clock
         self._interruption: PageServiceError | None = None
         self._is_aborted = False
+        self._held = bytearray()  # to go with what is sent next
+        self._poller = select.poll()
         sock.settimeout(0)
 
     @property
@@ -84,9 +87,8 @@ class Transport:
         """Whether the client has closed its side; not known once interrupted."""
         if self._interruption is not None:
             return False
-        poller = select.poll()
-        poller.register(self._sock, _GONE)
-        return bool(poller.poll(0))
+        self._poller.register(self._sock, _GONE)
+        return bool(self._poller.poll(0))
 
     def start_tls(self, context: ssl.SSLContext, deadline_s: float) -> None:
         """Speak TLS from now on.
@@ -139,15 +141,23 @@ class Transport:
 
         Args:
             data: the bytes.
-            more: whether more follows at once, which may go with it.
+            more: whether more follows at once: what is short waits for it, and goes with
+                it in one system call.
             timeout_s: how long the client may take for it; None for the usual time.
 
         Raises:
             DisconnectedError: the client is gone or does not take it.
         """
+        if more and len(self._held) + len(data) <= _MOST_HELD_BYTES:
+            self._held += data
+            return
+        if self._held:
+            data, self._held = bytes(self._held + data), bytearray()
         deadline_s = self._clock() + (self._send_timeout_s if timeout_s is None else timeout_s)
         flags = socket.MSG_MORE if more and not self.is_encrypted else 0
-        view = memoryview(data)
+        self._send_all(memoryview(data), flags, deadline_s)
+
+    def _send_all(self, view: memoryview, flags: int, deadline_s: float) -> None:
         while view:
             try:
                 view = view[self._sock.send(view, flags) :]
@@ -170,6 +180,9 @@ class Transport:
         """
         sock_fd = self._sock.fileno()
         deadline_s = self._clock() + self._send_timeout_s
+        if self._held:
+            held, self._held = self._held, bytearray()
+            self._send_all(memoryview(held), socket.MSG_MORE, deadline_s)
         while True:
             try:
                 return os.sendfile(sock_fd, fd, offset, size_bytes)
@@ -198,10 +211,9 @@ class Transport:
             event = select.POLLIN
         elif isinstance(blocked, ssl.SSLWantWriteError):
             event = select.POLLOUT
-        poller = select.poll()
-        poller.register(self._sock, event)
+        self._poller.register(self._sock, event)
         left_s = deadline_s - self._clock()
-        if left_s <= 0 or not poller.poll(left_s * 1000 + 1):
+        if left_s <= 0 or not self._poller.poll(left_s * 1000 + 1):
             raise reason
 
 
