@@ -18,7 +18,7 @@ from bbcache.bench.codecs import codec
 from bbcache.bench.contest import Contest, Figures
 from bbcache.bench.peers import require_postgres_tool, require_tool
 from bbcache.bench.pipeline import Pipeline, publish_limit, publish_with
-from bbcache.bench.rounds import timed
+from bbcache.bench.rounds import checked, timed
 from bbcache.postgres.cluster import Cluster
 from bbcache.postgres.server_user import ServerUser
 
@@ -148,8 +148,23 @@ def _from_pgdata(scene: Scene, stack: ExitStack, count: int) -> Round:
 
 def write_file_list(tarball: bytes, path: Path) -> None:
     """Write the names of a tarball's members, one a line, as `tar -T` wants them."""
-    with tarfile.open(fileobj=io.BytesIO(tarball)) as tar, path.open("w") as file:
-        file.writelines(f"{member.name}\n" for member in tar)
+    path.write_text("".join(f"{name}\n" for name in member_names(tarball)))
+
+
+def member_names(tarball: bytes) -> list[str]:
+    """The names of all that is in a tarball, in order."""
+    with tarfile.open(fileobj=io.BytesIO(tarball)) as tar:
+        return tar.getnames()
+
+
+def check_members(path: Path, tarball: bytes) -> None:
+    """Check that an archive that a peer has made has the members of a tarball.
+
+    Raises:
+        ValueError: it has others.
+    """
+    if member_names(isal_zlib.decompress(path.read_bytes(), _GZIP)) != member_names(tarball):
+        raise ValueError(f"{path} does not have the members of the input")
 
 
 def _tar_command(scene: Scene, stack: ExitStack) -> tuple[list[str], Path]:
@@ -174,7 +189,7 @@ def _tar_igzip(scene: Scene, stack: ExitStack) -> Round:
             _must_be_zero("tar", source.returncode)
             os.fsync(file.fileno())
 
-    return timed(run)
+    return checked(timed(run), lambda: check_members(path, scene.inputs.full))
 
 
 def _must_be_zero(name: str, status: int) -> None:
@@ -190,7 +205,7 @@ def _tar_gzip(scene: Scene, stack: ExitStack) -> Round:
         subprocess.run([*tar, "-czf", path], check=True)  # noqa: S603 - tar as found
         _sync(path)
 
-    return timed(run)
+    return checked(timed(run), lambda: check_members(path, scene.inputs.full))
 
 
 def _sync(path: Path) -> None:
@@ -204,8 +219,7 @@ def _sync(path: Path) -> None:
 def _tarfile(scene: Scene, stack: ExitStack) -> Round:
     path = stack.enter_context(scene.scratch()) / "out.tar.gz"
     pgdata_dir = scene.inputs.pgdata_dir
-    with tarfile.open(fileobj=io.BytesIO(scene.inputs.full)) as tar:
-        names = tar.getnames()
+    names = member_names(scene.inputs.full)
 
     def run() -> None:
         with tarfile.open(path, "w:gz") as tar:
@@ -213,7 +227,7 @@ def _tarfile(scene: Scene, stack: ExitStack) -> Round:
                 tar.add(pgdata_dir / name, name, recursive=False)
         _sync(path)
 
-    return timed(run)
+    return checked(timed(run), lambda: check_members(path, scene.inputs.full))
 
 
 def _basebackup(scene: Scene, stack: ExitStack) -> Round:

@@ -110,6 +110,26 @@ def timed(
     return run
 
 
+def checked(run: Callable[[], float], check: Callable[[], None]) -> Callable[[], float]:
+    """The same rounds, after the first of which something is checked, untimed.
+
+    Args:
+        run: a round.
+        check: raises where what the round has made is not right.
+    """
+    is_checked = False
+
+    def run_and_check() -> float:
+        nonlocal is_checked
+        figure = run()
+        if not is_checked:
+            check()
+            is_checked = True
+        return figure
+
+    return run_and_check
+
+
 def timed_beside(
     work: Callable[[], AbstractContextManager[object]], target: Callable[[], float]
 ) -> Callable[[], float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,6 +15,7 @@ from bbcache.bench.peers import PeerMissingError, require_postgres_tool
 from bbcache.bench.rounds import Pace
 from bbcache.errors import PostgresError
 from bbcache.postgres.cluster import PostgresBinaries
+from bbcache.postgres.leftovers import remove_tree
 from bbcache.testing import make_tarball
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class Scene:
         try:
             yield directory
         finally:
-            shutil.rmtree(directory)
+            remove_tree(directory)
 
 
 @contextmanager
@@ -194,4 +194,4 @@ def open_scene(
     try:
         yield Scene(directory, counts, pg_bin, note)
     finally:
-        shutil.rmtree(directory)
+        remove_tree(directory)

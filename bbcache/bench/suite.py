@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-import subprocess
 from typing import TYPE_CHECKING, Final
 
 from bbcache.bench import (
@@ -21,7 +20,7 @@ from bbcache.bench.bars import Outcome, Verdict
 from bbcache.bench.contest import Contest, Figures
 from bbcache.bench.peers import PeerMissingError
 from bbcache.bench.rounds import Lineup
-from bbcache.errors import BbcacheError, text_of
+from bbcache.errors import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -38,7 +37,6 @@ CONTESTS: Final[tuple[Contest, ...]] = (
     *peak_memory.CONTESTS,
     *codec_plots.CONTESTS,
 )
-_FAILURES: Final = (BbcacheError, OSError, ValueError, LookupError, subprocess.SubprocessError)
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +99,7 @@ def _run_one(contest: Contest, scene: Scene, figures: Figures) -> Iterator[Outco
         outcomes = contest.judge(lineup)
     except PeerMissingError as error:
         yield from _without_figures(contest, Verdict.MISSING, error, figures)
-    except _FAILURES as error:
+    except Exception as error:
         log.debug("%s failed", contest.group, exc_info=error)
         yield from _without_figures(contest, Verdict.ERROR, error, figures)
     else:

@@ -22,12 +22,16 @@ _MARKS: Final = {
     Verdict.MISSING: "----",
     Verdict.ERROR: "ERR!",
 }
+_SHOWN: Final = ("CPU", "file system", "Python")
 # A change that is small beside this, or beside the spreads, is none.
 _NOISE: Final = 0.03
 
 
 def table(report: Report) -> Iterator[str]:
-    """The lines of the table: for each bar two."""
+    """The lines of the table: where it was measured, then for each bar two."""
+    machine = ", ".join(report.machine[name] for name in _SHOWN if name in report.machine)
+    yield f"bbcache {report.versions.get('bbcache', '')}, {report.counts['name']} counts: {machine}"
+    yield ""
     width = max((len(outcome.bar.name) for outcome in report.outcomes), default=0)
     for group, outcomes in groupby(report.outcomes, key=lambda outcome: outcome.group):
         yield f"{group}"

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
-import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from bbcache.cli.stop_signals import stop_signals_raise
 from bbcache.errors import ConfigError
+from bbcache.postgres.leftovers import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_REMOVE_TIMEOUT_S: Final = 5.0
-_REMOVE_PAUSE_S: Final = 0.05
 _DESCRIPTION = """\
 Run PostgreSQL the serverless way, and watch the cache at work.
 
@@ -136,19 +133,7 @@ def _directory(wanted: Path | None) -> Iterator[Path]:
         path.chmod(0o711)
         yield path
     finally:
-        _remove(path)
-
-
-def _remove(path: Path) -> None:
-    """Remove the directory; what an interrupted initdb has started may still write to it."""
-    deadline_s = time.monotonic() + _REMOVE_TIMEOUT_S
-    while path.exists():
-        try:
-            shutil.rmtree(path)
-        except OSError:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(_REMOVE_PAUSE_S)
+        remove_tree(path)
 
 
 def _at_least(least: int) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from bbcache.bench.peers import PeerMissingError
-from bbcache.bench.rounds import Lineup, Pace, timed
+from bbcache.bench.rounds import Lineup, Pace, checked, timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,6 +93,14 @@ def test_who_is_missing_is_noted(track: Track) -> None:
     lineup.race(Pace(budget_s=3.0, least=1, most=60))
     assert lineup.missing == {"d": "d is not here"}
     assert set(lineup.samples) == {"a", "b", "c"}
+
+
+def test_a_check_follows_the_first_round_alone() -> None:
+    """What is wrong there ends the contest; later rounds are not held up."""
+    checks: list[int] = []
+    run = checked(lambda: 7.0, lambda: checks.append(1))
+    assert [run(), run()] == [7.0, 7.0]
+    assert len(checks) == 1
 
 
 def test_the_setup_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,51 @@
+"""Removing what PostgreSQL's programs have left."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bbcache.postgres import leftovers
+from bbcache.postgres.leftovers import remove_tree
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_it_tries_again_while_somebody_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that comes in the middle of it is removed by the next try."""
+    rmtree, directory = shutil.rmtree, tmp_path / "pgdata"
+    directory.mkdir()
+    tries: list[Path] = []
+
+    def busy(path: Path) -> None:
+        tries.append(path)
+        if len(tries) < 3:
+            raise OSError(39, "Directory not empty")
+        rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    remove_tree(directory)
+    assert len(tries) == 3
+    assert not directory.exists()
+
+
+def test_it_gives_up_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of the last try is the caller's."""
+
+    def refuse(_path: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(leftovers, "_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(OSError, match="Read-only"):
+        remove_tree(tmp_path)
+
+
+def test_what_is_gone_is_fine(tmp_path: Path) -> None:
+    """There is nothing to remove then."""
+    remove_tree(tmp_path / "nothing")
