@@ -50,9 +50,9 @@ def make_report(text: str = "plain") -> Report:
     """
     samples = {"ours": [1.0, 1.1, 0.9], "theirs": [1.0, 1.0, 1.0]}
     outcomes = [
-        judge(COST._replace(what="ours"), "prepare", samples, {}),
-        judge(GAIN, "prepare", samples, {"others": f"{text} is missing\nhint: Get {text}."}),
-        judge(SIZE, "memory", {"ours": [300.0]}, {}),
+        judge(COST._replace(what="ours"), "prepare", samples, {}, {}),
+        judge(GAIN, "prepare", samples, {"others": f"{text} is missing\nhint: Get {text}."}, {}),
+        judge(SIZE, "memory", {"ours": [300.0]}, {}, {}),
         Outcome(SIZE._replace(name="memory-b"), "memory", Verdict.ERROR, reason=f"{text} failed"),
     ]
     figures = Figures(

@@ -79,7 +79,11 @@ class Outcome(NamedTuple):
 
 
 def judge(
-    bar: Bar, group: str, samples: Mapping[str, Sequence[float]], missing: Mapping[str, str]
+    bar: Bar,
+    group: str,
+    samples: Mapping[str, Sequence[float]],
+    missing: Mapping[str, str],
+    failed: Mapping[str, str],
 ) -> Outcome:
     """Hold a bar against what was measured.
 
@@ -87,12 +91,15 @@ def judge(
         bar: the bar.
         group: what it was measured together with.
         samples: by the name of what was measured, one sample a round.
-        missing: by name, why something could not be measured.
+        missing: by name, which peer is not here, and how to get it.
+        failed: by name, what went wrong.
     """
     wanted = [name for name in (bar.what, bar.against) if name]
     for name in wanted:
         if name in missing:
             return Outcome(bar, group, Verdict.MISSING, reason=missing[name])
+        if name in failed:
+            return Outcome(bar, group, Verdict.ERROR, reason=failed[name])
     what = samples[bar.what]
     against = samples[bar.against] if bar.against else ()
     values = _values(bar, what, against)

@@ -34,8 +34,9 @@ def _measure(scene: Scene, lineup: Lineup) -> Figures:
     figures.notes += [
         f"codec left out on full, since it takes long: {each.name}" for _, each in never
     ]
-    missing = (lineup.missing | slow_lineup.missing).values()
-    figures.notes += sorted({f"codec left out: {reason.splitlines()[0]}" for reason in missing})
+    for each in (lineup, slow_lineup):
+        reasons = {*each.missing.values(), *each.failed.values()}
+        figures.notes += sorted(f"codec left out: {reason.splitlines()[0]}" for reason in reasons)
     return figures
 
 
@@ -59,7 +60,7 @@ def _race(
             len(scene.inputs.tarball(name)),
         )
         for name, codec in pairs
-        if (name, codec.name) in sizes
+        if f"{name}, {codec.name}" not in lineup.missing | lineup.failed
     ]
 
 

@@ -87,7 +87,10 @@ class Contest(NamedTuple):
 
     def judge(self, lineup: Lineup) -> list[Outcome]:
         """Hold every bar against what the contestants have shown."""
-        return [judge(bar, self.group, lineup.samples, lineup.missing) for bar in self.bars]
+        return [
+            judge(bar, self.group, lineup.samples, lineup.missing, lineup.failed)
+            for bar in self.bars
+        ]
 
     def contestants(self) -> set[str] | None:
         """Who is to run: those that the bars need where they are cut, else None: all."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from bbcache.bench.peers import PeerMissingError
+from bbcache.errors import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
     from contextlib import AbstractContextManager
+
+log = logging.getLogger(__name__)
 
 
 class Pace(NamedTuple):
@@ -42,6 +46,7 @@ class Lineup:
     Attributes:
         samples: by contestant, one figure a round.
         missing: by contestant, why it cannot run.
+        failed: by contestant, what it has raised; it runs no more then.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Lineup:
     ) -> None:
         self.samples: dict[str, list[float]] = {}
         self.missing: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
         self._wanted = wanted
         self._clock = clock
         self._rounds: dict[str, Callable[[], float]] = {}
@@ -65,7 +71,8 @@ class Lineup:
         Args:
             name: its name in the table.
             enter: makes it ready, and returns what runs one round and returns the
-                round's figure. Where it raises PeerMissingError, it is noted as missing.
+                round's figure. Where it raises PeerMissingError, it is noted as missing;
+                where it, or a round, raises anything else, as failed.
         """
         if not self.wants(name):
             return
@@ -73,6 +80,8 @@ class Lineup:
             self._rounds[name] = enter()
         except PeerMissingError as error:
             self.missing[name] = str(error)
+        except Exception as error:  # noqa: BLE001 - peers raise anything; the others go on
+            self._fail(name, error)
 
     def race(self, pace: Pace) -> None:
         """Warm every contestant up by a round, then run rounds in turn, each from another start.
@@ -80,15 +89,30 @@ class Lineup:
         A first round that has taken all the time that there is counts.
         """
         started_s = self._clock()
-        warm = {name: run() for name, run in self._rounds.items()}
+        warm = {name: value for name in [*self._rounds] if (value := self._run(name)) is not None}
         pass_s = self._clock() - started_s
         is_counted = pass_s > pace.budget_s
         self.samples = {name: [value] if is_counted else [] for name, value in warm.items()}
-        names = list(self._rounds)
+        names = list(warm)
         for number in range(is_counted, pace.round_count(pass_s)):
             shift = number % max(1, len(names))
             for name in names[shift:] + names[:shift]:
-                self.samples[name].append(self._rounds[name]())
+                value = self._run(name)
+                if value is not None:
+                    self.samples[name].append(value)
+
+    def _run(self, name: str) -> float | None:
+        if name in self.failed:
+            return None
+        try:
+            return self._rounds[name]()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail(name, error)
+            return None
+
+    def _fail(self, name: str, error: Exception) -> None:
+        log.debug("%s failed", name, exc_info=error)
+        self.failed[name] = f"{name} failed: {text_of(error)}"
 
 
 def timed(

@@ -24,7 +24,7 @@ def test_a_ratio_is_held_against_the_bar(
     bar: Bar, ours: list[float], theirs: list[float], value: float, verdict: Verdict
 ) -> None:
     """The median of the rounds' ratios decides, either way round; on the bar is met."""
-    outcome = judge(bar, "group", {"ours": ours, "theirs": theirs}, {})
+    outcome = judge(bar, "group", {"ours": ours, "theirs": theirs}, {}, {})
     assert (outcome.value, outcome.verdict) == (value, verdict)
     assert (outcome.what_samples, outcome.against_samples) == (tuple(ours), tuple(theirs))
 
@@ -32,21 +32,30 @@ def test_a_ratio_is_held_against_the_bar(
 def test_rounds_are_compared_one_by_one() -> None:
     """Where everything was slow for a while, the ratio stays and so does the spread."""
     ours, theirs = [1.0, 10.0, 100.0], [1.0, 10.0, 100.0]
-    outcome = judge(COST, "group", {"ours": ours, "theirs": theirs}, {})
+    outcome = judge(COST, "group", {"ours": ours, "theirs": theirs}, {}, {})
     assert (outcome.value, outcome.spread) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(("size", "verdict"), [(220.0, Verdict.PASS), (221.0, Verdict.FAIL)])
 def test_a_figure_may_stand_for_itself(size: float, verdict: Verdict) -> None:
     """Bytes are compared with nothing but the bar."""
-    outcome = judge(SIZE, "group", {"ours": [size]}, {})
+    outcome = judge(SIZE, "group", {"ours": [size]}, {}, {})
     assert (outcome.value, outcome.verdict, outcome.spread) == (size, verdict, None)
 
 
 @pytest.mark.parametrize("missing", ["ours", "theirs"])
 def test_who_is_missing_is_named(missing: str) -> None:
     """A bar without its peer is neither met nor failed, and says why."""
-    outcome = judge(COST, "group", {"ours": [1.0]}, {missing: "it is not here\nhint: Get it."})
+    outcome = judge(COST, "group", {"ours": [1.0]}, {missing: "it is not here\nhint: Get it."}, {})
     assert outcome.verdict is Verdict.MISSING
     assert outcome.value is None
     assert outcome.reason == "it is not here\nhint: Get it."
+
+
+@pytest.mark.parametrize("failed", ["ours", "theirs"])
+def test_who_has_failed_is_named(failed: str) -> None:
+    """Whatever was measured before it failed is no figure."""
+    samples = {"ours": [1.0, 1.0], "theirs": [1.0]}
+    outcome = judge(COST, "group", samples, {}, {failed: "it failed: no space"})
+    assert (outcome.verdict, outcome.value) == (Verdict.ERROR, None)
+    assert outcome.reason == "it failed: no space"

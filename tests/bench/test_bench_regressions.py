@@ -22,7 +22,7 @@ def test_the_file_of_the_package_locks_what_exists() -> None:
 
 def found(bar: Bar, ratio: float, reached: float) -> list[str]:
     """What is complained about, where a ratio was reached with a slack of a quarter."""
-    outcome = judge(bar, "group", {"ours": [ratio], "theirs": [1.0]}, {})
+    outcome = judge(bar, "group", {"ours": [ratio], "theirs": [1.0]}, {}, {})
     return list(regressions([outcome], {bar.name: Locked(reached, 0.25)}, needs_peers=False))
 
 

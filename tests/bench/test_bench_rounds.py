@@ -95,6 +95,26 @@ def test_who_is_missing_is_noted(track: Track) -> None:
     assert set(lineup.samples) == {"a", "b", "c"}
 
 
+def test_who_fails_is_noted_and_the_others_go_on(track: Track) -> None:
+    """When it is made ready, at its first round, or in the middle of the race."""
+    figures = iter([1.0, 2.0])
+
+    def refuse() -> NoReturn:
+        raise OSError("not ready")
+
+    lineup = make_lineup(track, seconds=1.0)
+    lineup.add("early", refuse)
+    lineup.add("at once", lambda: refuse)
+    lineup.add("late", lambda: lambda: next(figures))
+    lineup.race(Pace(budget_s=9.0, least=3, most=60))
+    assert lineup.failed == {
+        "early": "early failed: not ready",
+        "at once": "at once failed: not ready",
+        "late": "late failed: StopIteration",
+    }
+    assert [len(lineup.samples[name]) for name in "abc"] == [3, 3, 3]
+
+
 def test_a_check_follows_the_first_round_alone() -> None:
     """What is wrong there ends the contest; later rounds are not held up."""
     checks: list[int] = []

@@ -131,6 +131,7 @@ def test_codecs_are_measured_in_small(tmp_path: Path) -> None:
 
 @pytest.mark.postgres
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_what_takes_a_cluster_is_measured(make_cluster: ClusterFactory) -> None:
     """In tiny counts; who is missing is named, and nothing is left behind."""
     directory = make_cluster.new_dir()  # which PostgreSQL's user can reach

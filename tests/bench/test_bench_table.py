@@ -52,7 +52,7 @@ def test_old_and_new_ratios_side_by_side(bar: Bar, ours: float, wanted: str) -> 
     old, new = (
         replace(
             make_report(),
-            outcomes=[judge(bar, "group", {"ours": [value] * 3, "theirs": [1.0] * 3}, {})],
+            outcomes=[judge(bar, "group", {"ours": [value] * 3, "theirs": [1.0] * 3}, {}, {})],
         )
         for value in (1.0, ours)
     )
