@@ -59,6 +59,7 @@ def latency_plots(distributions: Mapping[str, Distribution]) -> Iterator[Plot]:
         )
         for name, each in distributions.items()
     ]
+    series = [each for each in series if each.points]
     points = [point for each in series for point in each.points]
     if not points:
         return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from prometheus_client import Counter
 
 from bbcache import TenantId, TenantTimelineId, TimelineId
+from bbcache.archive import PIECE_SIZE_BYTES
 from bbcache.bench.bars import Bar, Sense
 from bbcache.bench.contest import Contest, Figures
 from bbcache.bench.entries import (
@@ -19,7 +20,6 @@ from bbcache.bench.entries import (
     make_host,
     make_places,
     spawn_ready,
-    wait_idle,
     write_entries,
 )
 from bbcache.bench.latency import (
@@ -31,32 +31,33 @@ from bbcache.bench.latency import (
     open_latencies,
 )
 from bbcache.bench.peers import require_package
-from bbcache.bench.pipeline import Pipeline, isal_pieces
+from bbcache.bench.pipeline import Pipeline
 from bbcache.bench.rounds import timed_beside
 from bbcache.bench.scene import FEW_ENTRIES
+from bbcache.bench.treadmill import WORKERS, building, cleaning, compressing
 from bbcache.index import make_key
+from bbcache.postgres.pgdata import send_pgdata_tarball
 from bbcache.store import Store
 from bbcache.testing import MemoryHost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from bbcache import BasebackupCache
     from bbcache.bench.rounds import Lineup
     from bbcache.bench.scene import Scene
     from bbcache.host import TarballWriter
-    from bbcache.ids import Lsn
 
 ENTRIES: Final = 1_000
-_BUSY_ENTRIES: Final = 100
-_WORKERS: Final = 2
+_BUSY_ENTRIES: Final = 50  # fewer than may wait in the queue
 _WAIT_S: Final = 60.0
 
 _HIT: Final = "bbcache get + close"
 _OPEN: Final = "os.open + os.close"
 _DISKCACHE: Final = "diskcache get(read=True) + close"
-_HIT_BUSY: Final = "bbcache get + close, two workers building full"
+_HIT_BUSY: Final = "bbcache get + close, two workers building full of a PGDATA"
+_HIT_BUSY_MEMORY: Final = "bbcache get + close, two workers building full from memory"
 _OPEN_BUSY: Final = "os.open + os.close, two ISA-L compressors"
 _MISS: Final = "bbcache get, no entry"
 _DICT: Final = "dict under RLock + counter"
@@ -98,7 +99,7 @@ def _hit(scene: Scene, lineup: Lineup) -> Figures:
         lineup.add(_OPEN, enter_open)
         lineup.add(_DISKCACHE, enter_diskcache)
         lineup.race(counts.pace)
-    return Figures(distributions={name: each.distribution() for name, each in latencies.items()})
+    return _figures(latencies)
 
 
 def check_hit(cache: BasebackupCache, place: TenantTimelineId, path: str) -> None:
@@ -134,102 +135,46 @@ def fill_diskcache(directory: Path, keys: list[bytes], path: str) -> Iterator[An
         yield peer
 
 
-class Treadmill:
-    """Two workers that build *full* of a PGDATA, one prepare after the other.
-
-    Args:
-        directory: where the cache is, with lean archives in it that can be read meanwhile.
-        pgdata_dir: what is prepared.
-    """
-
-    def __init__(self, directory: Path, pgdata_dir: Path) -> None:
-        self.pipeline = Pipeline(directory, make_config(_WORKERS))
-        self._pgdata_dir = pgdata_dir
-        self._is_stopping = False
-        self._entered = threading.Semaphore(0)
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Both workers are building in the block; after it nothing is, or is kept."""
-        self._is_stopping = False
-        kept = dict(self.pipeline.tenant.timelines)
-        for _ in range(_WORKERS):
-            self._add()
-        try:
-            for _ in range(_WORKERS):
-                if not self._entered.acquire(timeout=_WAIT_S):
-                    raise TimeoutError(f"no prepare has begun in {_WAIT_S:g} s")
-            yield
-        finally:
-            self._is_stopping = True
-            wait_idle(self.pipeline.cache)
-            self.pipeline.tenant.timelines = kept
-            self.pipeline.cache.run_cleanup()
-            while self._entered.acquire(blocking=False):
-                pass
-
-    def _add(self) -> None:
-        timeline = self.pipeline.add_pgdata_timeline(self._pgdata_dir)
-        send = timeline.on_send
-        assert send is not None
-
-        def send_and_go_on(writer: TarballWriter, lsn: Lsn) -> None:
-            self._entered.release()
-            if not self._is_stopping:
-                self._add()  # the next one waits in the queue while this one is built
-            send(writer, lsn)
-
-        timeline.on_send = send_and_go_on
-        tenant_shard_id = self.pipeline.tenant.tenant_shard_id
-        self.pipeline.cache.send_prepare(tenant_shard_id, timeline.timeline_id, LSN)
-
-
 def _beside_builds(scene: Scene, lineup: Lineup) -> Figures:
     counts, inputs = scene.counts, scene.inputs
+    how_many = (counts.calls, counts.latency_s)
     with ExitStack() as stack:
         data_dir = stack.enter_context(scene.scratch()) / "cache"
-        mill = Treadmill(data_dir, inputs.pgdata_dir)
-        pipeline = stack.enter_context(mill.pipeline)
-        lean = [pipeline.add_timeline(inputs.lean, 1 << 20) for _ in range(_BUSY_ENTRIES)]
-        for timeline in lean:
-            pipeline.prepare(timeline)
+        pipeline = stack.enter_context(Pipeline(data_dir, make_config(WORKERS)))
+        lean = [pipeline.add_timeline(inputs.lean, PIECE_SIZE_BYTES) for _ in range(_BUSY_ENTRIES)]
+        pipeline.prepare(*lean)
         tenant_id = pipeline.tenant.tenant_id
         places = [TenantTimelineId(tenant_id, timeline.timeline_id) for timeline in lean]
         paths = [Store(str(data_dir)).path_of(make_key(*place), LSN) for place in places]
         check_hit(pipeline.cache, places[0], paths[0])
         get_latencies(pipeline.cache, places, _BUSY_ENTRIES, _WAIT_S)  # the first check
-        how_many = (counts.calls, counts.latency_s)
-        hits = Latencies(lambda: get_latencies(pipeline.cache, places, *how_many), P99)
-        opens = Latencies(lambda: open_latencies(paths, *how_many), P99)
-        lineup.add(_HIT_BUSY, lambda: timed_beside(mill.running, hits.round))
-        lineup.add(_OPEN_BUSY, lambda: timed_beside(lambda: _compressing(inputs.full), opens.round))
+        latencies = {
+            name: Latencies(lambda: get_latencies(pipeline.cache, places, *how_many), P99)
+            for name in (_HIT_BUSY, _HIT_BUSY_MEMORY)
+        }
+        latencies[_OPEN_BUSY] = Latencies(lambda: open_latencies(paths, *how_many), P99)
+
+        def send_files(writer: TarballWriter) -> None:
+            send_pgdata_tarball(inputs.pgdata_dir, writer)
+
+        def send_pieces(writer: TarballWriter) -> None:
+            for start in range(0, len(inputs.full), PIECE_SIZE_BYTES):
+                writer.write(memoryview(inputs.full)[start : start + PIECE_SIZE_BYTES])
+
+        beside = {
+            _HIT_BUSY: lambda: building(pipeline, send_files),
+            _HIT_BUSY_MEMORY: lambda: building(pipeline, send_pieces),
+            _OPEN_BUSY: lambda: compressing(inputs.full),
+        }
+        for name, work in beside.items():
+            lineup.add(name, lambda name=name, work=work: timed_beside(work, latencies[name].round))  # type: ignore[misc]
         lineup.race(counts.pace)
-    return Figures(distributions={_HIT_BUSY: hits.distribution(), _OPEN_BUSY: opens.distribution()})
+    return _figures(latencies)
 
 
-@contextmanager
-def _compressing(tarball: bytes) -> Iterator[None]:
-    """Two threads compress in the block, and do nothing else."""
-    is_stopping = threading.Event()
-    barrier = threading.Barrier(_WORKERS + 1)
-
-    def compress() -> None:
-        barrier.wait(_WAIT_S)
-        while not is_stopping.is_set():
-            for _ in isal_pieces(tarball):
-                if is_stopping.is_set():
-                    break
-
-    threads = [threading.Thread(target=compress, name="bare-isal") for _ in range(_WORKERS)]
-    for thread in threads:
-        thread.start()
-    try:
-        barrier.wait(_WAIT_S)
-        yield
-    finally:
-        is_stopping.set()
-        for thread in threads:
-            thread.join()
+def _figures(latencies: Mapping[str, Latencies]) -> Figures:
+    taken = {name: each.distribution() for name, each in latencies.items() if each.count}
+    return Figures(distributions=taken)
 
 
 def _miss(scene: Scene, lineup: Lineup) -> Figures:
@@ -284,35 +229,12 @@ def _beside_cleanup(scene: Scene, lineup: Lineup) -> Figures:
         get_latencies(cache, places, FEW_ENTRIES, _WAIT_S)  # the check at the first open
         busy = Latencies(lambda: get_latencies(cache, places, *how_many), P99)
         idle = Latencies(lambda: get_latencies(cache, places, *how_many), P99)
-        lineup.add(_HIT_CLEANUP, lambda: timed_beside(lambda: _cleaning(cache), busy.round))
+        lineup.add(_HIT_CLEANUP, lambda: timed_beside(lambda: cleaning(cache), busy.round))
         lineup.add(_HIT_IDLE, lambda: idle.round)
         lineup.race(counts.pace)
         if len(cache.entries()) != counts.entries:
             raise ValueError("a clean-up has removed what was to stay")
-    return Figures(
-        distributions={_HIT_CLEANUP: busy.distribution(), _HIT_IDLE: idle.distribution()}
-    )
-
-
-@contextmanager
-def _cleaning(cache: BasebackupCache) -> Iterator[None]:
-    """One clean-up step after the other is run in the block."""
-    is_stopping, has_begun = threading.Event(), threading.Event()
-
-    def clean() -> None:
-        has_begun.set()
-        while not is_stopping.is_set():
-            cache.run_cleanup()
-
-    thread = threading.Thread(target=clean, name="bench-cleanup")
-    thread.start()
-    try:
-        if not has_begun.wait(_WAIT_S):
-            raise TimeoutError(f"no clean-up has begun in {_WAIT_S:g} s")
-        yield
-    finally:
-        is_stopping.set()
-        thread.join()
+    return _figures({_HIT_CLEANUP: busy, _HIT_IDLE: idle})
 
 
 CONTESTS: Final = (
@@ -326,7 +248,10 @@ CONTESTS: Final = (
     ),
     Contest(
         "get, p99 beside builds",
-        (Bar("get-p99-builds", _HIT_BUSY, _OPEN_BUSY, Sense.AT_MOST, 1.5),),
+        (
+            Bar("get-p99-builds", _HIT_BUSY, _OPEN_BUSY, Sense.AT_MOST, 1.5),
+            Bar("get-p99-builds-memory", _HIT_BUSY_MEMORY, _OPEN_BUSY, Sense.AT_MOST, 1.5),
+        ),
         _beside_builds,
     ),
     Contest(

@@ -144,5 +144,5 @@ def test_what_takes_a_cluster_is_measured(make_cluster: ClusterFactory) -> None:
     for outcome in outcomes:
         is_measured = outcome.value is not None and outcome.value > 0
         assert is_measured or outcome.verdict is Verdict.MISSING, outcome
-    assert len(figures.distributions) == 2
+    assert len(figures.distributions) == 3
     assert list(directory.iterdir()) == []
