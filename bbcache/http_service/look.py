@@ -63,6 +63,7 @@ table { border-collapse: collapse; width: 100%; }
 th { text-align: left; font-weight: 600; color: var(--faint); font-size: .82rem; }
 th, td { padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); }
 tr:last-child td { border-bottom: 0; }
+th:last-child, td:last-child { padding-right: 0; }
 .zero { color: var(--faint); }
 .nonzero { color: var(--bad); font-weight: 600; }
 ol { list-style: none; margin: 0; padding: 0; }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -160,6 +162,16 @@ def test_a_client_that_does_not_read(make_front: Callable[..., Front]) -> None:
     lazy.sendall(b"GET / HTTP/1.0\r\n\r\n")
     assert lazy.recv(1)
     wait_until(lambda: front.get("/x", method="HEAD").status == HTTPStatus.OK)
+
+
+def test_a_client_that_breaks_off(make_front: Callable[..., Front]) -> None:
+    """In the middle of its request: its place is free then, and nothing is complained of."""
+    front = make_front(hello, max_connections=1)
+    sock = front.socket()
+    sock.sendall(b"GET / HT")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()  # a reset
+    wait_until(lambda: front.get().status == HTTPStatus.OK)
 
 
 def test_too_many_at_once(make_front: Callable[..., Front]) -> None:

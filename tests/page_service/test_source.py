@@ -351,6 +351,21 @@ def test_a_wait_that_fails(bench: Bench) -> None:
     assert error.fields()["M"] == f"cannot wait for LSN {LSN_B}: RuntimeError"
 
 
+def test_a_timeline_that_does_not_know_where_it_stands(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks for its tip is told so, and why."""
+    timeline = bench.rig.timeline()
+
+    def fail() -> Lsn:
+        raise PrepareError("a takeover has failed\nhint: Mend the disk.")
+
+    monkeypatch.setattr(timeline, "get_last_record_lsn", fail)
+    error, _ = bench.logged_in().ask(bench.command(timeline, "latest", "gzip"))
+    assert error.fields()["M"] == "where the timeline stands is not known: a takeover has failed"
+    assert error.fields()["H"] == "Mend the disk."
+
+
 class TestOwnBuilds:
     """What the cache does not build."""
 

@@ -1,0 +1,102 @@
+"""Accepting goes on, whatever becomes of a connection."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+
+import pytest
+from cache_helpers import DEADLINE_S
+from page_service.conftest import ANY_PORT
+
+from bbcache.page_service.listener import Listener
+
+NAME = "test-accept"
+
+
+def connect(listener: Listener) -> socket.socket:
+    """A client's socket."""
+    return socket.create_connection((listener.address.host, listener.address.port), DEADLINE_S)
+
+
+def test_a_connection_that_cannot_be_taken(caplog: pytest.LogCaptureFixture) -> None:
+    """It is closed, that is logged, and the next one is taken."""
+    taken = threading.Event()
+    failures = iter([RuntimeError("no")])
+
+    def take(sock: socket.socket, _: str) -> None:
+        for failure in failures:
+            raise failure
+        sock.close()
+        taken.set()
+
+    listener = Listener(ANY_PORT, take, NAME)
+    listener.start()
+    try:
+        with connect(listener) as first:
+            assert first.recv(1) == b""
+        with connect(listener):
+            assert taken.wait(DEADLINE_S)
+    finally:
+        listener.close(DEADLINE_S)
+    assert "cannot serve a connection" in caplog.text
+
+
+def test_an_accept_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """As for want of descriptors: it is logged and tried again."""
+    taken = threading.Event()
+
+    def take(sock: socket.socket, _: str) -> None:
+        sock.close()
+        taken.set()
+
+    listener = Listener(ANY_PORT, take, NAME)
+
+    class Scarce(socket.socket):
+        """A socket whose first accept fails."""
+
+        is_scarce = True
+
+        def accept(self) -> tuple[socket.socket, object]:
+            """Fail once."""
+            if self.is_scarce:
+                self.is_scarce = False
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "create_server", _scarce_server(Scarce))
+        listener.start()
+    try:
+        with connect(listener):
+            assert taken.wait(DEADLINE_S)
+    finally:
+        listener.close(DEADLINE_S)
+    assert "cannot accept a connection: Too many open files" in caplog.text
+
+
+def _scarce_server(kind: type[socket.socket]) -> object:
+    def create(address: tuple[str, int], **_: object) -> socket.socket:
+        sock = kind()
+        sock.bind(address)
+        sock.listen()
+        return sock
+
+    return create
+
+
+def test_an_end() -> None:
+    """It can be stopped and closed more than once, also before it was started."""
+    listener = Listener(ANY_PORT, lambda *_: None, NAME)
+    listener.close(DEADLINE_S)
+    listener = Listener(ANY_PORT, lambda sock, _: sock.close(), NAME)
+    listener.start()
+    states = [listener.is_accepting]
+    listener.stop()
+    states.append(listener.is_accepting)
+    assert states == [True, False]
+    for _ in range(2):
+        listener.close(DEADLINE_S)
+    assert listener.address.port > 0
+    assert not [each for each in threading.enumerate() if each.name == NAME]
