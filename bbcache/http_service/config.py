@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from bbcache.errors import ConfigError
@@ -23,6 +23,7 @@ class HttpConfig:
         max_request_size_bytes: all that is read of a request.
         timeout_s: for a client to send its request, and again to take the answer.
         allow_unauthenticated: whether to listen beyond loopback: nobody is asked who he is.
+        is_loopback: whether only this machine can reach it; found out once.
 
     Raises:
         ConfigError: (a `ValueError`) it would be open to other machines, which was not
@@ -34,9 +35,11 @@ class HttpConfig:
     max_request_size_bytes: int = 16 * 1024
     timeout_s: float = 5.0
     allow_unauthenticated: bool = False
+    is_loopback: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.allow_unauthenticated and not self.listen.is_loopback():
+        object.__setattr__(self, "is_loopback", self.listen.is_loopback())
+        if not self.allow_unauthenticated and not self.is_loopback:
             raise ConfigError(
                 f"{self.listen} is open to other machines, and HTTP asks nobody who he is\n"
                 "hint: Say --allow-unauthenticated-http: everyone who can connect can then see "
@@ -49,7 +52,7 @@ class HttpConfig:
         On loopback only for loopback's own names: a web site whose name has been pointed
         at this machine must not read the page by the browser of someone on it.
         """
-        if host is None or not self.listen.is_loopback():
+        if host is None or not self.is_loopback:
             return True
         name = host.rpartition("]")[0].lstrip("[") if "]" in host else host.partition(":")[0]
         try:

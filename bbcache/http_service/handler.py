@@ -155,7 +155,9 @@ class _Limited(io.RawIOBase):
         left_s = self._deadline_s - self._clock()
         if left_s <= 0:
             raise TimeoutError("the request took too long")
+        if not view:  # an end of the stream would make half a request a whole one
+            raise ConnectionAbortedError("the request is longer than it may be")
         self._sock.settimeout(left_s)
-        size_bytes = self._sock.recv_into(view) if view else 0
+        size_bytes = self._sock.recv_into(view)
         self._left_bytes -= size_bytes
         return size_bytes
