@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import re
+from pathlib import Path
 
 import pytest
 from cli.test_cli_usage import _WITHOUT, run_python
@@ -12,9 +13,6 @@ from helpers import TENANT, TIMELINE
 from bbcache.cli import main
 from bbcache.cli.fetch import add_parser
 from bbcache.ids import Lsn
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 URL = "postgresql://127.0.0.1:1/"
 IDS = (str(TENANT), str(TIMELINE))
@@ -104,3 +102,13 @@ def test_without_a_package(package: str) -> None:
     status, out, _ = run_python("-c", _WITHOUT, package, "fetch", "--help")
     assert status == 0
     assert "bbcache fetch [options] URL TENANT TIMELINE [LSN] DEST" in out
+
+
+def test_every_option_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/fetch.md names each that the help has."""
+    with pytest.raises(SystemExit):
+        main(["fetch", "--help"])
+    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    page = (Path(__file__).parents[2] / "docs/fetch.md").read_text()
+    assert options == {option for option in options if f"`{option}" in page}
+    assert len(options) == 6
