@@ -418,12 +418,20 @@ def test_a_dest_that_is_filled_meanwhile(fetch: Fetcher, archive: Archive) -> No
     assert [path.name for path in fetch.place.rglob("*")] == ["pgdata", "theirs"]
 
 
-def cli(server: BadService, dest: Path, *options: str) -> list[str]:
+# The tests may run where a signal is ignored, as in the background of a script.
+_COMMAND = """
+import signal, sys
+from bbcache.cli import main
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def cli(server: BadService, dest: Path) -> list[str]:
     """The command that fetches from a server."""
-    return [
-        *(sys.executable, "-m", "bbcache.cli", "fetch", *options),
-        *(server.url, str(TENANT), str(TIMELINE), str(dest)),
-    ]
+    ids = (str(TENANT), str(TIMELINE))
+    return [sys.executable, "-c", _COMMAND, "fetch", server.url, *ids, str(dest)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -439,6 +447,35 @@ def test_stopped_by_a_signal(fetch: Fetcher, archive: Archive, number: signal.Si
             _, complaint = child.communicate(timeout=CHILD_DEADLINE_S)
     assert child.returncode == 128 + number
     assert complaint in ("bbcache: interrupted\n", "bbcache: terminated\n", "bbcache: hung up\n")
+    fetch.check_nothing_left()
+
+
+@pytest.mark.parametrize("phase", ["connect", "answer", "pause"])
+def test_stopped_while_it_waits(fetch: Fetcher, phase: str) -> None:
+    """For a connection, for the first byte, or between two attempts: likewise."""
+    is_waiting = threading.Event()
+
+    def script(peer: Peer) -> None:
+        if phase == "connect":
+            peer.begin()
+        elif phase == "answer":
+            peer.let_in()
+        else:
+            return
+        is_waiting.set()
+        peer.wait_gone()
+
+    with BadService(script) as server:
+        server.listen()
+        with subprocess.Popen(cli(server, fetch.dest), stderr=subprocess.PIPE, text=True) as child:
+            assert child.stderr is not None
+            if phase == "pause":
+                assert child.stderr.readline().startswith("bbcache: attempt 1 of 11 has failed: ")
+            else:
+                assert is_waiting.wait(CHILD_DEADLINE_S)
+            child.send_signal(signal.SIGTERM)
+            _, complaint = child.communicate(timeout=CHILD_DEADLINE_S)
+    assert (child.returncode, complaint) == (128 + signal.SIGTERM, "bbcache: terminated\n")
     fetch.check_nothing_left()
 
 
