@@ -67,7 +67,10 @@ class BasebackupCommand:
 
     def __str__(self) -> str:
         words = [self.name, str(self.tenant_id), str(self.timeline_id)]
-        words.append(_LATEST if self.lsn is None else str(self.lsn))
+        if self.is_full:
+            words += [str(lsn) for lsn in (self.lsn, self.prev_lsn) if lsn is not None]
+        else:
+            words.append(_LATEST if self.lsn is None else str(self.lsn))
         words += [_GZIP] * self.is_gzip + [_REPLICA] * self.is_replica
         return " ".join(words)
 

@@ -103,6 +103,14 @@ def test_round_trip(ids: bytes, lsn: Lsn | None, *, is_gzip: bool, is_replica: b
     assert parse_command(str(command)) == command
 
 
+@pytest.mark.parametrize("positions", [(), (LSN,), (LSN, Lsn(5))], ids=len)
+def test_round_trip_of_a_fullbackup(positions: tuple[Lsn, ...]) -> None:
+    """It has no word for the tip, and two positions at most."""
+    lsn, prev_lsn = [*positions, None, None][:2]
+    command = BasebackupCommand(TENANT, TIMELINE, lsn, is_full=True, prev_lsn=prev_lsn)
+    assert parse_command(str(command)) == command
+
+
 WORDS = st.sampled_from([T, TL, "0/1", "latest", "--gzip", "gzip", "replica", "--", ";", "\t"])
 
 

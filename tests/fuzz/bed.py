@@ -1,0 +1,283 @@
+"""Where scripts are played: to the protocol's own layers, to a session, to a whole service.
+
+Each way to play ends in an AssertionError where a promise is broken: something other than a
+`PageServiceError` comes out, the answer is not made of whole messages, it depends on how the
+stream was cut, the log has a traceback, or bytes of an archive reach who may not have them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final, Self
+
+from cache_helpers import DEADLINE_S, LSN_A, LSN_B, Rig
+from fuzz.scripts import Vocabulary, Who
+from helpers import count_descriptors, wait_until
+from page_service import wire
+from page_service.tokens import Signer
+from prometheus_client import CollectorRegistry
+
+from bbcache import TenantId, TimelineId
+from bbcache.page_service import conversation as c
+from bbcache.page_service.command import BasebackupCommand, parse_command
+from bbcache.page_service.config import Address, PageServiceConfig
+from bbcache.page_service.connections import Connections
+from bbcache.page_service.errors import PageServiceError
+from bbcache.page_service.metrics import ServiceMetrics
+from bbcache.page_service.server import PageService
+from bbcache.page_service.session import Session
+from bbcache.page_service.source import CacheSource
+from bbcache.page_service.tokens import TokenKeys
+from bbcache.page_service.transport import Transport
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fuzz.scripts import Script
+
+CONTENT: Final = b"what only its owner may see " * 8
+_SEND_TIMEOUT_S: Final = 5.0
+_PATIENCE_S: Final = 0.01
+_COPY_KINDS: Final = frozenset("HdcC")
+
+
+class Log(logging.Handler):
+    """Keeps what is logged with a traceback, or as an error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.bad: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a line."""
+        if record.exc_info or record.levelno >= logging.ERROR:
+            self.bad.append(self.format(record))
+
+
+class FuzzBed:
+    """A host with one basebackup in a cache, sessions over it, and services. A context manager.
+
+    Args:
+        directory: an empty one.
+
+    Attributes:
+        counts: what was played, and how it ended.
+        vocabulary: makes scripts of bytes.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.counts: Counter[str] = Counter()
+        self._directory = directory
+        self._rig = Rig(directory / "cache", prepare_concurrency=1)
+        self._log = Log()
+        self._opened = ExitStack()
+        self._config = PageServiceConfig(
+            listen=Address("127.0.0.1", 0),
+            send_timeout_s=_SEND_TIMEOUT_S,
+            wait_lsn_timeout_s=1e-4,
+            max_message_size_bytes=4096,
+        )
+
+    def __enter__(self) -> Self:
+        """Prepare the archive, and start the services."""
+        logger = logging.getLogger("bbcache")
+        logger.addHandler(self._log)
+        self._opened.callback(logger.removeHandler, self._log)
+        self._opened.enter_context(self._rig)
+        timeline = self._rig.timeline()
+        timeline.tarball = lambda _: CONTENT
+        self._rig.prepare(timeline)
+        self._archive = self._rig.path(timeline).read_bytes()
+        signer = Signer()
+        self._keys = TokenKeys(signer.write_public(self._directory / "key.pem"))
+        tenant_id = self._rig.shard_of(timeline).tenant_id
+        self._source = CacheSource(
+            self._rig.host, self._rig.cache, wait_lsn_timeout_s=self._config.wait_lsn_timeout_s
+        )
+        self.vocabulary = Vocabulary(
+            _commands(tenant_id, timeline.timeline_id),
+            signer.sign(scope="tenant", tenant_id=str(TenantId.generate())),
+        )
+        self._metrics = ServiceMetrics(CollectorRegistry(), lambda: 0)
+        self._connections = Connections(1000)
+        self._services = {who: self._service(who) for who in Who}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop everything."""
+        self._opened.close()
+
+    def _service(self, who: Who) -> PageService:
+        verifier = None if who is Who.ANYONE else self._keys
+        service = PageService(
+            self._source, self._config, verifier=verifier, registry=CollectorRegistry()
+        )
+        service.start()
+        self._opened.callback(service.close, DEADLINE_S)
+        return service
+
+    def play(self, data: bytes, *, is_over_tcp: bool = False) -> None:
+        """Play what some bytes stand for in every way; over TCP only where asked to."""
+        script = self.vocabulary.script(data)
+        self.counts["inputs"] += 1
+        self.counts["messages"] += len(script.messages)
+        self.converse(script)
+        self.serve(script)
+        if is_over_tcp:
+            self.connect(script)
+
+    def converse(self, script: Script) -> None:
+        """To the conversation alone: as it is cut, and all at once."""
+        cut = self._conversed(script.who, script.pieces())
+        whole = self._conversed(script.who, [b"".join(script.messages)])
+        if b"S" not in (cut[:1], whole[:1]):  # TLS, which nobody goes on with here
+            assert cut == whole, f"the answer depends on the cuts: {cut!r}, {whole!r}"
+
+    def _conversed(self, who: Who, pieces: list[bytes]) -> bytes:
+        conversation = c.Conversation(
+            self._config.max_message_size_bytes,
+            wants_token=who is not Who.ANYONE,
+            has_tls=False,
+            process_id=1,
+            secret=b"1234",
+        )
+        said = bytearray()
+        for piece in pieces:
+            if conversation.is_closed:
+                break
+            conversation.feed(piece)
+            try:
+                self._answer_all(conversation, who)
+            except PageServiceError as error:
+                conversation.fail(error)
+                assert conversation.is_closed
+            said += conversation.take_output()
+        _check_whole(bytes(said))
+        return bytes(said)
+
+    def _answer_all(self, conversation: c.Conversation, who: Who) -> None:
+        while (event := conversation.next_event()) is not None:
+            self.counts[type(event).__name__] += 1
+            if isinstance(event, c.TlsRequested):
+                assert not conversation.answer_tls()
+            elif isinstance(event, c.TokenGiven):
+                self._keys.verify(event.token)
+                assert who is Who.NEIGHBOUR, "a token that nobody has signed is good"
+                conversation.let_in()
+            elif isinstance(event, c.CommandGiven):
+                assert conversation.is_let_in
+                assert who is not Who.STRANGER, "a stranger has given a command"
+                self._obey(conversation, event.text)
+
+    def _obey(self, conversation: c.Conversation, text: str) -> None:
+        try:
+            command = parse_command(text)
+        except PageServiceError as error:
+            conversation.fail(error)
+            return
+        if isinstance(command, BasebackupCommand):
+            self.counts["commands understood"] += 1
+            assert parse_command(str(command)) == command
+            conversation.begin_copy()
+            conversation.end_copy()
+        else:
+            conversation.complete(command.tag)
+
+    def serve(self, script: Script) -> None:
+        """To a whole session, over a pair of sockets, in this thread."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.sendall(b"".join(script.messages))
+            theirs.shutdown(socket.SHUT_WR)
+            transport = Transport(ours, _SEND_TIMEOUT_S)
+            connection = self._connections.add(transport, "fuzz", time.monotonic())
+            try:
+                Session(
+                    connection,
+                    self._connections,
+                    self._source,
+                    self._config,
+                    self._metrics,
+                    None if script.who is Who.ANYONE else self._keys,
+                    None,
+                ).run()
+            finally:
+                self._connections.remove(connection)
+            assert ours.fileno() == -1, "the socket was left open"
+            self._check_answer(script.who, _received(theirs))
+
+    def connect(self, script: Script) -> None:
+        """To a whole service, over TCP, in the pieces of the script."""
+        self.counts["over TCP"] += 1
+        address = self._services[script.who].address
+        with socket.create_connection((address.host, address.port), DEADLINE_S) as sock:
+            with contextlib.suppress(OSError):  # it may have had enough in between
+                for piece in script.pieces():
+                    sock.sendall(piece)
+            answer = _received(sock, _PATIENCE_S)  # who says no more is taken to be gone
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_WR)
+            self._check_answer(script.who, answer + _received(sock))
+
+    def _check_answer(self, who: Who, answer: bytes) -> None:
+        assert not self._log.bad, self._log.bad
+        replies = _check_whole(answer)
+        kinds = Counter(reply.kind for reply in replies)
+        self.counts["errors told"] += kinds["E"]
+        self.counts["archives given"] += kinds["c"]
+        if who is not Who.ANYONE:
+            assert not _COPY_KINDS & kinds.keys() or who is Who.NEIGHBOUR, kinds
+            assert not kinds["d"], "bytes of a copy for who may have none"
+            assert self._archive[-40:] not in answer
+            assert CONTENT[:20] not in answer
+
+    def check_quiet(self) -> None:
+        """Nothing is left of all that was played."""
+        wait_until(lambda: not any(each.connection_count for each in self._services.values()))
+        assert len(self._connections) == 0
+        assert not self._log.bad, self._log.bad
+        self._rig.wait_idle()
+
+    def traces(self) -> tuple[int, int]:
+        """How many threads and descriptors there are."""
+        self.check_quiet()
+        return threading.active_count(), count_descriptors()
+
+
+def _commands(tenant_id: TenantId, timeline_id: TimelineId) -> list[str]:
+    ids = f"{tenant_id} {timeline_id}"
+    return [
+        f"basebackup {ids} {LSN_A} --gzip",
+        f"basebackup {ids} {LSN_A}",
+        f"basebackup {ids} latest gzip replica;",
+        f"basebackup {ids} {LSN_B} --gzip",
+        f"fullbackup {ids}",
+        f"basebackup {tenant_id} {TimelineId.generate()} {LSN_A} --gzip",
+        f"basebackup {TenantId.generate()} {timeline_id} {LSN_A} --gzip",
+        "begin",
+        "",
+    ]
+
+
+def _received(sock: socket.socket, patience_s: float | None = None) -> bytes:
+    """All that comes, up to the end or a silence; a reset is an end, too."""
+    sock.settimeout(patience_s or DEADLINE_S)
+    answer = bytearray()
+    expected = (ConnectionError, *[TimeoutError] * (patience_s is not None))
+    with contextlib.suppress(*expected):
+        while piece := sock.recv(1 << 16):
+            answer += piece
+    return bytes(answer)
+
+
+def _check_whole(answer: bytes) -> list[wire.Reply]:
+    """The messages in an answer, behind what a request for encryption is answered with."""
+    replies, left = wire.split(answer.lstrip(b"N"))
+    assert not left, f"an answer ends within a message: {left!r}"
+    return replies

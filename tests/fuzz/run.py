@@ -1,0 +1,130 @@
+"""A million inputs to the page service; counts on stdout, 1 on any complaint.
+
+python tests/fuzz/run.py                          with atheris, where it is installed
+python tests/fuzz/run.py --engine random --seed 7 with a seeded mutator, which knows no coverage
+
+Every input goes to the protocol's own layers and to a whole session over a pair of sockets;
+every hundredth also to a real service over TCP. atheris looks at the coverage of
+bbcache.page_service, and keeps what finds new code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+TESTS_DIR = Path(__file__).parent.parent
+sys.path[:0] = [str(TESTS_DIR), str(TESTS_DIR.parent)]
+
+_COUNT: Final = 1_000_000
+_TELL_EACH: Final = 50_000
+_OVER_TCP_EACH: Final = 100
+_WARM: Final = 1000  # inputs until every thread that there can be is there
+
+
+def say(what: object) -> None:
+    """One line on stdout, at once."""
+    sys.stdout.write(f"{what}\n")
+    sys.stdout.flush()
+
+
+class Run:
+    """Plays inputs, and says how many there were.
+
+    Args:
+        bed: plays them.
+        wanted_count: how many there are to be.
+    """
+
+    def __init__(self, bed: Any, wanted_count: int) -> None:
+        self._bed = bed
+        self._wanted_count = wanted_count
+        self._started_s = time.monotonic()
+        self._before = (0, 0)
+
+    def play(self, data: bytes) -> None:
+        """One input; it is told of where it breaks a promise."""
+        number = self._bed.counts["inputs"] + 1
+        try:
+            self._bed.play(data, is_over_tcp=number % _OVER_TCP_EACH == 0)
+        except BaseException:
+            say(f"COMPLAINT about input {number}: {data!r}")
+            raise
+        if number == min(_WARM, self._wanted_count):
+            self._before = self._bed.traces()
+        if number % _TELL_EACH == 0:
+            self._tell()
+        if number == self._wanted_count:
+            self.end()
+
+    def end(self) -> None:
+        """Say how it was; ends the process."""
+        threads, descriptors = self._bed.traces()
+        was_threads, was_descriptors = self._before
+        say(f"threads {was_threads} before, {threads} after")
+        say(f"descriptors {was_descriptors} before, {descriptors} after")
+        has_leak = threads > was_threads + 2 or descriptors > was_descriptors + 2
+        say("COMPLAINT: something is left" if has_leak else "no complaint")
+        self._tell()
+        sys.stdout.flush()
+        os._exit(has_leak)  # atheris ends in no other way that lets us say the result
+
+    def _tell(self) -> None:
+        counts = ", ".join(f"{name} {count:,}" for name, count in self._bed.counts.items())
+        say(f"[{time.monotonic() - self._started_s:.0f} s] {counts}")
+
+
+def main() -> None:
+    """Read the arguments, and play."""
+    has_atheris = importlib.util.find_spec("atheris") is not None
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=_COUNT)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--engine", choices=["atheris", "random"], default="atheris" if has_atheris else "random"
+    )
+    args = parser.parse_args()
+    say(f"{args.count:,} inputs by {args.engine}, seed {args.seed}")
+    with tempfile.TemporaryDirectory() as directory:
+        (_with_atheris if args.engine == "atheris" else _at_random)(Path(directory), args)
+
+
+def _with_atheris(directory: Path, args: argparse.Namespace) -> None:
+    import atheris  # noqa: PLC0415 - may be missing
+
+    with atheris.instrument_imports(include=["bbcache.page_service"]):
+        from fuzz.bed import FuzzBed  # noqa: PLC0415 - instrumented
+    from fuzz.engines import MOST_BYTES, random_inputs  # noqa: PLC0415
+
+    corpus = directory / "corpus"
+    corpus.mkdir()
+    for number, data in enumerate(itertools.islice(random_inputs(args.seed), 200)):
+        (corpus / str(number)).write_bytes(data)
+    with FuzzBed(directory) as bed:
+        run = Run(bed, args.count)
+        options = [f"-max_len={MOST_BYTES}", f"-seed={args.seed}", "-verbosity=0", "-timeout=60"]
+        atheris.Setup(
+            [sys.argv[0], *options, f"-artifact_prefix={directory}/", str(corpus)], run.play
+        )
+        atheris.Fuzz()
+
+
+def _at_random(directory: Path, args: argparse.Namespace) -> None:
+    from fuzz.bed import FuzzBed  # noqa: PLC0415 - as above
+    from fuzz.engines import random_inputs  # noqa: PLC0415
+
+    with FuzzBed(directory) as bed:
+        run = Run(bed, args.count)
+        for data in itertools.islice(random_inputs(args.seed), args.count):
+            run.play(data)
+
+
+if __name__ == "__main__":
+    main()

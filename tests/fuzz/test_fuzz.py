@@ -1,0 +1,82 @@
+"""Malformed and mutated protocol input, a few thousand of it: `run.py` has a million.
+
+How much there was, and how far it got, is printed, which ``-s`` shows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from fuzz.bed import FuzzBed
+from fuzz.engines import random_inputs
+from fuzz.scripts import Script, Who
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from page_service import wire
+
+from bbcache.page_service.permission import EVERYTHING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Long enough for a few messages, which one byte can stand for.
+INPUTS = st.binary(max_size=60)
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FuzzBed]:
+    """One bed for all examples: what each leaves behind would add up."""
+    with FuzzBed(tmp_path_factory.mktemp("fuzz")) as bed:
+        bed.play(b"", is_over_tcp=True)
+        yield bed
+        print(dict(bed.counts), end="")  # noqa: T201 - the counts are a result
+
+
+@settings(
+    max_examples=2000,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+@given(data=INPUTS)
+def test_anything(bed: FuzzBed, data: bytes) -> None:
+    """Whatever comes, no promise is broken."""
+    bed.play(data)
+
+
+def test_anything_over_tcp(bed: FuzzBed) -> None:
+    """Nor by a whole service, which has as many threads and descriptors as before."""
+    inputs = random_inputs(seed=1)
+    for _ in range(100):
+        bed.play(next(inputs), is_over_tcp=True)
+    before = bed.traces()
+    for _ in range(300):
+        bed.play(next(inputs), is_over_tcp=True)
+    threads, descriptors = bed.traces()
+    assert (threads, descriptors) <= (before[0] + 2, before[1] + 2)  # one may be on its way out
+
+
+def test_what_is_played_goes_deep(bed: FuzzBed) -> None:
+    """Scripts get past the handshake, are understood, and get archives; some over TCP."""
+    bed.counts.clear()
+    inputs = random_inputs(seed=2)
+    for number in range(400):
+        bed.play(next(inputs), is_over_tcp=number % 10 == 0)
+    for name in ("CommandGiven", "commands understood", "archives given", "errors told"):
+        assert bed.counts[name] >= 20, bed.counts
+    assert bed.counts["over TCP"] == 40
+
+
+@pytest.mark.parametrize("who", [Who.STRANGER, Who.NEIGHBOUR])
+def test_a_leak_would_be_noticed(bed: FuzzBed, monkeypatch: pytest.MonkeyPatch, who: Who) -> None:
+    """Where everyone is let in, the checks find out."""
+    query = next(each for each in bed.vocabulary.messages if b"basebackup" in each)
+    script = Script(who, [wire.startup(user="u"), wire.password("x"), query], 0)
+    bed.serve(script)
+    monkeypatch.setattr("bbcache.page_service.tokens.TokenKeys.verify", lambda *_: EVERYTHING)
+    with pytest.raises(AssertionError):
+        bed.serve(script)
+    with pytest.raises(AssertionError):
+        bed.connect(script)
