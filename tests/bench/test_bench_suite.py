@@ -136,7 +136,7 @@ def test_what_takes_a_cluster_is_measured(make_cluster: ClusterFactory) -> None:
     """In tiny counts; who is missing is named, and nothing is left behind."""
     directory = make_cluster.new_dir()  # which PostgreSQL's user can reach
     directory.mkdir(mode=0o711)
-    patterns = ["prepare*", "get-p99-builds", "restore*", "memory-prepare"]
+    patterns = ["prepare*", "get-p99-builds*", "restore*", "memory-prepare"]
     wanted = [each for each in select(patterns) if "slow" not in each.group]
     with open_scene(TINY, directory) as scene:
         outcomes, figures = run(wanted, scene, lambda *_: None)
