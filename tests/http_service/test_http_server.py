@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import MIB, Gate, Worker
+from cache_helpers import DEADLINE_S, MIB, Gate, Worker
 from helpers import count_descriptors, wait_until
 
 from bbcache.errors import ConfigError
@@ -131,6 +131,16 @@ def test_what_is_no_request(make_front: Callable[..., Front], request_: bytes) -
     assert b" 200 " not in data
     assert front.asked == []
     assert front.get().status == HTTPStatus.OK
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.0\r\n"])
+def test_a_silent_client(make_front: Callable[..., Front], begun: bytes) -> None:
+    """It has so much time as well, and then hears nothing but the end."""
+    front = make_front(hello, timeout_s=0.2)
+    sock = front.socket()
+    sock.settimeout(DEADLINE_S / 2)
+    sock.sendall(begun)
+    assert sock.recv(1000) == b""
 
 
 def test_a_byte_at_a_time(make_front: Callable[..., Front]) -> None:
