@@ -24,6 +24,8 @@ from fetch.bad_service import (
     serves,
 )
 from helpers import TENANT, TIMELINE, wait_until
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from isal import igzip
 
 from bbcache.errors import ConfigError, PostgresError
@@ -518,3 +520,45 @@ def test_killed(fetch: Fetcher, archive: Archive) -> None:
     assert set(os.listdir(fetch.place)) == {*strangers, "pgdata", "other"}
     for dest in (fetch.dest, other.dest):
         assert inspect_pgdata(dest).checkpoint_end_lsn == archive.lsn
+
+
+PIECES = st.sampled_from(
+    [
+        *(replies.COPY_OUT, replies.COPY_DONE, replies.READY_FOR_QUERY, replies.EMPTY_QUERY),
+        *(replies.command_complete("SELECT 1"), replies.command_complete("COPY 0")),
+        *(replies.NO_DATA, replies.PARSE_COMPLETE, replies.AUTHENTICATION_OK),
+        *(error("no"), error("not found"), error("no", "57P01", "FATAL"), b"E\0\0\0\5\0"),
+        *(replies.copy_data_head(3) + b"abc", replies.copy_data_head(0), b"d\0\0\0\0"),
+        *(b"G\0\0\0\7\0\0\0", b"W\0\0\0\7\0\0\0", b"D\0\0\0\6\0\0", b"T\0\0\0\6\0\0"),
+        *(b"N\0\0\0\5\0", b"S\0\0\0\6\0\0", b"d\xff\xff\xff\xff", b"H\0\0\0\4", b"?\0\0\0\4"),
+    ]
+)
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    pieces=st.lists(PIECES | st.binary(max_size=20), max_size=8),
+    is_let_in=st.booleans(),
+    is_copy=st.booleans(),
+)
+def test_a_hostile_service(
+    fetch: Fetcher, pieces: list[bytes], *, is_let_in: bool, is_copy: bool
+) -> None:
+    """Whatever it says, the fetch ends in time with an error of its own, and leaves nothing."""
+
+    def script(peer: Peer) -> None:
+        if is_let_in:
+            peer.let_in()
+        else:
+            peer.begin()
+        peer.send(replies.COPY_OUT * is_copy, *pieces)
+
+    with BadService(script) as server:
+        server.listen()
+        with pytest.raises(FetchError):
+            fetch(server, attempt_count=1, timeout_s=10)
+    fetch.check_nothing_left()
