@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MOST_BYTES: Final = 200
+MOST_BYTES: Final = 48
 _KEPT: Final = 1000
 _MOST_CHANGES: Final = 4
 _GOOD_MESSAGES: Final = 64  # the values of a byte that stand for one

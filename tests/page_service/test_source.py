@@ -63,6 +63,7 @@ def test_five_hundred_clients_cause_one_build(bench: Bench) -> None:
     assert gzip.decompress(archives[0]) == noise(100_000, int(LSN_A))
     bench.wait_queries({"ok built": 1, "ok joined": CLIENTS - 1})
     assert bench.rig.counts() == {"ok": 1}
+    print(f"[{len(archives)} clients, {len(builds)} build]", end="")  # noqa: T201 - the count is a result
     assert kinds(clients[0].ask(bench.command(timeline, LSN_A, "gzip"))) == "HdcCZ"
     bench.wait_queries({"ok built": 1, "ok joined": CLIENTS - 1, "ok hit": 1})
 
