@@ -222,6 +222,23 @@ def test_odd_files_under_an_entrys_name_are_strays(store: Store, tmp_path: Path,
     assert found.strays == {NAME: 0, **({"target": 10} if kind == "link" else {})}
 
 
+def test_many_entries_and_strays_are_found(store: Store, tmp_path: Path) -> None:
+    """However many batches there are, none is lost, and no stray takes others with it."""
+    entries, strays = {}, {}
+    for number in range(700):
+        key = number.to_bytes(32, "big")
+        (path := Path(store.path_of(key, number))).write_bytes(bytes(number % 7))
+        entries[key, number] = number % 7
+        if number % 50 == 0:
+            stray = path.name.replace(".tar.gz", ".tar.gx")
+            (tmp_path / stray).write_bytes(b"12")
+            strays[stray] = 2
+    found = store.scan()
+    assert {(entry.key, entry.lsn): entry.size_bytes for entry in found.entries} == entries
+    assert len(found.entries) == len(entries)
+    assert found.strays == strays
+
+
 def test_directories_count_no_bytes(store: Store, tmp_path: Path) -> None:
     """Nor is looked into them."""
     (tmp_path / "folder").mkdir()
