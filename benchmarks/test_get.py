@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from bbcache import TimelineId
-from bbcache.bench.entries import LSN, make_places, spawn_ready, write_entries
+from bbcache.bench.entries import LSN, make_places, make_unready_host, spawn_ready, write_entries
 from bbcache.bench.reads import check_hit, dict_look_up, fill_diskcache
 from bbcache.index import make_key
 from bbcache.store import Store
-from bbcache.testing import MemoryHost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +40,7 @@ def data_dir(module_dir: Path, inputs: Inputs) -> Path:
 @pytest.fixture
 def cache(data_dir: Path) -> Iterator[BasebackupCache]:
     """A cache in its default settings on them."""
-    with spawn_ready(data_dir, MemoryHost()) as cache:
+    with spawn_ready(data_dir, make_unready_host()) as cache:
         yield cache
 
 

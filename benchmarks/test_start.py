@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bbcache.bench.crowds import scan
-from bbcache.bench.entries import LSN, make_places, spawn, wait_ready, write_entries
-from bbcache.testing import MemoryHost, make_tarball
+from bbcache.bench.entries import (
+    LSN,
+    make_places,
+    make_unready_host,
+    spawn,
+    wait_ready,
+    write_entries,
+)
+from bbcache.testing import make_tarball
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +39,7 @@ def data_dir(module_dir: Path, entry_count: int) -> Path:
 def test_start(bench: Bench, data_dir: Path, entry_count: int) -> None:
     """`spawn` until the entries are served; closing is not timed."""
     bench.label(f"start, {entry_count} entries", "bbcache spawn until initialised")
-    host = MemoryHost()
+    host = make_unready_host()
 
     def start(running: ExitStack) -> BasebackupCache:
         cache = running.enter_context(spawn(data_dir, host))

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from bbcache.bench.bars import Bar, Sense
 from bbcache.bench.contest import Contest, Curve, Figures
-from bbcache.bench.entries import LSN, make_host, spawn, spawn_ready, wait_ready
+from bbcache.bench.entries import LSN, make_host, make_unready_host, spawn, spawn_ready, wait_ready
 from bbcache.bench.latency import P50, Latencies, get_latencies, open_latencies
 from bbcache.bench.rounds import timed
 from bbcache.bench.scene import FEW_ENTRIES
 from bbcache.index import make_key
-from bbcache.testing import MemoryHost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from bbcache import BasebackupCache
     from bbcache.bench.rounds import Lineup
     from bbcache.bench.scene import Crowd, Scene
-    from bbcache.testing import MemoryTimeline
+    from bbcache.testing import MemoryHost, MemoryTimeline
 
 _GROWTH_FACTOR: Final = 10
 _MOST_SIZES: Final = 4
@@ -53,7 +52,7 @@ def _start(scene: Scene, lineup: Lineup) -> Figures:
             return ()
 
         def start() -> None:
-            cache = running.enter_context(spawn(crowd.data_dir, MemoryHost()))
+            cache = running.enter_context(spawn(crowd.data_dir, make_unready_host()))
             wait_ready(cache)
 
         def enter() -> Callable[[], float]:
@@ -69,7 +68,7 @@ def _start(scene: Scene, lineup: Lineup) -> Figures:
 
 def _check_count(running: ExitStack, crowd: Crowd) -> None:
     running.close()
-    with spawn_ready(crowd.data_dir, MemoryHost()) as cache:
+    with spawn_ready(crowd.data_dir, make_unready_host()) as cache:
         if len(cache.entries()) != len(crowd.places):
             raise ValueError("a start has not found every entry")
 
@@ -111,7 +110,7 @@ def _memory(scene: Scene, lineup: Lineup) -> Figures:
         tracemalloc.start()
         try:
             before_bytes = _traced_bytes()
-            with spawn_ready(crowd.data_dir, MemoryHost()):
+            with spawn_ready(crowd.data_dir, make_unready_host()):
                 return (_traced_bytes() - before_bytes) / len(crowd.places)
         finally:
             tracemalloc.stop()
@@ -135,7 +134,7 @@ def _growth(scene: Scene, lineup: Lineup) -> Figures:
         for size in sizes:
             crowd = scene.crowd(size)
             starts[size] = _start_seconds(crowd)
-            cache = stack.enter_context(spawn_ready(crowd.data_dir, MemoryHost()))
+            cache = stack.enter_context(spawn_ready(crowd.data_dir, make_unready_host()))
             gets[size], opens[size] = _stopwatches(scene, crowd, cache)
             name = {sizes[0]: _FEW, sizes[-1]: _MANY}.get(size, f"{size:,} entries")
             lineup.add(name, lambda size=size: gets[size].round)  # type: ignore[misc]
@@ -166,7 +165,7 @@ def _start_seconds(crowd: Crowd) -> float:
     for _ in range(_STARTS):
         with ExitStack() as running:
             started_s = time.perf_counter()
-            cache = running.enter_context(spawn(crowd.data_dir, MemoryHost()))
+            cache = running.enter_context(spawn(crowd.data_dir, make_unready_host()))
             wait_ready(cache)
             taken.append(time.perf_counter() - started_s)
     return statistics.median(taken)

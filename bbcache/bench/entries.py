@@ -111,6 +111,16 @@ def make_host(places: Iterable[TenantTimelineId]) -> MemoryHost:
     return host
 
 
+def make_unready_host() -> MemoryHost:
+    """A host that does not know its tenants yet, so that no clean-up ever removes an entry.
+
+    One that knows of none would lose them all, a minute after the start.
+    """
+    host = MemoryHost()
+    host.is_ready = False
+    return host
+
+
 def write_entries(data_dir: Path, places: Sequence[TenantTimelineId], tar: bytes) -> list[str]:
     """Write a sealed archive of `tar` at `LSN` for every timeline, as a prepare would.
 

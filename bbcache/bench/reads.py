@@ -19,6 +19,7 @@ from bbcache.bench.entries import (
     make_config,
     make_host,
     make_places,
+    make_unready_host,
     spawn_ready,
     write_entries,
 )
@@ -38,7 +39,6 @@ from bbcache.bench.treadmill import WORKERS, building, cleaning, compressing
 from bbcache.index import make_key
 from bbcache.postgres.pgdata import send_pgdata_tarball
 from bbcache.store import Store
-from bbcache.testing import MemoryHost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -75,7 +75,7 @@ def _hit(scene: Scene, lineup: Lineup) -> Figures:
         how_many = (counts.calls, counts.latency_s)
 
         def enter_get() -> Callable[[], float]:
-            cache = stack.enter_context(spawn_ready(data_dir, MemoryHost()))
+            cache = stack.enter_context(spawn_ready(data_dir, make_unready_host()))
             check_hit(cache, places[0], paths[0])
             get_latencies(cache, places, ENTRIES, _WAIT_S)  # the check at the first open
             return note(_HIT, Latencies(lambda: get_latencies(cache, places, *how_many), P50))
@@ -183,7 +183,7 @@ def _miss(scene: Scene, lineup: Lineup) -> Figures:
 
         def enter_get() -> Callable[[], float]:
             crowd = scene.crowd(ENTRIES)
-            cache = stack.enter_context(spawn_ready(crowd.data_dir, MemoryHost()))
+            cache = stack.enter_context(spawn_ready(crowd.data_dir, make_unready_host()))
             tenant_id, timeline_id = TenantId.generate(), TimelineId.generate()
             if cache.get(tenant_id, timeline_id, LSN) is not None:
                 raise ValueError("a miss has found something")

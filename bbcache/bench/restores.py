@@ -14,11 +14,10 @@ from xxhash import xxh3_128_digest
 from bbcache import BasebackupCacheConfig
 from bbcache.bench.bars import Bar, Sense
 from bbcache.bench.contest import Contest, Figures
-from bbcache.bench.entries import LSN, make_places, spawn_ready, write_entries
+from bbcache.bench.entries import LSN, make_places, make_unready_host, spawn_ready, write_entries
 from bbcache.bench.peers import require_tool
 from bbcache.bench.rounds import timed
 from bbcache.postgres.pgdata import restore_tarball
-from bbcache.testing import MemoryHost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +41,7 @@ def _measure(scene: Scene, lineup: Lineup) -> Figures:
         places = make_places(1)
         (archive,) = write_entries(data_dir, places, tarball)
         config = BasebackupCacheConfig(verify_reads="always")
-        cache = stack.enter_context(spawn_ready(data_dir, MemoryHost(), config))
+        cache = stack.enter_context(spawn_ready(data_dir, make_unready_host(), config))
 
         def restore(dest: Path) -> None:
             file = cache.get(*places[0], LSN)

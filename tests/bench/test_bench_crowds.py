@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from bbcache.bench.crowds import dict_pass, growth_sizes
-from bbcache.bench.entries import LSN, TIMELINES_PER_TENANT, make_host, make_places
+from bbcache.bench.entries import (
+    LSN,
+    TIMELINES_PER_TENANT,
+    make_host,
+    make_places,
+    make_unready_host,
+    spawn_ready,
+    write_entries,
+)
+from bbcache.testing import make_tarball
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -28,6 +42,15 @@ def test_places_are_the_same_each_time_and_all_different() -> None:
     assert places == make_places(1_000)
     assert len(set(places)) == 1_000
     assert len({place.tenant_id for place in places}) == 1_000 // TIMELINES_PER_TENANT
+
+
+def test_a_clean_up_removes_nothing_that_is_measured(tmp_path: Path) -> None:
+    """A run may last longer than the minute after which a cache cleans up by itself."""
+    places = make_places(3)
+    write_entries(tmp_path, places, make_tarball(places[0].timeline_id, LSN))
+    with spawn_ready(tmp_path, make_unready_host()) as cache:
+        cache.run_cleanup()
+        assert len(cache.entries()) == 3
 
 
 def test_the_dict_pass_asks_about_every_timeline() -> None:
