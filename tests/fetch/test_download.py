@@ -172,6 +172,14 @@ PASSING: dict[str, tuple[Callable[[Archive], Script], str]] = {
         ),
         r"the service says: it broke \(XX000\)",
     ),
+    "error behind well": (
+        lambda archive: breaks_off(
+            archive.data,
+            *(replies.COPY_DONE, replies.command_complete("SELECT 1"), error("it broke")),
+            replies.READY_FOR_QUERY,
+        ),
+        r"the service says: it broke \(XX000\)",
+    ),
     "no end": (
         lambda archive: breaks_off(archive.data, replies.COPY_DONE),
         "the connection is broken: .*server closed the connection unexpectedly",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import psycopg2
 import pytest
 from helpers import wait_until
 
@@ -223,6 +224,50 @@ def test_every_record_comes_once(pg: PostgresBinaries, make_cluster: ClusterFact
     wal_dir = cluster.pgdata_dir / "pg_wal"
     assert records == list(WalReader(wal_dir, start_lsn, segment_size_bytes))
     assert len(records) > 10_000
+
+
+class CutCursor:
+    """A cursor that loses its connection after some messages."""
+
+    def __init__(self, cursor: Any, message_count: int) -> None:
+        self._cursor = cursor
+        self._left = message_count
+
+    def read_message(self) -> object:
+        """The next one, as long as there may be one."""
+        if not self._left:
+            raise psycopg2.OperationalError("the connection is cut")
+        message = self._cursor.read_message()
+        self._left -= message is not None
+        return message
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._cursor, name)
+
+
+def test_a_stream_that_is_cut_within_a_record(
+    pg: PostgresBinaries, make_cluster: ClusterFactory
+) -> None:
+    """The record is received again, from its start."""
+    cluster = make_cluster(pg)
+    control = inspect_pgdata(cluster.pgdata_dir)
+    start_lsn, segment_size_bytes = control.checkpoint_end_lsn, control.wal_segment_size_bytes
+    cluster.start()
+    stream = WalStream(start_lsn, segment_size_bytes)
+    stream.follow(cluster.conninfo())
+    records = list(stream.poll())
+    cluster.psql("select pg_logical_emit_message(true, 'x', repeat('y', 3000000))")
+    stream._cursor = CutCursor(stream._cursor, 3)
+    with pytest.raises(WalError, match="has broken off: the connection is cut"):
+        wait_until(lambda: records.extend(stream.poll()))
+    flushed = Lsn.from_str(cluster.psql("select pg_current_wal_flush_lsn()"))
+    assert stream.last_record_lsn < flushed
+    records += _poll_until(stream, flushed)
+    stream.close()
+    cluster.stop("immediate")
+    assert max(record.total_length_bytes for record in records) > 3_000_000
+    found = list(WalReader(cluster.pgdata_dir / "pg_wal", start_lsn, segment_size_bytes))
+    assert records == found[: len(records)]
 
 
 def test_wal_that_is_gone(pg: PostgresBinaries, make_cluster: ClusterFactory) -> None:
