@@ -67,7 +67,8 @@ class CopyOut:
             DisconnectedError: the client is gone or does not take it.
         """
         if self._whole is not None:
-            transport.send(copy_data_head(self._size_bytes) + self._whole, more=True)
+            transport.send(copy_data_head(self._size_bytes), more=True)
+            transport.send(self._whole, more=True)
             self.sent_bytes = self._size_bytes
             return
         if self._pieces is not None:

@@ -159,7 +159,9 @@ class Session:
         return min(self._idle_deadline_s, self._message_deadline_s)
 
     def _answer(self, event: c.Event) -> None:
-        if isinstance(event, c.TlsRequested):
+        if isinstance(event, c.CommandGiven):
+            self._run_command(event.text)
+        elif isinstance(event, c.TlsRequested):
             if self._conversation.answer_tls():
                 self._flush()
                 assert self._tls is not None
@@ -170,8 +172,6 @@ class Session:
             self._conversation.let_in()
         elif isinstance(event, c.CancelRequested):
             self._connections.cancel(event.process_id, event.secret)
-        elif isinstance(event, c.CommandGiven):
-            self._run_command(event.text)
 
     def _run_command(self, text: str) -> None:
         self._connection.is_canceled = False

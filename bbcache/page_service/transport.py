@@ -48,7 +48,8 @@ class Transport:
         self._clock = clock
         self._interruption: PageServiceError | None = None
         self._is_aborted = False
-        self._held = bytearray()  # to go with what is sent next
+        self._held: list[bytes | memoryview] = []  # to go with what is sent next
+        self._held_bytes = 0
         self._poller = select.poll()
         sock.settimeout(0)
 
@@ -148,14 +149,21 @@ class Transport:
         Raises:
             DisconnectedError: the client is gone or does not take it.
         """
-        if more and len(self._held) + len(data) <= _MOST_HELD_BYTES:
-            self._held += data
+        if more and self._held_bytes + len(data) <= _MOST_HELD_BYTES:
+            self._held.append(data)
+            self._held_bytes += len(data)
             return
-        if self._held:
-            data, self._held = bytes(self._held + data), bytearray()
         deadline_s = self._clock() + (self._send_timeout_s if timeout_s is None else timeout_s)
         flags = socket.MSG_MORE if more and not self.is_encrypted else 0
-        self._send_all(memoryview(data), flags, deadline_s)
+        self._send_all(self._with_held(data), flags, deadline_s)
+
+    def _with_held(self, data: bytes | memoryview = b"") -> memoryview:
+        """What was held back, and `data` behind it; nothing is held back any more."""
+        if self._held:
+            data = b"".join((*self._held, data))
+            self._held.clear()
+            self._held_bytes = 0
+        return memoryview(data)
 
     def _send_all(self, view: memoryview, flags: int, deadline_s: float) -> None:
         while view:
@@ -181,8 +189,7 @@ class Transport:
         sock_fd = self._sock.fileno()
         deadline_s = self._clock() + self._send_timeout_s
         if self._held:
-            held, self._held = self._held, bytearray()
-            self._send_all(memoryview(held), socket.MSG_MORE, deadline_s)
+            self._send_all(self._with_held(), socket.MSG_MORE, deadline_s)
         while True:
             try:
                 return os.sendfile(sock_fd, fd, offset, size_bytes)
