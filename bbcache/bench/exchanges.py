@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S: Final = 60
 _PIECE_SIZE_BYTES: Final = 1 << 20
+_PAUSE_S: Final = 0.0005
 _HEAD: Final = struct.Struct("!cI")
 _READY: Final = b"Z\0\0\0\5I"
 _HTTP_END: Final = b"\r\n\r\n"
@@ -166,6 +167,9 @@ class Exchange:
     def first_byte_latencies(self, count: int, budget_s: float) -> array[int]:
         """From a request to the first byte of its answer, over the first connection.
 
+        Between two requests the server has the time to end what it does after an answer,
+        such as its log: no client has its next request ready within microseconds.
+
         Args:
             count: so many requests.
             budget_s: fewer where they would take more seconds.
@@ -173,25 +177,31 @@ class Exchange:
         Returns:
             Nanoseconds.
         """
-        return self._latencies(count, budget_s, is_whole=False)
+        sock, clock, taken = self._socks[0], time.perf_counter_ns, array("q")
+        request = self._requests[sock.fileno()]
+        until_ns = clock() + int(budget_s * 1e9)
+        for _ in range(count):
+            time.sleep(_PAUSE_S)
+            started_ns = clock()
+            sock.send(request)
+            left_bytes = self._answer_size_bytes - _thrown_away(sock, self._answer_size_bytes)
+            ended_ns = clock()
+            _throw_away(sock, left_bytes)
+            taken.append(ended_ns - started_ns)
+            if ended_ns > until_ns:
+                break
+        return taken
 
     def latencies(self, count: int, budget_s: float) -> array[int]:
-        """From a request to the last byte of its answer; otherwise the same."""
-        return self._latencies(count, budget_s, is_whole=True)
-
-    def _latencies(self, count: int, budget_s: float, *, is_whole: bool) -> array[int]:
+        """From a request to the last byte of its answer, one after the other; else the same."""
         sock, clock, taken = self._socks[0], time.perf_counter_ns, array("q")
         request = self._requests[sock.fileno()]
         until_ns = clock() + int(budget_s * 1e9)
         for _ in range(count):
             started_ns = clock()
             sock.send(request)
-            left_bytes = self._answer_size_bytes - _thrown_away(sock, self._answer_size_bytes)
+            _throw_away(sock, self._answer_size_bytes)
             ended_ns = clock()
-            while left_bytes:
-                left_bytes -= _thrown_away(sock, left_bytes)
-            if is_whole:
-                ended_ns = clock()
             taken.append(ended_ns - started_ns)
             if ended_ns > until_ns:
                 break
@@ -228,6 +238,11 @@ def _received(sock: socket.socket) -> bytes:
     if not data:
         raise ConnectionError("the server has hung up")
     return data
+
+
+def _throw_away(sock: socket.socket, size_bytes: int) -> None:
+    while size_bytes:
+        size_bytes -= _thrown_away(sock, size_bytes)
 
 
 def _thrown_away(sock: socket.socket, most_bytes: int) -> int:

@@ -22,7 +22,7 @@ _PAUSE_S: Final = 0.01
 _CONFIG: Final = """\
 daemon off;
 {user}
-worker_processes auto;
+worker_processes 1;
 pid {directory}/pid;
 error_log {directory}/error.log;
 events {{ worker_connections 768; }}

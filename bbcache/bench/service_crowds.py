@@ -25,7 +25,7 @@ _MOST_CONNECTIONS: Final = 3_000
 _ALONE: Final = "page service, p99 of a good client alone"
 _BESIDE_IDLE: Final = f"the same beside {_IDLE_COUNT:,} idle connections"
 _BESIDE_SLOW: Final = f"the same beside those and {_SLOW_COUNT} that send a byte a second"
-_CROWDS: Final = {
+CROWDS: Final = {
     _ALONE: (0, 0),
     _BESIDE_IDLE: (_IDLE_COUNT, 0),
     _BESIDE_SLOW: (_IDLE_COUNT, _SLOW_COUNT),
@@ -35,7 +35,7 @@ _CROWDS: Final = {
 def _measure(scene: Scene, lineup: Lineup) -> Figures:
     taken: dict[str, Latencies] = {}
     with ExitStack() as stack:
-        for name, crowd in _CROWDS.items():
+        for name, crowd in CROWDS.items():
 
             def enter(name: str = name, crowd: tuple[int, int] = crowd) -> Callable[[], float]:
                 taken[name] = _beside(stack, scene, *crowd)
