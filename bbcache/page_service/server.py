@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from bbcache import process
 from bbcache.page_service import replies
+from bbcache.page_service.command_log import CommandLog
 from bbcache.page_service.connections import Connections
 from bbcache.page_service.errors import PageServiceError, ShutdownError
 from bbcache.page_service.listener import Listener
@@ -77,6 +78,7 @@ class PageService:
         self._wall_clock = wall_clock
         self._connections = Connections(config.max_connections)
         self._metrics = ServiceMetrics(registry, lambda: len(self._connections))
+        self._command_log = CommandLog()
         self._pool = ThreadPoolExecutor(config.max_connections, "bbcache-client")
         self._listener = Listener(config.listen, self._take, "bbcache-accept")
         self._lock = threading.Lock()  # guards _is_closed
@@ -92,6 +94,7 @@ class PageService:
             ConfigError: it cannot listen there.
         """
         self._listener.start()
+        self._command_log.start()
         process.close_at_exit(self)
         log.info("the page service listens on %s", self.address)
         return self.address
@@ -143,6 +146,7 @@ class PageService:
             is_first, self._is_closed = not self._is_closed, True
         if is_first:
             self._pool.shutdown(wait=False)
+            self._command_log.close(timeout)
             self._metrics.close()
             process.forget(self)
 
@@ -185,6 +189,7 @@ class PageService:
                 self._source,
                 self._config,
                 self._metrics,
+                self._command_log,
                 self._verifier,
                 self._tls.context if isinstance(self._tls, Certificate) else self._tls,
                 self._clock,

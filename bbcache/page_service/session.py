@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from bbcache.page_service import conversation as c
 from bbcache.page_service.command import NoOpCommand, parse_command
+from bbcache.page_service.command_log import EndedCommand, one_line
 from bbcache.page_service.copy_out import CopyOut
 from bbcache.page_service.errors import (
     BadTokenError,
-    CanceledError,
     CommandError,
     DisconnectedError,
     IdleTimeoutError,
@@ -22,7 +22,7 @@ from bbcache.page_service.errors import (
     TlsRequiredError,
     UnauthorizedError,
 )
-from bbcache.page_service.metrics import Ending, Result
+from bbcache.page_service.metrics import Ending
 from bbcache.page_service.permission import EVERYTHING, Permission
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from bbcache.metrics import Source
     from bbcache.page_service.command import BasebackupCommand
+    from bbcache.page_service.command_log import CommandLog
     from bbcache.page_service.config import PageServiceConfig
     from bbcache.page_service.connections import Connection, Connections
     from bbcache.page_service.metrics import ServiceMetrics
@@ -59,6 +60,7 @@ class Session:
         source: where archives come from.
         config: the service's settings.
         metrics: counts.
+        command_log: of the commands that have ended.
         verifier: proves tokens; None where none are asked for.
         tls: how TLS is spoken; None where it is not.
         clock: seconds that only grow.
@@ -72,6 +74,7 @@ class Session:
         source: BasebackupSource,
         config: PageServiceConfig,
         metrics: ServiceMetrics,
+        command_log: CommandLog,
         verifier: Verifier | None,
         tls: ssl.SSLContext | None,
         clock: Callable[[], float] = time.monotonic,
@@ -83,6 +86,7 @@ class Session:
         self._source = source
         self._config = config
         self._metrics = metrics
+        self._command_log = command_log
         self._verifier = verifier
         self._tls = tls
         self._clock = clock
@@ -107,7 +111,7 @@ class Session:
             self._metrics.ended(self._converse())
         except PageServiceError as error:
             self._metrics.ended(_ending_of(error))
-            log.info("connection of %s ended: %s", self._connection.peer, _one_line(error))
+            log.info("connection of %s ended: %s", self._connection.peer, one_line(error))
             self._say_farewell(error)
         except Exception:
             self._metrics.ended(Ending.FAILED)
@@ -210,7 +214,18 @@ class Session:
             raise
         finally:
             sent_bytes = 0 if copy is None else copy.sent_bytes
-            self._account(command, origin, failure, sent_bytes, self._clock() - started_s)
+            self._account(
+                EndedCommand(
+                    *(command, self._connection.peer, origin, failure),
+                    *(sent_bytes, self._clock() - started_s, self._wall_clock()),
+                )
+            )
+
+    def _account(self, ended: EndedCommand) -> None:
+        self._metrics.copied(ended.sent_bytes)
+        if not isinstance(ended.failure, ShutdownError):  # which Neon does not observe either
+            self._metrics.served(ended.result, ended.origin, ended.seconds)
+        self._command_log.add(ended)
 
     def _check_permission(self, command: BasebackupCommand) -> None:
         try:
@@ -218,28 +233,6 @@ class Session:
         except UnauthorizedError as error:
             log.warning("%s for %s was refused: %s", command, self._connection.peer, error)
             raise
-
-    def _account(
-        self,
-        command: BasebackupCommand,
-        origin: Source | None,
-        failure: BaseException | None,
-        sent_bytes: int,
-        seconds: float,
-    ) -> None:
-        self._metrics.copied(sent_bytes)
-        result = _result_of(failure)
-        if not isinstance(failure, ShutdownError):  # which Neon does not observe either
-            self._metrics.served(result, origin, seconds)
-        level = logging.WARNING if result is Result.ERROR else logging.INFO
-        if log.isEnabledFor(level):
-            text = (
-                f"{command} for {self._connection.peer}: result={result} "
-                f"bbcache_source={origin or 'none'} bytes={sent_bytes} seconds={seconds:.3f}"
-                f"{'' if failure is None else f': {_one_line(failure)}'}"
-            )
-            # Without a search for the caller, which is known, and is most of a log call.
-            log.handle(log.makeRecord(log.name, level, __file__, 0, text, (), None, "_account"))
 
     def _say_farewell(self, error: PageServiceError) -> None:
         """Tell the client why it must go, where it can still be told; nobody waits for it."""
@@ -252,13 +245,6 @@ class Session:
             log.debug("%s is gone already", self._connection.peer)
 
 
-def _result_of(failure: BaseException | None) -> Result:
-    if failure is None:
-        return Result.OK
-    is_clients = isinstance(failure, DisconnectedError | CanceledError)
-    return Result.CLIENT_ERROR if is_clients else Result.ERROR
-
-
 def _ending_of(error: PageServiceError) -> Ending:
     kinds: dict[type[PageServiceError], Ending] = {
         BadTokenError: Ending.UNAUTHORIZED,
@@ -269,9 +255,3 @@ def _ending_of(error: PageServiceError) -> Ending:
         TlsRequiredError: Ending.UNAUTHORIZED,
     }
     return kinds.get(type(error), Ending.FAILED)
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, PageServiceError):
-        return ascii(PageServiceError.simple_text(error))[1:-1]
-    return type(error).__name__

@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry
 from bbcache import TenantId, TimelineId
 from bbcache.page_service import conversation as c
 from bbcache.page_service.command import BasebackupCommand, parse_command
+from bbcache.page_service.command_log import CommandLog
 from bbcache.page_service.config import Address, PageServiceConfig
 from bbcache.page_service.connections import Connections
 from bbcache.page_service.errors import PageServiceError
@@ -119,6 +120,9 @@ class FuzzBed:
         self._verifier = _Verifier(keys, token)
         self.vocabulary = Vocabulary(_commands(tenant_id, timeline.timeline_id), token)
         self._metrics = ServiceMetrics(CollectorRegistry(), lambda: 0)
+        self._command_log = CommandLog()
+        self._command_log.start()
+        self._opened.callback(self._command_log.close, DEADLINE_S)
         self._connections = Connections(1000)
         self._services = {who: self._service(who) for who in Who}
         return self
@@ -218,6 +222,7 @@ class FuzzBed:
                     self._source,
                     self._config,
                     self._metrics,
+                    self._command_log,
                     None if script.who is Who.ANYONE else self._verifier,
                     None,
                 ).run()
