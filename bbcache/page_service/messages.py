@@ -156,7 +156,7 @@ def parse_startup(frame: Frame) -> StartupRequest:
     Raises:
         ProtocolError: the bytes are none of it.
     """
-    fields = _Fields(frame.body, "the first message")
+    fields = _Fields(frame)
     code = fields.number("!I")
     if code in (_SSL_CODE, _GSSENC_CODE):
         fields.end()
@@ -178,7 +178,7 @@ def parse_message(frame: Frame) -> Message:
     parser = _PARSERS.get(frame.kind)
     if parser is None:
         raise ProtocolError(f"no message has the type {frame.kind!r}")
-    fields = _Fields(frame.body, f"a message of type {frame.kind!r}")
+    fields = _Fields(frame)
     message = parser(fields)
     fields.end()
     return message
@@ -187,10 +187,13 @@ def parse_message(frame: Frame) -> Message:
 class _Fields:
     """The fields of a body, one after the other."""
 
-    def __init__(self, body: bytes, what: str) -> None:
-        self._body = body
-        self._what = what
+    def __init__(self, frame: Frame) -> None:
+        self._kind, self._body = frame
         self._at = 0
+
+    @property
+    def _what(self) -> str:
+        return f"a message of type {self._kind!r}" if self._kind else "the first message"
 
     def number(self, layout: str) -> int:
         (value,) = struct.unpack(layout, self.take(struct.calcsize(layout)))
