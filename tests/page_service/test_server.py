@@ -258,6 +258,38 @@ def test_an_archive_that_is_cut_short(
     assert kinds(client.ask(command)) == "HdcCZ"
 
 
+@pytest.mark.parametrize("missing_bytes", [1, 999, 1000])
+def test_a_small_archive_that_is_cut_short(
+    make_bench: Callable[[], Bench], tmp_path: Path, missing_bytes: int
+) -> None:
+    """It is read whole before the client is told of a copy."""
+    path = tmp_path / "archive"
+    path.write_bytes(os.urandom(1000 - missing_bytes))
+    bench = make_bench()
+    bench.serve(Lying(path, 1000))
+    replies = bench.logged_in().ask(bench.command(bench.rig.timeline(), LSN_A, "gzip"))
+    assert kinds(replies) == "EZ"
+    assert replies[0].fields()["M"].startswith("the basebackup cannot be read to its end")
+
+
+@pytest.mark.parametrize("size_bytes", [1, (1 << 16) - 1, 1 << 16, (1 << 16) + 1, 1 << 17])
+def test_archives_about_as_big_as_one_send(
+    make_bench: Callable[[], Bench], tmp_path: Path, size_bytes: int
+) -> None:
+    """By either way, and one after the other, they come whole."""
+    path = tmp_path / "archive"
+    path.write_bytes(os.urandom(size_bytes))
+    bench = make_bench()
+    bench.serve(Lying(path, size_bytes))
+    command = bench.command(bench.rig.timeline(), LSN_A, "gzip")
+    client = bench.logged_in()
+    client.send(wire.query(command), wire.query(command))
+    for _ in range(2):
+        replies = client.until("Z")
+        assert kinds(replies) == "HdcCZ"
+        assert copied(replies) == path.read_bytes()
+
+
 def test_an_archive_that_is_damaged(make_bench: Callable[[], Bench], tmp_path: Path) -> None:
     """Decompressed on its way, it is checked on its way."""
     data = bytearray(gzip.compress(os.urandom(3 * MIB), 0))
