@@ -14,11 +14,12 @@ import argparse
 import importlib.util
 import itertools
 import os
+import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 TESTS_DIR = Path(__file__).parent.parent
 sys.path[:0] = [str(TESTS_DIR), str(TESTS_DIR.parent)]
@@ -61,11 +62,13 @@ class Run:
             self._before = self._bed.traces()
         if number % _TELL_EACH == 0:
             self._tell()
-        if number == self._wanted_count:
-            self.end()
 
-    def end(self) -> None:
-        """Say how it was; ends the process."""
+    def is_done(self) -> bool:
+        """Whether there were as many as there are to be."""
+        return bool(self._bed.counts["inputs"] >= self._wanted_count)
+
+    def end(self) -> bool:
+        """Say how it was; returns whether nothing is left of it."""
         threads, descriptors = self._bed.traces()
         was_threads, was_descriptors = self._before
         say(f"threads {was_threads} before, {threads} after")
@@ -73,8 +76,7 @@ class Run:
         has_leak = threads > was_threads + 2 or descriptors > was_descriptors + 2
         say("COMPLAINT: something is left" if has_leak else "no complaint")
         self._tell()
-        sys.stdout.flush()
-        os._exit(has_leak)  # atheris ends in no other way that lets us say the result
+        return not has_leak
 
     def _tell(self) -> None:
         counts = ", ".join(f"{name} {count:,}" for name, count in self._bed.counts.items())
@@ -93,10 +95,13 @@ def main() -> None:
     args = parser.parse_args()
     say(f"{args.count:,} inputs by {args.engine}, seed {args.seed}")
     with tempfile.TemporaryDirectory() as directory:
-        (_with_atheris if args.engine == "atheris" else _at_random)(Path(directory), args)
+        if args.engine == "atheris":
+            _with_atheris(Path(directory), args)
+        is_good = _at_random(Path(directory), args)
+    sys.exit(not is_good)
 
 
-def _with_atheris(directory: Path, args: argparse.Namespace) -> None:
+def _with_atheris(directory: Path, args: argparse.Namespace) -> NoReturn:
     import atheris  # noqa: PLC0415 - may be missing
 
     with atheris.instrument_imports(include=["bbcache.page_service"]):
@@ -109,14 +114,23 @@ def _with_atheris(directory: Path, args: argparse.Namespace) -> None:
         (corpus / str(number)).write_bytes(data)
     with FuzzBed(directory) as bed:
         run = Run(bed, args.count)
+
+        def play(data: bytes) -> None:
+            run.play(data)
+            if run.is_done():
+                is_good = run.end()
+                sys.stdout.flush()
+                shutil.rmtree(directory)
+                os._exit(not is_good)  # atheris ends in no other way that lets us say it
+
         options = [f"-max_len={MOST_BYTES}", f"-seed={args.seed}", "-verbosity=0", "-timeout=60"]
-        atheris.Setup(
-            [sys.argv[0], *options, f"-artifact_prefix={directory}/", str(corpus)], run.play
-        )
+        options.append(f"-artifact_prefix={directory}/")
+        atheris.Setup([sys.argv[0], *options, str(corpus)], play)
         atheris.Fuzz()
+    raise AssertionError("atheris has ended before its time")
 
 
-def _at_random(directory: Path, args: argparse.Namespace) -> None:
+def _at_random(directory: Path, args: argparse.Namespace) -> bool:
     from fuzz.bed import FuzzBed  # noqa: PLC0415 - as above
     from fuzz.engines import random_inputs  # noqa: PLC0415
 
@@ -124,6 +138,7 @@ def _at_random(directory: Path, args: argparse.Namespace) -> None:
         run = Run(bed, args.count)
         for data in itertools.islice(random_inputs(args.seed), args.count):
             run.play(data)
+        return run.end()
 
 
 if __name__ == "__main__":
