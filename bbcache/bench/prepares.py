@@ -48,6 +48,7 @@ _TAR_GZIP: Final = "tar czf, fsync"
 _TARFILE: Final = 'tarfile.open("w:gz"), fsync'
 _BASEBACKUP: Final = "pg_basebackup -Ft -z"
 _FOUR: Final = "bbcache, four prepares at once"
+_FOUR_MEMORY: Final = "bbcache, four prepares at once from memory"
 _FOUR_LIMITS: Final = "four times the limit, one after the other"
 
 
@@ -65,7 +66,7 @@ def _lean(scene: Scene, lineup: Lineup) -> Figures:
     tarball = scene.inputs.lean
     with ExitStack() as stack:
         for name, pieces in ((_LEAN, "1 MiB"), (_LEAN_8K, "8 KiB")):
-            lineup.add(name, lambda pieces=pieces: _from_memory(scene, stack, tarball, pieces))  # type: ignore[misc]
+            lineup.add(name, lambda pieces=pieces: _from_memory(scene, stack, tarball, pieces, 1))  # type: ignore[misc]
         lineup.add(LIMIT, lambda: _published(scene, stack, tarball, publish_limit))
         for name, peer in (
             (_ZLIB, codec("zlib-9")),
@@ -77,13 +78,16 @@ def _lean(scene: Scene, lineup: Lineup) -> Figures:
     return Figures()
 
 
-def _from_memory(scene: Scene, stack: ExitStack, tarball: bytes, pieces: str) -> Round:
+def _from_memory(scene: Scene, stack: ExitStack, tarball: bytes, pieces: str, count: int) -> Round:
     pipeline = stack.enter_context(Pipeline(stack.enter_context(scene.scratch()) / "cache"))
     first = pipeline.add_timeline(tarball, PIECES[pieces])
     pipeline.prepare(first)
     if isal_zlib.decompress(pipeline.read(first), _GZIP) != tarball:
         raise ValueError("what was prepared is not the input")
-    return timed(pipeline.prepare, lambda: (pipeline.add_timeline(tarball, PIECES[pieces]),))
+    size_bytes = PIECES[pieces]
+    return timed(
+        pipeline.prepare, lambda: [pipeline.add_timeline(tarball, size_bytes) for _ in range(count)]
+    )
 
 
 def _with_codec(scene: Scene, stack: ExitStack, tarball: bytes, peer: Codec) -> Round:
@@ -129,6 +133,7 @@ def _four(scene: Scene, lineup: Lineup) -> Figures:
 
     with ExitStack() as stack:
         lineup.add(_FOUR, lambda: _from_pgdata(scene, stack, _AT_ONCE))
+        lineup.add(_FOUR_MEMORY, lambda: _from_memory(scene, stack, tarball, "1 MiB", _AT_ONCE))
         lineup.add(_FOUR_LIMITS, lambda: _published(scene, stack, tarball, publish_four))
         lineup.race(scene.counts.pace)
     return Figures()
@@ -281,7 +286,10 @@ CONTESTS: Final = (
     ),
     Contest(
         "prepare, four at once",
-        (Bar("prepare-four", _FOUR, _FOUR_LIMITS, Sense.AT_LEAST, 1.3),),
+        (
+            Bar("prepare-four", _FOUR, _FOUR_LIMITS, Sense.AT_LEAST, 1.3),
+            Bar("prepare-four-memory", _FOUR_MEMORY, _FOUR_LIMITS, Sense.AT_LEAST, 1.3),
+        ),
         _four,
     ),
 )
