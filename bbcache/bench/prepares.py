@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bbcache.bench.codecs import Codec
     from bbcache.bench.rounds import Lineup
     from bbcache.bench.scene import Scene
+    from bbcache.testing import MemoryTimeline
 
     Round = Callable[[], float]
 
@@ -79,15 +80,33 @@ def _lean(scene: Scene, lineup: Lineup) -> Figures:
 
 
 def _from_memory(scene: Scene, stack: ExitStack, tarball: bytes, pieces: str, count: int) -> Round:
+    size_bytes = PIECES[pieces]
+    return _prepared(
+        scene, stack, tarball, lambda pipeline: pipeline.add_timeline(tarball, size_bytes), count
+    )
+
+
+def _from_pgdata(scene: Scene, stack: ExitStack, count: int) -> Round:
+    pgdata_dir, tarball = scene.inputs.pgdata_dir, scene.inputs.full
+    return _prepared(
+        scene, stack, tarball, lambda pipeline: pipeline.add_pgdata_timeline(pgdata_dir), count
+    )
+
+
+def _prepared(
+    scene: Scene,
+    stack: ExitStack,
+    tarball: bytes,
+    add: Callable[[Pipeline], MemoryTimeline],
+    count: int,
+) -> Round:
+    """Prepare so many new timelines at once, one of which was looked at before."""
     pipeline = stack.enter_context(Pipeline(stack.enter_context(scene.scratch()) / "cache"))
-    first = pipeline.add_timeline(tarball, PIECES[pieces])
+    first = add(pipeline)
     pipeline.prepare(first)
     if isal_zlib.decompress(pipeline.read(first), _GZIP) != tarball:
         raise ValueError("what was prepared is not the input")
-    size_bytes = PIECES[pieces]
-    return timed(
-        pipeline.prepare, lambda: [pipeline.add_timeline(tarball, size_bytes) for _ in range(count)]
-    )
+    return timed(pipeline.prepare, lambda: [add(pipeline) for _ in range(count)])
 
 
 def _with_codec(scene: Scene, stack: ExitStack, tarball: bytes, peer: Codec) -> Round:
@@ -137,18 +156,6 @@ def _four(scene: Scene, lineup: Lineup) -> Figures:
         lineup.add(_FOUR_LIMITS, lambda: _published(scene, stack, tarball, publish_four))
         lineup.race(scene.counts.pace)
     return Figures()
-
-
-def _from_pgdata(scene: Scene, stack: ExitStack, count: int) -> Round:
-    pgdata_dir, tarball = scene.inputs.pgdata_dir, scene.inputs.full
-    pipeline = stack.enter_context(Pipeline(stack.enter_context(scene.scratch()) / "cache"))
-    first = pipeline.add_pgdata_timeline(pgdata_dir)
-    pipeline.prepare(first)
-    if isal_zlib.decompress(pipeline.read(first), _GZIP) != tarball:
-        raise ValueError(f"what was prepared is not {pgdata_dir}")
-    return timed(
-        pipeline.prepare, lambda: [pipeline.add_pgdata_timeline(pgdata_dir) for _ in range(count)]
-    )
 
 
 def write_file_list(tarball: bytes, path: Path) -> None:

@@ -96,7 +96,6 @@ def fetch_basebackup(
         request: what to fetch.
         dest: a place where there is nothing, or an empty directory, in an existing one.
         policy: how often to try and for how long; None has the defaults.
-        silence_timeout_s: how long nothing may come once an archive has begun to.
         owner: user id and group id for all that is created; for root. None is the
             caller's.
         tell: gets a line for each attempt that failed and has another behind it.
