@@ -86,10 +86,11 @@ class Transport:
 
     def is_client_gone(self) -> bool:
         """Whether the client has closed its side; not known once interrupted."""
-        if self._interruption is not None:
+        if self.interruption is not None:
             return False
         self._poller.register(self._sock, _GONE)
-        return bool(self._poller.poll(0))
+        # An interruption meanwhile looks the same, and is known before it can be seen.
+        return bool(self._poller.poll(0)) and self.interruption is None
 
     def start_tls(self, context: ssl.SSLContext, deadline_s: float) -> None:
         """Speak TLS from now on.
