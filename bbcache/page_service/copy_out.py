@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 PIECE_SIZE_BYTES: Final = 1 << 20  # measured best with psql, which holds a piece in memory
 _READ_SIZE_BYTES: Final = 1 << 18
-_SMALL_SIZE_BYTES: Final = 1 << 16  # up to which one copy costs less than another system call
+SMALL_SIZE_BYTES: Final = 1 << 16  # up to which one copy costs less than another system call
 
 
 class CopyOut:
@@ -30,6 +31,7 @@ class CopyOut:
         file: one gzip member, open at its start.
         size_bytes: its size.
         is_gzip: whether it is sent as it is, or decompressed on its way.
+        before_wait: called before the disk is waited for.
 
     Attributes:
         sent_bytes: how many bytes of the copy were sent.
@@ -38,18 +40,27 @@ class CopyOut:
         CommandError: the archive cannot be read.
     """
 
-    def __init__(self, file: BinaryIO, size_bytes: int, *, is_gzip: bool) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        size_bytes: int,
+        *,
+        is_gzip: bool,
+        before_wait: Callable[[], None] = lambda: None,
+    ) -> None:
         self.sent_bytes = 0
         self._fd = file.fileno()
         self._size_bytes = size_bytes
         self._pieces: Iterator[bytes] | None = None
-        self._whole: bytes | None = None
+        self._whole: memoryview | None = None
         try:
-            if is_gzip and size_bytes <= _SMALL_SIZE_BYTES:
-                self._whole = _read_whole(self._fd, size_bytes)
+            if is_gzip and size_bytes <= SMALL_SIZE_BYTES:
+                self._whole = _read_whole(self._fd, size_bytes, before_wait)
             elif is_gzip:
+                before_wait()
                 os.pread(self._fd, 1, 0)
             else:
+                before_wait()
                 self._pieces = _begun(open_stream(file))
         except (ArchiveError, OSError) as error:
             raise _unreadable() from error
@@ -118,11 +129,17 @@ class CopyOut:
         return len(data)
 
 
-def _read_whole(fd: int, size_bytes: int) -> bytes:
+def _read_whole(fd: int, size_bytes: int, before_wait: Callable[[], None]) -> memoryview:
+    """All of a small file, which is most often in the page cache, where no disk is waited for."""
+    whole = bytearray(size_bytes)
+    with contextlib.suppress(OSError):  # EAGAIN; or the file system cannot tell
+        if os.preadv(fd, [whole], 0, os.RWF_NOWAIT) == size_bytes:
+            return memoryview(whole)
+    before_wait()
     data = os.pread(fd, size_bytes, 0)
     if len(data) != size_bytes:
         raise ArchiveError("the archive is cut short")
-    return data
+    return memoryview(data)
 
 
 def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:

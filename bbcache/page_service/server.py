@@ -1,4 +1,4 @@
-"""The page service: it listens, and gives each client a thread of a bounded pool."""
+"""The page service: it listens, and serves all clients."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import logging
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self
 
 from bbcache import process
+from bbcache.errors import ConfigError
 from bbcache.page_service import replies
 from bbcache.page_service.command_log import CommandLog
 from bbcache.page_service.connections import Connections
 from bbcache.page_service.errors import PageServiceError, ShutdownError
 from bbcache.page_service.listener import Listener
+from bbcache.page_service.lookout import Lookout
 from bbcache.page_service.metrics import Ending, ServiceMetrics
 from bbcache.page_service.session import Session
 from bbcache.page_service.tls import Certificate
@@ -79,7 +80,7 @@ class PageService:
         self._connections = Connections(config.max_connections)
         self._metrics = ServiceMetrics(registry, lambda: len(self._connections))
         self._command_log = CommandLog()
-        self._pool = ThreadPoolExecutor(config.max_connections, "bbcache-client")
+        self._lookout = Lookout(config.max_connections, clock, "bbcache-client")
         self._listener = Listener(config.listen, self._take, "bbcache-accept")
         self._lock = threading.Lock()  # guards _is_closed
         self._is_closed = False
@@ -93,7 +94,12 @@ class PageService:
         Raises:
             ConfigError: it cannot listen there.
         """
-        self._listener.start()
+        self._lookout.start()
+        try:
+            self._listener.start()
+        except ConfigError:
+            self._lookout.close(None)
+            raise
         self._command_log.start()
         process.close_at_exit(self)
         log.info("the page service listens on %s", self.address)
@@ -139,13 +145,14 @@ class PageService:
             timeout: seconds to wait at most; None waits without limit.
         """
         self.begin_close()
-        if not self._connections.wait_empty(timeout):
+        is_empty = self._connections.wait_empty(timeout)
+        if not is_empty:
             log.warning("%d connections are still at something", len(self._connections))
         self._listener.close(timeout)
         with self._lock:
             is_first, self._is_closed = not self._is_closed, True
         if is_first:
-            self._pool.shutdown(wait=False)
+            self._lookout.close(timeout if is_empty else 0)
             self._command_log.close(timeout)
             self._metrics.close()
             process.forget(self)
@@ -160,17 +167,33 @@ class PageService:
     def _take(self, sock: socket.socket, peer: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        transport = Transport(sock, self._config.send_timeout_s, self._clock)
+        leave = self._lookout.leave
+        transport = Transport(sock, self._config.send_timeout_s, self._clock, leave)
         try:
             connection = self._connections.add(transport, peer, self._clock())
         except PageServiceError as error:
             self._refuse(transport, error)
             return
         try:
-            self._pool.submit(self._serve, connection)
+            session = self._session(connection)
+            self._lookout.add(session, session.deadline_s)
         except BaseException:
             self._connections.remove(connection)
             raise
+
+    def _session(self, connection: Connection) -> Session:
+        return Session(
+            connection,
+            self._connections,
+            self._source,
+            self._config,
+            self._metrics,
+            self._command_log,
+            self._verifier,
+            self._tls.context if isinstance(self._tls, Certificate) else self._tls,
+            self._clock,
+            self._wall_clock,
+        )
 
     def _refuse(self, transport: Transport, error: PageServiceError) -> None:
         """Say why, as far as that goes without waiting, and hang up."""
@@ -180,23 +203,6 @@ class PageService:
                 replies.error_response("FATAL", error.sqlstate, error.simple_text()), timeout_s=0
             )
         transport.close()
-
-    def _serve(self, connection: Connection) -> None:
-        try:
-            Session(
-                connection,
-                self._connections,
-                self._source,
-                self._config,
-                self._metrics,
-                self._command_log,
-                self._verifier,
-                self._tls.context if isinstance(self._tls, Certificate) else self._tls,
-                self._clock,
-                self._wall_clock,
-            ).run()
-        finally:
-            self._connections.remove(connection)
 
 
 def _shutdown() -> ShutdownError:

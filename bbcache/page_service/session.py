@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from bbcache.page_service import conversation as c
 from bbcache.page_service.command import NoOpCommand, parse_command
 from bbcache.page_service.command_log import EndedCommand, one_line
-from bbcache.page_service.copy_out import CopyOut
+from bbcache.page_service.copy_out import SMALL_SIZE_BYTES, CopyOut
 from bbcache.page_service.errors import (
     BadTokenError,
     CommandError,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bbcache.page_service.config import PageServiceConfig
     from bbcache.page_service.connections import Connection, Connections
     from bbcache.page_service.metrics import ServiceMetrics
-    from bbcache.page_service.source import BasebackupSource
+    from bbcache.page_service.source import BasebackupSource, OpenBasebackup
 
 _FAREWELL_TIMEOUT_S: Final = 1.0
 _SHOWN_CHARACTERS: Final = 100
@@ -52,11 +52,11 @@ class Verifier(Protocol):
 
 
 class Session:
-    """Serves one connection, from its first byte to its last. For one thread.
+    """Serves one connection, from its first byte to its last. For one thread at a time.
 
     Args:
         connection: the client.
-        connections: those whose commands it may cancel.
+        connections: those that it is one of, and whose commands it may cancel.
         source: where archives come from.
         config: the service's settings.
         metrics: counts.
@@ -65,6 +65,9 @@ class Session:
         tls: how TLS is spoken; None where it is not.
         clock: seconds that only grow.
         wall_clock: seconds since 1970, for the expiry of tokens.
+
+    Attributes:
+        deadline_s: by when the client must have said the next thing, by the clock.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Session:
         self._command_log = command_log
         self._verifier = verifier
         self._tls = tls
+        self._leave = self._transport.before_wait
         self._clock = clock
         self._wall_clock = wall_clock
         self._permission = EVERYTHING
@@ -102,13 +106,27 @@ class Session:
         self._handshake_deadline_s = (
             connection.waiting_since_s or clock()
         ) + config.handshake_timeout_s
+        self.deadline_s = self._handshake_deadline_s
         self._seen_count = -1  # messages that had come when the next two were set
         self._idle_deadline_s = self._message_deadline_s = math.inf
 
-    def run(self) -> None:
-        """Serve the client until it goes or must go. Raises nothing; closes the socket."""
+    def fileno(self) -> int:
+        """The descriptor of the socket."""
+        return self._transport.fileno()
+
+    def serve(self) -> float | None:
+        """Serve what has come of the client; raises nothing.
+
+        Returns:
+            By when it must say more, by the clock, of which the next call is to know;
+            None where it is gone or had to go, and the socket is closed.
+        """
+        self._connection.waiting_since_s = None
+        is_over = True
         try:
-            self._metrics.ended(self._converse())
+            is_over = not self._converse()
+            if is_over:
+                self._metrics.ended(Ending.CLOSED)
         except PageServiceError as error:
             self._metrics.ended(_ending_of(error))
             log.info("connection of %s ended: %s", self._connection.peer, one_line(error))
@@ -117,37 +135,48 @@ class Session:
             self._metrics.ended(Ending.FAILED)
             log.exception("connection of %s failed", self._connection.peer)
         finally:
-            self._transport.close()
+            if is_over:
+                self.close()
+        if is_over:
+            return None
+        self._connection.waiting_since_s = self._clock()
+        return self.deadline_s
 
-    def _converse(self) -> Ending:
-        while True:
-            event = self._conversation.next_event()
-            if event is not None:
-                self._answer(event)
+    def close(self) -> None:
+        """Close the socket: the connection has ended."""
+        self._transport.close()
+        self._connections.remove(self._connection)
+
+    def _converse(self) -> bool:
+        """Answer what has come; False where that was the last."""
+        while (data := self._transport.receive()) is not None:
+            if not data:
+                return False
+            self._conversation.feed(data)
+            if not self._answer_all():
+                return False
+            if not self._transport.is_encrypted:
+                break  # what is left is heard of again; TLS may have it in its own buffer
+        self._connection.is_let_in = self._conversation.is_let_in
+        self.deadline_s = self._deadline_s()
+        if self._clock() >= self.deadline_s:
+            raise IdleTimeoutError("the client has been silent, or slow, for too long")
+        return True
+
+    def _answer_all(self) -> bool:
+        """Answer every whole message; False where one was the last."""
+        while (event := self._conversation.next_event()) is not None:
+            self._answer(event)
             self._flush()
-            if self._conversation.is_closed:
-                return Ending.CLOSED
-            if event is None:
-                data = self._receive()
-                if not data:
-                    return Ending.CLOSED
-                self._conversation.feed(data)
-            elif self._transport.interruption is not None:
+            if self._transport.interruption is not None and not self._conversation.is_closed:
                 raise self._transport.interruption
+        self._flush()
+        return not self._conversation.is_closed
 
     def _flush(self) -> None:
         data = self._conversation.take_output()
         if data:
             self._transport.send(data)
-
-    def _receive(self) -> bytes:
-        deadline_s = self._deadline_s()
-        self._connection.is_let_in = self._conversation.is_let_in
-        self._connection.waiting_since_s = self._clock()
-        try:
-            return self._transport.receive(deadline_s)
-        finally:
-            self._connection.waiting_since_s = None
 
     def _deadline_s(self) -> float:
         """By when the next message must be there in full; a slow one has less time."""
@@ -169,9 +198,11 @@ class Session:
             if self._conversation.answer_tls():
                 self._flush()
                 assert self._tls is not None
+                self._leave()
                 self._transport.start_tls(self._tls, self._handshake_deadline_s)
         elif isinstance(event, c.TokenGiven):
             assert self._verifier is not None
+            self._leave()
             self._permission = self._verifier.verify(event.token)
             self._conversation.let_in()
         elif isinstance(event, c.CancelRequested):
@@ -201,9 +232,9 @@ class Session:
         failure: BaseException | None = None
         copy: CopyOut | None = None
         try:
-            with self._source.open(command, self._connection.go_on) as basebackup:
+            with self._open(command) as basebackup:
                 origin = basebackup.origin
-                copy = CopyOut(basebackup.file, basebackup.size_bytes, is_gzip=command.is_gzip)
+                copy = self._copy_of(basebackup, is_gzip=command.is_gzip)
                 self._conversation.begin_copy()
                 self._transport.send(self._conversation.take_output(), more=True)
                 copy.run(self._transport, self._connection.go_on)
@@ -220,6 +251,21 @@ class Session:
                     *(sent_bytes, self._clock() - started_s, self._wall_clock()),
                 )
             )
+
+    def _open(self, command: BasebackupCommand) -> OpenBasebackup:
+        held = self._source.open_held(command)
+        if held is not None:
+            return held
+        self._leave()
+        return self._source.open(command, self._connection.go_on)
+
+    def _copy_of(self, basebackup: OpenBasebackup, *, is_gzip: bool) -> CopyOut:
+        """What sends it; a small one is there at once, in memory of the kernel."""
+        if not (is_gzip and basebackup.size_bytes <= SMALL_SIZE_BYTES):
+            self._leave()
+        return CopyOut(
+            basebackup.file, basebackup.size_bytes, is_gzip=is_gzip, before_wait=self._leave
+        )
 
     def _account(self, ended: EndedCommand) -> None:
         self._metrics.copied(ended.sent_bytes)

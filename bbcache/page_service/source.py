@@ -64,6 +64,13 @@ class OpenBasebackup:
 class BasebackupSource(Protocol):
     """Gives archives to a service, for many threads at once."""
 
+    def open_held(self, command: BasebackupCommand) -> OpenBasebackup | None:
+        """The archive that a command asks for, if it is here and nothing is waited for.
+
+        All other clients wait meanwhile. None is always right: `open` is asked then.
+        """
+        ...
+
     def open(self, command: BasebackupCommand, go_on: Callable[[], None]) -> OpenBasebackup:
         """The archive that a command asks for, complete.
 
@@ -124,11 +131,18 @@ class CacheSource:
         self._own_builder = OwnBuilder(max_own_builds, build_dir)
         self._clock = clock
 
+    def open_held(self, command: BasebackupCommand) -> OpenBasebackup | None:
+        """What the cache holds and is named exactly: it needs no asking of the host."""
+        ids = command.tenant_id, command.timeline_id
+        if command.is_full or command.lsn is None or not self._cache.holds(*ids, command.lsn):
+            return None
+        file = self._cache.get(*ids, command.lsn)
+        if file is None:
+            return None
+        return OpenBasebackup(file, file.lsn, file.size_bytes, Source.HIT)
+
     def open(self, command: BasebackupCommand, go_on: Callable[[], None]) -> OpenBasebackup:
         """See `BasebackupSource.open`."""
-        held = self._held(command)
-        if held is not None:
-            return held
         shard_id, tenant = self._tenant(command.tenant_id)
         timeline = _timeline(tenant, command)
         make = self._build if command.is_full or not self._cache.is_enabled else self._fill
@@ -144,16 +158,6 @@ class CacheSource:
                 if _tip(timeline) == lsn:
                     raise
         return make(shard_id, timeline, _tip(timeline), go_on)
-
-    def _held(self, command: BasebackupCommand) -> OpenBasebackup | None:
-        """What is held and named exactly: it needs no asking of the host."""
-        ids = command.tenant_id, command.timeline_id
-        if command.is_full or command.lsn is None or not self._cache.holds(*ids, command.lsn):
-            return None
-        file = self._cache.get(*ids, command.lsn)
-        if file is None:
-            return None
-        return OpenBasebackup(file, file.lsn, file.size_bytes, Source.HIT)
 
     def _tenant(self, tenant_id: TenantId) -> tuple[TenantShardId, Tenant]:
         try:

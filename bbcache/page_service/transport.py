@@ -29,12 +29,16 @@ _BLOCKED: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 class Transport:
     """One connected socket.
 
-    For one thread, but for `interrupt` and `abort`, which any thread may call.
+    For one thread at a time, but for `interrupt` and `abort`, which any thread may call.
 
     Args:
         sock: the socket; it is closed with the transport.
         send_timeout_s: how long the client may take for each piece that is sent.
         clock: seconds that only grow.
+        before_wait: to be called before what may take long; each wait here does so.
+
+    Attributes:
+        before_wait: the same.
     """
 
     def __init__(
@@ -42,10 +46,12 @@ class Transport:
         sock: socket.socket,
         send_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
+        before_wait: Callable[[], None] = lambda: None,
     ) -> None:
         self._sock = sock
         self._send_timeout_s = send_timeout_s
         self._clock = clock
+        self.before_wait = before_wait
         self._interruption: PageServiceError | None = None
         self._is_aborted = False
         self._held: list[bytes | memoryview] = []  # to go with what is sent next
@@ -114,27 +120,36 @@ class Transport:
             else:
                 return
 
-    def receive(self, deadline_s: float) -> bytes:
-        """Some bytes of the client; none at the end of the stream.
+    def fileno(self) -> int:
+        """The descriptor of the socket; -1 once it is closed."""
+        return self._sock.fileno()
+
+    def receive(self) -> bytes | None:
+        """What has come of the client, or some of it; waits for nothing.
+
+        Returns:
+            Bytes; none at the end of the stream, and None where nothing has come.
 
         Raises:
             DisconnectedError: the connection is broken.
-            IdleTimeoutError: nothing has come by the deadline.
             PageServiceError: the reason given to `interrupt`.
         """
-        while True:
-            if self._interruption is not None:
-                raise type(self._interruption)(*self._interruption.args)  # one for each thread
+        data = None
+        while self._interruption is None:
             try:
                 data = self._sock.recv(_READ_SIZE_BYTES)
-            except _BLOCKED as error:
-                reason = IdleTimeoutError("the client has been silent, or slow, for too long")
-                self._wait(error, select.POLLIN, deadline_s, reason)
+            except ssl.SSLWantWriteError as error:  # TLS has something to say by itself
+                deadline_s = self._clock() + self._send_timeout_s
+                self._wait(error, select.POLLOUT, deadline_s, _slow())
+            except _BLOCKED:
+                break
             except OSError as error:
                 raise _broken(error) from error
             else:
-                if self._interruption is None:
-                    return data
+                break
+        if self._interruption is not None:
+            raise type(self._interruption)(*self._interruption.args)  # one for each thread
+        return data
 
     def send(
         self, data: bytes | memoryview, *, more: bool = False, timeout_s: float | None = None
@@ -219,6 +234,7 @@ class Transport:
             event = select.POLLIN
         elif isinstance(blocked, ssl.SSLWantWriteError):
             event = select.POLLOUT
+        self.before_wait()
         self._poller.register(self._sock, event)
         left_s = deadline_s - self._clock()
         if left_s <= 0 or not self._poller.poll(left_s * 1000 + 1):

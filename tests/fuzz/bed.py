@@ -218,19 +218,18 @@ class FuzzBed:
             theirs.shutdown(socket.SHUT_WR)
             transport = Transport(ours, _SEND_TIMEOUT_S)
             connection = self._connections.add(transport, "fuzz", time.monotonic())
-            try:
-                Session(
-                    connection,
-                    self._connections,
-                    self._source,
-                    self._config,
-                    self._metrics,
-                    self._command_log,
-                    None if script.who is Who.ANYONE else self._verifier,
-                    None,
-                ).run()
-            finally:
-                self._connections.remove(connection)
+            session = Session(
+                connection,
+                self._connections,
+                self._source,
+                self._config,
+                self._metrics,
+                self._command_log,
+                None if script.who is Who.ANYONE else self._verifier,
+                None,
+            )
+            while session.serve() is not None:
+                pass  # all has been sent already, and the end of the stream
             assert ours.fileno() == -1, "the socket was left open"
             self._check_answer(script.who, _received(theirs))
 

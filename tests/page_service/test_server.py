@@ -223,6 +223,10 @@ class Lying:
         self.path = path
         self.size_bytes = size_bytes
 
+    def open_held(self, command: BasebackupCommand) -> OpenBasebackup:
+        """The same."""
+        return self.open(command, lambda: None)
+
     def open(self, command: BasebackupCommand, _: Callable[[], None]) -> OpenBasebackup:
         """The file."""
         return OpenBasebackup(

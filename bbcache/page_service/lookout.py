@@ -1,0 +1,194 @@
+"""Waiting for what many clients say, with one thread for all of them.
+
+The thread that waits serves whom it hears, itself, and then waits on. With a thread for
+each client a hit would cost several times as much: each had to be woken, and to ask for
+the GIL anew behind each of its system calls, while all others ask for it too.
+
+What may take long says so beforehand, by `Lookout.leave`: then another thread waits on.
+The pattern is called Leader/Followers (Schmidt et al., Pattern-Oriented Software
+Architecture, volume 2).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import select
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MOST_S: Final = 1e6  # in milliseconds it must be an int of C
+
+log = logging.getLogger(__name__)
+
+
+class Client(Protocol):
+    """Somebody who is waited for. One thread at a time uses it."""
+
+    def fileno(self) -> int:
+        """The descriptor of its socket: the same one as long as it is open."""
+        ...
+
+    def serve(self) -> float | None:
+        """Serve what it has said, or find that it has been silent for too long.
+
+        Must not wait before `Lookout.leave` was called.
+
+        Returns:
+            By when it must say more, by the clock; None where it is over, and closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+class _Waiting(NamedTuple):
+    client: Client
+    deadline_s: float
+
+
+class Lookout:
+    """Waits for clients, and serves each one that says something. Thread-safe.
+
+    Args:
+        most_away: how many clients can be at something long at once.
+        clock: seconds that only grow.
+        name: of the threads.
+    """
+
+    def __init__(self, most_away: int, clock: Callable[[], float], name: str) -> None:
+        self._clock = clock
+        self._pool = ThreadPoolExecutor(most_away + 1, name)
+        self._is_started = False
+        self._is_closing = threading.Event()
+        self._has_ended = threading.Event()
+        # Here any thread hands a client to the one that leads: a new one, one that is back
+        # from something long, or with None one that is over after something long.
+        self._handed: deque[tuple[Client, float | None]] = deque()
+        # All that follows is the leader's alone, and goes on with the lead.
+        self._leader: int | None = None  # the thread's ident
+        self._waiting: dict[int, _Waiting] = {}  # by descriptor
+        self._away: set[Client] = set()
+        self._heard: deque[int] = deque()  # descriptors of those to be served next
+        self._served_fd = -1
+        self._check_at_s = math.inf  # nobody's deadline is before that
+
+    def start(self) -> None:
+        """Begin to wait."""
+        self._epoll = select.epoll()
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._bell, select.EPOLLIN)
+        self._is_started = True
+        self._pool.submit(self._lead)
+
+    def add(self, client: Client, deadline_s: float) -> None:
+        """Wait for one more, which must say something by then; between `start` and `close`."""
+        self._hand_over(client, deadline_s)
+
+    def leave(self) -> None:
+        """What this thread does now may take long: another one waits on, if it was this."""
+        if self._leader != threading.get_ident():
+            return
+        self._epoll.unregister(self._served_fd)
+        self._away.add(self._waiting.pop(self._served_fd).client)
+        self._leader = None
+        try:
+            self._pool.submit(self._lead)
+        except RuntimeError as error:  # it is queued, and begins when some thread is free
+            log.warning("no thread can be begun to wait for clients: %s", error)
+
+    def close(self, timeout_s: float | None) -> None:
+        """End as soon as the last client is over, and wait for that."""
+        if not self._is_started:
+            return
+        self._is_closing.set()
+        self._ring()
+        if self._has_ended.wait(timeout_s):
+            self._is_started = False
+            self._pool.shutdown()
+            self._epoll.close()
+            os.close(self._bell)
+
+    def _hand_over(self, client: Client, deadline_s: float | None) -> None:
+        self._handed.append((client, deadline_s))
+        self._ring()
+
+    def _ring(self) -> None:
+        os.eventfd_write(self._bell, 1)
+
+    def _lead(self) -> None:
+        """Wait for clients and serve them, until this thread leaves or all is over."""
+        me = self._leader = threading.get_ident()
+        while (fd := self._next()) is not None:
+            self._served_fd = fd
+            client = self._waiting[fd].client
+            deadline_s = _served(client)
+            if self._leader != me:
+                self._hand_over(client, deadline_s)
+                return
+            self._wait_for(fd, client, deadline_s)
+        self._has_ended.set()
+
+    def _wait_for(self, fd: int, client: Client, deadline_s: float | None) -> None:
+        if deadline_s is None:
+            del self._waiting[fd]  # it was closed, by which it has left the epoll, too
+        else:
+            self._waiting[fd] = _Waiting(client, deadline_s)
+            self._check_at_s = min(self._check_at_s, deadline_s)
+
+    def _next(self) -> int | None:
+        """Who is to be served next; None where all is over."""
+        while not self._heard:
+            self._take_handed()
+            if self._is_closing.is_set() and not self._waiting and not self._away:
+                return None
+            left_s = self._check_at_s - self._clock()
+            if left_s > 0:
+                self._listen(min(left_s, _MOST_S))
+            else:
+                self._find_late()
+        return self._heard.popleft()
+
+    def _take_handed(self) -> None:
+        while self._handed:
+            client, deadline_s = self._handed.popleft()
+            self._away.discard(client)
+            if deadline_s is None:
+                continue
+            try:
+                self._epoll.register(client.fileno(), select.EPOLLIN)
+            except OSError as error:
+                log.warning("a client cannot be waited for: %s", error.strerror)
+                client.close()
+            else:
+                self._wait_for(client.fileno(), client, deadline_s)
+
+    def _listen(self, timeout_s: float) -> None:
+        for fd, _ in self._epoll.poll(timeout_s):
+            if fd == self._bell:
+                os.eventfd_read(fd)
+            else:
+                self._heard.append(fd)
+
+    def _find_late(self) -> None:
+        now_s = self._clock()
+        self._heard.extend(fd for fd, each in self._waiting.items() if each.deadline_s <= now_s)
+        left = (each.deadline_s for each in self._waiting.values() if each.deadline_s > now_s)
+        self._check_at_s = min(left, default=math.inf)
+
+
+def _served(client: Client) -> float | None:
+    try:
+        return client.serve()
+    except BaseException:
+        log.exception("a client could not be served")
+        client.close()
+        return None
