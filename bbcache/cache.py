@@ -109,15 +109,17 @@ class BasebackupCache:
             return None
         return engine.reader.read(make_key(tenant_id, timeline_id), lsn)
 
-    def holds(self, tenant_id: TenantId, timeline_id: TimelineId, lsn: Lsn) -> bool:
-        """Whether an archive of the timeline at exactly `lsn` is published.
+    def get_held(
+        self, tenant_id: TenantId, timeline_id: TimelineId, lsn: Lsn
+    ) -> BasebackupFile | None:
+        """As `get`, but what is not held is not counted as a miss.
 
-        It reads memory alone, and is not counted as a read. A `get` may still find it gone.
+        It is for who asks `get_or_prepare` next, which counts it.
         """
         engine = self._live_engine()
         if engine is None:
-            return False
-        return engine.index.find(make_key(tenant_id, timeline_id), lsn) is not None
+            return None
+        return engine.reader.read(make_key(tenant_id, timeline_id), lsn, counts_misses=False)
 
     def get_or_prepare(
         self,

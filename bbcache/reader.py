@@ -65,11 +65,12 @@ class Reader:
         self._clock = clock
         self._warned_s = -math.inf  # set by any thread: a line more or less does no harm
 
-    def read(self, key: bytes, lsn: Lsn) -> BasebackupFile | None:
+    def read(self, key: bytes, lsn: Lsn, *, counts_misses: bool = True) -> BasebackupFile | None:
         """Open the timeline's archive at exactly `lsn`; None for a miss or an error."""
         entry = self._index.find(key, lsn)
         if entry is None:
-            self._metrics.misses.inc()
+            if counts_misses:
+                self._metrics.misses.inc()
             return None
         try:
             file = self._store.open(key, lsn, entry.size_bytes)

@@ -280,16 +280,20 @@ def test_a_caller_that_may_go_on_has_its_time_and_no_more(rig: Rig) -> None:
     assert fills(rig) == {"hit": 1, "timeout": 1}
 
 
-def test_what_is_held_can_be_known_without_a_read(rig: Rig) -> None:
-    """`holds` is true of exactly the entry, and counts nothing."""
+def test_what_is_held_is_got_and_what_is_not_is_no_miss(rig: Rig) -> None:
+    """`get_held` opens exactly the entry, and counts hits alone."""
     timeline = rig.prepared()
     ids = rig.shard_of(timeline).tenant_id, timeline.timeline_id
-    assert rig.cache.holds(*ids, LSN_A)
-    assert not rig.cache.holds(*ids, LSN_B)
-    assert not rig.cache.holds(ids[0], TimelineId.generate(), LSN_A)
+    assert rig.cache.get_held(*ids, LSN_B) is None
+    assert rig.cache.get_held(ids[0], TimelineId.generate(), LSN_A) is None
     assert rig.reads == {}
+    file = rig.cache.get_held(*ids, LSN_A)
+    assert file is not None
+    with file:
+        assert file.read() == rig.path(timeline).read_bytes()
+    assert rig.reads == {"hit": 1}
     rig.cache.close(DEADLINE_S)
-    assert not rig.cache.holds(*ids, LSN_A)
+    assert rig.cache.get_held(*ids, LSN_A) is None
 
 
 @pytest.mark.parametrize("is_begun", [False, True])

@@ -71,7 +71,7 @@ SIGNATURES: list[tuple[Any, dict[str, Any]]] = [
         },
     ),
     (
-        BasebackupCache.holds,
+        BasebackupCache.get_held,
         {"self": _REQUIRED, "tenant_id": _REQUIRED, "timeline_id": _REQUIRED, "lsn": _REQUIRED},
     ),
     (
@@ -133,7 +133,7 @@ def test_what_is_public_of_the_cache() -> None:
     public = {name for name in vars(BasebackupCache) if not name.startswith("_")}
     assert public == {
         *("spawn", "is_enabled", "get", "send_prepare", "wait_initialized", "wait_idle"),
-        *("holds", "get_or_prepare", "run_cleanup", "entries", "close"),
+        *("get_held", "get_or_prepare", "run_cleanup", "entries", "close"),
     }
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import queue
-import threading
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from bbcache.metrics import Source
     from bbcache.page_service.command import BasebackupCommand
 
-_PAUSE_S: Final = 0.05
-_MOST_WAITING: Final = 10_000
+_MOST_WAITING: Final = 64
 _NO_ORIGIN: Final = "none"
 
 log = logging.getLogger(__name__)
@@ -67,48 +65,33 @@ class EndedCommand(NamedTuple):
 class CommandLog:
     """Logs commands that have ended. Thread-safe.
 
-    What has gone well is logged a moment later by a thread of its own, many at once: by
-    itself a line takes as long as half of all else that a small hit needs, since its code has
-    left the processor's caches by then; in a row it takes a quarter of that. What has failed
-    is logged on the spot.
+    What has gone well waits until there is nothing better to do, many at once: by itself a
+    line takes as long as half of all else that a small hit needs, since its code has left
+    the processor's caches by then. What has failed is logged on the spot.
     """
 
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[EndedCommand | None] = queue.SimpleQueue()
-        self._is_closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="bbcache-log", daemon=True)
-
-    def start(self) -> None:
-        """Begin to log what waits."""
-        self._thread.start()
+        self._waiting: deque[EndedCommand] = deque()
 
     def add(self, ended: EndedCommand) -> None:
-        """Log a command, now or soon."""
-        is_urgent = ended.failure is not None or self._is_closing.is_set()
-        if is_urgent or self._waiting.qsize() >= _MOST_WAITING:
+        """Log a command, now or at the next `catch_up`."""
+        if ended.failure is not None:
             _log(ended)
-        else:
-            self._waiting.put(ended)
+            return
+        self._waiting.append(ended)
+        if len(self._waiting) >= _MOST_WAITING:
+            self.catch_up()
 
-    def close(self, timeout_s: float | None) -> None:
-        """Log what waits; what is added from now on is logged on the spot."""
-        self._is_closing.set()
-        self._waiting.put(None)
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
-        with suppress(queue.Empty):  # what came in between
-            while ended := self._waiting.get_nowait():
-                _log(ended)
-
-    def _run(self) -> None:
-        while (ended := self._waiting.get()) is not None:
-            _log(ended)
-            if self._waiting.empty():
-                self._is_closing.wait(_PAUSE_S)
+    def catch_up(self) -> None:
+        """Log all that waits."""
+        with suppress(IndexError):  # another thread may take the last one
+            while self._waiting:
+                _log(self._waiting.popleft())
 
 
 def _log(ended: EndedCommand) -> None:
-    level = logging.WARNING if ended.result is Result.ERROR else logging.INFO
+    has_failed = ended.failure is not None and ended.result is Result.ERROR
+    level = logging.WARNING if has_failed else logging.INFO
     if log.isEnabledFor(level):
         record = log.makeRecord(log.name, level, __file__, 0, str(ended), (), None, "_log")
         record.created, record.msecs = ended.at_s, int(ended.at_s % 1 * 1000)

@@ -130,10 +130,11 @@ class Conversation:
         """Take bytes of the client."""
         self._buffer.feed(data)
 
-    def take_output(self) -> bytes:
+    def take_output(self) -> bytearray:
         """What is to be sent now."""
-        data = bytes(self._out)
-        self._out.clear()
+        data = self._out
+        if data:
+            self._out = bytearray()
         return data
 
     def next_event(self) -> Event | None:
@@ -186,6 +187,11 @@ class Conversation:
     def begin_copy(self) -> None:
         """The bytes of an archive follow, which the owner sends as CopyData."""
         self._out += replies.COPY_OUT
+
+    def copy(self, data: memoryview) -> None:
+        """Bytes of the archive, in a message of their own."""
+        self._out += replies.copy_data_head(len(data))
+        self._out += data
 
     def end_copy(self) -> None:
         """The archive was sent in full."""
@@ -250,6 +256,9 @@ class Conversation:
             self.let_in()
 
     def _go_on(self, message: m.Message) -> Event | None:
+        if self._phase is _Phase.READY and isinstance(message, m.Query):  # as most often
+            self._is_extended = False
+            return CommandGiven(message.text)
         if isinstance(message, m.Terminate):
             self._phase = _Phase.CLOSED
             return Ended()
@@ -266,9 +275,6 @@ class Conversation:
         return None
 
     def _go_on_ready(self, message: m.Message) -> Event | None:
-        if isinstance(message, m.Query):
-            self._is_extended = False
-            return CommandGiven(message.text)
         if isinstance(message, m.Flush | m.CopyIn):
             return None  # all is sent at once anyway; what is left of a copy means nothing
         return self._go_on_extended(message)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -35,6 +34,7 @@ class CopyOut:
 
     Attributes:
         sent_bytes: how many bytes of the copy were sent.
+        whole: all of it, where it is small and is sent as it is: that takes no `run`.
 
     Raises:
         CommandError: the archive cannot be read.
@@ -52,10 +52,10 @@ class CopyOut:
         self._fd = file.fileno()
         self._size_bytes = size_bytes
         self._pieces: Iterator[bytes] | None = None
-        self._whole: memoryview | None = None
+        self.whole: memoryview | None = None
         try:
             if is_gzip and size_bytes <= SMALL_SIZE_BYTES:
-                self._whole = _read_whole(self._fd, size_bytes, before_wait)
+                self.whole = _read_whole(self._fd, size_bytes, before_wait)
             elif is_gzip:
                 before_wait()
                 os.pread(self._fd, 1, 0)
@@ -77,11 +77,6 @@ class CopyOut:
                 whole messages, so that the error can be told behind them.
             DisconnectedError: the client is gone or does not take it.
         """
-        if self._whole is not None:
-            transport.send(copy_data_head(self._size_bytes), more=True)
-            transport.send(self._whole, more=True)
-            self.sent_bytes = self._size_bytes
-            return
         if self._pieces is not None:
             self._send_pieces(self._pieces, transport, go_on)
             return
@@ -132,14 +127,16 @@ class CopyOut:
 def _read_whole(fd: int, size_bytes: int, before_wait: Callable[[], None]) -> memoryview:
     """All of a small file, which is most often in the page cache, where no disk is waited for."""
     whole = bytearray(size_bytes)
-    with contextlib.suppress(OSError):  # EAGAIN; or the file system cannot tell
+    try:
         if os.preadv(fd, [whole], 0, os.RWF_NOWAIT) == size_bytes:
             return memoryview(whole)
-    before_wait()
-    data = os.pread(fd, size_bytes, 0)
-    if len(data) != size_bytes:
+    except BlockingIOError:
+        before_wait()
+    except OSError:
+        pass  # not all file systems can tell; those in memory cannot
+    if os.preadv(fd, [whole], 0) != size_bytes:
         raise ArchiveError("the archive is cut short")
-    return memoryview(data)
+    return memoryview(whole)
 
 
 def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:

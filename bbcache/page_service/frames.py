@@ -63,6 +63,8 @@ class FrameBuffer:
         return self._next(_TYPE_SIZE_BYTES, self._max_size_bytes)
 
     def _next(self, type_size_bytes: int, max_size_bytes: int) -> Frame | None:
+        if not self._data:
+            return None  # as most often
         head_size_bytes = type_size_bytes + _LENGTH.size
         if len(self._data) < head_size_bytes:
             return None

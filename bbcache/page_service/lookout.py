@@ -18,7 +18,7 @@ import select
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,11 +50,6 @@ class Client(Protocol):
         ...
 
 
-class _Waiting(NamedTuple):
-    client: Client
-    deadline_s: float
-
-
 class Lookout:
     """Waits for clients, and serves each one that says something. Thread-safe.
 
@@ -62,10 +57,18 @@ class Lookout:
         most_away: how many clients can be at something long at once.
         clock: seconds that only grow.
         name: of the threads.
+        when_quiet: called where nobody has said anything, for what can be put off.
     """
 
-    def __init__(self, most_away: int, clock: Callable[[], float], name: str) -> None:
+    def __init__(
+        self,
+        most_away: int,
+        clock: Callable[[], float],
+        name: str,
+        when_quiet: Callable[[], None] = lambda: None,
+    ) -> None:
         self._clock = clock
+        self._when_quiet = when_quiet
         self._pool = ThreadPoolExecutor(most_away + 1, name)
         self._is_started = False
         self._is_closing = threading.Event()
@@ -75,7 +78,8 @@ class Lookout:
         self._handed: deque[tuple[Client, float | None]] = deque()
         # All that follows is the leader's alone, and goes on with the lead.
         self._leader: int | None = None  # the thread's ident
-        self._waiting: dict[int, _Waiting] = {}  # by descriptor
+        self._waiting: dict[int, Client] = {}  # by descriptor
+        self._deadlines_s: dict[int, float] = {}  # likewise
         self._away: set[Client] = set()
         self._heard: deque[int] = deque()  # descriptors of those to be served next
         self._served_fd = -1
@@ -98,7 +102,7 @@ class Lookout:
         if self._leader != threading.get_ident():
             return
         self._epoll.unregister(self._served_fd)
-        self._away.add(self._waiting.pop(self._served_fd).client)
+        self._away.add(self._forget(self._served_fd))
         self._leader = None
         try:
             self._pool.submit(self._lead)
@@ -129,20 +133,24 @@ class Lookout:
         me = self._leader = threading.get_ident()
         while (fd := self._next()) is not None:
             self._served_fd = fd
-            client = self._waiting[fd].client
+            client = self._waiting[fd]
             deadline_s = _served(client)
             if self._leader != me:
                 self._hand_over(client, deadline_s)
                 return
-            self._wait_for(fd, client, deadline_s)
+            if deadline_s is None:
+                self._forget(fd)  # it was closed, by which it has left the epoll, too
+            else:
+                self._expect_by(fd, deadline_s)
         self._has_ended.set()
 
-    def _wait_for(self, fd: int, client: Client, deadline_s: float | None) -> None:
-        if deadline_s is None:
-            del self._waiting[fd]  # it was closed, by which it has left the epoll, too
-        else:
-            self._waiting[fd] = _Waiting(client, deadline_s)
-            self._check_at_s = min(self._check_at_s, deadline_s)
+    def _expect_by(self, fd: int, deadline_s: float) -> None:
+        self._deadlines_s[fd] = deadline_s
+        self._check_at_s = min(self._check_at_s, deadline_s)
+
+    def _forget(self, fd: int) -> Client:
+        del self._deadlines_s[fd]
+        return self._waiting.pop(fd)
 
     def _next(self) -> int | None:
         """Who is to be served next; None where all is over."""
@@ -169,20 +177,31 @@ class Lookout:
                 log.warning("a client cannot be waited for: %s", error.strerror)
                 client.close()
             else:
-                self._wait_for(client.fileno(), client, deadline_s)
+                self._waiting[client.fileno()] = client
+                self._expect_by(client.fileno(), deadline_s)
 
     def _listen(self, timeout_s: float) -> None:
-        for fd, _ in self._epoll.poll(timeout_s):
+        events = self._epoll.poll(0)
+        if not events:
+            self._use_the_quiet()
+            events = self._epoll.poll(timeout_s)
+        for fd, _ in events:
             if fd == self._bell:
                 os.eventfd_read(fd)
             else:
                 self._heard.append(fd)
 
+    def _use_the_quiet(self) -> None:
+        try:
+            self._when_quiet()
+        except Exception:
+            log.exception("what was put off has failed")
+
     def _find_late(self) -> None:
         now_s = self._clock()
-        self._heard.extend(fd for fd, each in self._waiting.items() if each.deadline_s <= now_s)
-        left = (each.deadline_s for each in self._waiting.values() if each.deadline_s > now_s)
-        self._check_at_s = min(left, default=math.inf)
+        self._heard.extend(fd for fd, at_s in self._deadlines_s.items() if at_s <= now_s)
+        left_s = (at_s for at_s in self._deadlines_s.values() if at_s > now_s)
+        self._check_at_s = min(left_s, default=math.inf)
 
 
 def _served(client: Client) -> float | None:

@@ -80,7 +80,9 @@ class PageService:
         self._connections = Connections(config.max_connections)
         self._metrics = ServiceMetrics(registry, lambda: len(self._connections))
         self._command_log = CommandLog()
-        self._lookout = Lookout(config.max_connections, clock, "bbcache-client")
+        self._lookout = Lookout(
+            config.max_connections, clock, "bbcache-client", self._command_log.catch_up
+        )
         self._listener = Listener(config.listen, self._take, "bbcache-accept")
         self._lock = threading.Lock()  # guards _is_closed
         self._is_closed = False
@@ -100,7 +102,6 @@ class PageService:
         except ConfigError:
             self._lookout.close(None)
             raise
-        self._command_log.start()
         process.close_at_exit(self)
         log.info("the page service listens on %s", self.address)
         return self.address
@@ -153,7 +154,7 @@ class PageService:
             is_first, self._is_closed = not self._is_closed, True
         if is_first:
             self._lookout.close(timeout if is_empty else 0)
-            self._command_log.close(timeout)
+            self._command_log.catch_up()
             self._metrics.close()
             process.forget(self)
 

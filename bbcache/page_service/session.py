@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -137,10 +138,7 @@ class Session:
         finally:
             if is_over:
                 self.close()
-        if is_over:
-            return None
-        self._connection.waiting_since_s = self._clock()
-        return self.deadline_s
+        return None if is_over else self.deadline_s
 
     def close(self) -> None:
         """Close the socket: the connection has ended."""
@@ -157,15 +155,21 @@ class Session:
                 return False
             if not self._transport.is_encrypted:
                 break  # what is left is heard of again; TLS may have it in its own buffer
-        self._connection.is_let_in = self._conversation.is_let_in
-        self.deadline_s = self._deadline_s()
-        if self._clock() >= self.deadline_s:
+        now_s = self._clock()
+        self.deadline_s = self._deadline_s(now_s)
+        if now_s >= self.deadline_s:
             raise IdleTimeoutError("the client has been silent, or slow, for too long")
+        self._connection.waiting_since_s = now_s
         return True
 
     def _answer_all(self) -> bool:
         """Answer every whole message; False where one was the last."""
-        while (event := self._conversation.next_event()) is not None:
+        for number in itertools.count():
+            event = self._conversation.next_event()
+            if event is None:
+                break
+            if number > 0:
+                self._leave()  # others do not wait for one who asks for much at once
             self._answer(event)
             self._flush()
             if self._transport.interruption is not None and not self._conversation.is_closed:
@@ -178,11 +182,11 @@ class Session:
         if data:
             self._transport.send(data)
 
-    def _deadline_s(self) -> float:
+    def _deadline_s(self, now_s: float) -> float:
         """By when the next message must be there in full; a slow one has less time."""
-        if not self._conversation.is_let_in:
+        self._connection.is_let_in = self._conversation.is_let_in
+        if not self._connection.is_let_in:
             return self._handshake_deadline_s
-        now_s = self._clock()
         if self._conversation.message_count != self._seen_count:
             self._seen_count = self._conversation.message_count
             self._idle_deadline_s = now_s + self._config.idle_timeout_s
@@ -236,19 +240,27 @@ class Session:
                 origin = basebackup.origin
                 copy = self._copy_of(basebackup, is_gzip=command.is_gzip)
                 self._conversation.begin_copy()
-                self._transport.send(self._conversation.take_output(), more=True)
-                copy.run(self._transport, self._connection.go_on)
+                if copy.whole is None:
+                    self._transport.send(self._conversation.take_output(), more=True)
+                    copy.run(self._transport, self._connection.go_on)
+            if copy.whole is not None:
+                self._conversation.copy(copy.whole)
+                copy.sent_bytes = len(copy.whole)
             self._conversation.end_copy()
             self._flush()
         except BaseException as error:
             failure = error
             raise
         finally:
-            sent_bytes = 0 if copy is None else copy.sent_bytes
             self._account(
                 EndedCommand(
-                    *(command, self._connection.peer, origin, failure),
-                    *(sent_bytes, self._clock() - started_s, self._wall_clock()),
+                    command,
+                    self._connection.peer,
+                    origin,
+                    failure,
+                    0 if copy is None else copy.sent_bytes,
+                    self._clock() - started_s,
+                    self._wall_clock(),
                 )
             )
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Final, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, Protocol, Self, runtime_checkable
 
 from bbcache.errors import (
     BackingOffError,
@@ -38,8 +37,7 @@ _TIP_TRIES: Final = 3  # of a tip that goes on while it is built
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class OpenBasebackup:
+class OpenBasebackup(NamedTuple):
     """An open archive, which leaving a ``with`` block closes.
 
     Attributes:
@@ -133,10 +131,9 @@ class CacheSource:
 
     def open_held(self, command: BasebackupCommand) -> OpenBasebackup | None:
         """What the cache holds and is named exactly: it needs no asking of the host."""
-        ids = command.tenant_id, command.timeline_id
-        if command.is_full or command.lsn is None or not self._cache.holds(*ids, command.lsn):
+        if command.is_full or command.lsn is None:
             return None
-        file = self._cache.get(*ids, command.lsn)
+        file = self._cache.get_held(command.tenant_id, command.timeline_id, command.lsn)
         if file is None:
             return None
         return OpenBasebackup(file, file.lsn, file.size_bytes, Source.HIT)

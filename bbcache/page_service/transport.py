@@ -23,6 +23,8 @@ _MOST_UNREAD: Final = 16  # pieces that are thrown away
 _MOST_HELD_BYTES: Final = 128 * 1024
 _GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 _SOCKET_ERRORS: Final = (errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+Data = bytes | bytearray | memoryview
+
 _BLOCKED: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -54,7 +56,7 @@ class Transport:
         self.before_wait = before_wait
         self._interruption: PageServiceError | None = None
         self._is_aborted = False
-        self._held: list[bytes | memoryview] = []  # to go with what is sent next
+        self._held: list[Data] = []  # to go with what is sent next
         self._held_bytes = 0
         self._poller = select.poll()
         sock.settimeout(0)
@@ -151,9 +153,7 @@ class Transport:
             raise type(self._interruption)(*self._interruption.args)  # one for each thread
         return data
 
-    def send(
-        self, data: bytes | memoryview, *, more: bool = False, timeout_s: float | None = None
-    ) -> None:
+    def send(self, data: Data, *, more: bool = False, timeout_s: float | None = None) -> None:
         """Send all of `data`.
 
         Args:
@@ -169,17 +169,18 @@ class Transport:
             self._held.append(data)
             self._held_bytes += len(data)
             return
-        deadline_s = self._clock() + (self._send_timeout_s if timeout_s is None else timeout_s)
-        flags = socket.MSG_MORE if more and not self.is_encrypted else 0
-        self._send_all(self._with_held(data), flags, deadline_s)
-
-    def _with_held(self, data: bytes | memoryview = b"") -> memoryview:
-        """What was held back, and `data` behind it; nothing is held back any more."""
         if self._held:
-            data = b"".join((*self._held, data))
-            self._held.clear()
-            self._held_bytes = 0
-        return memoryview(data)
+            data = self._with_held(data)
+        flags = socket.MSG_MORE if more and not self.is_encrypted else 0
+        deadline_s = self._clock() + (self._send_timeout_s if timeout_s is None else timeout_s)
+        self._send_all(memoryview(data), flags, deadline_s)
+
+    def _with_held(self, data: Data = b"") -> bytes:
+        """What was held back, and `data` behind it; nothing is held back any more."""
+        joined = b"".join((*self._held, data))
+        self._held.clear()
+        self._held_bytes = 0
+        return joined
 
     def _send_all(self, view: memoryview, flags: int, deadline_s: float) -> None:
         while view:
@@ -205,7 +206,7 @@ class Transport:
         sock_fd = self._sock.fileno()
         deadline_s = self._clock() + self._send_timeout_s
         if self._held:
-            self._send_all(self._with_held(), socket.MSG_MORE, deadline_s)
+            self._send_all(memoryview(self._with_held()), socket.MSG_MORE, deadline_s)
         while True:
             try:
                 return os.sendfile(sock_fd, fd, offset, size_bytes)

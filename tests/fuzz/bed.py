@@ -124,8 +124,7 @@ class FuzzBed:
         self.vocabulary = Vocabulary(_commands(tenant_id, timeline.timeline_id), token)
         self._metrics = ServiceMetrics(CollectorRegistry(), lambda: 0)
         self._command_log = CommandLog()
-        self._command_log.start()
-        self._opened.callback(self._command_log.close, DEADLINE_S)
+        self._opened.callback(self._command_log.catch_up)
         self._connections = Connections(1000)
         self._services = {who: self._service(who) for who in Who}
         return self

@@ -55,6 +55,29 @@ def test_commands(text: str, command: object) -> None:
     assert parse_command(text) == command
 
 
+@given(
+    st.lists(
+        st.sampled_from(
+            f"basebackup {T[:-1]} {TL.upper()} 0/16B5A50 ffffffff/0 1/123456789 0/x gzip --gzip "
+            "--gzipp latest replica ".split(" ")
+        ),
+        max_size=6,
+    ),
+    st.sampled_from([" ", "  "]),
+)
+def test_the_usual_command_is_read_as_any_other(words: list[str], gap: str) -> None:
+    """At once it is read only as it would be word by word, as which a gap in front makes it."""
+    text = gap.join(["basebackup", T, TL, *words])
+    assert _outcome(text) == _outcome(f" {text}")
+
+
+def _outcome(text: str) -> object:
+    try:
+        return parse_command(text)
+    except CommandError as error:
+        return str(error)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

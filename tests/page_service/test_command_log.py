@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING
 
 import pytest
-from helpers import LSN, TENANT, TIMELINE, wait_until
+from cache_helpers import DEADLINE_S, Worker
+from helpers import LSN, TENANT, TIMELINE
 
 from bbcache.metrics import Source
 from bbcache.page_service import command_log
 from bbcache.page_service.command import BasebackupCommand
 from bbcache.page_service.command_log import CommandLog, EndedCommand
 from bbcache.page_service.errors import CanceledError, CommandError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 COMMAND = BasebackupCommand(TENANT, TIMELINE, LSN, is_gzip=True)
 
@@ -27,12 +24,9 @@ def ended(number: int = 1, failure: BaseException | None = None) -> EndedCommand
 
 
 @pytest.fixture
-def log() -> Iterator[CommandLog]:
-    """A log that is closed at the end, and leaves no thread."""
-    log = CommandLog()
-    yield log
-    log.close(10.0)
-    assert not [each for each in threading.enumerate() if each.name == "bbcache-log"]
+def log() -> CommandLog:
+    """A log."""
+    return CommandLog()
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +34,11 @@ def _all_of_it(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger=command_log.__name__)
 
 
-def test_what_went_well_is_logged_soon(log: CommandLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_went_well_is_logged_later(log: CommandLog, caplog: pytest.LogCaptureFixture) -> None:
     """With its own time, not that of the writing."""
-    log.start()
     log.add(ended())
-    wait_until(lambda: caplog.records)
+    assert not caplog.records
+    log.catch_up()
     (record,) = caplog.records
     assert record.getMessage() == (
         f"basebackup {TENANT} {TIMELINE} {LSN} gzip for 1.2.3.4:5: "
@@ -67,7 +61,7 @@ def test_what_failed_is_logged_at_once(
     level: str,
     end: str,
 ) -> None:
-    """Without a thread, and with its reason."""
+    """With its reason."""
     log.add(ended(failure=failure))
     (record,) = caplog.records
     assert record.levelname == level
@@ -75,34 +69,29 @@ def test_what_failed_is_logged_at_once(
     assert record.getMessage().endswith(f": {str(failure).splitlines()[0]}")
 
 
-def test_a_close_loses_nothing(log: CommandLog, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever waits is logged in order, and what comes later on the spot."""
-    log.start()
+def test_nothing_is_lost(log: CommandLog, caplog: pytest.LogCaptureFixture) -> None:
+    """What waits is logged in order; what is too much to wait, at once."""
     for number in range(500):
         log.add(ended(number))
-    log.close(10.0)
-    assert [f"bytes={number} " in text for number, text in enumerate(caplog.messages)] == [
-        True
-    ] * 500
-    log.add(ended(500))
-    assert "bytes=500 " in caplog.messages[500]
+    assert 500 - command_log._MOST_WAITING < len(caplog.records) < 500
+    log.catch_up()
+    wanted = [f"bytes={number} " in text for number, text in enumerate(caplog.messages)]
+    assert wanted == [True] * 500
+    log.catch_up()
+    assert len(caplog.records) == 500
 
 
-def test_a_log_that_never_started(log: CommandLog, caplog: pytest.LogCaptureFixture) -> None:
-    """Logs at its close."""
-    log.add(ended())
-    assert not caplog.records
-    log.close(10.0)
-    assert len(caplog.records) == 1
+def test_many_threads_catch_up(log: CommandLog, caplog: pytest.LogCaptureFixture) -> None:
+    """Each line is logged once, whoever takes it."""
+    barrier = threading.Barrier(4)
 
+    def add_and_catch_up(first: int) -> None:
+        barrier.wait(DEADLINE_S)
+        for number in range(first, first + 300):
+            log.add(ended(number))
+            log.catch_up()
 
-def test_what_waits_is_bounded(
-    log: CommandLog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who comes where too much waits logs by itself."""
-    monkeypatch.setattr(command_log, "_MOST_WAITING", 3)
-    for number in range(5):
-        log.add(ended(number))
-    assert ["bytes=3 " in caplog.messages[0], "bytes=4 " in caplog.messages[1]] == [True, True]
-    log.close(10.0)
-    assert len(caplog.messages) == 5
+    workers = [Worker(add_and_catch_up, 1000 * part) for part in range(4)]
+    for worker in workers:
+        worker.result()
+    assert len(set(caplog.messages)) == len(caplog.messages) == 1200

@@ -262,6 +262,32 @@ def test_an_archive_that_is_cut_short(
     assert kinds(client.ask(command)) == "HdcCZ"
 
 
+class Failing:
+    """A source that raises what nobody expects."""
+
+    def open_held(self, _: BasebackupCommand) -> OpenBasebackup | None:
+        """Nothing is here."""
+        return None
+
+    def open(self, command: BasebackupCommand, go_on: Callable[[], None]) -> OpenBasebackup:
+        """End the interpreter, if that were up to it."""
+        raise SystemExit(f"{command} {go_on}")
+
+
+def test_a_source_that_wants_to_end_it_all(
+    make_bench: Callable[[], Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It costs the connection that it was asked for, and no other."""
+    bench = make_bench()
+    bench.serve(Failing())
+    client, other = bench.logged_in(), bench.logged_in()
+    client.send(wire.query(bench.command(bench.rig.timeline(), LSN_A)))
+    assert client.rest() == []
+    assert kinds(other.ask("BEGIN")) == "CZ"
+    wait_until(lambda: "a client could not be served" in caplog.messages)
+    assert bench.service.connection_count == 1
+
+
 @pytest.mark.parametrize("missing_bytes", [1, 999, 1000])
 def test_a_small_archive_that_is_cut_short(
     make_bench: Callable[[], Bench], tmp_path: Path, missing_bytes: int

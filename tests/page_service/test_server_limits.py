@@ -166,6 +166,28 @@ def test_who_speaks_something_else(bench: Bench, data: bytes) -> None:
     bench.wait_gone()
 
 
+def test_small_hits_take_one_thread(bench: Bench) -> None:
+    """However many clients ask for them; only what may take long has a thread of its own."""
+    timeline = bench.rig.prepared(size_bytes=1000)
+    clients = [bench.logged_in() for _ in range(20)]
+    for client in clients * 3:
+        assert kinds(client.ask(bench.command(timeline, LSN_A, "gzip"))) == "HdcCZ"
+    names = [each.name for each in threading.enumerate()]
+    assert len([name for name in names if name.startswith("bbcache-client")]) == 1
+
+
+def test_a_client_that_asks_for_much_at_once(bench: Bench) -> None:
+    """Others do not wait for all of it."""
+    timeline = bench.rig.prepared(size_bytes=60_000)
+    greedy, other = bench.logged_in(), bench.logged_in()
+    command = wire.query(bench.command(timeline, LSN_A, "gzip"))
+    greedy.send(command * 100)  # what it does not read stops its thread soon
+    for _ in range(3):
+        assert kinds(other.ask("BEGIN")) == "CZ"
+    for _ in range(100):
+        assert kinds(greedy.until("Z")) == "HdcCZ"
+
+
 def test_nothing_leaks(bench: Bench) -> None:
     """After a hundred clients of every kind there are as many descriptors as before."""
     timeline = bench.rig.prepared()

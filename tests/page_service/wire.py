@@ -84,9 +84,9 @@ FLUSH = packed(b"H")
 TERMINATE = packed(b"X")
 
 
-def split(data: bytes) -> tuple[list[Reply], bytes]:
+def split(data: bytes | bytearray) -> tuple[list[Reply], bytes]:
     """The whole backend messages in `data`, and what is left."""
-    replies = []
+    replies, data = [], bytes(data)
     while len(data) >= 5:
         end = 1 + struct.unpack_from("!I", data, 1)[0]
         if len(data) < end:

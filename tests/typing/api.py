@@ -217,7 +217,8 @@ def a_life(directory: Path, config: BasebackupCacheConfig | None) -> int:
             assert_type(filled, BasebackupFile)
             assert filled.source in {"hit", "joined", "built"}
         with cache.get_or_prepare(shard_id, timeline_id, Lsn(1), go_on=lambda: None):
-            assert_type(cache.holds(shard_id.tenant_id, timeline_id, Lsn(1)), bool)
+            held = cache.get_held(shard_id.tenant_id, timeline_id, Lsn(1))
+            assert_type(held, BasebackupFile | None)
         file = cache.get(shard_id.tenant_id, timeline_id, Lsn(1))
         assert_type(file, BasebackupFile | None)
         if file is None:

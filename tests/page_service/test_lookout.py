@@ -1,0 +1,293 @@
+"""One thread waits for all, whoever takes long is left to another, and nobody is forgotten."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from cache_helpers import DEADLINE_S
+from helpers import count_descriptors, wait_until
+
+from bbcache.page_service.lookout import Lookout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NAME = "test-lookout"
+
+
+class Guest:
+    """A client whose other end the test has. It is served by a callback.
+
+    Attributes:
+        threads: who has served it.
+        is_closed: whether it is over.
+    """
+
+    def __init__(self) -> None:
+        self._ours, self.theirs = socket.socketpair()
+        self._ours.settimeout(0)
+        self.threads: list[int] = []
+        self.is_closed = False
+        self.timeout_s = DEADLINE_S
+        self.on_word: Callable[[], None] = lambda: None
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._ours.fileno()
+
+    def serve(self) -> float | None:
+        """Give back what it has said; it is over at its end, or when it is late."""
+        self.threads.append(threading.get_ident())
+        try:
+            data = self._ours.recv(1000)
+        except BlockingIOError:
+            data = b""
+        if not data:
+            self.close()
+            return None
+        self.on_word()
+        self._ours.send(data)
+        return time.monotonic() + self.timeout_s
+
+    def close(self) -> None:
+        """Close its end."""
+        self.is_closed = True
+        self._ours.close()
+
+    def ask(self, word: bytes = b"x") -> None:
+        """Say something, and have it back."""
+        self.theirs.send(word)
+        self.theirs.settimeout(DEADLINE_S)
+        assert self.theirs.recv(1000) == word
+
+
+class Inn:
+    """A lookout and its guests."""
+
+    def __init__(self, most_away: int = 4, when_quiet: Callable[[], None] = lambda: None) -> None:
+        self.lookout = Lookout(most_away, time.monotonic, NAME, when_quiet)
+        self.lookout.start()
+        self.guests: list[Guest] = []
+
+    def guest(self, timeout_s: float = DEADLINE_S) -> Guest:
+        """One more."""
+        guest = Guest()
+        guest.timeout_s = timeout_s
+        self.guests.append(guest)
+        self.lookout.add(guest, time.monotonic() + timeout_s)
+        return guest
+
+    def close(self) -> None:
+        """All guests go, and the lookout ends."""
+        for guest in self.guests:
+            guest.theirs.close()
+        self.lookout.close(DEADLINE_S)
+        assert not threads()
+
+
+def threads() -> list[str]:
+    """The threads of lookouts."""
+    return [each.name for each in threading.enumerate() if each.name.startswith(NAME)]
+
+
+@contextmanager
+def opened(most_away: int = 4, when_quiet: Callable[[], None] = lambda: None) -> Iterator[Inn]:
+    """An inn that is closed at the end."""
+    inn = Inn(most_away, when_quiet)
+    try:
+        yield inn
+    finally:
+        inn.close()
+
+
+@pytest.fixture
+def inn() -> Iterator[Inn]:
+    """One with room for four who take long."""
+    with opened() as inn:
+        yield inn
+
+
+def test_one_thread_serves_all(inn: Inn) -> None:
+    """As long as nobody takes long."""
+    guests = [inn.guest() for _ in range(50)]
+    for _ in range(3):
+        for guest in guests:
+            guest.ask()
+    assert len({thread for guest in guests for thread in guest.threads}) == 1
+    assert len(threads()) == 1
+
+
+def test_who_takes_long_is_left(inn: Inn) -> None:
+    """Others are served meanwhile, and it is heard again when it is back."""
+    slow, other = inn.guest(), inn.guest()
+    is_slow, go_on = threading.Event(), threading.Event()
+
+    def take_long() -> None:
+        inn.lookout.leave()
+        inn.lookout.leave()  # once is enough
+        is_slow.set()
+        assert go_on.wait(DEADLINE_S)
+
+    slow.on_word = take_long
+    slow.theirs.send(b"long")
+    assert is_slow.wait(DEADLINE_S)
+    slow.theirs.send(b"more")  # is not heard while it is served
+    for _ in range(3):
+        other.ask()
+    assert len(slow.threads) == 1
+    go_on.set()
+    slow.theirs.settimeout(DEADLINE_S)
+    assert slow.theirs.recv(4) == b"long"
+    assert slow.theirs.recv(4) == b"more"
+    slow.on_word = lambda: None
+    slow.ask()
+    assert slow.threads[0] not in other.threads
+
+
+def test_who_takes_long_and_is_over(inn: Inn) -> None:
+    """It is forgotten, and its descriptor may be another's at once."""
+    before = count_descriptors()
+    for _ in range(20):
+        guest = inn.guest()
+
+        def end(guest: Guest = guest) -> None:
+            inn.lookout.leave()
+            guest.theirs.shutdown(socket.SHUT_WR)
+
+        guest.on_word = end
+        guest.ask()
+        wait_until(lambda guest=guest: guest.is_closed)  # type: ignore[misc]  # of this turn
+        guest.theirs.close()
+    assert count_descriptors() == before
+
+
+def test_leave_in_any_other_thread(inn: Inn) -> None:
+    """It does nothing."""
+    inn.lookout.leave()
+    inn.guest().ask()
+    assert len(threads()) == 1
+
+
+def test_no_thread_is_left_over() -> None:
+    """Where all are at something long, others wait until one is done, and lose nothing."""
+    with opened(most_away=1) as inn:
+        gates = [threading.Event(), threading.Event()]
+        slow = [inn.guest(), inn.guest()]
+        for guest, gate in zip(slow, gates, strict=True):
+
+            def take_long(gate: threading.Event = gate) -> None:
+                inn.lookout.leave()
+                assert gate.wait(DEADLINE_S)
+
+            guest.on_word = take_long
+            guest.theirs.send(b"x")
+        wait_until(lambda: all(guest.threads for guest in slow))
+        other = inn.guest()
+        other.theirs.send(b"y")
+        assert not other.threads
+        gates[0].set()
+        other.theirs.settimeout(DEADLINE_S)
+        assert other.theirs.recv(1) == b"y"
+        gates[1].set()
+        assert len(threads()) <= 2
+
+
+def test_who_is_silent_is_served_at_its_deadline(inn: Inn) -> None:
+    """Whoever else talks or has more time; also one that has been at something long."""
+    talker = inn.guest()
+    silent, patient = inn.guest(0.02), inn.guest()
+
+    def talk_until_it_is_closed() -> bool:
+        talker.ask()
+        return silent.is_closed
+
+    wait_until(talk_until_it_is_closed)
+    back = inn.guest(0.02)
+    back.on_word = inn.lookout.leave
+    back.ask()
+    wait_until(lambda: back.is_closed)
+    assert not patient.threads
+    assert not talker.is_closed
+
+
+def test_who_cannot_be_waited_for(inn: Inn, caplog: pytest.LogCaptureFixture) -> None:
+    """It is closed, and the log says why."""
+    guest = Guest()
+    ours = guest._ours
+    with tempfile.TemporaryFile() as file:  # no epoll takes a regular file
+        guest.fileno = file.fileno  # type: ignore[method-assign]  # which no socket would be
+        inn.lookout.add(guest, time.monotonic() + DEADLINE_S)
+        wait_until(lambda: guest.is_closed)
+    assert caplog.messages == ["a client cannot be waited for: Operation not permitted"]
+    assert ours.fileno() == -1
+    guest.theirs.close()
+    inn.guest().ask()
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), SystemExit(3), KeyboardInterrupt()])
+@pytest.mark.parametrize("is_away", [True, False])
+def test_who_cannot_be_served(
+    inn: Inn, caplog: pytest.LogCaptureFixture, error: BaseException, *, is_away: bool
+) -> None:
+    """Whatever is raised costs that client alone."""
+    guest = inn.guest()
+
+    def fail() -> None:
+        if is_away:
+            inn.lookout.leave()
+        raise error
+
+    guest.on_word = fail
+    guest.theirs.send(b"x")
+    wait_until(lambda: guest.is_closed)
+    inn.guest().ask()
+    assert "a client could not be served" in caplog.messages
+
+
+def test_what_is_put_off(caplog: pytest.LogCaptureFixture) -> None:
+    """It is called when nobody says anything; that it fails harms nobody."""
+    calls: list[int] = []
+
+    def when_quiet() -> None:
+        calls.append(threading.get_ident())
+        raise ValueError("x")
+
+    with opened(when_quiet=when_quiet) as inn:
+        wait_until(lambda: calls)
+        guest = inn.guest()
+        guest.ask()
+        before = len(calls)
+        guest.ask()
+        wait_until(lambda: len(calls) > before)
+        assert set(calls) == set(guest.threads)
+    assert "what was put off has failed" in caplog.messages
+
+
+def test_close_waits_for_the_last_one() -> None:
+    """And for no longer than it may."""
+    inn = Inn()
+    guest = inn.guest()
+    guest.ask()
+    inn.lookout.close(0.01)
+    guest.ask()
+    guest.theirs.close()
+    inn.lookout.close(DEADLINE_S)
+    assert guest.is_closed
+    assert not threads()
+
+
+def test_close_before_the_start() -> None:
+    """It does nothing, and neither does a second one."""
+    before = count_descriptors()
+    lookout = Lookout(1, time.monotonic, NAME)
+    lookout.close(None)
+    lookout.start()
+    lookout.close(None)
+    lookout.close(None)
+    assert count_descriptors() == before
