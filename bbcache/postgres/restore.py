@@ -8,7 +8,6 @@ whole archive has been checked and all else is in place.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from collections import deque
@@ -18,21 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bbcache.errors import ArchiveError, PostgresError
+from bbcache.postgres.member_writer import MemberWriter
 from bbcache.postgres.tar_reader import Member, TarReader, open_stream
-from bbcache.postgres.tar_writer import DIRECTORY_MODE, FILE_MODE
+from bbcache.postgres.tar_writer import DIRECTORY_MODE
+from bbcache.postgres.write_behind import WriteBehind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from bbcache.postgres.member_writer import Part
     from bbcache.postgres.tar_reader import ByteSource
 
 PG_CONTROL_NAME = "global/pg_control"
 _PG_CONTROL_PART_NAME = "global/pg_control.part"
 _MAX_PG_CONTROL_BYTES = 8192  # PG_CONTROL_FILE_SIZE
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SYNCED_AT_ONCE = 8
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_BATCH_SIZE_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,92 +139,67 @@ def _naming(what: str) -> Iterator[None]:
 
 
 class _Restore:
-    """One unpacking. Names are relative to `dest_fd`, which nobody else can write to."""
+    """One unpacking. Names are relative to `dest_fd`, which nobody else can write to.
+
+    Reading, decompressing and checking are the caller's thread; creating and writing
+    go on behind it in another one.
+    """
 
     def __init__(
         self, directory: Path, dest_fd: int, owner: tuple[int, int] | None, *, sync: bool
     ) -> None:
-        self._directory = directory
         self._dest_fd = dest_fd
-        self._owner = owner
         self._sync = sync
         self._names: list[str] = []
+        self._control: bytes | None = None
+        self._writer = MemberWriter(directory, dest_fd, owner)
 
     def run(self, archive: ByteSource) -> RestoreSummary:
         tar = TarReader(_named_errors(open_stream(archive)))
-        with self._creating(".", 0):
-            self._settle(self._dest_fd, DIRECTORY_MODE)
-        control: bytes | None = None
-        while (member := tar.next_member()) is not None:
-            if control is not None:
-                raise ArchiveError(f"{member.name} is in the tar behind {PG_CONTROL_NAME}")
-            if member.name == PG_CONTROL_NAME:
-                control = self._control_bytes(member, tar)
-            elif member.is_directory:
-                self._make_directory(member.name)
-            else:
-                self._make_file(member.name, member.size_bytes, tar.body())
-            self._names.append(member.name)
-        if control is None:
-            raise ArchiveError(f"the tar does not end with {PG_CONTROL_NAME}")
-        self._finish(control)
+        with contextlib.closing(self._writer):
+            self._writer.settle_directory()
+            with WriteBehind(self._writer.write) as behind:
+                self._unpack(tar, behind.put)
+                behind.finish()
+            self._writer.end_file()
+            if self._control is None:
+                raise ArchiveError(f"the tar does not end with {PG_CONTROL_NAME}")
+            self._finish(self._control)
         return RestoreSummary(len(self._names), tar.size_bytes)
 
-    def _control_bytes(self, member: Member, tar: TarReader) -> bytes:
-        if member.is_directory or member.size_bytes != _MAX_PG_CONTROL_BYTES:
-            raise ArchiveError(
-                f"{PG_CONTROL_NAME} in the tar is not a file of {_MAX_PG_CONTROL_BYTES} bytes"
-            )
-        return b"".join(tar.body())
+    def _unpack(self, tar: TarReader, put: Callable[[list[Part]], None]) -> None:
+        """Hand on what is in the tar, in batches of so many bytes of it."""
+        batch: list[Part] = []
+        batch_start_bytes = 0
+        for part in self._parts(tar):
+            batch.append(part)
+            if tar.size_bytes - batch_start_bytes >= _BATCH_SIZE_BYTES:
+                put(batch)
+                batch, batch_start_bytes = [], tar.size_bytes
+        put(batch)
 
-    def _make_directory(self, name: str) -> None:
-        with self._creating(name, 0):
-            os.mkdir(name, DIRECTORY_MODE, dir_fd=self._dest_fd)
-            os.chmod(name, DIRECTORY_MODE, dir_fd=self._dest_fd)
-            if self._owner is not None:
-                os.chown(name, *self._owner, dir_fd=self._dest_fd, follow_symlinks=False)
-
-    def _make_file(self, name: str, size_bytes: int, pieces: Iterator[memoryview]) -> None:
-        with self._creating(name, size_bytes):
-            fd = os.open(name, _CREATE, FILE_MODE, dir_fd=self._dest_fd)
-        try:
-            with self._creating(name, size_bytes):
-                self._settle(fd, FILE_MODE)
-            for piece in pieces:
-                with self._creating(name, size_bytes):
-                    _write_all(fd, piece)
-        finally:
-            os.close(fd)
-
-    def _settle(self, fd: int, mode: int) -> None:
-        """Set the mode, which the umask may have cut down, and the owner."""
-        os.fchmod(fd, mode)
-        if self._owner is not None:
-            os.fchown(fd, *self._owner)
-
-    @contextlib.contextmanager
-    def _creating(self, name: str, size_bytes: int) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            path = self._directory / name
-            if error.errno not in _NO_SPACE:
-                raise PostgresError(f"cannot write {path}: {error.strerror}") from error
-            status = os.fstatvfs(self._dest_fd)
-            raise PostgresError(
-                f"no space for {path}: it needs {size_bytes} bytes, and "
-                f"{status.f_bavail * status.f_frsize} bytes in {status.f_favail} files are free\n"
-                "hint: Make room on that file system."
-            ) from error
+    def _parts(self, tar: TarReader) -> Iterator[Part]:
+        """All that is to be created, but for pg_control, which is kept."""
+        while (member := tar.next_member()) is not None:
+            if self._control is not None:
+                raise ArchiveError(f"{member.name} is in the tar behind {PG_CONTROL_NAME}")
+            if member.name == PG_CONTROL_NAME:
+                self._control = _control_bytes(member, tar)
+            else:
+                yield member
+                yield from tar.body()
+            self._names.append(member.name)
 
     def _finish(self, control: bytes) -> None:
         """Put pg_control in place, whole or not at all."""
         if self._sync:
             self._fsync_all(self._names[:-1])
-        self._make_file(_PG_CONTROL_PART_NAME, len(control), iter([memoryview(control)]))
+        part = Member(_PG_CONTROL_PART_NAME, is_directory=False, size_bytes=len(control))
+        self._writer.write([part, memoryview(control)])
+        self._writer.end_file()
         if self._sync:
             self._fsync(_PG_CONTROL_PART_NAME)
-        with self._creating(PG_CONTROL_NAME, 0):
+        with self._writer.naming(PG_CONTROL_NAME, 0):
             fds = {"src_dir_fd": self._dest_fd, "dst_dir_fd": self._dest_fd}
             os.rename(_PG_CONTROL_PART_NAME, PG_CONTROL_NAME, **fds)
         if self._sync:
@@ -236,12 +212,20 @@ class _Restore:
 
     def _fsync(self, *names: str) -> None:
         for name in names:
-            with self._creating(name, 0):
+            with self._writer.naming(name, 0):
                 fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._dest_fd)
                 try:
                     os.fsync(fd)
                 finally:
                     os.close(fd)
+
+
+def _control_bytes(member: Member, tar: TarReader) -> bytes:
+    if member.is_directory or member.size_bytes != _MAX_PG_CONTROL_BYTES:
+        raise ArchiveError(
+            f"{PG_CONTROL_NAME} in the tar is not a file of {_MAX_PG_CONTROL_BYTES} bytes"
+        )
+    return b"".join(tar.body())
 
 
 def _named_errors(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -252,8 +236,3 @@ def _named_errors(pieces: Iterator[bytes]) -> Iterator[bytes]:
         if piece is None:
             return
         yield piece
-
-
-def _write_all(fd: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(fd, data) :]

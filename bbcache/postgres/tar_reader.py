@@ -136,7 +136,7 @@ class TarReader:
         return member
 
     def body(self) -> Iterator[memoryview]:
-        """The content of the member just returned, in pieces that hold until the next."""
+        """The content of the member just returned, in pieces that stay as they are."""
         padding = -self._body_left % BLOCK_SIZE_BYTES
         while self._body_left:
             piece = self._some(self._body_left)

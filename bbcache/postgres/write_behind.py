@@ -1,0 +1,113 @@
+"""Work that a second thread does behind the caller's, in order and not far behind."""
+
+from __future__ import annotations
+
+import threading
+from queue import Queue
+from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_Batch = TypeVar("_Batch")
+
+WAITING_AT_MOST: Final = 4
+
+
+class WriteBehind(Generic[_Batch]):
+    """Works on batches, one at a time and in order. A context manager, for one thread.
+
+    The first batch is done at once, in the caller's thread: often there is no other,
+    and a thread costs more than it saves then. With the second a thread is started,
+    which has ended when the block is left, however it is left. Where no thread can be
+    started, all is done in the caller's.
+
+    Args:
+        work: called with each batch, and never again once it has raised.
+    """
+
+    def __init__(self, work: Callable[[_Batch], object]) -> None:
+        self._work = work
+        self._waiting: Queue[_Batch | None] = Queue(WAITING_AT_MOST)  # None ends the thread
+        self._thread: threading.Thread | None = None
+        self._is_first = True
+        self._has_thread = False
+        self._has_ended = threading.Event()  # an interrupted join takes a thread for ended
+        self._is_given_up = False
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._is_given_up = self._is_given_up or kind is not None
+        self._end()
+
+    def put(self, batch: _Batch) -> None:
+        """Have a batch worked on, now or soon; wait where `WAITING_AT_MOST` wait already.
+
+        Raises:
+            BaseException: what `work` has raised, be it of an earlier batch.
+        """
+        self._raise_error()
+        if not self._is_first and self._thread is None:
+            self._start()
+        self._is_first = False
+        if self._has_thread:
+            self._waiting.put(batch)
+        else:
+            self._work(batch)
+
+    def finish(self) -> None:
+        """Wait until all is done; nothing may be put any more.
+
+        Raises:
+            BaseException: what `work` has raised.
+        """
+        self._end()
+        self._raise_error()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="bbcache-write", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # there are too many, or the interpreter is ending
+            return
+        self._has_thread = True
+
+    def _run(self) -> None:
+        while (batch := self._waiting.get()) is not None:
+            if self._is_given_up:
+                continue
+            try:
+                self._work(batch)
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+                self._error = error
+                self._is_given_up = True
+        self._has_ended.set()
+
+    def _end(self) -> None:
+        """Let the thread end, and wait for it, even where that is interrupted."""
+        if self._thread is None:
+            return
+        interruption: BaseException | None = None
+        is_told = False
+        while not is_told or (self._has_thread and not self._has_ended.is_set()):
+            try:
+                if not is_told:
+                    self._waiting.put(None)  # also to a thread whose start was interrupted
+                    is_told = True
+                else:
+                    self._has_ended.wait()
+            except BaseException as error:  # noqa: BLE001 - raised once the thread has ended
+                interruption = error
+                self._is_given_up = True
+        if self._has_thread:
+            self._thread.join()
+        self._thread, self._has_thread = None, False
+        if interruption is not None:
+            raise interruption
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
