@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-import shutil
+import itertools
+import os
 import subprocess
 import tarfile
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from bbcache.bench.rounds import timed
 from bbcache.postgres.pgdata import restore_tarball
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from bbcache.bench.rounds import Lineup
@@ -51,12 +52,13 @@ def _measure(scene: Scene, lineup: Lineup) -> Figures:
                 restore_tarball(file, dest)
 
         def enter(make: Callable[[], Restore]) -> Callable[[], float]:
-            dest = stack.enter_context(scene.scratch()) / "dest"
+            fresh = _fresh_directories(stack.enter_context(scene.scratch()))
             target = make()
-            target(_emptied(dest))
+            dest = next(fresh)
+            target(dest)
             if digests_on_disk(dest) != wanted:
                 raise ValueError(f"what is in {dest} is not what is in the archive")
-            return timed(target, lambda: (_emptied(dest),))
+            return timed(target, lambda: (next(fresh),))
 
         lineup.add(_BBCACHE, lambda: enter(lambda: restore))
         lineup.add(_IGZIP, lambda: enter(lambda: igzip_tar(archive)))
@@ -65,11 +67,21 @@ def _measure(scene: Scene, lineup: Lineup) -> Figures:
     return Figures()
 
 
-def _emptied(directory: Path) -> Path:
-    if directory.exists():
-        shutil.rmtree(directory)
-    directory.mkdir()
-    return directory
+def _fresh_directories(parent: Path) -> Iterator[Path]:
+    """New directories; what is in one is emptied, but not removed, when the next is made.
+
+    A restore is into a new directory. ext4 without a journal gives the inode of a file
+    that was removed to no other for some minutes: every file that is created then is
+    preceded by a search through those of all the rounds before, in the kernel, which
+    would be most of the time of every contestant.
+    """
+    for number in itertools.count():
+        directory = parent / str(number)
+        directory.mkdir()
+        yield directory
+        for path in directory.rglob("*"):
+            if not path.is_dir():
+                os.truncate(path, 0)
 
 
 def igzip_tar(archive: str) -> Restore:
