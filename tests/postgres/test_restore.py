@@ -16,6 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from isal import igzip
+from restore_helpers import (
+    CONTROL,
+    CONTROL_BYTES,
+    FailingFile,
+    directory,
+    file,
+    link,
+    make_tar,
+    refusal,
+    restored,
+)
 
 from bbcache.errors import ArchiveError, BbcacheError, PostgresError
 from bbcache.postgres import restore
@@ -25,54 +36,6 @@ if TYPE_CHECKING:
     from postgres.conftest import BusyPgdatas
 
     from bbcache.postgres.cluster import PostgresBinaries
-
-CONTROL = "global/pg_control"
-CONTROL_BYTES = bytes(range(256)) * 32
-
-
-def make_tar(*extra: tarfile.TarInfo, control: bool = True) -> bytes:
-    """A small tar: two directories, a file, then `extra`, then pg_control."""
-    tar = io.BytesIO()
-    with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as opened:
-        opened.addfile(directory("global"))
-        opened.addfile(directory("base"))
-        content = random.Random(1).randbytes(3000)
-        opened.addfile(file("base/1", len(content)), io.BytesIO(content))
-        for member in extra:
-            opened.addfile(member, io.BytesIO(bytes(member.size)))
-        if control:
-            opened.addfile(file(CONTROL, len(CONTROL_BYTES)), io.BytesIO(CONTROL_BYTES))
-    return tar.getvalue()
-
-
-def file(name: str, size_bytes: int = 0) -> tarfile.TarInfo:
-    """The header of a file."""
-    info = tarfile.TarInfo(name)
-    info.size = size_bytes
-    return info
-
-
-def directory(name: str) -> tarfile.TarInfo:
-    """The header of a directory, with modes that a restore must not take over."""
-    info = tarfile.TarInfo(name)
-    info.type = tarfile.DIRTYPE
-    info.mode = 0o4777
-    return info
-
-
-def restored(data: bytes, dest: Path, **options: Any) -> dict[str, bytes]:
-    """The files that restoring `data` gives."""
-    restore_tarball(io.BytesIO(data), dest, **options)
-    paths = (path for path in dest.rglob("*") if path.is_file())
-    return {str(path.relative_to(dest)): path.read_bytes() for path in paths}
-
-
-def refusal(data: bytes, dest: Path) -> str:
-    """Why `data` is no archive to restore; `dest` must not be there afterwards."""
-    with pytest.raises(ArchiveError) as caught:
-        restore_tarball(io.BytesIO(data), dest)
-    assert not dest.exists()
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -262,13 +225,6 @@ def test_half_an_end_marker(tmp_path: Path) -> None:
     assert "end marker is damaged" in refusal(body + bytes(512) + make_tar(), tmp_path / "d")
 
 
-def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
-    """The header of a link."""
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
-
-
 def special(name: str, kind: bytes) -> tarfile.TarInfo:
     """The header of a member of another type."""
     info = tarfile.TarInfo(name)
@@ -411,21 +367,6 @@ def test_odd_archives(tmp_path: Path) -> None:
     """Nothing, one byte, text and another compression are refused."""
     for data in (b"", b"\x1f", b"\x1f\x8b", b"hello " * 200, b"\x28\xb5\x2f\xfd" + bytes(600)):
         refusal(data, tmp_path / "d")
-
-
-class FailingFile(io.RawIOBase):
-    """Gives its bytes once and then raises."""
-
-    def __init__(self, data: bytes, error: BaseException) -> None:
-        self._data: bytes | None = data
-        self._error = error
-
-    def read(self, _size: int = -1, /) -> bytes:
-        """All bytes the first time."""
-        data, self._data = self._data, None
-        if data is None:
-            raise self._error
-        return data
 
 
 @pytest.mark.parametrize("is_new", [True, False])
