@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
 from bbcache.bench.entries import make_places, write_entries
-from bbcache.bench.restores import digests_in_tar, digests_on_disk, igzip_tar, tar_xzf
+from bbcache.bench.restores import (
+    digests_in_tar,
+    digests_on_disk,
+    fresh_directories,
+    igzip_tar,
+    tar_xzf,
+)
 from bbcache.postgres.pgdata import restore_tarball
 
 if TYPE_CHECKING:
@@ -49,12 +54,12 @@ def test_igzip_tar(bench: Bench, inputs: Inputs, archive: str, scratch_dir: Path
 def _run(
     bench: Bench, inputs: Inputs, scratch_dir: Path, restore: Callable[[Path], object]
 ) -> None:
-    dest = scratch_dir / "dest"
+    fresh = fresh_directories(scratch_dir)
+    dest = scratch_dir
 
     def setup() -> tuple[Path]:
-        if dest.exists():
-            shutil.rmtree(dest)
-        dest.mkdir()
+        nonlocal dest
+        dest = next(fresh)
         return (dest,)
 
     bench.run(restore, setup)

@@ -52,7 +52,7 @@ def _measure(scene: Scene, lineup: Lineup) -> Figures:
                 restore_tarball(file, dest)
 
         def enter(make: Callable[[], Restore]) -> Callable[[], float]:
-            fresh = _fresh_directories(stack.enter_context(scene.scratch()))
+            fresh = fresh_directories(stack.enter_context(scene.scratch()))
             target = make()
             dest = next(fresh)
             target(dest)
@@ -67,7 +67,7 @@ def _measure(scene: Scene, lineup: Lineup) -> Figures:
     return Figures()
 
 
-def _fresh_directories(parent: Path) -> Iterator[Path]:
+def fresh_directories(parent: Path) -> Iterator[Path]:
     """New directories; what is in one is emptied, but not removed, when the next is made.
 
     A restore is into a new directory. ext4 without a journal gives the inode of a file
