@@ -68,8 +68,8 @@ def refusal(data: bytes, dest: Path) -> str:
 
 
 def make_large_tar(*extra: tarfile.TarInfo, style: int = tarfile.USTAR_FORMAT) -> bytes:
-    """Of some 4 MiB, so that most of it is created by the second thread; then `extra`."""
-    files = [file(f"base/{number}", 90_000) for number in range(2, 50)]
+    """Of some 27 MiB, so that the last of it is created by the second thread; then `extra`."""
+    files = [file(f"base/{number}", 600_000) for number in range(2, 50)]
     return make_tar(*files, *extra, style=style)
 
 

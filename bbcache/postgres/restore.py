@@ -34,6 +34,7 @@ _MAX_PG_CONTROL_BYTES = 8192  # PG_CONTROL_FILE_SIZE
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SYNCED_AT_ONCE = 8
 _BATCH_SIZE_BYTES = 512 * 1024
+_AT_ONCE = 40  # batches: 20 MiB, so that a lean basebackup takes no second thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +142,8 @@ def _naming(what: str) -> Iterator[None]:
 class _Restore:
     """One unpacking. Names are relative to `dest_fd`, which nobody else can write to.
 
-    Reading, decompressing and checking are the caller's thread; creating and writing
-    go on behind it in another one.
+    The caller's thread reads, decompresses and checks. Of a large archive another one
+    creates and writes the files behind it; of a small one the same.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class _Restore:
         tar = TarReader(_named_errors(open_stream(archive)))
         with contextlib.closing(self._writer):
             self._writer.settle_directory()
-            with WriteBehind(self._writer.write) as behind:
+            with WriteBehind(self._writer.write, _AT_ONCE) as behind:
                 self._unpack(tar, behind.put)
                 behind.finish()
             self._writer.end_file()

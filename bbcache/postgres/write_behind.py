@@ -17,20 +17,21 @@ WAITING_AT_MOST: Final = 4
 class WriteBehind(Generic[_Batch]):
     """Works on batches, one at a time and in order. A context manager, for one thread.
 
-    The first batch is done at once, in the caller's thread: often there is no other,
-    and a thread costs more than it saves then. With the second a thread is started,
+    The first batches are done at once, in the caller's thread: often there are no others,
+    and a thread that is handed little may cost more than it saves. Then one is started,
     which has ended when the block is left, however it is left. Where no thread can be
     started, all is done in the caller's.
 
     Args:
         work: called with each batch, and never again once it has raised.
+        at_once: how many batches are done at once.
     """
 
-    def __init__(self, work: Callable[[_Batch], object]) -> None:
+    def __init__(self, work: Callable[[_Batch], object], at_once: int) -> None:
         self._work = work
+        self._at_once_left = at_once
         self._waiting: Queue[_Batch | None] = Queue(WAITING_AT_MOST)  # None ends the thread
         self._thread: threading.Thread | None = None
-        self._is_first = True
         self._has_thread = False
         self._has_ended = threading.Event()  # an interrupted join takes a thread for ended
         self._is_given_up = False
@@ -50,12 +51,12 @@ class WriteBehind(Generic[_Batch]):
             BaseException: what `work` has raised, be it of an earlier batch.
         """
         self._raise_error()
-        if not self._is_first and self._thread is None:
+        if self._at_once_left == 0 and self._thread is None:
             self._start()
-        self._is_first = False
         if self._has_thread:
             self._waiting.put(batch)
         else:
+            self._at_once_left = max(0, self._at_once_left - 1)
             self._work(batch)
 
     def finish(self) -> None:

@@ -51,7 +51,7 @@ class Worker:
 
 def put_all(worker: Worker, batches: list[int], at_end: Callable[[], None]) -> None:
     """Put all of these, call `at_end`, and finish."""
-    with WriteBehind(worker) as behind:
+    with WriteBehind(worker, 1) as behind:
         for batch in batches:
             behind.put(batch)
         at_end()
@@ -61,7 +61,7 @@ def put_all(worker: Worker, batches: list[int], at_end: Callable[[], None]) -> N
 def test_order_and_threads() -> None:
     """The first batch is done at once by the caller, the others in order by one thread."""
     worker = Worker()
-    with WriteBehind(worker) as behind:
+    with WriteBehind(worker, 1) as behind:
         behind.put(0)
         assert worker.done == [0]
         for number in range(1, 50):
@@ -70,6 +70,18 @@ def test_order_and_threads() -> None:
         assert worker.done == [*range(50)]
         assert not worker.other_thread().is_alive()
     assert worker.threads == [threading.current_thread(), *[worker.other_thread()] * 49]
+
+
+@pytest.mark.parametrize("at_once", [0, 1, 7])
+def test_how_many_are_done_at_once(at_once: int) -> None:
+    """So many batches are done by the caller, and no more."""
+    worker = Worker()
+    with WriteBehind(worker, at_once) as behind:
+        for number in range(9):
+            behind.put(number)
+        behind.finish()
+    assert worker.done == [*range(9)]
+    assert worker.threads.count(threading.current_thread()) == at_once
 
 
 def test_one_batch_takes_no_thread() -> None:
@@ -104,7 +116,7 @@ def test_error_of_the_thread_stops_the_caller() -> None:
     worker = Worker()
 
     def put_for_ever() -> None:
-        with WriteBehind(worker) as behind:
+        with WriteBehind(worker, 1) as behind:
             behind.put(0)
             while True:
                 behind.put(-3)
@@ -121,7 +133,7 @@ def test_bound() -> None:
     is_full, is_through = threading.Event(), threading.Event()
 
     def fill() -> None:
-        with WriteBehind(worker) as behind:
+        with WriteBehind(worker, 1) as behind:
             behind.put(0)
             behind.put(GATED)
             assert worker.at_gate.acquire(timeout=TIMEOUT_S)
