@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING
 
 from bbcache.errors import NotReadyError, text_of
 from bbcache.host import TenantState, attached_shards_zero
-from bbcache.index import split_key
+from bbcache.ids import ID_SIZE_BYTES
+from bbcache.index import LSN_SHIFT
 from bbcache.store import hint_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from bbcache.activity import Activity
-    from bbcache.host import Tenant, TenantManager, Timeline
-    from bbcache.ids import TenantId, TenantShardId
+    from bbcache.host import Tenant, TenantManager
+    from bbcache.ids import TenantId
     from bbcache.index import Entry, Index
     from bbcache.metrics import Metrics
+    from bbcache.right_of_way import RightOfWay
     from bbcache.shelf import Shelf
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class Cleaner:
         shelf: removes them.
         metrics: counts failures.
         activity: knows of a step under way.
+        way: who reads goes before a step.
     """
 
     def __init__(
@@ -46,12 +49,14 @@ class Cleaner:
         shelf: Shelf,
         metrics: Metrics,
         activity: Activity,
+        way: RightOfWay,
     ) -> None:
         self._tenants = tenants
         self._index = index
         self._shelf = shelf
         self._metrics = metrics
         self._activity = activity
+        self._way = way
 
     def step(self) -> None:
         """Remove what is outgrown, then see to parked files, strays and quarantine.
@@ -96,24 +101,30 @@ class Cleaner:
         if tenants is None:
             return []
         unknown = {
-            shard_id.tenant_id
-            for shard_id, tenant in tenants
-            if not self._take_wanted(shard_id.tenant_id, tenant, entries)
+            bytes(tenant_id)  # a TenantId never equals the first half of a key
+            for tenant_id, tenant in self._way.paced(tenants)
+            if not self._take_wanted(tenant_id, tenant, entries)
         }
         # Left are those of timelines that have gone on or are gone, and of tenants that
         # are gone or unknown.
-        return [
-            entry for entry in entries.values() if split_key(entry.key).tenant_id not in unknown
-        ]
+        left = self._way.paced(entries.values())
+        return [entry for entry in left if entry.key[:ID_SIZE_BYTES] not in unknown]
 
-    def _ask_tenants(self) -> list[tuple[TenantShardId, Tenant]] | None:
+    def _ask_tenants(self) -> Iterable[tuple[TenantId, Tenant]] | None:
         """The attached shards zero; None where the host cannot say."""
+        ids: list[TenantId] = []
+        tenants: list[Tenant] = []
         try:
-            return list(attached_shards_zero(self._tenants))
+            # Two lists: tens of thousands of new pairs would set the garbage collector off.
+            for shard_id, tenant in self._way.paced(attached_shards_zero(self._tenants)):
+                ids.append(shard_id.tenant_id)
+                tenants.append(tenant)
         except NotReadyError:
             log.debug("clean-up keeps everything: the tenants are not known yet")
         except BaseException as error:  # noqa: BLE001 - a host may raise anything
             self._keep(error, "everything")
+        else:
+            return zip(ids, tenants, strict=True)
         return None
 
     def _take_wanted(
@@ -121,28 +132,30 @@ class Cleaner:
     ) -> bool:
         """Take the entries out that one shard zero still wants.
 
+        Hundreds of thousands come by here: nothing is called but the host and the clock.
+
         Returns:
             False where the shard cannot say, so that all entries of its tenant stay.
         """
+        way, clock, take = self._way, self._way.clock, entries.pop  # as `paced`, but faster
         try:
             if tenant.current_state() is not TenantState.ACTIVE:
                 return False
             for timeline in tenant.list_timelines():
+                if clock() >= way.due_s:
+                    way.rest()
                 key = tenant_id + timeline.timeline_id
-                entry = entries.pop(key, None)
-                if entry is not None and self._has_passed(timeline, entry):
-                    entries[key] = entry
+                entry = take(key, None)
+                if entry is not None:
+                    try:
+                        if entry.packed >> LSN_SHIFT < timeline.get_last_record_lsn():
+                            entries[key] = entry
+                    except BaseException as error:  # noqa: BLE001 - a host may raise anything
+                        self._keep(error, str(entry))
             # A tenant that has stopped meanwhile may have listed too few.
             return tenant.current_state() is TenantState.ACTIVE
         except BaseException as error:  # noqa: BLE001 - a host may raise anything
             self._keep(error, f"the entries of tenant {tenant_id}")
-            return False
-
-    def _has_passed(self, timeline: Timeline, entry: Entry) -> bool:
-        try:
-            return entry.is_before(timeline.get_last_record_lsn())
-        except BaseException as error:  # noqa: BLE001 - a host may raise anything
-            self._keep(error, str(entry))
             return False
 
 

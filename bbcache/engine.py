@@ -24,6 +24,7 @@ from bbcache.metrics import Metrics, SkipReason
 from bbcache.prepare import Preparer
 from bbcache.prepare_queue import PrepareQueue, Request
 from bbcache.reader import Reader
+from bbcache.right_of_way import RightOfWay
 from bbcache.shelf import Shelf
 from bbcache.spool import Spools
 from bbcache.store import Store, hint_for
@@ -84,13 +85,15 @@ class Engine:
         )
         self.store = Store(data_dir)
         self._shelf = Shelf(self.store, self.index, dirlock, self._metrics)
-        self.cleaner = Cleaner(tenants, self.index, self._shelf, self._metrics, self.activity)
+        way = RightOfWay()
+        self.cleaner = Cleaner(tenants, self.index, self._shelf, self._metrics, self.activity, way)
         self.reader = Reader(
             self.index,
             self.store,
             self._shelf,
             self._metrics,
             self.activity,
+            way,
             verify_reads=config.verify_reads,
             rebuild=self._rebuild,
         )

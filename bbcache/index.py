@@ -39,7 +39,7 @@ _PROOFS: Final = tuple(Proof)
 _PROOF_MASK: Final = 0b11
 _SIZE_SHIFT: Final = 2
 _SIZE_MASK: Final = 2**64 - 1
-_LSN_SHIFT: Final = 66
+LSN_SHIFT: Final = 66
 
 
 class Entry:
@@ -61,12 +61,12 @@ class Entry:
 
     def __init__(self, key: bytes, lsn: int, size_bytes: int) -> None:
         self.key = key
-        self.packed = lsn << _LSN_SHIFT | size_bytes << _SIZE_SHIFT
+        self.packed = lsn << LSN_SHIFT | size_bytes << _SIZE_SHIFT
 
     @property
     def lsn(self) -> Lsn:
         """The position of the basebackup."""
-        return Lsn.of_valid(self.packed >> _LSN_SHIFT)
+        return Lsn.of_valid(self.packed >> LSN_SHIFT)
 
     @property
     def size_bytes(self) -> int:
@@ -89,10 +89,6 @@ class Entry:
     @proof.setter
     def proof(self, proof: Proof) -> None:
         self.packed = self.packed & ~_PROOF_MASK | proof
-
-    def is_before(self, lsn: int) -> bool:
-        """Whether its position comes before another."""
-        return self.packed >> _LSN_SHIFT < lsn
 
     def info(self) -> EntryInfo:
         """The entry as the public API shows it."""
@@ -134,7 +130,7 @@ class Index:
         """The timeline's entry, where it is at exactly `lsn`."""
         with self._lock:
             entry = self._entries.get(key)
-        return entry if entry is not None and entry.packed >> _LSN_SHIFT == lsn else None
+        return entry if entry is not None and entry.packed >> LSN_SHIFT == lsn else None
 
     def newest(self, key: bytes) -> Entry | None:
         """The timeline's entry at whatever LSN."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bbcache.ids import Lsn
     from bbcache.index import Entry, Index
     from bbcache.metrics import Metrics
+    from bbcache.right_of_way import RightOfWay
     from bbcache.shelf import Shelf
     from bbcache.store import BasebackupFile, Store
 
@@ -37,6 +38,7 @@ class Reader:
         shelf: takes bad ones out.
         metrics: counts hits, misses and errors.
         activity: knows of a quarantine under way.
+        way: is told of each read.
         verify_reads: ``always``, ``first`` or ``never``.
         rebuild: called with an entry that was taken out, to queue its rebuild.
         clock: seconds that only grow.
@@ -49,6 +51,7 @@ class Reader:
         shelf: Shelf,
         metrics: Metrics,
         activity: Activity,
+        way: RightOfWay,
         *,
         verify_reads: str,
         rebuild: Callable[[Entry], None],
@@ -59,6 +62,7 @@ class Reader:
         self._shelf = shelf
         self._metrics = metrics
         self._activity = activity
+        self._way = way
         self._is_always_checked = verify_reads == "always"
         self._with_digest = verify_reads != "never"
         self._rebuild = rebuild
@@ -67,6 +71,7 @@ class Reader:
 
     def read(self, key: bytes, lsn: Lsn, *, counts_misses: bool = True) -> BasebackupFile | None:
         """Open the timeline's archive at exactly `lsn`; None for a miss or an error."""
+        self._way.is_taken = True
         entry = self._index.find(key, lsn)
         if entry is None:
             if counts_misses:

@@ -85,13 +85,6 @@ def test_what_an_entry_packs_comes_out_again(number: int) -> None:
     assert len(set(Proof)) == 3
 
 
-def test_an_entry_is_before_what_is_greater_than_its_lsn() -> None:
-    """Not before its own, nor before what it has passed."""
-    entry = Entry(KEY, LSN, 2**64 - 1)
-    entry.proof = Proof.SEALED
-    assert [entry.is_before(LSN + offset) for offset in (-1, 0, 1)] == [False, False, True]
-
-
 def test_entries_are_compared_by_identity() -> None:
     """A re-publish of the same archive is another entry."""
     assert Entry(KEY, LSN, 7) != Entry(KEY, LSN, 7)
