@@ -12,16 +12,17 @@ Nothing here knows of files' names or of locks. Every function is thread-safe; a
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import struct
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isal import isal_zlib
 from xxhash import xxh3_64_digest, xxh3_128
 
+from bbcache.deflate import PIECE_SIZE_BYTES, ZEROS, Deflate
 from bbcache.errors import ArchiveError
 
 if TYPE_CHECKING:
@@ -29,14 +30,12 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-PIECE_SIZE_BYTES: Final = 1 << 20  # what the compressor is fed: measured best for ISA-L
 SEAL_VERSION: Final = 1
 
 _MAGIC: Final = b"\x1f\x8b"
 _FLG_FEXTRA: Final = 0x04
 _FLG_RESERVED: Final = 0xE0
 _FLG_OFFSET: Final = 3
-_RAW_DEFLATE: Final = -15
 _GZIP: Final = 31
 # The gzip header up to and including the subfield's own head, then the seal.
 _HEAD: Final = struct.pack("<2sBBIBBH2sH", _MAGIC, 8, _FLG_FEXTRA, 0, 0, 255, 45, b"BB", 41)
@@ -47,7 +46,12 @@ _NOT_PATCHED: Final = b"\0" * (_SEAL.size + _CHECK_SIZE_BYTES)
 
 HEADER_SIZE_BYTES: Final = len(_HEAD) + len(_NOT_PATCHED)
 _READ_SIZE_BYTES: Final = 1 << 18
-_DIRECT_SIZE_BYTES: Final = 1 << 18  # writes from here on are not worth a copy
+# Writes that are compared with zeros one by one, and not only once they fill a piece.
+_LEAST_COMPARED_BYTES: Final = 1 << 12
+_MOST_COMPARED_BYTES: Final = 1 << 16
+# Buffers of builds that have ended. Memory that a process has for the first time costs more
+# than what is done with it here.
+_SPARE_PIECES: Final[deque[io.BytesIO]] = deque(maxlen=4)
 
 
 class Seal(NamedTuple):
@@ -173,86 +177,14 @@ def _pieces(fd: int, offset: int, piece_size_bytes: int) -> Iterator[bytes]:
         offset += len(piece)
 
 
-class _Compressor(io.RawIOBase):
-    """Compresses what it is given in whole pieces, and hands the output on.
-
-    Pieces of one size, whatever the sizes of the writes: the same tarball gives the
-    same archive.
-    """
-
-    def __init__(self, emit: Callable[[bytes], None], level: int) -> None:
-        super().__init__()
-        self._emit = emit
-        self._deflate = isal_zlib.compressobj(level, isal_zlib.DEFLATED, _RAW_DEFLATE)
-        self._hasher = xxh3_128()
-        self._crc = 0
-        self._body_bytes = 0
-        self._rest = bytearray()  # less than a piece
-        self._tar_bytes = 0
-        self._is_finished = False
-        self._failure: BaseException | None = None  # a write that failed has left a gap
-        # One call at a time, also where a host still writes from another thread when its
-        # callback returns. Held while output is written: it is wanted by one build only.
-        self._one_at_a_time = threading.Lock()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Buffer, /) -> int:
-        with self._one_at_a_time, memoryview(data).cast("B") as view:
-            if self._is_finished:
-                raise ValueError("the archive has ended")
-            try:
-                self._take(view)
-            except BaseException as error:
-                self._failure = error
-                raise
-            return len(view)
-
-    def _take(self, view: memoryview) -> None:
-        start = 0
-        if self._rest:
-            start = min(PIECE_SIZE_BYTES - len(self._rest), len(view))
-            self._rest += view[:start]
-            if len(self._rest) == PIECE_SIZE_BYTES:
-                self._compress(self._rest)
-                self._rest.clear()
-        while len(view) - start >= PIECE_SIZE_BYTES:
-            self._compress(view[start : start + PIECE_SIZE_BYTES])
-            start += PIECE_SIZE_BYTES
-        self._rest += view[start:]
-
-    def _compress(self, piece: Buffer) -> None:
-        self._put(self._deflate.compress(piece))
-        self._crc = isal_zlib.crc32(piece, self._crc)
-        self._tar_bytes += memoryview(piece).nbytes
-
-    def _put(self, output: bytes) -> None:
-        if output:
-            self._hasher.update(output)
-            self._body_bytes += len(output)
-            self._emit(output)
-
-    def finish(self) -> Seal:
-        with self._one_at_a_time:
-            self._is_finished = True
-            if self._failure is not None:
-                raise self._failure
-            self._compress(self._rest)
-            if self._tar_bytes == 0:
-                raise ArchiveError("the host wrote an empty basebackup")
-            trailer = _TRAILER.pack(self._crc, self._tar_bytes & 0xFFFFFFFF)
-            self._put(self._deflate.flush() + trailer)
-            return Seal(self._body_bytes, self._tar_bytes, self._hasher.digest())
-
-
-class ArchiveWriter(io.BufferedWriter):
+class ArchiveWriter(io.BufferedIOBase):
     """The writer that a host's `send_basebackup_tarball` is given.
 
-    Gathers small writes in C and passes big ones through uncopied, so that the
-    compressor always gets big pieces. What it is given is copied or compressed before
-    `write` returns. `flush` and `close` of the host are ignored: only `finish` or
-    `abort` end the archive. Belongs to one thread, but for `cancel`.
+    Gathers small writes and passes big ones through uncopied, so that the compressor always
+    gets whole pieces. Of zeros at the start of a piece only the number is kept. What it is
+    given is copied or compressed before `write` returns. `flush` and `close` of the host are
+    ignored: only `finish` or `abort` end the archive. Writes of several threads go one by one;
+    the rest belongs to one thread, but for `cancel`.
 
     Args:
         emit: takes the bytes of the file in order, header first; may raise to end
@@ -265,31 +197,45 @@ class ArchiveWriter(io.BufferedWriter):
     """
 
     def __init__(self, emit: Callable[[bytes], None], level: int) -> None:
-        self._compressor = _Compressor(emit, level)
-        super().__init__(self._compressor, PIECE_SIZE_BYTES)
-        self._gather = super().write
+        super().__init__()
         self.failure: BaseException | None = None
+        self._emit = emit
+        self._deflate = Deflate(self._put, level)
+        self._hasher = xxh3_128()
+        self._body_bytes = 0
         self._has_ended = False
+        # Held while output is written, too: it is wanted by one build only.
+        self._one_at_a_time = threading.Lock()  # guards all that follows
+        self._piece = _spare_piece()  # what is held, unless that is zeros
+        self._held_bytes = 0  # less than a piece
+        self._holds_zeros = True
+        self._like_last = bytearray()  # zeros, as many as were compared last
         emit(_HEAD + _NOT_PATCHED)
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
 
     def write(self, data: Buffer, /) -> int:
         """Take over a copy of the bytes; see `bbcache.host.TarballWriter`."""
-        if self._has_ended:
-            raise ValueError("the archive has ended and its writer is detached")
-        if self.failure is not None:
-            raise self.failure
-        try:
-            if type(data) is bytes:
-                size_bytes = len(data)
-            else:
-                size_bytes = (data if type(data) is memoryview else memoryview(data)).nbytes
-            if size_bytes < _DIRECT_SIZE_BYTES:
-                return self._gather(data)
-            io.BufferedWriter.flush(self)
-            return self._compressor.write(data)
-        except BaseException as error:
-            self.failure = error
-            raise
+        with self._one_at_a_time:
+            if self._has_ended:
+                raise ValueError("the archive has ended")
+            if self.failure is not None:
+                raise self.failure
+            try:
+                # Most writes of many a basebackup are zeros, and as long as the last. They are
+                # told here, without a call; == would also take an object that claims to be equal.
+                like = self._like_last
+                if self._holds_zeros and like.__eq__(data) is True:
+                    held_bytes = self._held_bytes + len(like)
+                    if held_bytes < PIECE_SIZE_BYTES:
+                        self._held_bytes = held_bytes
+                        return len(like)
+                return self._take(data)
+            except BaseException as error:
+                self.failure = error
+                raise
 
     def flush(self) -> None:
         """Do nothing: bytes go on when a piece is full or the archive is finished."""
@@ -311,20 +257,102 @@ class ArchiveWriter(io.BufferedWriter):
             ArchiveError: nothing was written.
             BaseException: whatever an earlier write or this one has raised.
         """
+        with self._one_at_a_time:  # after a write that is under way
+            had_ended, self._has_ended = self._has_ended, True
+        if self.failure is not None:
+            raise self.failure
         try:
-            if self.failure is not None:
-                raise self.failure  # noqa: TRY301 - it ends the archive like a failure of now
-            super().flush()
-            self.abort()
-            return self._compressor.finish()
+            if had_ended:
+                raise ValueError("the archive has ended")  # noqa: TRY301 - kept like a failure of now
+            return self._end()
         except BaseException as error:
             self.failure = error
             raise
-        finally:
-            self.abort()
 
     def abort(self) -> None:
         """Give up the archive: later writes raise ValueError. Harmless when finished."""
         self._has_ended = True
-        with contextlib.suppress(ValueError):  # detached already
-            self.detach()
+
+    def _take(self, data: Buffer) -> int:
+        if type(data) is bytes:
+            size_bytes = len(data)
+        else:
+            size_bytes = (data if type(data) is memoryview else memoryview(data)).nbytes
+        if self._held_bytes + size_bytes < PIECE_SIZE_BYTES:
+            self._hold(data, size_bytes)
+        else:
+            with _view_of(data) as view:
+                self._take_across(view)
+        return size_bytes
+
+    def _hold(self, data: Buffer, size_bytes: int) -> None:
+        """Keep what does not fill the piece."""
+        if self._holds_zeros and not self._are_zeros(data, size_bytes):
+            self._holds_zeros = False
+            self._piece.seek(0)
+            self._piece.write(ZEROS[: self._held_bytes])
+        if not self._holds_zeros:
+            self._piece.write(data)
+        self._held_bytes += size_bytes
+
+    def _are_zeros(self, data: Buffer, size_bytes: int) -> bool:
+        """Whether they are; what is not worth the question is none."""
+        if len(self._like_last) != size_bytes:
+            if not _LEAST_COMPARED_BYTES <= size_bytes <= _MOST_COMPARED_BYTES:
+                return False
+            self._like_last = bytearray(size_bytes)
+        return self._like_last == data
+
+    def _take_across(self, view: memoryview) -> None:
+        """Fill the piece that is held, go on with those that need no copy, and hold the rest."""
+        start = 0
+        if self._held_bytes:
+            start = PIECE_SIZE_BYTES - self._held_bytes
+            self._hold(view[:start], start)
+            self._add_held()
+        while len(view) - start >= PIECE_SIZE_BYTES:
+            self._deflate.add(view[start : start + PIECE_SIZE_BYTES])
+            start += PIECE_SIZE_BYTES
+        if start < len(view):
+            self._hold(view[start:], len(view) - start)
+
+    def _add_held(self) -> None:
+        if self._holds_zeros and self._held_bytes == PIECE_SIZE_BYTES:
+            self._deflate.add_zeros()
+        elif self._holds_zeros:
+            self._deflate.add(ZEROS[: self._held_bytes])
+        else:
+            with self._piece.getbuffer() as buffer, buffer[: self._held_bytes] as piece:
+                self._deflate.add(piece)
+        self._held_bytes = 0
+        self._holds_zeros = True
+
+    def _end(self) -> Seal:
+        if self._held_bytes:
+            self._add_held()
+        deflate = self._deflate
+        if deflate.size_bytes == 0:
+            raise ArchiveError("the host wrote an empty basebackup")
+        rest = deflate.finish()
+        self._put(rest + _TRAILER.pack(deflate.crc, deflate.size_bytes & 0xFFFFFFFF))
+        _SPARE_PIECES.append(self._piece)  # no write is under way, and none will be
+        return Seal(self._body_bytes, deflate.size_bytes, self._hasher.digest())
+
+    def _put(self, output: bytes) -> None:
+        if output:
+            self._hasher.update(output)
+            self._body_bytes += len(output)
+            self._emit(output)
+
+
+def _view_of(data: Buffer) -> memoryview:
+    """The bytes of a buffer, copied only where its items are none that Python has."""
+    view = memoryview(data)
+    return view.cast("B") if len(view.format) == 1 else memoryview(view.tobytes())
+
+
+def _spare_piece() -> io.BytesIO:
+    try:
+        return _SPARE_PIECES.pop()
+    except IndexError:
+        return io.BytesIO()

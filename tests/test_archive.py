@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 from isal import igzip, isal_zlib
 from xxhash import xxh3_64_digest, xxh3_128_digest
 
+from bbcache import deflate
 from bbcache.archive import (
     HEADER_SIZE_BYTES,
-    PIECE_SIZE_BYTES,
     ArchiveWriter,
     Seal,
     check_plain,
@@ -37,6 +37,7 @@ from bbcache.archive import (
     parse_header,
     read_seal,
 )
+from bbcache.deflate import PIECE_SIZE_BYTES
 from bbcache.errors import ArchiveError, CacheFullError, ClosingError
 from bbcache.testing import make_tarball
 
@@ -150,7 +151,7 @@ def test_size_in_the_trailer_is_modulo_four_gigabytes() -> None:
     """ISIZE has 32 bits, the seal 64."""
     made = Made()
     made.writer.write(b"x" * 10)
-    made.writer._compressor._tar_bytes = 1 << 32
+    made.writer._deflate.size_bytes = 1 << 32
     seal = made.writer.finish()
     assert seal.tar_bytes == (1 << 32) + 10
     assert made.content()[-4:] == struct.pack("<I", 10)
@@ -630,15 +631,15 @@ def test_wrappers_of_the_host_do_not_close_it() -> None:
         assert tar.getnames() == ["empty"]
 
 
-def test_a_host_that_detaches_the_writer_fails_the_build() -> None:
-    """Nothing is published that may lack a piece."""
+def test_a_host_finds_nothing_behind_the_writer() -> None:
+    """There is nothing to detach, nor to write to, that could lack a piece."""
     made = Made()
     made.writer.write(TAR)
-    made.writer.detach()
-    with pytest.raises(ValueError, match=r"detached|ended"):
-        made.writer.write(TAR)
-    with pytest.raises(ValueError, match=r"detached|ended"):
-        made.writer.finish()
+    with pytest.raises(io.UnsupportedOperation):
+        made.writer.detach()
+    assert not hasattr(made.writer, "raw")
+    made.writer.write(TAR)
+    assert made.finish() == TAR + TAR
 
 
 def test_write_after_finish_raises_value_error() -> None:
@@ -707,13 +708,21 @@ def test_a_write_amid_the_end_is_refused() -> None:
     assert refused
 
 
-@pytest.mark.parametrize("end", ["abort", "finish"])
-def test_nothing_leads_round_a_writer_that_has_ended(end: str) -> None:
-    """A host that kept the writer does not reach the compressor behind it."""
+def test_an_archive_is_not_ended_twice() -> None:
+    """A second end raises, as one after an abort does, and emits nothing."""
     made = Made()
     made.writer.write(TAR)
-    getattr(made.writer, end)()
-    assert made.writer.raw is None
+    made.finish()
+    emitted = len(made.emitted)
+    with pytest.raises(ValueError, match="ended"):
+        made.writer.finish()
+    assert len(made.emitted) == emitted
+    other = Made()
+    other.writer.write(TAR)
+    other.writer.abort()
+    with pytest.raises(ValueError, match="ended"):
+        other.writer.finish()
+    assert len(other.emitted) == 1
 
 
 def test_a_forgotten_writer_emits_nothing_more() -> None:
@@ -884,14 +893,27 @@ def test_a_write_that_fails_in_another_thread_fails_the_build() -> None:
 
 
 def test_a_write_that_had_to_wait_for_the_end_is_refused() -> None:
-    """It was let in before the archive ended, and gets its turn after."""
-    made = Made()
-    made.writer.write(TAR)
-    made.finish()
-    emitted = len(made.emitted)
-    with pytest.raises(ValueError, match="ended"):
-        made.writer._compressor.write(RANDOM)
-    assert len(made.emitted) == emitted
+    """It came before the archive ended, and gets its turn after."""
+    is_inside, may_go_on = threading.Event(), threading.Event()
+    emitted: list[bytes] = []
+
+    def emit(data: bytes) -> None:
+        if emitted and not is_inside.is_set():
+            is_inside.set()
+            assert may_go_on.wait(30)
+        emitted.append(data)
+
+    made = Made(emit=emit)
+
+    def waiting() -> None:
+        assert is_inside.wait(30)
+        threading.Timer(0.01, made.writer.abort).start()
+        threading.Timer(0.02, may_go_on.set).start()
+        with pytest.raises(ValueError, match="ended"):
+            made.writer.writelines([RANDOM] * 100)
+
+    run_threads([lambda: made.writer.write(RANDOM), waiting])
+    assert b"".join(emitted[1:]) != b""
 
 
 def test_cancelled_before_the_first_write() -> None:
@@ -922,9 +944,9 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             sizes.append(memoryview(data).nbytes)
             return self._real.compress(data)
 
-        def flush(self) -> bytes:
-            """End the stream."""
-            return self._real.flush()
+        def flush(self, *mode: int) -> bytes:
+            """End the stream, or a part of it."""
+            return self._real.flush(*mode)
 
     monkeypatch.setattr(isal_zlib, "compressobj", Recorder)
     return sizes
@@ -951,7 +973,7 @@ def test_the_compressor_gets_big_pieces(fed: list[int], sizes: list[int]) -> Non
     """Whatever the host writes, all but the last have 256 KiB at least."""
     made = Made()
     for size_bytes in sizes:
-        made.writer.write(bytes(size_bytes))
+        made.writer.write(b"x" * size_bytes)
     made.finish()
     assert sum(fed) == sum(sizes)
     assert [size for size in fed[:-1] if size < LEAST_PIECE_BYTES] == []
@@ -960,10 +982,10 @@ def test_the_compressor_gets_big_pieces(fed: list[int], sizes: list[int]) -> Non
 def test_a_whole_piece_is_compressed_at_once(fed: list[int]) -> None:
     """No more than a piece waits: neither a big write, nor many small ones, are kept."""
     made = Made()
-    made.writer.write(bytes(PIECE_SIZE_BYTES))
+    made.writer.write(b"x" * PIECE_SIZE_BYTES)
     assert fed == [PIECE_SIZE_BYTES]
     made.writer.write(b"x")
-    made.writer.write(bytes(2 * PIECE_SIZE_BYTES - 1))
+    made.writer.write(b"y" * (2 * PIECE_SIZE_BYTES - 1))
     assert fed == [PIECE_SIZE_BYTES] * 3
     made.finish()
 
@@ -972,7 +994,7 @@ def test_flushes_of_the_host_do_not_make_small_pieces(fed: list[int]) -> None:
     """A host that flushes after each write costs no compression."""
     made = Made()
     for _ in range(200):
-        made.writer.write(bytes(8192))
+        made.writer.write(b"x" * 8192)
         made.writer.flush()
     made.finish()
     assert [size for size in fed[:-1] if size < LEAST_PIECE_BYTES] == []
@@ -1035,6 +1057,127 @@ def test_the_key_is_in_the_check_alone() -> None:
     assert first[57:] == second[57:]
 
 
+# --- Zeros ------------------------------------------------------------------------------
+
+MIXED = {
+    "none": RANDOM[:PIECE_SIZE_BYTES] * 2,
+    "all": bytes(3 * PIECE_SIZE_BYTES),
+    "all and a bit": bytes(2 * PIECE_SIZE_BYTES + 5),
+    "less than a piece": bytes(100_000),
+    "behind": RANDOM[:70_000] + bytes(3 * PIECE_SIZE_BYTES),
+    "before": bytes(2 * PIECE_SIZE_BYTES) + RANDOM[:70_000],
+    "between": RANDOM[:70_000] + bytes(3 * PIECE_SIZE_BYTES) + TAR + bytes(PIECE_SIZE_BYTES) + b"x",
+    "one byte at the end": bytes(2 * PIECE_SIZE_BYTES - 1) + b"x" + bytes(PIECE_SIZE_BYTES),
+    "one byte at the start": bytes(PIECE_SIZE_BYTES) + b"x" + bytes(2 * PIECE_SIZE_BYTES - 1),
+    "repeats across": TAR * 100 + bytes(2 * PIECE_SIZE_BYTES) + TAR * 100,
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("cut", [1000, 4096, 8192, 70_000, PIECE_SIZE_BYTES, 5 << 20])
+def test_zeros_come_back_however_they_are_cut(name: str, cut: int) -> None:
+    """At any place, in writes of any size, and the file is that of one single write."""
+    tar, made = MIXED[name], Made()
+    for start in range(0, len(tar), cut):
+        made.writer.write(memoryview(tar)[start : start + cut])
+    assert made.finish() == tar
+    assert made.content()[HEADER_SIZE_BYTES:] == seal_archive(tar)[HEADER_SIZE_BYTES:]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bytearray", "memoryview", "array"])
+def test_zeros_in_any_buffer_are_zeros(kind: str) -> None:
+    """They are told by their bytes, and the last that differs counts."""
+    make: Callable[[bytes], Buffer] = {
+        "bytes": bytes,
+        "bytearray": bytearray,
+        "memoryview": memoryview,
+        "array": lambda data: array.array("Q", data),
+    }[kind]  # type: ignore[assignment]  # of several kinds of callables
+    wanted = [bytes(8192)] * 200 + [bytes(8191) + b"x"] + [bytes(8192)] * 200
+    made = Made()
+    for piece in wanted:
+        assert made.writer.write(make(piece)) == 8192
+    assert made.finish() == b"".join(wanted)
+
+
+def test_what_only_claims_to_be_zeros_fails_the_build() -> None:
+    """An object that says that it equals everything is no buffer."""
+
+    class Anything:
+        """Equals everything."""
+
+        def __eq__(self, _: object) -> bool:
+            return True
+
+        __hash__ = object.__hash__
+
+    made = Made()
+    made.writer.write(bytes(8192))
+    with pytest.raises(TypeError):
+        made.writer.write(Anything())  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        made.writer.finish()
+
+
+def test_a_run_of_zeros_is_not_compressed(fed: list[int]) -> None:
+    """Whole pieces of zeros never come to the compressor, however they are written."""
+    deflate._zeros()  # compressed once a process
+    fed.clear()
+    made = Made()
+    made.writer.write(TAR)
+    for _ in range(1000):
+        made.writer.write(bytes(8192))
+    made.writer.write(bytes(20 * PIECE_SIZE_BYTES) + b"end")
+    tar = made.finish()
+    assert tar == TAR + bytes(1000 * 8192 + 20 * PIECE_SIZE_BYTES) + b"end"
+    assert sum(fed) == PIECE_SIZE_BYTES + len(tar) % PIECE_SIZE_BYTES
+
+
+def test_zeros_without_end_take_no_memory() -> None:
+    """They are emitted as they come, and not only when something else does."""
+    made = Made()
+    for _ in range(1000):
+        made.writer.write(bytes(PIECE_SIZE_BYTES))
+    assert len(made.content()) > 1_000_000 - 64 * 1100
+    seal = made.writer.finish()
+    assert seal.tar_bytes == 1000 * PIECE_SIZE_BYTES
+
+
+def test_a_buffer_is_used_again_and_tells_nothing() -> None:
+    """What is left in it of another archive does not come into the next."""
+    for tar in (RANDOM[:500_000], b"x" * 1000, RANDOM[:700_000], b"y"):
+        made = Made()
+        made.writer.write(tar[:300_000])
+        made.writer.write(tar[300_000:])
+        assert made.finish() == tar
+
+
+def test_a_write_that_is_under_way_when_the_build_is_given_up_keeps_its_buffer() -> None:
+    """No other build gets it."""
+    is_inside, may_go_on = threading.Event(), threading.Event()
+
+    def emit(data: bytes) -> None:
+        if len(data) > HEADER_SIZE_BYTES:
+            is_inside.set()
+            assert may_go_on.wait(30)
+
+    made, other = Made(emit=emit), Made()
+
+    def host() -> None:
+        made.writer.write(RANDOM[:1000])
+        made.writer.write(RANDOM)
+
+    def give_up() -> None:
+        assert is_inside.wait(30)
+        made.writer.abort()
+        other.writer.write(RANDOM[:600_000])
+        may_go_on.set()
+        other.writer.write(RANDOM[600_000:700_000])
+        assert other.finish() == RANDOM[:700_000]
+
+    run_threads([host, give_up])
+
+
 # --- Other readers ----------------------------------------------------------------------
 
 CONTENTS = {
@@ -1042,6 +1185,7 @@ CONTENTS = {
     "tar": TAR,
     "random": RANDOM,
     "zeros": bytes(5 << 20),
+    "zeros between": TAR + bytes(3 << 20) + RANDOM[:5000] + bytes(2 << 20) + TAR,
     "round": RANDOM[: 2 * PIECE_SIZE_BYTES],
 }
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from isal import isal_zlib
 
-from bbcache.archive import PIECE_SIZE_BYTES
 from bbcache.bench.entries import LSN, spawn_ready, wait_idle
+from bbcache.deflate import PIECE_SIZE_BYTES
 from bbcache.postgres.pgdata import send_pgdata_tarball
 from bbcache.testing import MemoryHost
 

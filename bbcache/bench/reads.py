@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 from prometheus_client import Counter
 
 from bbcache import TenantId, TenantTimelineId, TimelineId
-from bbcache.archive import PIECE_SIZE_BYTES
 from bbcache.bench.bars import Bar, Sense
 from bbcache.bench.contest import Contest, Figures
 from bbcache.bench.entries import (
@@ -36,6 +35,7 @@ from bbcache.bench.pipeline import Pipeline
 from bbcache.bench.rounds import timed_beside
 from bbcache.bench.scene import FEW_ENTRIES
 from bbcache.bench.treadmill import WORKERS, building, cleaning, compressing
+from bbcache.deflate import PIECE_SIZE_BYTES
 from bbcache.index import make_key
 from bbcache.postgres.pgdata import send_pgdata_tarball
 from bbcache.store import Store
