@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bbcache.archive import ArchiveWriter, check_sealed, pack_header
 from bbcache.errors import ClosingError, LimitError
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from bbcache.shelf import Shelf
     from bbcache.spool import Spools
     from bbcache.store import Store, TempFile
+
+_WRITE_SIZE_BYTES: Final = 1 << 16
 
 
 class Built(NamedTuple):
@@ -112,6 +114,36 @@ class _Room:
             self._job.refuse(reason_of(error), error)
 
 
+class _Output:
+    """Brings an archive into its temporary file, a good deal at a time."""
+
+    def __init__(self, temp: TempFile, room: _Room) -> None:
+        self._temp = temp
+        self._room = room
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+
+    def take(self, data: bytes) -> None:
+        """Keep some bytes, or write all that is kept; raises as `write`."""
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes >= _WRITE_SIZE_BYTES:
+            self.write()
+
+    def write(self) -> None:
+        """Take room for what is kept, and write it.
+
+        Raises:
+            LimitError: there is no room.
+            StoreError: the disk refuses it.
+        """
+        held, self._held = self._held, []
+        size_bytes, self._held_bytes = self._held_bytes, 0
+        self._room.grow(size_bytes)
+        with disk_step("write", self._temp.path):
+            self._temp.append(b"".join(held))
+
+
 class Builder:
     """Builds archives, several at once. Thread-safe.
 
@@ -190,25 +222,24 @@ class Builder:
             raise Skip(SkipReason.CLOSING)
 
     def _write(self, job: Job, timeline: Timeline, temp: TempFile, room: _Room) -> Seal:
-        def emit(data: bytes) -> None:
-            room.grow(len(data))
-            with disk_step("write", temp.path):
-                temp.append(data)
-
-        with own_limits():
-            writer = ArchiveWriter(emit, self._config.compression_level)
+        output = _Output(temp, room)
+        writer = ArchiveWriter(output.take, self._config.compression_level)
         with self._writers_lock:
             self._writers.add(writer)
         try:
             self.check_not_stopping()
             timeline.send_basebackup_tarball(writer, job.request.lsn)
-            return writer.finish()
+            seal = writer.finish()
+            with own_limits():
+                output.write()
         except BaseException:
             # What the writer has raised is the cause, whatever the host made of it.
             if writer.failure is not None:
                 with own_limits():
                     raise writer.failure from None
             raise
+        else:
+            return seal
         finally:
             with self._writers_lock:
                 self._writers.discard(writer)

@@ -180,7 +180,8 @@ class PrepareQueue:
         """A taken request has run: its timeline is free for the next."""
         with self._changed:
             self._running.pop(request.key, None)
-            self._changed.notify()
+            if self._waiting or self._fills:  # else a worker would wake for nothing
+                self._changed.notify()
 
     def claim(self, request: Request) -> bool:
         """Whether the caller is the first to settle the request, so that it counts once."""
