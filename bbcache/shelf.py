@@ -355,9 +355,12 @@ class Shelf:
                 )
 
 
-def _newest_of_each(found: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
+def _newest_of_each(found: list[Entry]) -> tuple[list[Entry], list[Entry]]:
     """Split what a scan found into the newest of each timeline and the others."""
-    newest: dict[bytes, Entry] = {}
+    newest = {entry.key: entry for entry in found}
+    if len(newest) == len(found):  # as nearly always, and in a third of the time
+        return found, []
+    newest.clear()
     superseded = []
     for entry in found:
         held = newest.setdefault(entry.key, entry)

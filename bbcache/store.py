@@ -18,13 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from bbcache.dirlock import LOCK_NAME
-from bbcache.entry_names import (
-    PREFIX,
-    are_entry_names,
-    is_entry_name,
-    may_be_entry_name,
-    parse_entry_names,
-)
+from bbcache.entry_names import PREFIX, parse_entry_names
 from bbcache.errors import ArchiveError, StoreError
 from bbcache.index import Entry
 from bbcache.metrics import Source
@@ -37,7 +31,7 @@ if TYPE_CHECKING:
 TMP_NAME: Final = "tmp"
 QUARANTINE_NAME: Final = "quarantine"
 _OWN_NAMES: Final = frozenset((TMP_NAME, QUARANTINE_NAME, LOCK_NAME))
-_BATCH_SIZE: Final = 256  # entries whose names are parsed at once
+_BATCH_SIZE: Final = 256  # names that are looked at at once
 _QUARANTINED_NAME: Final = re.compile(r"\d{8}T\d{6}\.\d{6}Z_.+", re.ASCII | re.DOTALL)
 # No link is followed, no FIFO waited on.
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -96,6 +90,22 @@ class Scan(NamedTuple):
 
     entries: list[Entry]
     strays: dict[str, int]
+
+    def add_files(self, names: list[str], sizes: list[int]) -> None:
+        """Add regular files, each of which is an entry or a stray."""
+        parsed = parse_entry_names(names)
+        if parsed is not None:
+            self.entries.extend(map(Entry, *parsed, sizes))
+        elif len(names) == 1:
+            self.add_stray(names[0], sizes[0])
+        else:
+            for name, size_bytes in zip(names, sizes, strict=True):
+                self.add_files([name], [size_bytes])
+
+    def add_stray(self, name: str, size_bytes: int) -> None:
+        """Add what is no entry, unless it is the cache's own."""
+        if name not in _OWN_NAMES:
+            self.strays[name] = size_bytes
 
 
 class BasebackupFile(io.FileIO):
@@ -249,26 +259,30 @@ class Store:
         Raises:
             OSError: the directory cannot be listed.
         """
-        entries: list[Entry] = []
-        strays: dict[str, int] = {}
-        sizes: dict[str, int] = {}
+        found = Scan([], {})
+        names: list[str] = []  # of regular files, not yet taken
+        sizes: list[int] = []
+        is_regular = stat.S_ISREG
         with os.scandir(self.data_dir) as items:
             for item in items:  # hundreds of thousands: this loop is most of a start
-                name = item.name
                 try:
                     status = item.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
                 except OSError:
-                    status = None
-                if status is not None and stat.S_ISREG(status.st_mode) and may_be_entry_name(name):
-                    sizes[name] = status.st_size
-                    if len(sizes) == _BATCH_SIZE:
-                        _take_entries(sizes, entries, strays)
-                elif name not in _OWN_NAMES:
-                    strays[name] = 0 if status is None else _stray_size_bytes(status)
-        _take_entries(sizes, entries, strays)
-        return Scan(entries, strays)
+                    found.add_stray(item.name, 0)
+                    continue
+                if is_regular(status.st_mode):
+                    names.append(item.name)
+                    sizes.append(status.st_size)
+                    if len(names) == _BATCH_SIZE:
+                        found.add_files(names, sizes)
+                        names, sizes = [], []
+                else:
+                    found.add_stray(item.name, 0)
+        if names:
+            found.add_files(names, sizes)
+        return found
 
     def restat_stray(self, name: str, size_bytes: int) -> int | None:
         """The size of a stray now; `size_bytes` where that cannot be told, None once it is gone."""
@@ -319,17 +333,6 @@ def unlink(path: str) -> None:
     """
     with suppress(FileNotFoundError):
         os.unlink(path)
-
-
-def _take_entries(sizes: dict[str, int], entries: list[Entry], strays: dict[str, int]) -> None:
-    """Sort a batch of regular files into entries and strays, and empty it."""
-    if not are_entry_names([*sizes]):
-        for name in [*sizes]:
-            if not is_entry_name(name):
-                strays[name] = sizes.pop(name)
-    parsed = zip(parse_entry_names(sizes), sizes.values(), strict=True)
-    entries += [Entry(key, lsn, size_bytes) for (key, lsn), size_bytes in parsed]
-    sizes.clear()
 
 
 def _make_directory(path: str) -> None:
