@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from bbcache.ids import ID_SIZE_BYTES, Lsn, TenantId, TenantTimelineId, TimelineId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from bbcache.accounting import Accounting, Reservation
 
 
@@ -152,13 +150,16 @@ class Index:
         with self._lock:
             return self._entries.copy()
 
-    def load(self, entries: Iterable[Entry]) -> None:
-        """Take over what was found on disk, whatever the limits say; all else goes."""
+    def load(self, entries: dict[bytes, Entry]) -> None:
+        """Take over what was found on disk, whatever the limits say; all else goes.
+
+        Args:
+            entries: by their timelines' keys; the index's own from now on.
+        """
+        size_bytes = sum([e.packed >> _SIZE_SHIFT & _SIZE_MASK for e in entries.values()])
         with self._lock:
-            self._entries = {entry.key: entry for entry in entries}
-            # Not by `size_bytes`: hundreds of thousands of calls, and nobody else gets the lock.
-            sizes = [e.packed >> _SIZE_SHIFT & _SIZE_MASK for e in self._entries.values()]
-            self._books.entries.count, self._books.entries.size_bytes = len(sizes), sum(sizes)
+            self._entries = entries
+            self._books.entries.count, self._books.entries.size_bytes = len(entries), size_bytes
             for key, reservation in self._reservations.items():
                 held = self._entries.get(key)
                 self._books.set_credit(reservation, None if held is None else held.size_bytes)

@@ -277,7 +277,7 @@ class Shelf:
         self._refresh_quarantine_locked()
         self._set_strays_locked(found.strays)
         self._index.load(newest)
-        for entry in newest if self._parked else ():
+        for entry in newest.values() if self._parked else ():
             self._forget_overwritten_locked(self._path_of(entry))
         failures = [self._remove_locked(self._path_of(e), e.size_bytes) for e in superseded]
         report = LoadReport(len(newest), len(superseded), sorted(found.strays))
@@ -355,11 +355,11 @@ class Shelf:
                 )
 
 
-def _newest_of_each(found: list[Entry]) -> tuple[list[Entry], list[Entry]]:
-    """Split what a scan found into the newest of each timeline and the others."""
+def _newest_of_each(found: list[Entry]) -> tuple[dict[bytes, Entry], list[Entry]]:
+    """Split what a scan found into the newest of each timeline, by its key, and the others."""
     newest = {entry.key: entry for entry in found}
-    if len(newest) == len(found):  # as nearly always, and in a third of the time
-        return found, []
+    if len(newest) == len(found):
+        return newest, []
     newest.clear()
     superseded = []
     for entry in found:
@@ -371,7 +371,7 @@ def _newest_of_each(found: list[Entry]) -> tuple[list[Entry], list[Entry]]:
         else:
             newest[entry.key] = entry
             superseded.append(held)
-    return list(newest.values()), superseded
+    return newest, superseded
 
 
 def _try_unlink(path: str) -> OSError | None:

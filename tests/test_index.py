@@ -20,6 +20,8 @@ from bbcache.ids import Lsn, TenantTimelineId
 from bbcache.index import Entry, EntryInfo, Index, Proof, make_key, make_place, split_key
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from bbcache.accounting import Reservation
 
 A, B, C, D = make_keys(4)
@@ -39,6 +41,11 @@ def publish(index: Index, key: bytes, size_bytes: int, lsn: int = 1) -> Entry:
     entry = Entry(key, Lsn(lsn), size_bytes)
     index.commit(reservation, entry)
     return entry
+
+
+def by_key(entries: Iterable[Entry]) -> dict[bytes, Entry]:
+    """Entries as a start gives them to an index."""
+    return {entry.key: entry for entry in entries}
 
 
 def totals(index: Index) -> tuple[int, int]:
@@ -128,7 +135,7 @@ def test_load_takes_over_whatever_the_limits_say() -> None:
     """A directory over its limits is kept, and nothing new is admitted until it is below."""
     index = make_index(max_entries=2, max_bytes=100)
     entries = [Entry(key, Lsn(1), 40) for key in (A, B, C)]
-    index.load(entries)
+    index.load(by_key(entries))
     assert totals(index) == (3, 120)
     with pytest.raises(CacheFullError):
         index.reserve(D)
@@ -147,7 +154,7 @@ def test_load_again_counts_nothing_twice() -> None:
     """A start that failed half-way is tried again."""
     index = make_index()
     for _ in range(2):
-        index.load([Entry(A, Lsn(1), 10), Entry(B, Lsn(1), 20)])
+        index.load(by_key([Entry(A, Lsn(1), 10), Entry(B, Lsn(1), 20)]))
     assert (index.entry_count, index.entries_size_bytes) == (2, 30)
 
 
@@ -377,7 +384,7 @@ def test_quarantine_of_a_cache_over_its_limit_needs_no_room() -> None:
     """Without a build of that timeline the bytes only change their kind."""
     index = make_index(max_bytes=100)
     entries = [Entry(key, Lsn(1), 90) for key in (A, B)]
-    index.load(entries)
+    index.load(by_key(entries))
     assert index.move_to_quarantine(entries[0])
     index.settle_quarantined(entries[0])
     assert index.total_size_bytes == 180
@@ -438,7 +445,9 @@ def test_an_entry_takes_little_memory() -> None:
     tracemalloc.start()
     try:
         index.load(
-            Entry(bytes(bytearray(key)), Lsn(2**40 + n), 25_000) for n, key in enumerate(made)
+            by_key(
+                Entry(bytes(bytearray(key)), Lsn(2**40 + n), 25_000) for n, key in enumerate(made)
+            )
         )
         used_bytes, _ = tracemalloc.get_traced_memory()
     finally:
@@ -584,7 +593,7 @@ class IndexMachine(RuleBasedStateMachine):
         if self.is_busy:
             return
         self.held = {key: Entry(key, Lsn(1), size_bytes) for key, size_bytes in found.items()}
-        self.index.load(self.held.values())
+        self.index.load(self.held.copy())
         self.credits = dict(found)
         self.is_pushed_over = True
 

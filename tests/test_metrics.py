@@ -227,7 +227,7 @@ def test_gauges_of_an_index_count_published_entries_only(registry: CollectorRegi
     index.set_strays(2, 10)
     index.set_quarantine(1, 200)
     index.add_doomed(3000)
-    index.load([Entry(bytes(32), Lsn(1), 50)])
+    index.load({bytes(32): Entry(bytes(32), Lsn(1), 50)})
     index.grow(index.reserve(bytes(31) + b"1"), 7)
     found = values(registry)
     assert (found[f"{NEON}entries_total"], found[f"{NEON}size_bytes"]) == (1, 50)
