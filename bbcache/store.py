@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TMP_NAME: Final = "tmp"
 QUARANTINE_NAME: Final = "quarantine"
 _OWN_NAMES: Final = frozenset((TMP_NAME, QUARANTINE_NAME, LOCK_NAME))
-_BATCH_SIZE: Final = 256  # names that are looked at at once
+_BATCH_SIZE: Final = 256  # entries whose names are parsed at once
 _QUARANTINED_NAME: Final = re.compile(r"\d{8}T\d{6}\.\d{6}Z_.+", re.ASCII | re.DOTALL)
 # No link is followed, no FIFO waited on.
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
