@@ -125,7 +125,7 @@ def send_pgdata_tarball(pgdata_dir: Path | str, writer: Writer) -> TarballSummar
 
     Args:
         pgdata_dir: the data directory.
-        writer: its `write` gets pieces of 512 KiB, the last one shorter, in a buffer
+        writer: its `write` gets pieces of 1 MiB, the last one shorter, in a buffer
             that is used again.
 
     Raises:

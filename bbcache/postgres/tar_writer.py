@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     Buffer: TypeAlias = bytes | bytearray | memoryview
 
 BLOCK_SIZE_BYTES = 512
-# Archives are compressed as they are written, and small pieces compress slower and worse.
-_BUFFER_SIZE_BYTES = 512 * 1024
+# The compressor takes whole pieces of this size as they are; smaller ones are copied together.
+_BUFFER_SIZE_BYTES = 1024 * 1024
 _ZEROS = bytes(64 * 1024)
 _END_MARKER_SIZE_BYTES = 2 * BLOCK_SIZE_BYTES
 _MAX_USTAR_NAME_BYTES = 100
@@ -45,7 +45,7 @@ class TarWriter:
     0700 (directories) or 0600 (files). What `writer` raises passes through.
 
     Args:
-        writer: gets pieces of 512 KiB, the last one shorter, from a buffer that is
+        writer: gets pieces of 1 MiB, the last one shorter, from a buffer that is
             used again.
 
     Attributes:

@@ -15,7 +15,7 @@ from bbcache.postgres.tar_writer import TarWriter
 if TYPE_CHECKING:
     from pathlib import Path
 
-PIECE_BYTES = 512 * 1024
+PIECE_BYTES = 1024 * 1024
 
 
 class Taking:
