@@ -2,8 +2,8 @@
 
 Who comes back from a system call wants the GIL, and a thread that runs Python alone
 gives it up only after the interpreter's switch interval, 5 ms; a read makes several
-system calls. Only sleeping hands the GIL over for sure: who gives it up for a moment
-has it back before the other thread is awake.
+system calls. Only sleeping hands the GIL over for sure: who gives it up for a moment may
+have it back before the other thread is awake.
 """
 
 from __future__ import annotations
