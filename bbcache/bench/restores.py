@@ -51,8 +51,9 @@ def _measure(scene: Scene, lineup: Lineup) -> Figures:
             with file:
                 restore_tarball(file, dest)
 
+        fresh = fresh_directories(stack.enter_context(scene.scratch()))
+
         def enter(make: Callable[[], Restore]) -> Callable[[], float]:
-            fresh = fresh_directories(stack.enter_context(scene.scratch()))
             target = make()
             dest = next(fresh)
             target(dest)
@@ -68,12 +69,13 @@ def _measure(scene: Scene, lineup: Lineup) -> Figures:
 
 
 def fresh_directories(parent: Path) -> Iterator[Path]:
-    """New directories; what is in one is emptied, but not removed, when the next is made.
+    """New directories side by side; what is in one is emptied when the next is made.
 
-    A restore is into a new directory. ext4 without a journal gives the inode of a file
-    that was removed to no other for some minutes: every file that is created then is
-    preceded by a search through those of all the rounds before, in the kernel, which
-    would be most of the time of every contestant.
+    A restore is into a new directory. Nothing is removed between the rounds: ext4
+    without a journal gives the inode of a removed file to no other for some minutes,
+    and searches through all such inodes, in the kernel, before it creates a file. With
+    those of earlier rounds that would be most of the time of every contestant, and not
+    the same for two of them whose directories lie in different groups of the disk.
     """
     for number in itertools.count():
         directory = parent / str(number)
