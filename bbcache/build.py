@@ -124,22 +124,22 @@ class _Output:
         self._held_bytes = 0
 
     def take(self, data: bytes) -> None:
-        """Keep some bytes, or write all that is kept; raises as `write`."""
+        """Take room for some bytes, and keep them, or write all that is kept.
+
+        Raises:
+            LimitError: there is no room.
+            StoreError: the disk refuses it.
+        """
+        self._room.grow(len(data))
         self._held.append(data)
         self._held_bytes += len(data)
         if self._held_bytes >= _WRITE_SIZE_BYTES:
             self.write()
 
     def write(self) -> None:
-        """Take room for what is kept, and write it.
-
-        Raises:
-            LimitError: there is no room.
-            StoreError: the disk refuses it.
-        """
+        """Write what is kept; raises `StoreError` where the disk refuses it."""
         held, self._held = self._held, []
-        size_bytes, self._held_bytes = self._held_bytes, 0
-        self._room.grow(size_bytes)
+        self._held_bytes = 0
         with disk_step("write", self._temp.path):
             self._temp.append(b"".join(held))
 
@@ -223,15 +223,15 @@ class Builder:
 
     def _write(self, job: Job, timeline: Timeline, temp: TempFile, room: _Room) -> Seal:
         output = _Output(temp, room)
-        writer = ArchiveWriter(output.take, self._config.compression_level)
+        with own_limits():
+            writer = ArchiveWriter(output.take, self._config.compression_level)
         with self._writers_lock:
             self._writers.add(writer)
         try:
             self.check_not_stopping()
             timeline.send_basebackup_tarball(writer, job.request.lsn)
             seal = writer.finish()
-            with own_limits():
-                output.write()
+            output.write()
         except BaseException:
             # What the writer has raised is the cause, whatever the host made of it.
             if writer.failure is not None:

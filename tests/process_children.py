@@ -18,10 +18,10 @@ from cache_helpers import (
     LSN_A,
     LSN_B,
     Rig,
+    noise,
     put,
     run_child,
     samples,
-    tar_of,
 )
 
 from bbcache import (
@@ -54,11 +54,15 @@ TIMELINE: Final = TimelineId(b"a timeline of it")
 
 
 def fixed_rig(data_dir: str, **settings: Any) -> tuple[Rig, MemoryTimeline]:
-    """A cache, not opened, whose one timeline has the same ids in every process."""
+    """A cache, not opened, whose one timeline is the same in every process.
+
+    Its archives are so large that they are written in more than one part.
+    """
     rig = Rig(Path(data_dir), **settings)
     rig.host = MemoryHost()
     rig.tenant = rig.host.add_tenant(TenantShardId(TENANT))
     timeline = MemoryTimeline(LSN_A, TIMELINE)
+    timeline.tarball = lambda at: noise(200_000, int(at))
     rig.tenant.timelines[TIMELINE] = timeline
     return rig, timeline
 
@@ -116,7 +120,7 @@ def fork_while_locks_are_held(data_dir: str) -> None:
     rig, timeline = fixed_rig(data_dir)
     rig.open()
     rig.prepare(timeline)
-    assert rig.get(timeline) == tar_of(timeline)
+    assert rig.get(timeline) == timeline.tarball(LSN_A)
     before = samples(rig.registry)
     held = _HeldLocks(rig.engine)
     pid = _fork()
@@ -128,7 +132,7 @@ def fork_while_locks_are_held(data_dir: str) -> None:
     held.let_go()
     assert run_child("process_children:try_to_open", data_dir) == f"locked by {os.getpid()}\n"
     assert samples(rig.registry) == before
-    assert rig.get(timeline) == tar_of(timeline)
+    assert rig.get(timeline) == timeline.tarball(LSN_A)
     timeline.advance(LSN_B)
     rig.prepare(timeline, LSN_B)
     rig.check_books()

@@ -15,7 +15,6 @@ from cache_helpers import (
     end_child,
     run_child,
     start_child,
-    tar_of,
 )
 from helpers import wait_until
 from process_children import DEATHS, LATER_DEATHS, fixed_rig
@@ -63,10 +62,10 @@ def _check_restart(data_dir: Path) -> set[int]:
         rig.check_books()
         held = {int(entry.lsn) for entry in rig.cache.entries()}
         for lsn in (LSN_A, LSN_B):
-            expected = tar_of(timeline, lsn) if lsn in held else None
+            expected = timeline.tarball(lsn) if lsn in held else None
             assert rig.get(timeline, lsn) == expected
         rig.prepare(timeline, LSN_B)
-        assert rig.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
+        assert rig.get(timeline, LSN_B) == timeline.tarball(LSN_B)
         rig.check_books()
     return held
 
@@ -235,4 +234,4 @@ def test_a_cache_of_the_parent_is_inert_in_a_child(
             assert rig.get(timeline) is None
             assert rig.cache.entries() == []
             rig.cache.close()
-        assert rig.get(timeline) == tar_of(timeline)
+        assert rig.get(timeline) == timeline.tarball(LSN_A)
