@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
     from bbcache.bench.scene import Scene
 
+# Restores first: what others remove may slow them down (see `restores.fresh_directories`).
 CONTESTS: Final[tuple[Contest, ...]] = (
+    *restores.CONTESTS,
     *prepares.CONTESTS,
     *reads.CONTESTS,
-    *restores.CONTESTS,
     *crowds.CONTESTS,
     *service.CONTESTS,
     *service_crowds.CONTESTS,
