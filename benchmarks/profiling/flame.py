@@ -25,23 +25,25 @@ _HEAD: Final = 48
 _LEAST_PX: Final = 3.0
 _TEXT_PX: Final = 28.0
 _LETTER_PX: Final = 6.4
+_NEARLY_ALL: Final = 0.9
 _KINDS: Final = {
     "kernel": "the kernel",
     "codec": "compressing and hashing",
     "gil": "waiting for the GIL",
     "python": "Python",
+    "mixed": "several of these",
 }
 _STYLE: Final = """
 :root { --ink: #1c1d1f; --paper: #ffffff; --kernel: #9cc9f2; --codec: #a6dcb8; --gil: #f3a8a0;
-  --python: #f2d998; }
+  --python: #f2d998; --mixed: #e6e7ea; }
 @media (prefers-color-scheme: dark) { :root { --ink: #edeef0; --paper: #111315;
   --kernel: #1f5482;
-  --codec: #22603a; --gil: #8a3029; --python: #6b5518; } }
+  --codec: #22603a; --gil: #8a3029; --python: #6b5518; --mixed: #2b2d31; } }
 text { font: 11px system-ui, sans-serif; fill: var(--ink); }
 .title { font-size: 14px; font-weight: 600; }
 rect { stroke: var(--paper); stroke-width: .7; } .paper { fill: var(--paper); }
 .kernel { fill: var(--kernel); } .codec { fill: var(--codec); } .gil { fill: var(--gil); }
-.python { fill: var(--python); }
+.python { fill: var(--python); } .mixed { fill: var(--mixed); }
 """
 
 
@@ -69,8 +71,9 @@ class Node:
 
     @property
     def kind(self) -> str:
-        """What it was mostly at."""
-        return max(self.kinds, key=lambda kind: self.kinds[kind])
+        """What nearly all of it was spent on, or ``mixed``."""
+        most = max(self.kinds, key=lambda kind: self.kinds[kind])
+        return most if self.kinds[most] >= _NEARLY_ALL * self.count else "mixed"
 
     def depth(self, least_count: float) -> int:
         """How many rows are below, of calls that were seen this often."""
@@ -87,14 +90,16 @@ def merge(stacks: Iterable[Stack]) -> Node:
 
 
 def labels_of(frames: Sequence[Frame]) -> list[str]:
-    """The calls worth showing: from bbcache's first on, without those that have no name."""
+    """The calls worth showing: from bbcache's first on, each once.
+
+    Of functions without a name the package is shown, if they belong to one.
+    """
     first = next((n for n, frame in enumerate(frames) if _is_beginning(frame)), 0)
     labels: list[str] = []
     for frame in frames[first:]:
-        label = f"({frame.file})" if frame.function.startswith("0x") else frame.function
-        if frame.function.startswith("0x") and not frame.file.startswith("isal"):
-            continue
-        if not labels or labels[-1] != label:
+        has_name = not frame.function.startswith("0x")
+        label = frame.function if has_name else f"({frame.file.partition('/')[0]})"
+        if (has_name or "/" in frame.file) and label not in labels[-1:]:
             labels.append(label)
     return labels
 
