@@ -11,6 +11,7 @@ from bbcache.bench.scene import FULL, QUICK, open_scene
 from bbcache.bench.suite import select
 from bbcache.errors import BbcacheError, ConfigError
 from benchmarks.profiling import flame, tables
+from benchmarks.profiling.accounts import functions
 from benchmarks.profiling.sampler import find_py_spy
 from benchmarks.profiling.stage import Plan, Profile, profile
 
@@ -90,6 +91,10 @@ def run(options: argparse.Namespace) -> None:
 def _report(found: Profile, options: argparse.Namespace) -> None:
     table = "".join(f"{line}\n" for line in tables.lines(found))
     sys.stdout.write(f"\n{table}")
+    sys.stdout.write("\nfunctions, each without what it calls in bbcache:\n")
+    sys.stdout.writelines(
+        f"{line}\n" for line in tables.function_lines(functions(found.samples.ours))
+    )
     if found.samples.calls is not None:
         sys.stdout.write("\nsystem calls a round:\n")
         sys.stdout.writelines(f"{line}\n" for line in tables.call_lines(found.samples.calls))

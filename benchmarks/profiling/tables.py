@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _LEAST_SHARE: Final = 0.02
 _MOST_CALLS: Final = 12
+_MOST_FUNCTIONS: Final = 12
 _LEAST_CALLS: Final = 0.5
 _QUANTILES: Final = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999))
 _MANY: Final = 100
@@ -130,6 +132,13 @@ def quantile_of(distribution: Distribution, share: float) -> float:
     pairs = zip(distribution.shares, distribution.seconds, strict=True)
     found = (seconds for each, seconds in pairs if each >= share - 1e-9)
     return next(found, distribution.seconds[-1])
+
+
+def function_lines(shares: Mapping[str, float]) -> Iterator[str]:
+    """The functions that have taken most, given in that order."""
+    for name, share in itertools.islice(shares.items(), _MOST_FUNCTIONS):
+        if share >= _LEAST_SHARE:
+            yield f"{share:>6.0%}  {name}"
 
 
 def call_lines(calls: Mapping[str, float]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from profiling_stacks import BESIDE, FSYNC, TIMED, WAIT, main_thread, service, worker
 
-from benchmarks.profiling.accounts import account, holders
+from benchmarks.profiling.accounts import account, functions, holders
 from benchmarks.profiling.steps import GIL, HAND_OVER
 
 ASLEEP = f"PrepareQueue.take (bbcache/prepare_queue.py:176);{WAIT}"
@@ -77,4 +77,20 @@ def test_every_thread_may_hold_the_gil() -> None:
     assert holders(seen).steps == {"get": 3, "paths and files": 5}
     assert holders([*seen, service("f (bbcache/page_service/x.py:1)", 2)]).steps == {
         "page service": 2
+    }
+
+
+def test_a_function_has_what_it_calls_outside_of_bbcache() -> None:
+    """Of two functions of bbcache, one in the other, the inner one has it."""
+    publish = "Builder._publish (bbcache/build.py:266)"
+    found = account(
+        [
+            main_thread(f"{TIMED};{WAIT}", 100),
+            worker(f"{publish};{FSYNC};fsync (libc.so.6)", 30),
+            worker(f"{publish};basename (<frozen posixpath>:144)", 20),
+        ]
+    )
+    assert functions(found) == {
+        "TempFile.sync (bbcache/store.py)": 0.3,
+        "Builder._publish (bbcache/build.py)": 0.2,
     }

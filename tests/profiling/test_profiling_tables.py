@@ -12,6 +12,7 @@ from benchmarks.profiling.stage import Profile, Samples
 from benchmarks.profiling.steps import GIL
 from benchmarks.profiling.tables import (
     call_lines,
+    function_lines,
     lines,
     marked_bars,
     merged,
@@ -134,3 +135,8 @@ def test_a_page_without_a_place_is_refused() -> None:
     """By name, with what to write into it."""
     with pytest.raises(ConfigError, match=r"no place for the profile of c\nhint: Put `<!-- prof"):
         put_into(PAGE, "c", "new\n")
+
+
+def test_functions_stand_by_their_share() -> None:
+    """Small ones are left out."""
+    assert list(function_lines({"f (a.py)": 0.7, "g (b.py)": 0.019})) == ["   70%  f (a.py)"]
