@@ -16,7 +16,7 @@ from benchmarks.profiling.sampler import find_py_spy
 from benchmarks.profiling.stage import Plan, Profile, profile
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from bbcache.bench.bars import Bar
     from bbcache.bench.contest import Contest
@@ -48,7 +48,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--docs",
         type=Path,
         metavar="FILE",
-        help="put the tables into this page; without NAME of all bars that it has",
+        help="put the tables into this page, and draw its pictures; without NAME of all bars "
+        "that it has",
     )
     parser.add_argument("--dir", type=Path, metavar="DIR", help="a directory to work below")
     parser.add_argument("--pg-bin", type=Path, metavar="DIR", help="PostgreSQL's programs")
@@ -95,18 +96,26 @@ def _report(found: Profile, options: argparse.Namespace) -> None:
     sys.stdout.writelines(
         f"{line}\n" for line in tables.function_lines(functions(found.samples.ours))
     )
-    if found.samples.calls is not None:
+    calls = [f"{line}\n" for line in tables.call_lines(found.samples.calls or {})]
+    if calls:
         sys.stdout.write("\nsystem calls a round:\n")
-        sys.stdout.writelines(f"{line}\n" for line in tables.call_lines(found.samples.calls))
+        sys.stdout.writelines(calls)
     sys.stdout.flush()
-    name = found.bar.name
-    if options.svg is not None:
-        title = f"{name}: {found.bar.what}"
-        (options.svg / f"profile-{name}.svg").write_text(
-            flame.picture(title, found.samples.ours.stacks)
-        )
     if options.docs is not None:
-        options.docs.write_text(tables.put_into(options.docs.read_text(), name, table))
+        page = options.docs.read_text()
+        options.docs.write_text(tables.put_into(page, found.bar.name, table))
+    for path in _pictures(found.bar.name, options):
+        title = f"{found.bar.name}: {found.bar.what}"
+        path.write_text(flame.picture(title, found.samples.ours.stacks))
+
+
+def _pictures(name: str, options: argparse.Namespace) -> Iterator[Path]:
+    if options.svg is not None:
+        yield options.svg / f"profile-{name}.svg"
+    if options.docs is not None:
+        shown = tables.picture_in(options.docs.read_text(), name)
+        if shown is not None:
+            yield options.docs.parent / shown
 
 
 def _note(what: str) -> None:

@@ -72,7 +72,7 @@ def _costs(ours: Account, peers: Account | None, cost_ratio: float) -> Iterator[
     peer_scale = 1.0 if peers is None else peers.threads()
     for step, share, peer_share in rows:
         cell = f" {_cell(peer_share * peer_scale)} |" if peers is not None else ""
-        yield f"| {step} | {share:.0%} | {_cell(share * scale)} |{cell}"
+        yield f"| {step} | {_percent(share)} | {_cell(share * scale)} |{cell}"
     last = f" {_cell(peer_scale)} |" if peers is not None else ""
     name = "all" if ours.threads() < _ONE else "all threads"
     yield f"| {name} | 100% | {_cell(scale)} |{last}"
@@ -109,7 +109,9 @@ def _shares_and_rest(found: Account) -> Iterator[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= _ROUNDED else "below 1%"
+    if share >= _ROUNDED:
+        return f"{share:.0%}"
+    return "below 1%" if share else ""
 
 
 def _quantiles(profile: Profile) -> Iterator[str]:
@@ -160,6 +162,12 @@ def _times(value: float) -> str:
 def marked_bars(page: str) -> list[str]:
     """The bars whose profiles a page of the docs has."""
     return _MARK.findall(page)
+
+
+def picture_in(page: str, name: str) -> str | None:
+    """The picture of a bar's profile that a page shows, as the page names it."""
+    found = re.search(rf"\]\(([^)\s]*\bprofile-{re.escape(name)}\.svg)\)", page)
+    return found[1] if found else None
 
 
 def put_into(page: str, name: str, table: str) -> str:

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ROOT = Path(__file__).parent.parent.parent
-PAGE = "before\n<!-- profile: get-miss -->\nold\n<!-- end of profile -->\nafter\n"
+PAGE = """\
+![a picture](profile-get-miss.svg)
+<!-- profile: get-miss -->
+old
+<!-- end of profile -->
+after
+"""
 
 
 def require_py_spy() -> None:
@@ -49,13 +55,14 @@ def test_a_bar_is_profiled_for_the_docs(tmp_path: Path) -> None:
     require_py_spy()
     page = tmp_path / "page.md"
     page.write_text(PAGE)
-    ended = run("--quick", "--seconds", 1, "--dir", tmp_path, "--docs", page, "--svg", tmp_path)
+    ended = run("--quick", "--seconds", 1, "--dir", tmp_path, "--docs", page)
     if ended.returncode and "ermission" in ended.stderr and os.geteuid() != 0:
         pytest.skip("this system lets no process look into another one")
     assert ended.returncode == 0, ended.stderr
     text = page.read_text()
-    assert text.startswith("before\n<!-- profile: get-miss -->\n**`get-miss`**: ")
-    assert text.endswith("<!-- end of profile -->\nafter\n")
+    head, _, rest = PAGE.partition("old\n")
+    assert text.startswith(f"{head}**`get-miss`**: ")
+    assert text.endswith(rest)
     assert "| get | " in text  # what was measured was seen
     assert "\n| all | 100% | " in text
     assert text.split("-->\n")[1].partition("<!--")[0] in ended.stdout

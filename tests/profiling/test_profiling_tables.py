@@ -16,6 +16,7 @@ from benchmarks.profiling.tables import (
     lines,
     marked_bars,
     merged,
+    picture_in,
     put_into,
     quantile_of,
 )
@@ -140,3 +141,11 @@ def test_a_page_without_a_place_is_refused() -> None:
 def test_functions_stand_by_their_share() -> None:
     """Small ones are left out."""
     assert list(function_lines({"f (a.py)": 0.7, "g (b.py)": 0.019})) == ["   70%  f (a.py)"]
+
+
+def test_a_page_names_the_picture_of_a_bar() -> None:
+    """Of this bar, and of no other with a longer name."""
+    page = "![x](images/profile-start.svg) ![y](images/profile-get-p99-builds.svg)"
+    assert picture_in(page, "start") == "images/profile-start.svg"
+    assert picture_in(page, "get-p99") is None
+    assert picture_in(page, "builds") is None
