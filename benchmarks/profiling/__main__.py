@@ -79,8 +79,12 @@ def run(options: argparse.Namespace) -> None:
 
     Raises:
         BbcacheError: a profiler is missing, or a bar cannot be profiled.
+        OSError: a file cannot be read or written.
     """
     plan = Plan(find_py_spy(), options.seconds, options.rate)
+    for path in (options.svg, options.dir):
+        if path is not None and not path.is_dir():
+            raise ConfigError(f"{path} is not a directory")
     wanted = chosen(options)
     counts: Counts = (QUICK if options.quick else FULL)._replace(budget_s=float(options.seconds))
     with open_scene(counts, options.dir, options.pg_bin, _note) as scene:
@@ -126,7 +130,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     try:
         run(parse_arguments(arguments))
-    except BbcacheError as error:
+    except (BbcacheError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

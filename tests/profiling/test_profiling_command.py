@@ -87,3 +87,15 @@ def test_what_is_no_time_has_no_profile(capsys: pytest.CaptureFixture[str], tmp_
     require_py_spy()
     assert main(["--quick", "--dir", str(tmp_path), "memory-entry"]) == 1
     assert "memory-entry compares bytes, and a profile is one of time" in capsys.readouterr().err
+
+
+def test_places_that_are_not_there_are_told_first(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Before minutes are spent."""
+    require_py_spy()
+    assert main(["get-miss", "--svg", str(tmp_path / "no")]) == 1
+    assert main(["--docs", str(tmp_path / "no.md")]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0] == f"{tmp_path}/no is not a directory"
+    assert "No such file or directory" in errors[1]
