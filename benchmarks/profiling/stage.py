@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _GIL_MATTERS: Final = 0.2
 _HALF: Final = 0.5
+_CALLS: Final = 500_000  # more than fit
+_LATENCY_S: Final = 2.0
 
 
 class Plan(NamedTuple):
@@ -75,15 +77,21 @@ class Profile(NamedTuple):
 class _Stage(Lineup):
     """Contestants that run under the profiler, one after the other. For one thread.
 
+    Args:
+        bar: it has the two.
+        plan: how they are sampled.
+        is_counting: whether the system calls of a round are of interest.
+
     Attributes:
-        seen: what it has seen; None before the race, and where bbcache's side has failed.
+        seen: what it has seen; None before the race, and where a side has failed.
     """
 
-    def __init__(self, bar: Bar, plan: Plan) -> None:
+    def __init__(self, bar: Bar, plan: Plan, *, is_counting: bool) -> None:
         super().__init__({bar.what, bar.against})
         self.seen: Samples | None = None
         self._bar = bar
         self._plan = plan
+        self._is_counting = is_counting
 
     def race(self, pace: Pace) -> None:  # noqa: ARG002 - the plan says how long
         """Warm both sides up, then sample each."""
@@ -96,6 +104,7 @@ class _Stage(Lineup):
         peers = calls = None
         if ours.timed_count:
             peers = account(self._sampled(against, "--native", "--idle"))
+        if ours.timed_count and self._is_counting:
             calls = count_calls(lambda: self._run(what), self._plan.duration_s / 2)
         if peers is not None and peers.steps.get(HAND_OVER, 0) > _HALF * peers.total:
             peers = None  # it works in processes of its own
@@ -134,8 +143,14 @@ def profile(contest: Contest, bar: Bar, scene: Scene, plan: Plan) -> Profile:
     (outcome,), figures = run([cut], scene, lambda *_: None)
     if outcome.value is None:
         raise ProfilerError(f"{bar.name} cannot be measured: {outcome.reason}")
-    stage = _Stage(bar, plan)
-    contest.measure(scene, stage)
+    stage = _Stage(bar, plan, is_counting=not figures.distributions)
+    counts = scene.counts
+    # Longer rounds of single calls: less of the samples then lies between two rounds.
+    scene.counts = counts._replace(calls=_CALLS, latency_s=_LATENCY_S)
+    try:
+        contest.measure(scene, stage)
+    finally:
+        scene.counts = counts
     if stage.seen is None or not stage.seen.ours.total:
         reasons = [*stage.missing.values(), *stage.failed.values()]
         raise ProfilerError(f"{bar.name} was not seen at work: {' '.join(reasons)}".strip(": "))
