@@ -48,6 +48,9 @@ def test_a_service_that_waits_for_its_end_sleeps() -> None:
 
 
 def test_what_lies_between_rounds_is_untimed() -> None:
-    """Emptying a directory is set-up, and what comes then is the round."""
+    """Emptying a directory and sorting latencies is; what comes between is the round."""
     assert is_untimed(main_thread(f"{TIMED};_emptied (bbcache/bench/restores.py:75)", 1))
+    latencies = f"{TIMED};Latencies.round (bbcache/bench/latency.py:56)"
+    assert is_untimed(main_thread(f"{latencies};list_sort (libpython3.11.so.1.0)", 1))
+    assert not is_untimed(main_thread(f"{latencies};get_latencies (bbcache/bench/latency.py:9)", 1))
     assert not is_untimed(main_thread(f"{TIMED};restore (bbcache/bench/restores.py:52)", 1))
