@@ -23,6 +23,7 @@ _MOST_FUNCTIONS: Final = 12
 _LEAST_CALLS: Final = 0.5
 _QUANTILES: Final = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999))
 _MANY: Final = 100
+_HARDLY_WAITING: Final = 0.95
 _ROUNDED: Final = 0.005
 _ONE: Final = 1.05  # threads, as far as samples can tell
 _BLOCK: Final = "<!-- profile: {name} -->\n{body}<!-- end of profile -->\n"
@@ -45,8 +46,8 @@ def lines(profile: Profile) -> Iterator[str]:
         yield ""
         yield "| who holds the GIL, at what | share |"
         yield "| --- | --- |"
-        for step, share, _ in merged(profile.samples.holders.shares(), {}):
-            yield f"| {step} | {share:.0%} |"
+        shares = merged(profile.samples.holders.shares(), {})
+        yield from (f"| {step} | {_percent(share)} |" for step, share, _ in shares)
 
 
 def _headline(profile: Profile) -> Iterator[str]:
@@ -101,6 +102,11 @@ def _shares_and_rest(found: Account) -> Iterator[str]:
     """Shares of all of the time, and of what is left when nobody waits for the GIL."""
     shares = found.shares()
     work = 1.0 - shares.get(GIL, 0.0)
+    if work > _HARDLY_WAITING:
+        yield "| step | share |"
+        yield "| --- | --- |"
+        yield from (f"| {step} | {_percent(share)} |" for step, share, _ in merged(shares, {}))
+        return
     of_work = {step: share / work for step, share in shares.items() if step != GIL}
     yield "| step | share | share of the rest |"
     yield "| --- | --- | --- |"

@@ -92,6 +92,17 @@ def test_latencies_stand_beside_the_waiting_for_the_gil() -> None:
     ]
 
 
+def test_where_nobody_waits_for_the_gil_one_column_does() -> None:
+    """Such as of a service in a process of its own: there is no round to compare with."""
+    ours = Account({"page service": 70, "kernel: send": 30}, 0, ())
+    assert list(lines(Profile(BAR, 4.0, samples(ours), {})))[2:] == [
+        "| step | share |",
+        "| --- | --- |",
+        "| page service | 70% |",
+        "| kernel: send | 30% |",
+    ]
+
+
 def test_what_is_small_on_both_sides_is_one_row() -> None:
     """No share is lost, and a step that the peer alone has is kept."""
     rows = merged({"a": 0.97, "b": 0.015, "c": 0.015}, {"a": 0.5, "d": 0.49, "b": 0.01})
