@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from benchmarks.profiling.steps import ASLEEP, HAND_OVER, is_untimed, step_of
+from benchmarks.profiling.steps import ASLEEP, GIL, HAND_OVER, is_untimed, step_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -49,11 +49,11 @@ class Account(NamedTuple):
 def account(stacks: Iterable[Stack]) -> Account:
     """Add up samples of a bar.
 
-    A round is timed by one thread. Where it mostly waits for others, what these do counts,
-    and where none of them is at work, that is a hand-over between threads. Where it works
-    itself, it counts with all that help it. Where something else is under way beside what
-    is timed, it counts alone. Of a service in a process of its own, its threads count and
-    nothing else.
+    A round is timed by one thread, and what others do meanwhile counts with it. Where it
+    mostly waits for them, its own waits for the GIL do not, since others work then; and
+    where none of them is at work, that is a hand-over between threads. Where something else
+    is under way beside what is timed, it counts alone. Of a service in a process of its
+    own, its threads count and nothing else.
 
     Args:
         stacks: all that were sampled, of sleeping threads too.
@@ -68,8 +68,9 @@ def account(stacks: Iterable[Stack]) -> Account:
     if any(stack.has(_BESIDE) for stack in main):
         return _added(main, timed_count)
     others = [stack for stack in seen if not stack.is_main and not stack.process]
-    is_waiting = _added(main, 0).total < timed_count / 2
-    return _added(others if is_waiting else [*main, *others], timed_count)
+    if _added(main, 0).total < timed_count / 2:
+        main = [stack for stack in main if step_of(stack) != GIL]
+    return _added([*main, *others], timed_count)
 
 
 def _added(stacks: Iterable[Stack], timed_count: int) -> Account:

@@ -26,6 +26,7 @@ CODEC: Final = "ISA-L"
 _UNTIMED: Final = frozenset(
     (
         "_emptied",
+        "fresh_directories",
         "_start.<locals>.close_last",
         "Pipeline.add_timeline",
         "Pipeline.add_pgdata_timeline",
@@ -107,6 +108,8 @@ _NATIVE: Final = (
         "garbage collector",
         ("gc_collect*", "deduce_unreachable", "visit_*", "subtract_refs", "update_refs"),
     ),
+    # What copies and compares in the C library is picked by processor, and has no name.
+    Rule("memory: copy, compare, allocate", ("0x*", "*mem*", "*alloc", "*free"), ("libc*",)),
 )
 
 # Where a thread waits for another one. Any other lock is rarely taken.
@@ -115,16 +118,25 @@ _WAITS: Final = (
     Rule(ASLEEP, ("_worker",), ("concurrent/futures/thread.py",)),
     Rule(ASLEEP, ("Popen.*",), ("subprocess.py",)),
     Rule(ASLEEP, ("main",), ("*/service_process.py",)),
+    Rule("rests, so that reads go before", files=("bbcache/right_of_way.py",)),
 )
 
 # Of functions of Python, from the innermost on.
 _PYTHON: Final = (
     Rule("log", files=("logging/*", "*/logging/*")),
     Rule("metrics", files=("*prometheus_client/*", "bbcache/metrics.py", "bbcache/counters.py")),
-    Rule("archive writer", files=("bbcache/archive.py",)),
+    Rule("archive writer", files=("bbcache/archive.py", "bbcache/deflate.py")),
     Rule("tar headers", files=("bbcache/postgres/tar_writer.py",)),
     Rule("walking the PGDATA", files=("bbcache/postgres/pgdata.py",)),
-    Rule("unpacking", files=("bbcache/postgres/tar_reader.py", "bbcache/postgres/restore*.py")),
+    Rule(
+        "unpacking",
+        files=(
+            "bbcache/postgres/tar_reader.py",
+            "bbcache/postgres/restore*.py",
+            "bbcache/postgres/member_writer.py",
+            "bbcache/postgres/write_behind.py",
+        ),
+    ),
     Rule("index and books", files=("bbcache/index.py", "bbcache/accounting.py")),
     Rule("shelf: files and index together", files=("bbcache/shelf.py",)),
     Rule("paths and files", files=("bbcache/store.py", "bbcache/dirlock.py")),
@@ -159,11 +171,9 @@ def step_of(stack: Stack) -> str:
             break
         native.append(frame)
     python = [frame for frame in reversed(stack.frames) if frame.is_python]
-    is_waiting = _first_match(_WAITS, python[:1]) is not None
     found = next((rule.step for rule in _NATIVE if any(map(rule.matches, native))), None)
-    if is_waiting and found != GIL:
-        return ASLEEP
-    return found or _first_match(_PYTHON, python) or OTHER
+    waits = None if found == GIL else _first_match(_WAITS, python[:1])
+    return waits or found or _first_match(_PYTHON, python) or OTHER
 
 
 def _first_match(rules: Iterable[Rule], frames: Iterable[Frame]) -> str | None:

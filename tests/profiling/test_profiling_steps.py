@@ -20,6 +20,8 @@ COMPRESS = "_Compressor._compress (bbcache/archive.py:226)"
         (f"{COMPRESS};0x7f7c360ccba4 (isal/isal_zlib.so)", "ISA-L: compress, inflate, CRC"),
         (f"{COMPRESS};isal_deflate (isal/isal_zlib.so);take_gil (python3)", GIL),
         (COMPRESS, "archive writer"),
+        (f"{COMPRESS};0x7fb1fa38bb75 (libc.so.6)", "memory: copy, compare, allocate"),
+        (f"{COMPRESS};realloc (libc.so.6);0x7f (libc.so.6)", "memory: copy, compare, allocate"),
         (
             "scan (bbcache/store.py:1);os_lstat (libpython3.so);fstatat64 (libc.so.6)",
             "kernel: stat",
@@ -30,6 +32,10 @@ COMPRESS = "_Compressor._compress (bbcache/archive.py:226)"
         ("new_one (bbcache/not_known_yet.py:1)", "rest of bbcache"),
         ("run (somewhere.py:1)", OTHER),
         (f"PrepareQueue.take (bbcache/prepare_queue.py:176);{WAIT}", ASLEEP),
+        (
+            "RightOfWay.rest (bbcache/right_of_way.py:5);clock_nanosleep (libc.so.6)",
+            "rests, so that reads go before",
+        ),
         ("Condition.wait (threading.py:331);pthread_cond_timedwait (libc.so.6)", GIL),
         ("f (bbcache/index.py:1);PyThread_acquire_lock_timed (libpython3.11.so.1.0)", "locks"),
         ("f (bbcache/page_service/x.py:1);select_poll (x.c:1);epoll_wait (libc.so.6)", ASLEEP),
