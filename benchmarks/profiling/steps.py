@@ -19,6 +19,7 @@ GIL: Final = "waiting for the GIL"
 ASLEEP: Final = "asleep"
 HAND_OVER: Final = "hand-overs: no worker at work"
 OTHER: Final = "other Python"
+_MEMORY: Final = "memory: copy, compare, allocate"
 KERNEL: Final = "kernel: "
 CODEC: Final = "ISA-L"
 
@@ -108,9 +109,11 @@ _NATIVE: Final = (
         "garbage collector",
         ("gc_collect*", "deduce_unreachable", "visit_*", "subtract_refs", "update_refs"),
     ),
-    # What copies and compares in the C library is picked by processor, and has no name.
-    Rule("memory: copy, compare, allocate", ("0x*", "*mem*", "*alloc", "*free"), ("libc*",)),
+    Rule(_MEMORY, ("*mem*", "*alloc", "*free"), ("libc*",)),
 )
+
+_NAMELESS: Final = Rule("", ("0x*",), ("libc*",))
+_RELEASES: Final = Rule("", ("os_*", "sock_*", "select_*", "time_*"))
 
 # Where a thread waits for another one. Any other lock is rarely taken.
 _WAITS: Final = (
@@ -172,8 +175,23 @@ def step_of(stack: Stack) -> str:
         native.append(frame)
     python = [frame for frame in reversed(stack.frames) if frame.is_python]
     found = next((rule.step for rule in _NATIVE if any(map(rule.matches, native))), None)
+    found = found or _nameless_step(native)
     waits = None if found == GIL else _first_match(_WAITS, python[:1])
     return waits or found or _first_match(_PYTHON, python) or OTHER
+
+
+def _nameless_step(native: list[Frame]) -> str | None:
+    """The step of a function of the C library that has no name; the innermost is the first.
+
+    What copies and compares is picked by processor, and lost its name by that. What has
+    none and calls such a one, or is called at the end of a system call, hands a mutex on:
+    the GIL's.
+    """
+    if not native or not _NAMELESS.matches(native[0]):
+        return None
+    caller = native[1:2]
+    has_mutex = any(_NAMELESS.matches(each) or _RELEASES.matches(each) for each in caller)
+    return GIL if has_mutex else _MEMORY
 
 
 def _first_match(rules: Iterable[Rule], frames: Iterable[Frame]) -> str | None:

@@ -21,6 +21,8 @@ COMPRESS = "_Compressor._compress (bbcache/archive.py:226)"
         (f"{COMPRESS};isal_deflate (isal/isal_zlib.so);take_gil (python3)", GIL),
         (COMPRESS, "archive writer"),
         (f"{COMPRESS};0x7fb1fa38bb75 (libc.so.6)", "memory: copy, compare, allocate"),
+        (f"{COMPRESS};0x7fb1fa30 (libc.so.6);0x7fb1fa40 (libc.so.6)", GIL),
+        (f"{FSYNC};0x7fb1fa30 (libc.so.6)", GIL),
         (f"{COMPRESS};realloc (libc.so.6);0x7f (libc.so.6)", "memory: copy, compare, allocate"),
         (
             "scan (bbcache/store.py:1);os_lstat (libpython3.so);fstatat64 (libc.so.6)",
