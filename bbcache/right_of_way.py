@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-SLICE_S: Final = 0.001  # about what a read may have to wait
+SLICE_S: Final = 0.002  # about what a read may have to wait
 NAP_S: Final = 1e-6  # in truth some 60 us: Linux wakes nobody sooner
-PAUSE_S: Final = 0.003  # hundreds of reads, of which one meets the next slice: below 1 %
+PAUSE_S: Final = 0.008  # hundreds of reads, of which one meets the next slice: below 1 %
 
 _T = TypeVar("_T")
 
@@ -26,7 +26,7 @@ class RightOfWay:
 
     A read says that it is there by one write to memory. Whoever works at length rests
     whenever a slice of time is over: a nap, which lets any one thread in, or a longer
-    pause where something was read since the last rest. So the work takes four times as
+    pause where something was read since the last rest. So the work takes five times as
     long at the most, even under reads without end.
 
     Args:
