@@ -66,19 +66,14 @@ class BasebackupCommand(NamedTuple):
     is_full: bool = False
     prev_lsn: Lsn | None = None
 
-    @property
-    def name(self) -> str:
-        """The command's first word."""
-        return "fullbackup" if self.is_full else "basebackup"
-
     def __str__(self) -> str:
-        words = [self.name, str(self.tenant_id), str(self.timeline_id)]
+        ids = f"{self.tenant_id.hex()} {self.timeline_id.hex()}"
         if self.is_full:
-            words += [str(lsn) for lsn in (self.lsn, self.prev_lsn) if lsn is not None]
-        else:
-            words.append(_LATEST if self.lsn is None else str(self.lsn))
-        words += [_GZIP] * self.is_gzip + [_REPLICA] * self.is_replica
-        return " ".join(words)
+            positions = [f" {lsn}" for lsn in (self.lsn, self.prev_lsn) if lsn is not None]
+            return f"fullbackup {ids}{''.join(positions)}"
+        position = _LATEST if self.lsn is None else str(self.lsn)
+        flags = " gzip" * self.is_gzip + " replica" * self.is_replica
+        return f"basebackup {ids} {position}{flags}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,15 +36,17 @@ class FrameBuffer:
 
     def __init__(self, max_size_bytes: int) -> None:
         self._max_size_bytes = max_size_bytes
-        self._data = bytearray()
+        self._data = b""
+        self._at = 0  # what comes before that is done with
 
     def __len__(self) -> int:
         """How many bytes are waiting."""
-        return len(self._data)
+        return len(self._data) - self._at
 
     def feed(self, data: bytes) -> None:
         """Take more bytes of the stream."""
-        self._data += data
+        self._data = self._data[self._at :] + data if len(self) else data
+        self._at = 0
 
     def next_startup(self) -> Frame | None:
         """The first message of a connection; None until it is there in full.
@@ -63,21 +65,19 @@ class FrameBuffer:
         return self._next(_TYPE_SIZE_BYTES, self._max_size_bytes)
 
     def _next(self, type_size_bytes: int, max_size_bytes: int) -> Frame | None:
-        if not self._data:
-            return None  # as most often
+        data, start = self._data, self._at
+        left_bytes = len(data) - start
         head_size_bytes = type_size_bytes + _LENGTH.size
-        if len(self._data) < head_size_bytes:
+        if left_bytes < head_size_bytes:
             return None
-        (length,) = _LENGTH.unpack_from(self._data, type_size_bytes)
+        (length,) = _LENGTH.unpack_from(data, start + type_size_bytes)
         if not _LENGTH.size <= length <= max_size_bytes:
             raise ProtocolError(
                 f"a message says that it has {length} bytes; it can have "
                 f"{_LENGTH.size} to {max_size_bytes}"
             )
-        end = type_size_bytes + length
-        if len(self._data) < end:
+        if left_bytes < type_size_bytes + length:
             return None
-        kind = bytes(self._data[:type_size_bytes])
-        body = bytes(self._data[head_size_bytes:end])
-        del self._data[:end]
-        return Frame(kind, body)
+        end = start + type_size_bytes + length
+        self._data, self._at = (data, end) if end < len(data) else (b"", 0)
+        return Frame(data[start : start + type_size_bytes], data[start + head_size_bytes : end])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
@@ -164,12 +163,11 @@ class Session:
 
     def _answer_all(self) -> bool:
         """Answer every whole message; False where one was the last."""
-        for number in itertools.count():
-            event = self._conversation.next_event()
-            if event is None:
-                break
-            if number > 0:
+        is_first = True
+        while (event := self._conversation.next_event()) is not None:
+            if not is_first:
                 self._leave()  # others do not wait for one who asks for much at once
+            is_first = False
             self._answer(event)
             self._flush()
             if self._transport.interruption is not None and not self._conversation.is_closed:
@@ -236,8 +234,9 @@ class Session:
         failure: BaseException | None = None
         copy: CopyOut | None = None
         try:
-            with self._open(command) as basebackup:
-                origin = basebackup.origin
+            basebackup = self._open(command)
+            origin = basebackup.origin
+            with basebackup.file:
                 copy = self._copy_of(basebackup, is_gzip=command.is_gzip)
                 self._conversation.begin_copy()
                 if copy.whole is None:
