@@ -166,14 +166,15 @@ def test_who_speaks_something_else(bench: Bench, data: bytes) -> None:
     bench.wait_gone()
 
 
-def test_small_hits_take_one_thread(bench: Bench) -> None:
+def test_small_hits_take_no_thread_each(bench: Bench) -> None:
     """However many clients ask for them; only what may take long has a thread of its own."""
     timeline = bench.rig.prepared(size_bytes=1000)
     clients = [bench.logged_in() for _ in range(20)]
     for client in clients * 3:
         assert kinds(client.ask(bench.command(timeline, LSN_A, "gzip"))) == "HdcCZ"
     names = [each.name for each in threading.enumerate()]
-    assert len([name for name in names if name.startswith("bbcache-client")]) == 1
+    # One, and perhaps another: what has left the page cache meanwhile may take long.
+    assert len([name for name in names if name.startswith("bbcache-client")]) <= 2
 
 
 def test_a_client_that_asks_for_much_at_once(bench: Bench) -> None:
