@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import cramjam
 import pytest
+from cache_helpers import Gate
 from helpers import KEY, LSN, TIMELINE, make_keys, run_threads, seal_archive, tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -826,27 +827,32 @@ def test_cancel_from_another_thread_ends_the_build() -> None:
     assert errors == [caught.value]
 
 
+def stopping(emitted: list[bytes], gate: Gate) -> Callable[[bytes], None]:
+    """Keeps what is emitted, but stops at the gate before what comes behind the header."""
+
+    def emit(data: bytes) -> None:
+        if emitted:
+            gate()
+        emitted.append(data)
+
+    return emit
+
+
 def test_a_write_under_way_when_the_archive_ends_does_no_harm() -> None:
     """A host that still writes from another thread gets a whole archive or an error."""
-    is_inside, may_go_on = threading.Event(), threading.Event()
+    gate = Gate()
     emitted: list[bytes] = []
     seals: list[Seal] = []
 
-    def emit(data: bytes) -> None:
-        if emitted and not is_inside.is_set():
-            is_inside.set()
-            assert may_go_on.wait(30)
-        emitted.append(data)
-
-    made = Made(emit=emit)
+    made = Made(emit=stopping(emitted, gate))
 
     def host() -> None:
         with pytest.raises(ValueError, match=r"detached|ended"):
             made.writer.writelines([RANDOM] * 100)
 
     def finish() -> None:
-        assert is_inside.wait(30)
-        threading.Timer(0.01, may_go_on.set).start()
+        gate.wait_for()
+        threading.Timer(0.01, gate.open).start()
         seals.append(made.writer.finish())
 
     run_threads([host, finish])
@@ -894,21 +900,15 @@ def test_a_write_that_fails_in_another_thread_fails_the_build() -> None:
 
 def test_a_write_that_had_to_wait_for_the_end_is_refused() -> None:
     """It came before the archive ended, and gets its turn after."""
-    is_inside, may_go_on = threading.Event(), threading.Event()
+    gate = Gate()
     emitted: list[bytes] = []
 
-    def emit(data: bytes) -> None:
-        if emitted and not is_inside.is_set():
-            is_inside.set()
-            assert may_go_on.wait(30)
-        emitted.append(data)
-
-    made = Made(emit=emit)
+    made = Made(emit=stopping(emitted, gate))
 
     def waiting() -> None:
-        assert is_inside.wait(30)
+        gate.wait_for()
         threading.Timer(0.01, made.writer.abort).start()
-        threading.Timer(0.02, may_go_on.set).start()
+        threading.Timer(0.02, gate.open).start()
         with pytest.raises(ValueError, match="ended"):
             made.writer.writelines([RANDOM] * 100)
 

@@ -72,7 +72,7 @@ class BasebackupCommand(NamedTuple):
             positions = [f" {lsn}" for lsn in (self.lsn, self.prev_lsn) if lsn is not None]
             return f"fullbackup {ids}{''.join(positions)}"
         position = _LATEST if self.lsn is None else str(self.lsn)
-        flags = " gzip" * self.is_gzip + " replica" * self.is_replica
+        flags = f" {_GZIP}" * self.is_gzip + f" {_REPLICA}" * self.is_replica
         return f"basebackup {ids} {position}{flags}"
 
 

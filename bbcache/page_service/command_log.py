@@ -90,8 +90,7 @@ class CommandLog:
 
 
 def _log(ended: EndedCommand) -> None:
-    has_failed = ended.failure is not None and ended.result is Result.ERROR
-    level = logging.WARNING if has_failed else logging.INFO
+    level = logging.WARNING if ended.result is Result.ERROR else logging.INFO
     if log.isEnabledFor(level):
         record = log.makeRecord(log.name, level, __file__, 0, str(ended), (), None, "_log")
         record.created, record.msecs = ended.at_s, int(ended.at_s % 1 * 1000)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from bbcache.page_service import conversation as c
 from bbcache.page_service.command import NoOpCommand, parse_command
 from bbcache.page_service.command_log import EndedCommand, one_line
-from bbcache.page_service.copy_out import SMALL_SIZE_BYTES, CopyOut
+from bbcache.page_service.copy_out import CopyOut
 from bbcache.page_service.errors import (
     BadTokenError,
     CommandError,
@@ -237,7 +237,12 @@ class Session:
             basebackup = self._open(command)
             origin = basebackup.origin
             with basebackup.file:
-                copy = self._copy_of(basebackup, is_gzip=command.is_gzip)
+                copy = CopyOut(
+                    basebackup.file,
+                    basebackup.size_bytes,
+                    is_gzip=command.is_gzip,
+                    before_wait=self._leave,
+                )
                 self._conversation.begin_copy()
                 if copy.whole is None:
                     self._transport.send(self._conversation.take_output(), more=True)
@@ -269,14 +274,6 @@ class Session:
             return held
         self._leave()
         return self._source.open(command, self._connection.go_on)
-
-    def _copy_of(self, basebackup: OpenBasebackup, *, is_gzip: bool) -> CopyOut:
-        """What sends it; a small one is there at once, in memory of the kernel."""
-        if not (is_gzip and basebackup.size_bytes <= SMALL_SIZE_BYTES):
-            self._leave()
-        return CopyOut(
-            basebackup.file, basebackup.size_bytes, is_gzip=is_gzip, before_wait=self._leave
-        )
 
     def _account(self, ended: EndedCommand) -> None:
         self._metrics.copied(ended.sent_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, Protocol, runtime_checkable
 
 from bbcache.errors import (
     BackingOffError,
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class OpenBasebackup(NamedTuple):
-    """An open archive, which leaving a ``with`` block closes.
+    """An open archive, whose file the taker closes.
 
     Attributes:
         file: a file of one gzip member on disk, open at its start.
@@ -51,12 +51,6 @@ class OpenBasebackup(NamedTuple):
     lsn: Lsn
     size_bytes: int
     origin: Source
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
 
 
 class BasebackupSource(Protocol):
