@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from bbcache.bench.entries import make_host, make_places, spawn_ready
 from bbcache.page_service.config import Address, PageServiceConfig
+from bbcache.page_service.line_handler import LineHandler
 from bbcache.page_service.server import PageService
 from bbcache.page_service.source import CacheSource
 
@@ -97,9 +98,7 @@ def allow_many_descriptors() -> None:
 def main(data_dir: Path, entry_count: int, most_connections: int) -> None:
     """Serve until stdin ends."""
     allow_many_descriptors()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, handlers=[LineHandler(sys.stderr)])
     host = make_host(make_places(entry_count))
     config = PageServiceConfig(listen=_ANY_PORT, max_connections=most_connections)
     registry = CollectorRegistry()

@@ -271,8 +271,9 @@ def _signals_wait() -> Iterator[set[signal.Signals]]:
 
 @contextmanager
 def _logging_to_stderr() -> Iterator[None]:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    from bbcache.page_service.line_handler import LineHandler  # noqa: PLC0415 - with the others
+
+    handler = LineHandler(sys.stderr)
     logger = logging.getLogger("bbcache")
     before = logger.level
     logger.addHandler(handler)
@@ -280,6 +281,7 @@ def _logging_to_stderr() -> Iterator[None]:
     try:
         yield
     finally:
+        handler.flush()
         logger.removeHandler(handler)
         logger.setLevel(before)
 

@@ -12,6 +12,7 @@ from bbcache.page_service.errors import (
     DisconnectedError,
     PageServiceError,
 )
+from bbcache.page_service.line_handler import MORE_FOLLOWS
 from bbcache.page_service.metrics import Result
 
 if TYPE_CHECKING:
@@ -83,17 +84,21 @@ class CommandLog:
             self.catch_up()
 
     def catch_up(self) -> None:
-        """Log all that waits."""
+        """Log all that waits, as one burst."""
+        ended = []
         with suppress(IndexError):  # another thread may take the last one
             while self._waiting:
-                _log(self._waiting.popleft())
+                ended.append(self._waiting.popleft())
+        for left, each in enumerate(ended, 1 - len(ended)):
+            _log(each, more_follows=left < 0)
 
 
-def _log(ended: EndedCommand) -> None:
+def _log(ended: EndedCommand, *, more_follows: bool = False) -> None:
     level = logging.WARNING if ended.result is Result.ERROR else logging.INFO
     if log.isEnabledFor(level):
         record = log.makeRecord(log.name, level, __file__, 0, str(ended), (), None, "_log")
         record.created, record.msecs = ended.at_s, int(ended.at_s % 1 * 1000)
+        setattr(record, MORE_FOLLOWS, more_follows)
         log.handle(record)
 
 

@@ -4,6 +4,9 @@ The thread that waits serves whom it hears, itself, and then waits on. With a th
 each client a hit would cost several times as much: each had to be woken, and to ask for
 the GIL anew behind each of its system calls, while all others ask for it too.
 
+Of those that are heard at once some are served before their answers are sent, since to
+wake who waits for an answer costs more than to send another while he is awake.
+
 What may take long says so beforehand, by `Lookout.leave`: then another thread waits on.
 The pattern is called Leader/Followers (Schmidt et al., Pattern-Oriented Software
 Architecture, volume 2).
@@ -18,12 +21,15 @@ import select
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+_MOST_AT_ONCE: Final = 8  # are served before the first of them has its answer
 _MOST_S: Final = 1e6  # in milliseconds it must be an int of C
+
+_T = TypeVar("_T")
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +41,18 @@ class Client(Protocol):
         """The descriptor of its socket: the same one as long as it is open."""
         ...
 
-    def serve(self) -> float | None:
-        """Serve what it has said, or find that it has been silent for too long.
+    def serve(self) -> bool:
+        """Serve what it has said, if anything; `finish` comes soon after, with the answer.
+
+        Must not wait before `Lookout.leave` was called.
+
+        Returns:
+            Whether it goes on; False where it is over, and closed.
+        """
+        ...
+
+    def finish(self) -> float | None:
+        """Send what is left to be sent, or find that it has been silent for too long.
 
         Must not wait before `Lookout.leave` was called.
 
@@ -81,7 +97,8 @@ class Lookout:
         self._waiting: dict[int, Client] = {}  # by descriptor
         self._deadlines_s: dict[int, float] = {}  # likewise
         self._away: set[Client] = set()
-        self._heard: deque[int] = deque()  # descriptors of those to be served next
+        # Descriptors of those to be served next, and again, to be finished: True.
+        self._turns: deque[tuple[int, bool]] = deque()
         self._served_fd = -1
         self._check_at_s = math.inf  # nobody's deadline is before that
 
@@ -131,10 +148,14 @@ class Lookout:
     def _lead(self) -> None:
         """Wait for clients and serve them, until this thread leaves or all is over."""
         me = self._leader = threading.get_ident()
-        while (fd := self._next()) is not None:
+        while (turn := self._next()) is not None:
+            fd, is_second = turn
             self._served_fd = fd
             client = self._waiting[fd]
-            deadline_s = _served(client)
+            goes_on = is_second or _guarded(client, client.serve)
+            if goes_on and not is_second and self._leader == me:
+                continue  # its second turn comes
+            deadline_s = _guarded(client, client.finish) if goes_on else None
             if self._leader != me:
                 self._hand_over(client, deadline_s)
                 return
@@ -152,9 +173,13 @@ class Lookout:
         del self._deadlines_s[fd]
         return self._waiting.pop(fd)
 
-    def _next(self) -> int | None:
-        """Who is to be served next; None where all is over."""
-        while not self._heard:
+    def _next(self) -> tuple[int, bool] | None:
+        """Whose turn is next; None where all is over."""
+        while True:
+            while self._turns:
+                turn = self._turns.popleft()
+                if turn[0] in self._waiting:  # it may have left, or ended, at its first
+                    return turn
             self._take_handed()
             if self._is_closing.is_set() and not self._waiting and not self._away:
                 return None
@@ -163,7 +188,12 @@ class Lookout:
                 self._listen(min(left_s, _MOST_S))
             else:
                 self._find_late()
-        return self._heard.popleft()
+
+    def _give_turns(self, fds: Sequence[int]) -> None:
+        for first in range(0, len(fds), _MOST_AT_ONCE):
+            some = fds[first : first + _MOST_AT_ONCE]
+            self._turns.extend((fd, False) for fd in some)
+            self._turns.extend((fd, True) for fd in some)
 
     def _take_handed(self) -> None:
         while self._handed:
@@ -185,11 +215,11 @@ class Lookout:
         if not events:
             self._use_the_quiet()
             events = self._epoll.poll(timeout_s)
-        for fd, _ in events:
-            if fd == self._bell:
-                os.eventfd_read(fd)
-            else:
-                self._heard.append(fd)
+        fds = [fd for fd, _ in events]
+        if self._bell in fds:
+            os.eventfd_read(self._bell)
+            fds.remove(self._bell)
+        self._give_turns(fds)
 
     def _use_the_quiet(self) -> None:
         try:
@@ -199,14 +229,15 @@ class Lookout:
 
     def _find_late(self) -> None:
         now_s = self._clock()
-        self._heard.extend(fd for fd, at_s in self._deadlines_s.items() if at_s <= now_s)
+        self._give_turns([fd for fd, at_s in self._deadlines_s.items() if at_s <= now_s])
         left_s = (at_s for at_s in self._deadlines_s.values() if at_s > now_s)
         self._check_at_s = min(left_s, default=math.inf)
 
 
-def _served(client: Client) -> float | None:
+def _guarded(client: Client, step: Callable[[], _T]) -> _T | None:
+    """What a step of a client's gives; None where it fails, and the client is closed."""
     try:
-        return client.serve()
+        return step()
     except BaseException:
         log.exception("a client could not be served")
         client.close()

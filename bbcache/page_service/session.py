@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from bbcache.page_service import conversation as c
@@ -49,6 +50,23 @@ class Verifier(Protocol):
     def verify(self, token: str) -> Permission:
         """What the token opens; raises `BadTokenError` where it proves nothing."""
         ...
+
+
+@dataclass(slots=True)
+class _Served:
+    """A command whose answer is made, or sent in part."""
+
+    command: BasebackupCommand
+    started_s: float
+    origin: Source | None = None
+    copy: CopyOut | None = None
+
+    def sent_bytes(self, failure: BaseException | None) -> int:
+        if self.copy is None:
+            return 0
+        if self.copy.whole is None:
+            return self.copy.sent_bytes
+        return len(self.copy.whole) if failure is None else 0
 
 
 class Session:
@@ -96,6 +114,7 @@ class Session:
         self._clock = clock
         self._wall_clock = wall_clock
         self._permission = EVERYTHING
+        self._served: _Served | None = None  # has not ended yet
         self._conversation = c.Conversation(
             config.max_message_size_bytes,
             wants_token=verifier is not None,
@@ -114,30 +133,43 @@ class Session:
         """The descriptor of the socket."""
         return self._transport.fileno()
 
-    def serve(self) -> float | None:
-        """Serve what has come of the client; raises nothing.
+    def serve(self) -> bool:
+        """Serve what has come of the client, up to the answer; raises nothing.
 
         Returns:
-            By when it must say more, by the clock, of which the next call is to know;
-            None where it is gone or had to go, and the socket is closed.
+            Whether it goes on, by `finish`; False where it is gone or had to go, and the
+            socket is closed.
         """
         self._connection.waiting_since_s = None
-        is_over = True
+        return self._goes_on_after(self._converse)
+
+    def finish(self) -> float | None:
+        """Send the client what it has not been sent yet; raises nothing.
+
+        Returns:
+            By when it must say more, by the clock, of which the next `serve` and `finish`
+            are to know; None where it is gone or had to go, and the socket is closed.
+        """
+        return self.deadline_s if self._goes_on_after(self._answer_and_wait) else None
+
+    def _goes_on_after(self, step: Callable[[], bool]) -> bool:
+        goes_on = False
         try:
-            is_over = not self._converse()
-            if is_over:
+            goes_on = step()
+            if not goes_on:
                 self._metrics.ended(Ending.CLOSED)
         except PageServiceError as error:
             self._metrics.ended(_ending_of(error))
             log.info("connection of %s ended: %s", self._connection.peer, one_line(error))
             self._say_farewell(error)
-        except Exception:
+        except Exception as error:
             self._metrics.ended(Ending.FAILED)
             log.exception("connection of %s failed", self._connection.peer)
+            self._account(error)
         finally:
-            if is_over:
+            if not goes_on:
                 self.close()
-        return None if is_over else self.deadline_s
+        return goes_on
 
     def close(self) -> None:
         """Close the socket: the connection has ended."""
@@ -145,15 +177,32 @@ class Session:
         self._connections.remove(self._connection)
 
     def _converse(self) -> bool:
-        """Answer what has come; False where that was the last."""
+        """Take what has come, and make the answers; False where that was the last."""
         while (data := self._transport.receive()) is not None:
             if not data:
                 return False
             self._conversation.feed(data)
-            if not self._answer_all():
+            self._answer_all()
+            if self._conversation.is_closed:
+                self._flush()
                 return False
             if not self._transport.is_encrypted:
                 break  # what is left is heard of again; TLS may have it in its own buffer
+            self._flush()
+        return True
+
+    def _answer_all(self) -> None:
+        """Answer every whole message; the last answer is not sent yet."""
+        is_first = True
+        while (event := self._conversation.next_event()) is not None:
+            if not is_first:
+                self._flush()
+                self._leave()  # others do not wait for one who asks for much at once
+            is_first = False
+            self._answer(event)
+
+    def _answer_and_wait(self) -> bool:
+        self._flush()
         now_s = self._clock()
         self.deadline_s = self._deadline_s(now_s)
         if now_s >= self.deadline_s:
@@ -161,24 +210,27 @@ class Session:
         self._connection.waiting_since_s = now_s
         return True
 
-    def _answer_all(self) -> bool:
-        """Answer every whole message; False where one was the last."""
-        is_first = True
-        while (event := self._conversation.next_event()) is not None:
-            if not is_first:
-                self._leave()  # others do not wait for one who asks for much at once
-            is_first = False
-            self._answer(event)
-            self._flush()
-            if self._transport.interruption is not None and not self._conversation.is_closed:
-                raise self._transport.interruption
-        self._flush()
-        return not self._conversation.is_closed
-
     def _flush(self) -> None:
+        """Send all answers; a command has ended when its answer is sent.
+
+        Raises:
+            DisconnectedError: the client is gone or does not take them.
+            PageServiceError: it must go now.
+        """
+        self._send_output()
+        if self._transport.interruption is not None and not self._conversation.is_closed:
+            raise self._transport.interruption
+
+    def _send_output(self, timeout_s: float | None = None) -> None:
         data = self._conversation.take_output()
-        if data:
-            self._transport.send(data)
+        if not data:
+            return
+        try:
+            self._transport.send(data, timeout_s=timeout_s)
+        except BaseException as error:
+            self._account(error)
+            raise
+        self._account(None)
 
     def _deadline_s(self, now_s: float) -> float:
         """By when the next message must be there in full; a slow one has less time."""
@@ -227,17 +279,15 @@ class Session:
             self._conversation.fail(CommandError("internal error; the log has more"))
 
     def _serve(self, command: BasebackupCommand) -> None:
+        """Answer a command; it has not ended before the answer is sent."""
         self._check_permission(command)
         self._metrics.commanded(is_full=command.is_full)
-        started_s = self._clock()
-        origin: Source | None = None
-        failure: BaseException | None = None
-        copy: CopyOut | None = None
+        self._served = served = _Served(command, self._clock())
         try:
             basebackup = self._open(command)
-            origin = basebackup.origin
+            served.origin = basebackup.origin
             with basebackup.file:
-                copy = CopyOut(
+                served.copy = copy = CopyOut(
                     basebackup.file,
                     basebackup.size_bytes,
                     is_gzip=command.is_gzip,
@@ -249,24 +299,10 @@ class Session:
                     copy.run(self._transport, self._connection.go_on)
             if copy.whole is not None:
                 self._conversation.copy(copy.whole)
-                copy.sent_bytes = len(copy.whole)
             self._conversation.end_copy()
-            self._flush()
         except BaseException as error:
-            failure = error
+            self._account(error)
             raise
-        finally:
-            self._account(
-                EndedCommand(
-                    command,
-                    self._connection.peer,
-                    origin,
-                    failure,
-                    0 if copy is None else copy.sent_bytes,
-                    self._clock() - started_s,
-                    self._wall_clock(),
-                )
-            )
 
     def _open(self, command: BasebackupCommand) -> OpenBasebackup:
         held = self._source.open_held(command)
@@ -275,9 +311,22 @@ class Session:
         self._leave()
         return self._source.open(command, self._connection.go_on)
 
-    def _account(self, ended: EndedCommand) -> None:
+    def _account(self, failure: BaseException | None) -> None:
+        """Count and log the command that has been served last, if that has not been done."""
+        served, self._served = self._served, None
+        if served is None:
+            return
+        ended = EndedCommand(
+            served.command,
+            self._connection.peer,
+            served.origin,
+            failure,
+            served.sent_bytes(failure),
+            self._clock() - served.started_s,
+            self._wall_clock(),
+        )
         self._metrics.copied(ended.sent_bytes)
-        if not isinstance(ended.failure, ShutdownError):  # which Neon does not observe either
+        if not isinstance(failure, ShutdownError):  # which Neon does not observe either
             self._metrics.served(ended.result, ended.origin, ended.seconds)
         self._command_log.add(ended)
 
@@ -291,10 +340,11 @@ class Session:
     def _say_farewell(self, error: PageServiceError) -> None:
         """Tell the client why it must go, where it can still be told; nobody waits for it."""
         if isinstance(error, DisconnectedError):
+            self._account(error)
             return
         self._conversation.fail(error)
         try:
-            self._transport.send(self._conversation.take_output(), timeout_s=_FAREWELL_TIMEOUT_S)
+            self._send_output(_FAREWELL_TIMEOUT_S)
         except DisconnectedError:
             log.debug("%s is gone already", self._connection.peer)
 

@@ -227,7 +227,7 @@ class FuzzBed:
                 None if script.who is Who.ANYONE else self._verifier,
                 None,
             )
-            while session.serve() is not None:
+            while session.serve() and session.finish() is not None:
                 pass  # all has been sent already, and the end of the stream
             assert ours.fileno() == -1, "the socket was left open"
             self._check_answer(script.who, _received(theirs))

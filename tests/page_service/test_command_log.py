@@ -14,6 +14,7 @@ from bbcache.page_service import command_log
 from bbcache.page_service.command import BasebackupCommand
 from bbcache.page_service.command_log import CommandLog, EndedCommand
 from bbcache.page_service.errors import CanceledError, CommandError
+from bbcache.page_service.line_handler import MORE_FOLLOWS
 
 COMMAND = BasebackupCommand(TENANT, TIMELINE, LSN, is_gzip=True)
 
@@ -79,6 +80,25 @@ def test_nothing_is_lost(log: CommandLog, caplog: pytest.LogCaptureFixture) -> N
     assert wanted == [True] * 500
     log.catch_up()
     assert len(caplog.records) == 500
+
+
+def test_what_is_logged_at_once_is_a_burst(
+    log: CommandLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each record but the last says that more follows; one alone does not."""
+
+    def follows() -> list[bool]:
+        return [getattr(record, MORE_FOLLOWS) for record in caplog.records]
+
+    for number in range(3):
+        log.add(ended(number))
+    log.catch_up()
+    assert follows() == [True, True, False]
+    caplog.clear()
+    log.add(ended())
+    log.catch_up()
+    log.add(ended(failure=CanceledError("stop")))
+    assert follows() == [False, False]
 
 
 def test_many_threads_catch_up(log: CommandLog, caplog: pytest.LogCaptureFixture) -> None:

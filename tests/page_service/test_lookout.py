@@ -7,12 +7,14 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from cache_helpers import DEADLINE_S
 from helpers import count_descriptors, wait_until
 
+from bbcache.page_service import lookout
 from bbcache.page_service.lookout import Lookout
 
 if TYPE_CHECKING:
@@ -32,17 +34,19 @@ class Guest:
     def __init__(self) -> None:
         self._ours, self.theirs = socket.socketpair()
         self._ours.settimeout(0)
+        self._answer = b""
         self.threads: list[int] = []
         self.is_closed = False
         self.timeout_s = DEADLINE_S
         self.on_word: Callable[[], None] = lambda: None
+        self.on_answer: Callable[[], None] = lambda: None
 
     def fileno(self) -> int:
         """The descriptor."""
         return self._ours.fileno()
 
-    def serve(self) -> float | None:
-        """Give back what it has said; it is over at its end, or when it is late."""
+    def serve(self) -> bool:
+        """Take what it has said; it is over at its end, or when it is late."""
         self.threads.append(threading.get_ident())
         try:
             data = self._ours.recv(1000)
@@ -50,9 +54,15 @@ class Guest:
             data = b""
         if not data:
             self.close()
-            return None
+            return False
         self.on_word()
-        self._ours.send(data)
+        self._answer = data
+        return True
+
+    def finish(self) -> float | None:
+        """Give it back."""
+        self.on_answer()
+        self._ours.send(self._answer)
         return time.monotonic() + self.timeout_s
 
     def close(self) -> None:
@@ -121,6 +131,88 @@ def test_one_thread_serves_all(inn: Inn) -> None:
             guest.ask()
     assert len({thread for guest in guests for thread in guest.threads}) == 1
     assert len(threads()) == 1
+
+
+def test_some_are_served_before_they_are_answered() -> None:
+    """Of those that are heard at once, and so many that the first does not wait for long."""
+    steps: list[tuple[str, int]] = []
+    with opened() as inn:
+        busy = inn.guest()
+        guests = [inn.guest() for _ in range(lookout._MOST_AT_ONCE + 2)]
+        is_busy, go_on = threading.Event(), threading.Event()
+
+        def keep_the_thread() -> None:
+            is_busy.set()
+            assert go_on.wait(DEADLINE_S)
+
+        busy.on_word = keep_the_thread
+        busy.theirs.send(b"x")
+        assert is_busy.wait(DEADLINE_S)
+        for number, guest in enumerate(guests):
+            guest.on_word = partial(steps.append, ("serve", number))
+            guest.on_answer = partial(steps.append, ("finish", number))
+            guest.theirs.send(b"x")
+        go_on.set()
+        wait_until(lambda: len(steps) == 2 * len(guests))
+    order = [number for step, number in steps if step == "serve"]
+    some, others = order[: lookout._MOST_AT_ONCE], order[lookout._MOST_AT_ONCE :]
+    assert steps == [
+        *((step, number) for step in ("serve", "finish") for number in some),
+        *((step, number) for step in ("serve", "finish") for number in others),
+    ]
+
+
+def test_who_takes_long_does_not_keep_the_answers_of_others(inn: Inn) -> None:
+    """Those that were served before it are answered by the thread that waits on."""
+    busy, slow = inn.guest(), inn.guest()
+    guests = [inn.guest() for _ in range(4)]
+    is_busy, go_on, is_slow, end = (threading.Event() for _ in range(4))
+
+    def keep_the_thread() -> None:
+        is_busy.set()
+        assert go_on.wait(DEADLINE_S)
+
+    def take_long() -> None:
+        inn.lookout.leave()
+        is_slow.set()
+        assert end.wait(DEADLINE_S)
+
+    busy.on_word, slow.on_word = keep_the_thread, take_long
+    busy.theirs.send(b"x")
+    assert is_busy.wait(DEADLINE_S)
+    for guest in (*guests[:2], slow, *guests[2:]):
+        guest.theirs.send(b"x")
+    go_on.set()
+    assert is_slow.wait(DEADLINE_S)
+    for guest in guests:
+        guest.theirs.settimeout(DEADLINE_S)
+        assert guest.theirs.recv(1) == b"x"
+    end.set()
+    slow.theirs.settimeout(DEADLINE_S)
+    assert slow.theirs.recv(1) == b"x"
+
+
+@pytest.mark.parametrize("is_away", [True, False])
+def test_who_takes_long_to_answer(inn: Inn, *, is_away: bool) -> None:
+    """It may leave only then, and is heard again; also one that has left before."""
+    slow, other = inn.guest(), inn.guest()
+    is_slow, go_on = threading.Event(), threading.Event()
+
+    def take_long() -> None:
+        inn.lookout.leave()
+        is_slow.set()
+        assert go_on.wait(DEADLINE_S)
+
+    if is_away:
+        slow.on_word = inn.lookout.leave
+    slow.on_answer = take_long
+    slow.theirs.send(b"x")
+    assert is_slow.wait(DEADLINE_S)
+    other.ask()
+    go_on.set()
+    slow.theirs.settimeout(DEADLINE_S)
+    assert slow.theirs.recv(1) == b"x"
+    slow.ask()
 
 
 def test_who_takes_long_is_left(inn: Inn) -> None:
@@ -231,9 +323,10 @@ def test_who_cannot_be_waited_for(inn: Inn, caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), SystemExit(3), KeyboardInterrupt()])
+@pytest.mark.parametrize("step", ["on_word", "on_answer"])
 @pytest.mark.parametrize("is_away", [True, False])
 def test_who_cannot_be_served(
-    inn: Inn, caplog: pytest.LogCaptureFixture, error: BaseException, *, is_away: bool
+    inn: Inn, caplog: pytest.LogCaptureFixture, error: BaseException, step: str, *, is_away: bool
 ) -> None:
     """Whatever is raised costs that client alone."""
     guest = inn.guest()
@@ -243,7 +336,7 @@ def test_who_cannot_be_served(
             inn.lookout.leave()
         raise error
 
-    guest.on_word = fail
+    setattr(guest, step, fail)
     guest.theirs.send(b"x")
     wait_until(lambda: guest.is_closed)
     inn.guest().ask()
@@ -285,9 +378,9 @@ def test_close_waits_for_the_last_one() -> None:
 def test_close_before_the_start() -> None:
     """It does nothing, and neither does a second one."""
     before = count_descriptors()
-    lookout = Lookout(1, time.monotonic, NAME)
-    lookout.close(None)
-    lookout.start()
-    lookout.close(None)
-    lookout.close(None)
+    closed = Lookout(1, time.monotonic, NAME)
+    closed.close(None)
+    closed.start()
+    closed.close(None)
+    closed.close(None)
     assert count_descriptors() == before
