@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from bbcache import process
@@ -31,6 +32,8 @@ from bbcache.store import Store, hint_for
 from bbcache.ticker import Ticker
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from prometheus_client import CollectorRegistry
 
     from bbcache.config import BasebackupCacheConfig
@@ -181,7 +184,8 @@ class Engine:
                 key = make_key(tenant_shard_id.tenant_id, timeline_id)
                 self._enqueue(Request(key, lsn, tenant_shard_id, time.monotonic()))
         except Exception:
-            log.exception("a prepare could not be queued")
+            with suppress(Exception):  # it may be a log handler that has raised
+                log.exception("a prepare could not be queued")
 
     def begin_close(self) -> None:
         """Stop every thread soon, and cancel what waits; without waiting. Idempotent."""
@@ -232,12 +236,12 @@ class Engine:
         self._enqueue(Request(entry.key, entry.lsn, None, time.monotonic()))
 
     def _settle_skipped(self, request: Request, reason: SkipReason) -> None:
+        self._preparer.settle(request, lambda: self._metrics.skipped(reason))
+        request.flight.land(_CLOSED if reason is SkipReason.CLOSING else Landing())
         if reason is SkipReason.QUEUE_FULL:
             log.warning(
                 "a prepare was dropped: %d wait already (prepare_channel_size)", len(self._queue)
             )
-        self._preparer.settle(request, lambda: self._metrics.skipped(reason))
-        request.flight.land(_CLOSED if reason is SkipReason.CLOSING else Landing())
 
     def _work(self) -> None:
         self._own_threads.add(threading.current_thread())
@@ -261,13 +265,16 @@ class Engine:
                 break
             except Exception as error:
                 hint = hint_for(error)
-                log.exception(
-                    "cannot load %s, trying again in %.2f s%s", self.data_dir, pause_s, hint
-                )
+                with _whatever_logging_does():
+                    log.exception(
+                        "cannot load %s, trying again in %.2f s%s", self.data_dir, pause_s, hint
+                    )
                 self._is_stopping.wait(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 continue
-            self._announce(report)
+            self._metrics.loaded(report.entry_count)
+            with _whatever_logging_does():
+                self._announce(report)
             self._is_initialized = True
             self._start_ended.set()
             self._queue.open()
@@ -276,7 +283,6 @@ class Engine:
         return False
 
     def _announce(self, report: LoadReport) -> None:
-        self._metrics.loaded(report.entry_count)
         log.info(
             "%d basebackups loaded from %s, %d superseded ones removed",
             report.entry_count,
@@ -297,7 +303,8 @@ class Engine:
             try:
                 self.cleaner.step()
             except BaseException:
-                log.exception("a clean-up step failed")
+                with _whatever_logging_does():
+                    log.exception("a clean-up step failed")
             ticker.advance(time.monotonic())
 
     def _finish_close(self, deadline_s: float | None) -> None:
@@ -334,6 +341,11 @@ class Engine:
         for thread in threads:
             thread.join(_remaining_s(deadline_s))
         return sorted(thread.name for thread in threads if thread.is_alive())
+
+
+def _whatever_logging_does() -> AbstractContextManager[None]:
+    """Round a line of the log that must not end an own thread, though a log handler raises."""
+    return suppress(BaseException)
 
 
 def _remaining_s(deadline_s: float | None) -> float | None:

@@ -140,5 +140,5 @@ def text_of(error: BaseException) -> str:
     """An exception's text, or its type's name where that is empty or cannot be had."""
     try:
         return str(error) or type(error).__name__
-    except Exception:  # noqa: BLE001 - of a host's exception, anything may be broken
+    except BaseException:  # noqa: BLE001 - of a host's exception, anything may be broken
         return type(error).__name__

@@ -77,7 +77,8 @@ class Preparer:
     def work(self) -> None:
         """Run requests until the queue is closed: the life of one worker thread."""
         while (request := self._queue.take()) is not None:
-            self.run(request)
+            with suppress(BaseException):  # of a log handler, say; the request has been settled
+                self.run(request)
 
     def stop(self) -> None:
         """Make builds under way fail at their next write, and waits at their next slice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from cache_helpers import (
     fail_with,
     put,
     stop_before,
+    stop_while_sending,
     tar_of,
 )
 from helpers import wait_until
@@ -118,3 +120,54 @@ def test_a_metric_that_fails_costs_no_worker(
             assert rig.cache.wait_idle(10)
         assert len(rig.living()) == 1
         rig.prepared()
+
+
+class _Broken(logging.Handler):
+    """A log handler that raises, as one of a host may."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise RuntimeError(record.getMessage())
+
+
+def test_a_log_handler_that_raises_costs_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start, prepares and clean-up go on, and each request is counted once."""
+    broken, log = _Broken(), logging.getLogger("bbcache")
+    fail_with(monkeypatch, Shelf, "load", OSError("not now"), times=1)
+    fail_with(monkeypatch, Cleaner, "step", RuntimeError("a defect"), times=1)
+    log.addHandler(broken)
+    try:
+        with Rig(tmp_path, prepare_concurrency=1, cleanup_period=0.01) as rig:
+            timeline = rig.timeline()
+            put(timeline, "wait_lsn", None)  # calling it fails
+            rig.prepare(timeline)
+            assert rig.counts() == {"error": 1}
+            log.removeHandler(broken)
+            held = rig.prepared()
+            held.advance(LSN_B)
+            wait_until(lambda: not rig.cache.entries())
+    finally:
+        log.removeHandler(broken)
+
+
+def test_send_prepare_never_raises_what_a_log_handler_does(tmp_path: Path) -> None:
+    """The request is counted all the same: one of wrong arguments, and one too many."""
+    broken, log = _Broken(), logging.getLogger("bbcache.engine")
+    wrong: Any = None
+    with Rig(tmp_path, prepare_concurrency=1, prepare_channel_size=1) as rig, Gate() as gate:
+        busy = rig.timeline()
+        stop_while_sending(busy, gate)
+        rig.send(busy)
+        gate.wait_for()
+        rig.send(rig.timeline())
+        log.addHandler(broken)
+        try:
+            rig.cache.send_prepare(wrong, wrong, wrong)
+            rig.send(rig.timeline())
+        finally:
+            log.removeHandler(broken)
+        assert rig.counts() == {"error": 1, "skip": 1}
+        gate.open()
+        rig.wait_idle()
+        assert rig.counts() == {"error": 1, "skip": 1, "ok": 2}

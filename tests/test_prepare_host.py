@@ -51,11 +51,16 @@ class _Unprintable(Exception):  # noqa: N818 - what matters is that it cannot be
         raise RuntimeError("no text")
 
 
+class _Ending(Exception):  # noqa: N818 - what matters is that whoever prints it ends
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
 RAISED = [
     *(Exception(), RuntimeError("the host broke"), KeyError("x"), OSError(5, "EIO")),
     *(TimeoutError("late"), StoreError("of the host's own", errno=28), NotReadyError("no")),
     *(SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()),
-    _Unprintable(),
+    *(_Unprintable(), _Ending()),
 ]
 CALLBACKS = [
     *("get_attached_tenant_shard", "basebackup_cache_enabled", "current_state"),
