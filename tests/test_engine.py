@@ -140,7 +140,7 @@ def test_a_log_handler_that_raises_costs_no_thread(
     try:
         with Rig(tmp_path, prepare_concurrency=1, cleanup_period=0.01) as rig:
             timeline = rig.timeline()
-            put(timeline, "wait_lsn", None)  # calling it fails
+            put(timeline, "wait_lsn", int)  # which takes no LSN and no time
             rig.prepare(timeline)
             assert rig.counts() == {"error": 1}
             log.removeHandler(broken)

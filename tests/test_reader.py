@@ -15,6 +15,7 @@ from cache_helpers import (
     LSN_B,
     Rig,
     fail_with,
+    put,
     tar_of,
 )
 
@@ -235,6 +236,19 @@ def test_a_read_that_fails_proves_nothing(
     assert os.strerror(code) in caplog.text
     assert rig.get(timeline) == tar_of(timeline)
     assert rig.quarantined() == []
+
+
+def test_failed_reads_are_logged_but_not_in_a_flood(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line a second at the most: the metric has the number."""
+    timeline, now_s = rig.prepared(), 100.0
+    put(rig.engine.reader, "_clock", lambda: now_s)
+    fail_with(monkeypatch, Store, "open", OSError(errno.EIO, "Input/output error"))
+    for now_s, line_count in ((100.0, 1), (100.9, 1), (101.0, 2), (101.5, 2)):  # noqa: B007 - read by the clock
+        assert rig.get(timeline) is None
+        assert caplog.text.count("cannot read") == line_count
+    assert rig.reads == {"error": 4}
 
 
 def test_failed_reads_leak_no_descriptor(rig: Rig) -> None:
