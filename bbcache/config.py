@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, Self
 
-from bbcache.errors import ConfigError
+from bbcache.errors import ConfigError, repr_of
 
 TOML_TABLE: Final = "basebackup_cache_config"
 VERIFY_READS: Final = ("always", "first", "never")
@@ -28,10 +28,13 @@ _UNITS_S: Final = {
         (60.0, "m min mins minute minutes"),
         (3600.0, "h hr hrs hour hours"),
         (86400.0, "d day days"),
+        (604800.0, "w wk wks week weeks"),
+        (2630016.0, "M month months"),  # 30.44 days
+        (31557600.0, "y yr yrs year years"),  # 365.25 days
     )
     for unit in units.split()
 }
-_DURATION_PART = re.compile(r"([0-9]{1,18})\s*([a-z]+)\s*")
+_DURATION_PART = re.compile(r"([0-9]{1,18})\s*([a-zA-Z]+)\s*")
 _DURATIONS: Final = ("cleanup_period", "wait_lsn_timeout")
 _MAX_LEVEL: Final = 3
 _LEAST_S: Final = 1e-9
@@ -112,7 +115,9 @@ class BasebackupCacheConfig:
         if not isinstance(table, Mapping):
             raise _bad_value(TOML_TABLE, table, "a table")
         known = {field.name for field in fields(cls)}
-        unknown = sorted(str(key) for key in table if key not in known)
+        unknown = sorted(
+            key if type(key) is str else repr_of(key) for key in table if key not in known
+        )
         if unknown:
             raise ConfigError(
                 f"unknown key in the cache settings: {', '.join(unknown)}\n"
@@ -173,4 +178,4 @@ def _check_int(key: str, value: Any, *, least: int, most: int | None = None) -> 
 
 
 def _bad_value(key: str, value: object, wanted: str) -> ConfigError:
-    return ConfigError(f"{key} is {value!r}, but must be {wanted}")
+    return ConfigError(f"{key} is {repr_of(value)}, but must be {wanted}")

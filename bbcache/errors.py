@@ -136,6 +136,17 @@ class PostgresError(BbcacheError):
     """A PostgreSQL file, cluster or program is not as bbcache needs it."""
 
 
+def repr_of(value: object) -> str:
+    """A value's repr, or its type's name where that cannot be had.
+
+    Python refuses the digits of an int that has thousands of them.
+    """
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - a bad argument may be anything
+        return f"an unprintable {type(value).__name__}"
+
+
 def text_of(error: BaseException) -> str:
     """An exception's text, or its type's name where that is empty or cannot be had."""
     try:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from bbcache.errors import ParseError
+from bbcache.errors import ParseError, repr_of
 
 ID_SIZE_BYTES = 16
 _HEX_ID = re.compile(r"[0-9a-fA-F]{32}")
@@ -33,7 +33,7 @@ class _Id(bytes):
         """Check the length; raises `ParseError` for another length or type."""
         data = bytes(value) if isinstance(value, bytes | bytearray | memoryview) else b""
         if len(data) != ID_SIZE_BYTES:
-            raise ParseError(f"{cls.__name__} takes {ID_SIZE_BYTES} bytes, not {value!r}")
+            raise ParseError(f"{cls.__name__} takes {ID_SIZE_BYTES} bytes, not {repr_of(value)}")
         return super().__new__(cls, data)
 
     @classmethod
@@ -44,7 +44,7 @@ class _Id(bytes):
             ParseError: (a `ValueError`) for anything else.
         """
         if not isinstance(text, str) or not _HEX_ID.fullmatch(text):
-            raise ParseError(f"{cls.__name__} takes 32 hex digits, not {text!r}")
+            raise ParseError(f"{cls.__name__} takes 32 hex digits, not {repr_of(text)}")
         return cls.of_valid_hex(text)
 
     @classmethod
@@ -112,11 +112,11 @@ class TenantShardId:
 
     def __post_init__(self) -> None:
         if not isinstance(self.tenant_id, TenantId):
-            raise ParseError(f"TenantShardId takes a TenantId, not {self.tenant_id!r}")
+            raise ParseError(f"TenantShardId takes a TenantId, not {repr_of(self.tenant_id)}")
         for name in ("shard_number", "shard_count"):
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value <= _MAX_SHARD:
-                raise ParseError(f"{name} is an int from 0 to {_MAX_SHARD}, not {value!r}")
+                raise ParseError(f"{name} is an int from 0 to {_MAX_SHARD}, not {repr_of(value)}")
         if self.shard_number >= max(self.shard_count, 1):
             raise ParseError(
                 f"shard_number {self.shard_number} is out of range for {self.shard_count} shards"
@@ -135,14 +135,14 @@ class TenantShardId:
             ParseError: (a `ValueError`) for anything else.
         """
         if not isinstance(text, str):
-            raise ParseError(f"TenantShardId takes a string, not {text!r}")
+            raise ParseError(f"TenantShardId takes a string, not {repr_of(text)}")
         tenant, dash, shard = text.partition("-")
         tenant_id = TenantId.from_str(tenant)
         if not dash:
             return cls(tenant_id)
         match = _HEX_SHARD.fullmatch(shard)
         if match is None or match[2] == "00":
-            raise ParseError(f"TenantShardId takes <tenant>-NNCC in hex, not {text!r}")
+            raise ParseError(f"TenantShardId takes <tenant>-NNCC in hex, not {repr_of(text)}")
         return cls(tenant_id, int(match[1], 16), int(match[2], 16))
 
     def __str__(self) -> str:
@@ -163,9 +163,9 @@ class Lsn(int):
     def __new__(cls, value: int) -> Self:
         """Check the range; raises `ParseError` outside it or for another type."""
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ParseError(f"Lsn takes an int, not {value!r}")
+            raise ParseError(f"Lsn takes an int, not {repr_of(value)}")
         if not 0 <= value <= _MAX_LSN:
-            raise ParseError(f"Lsn is from 0 to 2^64-1, not {int(value)}")
+            raise ParseError(f"Lsn is from 0 to 2^64-1, not {repr_of(int(value))}")
         return super().__new__(cls, value)
 
     @classmethod
@@ -182,7 +182,7 @@ class Lsn(int):
         """
         match = _HEX_LSN.fullmatch(text) if isinstance(text, str) else None
         if match is None:
-            raise ParseError(f"Lsn takes a text such as 0/16B5A50, not {text!r}")
+            raise ParseError(f"Lsn takes a text such as 0/16B5A50, not {repr_of(text)}")
         return cls.of_valid(int(match[1], 16) << 32 | int(match[2], 16))
 
     def __str__(self) -> str:

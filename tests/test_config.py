@@ -52,7 +52,23 @@ NO_SECONDS = [
     *(True, False, "60s", "60", None, b"1", [1], 1j, Decimal(1), Fraction(1, 2)),
 ]
 BAD_DURATIONS = [
-    *("", " ", "60", "s", "60 s 5", "s60", "1.5s", "-1s", "+1s", "1e3s", "60S", "60x", "60ss"),
+    *(
+        "",
+        " ",
+        "60",
+        "s",
+        "60 s 5",
+        "s60",
+        "1.5s",
+        "-1s",
+        "+1s",
+        "1e3s",
+        "60S",
+        "60x",
+        "60ss",
+        "1D",
+        "1MS",
+    ),
     *("1m,30s", "1:30", "0x10s", "1_0s", "60s\0", "inf", "nan", "PT60S", "s 60", "1 0 s", "1h-30m"),
     *("\u0661s", "\uff16s", "60\u0455"),
 ]
@@ -257,6 +273,23 @@ def test_from_toml_refuses_a_duration_past_all_range(digits: int) -> None:
     )
 
 
+@pytest.mark.parametrize("key", [*COUNTS, *DURATIONS, "compression_level", "verify_reads"])
+def test_numbers_that_cannot_be_printed_are_bad_values_like_any_other(
+    tmp_path: Path, key: str
+) -> None:
+    """Python does not write an int of thousands of digits; TOML has them in hexadecimal."""
+    check_refused(lambda: make(**{key: -(10**5000)}), key, "an unprintable int")
+    path = tmp_path / "long.toml"
+    path.write_text(f"{key} = [0x{'f' * 5000}]")
+    check_refused(lambda: BasebackupCacheConfig.from_toml(path), key, "an unprintable list")
+
+
+def test_a_key_that_cannot_be_printed_is_an_unknown_key() -> None:
+    """A table that was made in Python may have keys of any kind."""
+    table: dict[Any, Any] = {10**5000: 1, "b": 2}
+    check_refused(lambda: BasebackupCacheConfig.from_toml(table), "an unprintable int, b")
+
+
 def test_from_toml_tells_of_a_missing_file(tmp_path: Path) -> None:
     """A file that is not there is named, with the system's reason."""
     path = tmp_path / "no.toml"
@@ -304,6 +337,8 @@ def test_from_toml_tells_of_a_file_that_is_not_toml(tmp_path: Path, content: byt
         *(("1 day 1 hour 1 minute 1 second", 90061), (" 60s ", 60), ("60  s", 60), ("0s", 0)),
         *(("1msec", 1e-3), ("2secs", 2), ("3seconds", 3), ("1hr", 3600), ("2hrs", 7200)),
         *(("2mins", 120), ("2minutes", 120), ("2days", 172800), ("1usec", 1e-6), ("1nsec", 1e-9)),
+        *(("1w", 604800), ("2weeks", 1209600), ("1week 1d", 691200), ("1M", 30.44 * 86400)),
+        *(("1m 1M", 2630076), ("2months", 5260032), ("1y", 365.25 * 86400), ("2years", 63115200)),
     ],
 )
 def test_durations_are_read_as_humantime(text: str, seconds: float) -> None:

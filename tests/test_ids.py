@@ -13,7 +13,7 @@ from helpers import LSN, TENANT, TIMELINE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbcache.errors import BbcacheError, ParseError
+from bbcache.errors import BbcacheError, ParseError, repr_of
 from bbcache.ids import Lsn, TenantId, TenantShardId, TenantTimelineId, TimelineId
 
 if TYPE_CHECKING:
@@ -204,6 +204,7 @@ def test_shard_id_refuses_a_text_of_another_type() -> None:
     [
         *((TENANT, -1, 4), (TENANT, 4, 4), (TENANT, 1, 0), (TENANT, 0, 256), (TENANT, 256, 256)),
         *((TENANT, True, 4), (TENANT, 0, False), (TENANT, 0.0, 4), (TENANT, "0", 4)),
+        *((TENANT, 10**5000, 4), (TENANT, 0, -(10**5000)), (10**5000, 0, 0)),
         *((TIMELINE, 0, 0), (TEXT, 0, 0), (bytes(TENANT), 0, 0), (None, 0, 0)),
     ],
 )
@@ -254,7 +255,9 @@ def test_lsn_takes_only_what_it_could_print(text: str) -> None:
     assert lsn == int(high, 16) * 2**32 + int(low, 16)
 
 
-@pytest.mark.parametrize("value", [-1, MAX_LSN + 1, True, False, 1.0, "1", None, b"1"])
+@pytest.mark.parametrize(
+    "value", [-1, MAX_LSN + 1, 10**5000, True, False, 1.0, "1", None, b"1"], ids=repr_of
+)
 def test_lsn_refuses_other_values(value: object) -> None:
     """An LSN is an int from 0 to 2^64-1, and a bool is no int."""
     check_refused(lambda: Lsn(value))  # type: ignore[arg-type]
