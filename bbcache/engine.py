@@ -151,6 +151,7 @@ class Engine:
             self._own_threads.add(self._background)
         except BaseException:
             self.close(None)
+            self._metrics.withdraw()
             raise
 
     @property

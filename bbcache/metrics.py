@@ -126,7 +126,6 @@ class Metrics:
         queue_size: Callable[[], int],
         unpublished_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._is_default = registry is None
         self._registry = REGISTRY if registry is None else registry
         neon, ours = "pageserver_basebackup_cache", "bbcache"
         self._reads = Counter(
@@ -231,8 +230,12 @@ class Metrics:
 
     def close(self) -> None:
         """Leave the default registry; one of the caller's own stays readable."""
-        if self._is_default:
-            unregister_all(self._registry, self._collectors())
+        if self._registry is REGISTRY:
+            self.withdraw()
+
+    def withdraw(self) -> None:
+        """Leave the registry, whosever it is: there has never been a cache."""
+        unregister_all(self._registry, self._collectors())
 
     def _collectors(self) -> list[Collector]:
         return [

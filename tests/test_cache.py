@@ -302,7 +302,7 @@ def test_waiting_threads_are_all_woken(rig: Rig) -> None:
 
 def test_a_start_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a thread cannot be started, spawn raises, and nothing is left behind."""
-    rig = Rig(tmp_path)
+    rig, registry = Rig(tmp_path), CollectorRegistry()
     real_start = threading.Thread.start
     for name in ("bbcache-cleanup", "bbcache-prepare"):
         with monkeypatch.context() as patch:
@@ -314,7 +314,8 @@ def test_a_start_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.Monkey
 
             patch.setattr(threading.Thread, "start", start)
             with pytest.raises(RuntimeError, match="can't start"):
-                rig.open()
+                BasebackupCache.spawn(tmp_path, BasebackupCacheConfig(), rig.host, registry)
+        assert list(registry.collect()) == []
     with rig:
         rig.prepared()
 

@@ -290,6 +290,13 @@ def test_default_registry_is_used_and_left(default_metrics: Metrics) -> None:
     assert ours(REGISTRY) == set()
 
 
+def test_default_registry_given_by_name_is_left_too(books: Books) -> None:
+    """It is nobody's own: a host that says it in full can start its next cache all the same."""
+    for _ in range(2):
+        Metrics(REGISTRY, books, lambda: 0).close()
+    assert ours(REGISTRY) == set()
+
+
 def test_default_registry_can_be_used_again(books: Books) -> None:
     """One cache after the other may use the default registry."""
     for _ in range(2):

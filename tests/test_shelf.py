@@ -737,9 +737,12 @@ def test_a_temporary_file_that_stays_counts_until_it_goes(kit: Kit) -> None:
 def test_after_the_fence_a_temporary_file_is_left(kit: Kit) -> None:
     """The directory may be another cache's: its start sweeps it."""
     temp, reservation, _ = kit.build(A, 1, 30)
+    unpublished, _, _ = kit.build(B, 1, 30)
     kit.shelf.fence(0)
     kit.shelf.abandon(temp, reservation)
+    kit.shelf.drop(unpublished, 30)
     assert Path(temp.path).exists()
+    assert Path(unpublished.path).exists()
 
 
 # --- Upkeep -----------------------------------------------------------------------------
