@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from typing import TYPE_CHECKING, Final, Self
 
 from bbcache import process
 from bbcache.dirlock import DirectoryLock
 from bbcache.engine import Engine
-from bbcache.errors import BbcacheError, ClosingError, FillError
+from bbcache.errors import BbcacheError, ClosingError, FillError, StoreError
 from bbcache.fill import check_arguments
 from bbcache.index import make_key
 from bbcache.store import disk_step
@@ -72,6 +73,8 @@ class BasebackupCache:
         if config is None:
             return cls(None)
         path = os.path.abspath(os.fspath(data_dir))
+        if "\0" in path:
+            raise StoreError(f"the path of a cache directory has no NUL, but {path!r} has")
         with disk_step("make the cache directory", path):
             os.makedirs(path, mode=0o700, exist_ok=True)
         dirlock = DirectoryLock(path)
@@ -195,7 +198,7 @@ class BasebackupCache:
         if self._engine is None:
             return True
         engine = self._live_engine()
-        return engine is not None and engine.wait_initialized(timeout)
+        return engine is not None and engine.wait_initialized(_waitable(timeout))
 
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Wait until the start is done, no prepare is queued or runs, nothing is removed.
@@ -209,7 +212,7 @@ class BasebackupCache:
         if self._engine is None:
             return True
         engine = self._live_engine()
-        return engine is not None and engine.activity.wait_idle(timeout)
+        return engine is not None and engine.activity.wait_idle(_waitable(timeout))
 
     def run_cleanup(self) -> None:
         """Run one clean-up step now, in the caller's thread; see `bbcache.cleanup`."""
@@ -235,7 +238,7 @@ class BasebackupCache:
             timeout: seconds to wait for the threads; None waits without limit.
         """
         if self._engine is not None and self._generation == process.generation():
-            self._engine.close(timeout)
+            self._engine.close(_waitable(timeout))
 
     def __enter__(self) -> Self:
         return self
@@ -278,3 +281,8 @@ class BasebackupCache:
         if engine is None or not engine.is_serving or self._generation != process.generation():
             return None
         return engine
+
+
+def _waitable(timeout_s: float | None) -> float | None:
+    """None, which waits without limit, for what is longer than the system can wait."""
+    return None if timeout_s is None or timeout_s >= threading.TIMEOUT_MAX else timeout_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import socket
 import stat
@@ -186,6 +187,12 @@ def test_a_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
     assert caught.value.errno is not None
 
 
+def test_a_path_that_can_be_none(tmp_path: Path) -> None:
+    """Also what Python itself refuses as a path is a StoreError."""
+    with pytest.raises(StoreError, match="NUL"):
+        BasebackupCache.spawn(f"{tmp_path}/a\0b", BasebackupCacheConfig(), MemoryHost())
+
+
 @pytest.mark.parametrize("place", [os.mkdir, os.mkfifo])
 def test_a_lock_file_that_is_none(tmp_path: Path, place: Callable[[Path], None]) -> None:
     """A folder or FIFO in the place of the lock file is a StoreError with a hint."""
@@ -286,6 +293,22 @@ def test_wait_idle_covers_a_quarantine(rig: Rig, monkeypatch: pytest.MonkeyPatch
         reading.result()
     rig.wait_idle()
     assert rig.counts() == {"ok": 2}
+
+
+@pytest.mark.parametrize("timeout_s", [math.inf, 1e300, 1e10])
+def test_any_timeout_can_be_waited_for(rig: Rig, timeout_s: float) -> None:
+    """One that is longer than the system can wait is none."""
+    with Gate() as gate:
+        timeline = rig.timeline()
+        stop_while_sending(timeline, gate)
+        rig.send(timeline)
+        gate.wait_for()
+        idle = Worker(rig.cache.wait_idle, timeout_s)
+        assert rig.cache.wait_initialized(timeout_s)
+        gate.open()
+        assert idle.result() is True
+    rig.cache.close(timeout_s)
+    assert rig.living() == []
 
 
 def test_waiting_threads_are_all_woken(rig: Rig) -> None:

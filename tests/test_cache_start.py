@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,7 @@ from cache_helpers import (
 from helpers import wait_until
 
 from bbcache import Lsn, shelf
+from bbcache.latch import Latch
 from bbcache.shelf import Shelf
 from bbcache.store import Store
 
@@ -282,6 +284,25 @@ def test_a_directory_that_cannot_be_listed_is_tried_again(
         assert "hint: The disk" in caplog.text
         assert {rig.get(timeline), rig.get(new)} == {tar_of(timeline), tar_of(new)}
         rig.check_books()
+
+
+def test_the_pauses_of_a_failing_start_grow_to_five_seconds(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is twice as long as the last, but no longer than that."""
+    pauses_s: list[float] = []
+    real_wait = Latch.wait
+
+    def wait(latch: Latch, timeout_s: float | None = None) -> bool:
+        if threading.current_thread().name != "bbcache-cleanup" or len(pauses_s) == 11:
+            return real_wait(latch, timeout_s)
+        pauses_s.append(timeout_s or 0)
+        return latch.is_set()
+
+    monkeypatch.setattr(Latch, "wait", wait)
+    fail_with(monkeypatch, Store, "scan", OSError(errno.EIO, "Input/output error"), times=11)
+    with rig:
+        assert pauses_s == [*(0.02 * 2**count for count in range(8)), 5.0, 5.0, 5.0]
 
 
 @pytest.mark.parametrize("step", ["make_directories", "sweep_tmp", "scan", "quarantined"])
