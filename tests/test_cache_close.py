@@ -36,6 +36,7 @@ from bbcache import (
 )
 from bbcache.dirlock import DirectoryLock
 from bbcache.errors import ClosingError
+from bbcache.shelf import Shelf
 from bbcache.testing import MemoryHost
 
 if TYPE_CHECKING:
@@ -228,6 +229,21 @@ def test_close_twice_and_from_two_threads(rig: Rig) -> None:
     with rig.cache as same:
         assert same is rig.cache
     rig.open()
+
+
+def test_a_second_close_waits_for_the_first(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has closed the cache may open the next: the directory is free by then."""
+    with Gate() as gate:
+        stop_before(monkeypatch, Shelf, "fence", gate)
+        first = Worker(rig.cache.close)
+        gate.wait_for()
+        second = Worker(rig.cache.close)
+        second.join(0.2)
+        assert second.is_alive()
+        gate.open()
+        second.result()
+        rig.open()
+        first.result()
 
 
 def test_a_second_close_waits_no_longer_than_it_was_told(rig: Rig) -> None:

@@ -334,9 +334,11 @@ def test_a_start_that_keeps_failing_can_be_closed(
     rig.open(wait=False)
     with rig._opened:
         waiting = Worker(rig.cache.wait_initialized)
+        idle = Worker(rig.engine.activity.wait_idle, None)
         rig.send(rig.timeline())
         rig.cache.close()
         assert waiting.result() is False
+        assert idle.result() is False
         assert rig.skips == {"closing": 1}
         assert not rig.cache.wait_idle(0)
 

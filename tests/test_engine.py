@@ -21,6 +21,7 @@ from cache_helpers import (
 )
 from helpers import wait_until
 
+from bbcache import engine as engine_module
 from bbcache.cleanup import Cleaner
 from bbcache.metrics import Metrics
 from bbcache.prepare_queue import PrepareQueue
@@ -59,6 +60,46 @@ def test_a_clean_up_step_that_fails_is_not_the_last(
         timeline.advance(LSN_B)
         wait_until(lambda: not rig.cache.entries())
     assert caplog.text.count("a clean-up step failed") == 3
+
+
+class _Clock:
+    """A clock that stands where a test has put it, and a latch that is awaited by it."""
+
+    def __init__(self, now_s: float, ends_at_s: float) -> None:
+        self.now_s = now_s
+        self.delays_s: list[float] = []
+        self._ends_at_s = ends_at_s
+
+    def monotonic(self) -> float:
+        """The time."""
+        return self.now_s
+
+    def wait(self, timeout_s: float) -> bool:
+        """Pass that time at once; True when it is all over."""
+        self.delays_s.append(timeout_s)
+        self.now_s += timeout_s
+        return self.now_s >= self._ends_at_s
+
+
+def test_steps_come_at_whole_periods_and_those_that_were_missed_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one period after the start, the rest by the same grid, however long one takes."""
+    clock = _Clock(now_s=1000, ends_at_s=1080)
+    lengths_s = iter([1, 0, 34, 0])
+    began_s = []
+
+    def step(_cleaner: Cleaner) -> None:
+        began_s.append(clock.now_s)
+        clock.now_s += next(lengths_s)
+
+    with Rig(tmp_path, cleanup_period=10) as rig:
+        pass  # closed again, so that its own thread has ended
+    monkeypatch.setattr(Cleaner, "step", step)
+    monkeypatch.setattr(engine_module, "time", clock)
+    monkeypatch.setattr(rig.engine, "_is_stopping", clock)
+    rig.engine._tick()
+    assert began_s == [1010, 1020, 1030, 1070]
 
 
 def test_a_load_that_fails_in_any_way_is_tried_again(
