@@ -280,6 +280,20 @@ def test_wait_idle_covers_queue_build_and_removal(
         assert waiter.result() is True
 
 
+def test_wait_idle_covers_a_clean_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is False from the beginning of a step until what is outgrown has been unlinked."""
+    for owner, name in ((rig.host, "list"), (shelf_module, "unlink")):
+        rig.prepared().advance(LSN_B)
+        with Gate() as gate, monkeypatch.context() as patch:
+            stop_before(patch, owner, name, gate)
+            cleaning = Worker(rig.cache.run_cleanup)
+            gate.wait_for()
+            assert not rig.cache.wait_idle(0)
+            gate.open()
+            cleaning.result()
+        assert rig.cache.wait_idle(0)
+
+
 def test_wait_idle_covers_a_quarantine(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is False from the proof of badness until the file is away and the rebuild has ended."""
     timeline = rig.prepared()

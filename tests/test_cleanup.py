@@ -314,17 +314,21 @@ def test_the_period_runs_steps_and_survives_whatever_they_raise(tmp_path: Path) 
         assert all(calls)
 
 
-def test_a_tenant_that_raises_anything_does_not_save_the_others(tmp_path: Path) -> None:
-    """Also SystemExit or a cancellation of one tenant leaves the others to be judged."""
+@pytest.mark.parametrize("error", [SystemExit("no"), KeyboardInterrupt(), GeneratorExit()])
+def test_a_tenant_that_raises_anything_does_not_save_the_others(
+    tmp_path: Path, error: BaseException
+) -> None:
+    """Also SystemExit or a Ctrl-C of one tenant's own leaves the others to be judged."""
     with Rig(tmp_path / "cache", cleanup_period=0.02) as rig:
         broken = rig.host.add_tenant()
         rig.host.tenants = {broken.tenant_shard_id: broken, **rig.host.tenants}
         rig.prepare(rig.timeline(tenant=broken))
         kept, gone = rig.cache.entries()[0], rig.prepared()
-        put(broken, "list_timelines", _raiser(SystemExit("no")))
+        put(broken, "list_timelines", _raiser(error))
         gone.advance(LSN_B)
         wait_until(lambda: not rig.holds(gone), 5)
         assert kept in rig.cache.entries()
+        assert rig.value("bbcache_cleanup_errors_total") >= 1
 
 
 @pytest.mark.parametrize("callback", ["list", "list_timelines", "get_last_record_lsn"])
