@@ -221,7 +221,24 @@ def test_release_is_harmless_when_it_is_not_held(tmp_path: Path, lock: Directory
 
 def test_any_thread_may_release(tmp_path: Path, lock: DirectoryLock) -> None:
     """A close may come from another thread than the spawn."""
+    kept = lock._lock  # else it would be freed by being collected
     run_threads([lock.release])
+    assert kept is not None
+    assert is_free(tmp_path)
+
+
+def test_a_file_system_without_flock_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock file that locks by being there would be left behind by a kill."""
+
+    def flock(_fd: int, _operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        with pytest.raises(StoreError, match="with flock"):
+            DirectoryLock(str(tmp_path)).acquire()
     assert is_free(tmp_path)
 
 
