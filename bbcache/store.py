@@ -236,7 +236,8 @@ class Store:
                 try:
                     os.unlink(item.path)
                 except OSError:
-                    left[item.path] = item.stat(follow_symlinks=False).st_size
+                    with suppress(FileNotFoundError):  # somebody was quicker
+                        left[item.path] = _size_bytes_of(item, 0)
         return left
 
     def create_temp(self, key: bytes, lsn: int) -> TempFile:

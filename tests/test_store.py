@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from cache_helpers import fail_with
 from helpers import KEY, LSN, TENANT, TIMELINE, file_names, make_keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -467,6 +468,24 @@ def test_a_link_that_would_not_go_has_its_own_size(
         os.symlink(target, path)
     monkeypatch.setattr(os, "unlink", refuse)
     assert store.sweep_tmp() == {path: len(target) for path, target in links.items()}
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_what_cannot_be_looked_at_does_not_stop_the_sweep(
+    store: Store, monkeypatch: pytest.MonkeyPatch, is_gone: bool
+) -> None:
+    """It is still there, of no size that is known, or somebody else has removed it."""
+    directory = Path(store.tmp_dir)
+    (directory / NAME).write_bytes(b"123")
+    with os.scandir(directory) as items:
+        item = next(items)
+    (directory / NAME).unlink()
+    if not is_gone:
+        directory.rmdir()
+        directory.touch()  # a file now: what is below it can be neither unlinked nor looked at
+    monkeypatch.setattr(os, "scandir", lambda _path: nullcontext([item]))
+    fail_with(monkeypatch, os, "unlink", PermissionError(errno.EPERM, "no"))
+    assert store.sweep_tmp() == ({} if is_gone else {item.path: 0})
 
 
 def test_a_sweep_that_cannot_list_is_an_error(store: Store) -> None:
