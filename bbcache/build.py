@@ -9,6 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from bbcache import process
 from bbcache.archive import ArchiveWriter, check_sealed, pack_header
 from bbcache.errors import ClosingError, LimitError
 from bbcache.handout import Handout
@@ -207,7 +208,8 @@ class Builder:
             try:
                 with self._metrics.timed(Phase.BUILD, self._clock):
                     seal = self._write(job, timeline, temp, room)
-                job.check_tip(timeline)
+                with process.callback():
+                    job.check_tip(timeline)
                 with self._metrics.timed(Phase.PUBLISH, self._clock):
                     return self._finish(job, seal, temp, room)
             except BaseException:
@@ -229,7 +231,8 @@ class Builder:
             self._writers.add(writer)
         try:
             self.check_not_stopping()
-            timeline.send_basebackup_tarball(writer, job.request.lsn)
+            with process.callback():
+                timeline.send_basebackup_tarball(writer, job.request.lsn)
             seal = writer.finish()
             output.write()
         except BaseException:

@@ -10,6 +10,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+from bbcache import process
 from bbcache.errors import NotReadyError, text_of
 from bbcache.host import TenantState, attached_shards_zero
 from bbcache.ids import ID_SIZE_BYTES
@@ -57,6 +58,7 @@ class Cleaner:
         self._metrics = metrics
         self._activity = activity
         self._way = way
+        self._generation = process.generation()
 
     def step(self) -> None:
         """Remove what is outgrown, then see to parked files, strays and quarantine.
@@ -70,7 +72,9 @@ class Cleaner:
             # Before the host is asked: an entry born meanwhile is not judged.
             entries = self._index.by_key()
             entry_count = len(entries)
-            removed_count = sum(map(self._shelf.discard, self._outgrown(entries)))
+            with process.callback():
+                outgrown = self._outgrown(entries)
+            removed_count = sum(map(self._shelf.discard, outgrown))
             if removed_count:
                 log.info("clean-up removed %d of %d basebackups", removed_count, entry_count)
             self._try("look after the cache directory", self._shelf.upkeep)
@@ -86,7 +90,8 @@ class Cleaner:
 
     def _keep(self, error: BaseException, what: str) -> None:
         """The host has raised: unknown is not gone."""
-        if isinstance(error, KeyboardInterrupt) and _is_main_thread():
+        is_ctrl_c = isinstance(error, KeyboardInterrupt) and _is_main_thread()
+        if is_ctrl_c or self._generation != process.generation():
             raise error
         self._metrics.cleanup_failed()
         log.error("clean-up keeps %s: the host raised %s", what, text_of(error), exc_info=error)

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from bbcache import process
 from bbcache.errors import ClosingError, LimitError, PrepareError, StoreError, text_of
 from bbcache.flight import Landing
 from bbcache.host import TenantState, attached_shards_zero
@@ -142,14 +143,16 @@ class Preparer:
     def _prepare(self, job: Job) -> Built:
         started_s, request = self._clock(), job.request
         self._metrics.observe(Phase.QUEUE, started_s - request.queued_at_s)
-        timeline = self._find_timeline(job)
-        self._check_still_wanted(job, timeline)
+        with process.callback():
+            timeline = self._find_timeline(job)
+            self._check_still_wanted(job, timeline)
         self._check_room(job)
         job.failing = job.request.place
-        with self._metrics.timed(Phase.WAIT_LSN, self._clock):
+        with self._metrics.timed(Phase.WAIT_LSN, self._clock), process.callback():
             self._wait_lsn(timeline, request)
         self._builder.check_not_stopping()
-        job.check_tip(timeline)
+        with process.callback():
+            job.check_tip(timeline)
         if not job.is_outgrown:
             job.failing = request.key
         try:
@@ -221,7 +224,10 @@ class Preparer:
 
 def _spare_the_timeline(job: Job, timeline: Timeline) -> None:
     """Hold a failed build against its LSN alone, where that is no longer the tip."""
-    with suppress(Exception):  # a host that fails here as well has failed as it has
+    with (
+        suppress(Exception),
+        process.callback(),
+    ):  # a host that fails here as well has failed as it has
         if timeline.get_last_record_lsn() > job.request.lsn:
             job.failing = job.request.place
 

@@ -13,10 +13,11 @@ import os
 import sys
 import threading
 import weakref
-from typing import TYPE_CHECKING, Final, Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 _generation = 0
@@ -53,6 +54,33 @@ def close_at_exit(cache: Closable) -> None:
 def forget(cache: Closable) -> None:
     """Undo `close_at_exit`."""
     _caches.discard(cache)
+
+
+@contextmanager
+def callback() -> Iterator[None]:
+    """Round a call of the host: a child that is forked in it does not come out of it.
+
+    It would go on with the work of its parent, and on its parent's files. It ends with the
+    exit code that it would have if the callback were all its program.
+    """
+    before = _generation
+    try:
+        yield
+    except BaseException as error:
+        if _generation != before:
+            _end_child(error)
+        raise
+    if _generation != before:
+        _end_child(None)
+
+
+def _end_child(error: BaseException | None) -> NoReturn:
+    code = 0 if error is None else 1
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
+    os._exit(code & 0xFF)  # no lock of the parent is wanted, no hook of it run
 
 
 def is_reentered() -> bool:

@@ -164,6 +164,44 @@ def _use_in_child(rig: Rig, timeline: MemoryTimeline) -> None:
         own.check_books()
 
 
+def fork_in_a_callback(data_dir: str, name: str, how: str) -> None:
+    """A child is forked in a callback of the host and comes out of it; its parent goes on."""
+    rig, timeline = fixed_rig(data_dir, prepare_concurrency=1)
+    rig.open()
+    rig.prepare(timeline)
+    timeline.advance(LSN_B)
+    (owner,) = [each for each in (rig.host, rig.tenant, timeline) if hasattr(each, name)]
+    original = getattr(owner, name)
+    codes: list[int] = []
+
+    def forking(*args: Any) -> Any:
+        result = original(*args)  # half of an archive, as far as the child is concerned
+        if not codes:
+            pid = _fork()
+            if pid == 0:
+                signal.alarm(20)  # one that does not end, but works for its parent, is ended
+                _come_out(how)
+                return result
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        return result
+
+    put(owner, name, forking)
+    rig.prepare(timeline, LSN_B)
+    rig.cache.run_cleanup()
+    assert codes == [{"exit": 5, "raise": 1, "return": 0}[how]]
+    assert rig.counts() == {"ok": 2}
+    assert rig.get(timeline, LSN_B) == timeline.tarball(LSN_B)
+    rig.check_books()
+    rig.cache.close()
+
+
+def _come_out(how: str) -> None:
+    if how == "exit":
+        sys.exit(5)
+    if how == "raise":
+        raise LookupError("in a child")
+
+
 def try_to_open(data_dir: str) -> None:
     """Say whether the directory is free, or who holds it."""
     try:

@@ -76,6 +76,22 @@ def test_a_forked_child_wants_no_lock_and_holds_none(data_dir: Path) -> None:
     assert _check_restart(data_dir) == {LSN_B}
 
 
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        *(("get_attached_tenant_shard", "exit"), ("get_timeline", "raise"), ("wait_lsn", "return")),
+        *(("get_last_record_lsn", "exit"), ("list", "exit"), ("list_timelines", "raise")),
+        *(("send_basebackup_tarball", how) for how in ("exit", "raise", "return")),
+    ],
+)
+def test_a_child_forked_in_a_callback_does_not_come_out_of_it(
+    data_dir: Path, name: str, how: str
+) -> None:
+    """It ends there, and the work that it was forked in the middle of is its parent's alone."""
+    run_child("process_children:fork_in_a_callback", data_dir, name, how)
+    assert _check_restart(data_dir) == {LSN_B}
+
+
 def test_children_of_a_killed_process_do_not_hold_the_directory(
     data_dir: Path, started: list[subprocess.Popen[str]]
 ) -> None:
