@@ -270,8 +270,12 @@ class ArchiveWriter(io.BufferedIOBase):
             raise
 
     def abort(self) -> None:
-        """Give up the archive: later writes raise ValueError. Harmless when finished."""
-        self._has_ended = True
+        """Give up the archive: later writes raise ValueError. Harmless when finished.
+
+        Returns when no write is under way: what that emits belongs to a build still.
+        """
+        with self._one_at_a_time:
+            self._has_ended = True
 
     def _take(self, data: Buffer) -> int:
         if type(data) is bytes:

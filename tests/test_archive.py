@@ -1152,14 +1152,16 @@ def test_a_buffer_is_used_again_and_tells_nothing() -> None:
         assert made.finish() == tar
 
 
-def test_a_write_that_is_under_way_when_the_build_is_given_up_keeps_its_buffer() -> None:
-    """No other build gets it."""
+def test_a_write_that_is_under_way_when_the_build_is_given_up_is_waited_for() -> None:
+    """Nothing is emitted for a build that is over, and no other build gets its buffer."""
     is_inside, may_go_on = threading.Event(), threading.Event()
+    steps: list[str] = []
 
     def emit(data: bytes) -> None:
         if len(data) > HEADER_SIZE_BYTES:
             is_inside.set()
             assert may_go_on.wait(30)
+            steps.append("emitted")
 
     made, other = Made(emit=emit), Made()
 
@@ -1170,12 +1172,18 @@ def test_a_write_that_is_under_way_when_the_build_is_given_up_keeps_its_buffer()
     def give_up() -> None:
         assert is_inside.wait(30)
         made.writer.abort()
+        steps.append("given up")
+
+    def go_on() -> None:
+        assert is_inside.wait(30)
         other.writer.write(RANDOM[:600_000])
         may_go_on.set()
         other.writer.write(RANDOM[600_000:700_000])
         assert other.finish() == RANDOM[:700_000]
 
-    run_threads([host, give_up])
+    run_threads([host, give_up, go_on])
+    assert steps[-1] == "given up"
+    assert steps.count("given up") == 1
 
 
 # --- Other readers ----------------------------------------------------------------------

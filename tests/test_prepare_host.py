@@ -28,6 +28,8 @@ from helpers import wait_until
 from bbcache import NotReadyError, StoreError
 from bbcache.archive import ArchiveWriter
 from bbcache.errors import CacheFullError, ClosingError, EntryTooBigError
+from bbcache.index import Index
+from bbcache.shelf import Shelf
 from bbcache.store import TempFile
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bbcache import Lsn
+    from bbcache.accounting import Reservation
     from bbcache.host import TarballWriter
     from bbcache.testing import MemoryTimeline
 
@@ -355,6 +358,40 @@ def test_a_write_under_way_when_the_callback_returns_spoils_nothing(
         syncing.open()
         rig.wait_idle()
         assert rig.get(timeline) in {None, b"before" + noise(2 * MIB)}
+
+
+def test_a_write_under_way_when_the_callback_raises_takes_no_room(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is waited for: nothing is reserved, or written, for a build that is over."""
+    with Gate() as gate, Gate() as abandoning:
+        timeline = rig.timeline()
+        real_grow = Index.grow
+        workers: list[Worker] = []
+
+        def grow(index: Index, reservation: Reservation, size_bytes: int) -> None:
+            if isinstance(threading.current_thread(), Worker):
+                gate()
+            real_grow(index, reservation, size_bytes)
+
+        def send(writer: TarballWriter, _lsn: Lsn) -> None:
+            workers.append(Worker(writer.write, noise(2 * MIB)))
+            gate.wait_for()
+            raise RuntimeError("the host gives up")
+
+        monkeypatch.setattr(Index, "grow", grow)
+        stop_before(monkeypatch, Shelf, "abandon", abandoning)
+        timeline.on_send = send
+        rig.send(timeline)
+        if abandoning.has_arrived(0.5):  # in vain where the write is waited for
+            abandoning.open()
+            rig.wait_idle()
+        abandoning.open()
+        gate.open()
+        rig.wait_idle()
+        workers[0].join(DEADLINE_S)
+        assert rig.counts() == {"error": 1}
+        rig.check_books()
 
 
 def test_a_write_that_fails_after_the_callback_returned_fails_the_build(
