@@ -18,7 +18,7 @@ from bbcache.errors import PostgresError
 from bbcache.postgres.control_file import CONTROL_FILE_SIZE_BYTES, ClusterState, ControlFile
 from bbcache.postgres.restore import PG_CONTROL_NAME, restore_tarball
 from bbcache.postgres.settings import PortableConfig
-from bbcache.postgres.tar_writer import TarWriter, Writer
+from bbcache.postgres.tar_writer import MAX_PARTS, TarWriter, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,6 +71,7 @@ _TEMP_RELATION = re.compile(r"t\d+_\d+(_[a-z]+)?(\.\d+)?")
 _RELATION_ROOTS = ("base/", "pg_tblspc/")
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_SHOWN_CHARACTERS = 80  # of a path too long to be shown
 _Snapshot: TypeAlias = tuple[int, int, int]
 
 
@@ -232,6 +233,11 @@ class _Sending:
 
     def _send_entries(self, dir_fd: int, prefix: str) -> None:
         """Send what is in an open directory; `prefix` ends in a slash or is empty."""
+        if prefix.count("/") >= MAX_PARTS:
+            raise PostgresError(
+                f"a path in {self._directory} has more than {MAX_PARTS} parts: "
+                f"{prefix[:_SHOWN_CHARACTERS]}...\nhint: Remove that directory."
+            )
         for name, entry in _sorted_entries(dir_fd, prefix):
             path = prefix + name
             if self._is_dropped(path, name):

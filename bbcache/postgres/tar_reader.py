@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 from isal import igzip_lib
 
 from bbcache.errors import ArchiveError
-from bbcache.postgres.tar_writer import BLOCK_SIZE_BYTES
+from bbcache.postgres.tar_writer import BLOCK_SIZE_BYTES, MAX_PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -216,8 +216,11 @@ def _checked_name(raw_name: bytes, *, is_directory: bool) -> str:
     name = os.fsdecode(raw_name)
     relative = name.removesuffix("/") if is_directory else name
     relative = relative.removeprefix("./")
-    if "\0" in name or any(part in ("", ".", "..") for part in relative.split("/")):
+    parts = relative.split("/")
+    if "\0" in name or any(part in ("", ".", "..") for part in parts):
         raise ArchiveError(f"{name!r} in the tar is not a path inside the data directory")
+    if len(parts) > MAX_PARTS:
+        raise ArchiveError(f"a name in the tar has {len(parts)} parts, more than {MAX_PARTS}")
     return relative
 
 

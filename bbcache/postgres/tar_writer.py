@@ -28,6 +28,8 @@ _MAX_USTAR_FILE_BYTES = 8**11 - 1
 MEMBER_MTIME_S = 946_684_800
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
+# Far more than PostgreSQL has, far less than recursion, such as rmtree's, can go down.
+MAX_PARTS = 128
 
 
 class Writer(Protocol):

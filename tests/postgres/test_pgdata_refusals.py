@@ -180,6 +180,17 @@ def test_setting_that_cannot_move(newest_cluster: Cluster, line: str) -> None:
     assert not tar.getvalue()
 
 
+def test_nested_too_deep(newest_cluster: Cluster) -> None:
+    """A directory of more levels than a restore takes is an error, not a RecursionError."""
+    deepest = newest_cluster.pgdata_dir.joinpath(*"d" * 128)
+    deepest.mkdir(parents=True)
+    with pytest.raises(PostgresError, match=r"more than 128 parts: d/d/.*\nhint: Remove"):
+        send_pgdata_tarball(newest_cluster.pgdata_dir, io.BytesIO())
+    deepest.rmdir()
+    (deepest.parent / "leaf").touch()
+    send_pgdata_tarball(newest_cluster.pgdata_dir, io.BytesIO())
+
+
 @pytest.fixture
 def large_file(newest_cluster: Cluster) -> Path:
     """The first file of the directory, large enough not to be read in one go."""

@@ -342,6 +342,16 @@ def test_long_names(tmp_path: Path, style: int) -> None:
     assert set(names) < restored(tar.getvalue(), tmp_path / "d").keys()
 
 
+@pytest.mark.parametrize("depth", [129, 2000])
+def test_nested_too_deep(tmp_path: Path, depth: int) -> None:
+    """Directories that no recursion could remove again are refused before they are made."""
+    nested = [directory("/".join("d" * number)) for number in range(1, depth + 1)]
+    tar = make_tar(*nested, link("x", "/etc"), style=tarfile.GNU_FORMAT)
+    assert refusal(tar, tmp_path / "d") == "a name in the tar has 129 parts, more than 128"
+    tar = make_tar(*nested[:127], file("d/" * 127 + "f"), style=tarfile.GNU_FORMAT)
+    assert "d/" * 127 + "f" in restored(tar, tmp_path / "d")
+
+
 def test_nul_in_long_name(tmp_path: Path) -> None:
     """A long name with a NUL inside is refused, not cut there."""
     tar = io.BytesIO()
