@@ -10,7 +10,7 @@ setting                      what happens
 external_pid_file,           commented out: two servers would share the file or socket
 unix_socket_directories,
 stats_temp_directory,
-log_directory (absolute)
+log_directory (outside)
 archive_mode,                commented out: a copy would archive its own history over
 archive_command,             that of the original, under the same file names
 archive_library
@@ -18,9 +18,10 @@ synchronous_standby_names    commented out: a copy has no standbys, so commits w
 listen_addresses             commented out where it names an address of this machine
 data_directory, hba_file,    commented out where they name this very data directory and
 ident_file                   its own files; refused otherwise
-ssl_* files                  refused where absolute and ssl is on
+ssl_* files                  refused where absolute or outside and ssl is on
 include, include_dir,        kept where they lead to files inside the data directory
-include_if_exists, @file     (which get the same treatment); refused otherwise
+include_if_exists, @file     (which get the same treatment), also from file to file;
+                             refused otherwise
 ===========================  =========================================================
 
 Everything else is left as it is, byte for byte. Syntax: guc-file.l.
@@ -31,6 +32,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from bbcache.errors import PostgresError
@@ -65,8 +67,9 @@ _ESCAPED = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 # A file named in pg_hba.conf or pg_ident.conf: a list of users (@file), or since
 # PostgreSQL 16 an include at the start of a line (hba.c).
 _HBA_FILE = re.compile(
-    rb"""(?:(?<![^\s,])@|^[ \t]*include(?:_if_exists|_dir)?[ \t]+)"?([^\s",]+)"""
+    rb"""(?:(?<![^\s,])@|^[ \t]*include(?P<kind>_if_exists|_dir)?[ \t]+)"?(?P<path>[^\s",]+)"""
 )
+_HBA_COMMENT = re.compile(rb'("[^"]*")|#.*')
 
 
 class _Setting(NamedTuple):
@@ -140,8 +143,13 @@ class PortableConfig:
                 "hint: Configuration kept elsewhere, as Debian keeps it in /etc/postgresql, must "
                 "be copied into the data directory."
             ) from error
-        with open(fd, "rb") as config:
-            content = config.read(_MAX_CONFIG_BYTES + 1)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise PostgresError(f"{path} is no regular file, and cannot be configuration")
+            with open(fd, "rb", closefd=False) as config:
+                content = config.read(_MAX_CONFIG_BYTES + 1)
+        finally:
+            os.close(fd)
         if len(content) > _MAX_CONFIG_BYTES:
             raise PostgresError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes")
         return content
@@ -151,7 +159,7 @@ class PortableConfig:
         if name in _TIED_TO_PLACE:
             return True
         if name == "log_directory":
-            return value.startswith("/")
+            return _leads_out(value)
         if name == "listen_addresses":
             return not _PORTABLE_ADDRESSES.issuperset(part.strip() for part in value.split(","))
         if name in _OWN_FILES:
@@ -163,11 +171,11 @@ class PortableConfig:
 
     def _add_included(self, setting: _Setting) -> None:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(setting.file), setting.value))
-        if target.startswith(("/", "../")) or target == "..":
+        if _leads_out(target):
             raise setting.refusal("Move what it includes into the data directory.")
         if setting.name == "include_dir":
             for file in self._files_in(target):
-                self._add(posixpath.join(target, file))
+                self._add(file)
         elif setting.name == "include" or os.path.lexists(self._pgdata_dir / target):
             self._add(target)
 
@@ -179,25 +187,34 @@ class PortableConfig:
             return
         for name in names:
             if name.endswith(".conf") and not name.startswith("."):
-                yield name
+                yield posixpath.normpath(posixpath.join(directory, name))
 
     def _add_access_files(self) -> None:
-        for file in ("pg_hba.conf", "pg_ident.conf"):
-            if file == "pg_ident.conf" and not os.path.lexists(self._pgdata_dir / file):
-                continue
-            content = self._read(file)
-            for number, line in enumerate(content.split(b"\n"), 1):
-                for match in _HBA_FILE.finditer(line.partition(b"#")[0]):
-                    named = os.fsdecode(match[1])
-                    if named.startswith("/") or ".." in named.split("/"):
-                        raise _Setting(file, number, "a list of names", named).refusal(
-                            "Move that file into the data directory."
-                        )
-            self.contents[file] = content
+        self._add_access_file("pg_hba.conf")
+        if os.path.lexists(self._pgdata_dir / "pg_ident.conf"):
+            self._add_access_file("pg_ident.conf")
+
+    def _add_access_file(self, file: str) -> None:
+        """Take in an access file, or a list of names, and those that it names."""
+        if file in self.contents:
+            return
+        self.contents[file] = content = self._read(file)
+        for number, line in enumerate(content.split(b"\n"), 1):
+            for match in _HBA_FILE.finditer(_HBA_COMMENT.sub(rb"\1", line)):
+                named = os.fsdecode(match["path"])
+                target = posixpath.normpath(posixpath.join(posixpath.dirname(file), named))
+                if _leads_out(target):
+                    raise _Setting(file, number, "a list of names", named).refusal(
+                        "Move that file into the data directory."
+                    )
+                is_dir = match["kind"] == b"_dir"
+                for each in self._files_in(target) if is_dir else (target,):
+                    if os.path.lexists(self._pgdata_dir / each):
+                        self._add_access_file(each)
 
     def _log_dir(self) -> str:
         setting = self._effective.get("log_directory")
-        is_inside = setting is not None and not setting.value.startswith("/")
+        is_inside = setting is not None and not _leads_out(setting.value)
         return posixpath.normpath(setting.value) if setting and is_inside else "log"
 
     def _refuse_ssl_files_elsewhere(self) -> None:
@@ -206,10 +223,16 @@ class PortableConfig:
             return
         for name, setting in self._effective.items():
             is_file = name.startswith("ssl_") and name.endswith(("_file", "_dir"))
-            if is_file and setting.value.startswith("/"):
+            if is_file and _leads_out(setting.value):
                 raise setting.refusal(
                     "Copy the file into the data directory and name it there, or set ssl = off."
                 )
+
+
+def _leads_out(path: str) -> bool:
+    """Whether a path in the configuration leads out of the data directory."""
+    normal = posixpath.normpath(path)
+    return normal.startswith(("/", "../")) or normal == ".."
 
 
 def _value(match: re.Match[bytes]) -> str:

@@ -342,10 +342,9 @@ def test_long_names(tmp_path: Path, style: int) -> None:
     assert set(names) < restored(tar.getvalue(), tmp_path / "d").keys()
 
 
-@pytest.mark.parametrize("depth", [129, 2000])
-def test_nested_too_deep(tmp_path: Path, depth: int) -> None:
+def test_nested_too_deep(tmp_path: Path) -> None:
     """Directories that no recursion could remove again are refused before they are made."""
-    nested = [directory("/".join("d" * number)) for number in range(1, depth + 1)]
+    nested = [directory("/".join("d" * number)) for number in range(1, 130)]
     tar = make_tar(*nested, link("x", "/etc"), style=tarfile.GNU_FORMAT)
     assert refusal(tar, tmp_path / "d") == "a name in the tar has 129 parts, more than 128"
     tar = make_tar(*nested[:127], file("d/" * 127 + "f"), style=tarfile.GNU_FORMAT)

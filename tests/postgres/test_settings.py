@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,6 +44,7 @@ def portable(config_dir: Path, *lines: str, file: str = "postgresql.conf") -> st
         "archive_library = 'basic_archive'",
         "synchronous_standby_names = '*'",
         "log_directory = '/var/log/postgresql'",
+        "log_directory = 'log/../../logs'",
         "listen_addresses = '10.0.0.5'",
         "listen_addresses = 'localhost, 10.0.0.5'",
         "unix_socket_directories = 'it''s \\'here\\', /there'",
@@ -106,6 +108,8 @@ def test_ssl_files_elsewhere(config_dir: Path, name: str) -> None:
     """With ssl on, a key or certificate outside the directory is refused by name."""
     with pytest.raises(PostgresError, match=rf"line 1 sets {name} to '/etc/ssl/x'"):
         portable(config_dir, f"{name} = '/etc/ssl/x'", "ssl = on")
+    with pytest.raises(PostgresError, match=rf"line 2 sets {name} to '../x'"):
+        portable(config_dir, "ssl = on", f"{name} = '../x'")
     assert portable(config_dir, f"{name} = '/etc/ssl/x'", "ssl = on", "ssl = off")
     assert portable(config_dir, f"{name} = 'x'", "ssl = on", "ssl_ciphers = '/x'")
 
@@ -135,6 +139,31 @@ def test_included_files(config_dir: Path) -> None:
 def test_include_of_nothing(config_dir: Path) -> None:
     """A directory to include that is not there is left for the server to complain about."""
     assert portable(config_dir, "include_dir 'missing'") == "include_dir 'missing'"
+
+
+@pytest.mark.parametrize("name", ["directory", "pipe"])
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("postgresql.conf", "include '{}'"),
+        ("postgresql.auto.conf", "include_if_exists = '{}'"),
+        ("pg_hba.conf", "local @{} all trust"),
+    ],
+)
+def test_include_of_no_file(config_dir: Path, file: str, line: str, name: str) -> None:
+    """A directory or pipe that is included as a file is named, and not waited on."""
+    (config_dir / "directory").mkdir()
+    os.mkfifo(config_dir / "pipe")
+    with pytest.raises(PostgresError, match=rf"/{name} is no regular file"):
+        portable(config_dir, line.format(name), file=file)
+
+
+def test_include_of_the_directory_itself(config_dir: Path) -> None:
+    """Its files have one name each, and an empty path is no file."""
+    assert portable(config_dir, "include_dir '.'") == "include_dir '.'"
+    assert PortableConfig(config_dir).contents.keys() == {"postgresql.conf", "pg_hba.conf"}
+    with pytest.raises(PostgresError, match="is no regular file"):
+        portable(config_dir, "include ''")
 
 
 def test_include_in_a_circle(config_dir: Path) -> None:
@@ -169,6 +198,7 @@ def test_configuration_elsewhere(config_dir: Path, name: str) -> None:
         'local all bob,@"/etc/users" trust',
         "include /etc/hba",
         "include_dir ../x",
+        'local all "a#b",@/etc/users trust',
     ],
 )
 def test_access_file_from_outside(config_dir: Path, file: str, line: str) -> None:
@@ -181,6 +211,35 @@ def test_access_files_are_kept(config_dir: Path) -> None:
     """Lists and includes inside the directory, and names with an @ in them, are fine."""
     text = 'local @dbs all trust\nlocal all bob@/x trust\ninclude "extra.conf"'
     assert portable(config_dir, *text.split("\n"), file="pg_hba.conf") == text
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        ("@lists/users", "bob @../../outside"),
+        ("include lists/users", "local all @/etc/users trust"),
+        ("include_if_exists lists/users", "include ../../hba.conf"),
+        ("include_dir lists", "include /etc/hba.conf"),
+    ],
+)
+def test_access_file_that_names_another(config_dir: Path, names: str, line: str) -> None:
+    """What is included is judged like what includes it, wherever it lies."""
+    (config_dir / "lists").mkdir()
+    for file in ("users", "some.conf"):
+        (config_dir / "lists" / file).write_text(f"# @/fine\n{line}\n")
+    with pytest.raises(PostgresError, match=r"lists/\w.* line 2 sets a list of names"):
+        portable(config_dir, names, file="pg_hba.conf")
+
+
+def test_access_files_that_name_each_other(config_dir: Path) -> None:
+    """All of them go along, and each is read once."""
+    (config_dir / "lists").mkdir()
+    (config_dir / "lists" / "users").write_text("bob @../more @users @missing\n")
+    (config_dir / "more").write_text("eve\n")
+    portable(config_dir, "local all @lists/users trust", file="pg_hba.conf")
+    contents = PortableConfig(config_dir).contents
+    assert contents["more"] == b"eve\n"
+    assert contents.keys() == {"postgresql.conf", "pg_hba.conf", "lists/users", "more"}
 
 
 def test_huge_file(config_dir: Path) -> None:
