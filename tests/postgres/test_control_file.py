@@ -6,6 +6,7 @@ import bisect
 import pickle
 import struct
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
@@ -23,14 +24,14 @@ from bbcache.postgres.control_file import (
 from bbcache.postgres.wal import WalReader, canonical_lsn, record_end_lsn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from bbcache.postgres.cluster import Cluster, PostgresBinaries
 
 pytestmark = pytest.mark.postgres
 
 _PAGE = 8192
+_KEPT_DIR = Path(__file__).parent / "control_files"
 _STATES = {
     "starting up": ClusterState.STARTUP,
     "shut down": ClusterState.SHUT_DOWN,
@@ -82,11 +83,43 @@ _SHOWN: dict[str, tuple[str, Callable[[str], Any]]] = {
 def _check_against_pg_controldata(cluster: Cluster) -> ControlFile:
     """Compare every field; the server must not write the file in between."""
     text = cluster.binaries.run("pg_controldata", f"--pgdata={cluster.pgdata_dir}")
-    shown = {key: value.strip() for key, _, value in (x.partition(":") for x in text.splitlines())}
     control = ControlFile.read(cluster.pgdata_dir)
-    expected = {name: parse(shown[label]) for name, (label, parse) in _SHOWN.items()}
-    assert expected == {name: getattr(control, name) for name in _SHOWN}
+    assert _fields(control) == _parsed(text)
     return control
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """What pg_controldata has printed."""
+    shown = {key: value.strip() for key, _, value in (x.partition(":") for x in text.splitlines())}
+    return {name: parse(shown[label]) for name, (label, parse) in _SHOWN.items()}
+
+
+def _fields(control: ControlFile) -> dict[str, Any]:
+    return {name: getattr(control, name) for name in _SHOWN}
+
+
+@pytest.fixture
+def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("_utc")
+@pytest.mark.parametrize("major", [14, 15, 16, 17, 18])
+def test_equals_pg_controldata_of_every_version(major: int) -> None:
+    """The file of a real standby on its second timeline, and what was printed of it, are kept.
+
+    Segments of 64 MiB, checksums, wal_level logical; version 14 was printed by that of 15.
+    """
+    data = bytes.fromhex((_KEPT_DIR / f"{major}.hex").read_text())
+    control = ControlFile.parse(data.ljust(8192, b"\0"))
+    assert _fields(control) == _parsed((_KEPT_DIR / f"{major}.txt").read_text())
+    assert control.major_version == major
+    assert (control.tli, control.wal_segment_size_bytes) == (2, 64 << 20)
+    assert control.min_recovery_lsn == control.checkpoint_end_lsn
 
 
 @pytest.mark.parametrize(
