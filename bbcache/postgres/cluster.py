@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from bbcache.errors import PostgresError
 from bbcache.postgres.binaries import PostgresBinaries
 from bbcache.postgres.server_user import ServerUser
+from bbcache.postgres.write_behind import WriteBehind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -130,11 +131,14 @@ class Cluster:
         self._check_version()
         self._user.require_reachable(self.pgdata_dir, "data directory")
         self._user.own_tree(self.pgdata_dir)
-        self._socket_dir = _make_socket_dir(self._user)
         started_at_s = int(time.time())
         try:
-            self._server = self._spawn({**self._settings, **(settings or {})})
-            self._ender = weakref.finalize(self, _end, os.getpid(), self._server, self._socket_dir)
+            # In a thread: a Ctrl-C between the fork and its end would leave a server behind
+            # that nobody knows.
+            with WriteBehind(self._launch, at_once=0) as behind:
+                behind.put({**self._settings, **(settings or {})})
+                behind.finish()
+            assert self._server is not None
             self._wait_ready(self._server, started_at_s, time.monotonic() + timeout_s)
         except BaseException:
             self._kill()
@@ -154,6 +158,12 @@ class Cluster:
                 f"hint: Install PostgreSQL {major} (Debian: `apt install postgresql-{major}`) "
                 "and name its bin directory."
             )
+
+    def _launch(self, settings: Mapping[str, str]) -> None:
+        """Start the server, and note all that it takes to end it."""
+        self._socket_dir = _make_socket_dir(self._user)
+        self._server = self._spawn(settings)
+        self._ender = weakref.finalize(self, _end, os.getpid(), self._server, self._socket_dir)
 
     def _spawn(self, settings: Mapping[str, str]) -> subprocess.Popen[bytes]:
         effective = {

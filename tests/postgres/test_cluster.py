@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -345,6 +345,48 @@ def test_interrupt_is_not_for_the_server(
     cluster.start()
     assert os.getsid(cluster.pid) != os.getsid(0)
     assert os.getpgid(cluster.pid) != os.getpgid(0)
+
+
+@pytest.mark.parametrize("when", ["before the fork", "after the fork"])
+def test_interrupted_start(
+    newest_pg: PostgresBinaries,
+    make_cluster: ClusterFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    """However early a Ctrl-C comes, no server is left, and no socket directory."""
+    cluster = make_cluster(newest_pg)
+    pids: list[int] = []
+    socket_parent = make_cluster.new_dir()
+    socket_parent.mkdir(mode=0o711)
+    socket_parent.chmod(0o711)
+    monkeypatch.setattr(tempfile, "tempdir", str(socket_parent))
+
+    def popen(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+        if when == "before the fork":
+            signal.raise_signal(signal.SIGUSR1)
+        server = subprocess_popen(*args, **kwargs)
+        pids.append(server.pid)
+        if when == "after the fork":
+            signal.raise_signal(signal.SIGUSR1)
+        return server
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    subprocess_popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cluster.start()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not any(map(is_alive, pids))
+    assert not cluster.is_running
+    assert list(socket_parent.iterdir()) == []
+    monkeypatch.undo()
+    cluster.start()
 
 
 def test_tcp_where_asked_for(newest_pg: PostgresBinaries, make_cluster: ClusterFactory) -> None:
