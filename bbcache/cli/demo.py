@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
+import uuid
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -127,13 +128,24 @@ def _directory(wanted: Path | None) -> Iterator[Path]:
             raise ConfigError(f"{wanted} is not a directory")
         yield wanted.absolute()
         return
-    path = Path(tempfile.mkdtemp(prefix="bbcache-demo-"))
+    # Named before it is made, so that a Ctrl-C in between leaves nothing.
+    path = Path(tempfile.gettempdir(), f"bbcache-demo-{uuid.uuid4().hex}")
     try:
+        path.mkdir(mode=0o700)
         # PostgreSQL's user, where this process is root, must be able to pass through.
         path.chmod(0o711)
         yield path
     finally:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove the directory, also where the first Ctrl-C comes now; a second one is ignored."""
+    try:
         remove_tree(path)
+    except KeyboardInterrupt:
+        remove_tree(path)
+        raise
 
 
 def _at_least(least: int) -> Any:

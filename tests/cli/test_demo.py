@@ -320,6 +320,30 @@ def test_a_directory_that_is_still_written_to_is_removed(
     assert_nothing_is_left(tmpdir_for_demo)
 
 
+@pytest.mark.parametrize("function", ["mkdir", "rmdir"])
+def test_a_signal_while_the_directory_comes_or_goes(
+    tmpdir_for_demo: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    """It is removed all the same."""
+    call, is_first = getattr(os, function), iter([True])
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        call(*args, **kwargs)
+        if next(is_first, False):
+            raise KeyboardInterrupt
+
+    def work() -> None:
+        with demo._directory(None) as path:
+            (path / "a").mkdir()
+            (path / "b").mkdir()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    assert_nothing_is_left(tmpdir_for_demo)
+
+
 @pytest.fixture
 def foreground() -> Iterator[None]:
     """Heed Ctrl-C, which a run in the background, and its children, may ignore."""
