@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import uuid
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from bbcache.postgres.cluster import PostgresBinaries
 
 _ON_REQUEST_LEVEL = 2
+_COMPUTE_NAME = re.compile(r"[0-9a-f]{32}(\.log)?")  # a data directory, and its server's log
 
 
 class Basebackup(NamedTuple):
@@ -79,9 +81,8 @@ class Pageserver:
             root / "basebackup_cache", config, self.tenants, registry
         )
         try:
-            # A compute node does not outlive its pageserver: what a kill has left is lost.
-            shutil.rmtree(self._computes_dir, ignore_errors=True)
             _make_passable(self._computes_dir)
+            _remove_computes(self._computes_dir)
             self.tenants.attach_all()
         except BaseException:
             self.cache.close()
@@ -178,6 +179,19 @@ def _restore_current(archive: BinaryIO, pgdata_dir: Path, timeline: PgdataTimeli
     restore_tarball(archive, pgdata_dir)
     if inspect_pgdata(pgdata_dir) != inspect_pgdata(timeline.pgdata_dir):
         raise PrepareError(f"the archive is not timeline {timeline.timeline_id} as it is now")
+
+
+def _remove_computes(directory: Path) -> None:
+    """Remove what a kill has left of compute nodes, which do not outlive their pageserver.
+
+    By their names: the root may have been somebody's directory before.
+    """
+    for path in directory.iterdir():
+        if _COMPUTE_NAME.fullmatch(path.name):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _make_passable(directory: Path) -> None:

@@ -118,6 +118,22 @@ def test_a_directory_that_is_no_id_is_named(lab: Lab, where: str) -> None:
     lab.open()
 
 
+def test_only_its_own_leftovers_are_removed(lab: Lab) -> None:
+    """What a kill has left of compute nodes goes; what somebody else has put there stays."""
+    lab.close()
+    computes_dir, name = lab.root / "computes", "0123456789abcdef" * 2
+    (computes_dir / name / "base").mkdir(parents=True)
+    (computes_dir / f"{name}.log").touch()
+    (computes_dir / "mine" / "deep").mkdir(parents=True)
+    (computes_dir / "notes.log").touch()
+    (lab.root / "other").mkdir()
+    (computes_dir / name[::-1]).symlink_to(lab.root / "other")
+    lab.open()
+    assert sorted(path.name for path in computes_dir.iterdir()) == ["mine", "notes.log"]
+    assert (computes_dir / "mine" / "deep").is_dir()
+    assert (lab.root / "other").is_dir()
+
+
 def test_two_pageservers_on_one_directory(lab: Lab) -> None:
     """The second is refused, and takes nothing from the first one's compute node."""
     address = lab.add_timeline()
