@@ -32,6 +32,9 @@ PostgreSQL's protocol; the miss of the first one then fills the cache.
 """
 
 
+_MAX_SCALE = 100  # some 60 MB more in the archive a round; several must fit into the cache
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the ``demo`` command."""
     parser = commands.add_parser(
@@ -42,17 +45,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--rounds",
-        type=_at_least(2),
+        type=_whole_number(2),
         default=4,
         metavar="N",
         help="how often a compute node starts and stops, at least 2 (default: %(default)s)",
     )
     parser.add_argument(
         "--scale",
-        type=_at_least(1),
+        type=_whole_number(1, _MAX_SCALE),
         default=1,
         metavar="N",
-        help="how much each round writes: N times 20,000 rows (default: %(default)s)",
+        help="how much each round writes: N times 20,000 rows, N from 1 to 100 "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--dir",
@@ -148,11 +152,12 @@ def _remove(path: Path) -> None:
         raise
 
 
-def _at_least(least: int) -> Any:
+def _whole_number(least: int, most: int | None = None) -> Any:
     def parse(text: str) -> int:
         number = int(text) if text.isdecimal() else -1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+        if number < least or (most is not None and number > most):
+            limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number {limits}")
         return number
 
     return parse

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bbcache.cli.demo_scenario import Report
 
 _WIDTH = 100  # where output goes to a file
+_MIN_WIDTH = 80  # a narrower terminal breaks lines, rather than losing figures
 
 
 class _Console(Console):
@@ -30,10 +31,11 @@ class _Console(Console):
 
 
 class Progress:
-    """Progress on stderr: a bar on a terminal, otherwise a line a step."""
+    """Progress on stderr: a bar on a terminal that can show one, otherwise a line a step."""
 
     def __init__(self, round_count: int) -> None:
         self._console = _Console(stderr=True)
+        self._has_bar = self._console.is_terminal and not self._console.is_dumb_terminal
         self._bar = Bar(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -42,7 +44,7 @@ class Progress:
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=not self._has_bar,
         )
         steps = round_count * STEPS_PER_ROUND + EXTRA_STEPS
         self._task = self._bar.add_task("", total=steps)
@@ -52,7 +54,7 @@ class Progress:
         """The step before has ended, and `what` begins."""
         self._bar.update(self._task, description=what, advance=0 if self._is_first else 1)
         self._is_first = False
-        if not self._console.is_terminal:
+        if not self._has_bar:
             self._console.print(what, highlight=False)
 
     def __enter__(self) -> Self:
@@ -65,7 +67,8 @@ class Progress:
 
 def print_report(report: Report) -> None:
     """Print tables of the rounds, the codecs and the metrics to stdout."""
-    console = _Console(width=None if _Console().is_terminal else _WIDTH)
+    terminal = _Console()
+    console = _Console(width=max(terminal.width, _MIN_WIDTH) if terminal.is_terminal else _WIDTH)
     console.print(f"\nPostgreSQL {report.postgres_version}, {len(report.rounds)} rounds\n")
     if report.is_through_service:
         console.print("Every basebackup came over the network, from a page service.\n")

@@ -82,8 +82,10 @@ def test_help(capsys: pytest.CaptureFixture[str], argv: list[str], wanted: list[
         ([], "the following arguments are required: COMMAND"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         (["demo", "--rounds", "1"], "--rounds: '1' is no whole number of at least 2"),
+        (["demo", "--scale", "0"], "--scale: '0' is no whole number from 1 to 100"),
+        (["demo", "--scale", "101"], "--scale: '101' is no whole number from 1 to 100"),
         (["demo", "--rounds", "2.5"], "--rounds: '2.5' is no whole number of at least 2"),
-        (["demo", "--scale", "-3"], "--scale: '-3' is no whole number of at least 1"),
+        (["demo", "--scale", "-3"], "--scale: '-3' is no whole number from 1 to 100"),
         (["demo", "now"], "unrecognized arguments: now"),
     ],
 )

@@ -81,11 +81,11 @@ def test_failures_are_in_the_verdict(capsys: pytest.CaptureFixture[str]) -> None
     assert not any("cleaned" in line for line in lines)
 
 
-@pytest.mark.parametrize("columns", ["80", "200"])
+@pytest.mark.parametrize("columns", ["20", "80", "200"])
 def test_terminal_of_80_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
-    """Nothing is cut off in a terminal of the usual width."""
+    """Nothing is cut off in a terminal of the usual width, nor in a narrow one."""
     monkeypatch.setattr(Console, "is_terminal", property(lambda _: True))
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setenv("NO_COLOR", "1")
@@ -124,3 +124,15 @@ def test_progress_off_a_terminal_is_a_line_a_step(capsys: pytest.CaptureFixture[
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == ["first step", "second"]
+
+
+def test_progress_on_a_terminal_without_a_cursor(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no bar can be drawn, a terminal gets a line a step, too."""
+    monkeypatch.setattr(Console, "is_terminal", property(lambda _: True))
+    monkeypatch.setenv("TERM", "dumb")
+    with Progress(2) as progress:
+        progress.advance("first step")
+        progress.advance("second")
+    assert capsys.readouterr().err.splitlines() == ["first step", "second"]
