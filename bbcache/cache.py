@@ -72,7 +72,8 @@ class BasebackupCache:
         """
         if config is None:
             return cls(None)
-        path = os.path.abspath(os.fspath(data_dir))
+        with disk_step("make absolute", os.fspath(data_dir)):
+            path = os.path.abspath(os.fspath(data_dir))
         if "\0" in path:
             raise StoreError(f"the path of a cache directory has no NUL, but {path!r} has")
         with disk_step("make the cache directory", path):

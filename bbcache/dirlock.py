@@ -159,7 +159,7 @@ def read_holder_pid(path: str, sleep: Callable[[float], None] = time.sleep) -> i
             return None
         try:
             pid = json.loads(os.read(fd, _HOLDER_MAX_BYTES))["pid"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         finally:
             os.close(fd)

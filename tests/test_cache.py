@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import math
@@ -185,6 +186,19 @@ def test_a_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
         BasebackupCache.spawn(path, BasebackupCacheConfig(), MemoryHost(), CollectorRegistry())
     assert isinstance(caught.value, OSError)
     assert caught.value.errno is not None
+
+
+def test_a_relative_directory_of_a_process_that_is_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has removed the working directory: a StoreError like any other."""
+    lost = tmp_path / "lost"
+    lost.mkdir()
+    monkeypatch.chdir(lost)
+    lost.rmdir()
+    with pytest.raises(StoreError, match=r"cache.*\nhint: ") as caught:
+        BasebackupCache.spawn("cache", BasebackupCacheConfig(), MemoryHost())
+    assert caught.value.errno == errno.ENOENT
 
 
 def test_a_path_that_can_be_none(tmp_path: Path) -> None:
