@@ -4,7 +4,8 @@ The host is the pageserver (or a prototype, or a test harness) that embeds
 bbcache. Callbacks come from the cache's own threads, several at once, so an
 implementation must be thread-safe. A callback may raise anything: it is counted
 and logged, and no thread of the cache ends. A callback that never returns holds
-up its worker, and the exit of the interpreter with it.
+up its worker, and the exit of the interpreter with it. A child process that is
+forked in a callback ends where it would come out of it.
 
 The names follow Neon's tenant manager, tenant shard and timeline
 (``pageserver/src/tenant``). Import them by name: ``from bbcache import *`` would
