@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from cache_helpers import fail_with
 from helpers import count_descriptors, file_names, make_keys, run_threads, samples, wait_until
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from prometheus_client import CollectorRegistry
 
+from bbcache import shelf as shelf_module
 from bbcache.accounting import Accounting
 from bbcache.dirlock import LOCK_NAME, DirectoryLock
 from bbcache.errors import (
@@ -926,6 +928,25 @@ def test_what_is_in_a_replaced_directory_is_taken_over(kit: Kit) -> None:
     assert kit.files() == {*kit.entry_names(), "stray"}
     kit.shelf.abandon(temp, reservation)
     assert kit.totals() == (3, 150)
+
+
+def test_an_older_file_that_stays_in_a_replaced_directory_is_told(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As at the start: counted once, logged, on the books until the next upkeep."""
+    shutil.rmtree(kit.directory)
+    kit.directory.mkdir()
+    old = kit.put(A, lsn=1, size_bytes=25)
+    kit.put(A, lsn=3, size_bytes=35)
+    with monkeypatch.context() as patch:
+        refusal = PermissionError(errno.EPERM, "no", str(old))
+        fail_with(patch, shelf_module, "unlink", refusal)
+        kit.shelf.ensure_home()
+    assert kit.totals() == (2, 60)
+    assert kit.count("bbcache_unlink_failures_total") == 1
+    assert str(old) in caplog.text
+    kit.shelf.upkeep()
+    assert kit.totals() == (1, 35)
 
 
 def test_a_build_in_flight_survives_the_loss_of_its_directory(kit: Kit) -> None:
