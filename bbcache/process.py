@@ -35,7 +35,9 @@ class Closable(Protocol):
         ...
 
 
-_caches: weakref.WeakSet[Closable] = weakref.WeakSet()
+# By id, for a WeakSet cannot be gone through while another thread changes it: a cache that
+# closes at the very exit would keep the others from being closed.
+_caches: dict[int, weakref.ref[Closable]] = {}
 _EXIT_TIMEOUT_S = 10.0
 # These only call a close, which a subclass may have overridden.
 _WITHOUT_LOCKS: Final = {"BasebackupCache.__exit__", "BasebackupCache.close", "_finish_closes"}
@@ -48,12 +50,12 @@ def generation() -> int:
 
 def close_at_exit(cache: Closable) -> None:
     """Begin to close `cache` when the interpreter exits, in time for its threads."""
-    _caches.add(cache)
+    _caches[id(cache)] = weakref.ref(cache)
 
 
 def forget(cache: Closable) -> None:
     """Undo `close_at_exit`."""
-    _caches.discard(cache)
+    _caches.pop(id(cache), None)
 
 
 @contextmanager
@@ -106,13 +108,18 @@ def _may_hold_a_lock(frame: FrameType) -> bool:
     return frame.f_code.co_qualname not in _WITHOUT_LOCKS
 
 
+def _open_caches() -> list[Closable]:
+    found = [cache() for cache in list(_caches.values())]
+    return [cache for cache in found if cache is not None]
+
+
 def _begin_closes() -> None:
-    for cache in list(_caches):
+    for cache in _open_caches():
         cache.begin_close()
 
 
 def _finish_closes() -> None:
-    for cache in list(_caches):
+    for cache in _open_caches():
         cache.close(_EXIT_TIMEOUT_S)
 
 

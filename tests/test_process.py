@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +14,7 @@ from cache_helpers import (
     LSN_A,
     LSN_B,
     Rig,
+    Worker,
     end_child,
     run_child,
     start_child,
@@ -235,6 +238,43 @@ def test_the_exit_of_the_interpreter_closes_in_two_steps(data_dir: Path) -> None
             Rig(data_dir).open()
         process._finish_closes()
         assert _is_free(data_dir)
+
+
+class _Closing:
+    """A cache, as far as the exit is concerned."""
+
+    def begin_close(self) -> None:
+        """Begin to do nothing."""
+
+    def close(self, timeout: float | None = None) -> None:
+        """Do nothing for no time."""
+
+
+def test_caches_that_come_and_go_at_the_exit_do_not_disturb_it() -> None:
+    """One that closes in the background must not keep the others from being closed."""
+    caches, has_ended = [_Closing() for _ in range(50)], threading.Event()
+    interval_s = sys.getswitchinterval()
+
+    def come_and_go() -> None:
+        while not has_ended.is_set():
+            for cache in caches[:20]:
+                process.close_at_exit(cache)
+            for cache in caches[:20]:
+                process.forget(cache)
+
+    for cache in caches:
+        process.close_at_exit(cache)
+    moving = Worker(come_and_go)
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(5000):
+            process._begin_closes()
+    finally:
+        sys.setswitchinterval(interval_s)
+        has_ended.set()
+        moving.result()
+        for cache in caches:
+            process.forget(cache)
 
 
 def test_a_cache_of_the_parent_is_inert_in_a_child(
