@@ -736,6 +736,20 @@ def test_a_temporary_file_that_stays_counts_until_it_goes(kit: Kit) -> None:
     assert kit.count("bbcache_unlink_failures_total") == 1
 
 
+def test_a_dropped_file_that_stays_is_told_and_counts_until_it_goes(kit: Kit) -> None:
+    """One that was not to be published, and has no reservation; its descriptor is closed."""
+    before = count_descriptors()
+    temp = kit.shelf.create_temp(A, 1)
+    block(Path(temp.path))
+    kit.shelf.drop(temp, 30)
+    assert count_descriptors() == before
+    assert kit.totals() == (1, 30)
+    assert kit.count("bbcache_unlink_failures_total") == 1
+    Path(temp.path).rmdir()
+    kit.shelf.upkeep()
+    assert kit.totals() == (0, 0)
+
+
 def test_after_the_fence_a_temporary_file_is_left(kit: Kit) -> None:
     """The directory may be another cache's: its start sweeps it."""
     temp, reservation, _ = kit.build(A, 1, 30)
