@@ -273,3 +273,65 @@ def test_an_archive_of_neons_is_proven_once_and_served(
     fail_with(monkeypatch, reader, "check_plain", AssertionError("decompressed again"))
     assert rig.get_archive(timeline) == content
     assert rig.reads == {"hit": 2}
+
+
+def _found_sealed(rig: Rig, verify_reads: str) -> MemoryTimeline:
+    timeline = rig.prepared()
+    rig.reopen(verify_reads=verify_reads)
+    return timeline
+
+
+def _found_plain(rig: Rig, verify_reads: str) -> MemoryTimeline:
+    return _restart_with(rig, gzip.compress(noise(1000)), verify_reads=verify_reads)
+
+
+def _published(rig: Rig, verify_reads: str) -> MemoryTimeline:
+    rig.reopen(verify_reads=verify_reads)
+    return rig.prepared()
+
+
+# What is damaged, and whether that was before the first open of this life or after it.
+MOMENTS = [(where, when) for where in ("seal", "body") for when in ("before", "after")]
+# Per origin and mode the moments at which damage of no other size is found.
+FOUND: dict[Callable[[Rig, str], MemoryTimeline], dict[str, set[tuple[str, str]]]] = {
+    _found_sealed: {
+        "always": set(MOMENTS),
+        "first": {("seal", "before"), ("body", "before")},
+        "never": {("seal", "before")},
+    },
+    _found_plain: {mode: {("body", "before")} for mode in ("always", "first", "never")},
+    _published: {
+        "always": set(MOMENTS),
+        "first": {("seal", "before"), ("body", "before")},
+        "never": set(),
+    },
+}
+
+
+CASES = [
+    pytest.param(origin, where, when, mode, id=f"{origin.__name__[1:]}-{where}-{when}-{mode}")
+    for origin, modes in FOUND.items()
+    for where, when in MOMENTS
+    for mode in modes
+    if origin is not _found_plain or where == "body"  # without seal there is none to damage
+]
+
+
+@pytest.mark.parametrize(("origin", "where", "when", "verify_reads"), CASES)
+def test_what_is_found_by_origin_and_mode(
+    rig: Rig,
+    origin: Callable[[Rig, str], MemoryTimeline],
+    where: str,
+    when: str,
+    verify_reads: str,
+) -> None:
+    """Each mode looks at what it says, at the first open of a life and at later ones."""
+    timeline = origin(rig, verify_reads)
+    timeline.advance(LSN_B)  # what is found bad is not built again
+    path = rig.path(timeline)
+    if when == "after":
+        assert rig.get_archive(timeline) == path.read_bytes()
+    path.write_bytes(_flip(20 if where == "seal" else -20)(path.read_bytes()))
+    is_found = (where, when) in FOUND[origin][verify_reads]
+    assert (rig.get_archive(timeline) is None) == is_found
+    assert len(rig.quarantined()) == is_found
