@@ -593,6 +593,19 @@ def test_the_eight_newest_are_kept(kit: Kit) -> None:
     assert kit.count("bbcache_unlink_failures_total") == 0
 
 
+def test_what_an_audit_has_put_beside_is_trimmed_too(kit: Kit) -> None:
+    """Another process may quarantine in the same directory: eight stay, the newest."""
+    kit.shelf.quarantine(kit.publish(A, lsn=1, size_bytes=1))
+    (mine,) = kit.quarantined()
+    for number in range(9):
+        name = f"20000101T00000{number}.000000Z_{kit.path(B, 1).name}"
+        (kit.directory / "quarantine" / name).write_bytes(bytes(10))
+    kit.shelf.quarantine(kit.publish(A, lsn=2, size_bytes=2))
+    assert len(kit.quarantined()) == 8
+    assert mine in kit.quarantined()
+    assert kit.totals() == (0, 63)
+
+
 def test_files_of_others_in_the_quarantine_are_left_alone(kit: Kit) -> None:
     """They count their bytes, and do not push evidence out."""
     (kit.directory / "quarantine" / "0-notes").write_bytes(bytes(100))
