@@ -161,3 +161,20 @@ def test_linked_wal_directory(pg: PostgresBinaries, make_cluster: ClusterFactory
 
     assert not (copy.pgdata_dir / "pg_wal").is_symlink()
     assert_clean_start(copy)
+
+
+def test_tablespace_in_place(pg: PostgresBinaries, make_cluster: ClusterFactory) -> None:
+    """A tablespace that is no link but a directory of its own goes along."""
+    if pg.major == 14:
+        pytest.skip("PostgreSQL has them since 15")
+    cluster = make_cluster(pg)
+    cluster.start({"allow_in_place_tablespaces": "on"})
+    cluster.psql("CREATE TABLESPACE here LOCATION ''")
+    cluster.psql("CREATE TABLE t TABLESPACE here AS SELECT generate_series(1, 1000) i")
+    cluster.stop()
+
+    copy = make_cluster.on(pg, copy_of(cluster.pgdata_dir, make_cluster.new_dir()))
+    copy.start()
+
+    assert copy.psql("SELECT count(*), sum(i) FROM t") == "1000|500500"
+    assert_clean_start(copy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -368,3 +369,29 @@ def test_follower_keeps_up_with_a_busy_server(pg: PostgresBinaries, make_cluster
     assert records[-1].is_shutdown_checkpoint
     control = ControlFile.read(cluster.pgdata_dir)
     assert follower.last_record_lsn == control.checkpoint_end_lsn == _end(follower).lsn
+
+
+def test_segments_of_64_mib(pg: PostgresBinaries, make_cluster: Any) -> None:
+    """Their size is learnt from them; what is read is what pg_waldump shows, to the last."""
+    cluster = make_cluster(pg, initdb_args=("--wal-segsize=64",), settings={"wal_keep_size": "1GB"})
+    cluster.start()
+    cluster.psql("create table t as select generate_series(1, 20000) i; select pg_switch_wal()")
+    cluster.psql("insert into t select i from t")
+    cluster.stop()
+    wal_dir = cluster.pgdata_dir / "pg_wal"
+    reader = WalReader(wal_dir)
+    records = list(reader)
+    assert reader.wal_segment_size_bytes == 64 << 20
+    control = ControlFile.read(cluster.pgdata_dir)
+    assert reader.last_record_lsn == control.checkpoint_end_lsn
+    assert records[-1].lsn == control.checkpoint_lsn
+    assert records[-1].lsn // (64 << 20) > records[0].lsn // (64 << 20)
+    first, last = (segment_name(1, records[number].lsn, 64 << 20) for number in (0, -1))
+    shown = subprocess.run(  # it ends with an error, as it has read to the end
+        [pg.tool("pg_waldump"), f"--path={wal_dir}", first, last],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    lsns = [Lsn.from_str(text) for text in re.findall(r", lsn: ([0-9A-F/]+), prev", shown)]
+    assert [record.lsn for record in records] == lsns
