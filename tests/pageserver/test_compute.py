@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 
     from pageserver.conftest import Address, Lab
 
+    from bbcache.pageserver import ComputeNode
     from bbcache.postgres.cluster import PostgresBinaries
 
 pytestmark = pytest.mark.postgres
+
+_PAGE_BYTES = 8192
+_PAGE_HEADER_BYTES = 24
+_LAST_OF_PAGE = _PAGE_BYTES - 120  # where a shutdown checkpoint starts that ends with its page
+_MESSAGE_BYTES = 24 + 5 + 24 + 2  # what a logical message's record has besides its text
+_SMALLEST_BYTES = 400  # a record so small would have a shorter header
 
 
 @pytest.fixture
@@ -97,6 +104,45 @@ def test_crash_recovery_is_no_stop(
     assert lab.prepares() == {"ok": 1, "skip": 1, "error": 0}
     assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
     assert lab.reads()["hit"] == 1
+
+
+def fill_page(lab: Lab, compute: ComputeNode) -> None:
+    """Log messages until a shutdown checkpoint would end with its page."""
+    for _ in range(20):
+        ((at,),) = lab.sql(compute, "select (pg_current_wal_insert_lsn() - '0/0')::int8")
+        gap_bytes = _LAST_OF_PAGE - at % _PAGE_BYTES
+        if gap_bytes == 0:
+            return
+        if gap_bytes < _SMALLEST_BYTES:
+            gap_bytes += _PAGE_BYTES - _PAGE_HEADER_BYTES
+        text = f"repeat('x', {gap_bytes - _MESSAGE_BYTES})"
+        lab.sql(compute, f"select from pg_logical_emit_message(false, 'p', {text})")
+    raise AssertionError("other records came in between each time")
+
+
+@pytest.mark.parametrize("streams_wal", [False, True], ids=["files", "stream"])
+def test_a_stop_that_ends_with_a_page(
+    pg: PostgresBinaries, make_lab: Callable[..., Lab], *, streams_wal: bool
+) -> None:
+    """The position has two names; prepare, hit and the next compute node use the same one."""
+    lab = make_lab(pg)
+    lab.open(streams_wal=streams_wal)
+    address = lab.add_timeline()
+    compute = lab.boot(address)
+    lab.sql(compute, "create table t as select 1 i")
+    fill_page(lab, compute)
+    lsn = compute.stop()
+    assert lsn % _PAGE_BYTES == 0
+    lab.wait_idle()
+    assert [entry.lsn for entry in lab.pageserver.cache.entries()] == [lsn]
+    compute = lab.boot(address)
+    assert lab.reads() == {"hit": 1, "miss": 1, "error": 0}
+    lab.sql(compute, "insert into t values (2)")
+    compute.stop()
+    lab.wait_idle()
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+    assert lab.reads() == {"hit": 2, "miss": 1, "error": 0}
+    assert lab.prepares() == {"ok": 2, "skip": 0, "error": 0}
 
 
 def test_one_compute_node_at_a_time(lab: Lab) -> None:
