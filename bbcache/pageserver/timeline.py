@@ -178,6 +178,7 @@ class PgdataTimeline:
     def _check_usable_locked(self) -> None:
         if self._is_broken:
             raise PrepareError(
-                f"a takeover of timeline {self.timeline_id} has failed half-way\n"
-                "hint: Mend the disk and start the pageserver again: that finishes it."
+                f"a takeover of timeline {self.timeline_id} has failed half-way, or was stopped\n"
+                "hint: Start the pageserver again: that finishes it. Where the disk had failed, mend "
+                "it first."
             )
