@@ -74,6 +74,11 @@ class BasebackupCache:
             return cls(None)
         with disk_step("make absolute", os.fspath(data_dir)):
             path = os.path.abspath(os.fspath(data_dir))
+        if not os.fspath(data_dir):
+            raise StoreError(
+                "the path of the cache directory is empty\n"
+                "hint: Name a directory that is for the cache alone; `.` is the working directory."
+            )
         if "\0" in path:
             raise StoreError(f"the path of a cache directory has no NUL, but {path!r} has")
         with disk_step("make the cache directory", path):

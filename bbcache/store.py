@@ -33,6 +33,9 @@ QUARANTINE_NAME: Final = "quarantine"
 _OWN_NAMES: Final = frozenset((TMP_NAME, QUARANTINE_NAME, LOCK_NAME))
 _BATCH_SIZE: Final = 256  # entries whose names are parsed at once
 _QUARANTINED_NAME: Final = re.compile(r"\d{8}T\d{6}\.\d{6}Z_.+", re.ASCII | re.DOTALL)
+_TEMP_NAME: Final = re.compile(
+    rf"{PREFIX}[0-9a-f]{{32}}_[0-9a-f]{{32}}_[0-9A-F]{{16}}\.tar\.gz(\..*)?", re.DOTALL
+)
 # No link is followed, no FIFO waited on.
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -229,10 +232,15 @@ class Store:
             _make_directory(path)
 
     def sweep_tmp(self) -> dict[str, int]:
-        """Unlink everything in ``tmp/``; path and size in bytes of what would not go."""
+        """Unlink what builds have left in ``tmp/``; path and size in bytes of what would not go.
+
+        Anything else there is a stray: the directory may have been somebody's before.
+        """
         left = {}
         with os.scandir(self.tmp_dir) as items:
             for item in list(items):
+                if not _TEMP_NAME.fullmatch(item.name):
+                    continue
                 try:
                     os.unlink(item.path)
                 except OSError:
@@ -255,7 +263,7 @@ class Store:
         return BasebackupFile.open(self.path_of(key, lsn), lsn, size_bytes)
 
     def scan(self) -> Scan:
-        """Names and sizes of everything in the directory; no file is opened.
+        """Names and sizes of all in the directory, and of strays in ``tmp/``; opens no file.
 
         Raises:
             OSError: the directory cannot be listed.
@@ -283,7 +291,16 @@ class Store:
                     found.add_stray(item.name, 0)
         if names:
             found.add_files(names, sizes)
+        self._add_strays_in_tmp(found)
         return found
+
+    def _add_strays_in_tmp(self, found: Scan) -> None:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.tmp_dir) as items:
+            for item in items:
+                name = os.path.join(TMP_NAME, item.name)
+                size_bytes = self.restat_stray(name, 0)
+                if size_bytes is not None and not _TEMP_NAME.fullmatch(item.name):
+                    found.add_stray(name, size_bytes)
 
     def restat_stray(self, name: str, size_bytes: int) -> int | None:
         """The size of a stray now; `size_bytes` where that cannot be told, None once it is gone."""

@@ -207,6 +207,14 @@ def test_a_path_that_can_be_none(tmp_path: Path) -> None:
         BasebackupCache.spawn(f"{tmp_path}/a\0b", BasebackupCacheConfig(), MemoryHost())
 
 
+def test_an_empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is not set must not make a cache of the working directory."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match="is empty\nhint: Name a directory"):
+        BasebackupCache.spawn("", BasebackupCacheConfig(), MemoryHost())
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("place", [os.mkdir, os.mkfifo])
 def test_a_lock_file_that_is_none(tmp_path: Path, place: Callable[[Path], None]) -> None:
     """A folder or FIFO in the place of the lock file is a StoreError with a hint."""

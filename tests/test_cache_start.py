@@ -215,23 +215,26 @@ def test_our_directories_must_be_real(rig: Rig, name: str, is_link: bool) -> Non
 
 
 def test_the_start_sweeps_tmp(rig: Rig) -> None:
-    """Whatever a killed process has left in tmp/ is gone after the next start."""
+    """Whatever a killed process has left in tmp/ is gone after the next start, and only that."""
     tmp = rig.dir / "tmp"
     tmp.mkdir()
     victim = rig.dir.parent / "victim"
     victim.write_bytes(b"precious")
     (tmp / (NAME + ".0123456789abcdef")).write_bytes(b"half an archive")
-    (tmp / "anything").write_bytes(b"x")
-    (tmp / "link").symlink_to(victim)
-    os.mkfifo(tmp / "fifo")
+    (tmp / (NAME + ".link")).symlink_to(victim)
+    os.mkfifo(tmp / (NAME + ".fifo"))
     with rig:
         rig.check_books()
+        (tmp / "theirs").write_bytes(b"precious, too")
+    with rig:
+        assert rig.value("bbcache_other_bytes") == 13
+        assert rig.temp_files() == ["theirs"]
     assert victim.read_bytes() == b"precious"
 
 
 def test_what_cannot_be_swept_is_reported(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     """A folder in tmp/ does not stop the start, and somebody is told of it."""
-    (rig.dir / "tmp" / "folder").mkdir(parents=True)
+    (rig.dir / "tmp" / (NAME + ".folder")).mkdir(parents=True)
     with rig:
         timeline = rig.prepared()
         assert rig.get(timeline) == tar_of(timeline)

@@ -209,16 +209,30 @@ def test_strays_are_reported_counted_and_left_alone(reopen: Callable[..., Kit]) 
 def test_what_a_kill_has_left_in_tmp_is_swept(reopen: Callable[..., Kit]) -> None:
     """No stray temporary file is kept, nor counted."""
     kit = reopen()
-    (kit.directory / "tmp" / "half").write_bytes(bytes(100))
+    (kit.directory / "tmp" / f"{kit.path(A).name}.half").write_bytes(bytes(100))
     kit.shelf.load()
     assert file_names(kit.directory / "tmp") == set()
+    assert kit.totals() == (0, 0)
+
+
+def test_what_else_is_in_tmp_counts_as_a_stray(reopen: Callable[..., Kit]) -> None:
+    """It is left alone, and off the books as soon as it is gone."""
+    kit = reopen()
+    stray = kit.directory / "tmp" / "stray"
+    stray.write_bytes(bytes(100))
+    kit.shelf.load()
+    kit.shelf.upkeep()
+    assert kit.index.other_bytes == 100
+    assert stray.exists()
+    stray.unlink()
+    kit.shelf.upkeep()
     assert kit.totals() == (0, 0)
 
 
 def test_what_cannot_be_swept_counts_until_it_can(reopen: Callable[..., Kit]) -> None:
     """It stays on the books, does not stop the start, and is tried again."""
     kit = reopen()
-    folder = kit.directory / "tmp" / "folder"
+    folder = kit.directory / "tmp" / f"{kit.path(A).name}.folder"
     folder.mkdir()
     kit.shelf.load()
     assert kit.index.total_count == 1
@@ -234,7 +248,7 @@ def test_what_cannot_be_swept_is_told(
 ) -> None:
     """A failed unlink is counted and logged, at the start as later."""
     kit = reopen()
-    (kit.directory / "tmp" / "folder").mkdir()
+    (kit.directory / "tmp" / f"{kit.path(A).name}.folder").mkdir()
     kit.shelf.load()
     assert "folder" in caplog.text
     assert kit.count("bbcache_unlink_failures_total") == 1
@@ -330,13 +344,14 @@ def test_a_load_that_fails_half_way_counts_nothing_twice(
     gone = kit.put(B)
     (quarantine / "old").write_bytes(bytes(70))
     (tmp_path / "stray").write_bytes(bytes(5))
-    (tmp_path / "tmp" / "folder").mkdir()
+    folder = tmp_path / "tmp" / f"{kit.path(A).name}.folder"
+    folder.mkdir()
     with pytest.raises(NotADirectoryError):
         kit.shelf.load()
     tmp_path.unlink()
     shutil.move(away, tmp_path)
     gone.unlink()
-    (tmp_path / "tmp" / "folder").rmdir()
+    folder.rmdir()
     kit.shelf.load()
     kit.shelf.upkeep()
     assert kit.entry_names() == {kit.path(A, 2).name}
@@ -842,7 +857,7 @@ def test_a_late_start_changes_nothing_after_the_fence(reopen: Callable[..., Kit]
     kit = reopen()
     kit.put(A, 1)
     kit.put(A, 2)
-    (kit.directory / "tmp" / "build of the next cache").touch()
+    (kit.directory / "tmp" / f"{kit.path(A).name}.next").touch()
     assert kit.shelf.fence(0)
     before = snapshot_of(kit.directory)
     with contextlib.suppress(ClosingError):

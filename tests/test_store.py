@@ -210,7 +210,7 @@ def test_odd_names_are_strays(store: Store, tmp_path: Path, name: str) -> None:
 def test_an_empty_directory_has_nothing(store: Store) -> None:
     """The directories and the lock file of the cache itself are no strays."""
     Path(store.data_dir, ".bbcache.lock").touch()
-    Path(store.tmp_dir, "x").touch()
+    Path(store.tmp_dir, f"{NAME}.x").touch()
     assert store.scan() == ([], {})
 
 
@@ -431,26 +431,57 @@ def test_a_listing_follows_no_link_in_the_place_of_the_quarantine(
     assert store.quarantined({}) == {}
 
 
-def test_the_sweep_empties_tmp(store: Store) -> None:
-    """Whatever a kill has left: files, links, FIFOs; what links lead to stays."""
+def test_the_sweep_removes_what_builds_have_left(store: Store) -> None:
+    """Files, links, FIFOs of such a name, also Neon's; what links lead to stays."""
     tmp = Path(store.tmp_dir)
-    (tmp / "file").write_bytes(b"123")
-    (tmp / "link").symlink_to(Path(store.data_dir) / NAME)
+    (tmp / f"{NAME}.0123456789abcdef").write_bytes(b"123")
+    (tmp / f"{NAME}.link").symlink_to(Path(store.data_dir) / NAME)
+    (tmp / NAME).touch()
     (Path(store.data_dir) / NAME).touch()
-    os.mkfifo(tmp / "fifo")
+    os.mkfifo(tmp / f"{NAME}.fifo")
     assert store.sweep_tmp() == {}
     assert file_names(tmp) == set()
     assert (Path(store.data_dir) / NAME).exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "size_bytes"),
+    [
+        ("file", 3),
+        (f"x{NAME}", 3),
+        (f"{NAME}x", 3),
+        (NAME.upper(), 3),
+        ("link", 0),
+        ("fifo", 0),
+        ("folder", 0),
+    ],
+)
+def test_what_else_is_in_tmp_is_a_stray(store: Store, name: str, size_bytes: int) -> None:
+    """The directory may be one that others use; what is not a build's is left alone."""
+    path = Path(store.tmp_dir, name)
+    if name == "link":
+        path.symlink_to(store.data_dir)
+    elif name == "fifo":
+        os.mkfifo(path)
+    elif name == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"123")
+    Path(store.tmp_dir, f"{NAME}.0123456789abcdef").touch()  # of a build under way
+    assert store.scan() == ([], {f"tmp/{name}": size_bytes})
+    assert store.restat_stray(f"tmp/{name}", 99) == size_bytes
+    store.sweep_tmp()
+    assert file_names(Path(store.tmp_dir)) == {name}
+
+
 def test_the_sweep_tells_what_would_not_go(store: Store) -> None:
     """A directory cannot be unlinked; the rest goes all the same."""
     tmp = Path(store.tmp_dir)
-    (tmp / "a").touch()
-    (tmp / "folder").mkdir()
-    (tmp / "z").touch()
-    assert set(store.sweep_tmp()) == {str(tmp / "folder")}
-    assert file_names(tmp) == {"folder"}
+    (tmp / f"{NAME}.a").touch()
+    (tmp / f"{NAME}.folder").mkdir()
+    (tmp / f"{NAME}.z").touch()
+    assert set(store.sweep_tmp()) == {str(tmp / f"{NAME}.folder")}
+    assert file_names(tmp) == {f"{NAME}.folder"}
 
 
 def test_a_link_that_would_not_go_has_its_own_size(
@@ -462,7 +493,7 @@ def test_a_link_that_would_not_go_has_its_own_size(
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
 
     (Path(store.data_dir) / "big").write_bytes(bytes(1000))
-    targets = {"dangling": "nowhere", "good": "../big"}
+    targets = {f"{NAME}.dangling": "nowhere", f"{NAME}.good": "../big"}
     links = {os.path.join(store.tmp_dir, name): target for name, target in targets.items()}
     for path, target in links.items():
         os.symlink(target, path)
