@@ -88,45 +88,11 @@ class Engine:
         )
         self.store = Store(data_dir)
         self._shelf = Shelf(self.store, self.index, dirlock, self._metrics)
-        way = RightOfWay()
+        way, backoff = RightOfWay(), Backoff()
         self.cleaner = Cleaner(tenants, self.index, self._shelf, self._metrics, self.activity, way)
-        self.reader = Reader(
-            self.index,
-            self.store,
-            self._shelf,
-            self._metrics,
-            self.activity,
-            way,
-            verify_reads=config.verify_reads,
-            rebuild=self._rebuild,
-        )
-        backoff = Backoff()
-        self._preparer = Preparer(
-            config,
-            tenants,
-            self.index,
-            builder=Builder(
-                config,
-                self.index,
-                spools,
-                store=self.store,
-                shelf=self._shelf,
-                metrics=self._metrics,
-            ),
-            queue=self._queue,
-            metrics=self._metrics,
-            activity=self.activity,
-            backoff=backoff,
-        )
-        self.filler = Filler(
-            self.reader,
-            self._queue,
-            backoff=backoff,
-            metrics=self._metrics,
-            activity=self.activity,
-            settle_skipped=self._settle_skipped,
-            is_own_thread=lambda: threading.current_thread() in self._own_threads,
-        )
+        self.reader = self._make_reader(way)
+        self._preparer = self._make_preparer(tenants, spools, backoff)
+        self.filler = self._make_filler(backoff)
         self._is_initialized = False
         self._start_ended = Latch()  # initialised, or closed before
         self._is_stopping = Latch()
@@ -138,6 +104,49 @@ class Engine:
         self._entered = threading.Semaphore(0)
         self._executor = ThreadPoolExecutor(config.prepare_concurrency, "bbcache-prepare")
         self._background = threading.Thread(target=self._run, name="bbcache-cleanup")
+
+    def _make_reader(self, way: RightOfWay) -> Reader:
+        return Reader(
+            self.index,
+            self.store,
+            self._shelf,
+            self._metrics,
+            self.activity,
+            way,
+            verify_reads=self._config.verify_reads,
+            rebuild=self._rebuild,
+        )
+
+    def _make_preparer(self, tenants: TenantManager, spools: Spools, backoff: Backoff) -> Preparer:
+        builder = Builder(
+            self._config,
+            self.index,
+            spools,
+            store=self.store,
+            shelf=self._shelf,
+            metrics=self._metrics,
+        )
+        return Preparer(
+            self._config,
+            tenants,
+            self.index,
+            builder=builder,
+            queue=self._queue,
+            metrics=self._metrics,
+            activity=self.activity,
+            backoff=backoff,
+        )
+
+    def _make_filler(self, backoff: Backoff) -> Filler:
+        return Filler(
+            self.reader,
+            self._queue,
+            backoff=backoff,
+            metrics=self._metrics,
+            activity=self.activity,
+            settle_skipped=self._settle_skipped,
+            is_own_thread=lambda: threading.current_thread() in self._own_threads,
+        )
 
     def start(self) -> None:
         """Start the threads; when that fails, everything is undone."""
