@@ -179,6 +179,5 @@ class PgdataTimeline:
         if self._is_broken:
             raise PrepareError(
                 f"a takeover of timeline {self.timeline_id} has failed half-way, or was stopped\n"
-                "hint: Start the pageserver again: that finishes it. Where the disk had failed, mend "
-                "it first."
+                "hint: Start the pageserver again: that finishes it. If it was the disk, mend that."
             )
