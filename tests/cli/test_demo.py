@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bbcache import BasebackupCache, Lsn
+from bbcache import BasebackupCache, Lsn, TenantId, TimelineId
 from bbcache.cli import demo, demo_scenario, main
 from bbcache.cli.demo_scenario import Scenario
 from bbcache.errors import PrepareError
@@ -261,6 +261,36 @@ def lie_forget_a_round(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ComputeNode, "stop", forget)
 
 
+def lie_write_other_data(patch: pytest.MonkeyPatch) -> None:
+    """A compute node whose tables do not hold what was written."""
+    patch.setattr(demo_scenario, "_INSERT", demo_scenario._INSERT.replace("7919", "7907"))
+
+
+def lie_keep_the_file(patch: pytest.MonkeyPatch) -> None:
+    """A cache that forgets what it cleans away, and leaves it on the disk."""
+    run_cleanup = BasebackupCache.run_cleanup
+
+    def forget(cache: BasebackupCache) -> None:
+        assert cache._engine is not None
+        paths = list(Path(cache._engine.data_dir).glob("*.tar.gz"))
+        run_cleanup(cache)
+        for path in paths:
+            path.touch()
+
+    patch.setattr(BasebackupCache, "run_cleanup", forget)
+
+
+def lie_count_too_much(patch: pytest.MonkeyPatch) -> None:
+    """A cache that counts reads which nobody has asked for."""
+    wait_idle = BasebackupCache.wait_idle
+
+    def ask(cache: BasebackupCache, timeout: float | None = None) -> bool:
+        cache.get(TenantId.generate(), TimelineId.generate(), Lsn(1))
+        return wait_idle(cache, timeout)
+
+    patch.setattr(BasebackupCache, "wait_idle", ask)
+
+
 @pytest.mark.usefixtures("quick_codecs")
 @pytest.mark.parametrize(
     ("lie", "complaint"),
@@ -269,6 +299,9 @@ def lie_forget_a_round(patch: pytest.MonkeyPatch) -> None:
         (lie_clean_nothing, "is still served"),
         (lie_lose_the_file, "round 2 was a miss"),
         (lie_forget_a_round, "round 2 found other data: "),
+        (lie_write_other_data, "round 1 wrote other data: "),
+        (lie_keep_the_file, "the file of the outgrown basebackup at "),
+        (lie_count_too_much, "cache_read_total{result=miss} is 5"),
     ],
 )
 def test_a_lie_is_caught(
