@@ -59,6 +59,18 @@ def test_zeros_take_a_thousandth(level: int) -> None:
     assert len(b"".join(put)) < 20 * PIECE_SIZE_BYTES // 1000
 
 
+def test_zeros_add_the_same_wherever_they_stand() -> None:
+    """What comes before them is ended once, and not for each piece."""
+
+    def size_bytes(pieces: list[bytes]) -> int:
+        return len(b"".join(deflated(pieces)[0]))
+
+    zeros = bytes(ZEROS)
+    at_start = size_bytes([zeros] * 3) - size_bytes([zeros] * 2)
+    behind_text = size_bytes([TEXT, *[zeros] * 3]) - size_bytes([TEXT, *[zeros] * 2])
+    assert behind_text == at_start
+
+
 def test_a_run_is_put_in_portions() -> None:
     """Neither piece by piece, nor all at the end."""
     put, _ = deflated([bytes(ZEROS)] * 200)
