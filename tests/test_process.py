@@ -196,7 +196,7 @@ def test_a_kill_in_a_start_or_a_quarantine(data_dir: Path, death: str) -> None:
     rig.seed(timeline, LSN_A)
     rig.seed(timeline, LSN_B, b"bad")
     (data_dir / "tmp").mkdir()
-    (data_dir / "tmp" / "half").write_bytes(b"an archive")
+    (data_dir / "tmp" / f"{rig.path(timeline).name}.half").write_bytes(b"an archive")
     child = start_child("process_children:die_at_the_start_or_in_a_read", data_dir, death)
     code, _, err = end_child(child)
     assert code == -signal.SIGKILL, err
