@@ -177,19 +177,18 @@ class Session:
         self._connections.remove(self._connection)
 
     def _converse(self) -> bool:
-        """Take what has come, and make the answers; False where that was the last."""
-        while (data := self._transport.receive()) is not None:
-            if not data:
-                return False
-            self._conversation.feed(data)
-            self._answer_all()
-            if self._conversation.is_closed:
-                self._flush()
-                return False
-            if not self._transport.is_encrypted:
-                break  # what is left is heard of again; TLS may have it in its own buffer
+        """Take some of what has come, and make the answers; False where that was the last."""
+        data = self._transport.receive()
+        if data is None:
+            return True
+        if not data:
+            return False
+        self._conversation.feed(data)
+        self._answer_all()
+        if self._conversation.is_closed:
             self._flush()
-        return True
+            return False
+        return True  # what is left is heard of again, when others have had their turn
 
     def _answer_all(self) -> None:
         """Answer every whole message; the last answer is not sent yet."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from bbcache.page_service.errors import PageServiceError
 
+# A whole record of TLS (RFC 8446, 5.1): what is left in TLS's own buffer is not heard of.
 _READ_SIZE_BYTES: Final = 16 * 1024
 _MOST_UNREAD: Final = 16  # pieces that are thrown away
 _MOST_HELD_BYTES: Final = 128 * 1024

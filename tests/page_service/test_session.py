@@ -8,8 +8,9 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from cache_helpers import DEADLINE_S, LSN_A
+from cache_helpers import DEADLINE_S, LSN_A, Worker
 from page_service import wire
+from page_service.certificates import certificate
 from page_service.wire import WireClient, copied, kinds
 from prometheus_client import CollectorRegistry
 
@@ -23,6 +24,7 @@ from bbcache.page_service.transport import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from page_service.conftest import Bench
 
@@ -163,3 +165,43 @@ def test_an_interruption_before_finish(scene: Scene) -> None:
     assert scene.session.finish() is None
     assert kinds(scene.client.rest()) == "HdcCZE"
     assert [result for result, _ in scene.results()] == [Result.OK]
+
+
+def test_tls_is_heard_a_record_at_a_time(bench: Bench, tmp_path: Path) -> None:
+    """All of one, however large; others have their turn before the next one."""
+    server, trusting = certificate(tmp_path)
+    ours, theirs = socket.socketpair()
+    connections = Connections(1)
+    session = Session(
+        connections.add(Transport(ours, DEADLINE_S), "peer", time.monotonic()),
+        connections,
+        bench.source(),
+        PageServiceConfig(),
+        ServiceMetrics(CollectorRegistry(), lambda: 1),
+        Recorder(),
+        None,
+        server,
+    )
+    theirs.sendall(wire.ssl_request())
+    theirs.settimeout(DEADLINE_S)
+
+    def shake_hands() -> WireClient:
+        assert theirs.recv(1) == b"S"
+        return WireClient(trusting.wrap_socket(theirs, server_hostname="127.0.0.1"))
+
+    shaking = Worker(shake_hands)
+    assert session.serve()
+    client = shaking.result()
+    assert isinstance(client, WireClient)
+    client.send(wire.startup(0, user="u"))
+    assert session.serve()
+    assert session.finish() is not None
+    record = wire.FLUSH * 3276
+    client.send(record)
+    client.send(record)
+    for _ in range(2):
+        before = session._conversation.message_count
+        assert session.serve()
+        assert session._conversation.message_count == before + 3276
+    client.close()
+    session.close()
