@@ -99,7 +99,8 @@ def _log(ended: EndedCommand, *, more_follows: bool = False) -> None:
         record = log.makeRecord(log.name, level, __file__, 0, str(ended), (), None, "_log")
         record.created, record.msecs = ended.at_s, int(ended.at_s % 1 * 1000)
         setattr(record, MORE_FOLLOWS, more_follows)
-        log.handle(record)
+        with suppress(Exception):  # of a handler: the command has ended as it has
+            log.handle(record)
 
 
 def one_line(error: BaseException) -> str:

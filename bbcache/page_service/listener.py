@@ -91,11 +91,13 @@ class Listener:
                 sock, address = listening.accept()
             except OSError as error:
                 if error.errno not in _CLOSED:
-                    log.warning("cannot accept a connection: %s", error.strerror)
+                    with contextlib.suppress(Exception):  # of a handler of the log
+                        log.warning("cannot accept a connection: %s", error.strerror)
                 self._is_ending.wait(_PAUSE_S)
                 continue
             try:
                 self._take(sock, f"{address[0]}:{address[1]}")
             except Exception:
-                log.exception("cannot serve a connection")
                 sock.close()
+                with contextlib.suppress(Exception):  # as above
+                    log.exception("cannot serve a connection")

@@ -21,6 +21,7 @@ import select
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -204,8 +205,9 @@ class Lookout:
             try:
                 self._epoll.register(client.fileno(), select.EPOLLIN)
             except OSError as error:
-                log.warning("a client cannot be waited for: %s", error.strerror)
                 client.close()
+                with suppress(Exception):  # of a handler of the log: it must not end the wait
+                    log.warning("a client cannot be waited for: %s", error.strerror)
             else:
                 self._waiting[client.fileno()] = client
                 self._expect_by(client.fileno(), deadline_s)
@@ -225,7 +227,8 @@ class Lookout:
         try:
             self._when_quiet()
         except Exception:
-            log.exception("what was put off has failed")
+            with suppress(Exception):  # as above
+                log.exception("what was put off has failed")
 
     def _find_late(self) -> None:
         now_s = self._clock()
@@ -239,6 +242,7 @@ def _guarded(client: Client, step: Callable[[], _T]) -> _T | None:
     try:
         return step()
     except BaseException:
-        log.exception("a client could not be served")
         client.close()
+        with suppress(Exception):  # of a handler of the log: others are to be served
+            log.exception("a client could not be served")
         return None

@@ -115,3 +115,29 @@ def test_many_threads_catch_up(log: CommandLog, caplog: pytest.LogCaptureFixture
     for worker in workers:
         worker.result()
     assert len(set(caplog.messages)) == len(caplog.messages) == 1200
+
+
+def test_a_handler_that_fails(log: CommandLog, caplog: pytest.LogCaptureFixture) -> None:
+    """It costs its own lines, and nobody's command."""
+
+    class Failing(logging.Handler):
+        """Takes nothing."""
+
+        def emit(self, _: logging.LogRecord) -> None:
+            """Fail."""
+            raise ValueError("no")
+
+    failing = Failing()
+    logging.getLogger(command_log.__name__).addHandler(failing)
+    try:
+        log.add(ended(1))
+        log.add(ended(2))
+        log.add(ended(3, CommandError("no")))
+        log.catch_up()
+    finally:
+        logging.getLogger(command_log.__name__).removeHandler(failing)
+    log.catch_up()
+    assert not caplog.records
+    log.add(ended(4))
+    log.catch_up()
+    assert "bytes=4" in caplog.text

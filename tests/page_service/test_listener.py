@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import threading
 
@@ -10,6 +11,7 @@ import pytest
 from cache_helpers import DEADLINE_S
 from page_service.conftest import ANY_PORT
 
+from bbcache.page_service import listener as listener_module
 from bbcache.page_service.listener import Listener
 
 NAME = "test-accept"
@@ -74,6 +76,35 @@ def test_an_accept_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     finally:
         listener.close(DEADLINE_S)
     assert "cannot accept a connection: Too many open files" in caplog.text
+
+
+def test_a_log_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next connection is taken all the same."""
+    taken = threading.Event()
+    failures = iter([RuntimeError("no")])
+
+    class Failing(logging.Handler):
+        """Takes nothing."""
+
+        def emit(self, _: logging.LogRecord) -> None:
+            """Fail."""
+            raise ValueError("no")
+
+    def take(sock: socket.socket, _: str) -> None:
+        for failure in failures:
+            raise failure
+        sock.close()
+        taken.set()
+
+    monkeypatch.setattr(listener_module.log, "handlers", [Failing()])
+    listener = Listener(ANY_PORT, take, NAME)
+    listener.start()
+    try:
+        with connect(listener) as first, connect(listener):
+            assert first.recv(1) == b""
+            assert taken.wait(DEADLINE_S)
+    finally:
+        listener.close(DEADLINE_S)
 
 
 def _scarce_server(kind: type[socket.socket]) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import tempfile
 import threading
@@ -360,6 +361,37 @@ def test_what_is_put_off(caplog: pytest.LogCaptureFixture) -> None:
         wait_until(lambda: len(calls) > before)
         assert set(calls) == set(guest.threads)
     assert "what was put off has failed" in caplog.messages
+
+
+def test_a_log_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that something is said about are closed even so, and others are served."""
+    said: list[str] = []
+
+    class Failing(logging.Handler):
+        """Takes nothing."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            """Fail."""
+            said.append(record.getMessage())
+            raise ValueError("no")
+
+    def fail() -> None:
+        raise ValueError("x")
+
+    monkeypatch.setattr(lookout.log, "handlers", [Failing()])
+    with opened(when_quiet=fail) as inn:
+        stranger = Guest()
+        with tempfile.TemporaryFile() as file:
+            stranger.fileno = file.fileno  # type: ignore[method-assign]  # as above
+            inn.lookout.add(stranger, time.monotonic() + DEADLINE_S)
+            wait_until(lambda: stranger.is_closed)
+        stranger.theirs.close()
+        guest = inn.guest()
+        guest.on_word = fail
+        guest.theirs.send(b"x")
+        wait_until(lambda: guest.is_closed)
+        inn.guest().ask()
+    assert {text.split()[0] for text in said} == {"what", "a"}
 
 
 def test_close_waits_for_the_last_one() -> None:
