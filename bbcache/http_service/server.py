@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from bbcache import process
 from bbcache.http_service.handler import Handler
+from bbcache.page_service import inherited
 from bbcache.page_service.listener import Listener
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class HttpService:
     """Answers requests over HTTP. Thread-safe.
 
     Close it, or use it in a ``with`` block. At the exit of the interpreter it is closed
-    in time for its threads.
+    in time for its threads. In a forked child it is inert, and does not listen.
 
     Args:
         config: where, and the limits.
@@ -43,6 +44,7 @@ class HttpService:
         self._places = threading.Semaphore(config.max_connections)
         self._pool = ThreadPoolExecutor(config.max_connections, "bbcache-http")
         self._listener = Listener(config.listen, self._take, "bbcache-http-accept")
+        self._generation = process.generation()
 
     def start(self) -> Address:
         """Listen, and serve in the background.
@@ -53,6 +55,7 @@ class HttpService:
         Raises:
             ConfigError: it cannot listen there.
         """
+        inherited.drop_in_children(self._listener)
         self._listener.start()
         process.close_at_exit(self)
         return self.address
@@ -72,6 +75,8 @@ class HttpService:
         Args:
             timeout: seconds to wait at most for the accepting thread; None waits without limit.
         """
+        if self._generation != process.generation():
+            return
         self._listener.close(timeout)
         self._pool.shutdown(wait=False)
         process.forget(self)

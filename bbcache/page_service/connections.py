@@ -140,6 +140,11 @@ class Connections:
         for connection in living:
             connection.transport.abort(reason)
 
+    def drop_inherited(self) -> None:
+        """See `bbcache.page_service.inherited.Owner`."""
+        for connection in list(self._by_id.values()):
+            connection.transport.drop_inherited()
+
     def wait_empty(self, timeout_s: float | None) -> bool:
         """Wait until there are none; False where that took longer."""
         with self._changed:

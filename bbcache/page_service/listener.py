@@ -76,11 +76,17 @@ class Listener:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)  # wakes the accept
 
+    def drop_inherited(self) -> None:
+        """See `bbcache.page_service.inherited.Owner`."""
+        if self._socket is not None:
+            self._socket.close()
+
     def close(self, timeout_s: float | None) -> None:
         """Accept no more, wait for the thread, and free the port."""
         self.stop()
         if self._socket is not None:
-            self._thread.join(timeout_s)
+            if self._thread.ident is not None:
+                self._thread.join(timeout_s)
             self._socket.close()
 
     def _accept_all(self) -> None:

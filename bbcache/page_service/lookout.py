@@ -127,6 +127,12 @@ class Lookout:
         except RuntimeError as error:  # it is queued, and begins when some thread is free
             log.warning("no thread can be begun to wait for clients: %s", error)
 
+    def drop_inherited(self) -> None:
+        """See `bbcache.page_service.inherited.Owner`."""
+        if self._is_started:
+            self._epoll.close()
+            os.close(self._bell)
+
     def close(self, timeout_s: float | None) -> None:
         """End as soon as the last client is over, and wait for that."""
         if not self._is_started:

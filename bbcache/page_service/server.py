@@ -10,8 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final, Self
 
 from bbcache import process
-from bbcache.errors import ConfigError
-from bbcache.page_service import replies
+from bbcache.page_service import inherited, replies
 from bbcache.page_service.command_log import CommandLog
 from bbcache.page_service.connections import Connections
 from bbcache.page_service.errors import PageServiceError, ShutdownError
@@ -42,7 +41,7 @@ class PageService:
     """Gives basebackups to PostgreSQL clients. Thread-safe.
 
     Close it, or use it in a ``with`` block. At the exit of the interpreter it is closed
-    in time for its threads.
+    in time for its threads. In a forked child it is inert, and has no sockets.
 
     Args:
         source: where archives come from.
@@ -86,6 +85,7 @@ class PageService:
         self._listener = Listener(config.listen, self._take, "bbcache-accept")
         self._lock = threading.Lock()  # guards _is_closed
         self._is_closed = False
+        self._generation = process.generation()
 
     def start(self) -> Address:
         """Listen, and serve in the background.
@@ -97,9 +97,10 @@ class PageService:
             ConfigError: it cannot listen there.
         """
         self._lookout.start()
+        inherited.drop_in_children(self)
         try:
             self._listener.start()
-        except ConfigError:
+        except BaseException:
             self._lookout.close(None)
             raise
         process.close_at_exit(self)
@@ -130,12 +131,16 @@ class PageService:
         Returns:
             Whether all are gone.
         """
+        if self._is_inherited():
+            return True
         self._listener.stop()
         self._connections.end(_shutdown())
         return self._connections.wait_empty(timeout_s)
 
     def begin_close(self) -> None:
         """End every connection soon, whatever it is at; waits for nobody."""
+        if self._is_inherited():
+            return
         self._listener.stop()
         self._connections.abort(_shutdown())
 
@@ -145,6 +150,8 @@ class PageService:
         Args:
             timeout: seconds to wait at most; None waits without limit.
         """
+        if self._is_inherited():
+            return
         self.begin_close()
         is_empty = self._connections.wait_empty(timeout)
         if not is_empty:
@@ -157,6 +164,16 @@ class PageService:
             self._command_log.catch_up()
             self._metrics.close()
             process.forget(self)
+
+    def drop_inherited(self) -> None:
+        """See `bbcache.page_service.inherited.Owner`."""
+        self._listener.drop_inherited()
+        self._connections.drop_inherited()
+        self._lookout.drop_inherited()
+
+    def _is_inherited(self) -> bool:
+        """Whether this is a forked child, and the service its parent's."""
+        return self._generation != process.generation()
 
     def __enter__(self) -> Self:
         self.start()

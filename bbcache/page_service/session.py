@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+from bbcache import process
 from bbcache.page_service import conversation as c
 from bbcache.page_service.command import NoOpCommand, parse_command
 from bbcache.page_service.command_log import EndedCommand, one_line
@@ -308,7 +309,8 @@ class Session:
         if held is not None:
             return held
         self._leave()
-        return self._source.open(command, self._connection.go_on)
+        with process.callback():
+            return self._source.open(command, self._connection.go_on)
 
     def _account(self, failure: BaseException | None) -> None:
         """Count and log the command that has been served last, if that has not been done."""

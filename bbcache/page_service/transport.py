@@ -228,6 +228,11 @@ class Transport:
         with contextlib.suppress(OSError):
             self._sock.close()
 
+    def drop_inherited(self) -> None:
+        """Close the descriptor in a forked child; to parent and client it is as before."""
+        with contextlib.suppress(OSError):
+            self._sock.close()
+
     def _wait(
         self, blocked: OSError, event: int, deadline_s: float, reason: PageServiceError
     ) -> None:

@@ -1,0 +1,110 @@
+"""The processes of `test_fork`: they serve, and fork."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cache_helpers import DEADLINE_S, LSN_A
+from page_service import wire
+from page_service.conftest import ANY_PORT, Bench
+from page_service.wire import kinds
+
+from bbcache.http_service.config import HttpConfig
+from bbcache.http_service.handler import text_response
+from bbcache.http_service.server import HttpService
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bbcache.http_service.handler import Response
+    from bbcache.page_service.command import BasebackupCommand
+    from bbcache.page_service.server import PageService
+    from bbcache.page_service.source import BasebackupSource, OpenBasebackup
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns: there are threads
+        return os.fork()
+
+
+def _answer(path: str, _: str) -> Response:
+    return text_response(200, path)  # type: ignore[arg-type]  # an int does
+
+
+def fork_while_serving(data_dir: str) -> None:
+    """A child that lives on, and closes all that it has inherited."""
+    bench = Bench(Path(data_dir))
+    bench.serve()
+    command = bench.command(bench.rig.prepared(), LSN_A, "gzip")
+    http = HttpService(HttpConfig(listen=ANY_PORT), _answer)
+    http.start()
+    leaving, staying = bench.logged_in(), bench.logged_in()
+    until_done, done = os.pipe()
+    closed, has_closed = os.pipe()
+    pid = _fork()
+    if pid == 0:
+        os.close(done)
+        leaving.close()
+        staying.close()
+        _close_all(bench.service, http)
+        os.write(has_closed, b"x")
+        os.read(until_done, 1)
+        os._exit(0)
+    os.read(closed, 1)
+    leaving.send(wire.TERMINATE)
+    assert leaving.receive() is None
+    leaving.close()
+    for client in (staying, bench.logged_in()):
+        assert kinds(client.ask(command)) == "HdcCZ"
+    assert bench.service._lookout._epoll.poll(0) == []
+    with urllib.request.urlopen(f"http://{http.address}/x", timeout=DEADLINE_S) as answer:
+        assert answer.read() == b"/x\n"
+    http.close(DEADLINE_S)
+    bench.close()
+    os.close(done)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def _close_all(service: PageService, http: HttpService) -> None:
+    assert service.drain(None)
+    service.close()
+    http.begin_close()
+    http.close()
+
+
+class _Forking:
+    """A source whose `open` comes back twice: in the parent, and in a child."""
+
+    def __init__(self, source: BasebackupSource) -> None:
+        self._source = source
+        self.codes: list[int] = []
+
+    def open_held(self, _: BasebackupCommand) -> OpenBasebackup | None:
+        """Nothing."""
+        return None
+
+    def open(self, command: BasebackupCommand, go_on: Callable[[], None]) -> OpenBasebackup:
+        """Fork."""
+        pid = _fork()
+        if pid:
+            self.codes.append(os.waitpid(pid, 0)[1])
+        return self._source.open(command, go_on)
+
+
+def fork_in_a_source(data_dir: str) -> None:
+    """The child does not go on with the parent's client."""
+    bench = Bench(Path(data_dir))
+    bench.serve()
+    command = bench.command(bench.rig.prepared(), LSN_A, "gzip")
+    source = _Forking(bench.source())
+    bench.serve(source, in_one_registry=True)
+    client = bench.logged_in()
+    assert kinds(client.ask(command)) == "HdcCZ"
+    assert kinds(client.ask(command)) == "HdcCZ"
+    assert len(source.codes) == 2
+    bench.close()
