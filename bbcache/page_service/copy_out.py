@@ -130,6 +130,7 @@ def _read_whole(fd: int, size_bytes: int, before_wait: Callable[[], None]) -> me
     try:
         if os.preadv(fd, [whole], 0, os.RWF_NOWAIT) == size_bytes:
             return memoryview(whole)
+        before_wait()  # for the part of it that the page cache does not have
     except BlockingIOError:
         before_wait()
     except OSError:

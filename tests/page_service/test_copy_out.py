@@ -55,6 +55,19 @@ def test_a_small_one_that_is_not_in_memory(
     assert waits_of(path, is_gzip=True) == (path.read_bytes(), count)
 
 
+def test_a_small_one_that_is_in_memory_in_part(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of it may take long, too."""
+    preadv = os.preadv
+
+    def half_evicted(fd: int, buffers: Sequence[bytearray], offset: int, flags: int = 0) -> int:
+        if flags & os.RWF_NOWAIT:
+            return preadv(fd, [memoryview(buffers[0])[:500]], offset, flags)
+        return preadv(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", half_evicted)
+    assert waits_of(path, is_gzip=True) == (path.read_bytes(), 1)
+
+
 def test_what_is_decompressed(path: Path) -> None:
     """That may take long, too."""
     assert waits_of(path, is_gzip=False) == (None, 1)
