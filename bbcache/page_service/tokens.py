@@ -84,19 +84,15 @@ def _permission(claims: dict[str, Any]) -> Permission:
         scope = Scope(claims.get("scope", ""))
         tenant_id = _read(TenantId, claims.get("tenant_id"))
         timeline_id = _read(TimelineId, claims.get("timeline_id"))
-    except (ParseError, ValueError, TypeError):
+        expires_s = claims.get("exp")
+        expires_at_s = None if expires_s is None else float(expires_s) + _LEEWAY_S
+    except (ParseError, ValueError, TypeError, OverflowError):
         raise BadTokenError("the token's claims are not for this service") from None
     if scope in (Scope.TENANT, Scope.TIMELINE) and tenant_id is None:
         raise BadTokenError(f"a token of scope {scope} has no tenant_id")
     if scope is Scope.TIMELINE and timeline_id is None:
         raise BadTokenError(f"a token of scope {scope} has no timeline_id")
-    expires_s = claims.get("exp")
-    return Permission(
-        scope,
-        tenant_id,
-        timeline_id,
-        None if expires_s is None else float(expires_s) + _LEEWAY_S,
-    )
+    return Permission(scope, tenant_id, timeline_id, expires_at_s)
 
 
 def _read(kind: type[Any], claim: object) -> Any:

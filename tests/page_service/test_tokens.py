@@ -104,6 +104,7 @@ def test_what_a_token_opens(
         {"scope": "tenant", "tenant_id": T, "exp": 1_000_000_000},
         {"scope": "tenant", "tenant_id": T, "exp": "soon"},
         {"scope": "tenant", "tenant_id": T, "exp": 1e999},
+        {"scope": "tenant", "tenant_id": T, "exp": 10**400},
         {"scope": "tenant", "tenant_id": T, "nbf": 4_000_000_000},
         {"scope": "tenant", "tenant_id": T, "aud": "another service"},
     ],
