@@ -94,7 +94,7 @@ class Connections:
         """
         with self._changed:
             if self._ending is not None:
-                raise self._ending
+                raise type(self._ending)(*self._ending.args)
             living = [one for one in self._by_id.values() if one.transport.interruption is None]
             is_full = len(living) >= self._most
             victim = _longest_silent(living) if is_full else None

@@ -218,8 +218,8 @@ class Session:
             PageServiceError: it must go now.
         """
         self._send_output()
-        if self._transport.interruption is not None and not self._conversation.is_closed:
-            raise self._transport.interruption
+        if not self._conversation.is_closed:
+            self._transport.check()
 
     def _send_output(self, timeout_s: float | None = None) -> None:
         data = self._conversation.take_output()

@@ -151,8 +151,18 @@ class Transport:
             else:
                 break
         if self._interruption is not None:
-            raise type(self._interruption)(*self._interruption.args)  # one for each thread
+            self.check()
         return data
+
+    def check(self) -> None:
+        """Return where more is taken from the client.
+
+        Raises:
+            PageServiceError: the reason given to `interrupt`.
+        """
+        if self._interruption is not None:
+            # One for each client: what is raised keeps the frames that it has come through.
+            raise type(self._interruption)(*self._interruption.args)
 
     def send(self, data: Data, *, more: bool = False, timeout_s: float | None = None) -> None:
         """Send all of `data`.

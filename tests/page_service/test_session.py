@@ -161,8 +161,10 @@ def test_an_interruption_before_finish(scene: Scene) -> None:
     """A drain lets the answer out, and then the client must go."""
     scene.client.send(scene.hit)
     assert scene.session.serve()
-    scene.connections.end(ShutdownError("shutdown"))
+    reason = ShutdownError("shutdown")
+    scene.connections.end(reason)
     assert scene.session.finish() is None
+    assert reason.__traceback__ is None  # all clients share it, and it would keep their frames
     assert kinds(scene.client.rest()) == "HdcCZE"
     assert [result for result, _ in scene.results()] == [Result.OK]
 
