@@ -54,7 +54,7 @@ def connect(
         clock: seconds that only grow.
 
     Raises:
-        ConfigError: the URL cannot be understood.
+        ConfigError: the URL cannot be understood, or has a service and no sslmode.
         RefusedError: the service does not let us in.
         UnavailableError: it cannot be reached now.
     """
@@ -69,8 +69,8 @@ def connect(
     if "connect_timeout" not in found and "PGCONNECT_TIMEOUT" not in os.environ:
         timeout_s = max(_LEAST_CONNECT_TIMEOUT_S, min(_CONNECT_TIMEOUT_S, math.ceil(left_s)))
         settings["connect_timeout"] = timeout_s
-    if "sslmode" not in found and "PGSSLMODE" not in os.environ and not _is_local(found):
-        settings["sslmode"] = "require"
+    if "sslmode" not in found and "PGSSLMODE" not in os.environ:
+        settings |= _default_tls(found)
     if token is not None:
         settings["password"] = token
     try:
@@ -81,11 +81,22 @@ def connect(
         raise ConfigError(f"the URL cannot be used: {str(error).strip()}") from None
 
 
+def _default_tls(found: dict[str, str | int | None]) -> dict[str, str]:
+    """What is set where nothing says an sslmode."""
+    if found.get("service") or os.environ.get("PGSERVICE"):
+        raise ConfigError(
+            "the URL has a service, and where that leads to is known to libpq alone\n"
+            "hint: Say sslmode=verify-full or another one in the URL, too: without it, a password "
+            "could go to another machine in clear."
+        )
+    return {} if _is_local(found) else {"sslmode": "require"}
+
+
 def _is_local(found: dict[str, str | int | None]) -> bool:
     """Whether all hosts are this machine, over loopback or a socket of its own."""
-    by_default = os.environ.get("PGHOSTADDR") or os.environ.get("PGHOST") or ""
-    hosts = str(found.get("hostaddr") or found.get("host") or by_default).split(",")
-    return all(map(_is_loopback, hosts))
+    addresses = found.get("hostaddr") or os.environ.get("PGHOSTADDR")
+    hosts = addresses or found.get("host") or os.environ.get("PGHOST") or ""
+    return all(map(_is_loopback, str(hosts).split(",")))
 
 
 def _is_loopback(host: str) -> bool:

@@ -8,18 +8,23 @@ from typing import TYPE_CHECKING
 import pytest
 from fetch.bad_service import BadService, Peer, serves
 
+from bbcache.errors import ConfigError
 from bbcache.fetch.connection import CopyStream, connect
 from bbcache.fetch.errors import RefusedError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 FAR_S = 1e6
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PGHOST", "PGHOSTADDR", "PGSSLMODE", "PGUSER", "PGCONNECT_TIMEOUT"):
+    for name in (
+        *("PGHOST", "PGHOSTADDR", "PGSSLMODE", "PGUSER", "PGCONNECT_TIMEOUT"),
+        *("PGSERVICE", "PGSERVICEFILE"),
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -47,11 +52,32 @@ def test_the_environment_may_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with BadService(serves(b"")) as server:
         server.listen()
         monkeypatch.setenv("PGHOSTADDR", "0.0.0.0")  # noqa: S104 - not listened to
-        url = _url(server, "")
-        with pytest.raises(RefusedError, match="does not support SSL"):
-            connect(url, None, FAR_S)
+        for host in ("", "localhost"):  # where it leads to is said by the other one
+            with pytest.raises(RefusedError, match="does not support SSL"):
+                connect(_url(server, host), None, FAR_S)
         monkeypatch.setenv("PGSSLMODE", "prefer")
-        connect(url, None, FAR_S).close()
+        connect(_url(server, ""), None, FAR_S).close()
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_service_of_libpq(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, by_name: bool
+) -> None:
+    """Where it leads to is not known, so an sslmode must be said beside it."""
+    with BadService(serves(b"")) as server:
+        server.listen()
+        port = server.url.rpartition(":")[2].strip("/")
+        services = tmp_path / "services"
+        services.write_text(f"[far]\nhost=0.0.0.0\nport={port}\ndbname=x\n")
+        monkeypatch.setenv("PGSERVICEFILE", str(services))
+        url = "service=far" if by_name else ""
+        if not by_name:
+            monkeypatch.setenv("PGSERVICE", "far")
+        with pytest.raises(ConfigError, match=r"\nhint: Say sslmode="):
+            connect(url, None, FAR_S)
+        with pytest.raises(RefusedError, match="does not support SSL"):
+            connect(f"{url} sslmode=require", None, FAR_S)
+        connect(f"{url} sslmode=prefer", None, FAR_S).close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
