@@ -112,7 +112,10 @@ class Lookout:
         self._pool.submit(self._lead)
 
     def add(self, client: Client, deadline_s: float) -> None:
-        """Wait for one more, which must say something by then; between `start` and `close`."""
+        """Wait for one more, which must say something by then; after `start`.
+
+        Where all has ended it is closed.
+        """
         self._hand_over(client, deadline_s)
 
     def leave(self) -> None:
@@ -133,12 +136,17 @@ class Lookout:
             self._epoll.close()
             os.close(self._bell)
 
+    def begin_close(self) -> None:
+        """End as soon as the last client is over; waits for nothing."""
+        if self._is_started:
+            self._is_closing.set()
+            self._ring()
+
     def close(self, timeout_s: float | None) -> None:
         """End as soon as the last client is over, and wait for that."""
         if not self._is_started:
             return
-        self._is_closing.set()
-        self._ring()
+        self.begin_close()
         if self._has_ended.wait(timeout_s):
             self._is_started = False
             self._pool.shutdown()
@@ -147,7 +155,17 @@ class Lookout:
 
     def _hand_over(self, client: Client, deadline_s: float | None) -> None:
         self._handed.append((client, deadline_s))
-        self._ring()
+        if self._has_ended.is_set():
+            self._drop_handed()
+        else:
+            self._ring()
+
+    def _drop_handed(self) -> None:
+        with suppress(IndexError):  # another thread may take the last one
+            while self._handed:
+                client, deadline_s = self._handed.popleft()
+                if deadline_s is not None:
+                    client.close()
 
     def _ring(self) -> None:
         os.eventfd_write(self._bell, 1)
@@ -171,6 +189,7 @@ class Lookout:
             else:
                 self._expect_by(fd, deadline_s)
         self._has_ended.set()
+        self._drop_handed()  # who comes later does so himself
 
     def _expect_by(self, fd: int, deadline_s: float) -> None:
         self._deadlines_s[fd] = deadline_s

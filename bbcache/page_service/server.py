@@ -143,6 +143,7 @@ class PageService:
             return
         self._listener.stop()
         self._connections.abort(_shutdown())
+        self._lookout.begin_close()
 
     def close(self, timeout: float | None = None) -> None:
         """End every connection, whatever it is at, and wait for the threads.

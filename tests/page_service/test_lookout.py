@@ -407,6 +407,18 @@ def test_close_waits_for_the_last_one() -> None:
     assert not threads()
 
 
+def test_an_end_that_nobody_waits_for(inn: Inn) -> None:
+    """It comes when the last client is over, and who comes later is closed."""
+    guest = inn.guest()
+    guest.ask()
+    inn.lookout.begin_close()
+    guest.ask()
+    guest.theirs.close()
+    wait_until(inn.lookout._has_ended.is_set)
+    late = inn.guest()
+    assert late.is_closed
+
+
 def test_close_before_the_start() -> None:
     """It does nothing, and neither does a second one."""
     before = count_descriptors()

@@ -1,14 +1,16 @@
-"""The processes of `test_fork`: they serve, and fork."""
+"""The processes of `test_service_process`: they serve, fork, and exit."""
 
 from __future__ import annotations
 
 import os
+import sys
 import urllib.request
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache_helpers import DEADLINE_S, LSN_A
+from cache_helpers import DEADLINE_S, LSN_A, LSN_B
+from helpers import wait_until
 from page_service import wire
 from page_service.conftest import ANY_PORT, Bench
 from page_service.wire import kinds
@@ -108,3 +110,14 @@ def fork_in_a_source(data_dir: str) -> None:
     assert kinds(client.ask(command)) == "HdcCZ"
     assert len(source.codes) == 2
     bench.close()
+
+
+def exit_while_serving(data_dir: str) -> None:
+    """One client waits for an LSN, the others are idle; nothing is closed."""
+    bench = Bench(Path(data_dir))
+    service = bench.serve()
+    print(service.address.port)  # noqa: T201 - read by the parent
+    print(bench.command(bench.rig.timeline(LSN_A), LSN_B), flush=True)  # noqa: T201 - likewise
+    sys.stdin.readline()
+    wait_until(lambda: bench.counts("pageserver_compute_commands_total"))
+    assert service.connection_count == 3
