@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import ConfigError
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 _BACKLOG: Final = 1024
 _PAUSE_S: Final = 0.05  # after an accept that failed, such as for want of descriptors
+_WARN_PAUSE_S: Final = 1.0  # it may fail again and again
 _CLOSED: Final = (errno.EINVAL, errno.EBADF)
 
 log = logging.getLogger(__name__)
@@ -30,15 +33,22 @@ class Listener:
         take: called with each socket and its peer, in the accepting thread, where it must
             not wait; what it raises costs that connection alone.
         name: of the thread.
+        clock: seconds that only grow.
     """
 
     def __init__(
-        self, listen: Address, take: Callable[[socket.socket, str], None], name: str
+        self,
+        listen: Address,
+        take: Callable[[socket.socket, str], None],
+        name: str,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._listen = listen
         self._take = take
         self._socket: socket.socket | None = None  # set once, by start
         self._address: Address | None = None  # likewise
+        self._clock = clock
+        self._warned_s = -math.inf
         self._is_ending = threading.Event()
         self._thread = threading.Thread(target=self._accept_all, name=name, daemon=True)
 
@@ -89,6 +99,14 @@ class Listener:
                 self._thread.join(timeout_s)
             self._socket.close()
 
+    def _warn(self, error: OSError) -> None:
+        now_s = self._clock()
+        if now_s < self._warned_s + _WARN_PAUSE_S:
+            return
+        self._warned_s = now_s
+        with contextlib.suppress(Exception):  # of a handler of the log
+            log.warning("cannot accept a connection: %s", error.strerror)
+
     def _accept_all(self) -> None:
         listening = self._socket
         assert listening is not None
@@ -97,8 +115,7 @@ class Listener:
                 sock, address = listening.accept()
             except OSError as error:
                 if error.errno not in _CLOSED:
-                    with contextlib.suppress(Exception):  # of a handler of the log
-                        log.warning("cannot accept a connection: %s", error.strerror)
+                    self._warn(error)
                 self._is_ending.wait(_PAUSE_S)
                 continue
             try:

@@ -46,24 +46,24 @@ def test_a_connection_that_cannot_be_taken(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_an_accept_that_fails(caplog: pytest.LogCaptureFixture) -> None:
-    """As for want of descriptors: it is logged and tried again."""
+    """As for want of descriptors: it is logged, once a second at most, and tried again."""
     taken = threading.Event()
 
     def take(sock: socket.socket, _: str) -> None:
         sock.close()
         taken.set()
 
-    listener = Listener(ANY_PORT, take, NAME)
+    now_s = [0.0]
+    listener = Listener(ANY_PORT, take, NAME, lambda: now_s[0])
 
     class Scarce(socket.socket):
-        """A socket whose first accept fails."""
+        """A socket whose first accepts fail."""
 
-        is_scarce = True
+        failures = iter([0.0, 0.9, 1.0])  # when
 
         def accept(self) -> tuple[socket.socket, object]:
-            """Fail once."""
-            if self.is_scarce:
-                self.is_scarce = False
+            """Fail, for some time."""
+            for now_s[0] in self.failures:
                 raise OSError(errno.EMFILE, "Too many open files")
             return super().accept()
 
@@ -75,7 +75,7 @@ def test_an_accept_that_fails(caplog: pytest.LogCaptureFixture) -> None:
             assert taken.wait(DEADLINE_S)
     finally:
         listener.close(DEADLINE_S)
-    assert "cannot accept a connection: Too many open files" in caplog.text
+    assert caplog.messages == ["cannot accept a connection: Too many open files"] * 2
 
 
 def test_a_log_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
