@@ -21,7 +21,7 @@ import select
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -104,12 +104,20 @@ class Lookout:
         self._check_at_s = math.inf  # nobody's deadline is before that
 
     def start(self) -> None:
-        """Begin to wait."""
-        self._epoll = select.epoll()
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll.register(self._bell, select.EPOLLIN)
-        self._is_started = True
-        self._pool.submit(self._lead)
+        """Begin to wait.
+
+        Raises:
+            OSError: there is no descriptor for it.
+            RuntimeError: there is no thread for it.
+        """
+        with ExitStack() as opened:
+            self._epoll = opened.enter_context(select.epoll())
+            self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            opened.callback(os.close, self._bell)
+            self._epoll.register(self._bell, select.EPOLLIN)
+            self._pool.submit(self._lead)
+            self._is_started = True
+            opened.pop_all()
 
     def add(self, client: Client, deadline_s: float) -> None:
         """Wait for one more, which must say something by then; after `start`.

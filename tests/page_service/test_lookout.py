@@ -291,6 +291,47 @@ def test_no_thread_is_left_over() -> None:
         assert len(threads()) <= 2
 
 
+def test_no_thread_can_be_begun(inn: Inn, caplog: pytest.LogCaptureFixture) -> None:
+    """Others wait until who takes long is done, and lose nothing."""
+    slow, other = inn.guest(), inn.guest()
+    is_slow, go_on = threading.Event(), threading.Event()
+
+    def take_long() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading.Thread, "start", _no_thread)
+            inn.lookout.leave()
+        is_slow.set()
+        assert go_on.wait(DEADLINE_S)
+
+    slow.on_word = take_long
+    slow.theirs.send(b"x")
+    assert is_slow.wait(DEADLINE_S)
+    assert caplog.messages == ["no thread can be begun to wait for clients: no more"]
+    other.theirs.send(b"y")
+    go_on.set()
+    other.theirs.settimeout(DEADLINE_S)
+    assert other.theirs.recv(1) == b"y"
+    slow.on_word = lambda: None
+    assert slow.theirs.recv(1) == b"x"
+    slow.ask()
+
+
+def _no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("no more")
+
+
+def test_no_thread_to_start_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left open, and a close waits for nothing."""
+    before = count_descriptors()
+    begun = Lookout(1, time.monotonic, NAME)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", _no_thread)
+        with pytest.raises(RuntimeError, match="no more"):
+            begun.start()
+    begun.close(None)
+    assert count_descriptors() == before
+
+
 def test_who_is_silent_is_served_at_its_deadline(inn: Inn) -> None:
     """Whoever else talks or has more time; also one that has been at something long."""
     talker = inn.guest()
