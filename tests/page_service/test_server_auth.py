@@ -89,6 +89,38 @@ def test_another_tenants_token(locked: Locked) -> None:
     assert locked.bench.counts("pageserver_compute_commands_total") == {}
 
 
+FORMS = [
+    *("basebackup {}", "basebackup {} gzip", "basebackup {} latest --gzip --replica"),
+    *("BaseBackup {} {lsn}", "basebackup {} {lsn} --gzip", "basebackup {} {lsn} replica;"),
+    *("fullbackup {}", "FULLBACKUP {} {lsn}", "fullbackup {} {lsn} {lsn}"),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_command_needs_a_token_for_it(locked: Locked, form: str) -> None:
+    """However it is spelled, simple or extended; one for the timeline opens that alone."""
+    other = locked.bench.rig.prepared(lsn=LSN_A)
+    ids = {
+        timeline: locked.bench.command(timeline, name="").strip()
+        for timeline in (locked.timeline, other)
+    }
+    claims = {"tenant_id": str(locked.tenant_id), "timeline_id": str(other.timeline_id)}
+    refused = [
+        locked.signer.sign(scope="timeline", **claims),
+        locked.signer.sign(scope="admin", **claims),
+        locked.token(TenantId.generate()),
+    ]
+    command = form.format(ids[locked.timeline], lsn=LSN_A)
+    for token in refused:
+        client = locked.bench.logged_in(token)
+        assert client.ask(command)[0].fields()["M"] == "JWT authentication error"
+        client.send(wire.parse(command), wire.bind(), wire.execute(), wire.SYNC)
+        assert kinds(client.until("Z")) == "12EZ"
+    assert locked.bench.counts("pageserver_compute_commands_total") == {}
+    client = locked.bench.logged_in(refused[0])
+    assert kinds(client.ask(form.format(ids[other], lsn=LSN_A))) == "HdcCZ"
+
+
 def test_a_token_that_expires_while_connected(
     make_bench: Callable[[], Bench], tmp_path: Path
 ) -> None:
