@@ -1,0 +1,46 @@
+"""Whose command is cancelled, and by whom."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from bbcache.page_service.connections import Connections
+from bbcache.page_service.errors import CanceledError, ShutdownError
+from bbcache.page_service.transport import Transport
+
+
+def test_a_cancel_needs_both_numbers() -> None:
+    """Whoever has the secret of another connection, or none, ends nothing."""
+    ours, theirs = socket.socketpair()
+    others, their_others = socket.socketpair()
+    with ours, theirs, others, their_others:
+        connections = Connections(2)
+        first = connections.add(Transport(ours, 1.0), "peer", 0.0)
+        second = connections.add(Transport(others, 1.0), "peer", 0.0)
+        for number, secret in (
+            *((first.process_id, each) for each in (b"", second.secret, first.secret + b"\0")),
+            *((each, first.secret) for each in (0, second.process_id, second.process_id + 1)),
+        ):
+            assert not connections.cancel(number, secret)
+        first.go_on()
+        second.go_on()
+        assert connections.cancel(first.process_id, first.secret)
+        with pytest.raises(CanceledError):
+            first.go_on()
+        second.go_on()
+
+
+def test_each_newcomer_at_the_end_has_a_reason_of_its_own() -> None:
+    """One that is shared would keep the frames of all."""
+    connections = Connections(1)
+    connections.end(ShutdownError("the page service ends"))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reasons = []
+        for _ in range(2):
+            with pytest.raises(ShutdownError, match="the page service ends") as caught:
+                connections.add(Transport(ours, 1.0), "peer", 0.0)
+            reasons.append(caught.value)
+    assert reasons[0] is not reasons[1]
