@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SECRET_SIZE_BYTES: Final = 4  # that of protocol 3.0
 _MAX_PROCESS_ID: Final = 2**31 - 1
+_GOING_TIMEOUT_S: Final = 0.1  # so long a newcomer waits for those that were told to go
 
 
 class Connection:
@@ -86,13 +87,15 @@ class Connections:
         """A new connection; where there are too many, another one goes for it.
 
         The one to go is the one that has been silent longest, among those that have not
-        proved who they are if there are any.
+        proved who they are if there are any. Where as many as there may be are on their
+        way out, this waits a moment for them: the kernel keeps who comes meanwhile.
 
         Raises:
             TooManyConnectionsError: all others are at something.
             ShutdownError: the service ends.
         """
         with self._changed:
+            self._changed.wait_for(lambda: len(self._by_id) < 2 * self._most, _GOING_TIMEOUT_S)
             if self._ending is not None:
                 raise type(self._ending)(*self._ending.args)
             living = [one for one in self._by_id.values() if one.transport.interruption is None]

@@ -1,13 +1,16 @@
-"""Whose command is cancelled, and by whom."""
+"""Who has to go for whom, and whose command is cancelled by whom."""
 
 from __future__ import annotations
 
 import socket
 
 import pytest
+from cache_helpers import Worker
+from helpers import wait_until
 
+from bbcache.page_service import connections as connections_module
 from bbcache.page_service.connections import Connections
-from bbcache.page_service.errors import CanceledError, ShutdownError
+from bbcache.page_service.errors import CanceledError, ShutdownError, TooManyConnectionsError
 from bbcache.page_service.transport import Transport
 
 
@@ -44,3 +47,18 @@ def test_each_newcomer_at_the_end_has_a_reason_of_its_own() -> None:
                 connections.add(Transport(ours, 1.0), "peer", 0.0)
             reasons.append(caught.value)
     assert reasons[0] is not reasons[1]
+
+
+def test_who_is_on_the_way_out_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a moment, before a newcomer is refused for them."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connections = Connections(1)
+        first, _ = (connections.add(Transport(ours, 1.0), "peer", 0.0) for _ in range(2))
+        with pytest.raises(TooManyConnectionsError):
+            connections.add(Transport(ours, 1.0), "peer", 0.0)
+        monkeypatch.setattr(connections_module, "_GOING_TIMEOUT_S", 30.0)
+        newcomer = Worker(connections.add, Transport(ours, 1.0), "peer", 0.0)
+        wait_until(lambda: connections._changed._waiters)  # type: ignore[attr-defined]  # not public
+        connections.remove(first)
+        assert newcomer.result()
