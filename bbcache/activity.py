@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from bbcache.condition import Condition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,7 +15,7 @@ class Activity:
     """A count of pieces of work under way. Thread-safe and re-entrant."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.RLock())  # guards all that follows
+        self._changed = Condition()  # guards all that follows
         self._count = 0
         self._is_over = False
 

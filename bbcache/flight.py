@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
+from bbcache.condition import Condition
+
 if TYPE_CHECKING:
     from bbcache.handout import Handout
 
@@ -28,7 +30,7 @@ class Flight:
     """What becomes of a build, for those aboard. Thread-safe and re-entrant."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.RLock())  # guards all that follows
+        self._changed = Condition()  # guards all that follows
         self._aboard_count = 0
         self._landing: Landing | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from bbcache.condition import Condition
 
 
 class Latch:
@@ -13,7 +13,7 @@ class Latch:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.RLock())  # guards _is_set
+        self._changed = Condition()  # guards _is_set
         self._is_set = False
 
     def is_set(self) -> bool:
