@@ -81,7 +81,7 @@ class DirectoryLock:
         """Free the lock; harmless when it is not held."""
         lock, self._lock, self._identity = self._lock, None, None
         if lock is not None:
-            lock.release()
+            _free(lock)
 
     def is_home(self) -> bool:
         """Whether the directory still has the very lock file that is held.
@@ -112,7 +112,7 @@ class DirectoryLock:
         old = self._lock
         self.acquire()
         if old is not None:
-            old.release()
+            _free(old)
 
     def _unusable(self, *errors: Exception) -> StoreError:
         error = next((error for error in errors if isinstance(error, OSError)), OSError())
@@ -143,6 +143,18 @@ class DirectoryLock:
         with suppress(OSError):  # a full disk must not keep a cache from serving what it has
             os.ftruncate(fd, 0)
             os.pwrite(fd, json.dumps(holder).encode() + b"\n", 0)
+
+
+def _free(lock: FileLock) -> None:
+    """Free a lock, at the second try where the first has failed.
+
+    A `FileLock` that could not be freed is kept for that, and would keep its directory
+    from being locked anew for as long as anything, such as a traceback, refers to it.
+    """
+    try:
+        lock.release()
+    except OSError:
+        lock.release()
 
 
 def read_holder_pid(path: str, sleep: Callable[[float], None] = time.sleep) -> int | None:

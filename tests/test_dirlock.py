@@ -545,3 +545,22 @@ def test_an_executed_program_does_not_hold_the_lock(tmp_path: Path, lock: Direct
         lock.release()
         assert is_free(tmp_path)
         process.communicate(b"")
+
+
+def test_freeing_is_tried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unlock that fails once leaves no lock behind, though the error is kept."""
+    lock = DirectoryLock(str(tmp_path))
+    lock.acquire()
+    flock, failures = fcntl.flock, [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+
+    def fail_once(fd: int, operation: int) -> None:
+        if operation == fcntl.LOCK_UN and failures:
+            raise failures.pop()
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", fail_once)
+    lock.release()
+    assert not failures
+    other = DirectoryLock(str(tmp_path))
+    other.acquire()
+    other.release()
