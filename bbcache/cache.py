@@ -204,7 +204,7 @@ class BasebackupCache:
         if self._engine is None:
             return True
         engine = self._live_engine()
-        return engine is not None and engine.wait_initialized(_waitable(timeout))
+        return engine is not None and engine.wait_initialized(timeout)
 
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Wait until the start is done, no prepare is queued or runs, nothing is removed.
@@ -218,7 +218,7 @@ class BasebackupCache:
         if self._engine is None:
             return True
         engine = self._live_engine()
-        return engine is not None and engine.activity.wait_idle(_waitable(timeout))
+        return engine is not None and engine.activity.wait_idle(timeout)
 
     def run_cleanup(self) -> None:
         """Run one clean-up step now, in the caller's thread; see `bbcache.cleanup`."""

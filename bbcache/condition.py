@@ -27,4 +27,6 @@ class Condition(threading.Condition):
         """
         if threading.current_thread() is threading.main_thread():
             timeout = _SLICE_S if timeout is None else min(timeout, _SLICE_S)
+        elif timeout is not None:
+            timeout = min(timeout, threading.TIMEOUT_MAX)  # the most that the system can wait
         return super().wait(timeout)

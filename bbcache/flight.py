@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from bbcache.condition import Condition
@@ -49,8 +48,6 @@ class Flight:
 
     def wait(self, timeout_s: float | None) -> Landing | None:
         """Wait for the end; None when `timeout_s` seconds passed first."""
-        if timeout_s is not None:
-            timeout_s = max(0.0, min(timeout_s, threading.TIMEOUT_MAX))
         with self._changed:
             self._changed.wait_for(lambda: self._landing is not None, timeout_s)
             return self._landing
