@@ -106,23 +106,29 @@ def _rounds(report: Report) -> Table:
 
 
 def _codecs(report: Report) -> Table:
-    title = f"The last tarball, {report.tar_bytes / 1e6:.1f} MB"
+    title = f"The last tarball, {report.tar_bytes / 1e6:.1f} MB; the codecs take a sample of it"
     table = Table(title=title, title_justify="left")
-    for heading in ("what", "ms", "MB", "times the build"):
+    for heading in ("what", "MB in", "MB out", "ms", "MB/s"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
     last = report.rounds[-1]
-    table.add_row(
-        "bbcache's build: files read, compressed, written",
-        f"{last.build_s * 1e3:.1f}",
-        f"{last.archive_bytes / 1e6:.2f}",
-        "1.0",
-    )
-    for codec in report.codecs:
+    for name, in_bytes, out_bytes, seconds in (
+        (
+            "bbcache's build: read, compress, write",
+            report.tar_bytes,
+            last.archive_bytes,
+            last.build_s,
+        ),
+        *(
+            (f"{each.name}, in memory", each.sample_bytes, each.size_bytes, each.seconds)
+            for each in report.codecs
+        ),
+    ):
         table.add_row(
-            f"{codec.name}, in memory alone",
-            f"{codec.seconds * 1e3:.1f}",
-            f"{codec.size_bytes / 1e6:.2f}",
-            f"{codec.seconds / last.build_s:.1f}" if last.build_s else "",
+            name,
+            f"{in_bytes / 1e6:.1f}",
+            f"{out_bytes / 1e6:.2f}",
+            f"{seconds * 1e3:.1f}",
+            f"{in_bytes / 1e6 / seconds:,.0f}" if seconds else "",
         )
     return table
 

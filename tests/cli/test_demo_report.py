@@ -37,7 +37,7 @@ def make_report() -> Report:
         "18.6",
         rounds=[_ROUND, replace(_ROUND, number=2, is_hit=True)],
         tar_bytes=42_000_000,
-        codecs=[Codec("gzip level 9", 5.0, 6_000_000)],
+        codecs=[Codec("gzip level 9", 0.5, 8_000_000, 2_000_000)],
         cleaned_lsn=_LSN,
         metrics=_METRICS,
     )
@@ -63,7 +63,9 @@ def test_everything_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     figures = ["345.60", "250.00", "125.00", "FF/12345678", "7.65", "100.0"]
     assert ["1", "miss", *figures] in lines
     assert ["2", "hit", *figures] in lines
-    assert [*["gzip", "level", "9,", "in", "memory", "alone"], "5000.0", "6.00", "50.0"] in lines
+    words = ["bbcache's", "build:", "read,", "compress,", "write"]
+    assert [*words, "42.0", "7.65", "100.0", "420"] in lines
+    assert [*["gzip", "level", "9,", "in", "memory"], "8.0", "2.00", "500.0", "16"] in lines
     assert ["count", "1,234,567"] in lines
     assert ["seconds", "0.250000"] in lines
     assert lines[-1] == ["Everything", "checked:", "as", "promised."]
