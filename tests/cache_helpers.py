@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from bbcache import BasebackupFile
     from bbcache.host import TarballWriter
 
-DEADLINE_S: Final = 30.0
+DEADLINE_S: Final = 60.0
 CHILD_DEADLINE_S: Final = 90.0  # a whole process, on a machine that has other things to do
 MIB: Final = 1 << 20
 LSN_A, LSN_B, LSN_C = Lsn(0x1000), Lsn(0x2000), Lsn(0x3000)

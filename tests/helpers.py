@@ -27,7 +27,7 @@ TENANT: Final = TenantId.from_str("de200bd42b49cc1814412c7e592dd6e9")
 TIMELINE: Final = TimelineId.from_str("11223344556677889900aabbccddeeff")
 KEY: Final = make_key(TENANT, TIMELINE)
 LSN: Final = Lsn.from_str("0/16B5A50")
-_DEADLINE_S: Final = 30.0
+_DEADLINE_S: Final = 60.0
 
 
 def make_keys(count: int) -> list[bytes]:

@@ -94,6 +94,6 @@ class FailingFile(io.RawIOBase):
         """All bytes the first time."""
         data, self._data = self._data, None
         if data is None:
-            assert self._after is None or self._after.wait(30)
+            assert self._after is None or self._after.wait(60)
             raise self._error
         return data

@@ -805,7 +805,7 @@ def test_cancel_from_another_thread_ends_the_build() -> None:
     def emit(data: bytes) -> None:
         if len(data) > HEADER_SIZE_BYTES:
             is_inside.set()
-            assert may_go_on.wait(30)
+            assert may_go_on.wait(60)
 
     made = Made(emit=emit)
 
@@ -817,7 +817,7 @@ def test_cancel_from_another_thread_ends_the_build() -> None:
             errors.append(error)
 
     def closer() -> None:
-        assert is_inside.wait(30)
+        assert is_inside.wait(60)
         made.writer.cancel(ClosingError("closing"))
         may_go_on.set()
 
@@ -877,7 +877,7 @@ def test_a_write_that_fails_in_another_thread_fails_the_build() -> None:
     def emit(data: bytes) -> None:
         if len(data) > HEADER_SIZE_BYTES:
             is_inside.set()
-            assert may_go_on.wait(30)
+            assert may_go_on.wait(60)
             raise error
 
     made = Made(emit=emit)
@@ -887,7 +887,7 @@ def test_a_write_that_fails_in_another_thread_fails_the_build() -> None:
             made.writer.write(RANDOM)
 
     def finish() -> None:
-        assert is_inside.wait(30)
+        assert is_inside.wait(60)
         threading.Timer(0.01, may_go_on.set).start()
         try:
             made.writer.finish()
@@ -1160,7 +1160,7 @@ def test_a_write_that_is_under_way_when_the_build_is_given_up_is_waited_for() ->
     def emit(data: bytes) -> None:
         if len(data) > HEADER_SIZE_BYTES:
             is_inside.set()
-            assert may_go_on.wait(30)
+            assert may_go_on.wait(60)
             steps.append("emitted")
 
     made, other = Made(emit=emit), Made()
@@ -1170,12 +1170,12 @@ def test_a_write_that_is_under_way_when_the_build_is_given_up_is_waited_for() ->
         made.writer.write(RANDOM)
 
     def give_up() -> None:
-        assert is_inside.wait(30)
+        assert is_inside.wait(60)
         made.writer.abort()
         steps.append("given up")
 
     def go_on() -> None:
-        assert is_inside.wait(30)
+        assert is_inside.wait(60)
         other.writer.write(RANDOM[:600_000])
         may_go_on.set()
         other.writer.write(RANDOM[600_000:700_000])

@@ -231,7 +231,7 @@ def test_run_cleanup_before_the_start_is_done_does_nothing(
             gate.wait_for()
             rig.cache.run_cleanup()
             gate.open()
-            assert rig.cache.wait_initialized(30)
+            assert rig.cache.wait_initialized(60)
             assert rig.holds(timeline)
             rig.cache.run_cleanup()
             assert not rig.holds(timeline)

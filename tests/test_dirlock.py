@@ -533,7 +533,7 @@ def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
-        assert process.wait(30) == -signal.SIGKILL
+        assert process.wait(60) == -signal.SIGKILL
         wait_until(lambda: is_free(tmp_path))
         os.kill(child, 0)  # it is still there
 

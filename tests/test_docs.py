@@ -40,7 +40,7 @@ def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=100,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert re.fullmatch(r"\d+ bytes at 0/16B5A50: 1f8b\n", ended.stdout)

@@ -158,7 +158,7 @@ def test_a_metric_that_fails_costs_no_worker(
         with monkeypatch.context() as patch:
             fail_with(patch, Metrics, "observe", MemoryError(), times=1)
             rig.send(rig.timeline())
-            assert rig.cache.wait_idle(10)
+            assert rig.cache.wait_idle(60)
         assert len(rig.living()) == 1
         rig.prepared()
 

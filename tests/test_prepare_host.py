@@ -91,7 +91,7 @@ def _raiser(error: BaseException) -> Callable[..., Any]:
 def _check_worker_lives(rig: Rig) -> None:
     timeline = rig.timeline()
     rig.send(timeline)
-    assert rig.cache.wait_idle(5), "the worker is lost"
+    assert rig.cache.wait_idle(60), "the worker is lost"
     assert rig.get(timeline) == tar_of(timeline)
 
 

@@ -882,10 +882,10 @@ def test_the_fence_waits_for_a_step_on_the_disk(kit: Kit) -> None:
     def step() -> None:
         with kit.shelf._file_lock:
             is_inside.set()
-            assert may_go_on.wait(30)
+            assert may_go_on.wait(60)
 
     def close() -> None:
-        assert is_inside.wait(30)
+        assert is_inside.wait(60)
         results.append(kit.shelf.fence(0.01))
         results.append(kit.shelf.fence(0))
         threading.Timer(0.01, may_go_on.set).start()

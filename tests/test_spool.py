@@ -44,7 +44,7 @@ def test_giving_back_wants_no_lock() -> None:
     thread = threading.Thread(target=spool.let_go, args=("reader",), daemon=True)
     with spools._growing:
         thread.start()
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
         assert spools.size_bytes == 0
 

@@ -28,7 +28,7 @@ from bbcache import BasebackupCache, BasebackupCacheConfig, Lsn, StoreError, Ten
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-PATIENCE_S: Final = 15.0
+PATIENCE_S: Final = 45.0
 _GLANCE_S: Final = 0.05
 _HOPELESS_HITS: Final = 3  # calls that have failed, after which a dead disk is dead
 _ROUNDS: Final = 4  # in which everything must be there again, one fault or not

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _ENCRYPTION: Final = (80877103, 80877104)
-_DEADLINE_S: Final = 30.0
+_DEADLINE_S: Final = 60.0
 _CHUNK_BYTES: Final = 256 * 1024
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from bbcache.page_service.permission import Permission
 
 CONTENT: Final = b"what only its owner may see " * 8
-_SEND_TIMEOUT_S: Final = 5.0
+_SEND_TIMEOUT_S: Final = 60.0
 _PATIENCE_S: Final = 0.01
 _COPY_KINDS: Final = frozenset("HdcC")
 

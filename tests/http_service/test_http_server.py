@@ -121,7 +121,7 @@ def test_an_answer_that_fails(
 )
 def test_what_is_no_request(make_front: Callable[..., Front], request_: bytes) -> None:
     """It gets an error or nothing, never an answer; and the next one is served."""
-    front = make_front(hello, timeout_s=0.2)
+    front = make_front(hello)
     sock = front.socket()
     sock.sendall(request_)
     sock.shutdown(1)
@@ -166,7 +166,7 @@ def test_a_client_that_does_not_read(make_front: Callable[..., Front]) -> None:
     """It has so much time as well, and its place is free then."""
     body = bytes(64 * MIB)
     front = make_front(
-        lambda _, __: Response(HTTPStatus.OK, "x/x", body), timeout_s=0.2, max_connections=1
+        lambda _, __: Response(HTTPStatus.OK, "x/x", body), timeout_s=1.0, max_connections=1
     )
     lazy = front.socket()
     lazy.sendall(b"GET / HTTP/1.0\r\n\r\n")

@@ -31,7 +31,7 @@ _SETTINGS = {
     "max_prepared_transactions": "4",
 }
 _METRIC = "pageserver_basebackup_cache_"
-_IDLE_TIMEOUT_S = 30.0
+_IDLE_TIMEOUT_S = 60.0
 
 
 class Address(NamedTuple):

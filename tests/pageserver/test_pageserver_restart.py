@@ -62,7 +62,7 @@ def test_nothing_is_cleaned_away_before_the_tenants_are_known(
         Gate() as gate,
         BasebackupCache.spawn(data_dir, BasebackupCacheConfig(), tenants, registry) as cache,
     ):
-        assert cache.wait_initialized(30)
+        assert cache.wait_initialized(60)
         with pytest.raises(NotReadyError):
             tenants.list()
         cache.run_cleanup()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.postgres
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="privileges are dropped by root only")
-_EXIT_TIMEOUT_S = 20
+_EXIT_TIMEOUT_S = 60
 
 
 def is_alive(pid: int) -> bool:

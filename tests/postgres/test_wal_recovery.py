@@ -33,7 +33,7 @@ pytestmark = pytest.mark.postgres
 
 _PAGE = 8192
 _SEGMENT = 1 << 20
-_DEADLINE_S = 30.0
+_DEADLINE_S = 60.0
 _SETTINGS = {
     "autovacuum": "off",
     "fsync": "off",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 GATED = 99
 _INTERRUPTION = signal.SIGUSR1
 

@@ -25,7 +25,7 @@ def test_a_prepare(bbcache_cache, bbcache_host):
     tenant = bbcache_host.add_tenant()
     timeline = tenant.add_timeline(LSN)
     bbcache_cache.send_prepare(tenant.tenant_shard_id, timeline.timeline_id, LSN)
-    assert bbcache_cache.wait_idle(10)
+    assert bbcache_cache.wait_idle(60)
     with bbcache_cache.get(tenant.tenant_id, timeline.timeline_id, LSN) as file:
         assert file.lsn == LSN
 
@@ -39,7 +39,7 @@ class TestWithOwnSettings:
         for _ in range(3):
             timeline = tenant.add_timeline(LSN)
             bbcache_cache.send_prepare(tenant.tenant_shard_id, timeline.timeline_id, LSN)
-        assert bbcache_cache.wait_idle(10)
+        assert bbcache_cache.wait_idle(60)
         assert len(bbcache_cache.entries()) == 1
 """
 
@@ -59,7 +59,7 @@ def test_the_fixtures(
     tenant = bbcache_host.add_tenant()
     timeline = tenant.add_timeline(Lsn(1))
     bbcache_cache.send_prepare(tenant.tenant_shard_id, timeline.timeline_id, Lsn(1))
-    assert bbcache_cache.wait_idle(30)
+    assert bbcache_cache.wait_idle(60)
     assert len(bbcache_cache.entries()) == 1
 
 
