@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from bbcache import process
-from bbcache.errors import NotReadyError, text_of
+from bbcache.errors import BrokenError, NotReadyError, text_of
 from bbcache.host import TenantState, attached_shards_zero
 from bbcache.ids import ID_SIZE_BYTES
 from bbcache.index import LSN_SHIFT
@@ -93,6 +93,9 @@ class Cleaner:
         is_ctrl_c = isinstance(error, KeyboardInterrupt) and _is_main_thread()
         if is_ctrl_c or self._generation != process.generation():
             raise error
+        if isinstance(error, BrokenError):  # which the host has reported
+            log.debug("clean-up keeps %s: %s", what, error)
+            return
         self._metrics.cleanup_failed()
         log.error("clean-up keeps %s: the host raised %s", what, text_of(error), exc_info=error)
 

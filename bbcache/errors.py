@@ -88,6 +88,14 @@ class PrepareError(BbcacheError):
     """A basebackup cannot be prepared: its tenant, timeline or LSN is not there."""
 
 
+class BrokenError(PrepareError):
+    """Raised by a host for a tenant or timeline that it has found damaged.
+
+    Clean-up keeps its entries: unknown is not gone. The host reports the damage itself, so
+    clean-up neither counts nor logs this as an error.
+    """
+
+
 class ClosingError(BbcacheError):
     """The cache is closing, and what was under way is given up."""
 
@@ -153,3 +161,22 @@ def text_of(error: BaseException) -> str:
         return str(error) or type(error).__name__
     except BaseException:  # noqa: BLE001 - of a host's exception, anything may be broken
         return type(error).__name__
+
+
+def printable(text: str, most: int = 1000) -> str:
+    r"""A foreign text as one line that does nothing to a terminal or a log.
+
+    Characters that are not printable (controls, line ends, marks of writing direction,
+    lone surrogates) become escapes such as ``\x1b``.
+
+    Args:
+        text: the text.
+        most: how many characters of it are kept; what is longer ends in ``...``.
+    """
+    kept = text if len(text) <= most else f"{text[:most]}..."
+    if kept.isprintable():
+        return kept
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii")
+        for each in kept
+    )

@@ -17,7 +17,7 @@ from bbcache.page_service.server import PageService
 from bbcache.page_service.source import CacheSource
 from bbcache.page_service.tls import Certificate
 from bbcache.page_service.tokens import TokenKeys
-from bbcache.pageserver import Pageserver
+from bbcache.pageserver import Pageserver, PgdataTimeline
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,6 +141,7 @@ class Deployment:
             for _, tenant in self.pageserver.tenants.list()
             if tenant is not None
             for timeline in tenant.list_timelines()
+            if isinstance(timeline, PgdataTimeline)
         ]
 
     def close(self) -> None:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, Protocol, runtime
 
 from bbcache.errors import (
     BackingOffError,
+    BrokenError,
     ClosingError,
     FillError,
     NotReadyError,
     PrepareError,
+    text_of,
 )
 from bbcache.host import TenantState, attached_shards_zero
 from bbcache.metrics import Source
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     from bbcache.cache import BasebackupCache
     from bbcache.host import Tenant, TenantManager, Timeline
-    from bbcache.ids import Lsn, TenantId, TenantShardId
+    from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
     from bbcache.page_service.command import BasebackupCommand
 
 _WAIT_SLICE_S: Final = 0.2
@@ -87,6 +89,15 @@ class PositionNaming(Protocol):
         ...
 
 
+@runtime_checkable
+class BrokenKnowing(Protocol):
+    """What a host may have besides: it knows what it cannot serve, without being asked for it."""
+
+    def check_usable(self, tenant_id: TenantId, timeline_id: TimelineId) -> None:
+        """Raise `BrokenError` if the tenant or timeline is broken; never waits."""
+        ...
+
+
 class CacheSource:
     """Archives from a cache, which builds what it does not have. Thread-safe.
 
@@ -118,15 +129,26 @@ class CacheSource:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tenant_manager = tenant_manager
+        self._check_usable = (
+            tenant_manager.check_usable if isinstance(tenant_manager, BrokenKnowing) else None
+        )
         self._cache = cache
         self._wait_lsn_timeout_s = wait_lsn_timeout_s
         self._own_builder = OwnBuilder(max_own_builds, build_dir)
         self._clock = clock
 
     def open_held(self, command: BasebackupCommand) -> OpenBasebackup | None:
-        """What the cache holds and is named exactly: it needs no asking of the host."""
+        """What the cache holds and the command names exactly.
+
+        The host is asked one thing only: whether it knows the timeline to be broken.
+        """
         if command.is_full or command.lsn is None:
             return None
+        if self._check_usable is not None:
+            try:
+                self._check_usable(command.tenant_id, command.timeline_id)
+            except BrokenError as error:
+                raise CommandError(text_of(error)) from None
         file = self._cache.get_held(command.tenant_id, command.timeline_id, command.lsn)
         if file is None:
             return None
@@ -217,6 +239,8 @@ class CacheSource:
 def _timeline(tenant: Tenant, command: BasebackupCommand) -> Timeline:
     try:
         return tenant.get_timeline(command.timeline_id)
+    except BrokenError as error:
+        raise CommandError(text_of(error)) from None
     except Exception as error:
         state = tenant.current_state()
         if state is not TenantState.ACTIVE:

@@ -54,8 +54,8 @@ def finish_takeover(place: Path) -> None:
 
 
 def timeline_names(directory: Path) -> set[str]:
-    """Names of the timelines in `directory`, those in the middle of a takeover too."""
-    names = (entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
+    """All names in `directory`; a timeline in the middle of a takeover has its own name."""
+    names = os.listdir(directory)
     return {name.removesuffix(_NEW).removesuffix(_OLD) for name in names}
 
 

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from bbcache.errors import NotReadyError, PrepareError
+from bbcache.errors import NotReadyError, ParseError, PostgresError, PrepareError, StoreError
 from bbcache.host import TenantState
 from bbcache.ids import TenantId, TenantShardId, TimelineId
+from bbcache.pageserver.broken import BrokenRegister, BrokenTimeline, TimelineHealth
 from bbcache.pageserver.takeover import (
     finish_takeover,
     sync_directory,
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+_IdT = TypeVar("_IdT", TenantId, TimelineId)
+
 
 class PgdataTenant:
     """One tenant, unsharded; implements `bbcache.host.Tenant`. Thread-safe.
@@ -31,18 +36,21 @@ class PgdataTenant:
     Args:
         tenant_id: its id.
         directory: ``<root>/tenants/<tenant>``.
+        broken: gets a report of all that cannot be served.
 
     Attributes:
         is_cache_enabled: the tenant's switch for the basebackup cache.
     """
 
-    def __init__(self, tenant_id: TenantId, directory: Path) -> None:
+    def __init__(self, tenant_id: TenantId, directory: Path, broken: BrokenRegister) -> None:
         self.tenant_shard_id = TenantShardId(tenant_id)
         self.is_cache_enabled = True
+        self._directory = directory
         self._timelines_dir = directory / "timelines"
+        self._broken = broken
         self._lock = threading.Lock()  # guards all that follows
         self._state = TenantState.ATTACHING
-        self._timelines: dict[TimelineId, PgdataTimeline] = {}
+        self._timelines: dict[TimelineId, PgdataTimeline | BrokenTimeline] = {}
 
     @property
     def tenant_id(self) -> TenantId:
@@ -50,22 +58,35 @@ class PgdataTenant:
         return self.tenant_shard_id.tenant_id
 
     def attach(self) -> None:
-        """Take over the timelines on disk; the tenant is ACTIVE then.
+        """Find the timelines on disk; the tenant is ACTIVE then, or BROKEN.
 
-        A takeover that a crash has cut short is finished first.
-
-        Raises:
-            PostgresError: a timeline's directory cannot be used; the tenant is BROKEN.
+        A takeover that a crash has cut short is finished first. A timeline that cannot be
+        used is reported as broken, and the others are served.
         """
-        self._timelines_dir.mkdir(parents=True, exist_ok=True)
         try:
-            found = [self._load(name) for name in sorted(timeline_names(self._timelines_dir))]
-        except BaseException:
-            self._set_state(TenantState.BROKEN)
-            raise
+            found = self._load_all()
+        except Exception as error:  # noqa: BLE001 - one tenant must not keep others from being served
+            self.break_down(error)
+            return
         with self._lock:
-            self._timelines = {timeline.timeline_id: timeline for timeline in found}
+            self._timelines |= found
             self._state = TenantState.ACTIVE
+
+    def break_down(self, error: BaseException | str) -> None:
+        """Report the tenant as broken: none of its timelines is served until the next start."""
+        self._broken.report(self.tenant_id, None, self._directory, error)
+        with self._lock:
+            self._state = TenantState.BROKEN
+
+    def break_timeline(self, timeline_id: TimelineId, error: BaseException | str) -> None:
+        """Report a timeline as broken: it is not served until the next start.
+
+        May be called before `attach`, which then leaves the timeline's directory alone.
+        """
+        place = self._timelines_dir / str(timeline_id)
+        broken = self._broken.report(self.tenant_id, timeline_id, place, error)
+        with self._lock:
+            self._timelines[timeline_id] = BrokenTimeline(timeline_id, broken)
 
     def add_timeline(self, pgdata_dir: Path) -> PgdataTimeline:
         """Make a data directory, shut down cleanly, a new timeline of this tenant.
@@ -80,7 +101,7 @@ class PgdataTenant:
         place = self._timelines_dir / str(timeline_id)
         inspect_pgdata(pgdata_dir)
         take_over(pgdata_dir, place)
-        timeline = PgdataTimeline(timeline_id, place)
+        timeline = PgdataTimeline(timeline_id, place, self._health(timeline_id, place))
         with self._lock:
             self._timelines[timeline_id] = timeline
         return timeline
@@ -98,27 +119,61 @@ class PgdataTenant:
         """The timeline.
 
         Raises:
+            BrokenError: it is broken, or the tenant is.
             PrepareError: the tenant has none of that id.
         """
-        with self._lock:
-            timeline = self._timelines.get(timeline_id)
+        timeline = self._find(timeline_id)
         if timeline is None:
             raise PrepareError(f"tenant {self.tenant_id} has no timeline {timeline_id}")
         return timeline
 
-    def list_timelines(self) -> list[PgdataTimeline]:
-        """All timelines; complete once the tenant is ACTIVE."""
+    def check_usable(self, timeline_id: TimelineId) -> None:
+        """Raise `BrokenError` if the tenant or its timeline is broken; else do nothing."""
+        self._find(timeline_id)
+
+    def list_timelines(self) -> list[PgdataTimeline | BrokenTimeline]:
+        """All timelines, also the broken ones; complete once the tenant is ACTIVE."""
         with self._lock:
             return list(self._timelines.values())
 
-    def _load(self, name: str) -> PgdataTimeline:
-        place = self._timelines_dir / name
-        finish_takeover(place)
-        return PgdataTimeline(TimelineId.from_str(name), place)
-
-    def _set_state(self, state: TenantState) -> None:
+    def _find(self, timeline_id: TimelineId) -> PgdataTimeline | None:
+        """The timeline, if there is one; raises `BrokenError` where it cannot be served."""
         with self._lock:
-            self._state = state
+            state, timeline = self._state, self._timelines.get(timeline_id)
+        if state is TenantState.BROKEN:
+            whole = self._broken.find(self.tenant_id, None)
+            if whole is not None:
+                raise whole.error()
+        if isinstance(timeline, BrokenTimeline):
+            raise timeline.broken.error()
+        return timeline
+
+    def _load_all(self) -> dict[TimelineId, PgdataTimeline | BrokenTimeline]:
+        if not os.path.lexists(self._timelines_dir):
+            self._timelines_dir.mkdir()
+        found, foreign = _by_id(TimelineId, timeline_names(self._timelines_dir))
+        self._broken.report_foreign(self._timelines_dir, foreign)
+        return {
+            timeline_id: self._load(timeline_id, names)
+            for timeline_id, names in sorted(found.items())
+        }
+
+    def _load(self, timeline_id: TimelineId, names: list[str]) -> PgdataTimeline | BrokenTimeline:
+        place = self._timelines_dir / names[-1]
+        broken = self._broken.find(self.tenant_id, timeline_id)
+        if broken is not None:
+            return BrokenTimeline(timeline_id, broken)
+        try:
+            _check_one_spelling(names)
+            finish_takeover(place)
+            _check_own_directory(place)
+            return PgdataTimeline(timeline_id, place, self._health(timeline_id, place))
+        except Exception as error:  # noqa: BLE001 - one timeline must not keep others from being served
+            broken = self._broken.report(self.tenant_id, timeline_id, place, error)
+            return BrokenTimeline(timeline_id, broken)
+
+    def _health(self, timeline_id: TimelineId, place: Path) -> TimelineHealth:
+        return TimelineHealth(self._broken, self.tenant_id, timeline_id, place)
 
 
 class PgdataTenantManager:
@@ -126,39 +181,87 @@ class PgdataTenantManager:
 
     Args:
         tenants_dir: ``<root>/tenants``; made if need be.
+
+    Attributes:
+        broken: all that is on disk and cannot be served.
     """
 
     def __init__(self, tenants_dir: Path) -> None:
         self._tenants_dir = tenants_dir
+        self.broken = BrokenRegister()
         self._lock = threading.Lock()  # guards all that follows
         self._is_ready = False
         self._tenants: dict[TenantId, PgdataTenant] = {}
 
     def attach_all(self) -> None:
-        """Take over every tenant on disk. Until it is done, `list` raises NotReadyError.
+        """Find every tenant on disk. Until it is done, `list` raises NotReadyError.
+
+        What cannot be served is reported to `broken`, and everything else is served. A name
+        that is no id is reported and left alone.
 
         Raises:
-            PostgresError: a timeline's directory cannot be used.
+            StoreError: the directory of the tenants cannot be listed.
         """
-        self._tenants_dir.mkdir(parents=True, exist_ok=True)
-        found = [
-            PgdataTenant(TenantId.from_str(path.name), path)
-            for path in sorted(self._tenants_dir.iterdir())
-        ]
+        found, foreign = _by_id(TenantId, _names_in(self._tenants_dir))
+        self.broken.report_foreign(self._tenants_dir, foreign)
+        tenants = {
+            tenant_id: PgdataTenant(tenant_id, self._tenants_dir / names[-1], self.broken)
+            for tenant_id, names in sorted(found.items())
+        }
         with self._lock:
-            self._tenants = {tenant.tenant_id: tenant for tenant in found}
+            self._tenants = tenants
             self._is_ready = True
-        for tenant in found:
-            tenant.attach()
+        for tenant in tenants.values():
+            try:
+                _check_one_spelling(found[tenant.tenant_id])
+            except PostgresError as error:
+                tenant.break_down(error)
+            else:
+                tenant.attach()
+        self.broken.end_attach()
+
+    def break_timeline(
+        self, tenant_id: TenantId, timeline_id: TimelineId, error: BaseException | str
+    ) -> None:
+        """Report a timeline as broken: it is not served until the next start.
+
+        May be called before `attach_all`, which then leaves the timeline's directory alone.
+
+        Args:
+            tenant_id: the tenant, which need not be attached yet.
+            timeline_id: its timeline.
+            error: why; clients see the first line, without the timeline's path.
+        """
+        with self._lock:
+            tenant = self._tenants.get(tenant_id)
+        if tenant is not None:
+            tenant.break_timeline(timeline_id, error)
+        else:
+            place = self._tenants_dir / str(tenant_id) / "timelines" / str(timeline_id)
+            self.broken.report(tenant_id, timeline_id, place, error)
+
+    def check_usable(self, tenant_id: TenantId, timeline_id: TimelineId) -> None:
+        """Raise `BrokenError` if the tenant or its timeline is broken; else do nothing."""
+        if not self.broken:
+            return
+        with self._lock:
+            tenant = self._tenants.get(tenant_id)
+        if tenant is not None:
+            tenant.check_usable(timeline_id)
 
     def create_tenant(self) -> PgdataTenant:
-        """A new tenant without timelines; it is on disk when this returns."""
+        """A new tenant without timelines; it is on disk when this returns.
+
+        Raises:
+            OSError: the disk has failed.
+        """
         tenant_id = TenantId.generate()
         directory = self._tenants_dir / str(tenant_id)
-        tenant = PgdataTenant(tenant_id, directory)
-        tenant.attach()
+        (directory / "timelines").mkdir(parents=True)
         sync_directory(directory)
         sync_directory(self._tenants_dir)
+        tenant = PgdataTenant(tenant_id, directory, self.broken)
+        tenant.attach()
         with self._lock:
             self._tenants[tenant_id] = tenant
         return tenant
@@ -196,3 +299,37 @@ class PgdataTenantManager:
         if tenant.tenant_shard_id != tenant_shard_id:
             raise PrepareError(f"tenant {tenant_shard_id} is not attached here")
         return tenant
+
+
+def _names_in(directory: Path) -> list[str]:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return os.listdir(directory)
+    except OSError as error:
+        raise StoreError(
+            f"the tenants in {directory} cannot be listed: {error.strerror}", errno=error.errno
+        ) from error
+
+
+def _by_id(kind: type[_IdT], names: Iterable[str]) -> tuple[dict[_IdT, list[str]], list[str]]:
+    """The names that are ids, by the id; and the others."""
+    found: dict[_IdT, list[str]] = {}
+    foreign: list[str] = []
+    for name in sorted(names):
+        try:
+            found.setdefault(kind.from_str(name), []).append(name)
+        except ParseError:
+            foreign.append(name)
+    return found, foreign
+
+
+def _check_one_spelling(names: list[str]) -> None:
+    """Neither of two directories of one id is taken for the right one."""
+    if len(names) > 1:
+        raise PostgresError(f"its id is there in {len(names)} spellings: {', '.join(names)}")
+
+
+def _check_own_directory(place: Path) -> None:
+    """A takeover renames the directory, so a link to another place is none."""
+    if not stat.S_ISDIR(place.lstat().st_mode):
+        raise PostgresError(f"{place} is not a directory")

@@ -6,7 +6,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from bbcache.errors import PrepareError
+from bbcache.errors import BrokenError, PostgresError, PrepareError
 from bbcache.pageserver.takeover import take_over
 from bbcache.postgres.pgdata import inspect_pgdata, send_pgdata_tarball
 from bbcache.postgres.wal import canonical_lsn
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from bbcache.host import TarballWriter
     from bbcache.ids import Lsn, TimelineId
+    from bbcache.pageserver.broken import TimelineHealth
+    from bbcache.postgres.control_file import ControlFile
 
 
 class PgdataTimeline:
@@ -30,29 +32,33 @@ class PgdataTimeline:
     Args:
         timeline_id: its id.
         pgdata_dir: its directory, a cluster that was shut down cleanly.
+        health: gets a report when the timeline breaks, or works again.
 
     Raises:
+        OSError: the directory cannot be read.
         PostgresError: the directory is no such cluster.
     """
 
-    def __init__(self, timeline_id: TimelineId, pgdata_dir: Path) -> None:
+    def __init__(self, timeline_id: TimelineId, pgdata_dir: Path, health: TimelineHealth) -> None:
         self.timeline_id = timeline_id
         self.pgdata_dir = pgdata_dir
-        control = inspect_pgdata(pgdata_dir)
+        self._health = health
+        control = _inspect(pgdata_dir)
         self._wal_segment_size_bytes = control.wal_segment_size_bytes
         self._moved = threading.Condition()  # guards all that follows
         self._directory_lsn = control.checkpoint_end_lsn
         self._tip = self._directory_lsn
         self._reader_count = 0
         self._is_moving = False  # a takeover is under way, or waits for the readers
-        self._is_broken = False  # one has failed: only a start can tell old state or new
+        # A takeover has failed: only a start can tell the old state from the new.
+        self._failure: BrokenError | None = None
         self._has_compute = False
 
     def get_last_record_lsn(self) -> Lsn:
         """The tip: the end of the last WAL record that was seen.
 
         Raises:
-            PrepareError: a takeover has failed.
+            BrokenError: a takeover has failed.
         """
         with self._moved:
             self._check_usable_locked()
@@ -86,7 +92,8 @@ class PgdataTimeline:
         """Write the directory as a tar; it must be at exactly `lsn`.
 
         Raises:
-            PrepareError: it is at another LSN, or a takeover has failed.
+            BrokenError: the directory is damaged, or a takeover has failed.
+            PrepareError: it is at another LSN.
             PostgresError: it cannot be sent.
         """
         with self._reading() as directory_lsn:
@@ -95,13 +102,19 @@ class PgdataTimeline:
                     f"timeline {self.timeline_id} has its directory at {directory_lsn}, "
                     f"not at {lsn}\nhint: Stop the compute node that has gone on from there."
                 )
-            send_pgdata_tarball(self.pgdata_dir, writer)
+            try:
+                send_pgdata_tarball(self.pgdata_dir, writer)
+            except PostgresError as error:
+                self._check_health(error)
+                raise
+        self._health.works()
 
     def lend_to_compute(self) -> None:
         """Note that a compute node runs on a copy; one at a time.
 
         Raises:
-            PrepareError: there is one already, or a takeover has failed.
+            BrokenError: a takeover has failed.
+            PrepareError: there is one already.
         """
         with self._moved:
             self._check_usable_locked()
@@ -136,21 +149,22 @@ class PgdataTimeline:
                 self._moved.wait_for(lambda: self._reader_count == 0)
             take_over(pgdata_dir, self.pgdata_dir)
         except BaseException:
-            self._end_moving(None)
+            failure = self._health.broken("a takeover has failed half-way, or was stopped")
+            self._end_moving(failure)
             raise
         self._end_moving(lsn)
         return lsn
 
-    def _end_moving(self, lsn: Lsn | None) -> None:
-        """A takeover has ended with the directory at `lsn`; None where it failed."""
+    def _end_moving(self, outcome: Lsn | BrokenError) -> None:
+        """A takeover has ended with the directory at an LSN, or has failed."""
         with self._moved:
             self._is_moving = False
             self._has_compute = False
-            if lsn is None:
-                self._is_broken = True
+            if isinstance(outcome, BrokenError):
+                self._failure = outcome
             else:
-                self._directory_lsn = lsn
-                self._tip = max(self._tip, lsn)
+                self._directory_lsn = outcome
+                self._tip = max(self._tip, outcome)
             self._moved.notify_all()
 
     def give_up_compute(self) -> None:
@@ -175,9 +189,20 @@ class PgdataTimeline:
                 self._reader_count -= 1
                 self._moved.notify_all()
 
+    def _check_health(self, error: PostgresError) -> None:
+        """Raise `BrokenError` if the directory itself is why it could not be sent."""
+        try:
+            _inspect(self.pgdata_dir)
+        except (OSError, PostgresError) as damage:
+            raise self._health.broken(damage) from error
+
     def _check_usable_locked(self) -> None:
-        if self._is_broken:
-            raise PrepareError(
-                f"a takeover of timeline {self.timeline_id} has failed half-way, or was stopped\n"
-                "hint: Start the pageserver again: that finishes it. If it was the disk, mend that."
-            )
+        if self._failure is not None:
+            raise BrokenError(str(self._failure))
+
+
+def _inspect(pgdata_dir: Path) -> ControlFile:
+    """Check that PostgreSQL would start on the directory, as far as two small files tell."""
+    if not (pgdata_dir / "PG_VERSION").is_file():
+        raise PostgresError(f"{pgdata_dir}/PG_VERSION is not there, or is no file")
+    return inspect_pgdata(pgdata_dir)

@@ -229,9 +229,14 @@ class ControlFile:
         )
 
 
+def open_without_waiting(path: str, flags: int) -> int:
+    """An opener for `open` that does not wait for the writer of a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _read_file(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_without_waiting) as file:
             return file.read(CONTROL_FILE_SIZE_BYTES + 1)
     except FileNotFoundError:
         hint = "hint: Name a PostgreSQL data directory."

@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from bbcache.errors import PostgresError
-from bbcache.postgres.control_file import CONTROL_FILE_SIZE_BYTES, ClusterState, ControlFile
+from bbcache.postgres.control_file import (
+    CONTROL_FILE_SIZE_BYTES,
+    ClusterState,
+    ControlFile,
+    open_without_waiting,
+)
 from bbcache.postgres.restore import PG_CONTROL_NAME, restore_tarball
 from bbcache.postgres.settings import PortableConfig
 from bbcache.postgres.tar_writer import MAX_PARTS, TarWriter, Writer
@@ -71,6 +76,7 @@ _TEMP_RELATION = re.compile(r"t\d+_\d+(_[a-z]+)?(\.\d+)?")
 _RELATION_ROOTS = ("base/", "pg_tblspc/")
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MAX_PID_LINE_BYTES = 32
 _SHOWN_CHARACTERS = 80  # of a path too long to be shown
 _Snapshot: TypeAlias = tuple[int, int, int]
 
@@ -153,7 +159,7 @@ def _inspect(directory: Path) -> tuple[ControlFile, bytes]:
         if os.path.lexists(directory / name):
             raise PostgresError(f"{directory} cannot be sent: {reason} ({name} is there)")
     path = directory / PG_CONTROL_NAME
-    with _reading(str(path)), path.open("rb") as file:
+    with _reading(str(path)), open(path, "rb", opener=open_without_waiting) as file:
         data = file.read(CONTROL_FILE_SIZE_BYTES + 1)
     control = ControlFile.parse(data, str(path))
     if control.state is not ClusterState.SHUT_DOWN:
@@ -170,7 +176,8 @@ def _refuse_running(directory: Path) -> None:
     """Raise if postmaster.pid names a process that is alive."""
     path = directory / "postmaster.pid"
     try:
-        first_line = path.read_text().partition("\n")[0]
+        with open(path, "rb", opener=open_without_waiting) as file:
+            first_line = file.readline(_MAX_PID_LINE_BYTES).decode("ascii", "replace").rstrip()
     except FileNotFoundError:
         return
     except OSError as error:

@@ -17,7 +17,7 @@ from bbcache import (
     NotReadyError,
     TenantState,
 )
-from bbcache.errors import BbcacheError, PostgresError, PrepareError
+from bbcache.errors import PrepareError
 from bbcache.pageserver import Pageserver, PgdataTenant, PgdataTenantManager
 
 if TYPE_CHECKING:
@@ -82,40 +82,6 @@ def test_nothing_is_cleaned_away_before_the_tenants_are_known(
         assert archive is not None
         archive.close()
         assert cache.get(*gone, lsn) is None
-
-
-def test_a_damaged_timeline_stops_the_start_and_is_named(lab: Lab) -> None:
-    """The tenant is broken and the directory freed; a start after the repair is a hit."""
-    address = lab.add_timeline()
-    lab.play(address)
-    lab.close()
-    control = timeline_dir(lab, address) / "global" / "pg_control"
-    content = control.read_bytes()
-    control.write_bytes(bytes(len(content)))
-    with pytest.raises(PostgresError, match=str(control)):
-        lab.open()
-    tenants = PgdataTenantManager(lab.root / "tenants")
-    with pytest.raises(PostgresError):
-        tenants.attach_all()
-    assert tenants.get_tenant(address.tenant_id).current_state() is TenantState.BROKEN
-    control.write_bytes(content)
-    lab.open()
-    lab.play(address)
-    assert lab.reads()["hit"] == 1
-
-
-@pytest.mark.parametrize("where", ["tenants", "timelines"])
-def test_a_directory_that_is_no_id_is_named(lab: Lab, where: str) -> None:
-    """A directory that nobody can explain stops the start."""
-    address = lab.add_timeline()
-    lab.close()
-    parents = timeline_dir(lab, address).parents
-    stray = (parents[2] if where == "tenants" else parents[0]) / "lost+found"
-    stray.mkdir()
-    with pytest.raises(BbcacheError, match=r"lost\+found"):
-        lab.open()
-    stray.rmdir()
-    lab.open()
 
 
 def test_only_its_own_leftovers_are_removed(lab: Lab) -> None:

@@ -1,0 +1,207 @@
+"""Tenants and timelines on disk that cannot be served, and the names that are neither.
+
+One bad directory must not keep the others from being served. It is *broken*: reported,
+counted, shown, and refused to the clients that ask for it. Whether its basebackups in
+the cache are still needed is unknown, so they stay.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from bbcache.errors import BrokenError, printable, text_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bbcache.host import TarballWriter
+    from bbcache.ids import Lsn, TenantId, TimelineId
+
+_MOST_LOGGED: Final = 20  # of each kind, while the tenants are attached
+_ABSOLUTE_PATH: Final = re.compile(r"(?:^|(?<=[\s'\"(=]))/")
+_UNNAMED_REASON: Final = "its directory cannot be used; the log of the service has the reason"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """One tenant or timeline that cannot be served. Immutable, hence thread-safe.
+
+    Attributes:
+        tenant_id: the tenant, or the timeline's.
+        timeline_id: the timeline; None where the whole tenant is broken.
+        reason: why, in one line that names no path, so that clients may read it.
+    """
+
+    tenant_id: TenantId
+    timeline_id: TimelineId | None
+    reason: str
+
+    def __str__(self) -> str:
+        timeline = "" if self.timeline_id is None else f"timeline {self.timeline_id} of "
+        return f"{timeline}tenant {self.tenant_id}"
+
+    def error(self) -> BrokenError:
+        """What a caller gets that asks for it."""
+        return BrokenError(
+            f"{self} is broken: {self.reason}\n"
+            "hint: Mend its directory, and start the service again."
+        )
+
+
+class BrokenTimeline:
+    """Stands in for a timeline that cannot be served; implements `bbcache.host.Timeline`.
+
+    A tenant lists it, so that clean-up keeps its entries. Thread-safe.
+
+    Args:
+        timeline_id: its id.
+        broken: what all methods raise as an error.
+    """
+
+    def __init__(self, timeline_id: TimelineId, broken: Broken) -> None:
+        self.timeline_id = timeline_id
+        self.broken = broken
+
+    def get_last_record_lsn(self) -> Lsn:
+        """Raise `BrokenError`: the tip is not known."""
+        raise self.broken.error()
+
+    def wait_lsn(self, lsn: Lsn, timeout: float) -> None:  # noqa: ARG002 - of the protocol
+        """Raise `BrokenError`."""
+        raise self.broken.error()
+
+    def send_basebackup_tarball(self, writer: TarballWriter, lsn: Lsn) -> None:  # noqa: ARG002 - of the protocol
+        """Raise `BrokenError`."""
+        raise self.broken.error()
+
+
+class BrokenRegister:
+    """All that is broken now, and how many foreign names there are. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards all that follows
+        self._broken: dict[tuple[TenantId, TimelineId | None], Broken] = {}
+        self._foreign_count = 0
+        self._is_attached = False
+
+    def __bool__(self) -> bool:
+        """Whether anything is broken."""
+        return bool(self._broken)
+
+    @property
+    def foreign_count(self) -> int:
+        """How many names are neither a tenant's nor a timeline's."""
+        with self._lock:
+            return self._foreign_count
+
+    def report(
+        self,
+        tenant_id: TenantId,
+        timeline_id: TimelineId | None,
+        path: Path,
+        error: BaseException | str,
+    ) -> Broken:
+        """Note that a tenant or timeline is broken, and log it the first time.
+
+        Args:
+            tenant_id: the tenant.
+            timeline_id: the timeline; None for the tenant as a whole.
+            path: its directory.
+            error: why.
+        """
+        broken = Broken(tenant_id, timeline_id, _reason(error, path))
+        key = tenant_id, timeline_id
+        with self._lock:
+            is_news = key not in self._broken
+            self._broken[key] = broken
+            is_logged = is_news and (self._is_attached or len(self._broken) <= _MOST_LOGGED)
+        if is_logged:
+            where = "" if str(path) in (text := _first_line(error)) else f" ({path})"
+            log.error("%s is broken: %s", broken, printable(text + where))
+        return broken
+
+    def mended(self, tenant_id: TenantId, timeline_id: TimelineId) -> None:
+        """Note that a timeline works again."""
+        if not self._broken:
+            return
+        with self._lock:
+            broken = self._broken.pop((tenant_id, timeline_id), None)
+        if broken is not None:
+            log.info("%s works again", broken)
+
+    def report_foreign(self, directory: Path, names: list[str]) -> None:
+        """Log names that are no ids, and count them; nothing is done to what they name."""
+        with self._lock:
+            before, self._foreign_count = self._foreign_count, self._foreign_count + len(names)
+        room = max(0, _MOST_LOGGED - before)
+        for name in names[:room]:
+            log.warning("%s is no id, and is left alone", printable(str(directory / name)))
+
+    def end_attach(self) -> None:
+        """Log how many reports were left out; each later report gets its own line."""
+        with self._lock:
+            self._is_attached = True
+            broken_count, foreign_count = len(self._broken), self._foreign_count
+        if broken_count > _MOST_LOGGED:
+            log.error("%d more tenants and timelines are broken", broken_count - _MOST_LOGGED)
+        if foreign_count > _MOST_LOGGED:
+            log.warning(
+                "%d more names are no ids, and are left alone", foreign_count - _MOST_LOGGED
+            )
+
+    def find(self, tenant_id: TenantId, timeline_id: TimelineId | None) -> Broken | None:
+        """What is known of this tenant or timeline; None where it is not broken."""
+        with self._lock:
+            return self._broken.get((tenant_id, timeline_id))
+
+    def list(self) -> list[Broken]:
+        """All that is broken."""
+        with self._lock:
+            return list(self._broken.values())
+
+
+class TimelineHealth:
+    """What one timeline reports of itself. Thread-safe.
+
+    Args:
+        register: where to.
+        tenant_id: whose timeline.
+        timeline_id: which.
+        path: its directory.
+    """
+
+    def __init__(
+        self, register: BrokenRegister, tenant_id: TenantId, timeline_id: TimelineId, path: Path
+    ) -> None:
+        self._register = register
+        self._tenant_id = tenant_id
+        self._timeline_id = timeline_id
+        self._path = path
+
+    def broken(self, error: BaseException | str) -> BrokenError:
+        """Report that the timeline is broken; return what its callers get."""
+        reported = self._register.report(self._tenant_id, self._timeline_id, self._path, error)
+        return reported.error()
+
+    def works(self) -> None:
+        """Report that the timeline works."""
+        self._register.mended(self._tenant_id, self._timeline_id)
+
+
+def _reason(error: BaseException | str, path: Path) -> str:
+    """The error's first line without a path of this machine."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"its directory cannot be read: {error.strerror}"
+    text = _first_line(error).replace(f"{path}/", "").replace(str(path), "its directory")
+    return _UNNAMED_REASON if _ABSOLUTE_PATH.search(text) else printable(text)
+
+
+def _first_line(error: BaseException | str) -> str:
+    text = error if isinstance(error, str) else text_of(error)
+    return text.partition("\n")[0]
