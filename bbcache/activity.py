@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from bbcache.condition import Condition
+from bbcache.waiters import Waiters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 class Activity:
-    """A count of pieces of work under way. Thread-safe and re-entrant."""
+    """A count of pieces of work under way. Thread-safe."""
 
     def __init__(self) -> None:
-        self._changed = Condition()  # guards all that follows
+        self._lock = threading.RLock()  # guards _count
         self._count = 0
         self._is_over = False
+        self._waiters = Waiters()
 
     def begin(self) -> None:
-        """One piece of work more."""
-        with self._changed:
+        """Count one more piece of work."""
+        with self._lock:
             self._count += 1
 
     def end(self) -> None:
-        """One piece of work less; call once for each `begin`."""
-        with self._changed:
+        """Count one piece of work less; call once for each `begin`."""
+        with self._lock:
             self._count -= 1
-            if self._count == 0:
-                self._changed.notify_all()
+            is_idle = self._count == 0
+        if is_idle:
+            self._waiters.wake_all()
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
@@ -47,12 +50,10 @@ class Activity:
             False when `timeout_s` seconds passed first, or the cache was closed
             with work left.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._count == 0 or self._is_over, timeout_s)
-            return self._count == 0
+        self._waiters.wait_for(lambda: self._count == 0 or self._is_over, timeout_s)
+        return self._count == 0
 
     def give_up(self) -> None:
-        """Wake everyone who waits: nothing more will end."""
-        with self._changed:
-            self._is_over = True
-            self._changed.notify_all()
+        """Wake every thread that waits: nothing more will end."""
+        self._is_over = True
+        self._waiters.wake_all()

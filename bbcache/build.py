@@ -5,7 +5,6 @@ It is published, or, where it must not be, handed without a name to those who wa
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,7 +14,6 @@ from bbcache.errors import ClosingError, LimitError
 from bbcache.handout import Handout
 from bbcache.index import Entry, Proof
 from bbcache.job import Skip, own_limits, reason_of
-from bbcache.latch import Latch
 from bbcache.metrics import Phase, SkipReason
 from bbcache.store import disk_step
 
@@ -158,7 +156,7 @@ class Builder:
         clock: seconds that only grow.
 
     Attributes:
-        is_stopping: set once builds are to end.
+        is_stopping: whether builds are to end; one read of memory.
     """
 
     def __init__(
@@ -179,16 +177,13 @@ class Builder:
         self._shelf = shelf
         self._metrics = metrics
         self._clock = clock
-        self.is_stopping = Latch()
-        self._writers_lock = threading.RLock()  # guards _writers
-        self._writers: set[ArchiveWriter] = set()
+        self.is_stopping = False
+        self._writers: set[ArchiveWriter] = set()  # changed by single steps only
 
     def stop(self) -> None:
-        """Make builds under way fail at their next write."""
-        self.is_stopping.set()
-        with self._writers_lock:
-            writers = list(self._writers)
-        for writer in writers:
+        """Make builds under way fail at their next write. Takes no lock, for finalisers."""
+        self.is_stopping = True  # first: a writer that is missing below has yet to see it
+        for writer in tuple(self._writers):
             writer.cancel(ClosingError("the cache is closing"))
 
     def build(self, job: Job, timeline: Timeline) -> Built:
@@ -220,15 +215,14 @@ class Builder:
 
     def check_not_stopping(self) -> None:
         """Skip what runs when the cache closes."""
-        if self.is_stopping.is_set():
+        if self.is_stopping:
             raise Skip(SkipReason.CLOSING)
 
     def _write(self, job: Job, timeline: Timeline, temp: TempFile, room: _Room) -> Seal:
         output = _Output(temp, room)
         with own_limits():
             writer = ArchiveWriter(output.take, self._config.compression_level)
-        with self._writers_lock:
-            self._writers.add(writer)
+        self._writers.add(writer)
         try:
             self.check_not_stopping()
             with process.callback():
@@ -244,8 +238,7 @@ class Builder:
         else:
             return seal
         finally:
-            with self._writers_lock:
-                self._writers.discard(writer)
+            self._writers.discard(writer)
             writer.abort()
 
     def _finish(self, job: Job, seal: Seal, temp: TempFile, room: _Room) -> Built:

@@ -34,7 +34,9 @@ class BasebackupCache:
     """Basebackups on local disk, made ahead of need. Make one with `spawn`.
 
     Every method may be called from any thread at any time: before the start is
-    done, during a close, and after it. In a forked child a cache is inert: `get`
+    done, during a close, and after it. As with any lock in Python, do not call one from
+    a signal handler: set a flag there, or raise. A KeyboardInterrupt that a method is
+    interrupted by does the cache no harm. In a forked child a cache is inert: `get`
     is None, `entries` is empty, and the rest does nothing.
 
     A cache holds a directory lock and threads until it is closed: use `close`, or
@@ -145,8 +147,7 @@ class BasebackupCache:
         not be published (no room, too big, the timeline has gone on, the tenant's switch
         is off) is handed out all the same, from a file without a name.
 
-        It waits, so call it neither from a host callback, where it refuses to, nor from
-        a signal handler.
+        It waits, so do not call it from a host callback, where it refuses to.
 
         Args:
             tenant_shard_id: shard zero of the tenant.
@@ -236,9 +237,7 @@ class BasebackupCache:
 
         After it, this cache changes nothing on disk any more, even where a thread
         could not be stopped in time. Safe to call twice, from several threads and
-        from a host callback, which is then not waited for. Below a method of a
-        cache, as in a signal handler that has interrupted one, it returns at once, and
-        the close is done in the background.
+        from a host callback, which is then not waited for.
 
         Args:
             timeout: seconds to wait for the threads; None waits without limit.

@@ -20,7 +20,6 @@ from bbcache.fill import Filler
 from bbcache.flight import Landing
 from bbcache.ids import Lsn, TenantShardId, TimelineId
 from bbcache.index import Index, make_key
-from bbcache.latch import Latch
 from bbcache.metrics import Metrics, SkipReason
 from bbcache.prepare import Preparer
 from bbcache.prepare_queue import PrepareQueue, Request
@@ -30,10 +29,9 @@ from bbcache.shelf import Shelf
 from bbcache.spool import Spools
 from bbcache.store import Store, hint_for
 from bbcache.ticker import Ticker
+from bbcache.waiters import Waiters
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from prometheus_client import CollectorRegistry
 
     from bbcache.config import BasebackupCacheConfig
@@ -93,11 +91,8 @@ class Engine:
         self.reader = self._make_reader(way)
         self._preparer = self._make_preparer(tenants, spools, backoff)
         self.filler = self._make_filler(backoff)
-        self._is_initialized = False
-        self._start_ended = Latch()  # initialised, or closed before
-        self._is_stopping = Latch()
-        self._is_abandoned = False
-        self._is_closed = Latch()
+        self._changed = Waiters()  # for a change of the next, or of is_serving
+        self._is_initialized = self._is_abandoned = self._is_closed = False
         self._close_lock = threading.RLock()  # guards _has_closer
         self._has_closer = False
         self._own_threads: set[threading.Thread] = set()  # complete once start() returns
@@ -170,7 +165,7 @@ class Engine:
 
     def wait_initialized(self, timeout_s: float | None) -> bool:
         """Wait until the entries on disk are known; False when the cache closed before."""
-        self._start_ended.wait(timeout_s)
+        self._changed.wait_for(lambda: self._is_initialized or not self.is_serving, timeout_s)
         return self._is_initialized
 
     def send_prepare(self, tenant_shard_id: object, timeline_id: object, lsn: object) -> None:
@@ -207,9 +202,6 @@ class Engine:
 
     def close(self, timeout: float | None = None) -> None:
         """See `BasebackupCache.close`."""
-        if threading.current_thread() not in self._own_threads and process.is_reentered():
-            self.abandon()
-            return
         deadline_s = None if timeout is None else time.monotonic() + timeout
         self.begin_close()
         with self._close_lock:
@@ -221,20 +213,19 @@ class Engine:
                 self._has_closer = False
                 raise
         elif threading.current_thread() not in self._own_threads:
-            self._is_closed.wait(timeout)
+            self._changed.wait_for(lambda: self._is_closed, timeout)
 
     def abandon(self) -> None:
-        """Close in the background, for a caller that can wait for no thread and no lock."""
+        """Close in the background, for a finaliser: it may wait for no thread and no lock."""
         self._is_abandoned = True
         self._shelf.stop()
         self._stop()
 
     def _stop(self) -> None:
-        """Tell every thread; no lock that is taken here is held with another."""
+        """Tell every thread. A finaliser may call it: no lock is taken."""
         self.is_serving = False
-        self._is_stopping.set()
         self._preparer.stop()
-        self._start_ended.set()
+        self._changed.wake_all()
 
     def _enqueue(self, request: Request) -> None:
         self.activity.begin()
@@ -260,37 +251,33 @@ class Engine:
 
     def _run(self) -> None:
         """Load, then clean up period by period: the life of the background thread."""
-        if self._load():
-            self._tick()
+        pause_s = 0.0
+        while not (self._is_initialized or self._is_stopped_in(pause_s)):
+            pause_s = min(max(_FIRST_PAUSE_S, 2 * pause_s), _LONGEST_PAUSE_S)
+            with suppress(BaseException):  # whatever is raised, and be it by a log handler
+                self._load(pause_s)
+        self._tick()
         if self._is_abandoned:
             self.close(None)
 
-    def _load(self) -> bool:
-        """Take over what is on disk, trying until it can be listed; False once closing."""
-        pause_s = _FIRST_PAUSE_S
-        while not self._is_stopping.is_set():
-            try:
-                report = self._shelf.load()
-            except ClosingError:
-                break
-            except Exception as error:
-                hint = hint_for(error)
-                with _whatever_logging_does():
-                    log.exception(
-                        "cannot load %s, trying again in %.2f s%s", self.data_dir, pause_s, hint
-                    )
-                self._is_stopping.wait(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-                continue
-            self._metrics.loaded(report.entry_count)
-            with _whatever_logging_does():
-                self._announce(report)
+    def _load(self, pause_s: float) -> None:
+        """Take over what is on disk; where that fails it is tried again after `pause_s`."""
+        try:
+            report = self._shelf.load()
+        except ClosingError:
+            return
+        except Exception as error:
+            hint = hint_for(error)
+            log.exception("cannot load %s, trying again in %.2f s%s", self.data_dir, pause_s, hint)
+            return
+        self._metrics.loaded(report.entry_count)
+        try:
+            self._announce(report)
+        finally:  # a log handler that raises keeps nothing from being served
             self._is_initialized = True
-            self._start_ended.set()
+            self._changed.wake_all()
             self._queue.open()
             self.activity.end()
-            return True
-        return False
 
     def _announce(self, report: LoadReport) -> None:
         log.info(
@@ -309,13 +296,20 @@ class Engine:
 
     def _tick(self) -> None:
         ticker = Ticker(self._config.cleanup_period, time.monotonic())
-        while not self._is_stopping.wait(ticker.delay_s(time.monotonic())):
-            try:
-                self.cleaner.step()
-            except BaseException:
-                with _whatever_logging_does():
-                    log.exception("a clean-up step failed")
+        while not self._is_stopped_in(ticker.delay_s(time.monotonic())):
+            with suppress(BaseException):  # as in _run
+                self._clean_up()
             ticker.advance(time.monotonic())
+
+    def _clean_up(self) -> None:
+        try:
+            self.cleaner.step()
+        except BaseException:
+            log.exception("a clean-up step failed")
+
+    def _is_stopped_in(self, timeout_s: float) -> bool:
+        """Wait, and tell whether the cache has begun to close."""
+        return self._changed.wait_for(lambda: not self.is_serving, timeout_s)
 
     def _finish_close(self, deadline_s: float | None) -> None:
         left = self._join(deadline_s)
@@ -335,7 +329,8 @@ class Engine:
         self._metrics.close()
         self.activity.give_up()
         process.forget(self)
-        self._is_closed.set()
+        self._is_closed = True
+        self._changed.wake_all()
 
     def _unlock(self) -> None:
         try:
@@ -351,11 +346,6 @@ class Engine:
         for thread in threads:
             thread.join(_remaining_s(deadline_s))
         return sorted(thread.name for thread in threads if thread.is_alive())
-
-
-def _whatever_logging_does() -> AbstractContextManager[None]:
-    """Round a line of the log that must not end an own thread, though a log handler raises."""
-    return suppress(BaseException)
 
 
 def _remaining_s(deadline_s: float | None) -> float | None:

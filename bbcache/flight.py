@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from bbcache.condition import Condition
+from bbcache.waiters import Waiters
 
 if TYPE_CHECKING:
     from bbcache.handout import Handout
@@ -26,12 +27,13 @@ class Landing(NamedTuple):
 
 
 class Flight:
-    """What becomes of a build, for those aboard. Thread-safe and re-entrant."""
+    """What becomes of a build, for the callers aboard. Thread-safe."""
 
     def __init__(self) -> None:
-        self._changed = Condition()  # guards all that follows
+        self._lock = threading.RLock()  # guards the next two
         self._aboard_count = 0
         self._landing: Landing | None = None
+        self._waiters = Waiters()
 
     @property
     def is_awaited(self) -> bool:
@@ -40,7 +42,7 @@ class Flight:
 
     def board(self) -> bool:
         """Be one of those who wait, until `leave`; False where it is too late for that."""
-        with self._changed:
+        with self._lock:
             if self._landing is not None:
                 return False
             self._aboard_count += 1
@@ -48,23 +50,22 @@ class Flight:
 
     def wait(self, timeout_s: float | None) -> Landing | None:
         """Wait for the end; None when `timeout_s` seconds passed first."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._landing is not None, timeout_s)
-            return self._landing
+        self._waiters.wait_for(lambda: self._landing is not None, timeout_s)
+        return self._landing
 
     def land(self, landing: Landing) -> None:
         """The build has ended; the first call counts, and wakes everyone at once."""
-        with self._changed:
+        with self._lock:
             is_taken = self._landing is None and self._aboard_count > 0
             if self._landing is None:
                 self._landing = landing if is_taken else Landing()
-                self._changed.notify_all()
+        self._waiters.wake_all()
         if landing.handout is not None and not is_taken:
             landing.handout.close()
 
     def leave(self) -> None:
         """Wait no more; the last one closes what was handed out. Once for each `board`."""
-        with self._changed:
+        with self._lock:
             self._aboard_count -= 1
             is_last = self._aboard_count == 0
             handout = self._landing.handout if self._landing is not None and is_last else None

@@ -1,8 +1,4 @@
-"""The map from timeline to entry, guarded by one re-entrant lock; no I/O.
-
-The lock is re-entrant because a signal handler or a finaliser may call the
-cache in the middle of one of its own calls.
-"""
+"""The map from timeline to entry, guarded by one re-entrant lock; no I/O."""
 
 from __future__ import annotations
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, suppress
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from bbcache.counters import Counter
 from bbcache.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from prometheus_client.registry import Collector
+
+_T = TypeVar("_T", bound=str)
 
 _BUCKETS_S: Final = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
@@ -128,11 +129,11 @@ class Metrics:
     ) -> None:
         self._registry = REGISTRY if registry is None else registry
         neon, ours = "pageserver_basebackup_cache", "bbcache"
-        self._reads = Counter(
-            f"{neon}_read", "Basebackups asked of the cache.", "result", ReadResult
+        self._reads, reads = counter_by(
+            "result", ReadResult, f"{neon}_read", "Basebackups asked of the cache."
         )
-        self._prepares = Counter(
-            f"{neon}_prepare", "Prepares of basebackups.", "result", PrepareResult
+        self._prepares, self._prepares_by = counter_by(
+            "result", PrepareResult, f"{neon}_prepare", "Prepares of basebackups."
         )
         self._entries = _gauge(
             f"{neon}_entries_total",
@@ -152,15 +153,17 @@ class Metrics:
             "Bytes of strays, of files that could not be removed, and of the quarantine.",
             lambda: index.other_bytes,
         )
-        self._fills = Counter(
-            f"{ours}_fills", "Calls of get_or_prepare, by how they ended.", "result", FillResult
+        self._fills, self._fills_by = counter_by(
+            "result", FillResult, f"{ours}_fills", "Calls of get_or_prepare, by how they ended."
         )
         self._unpublished = _gauge(
             f"{ours}_unpublished_bytes",
             "Bytes of archives handed out without being published.",
             unpublished_bytes,
         )
-        self._skips = Counter(f"{ours}_prepare_skips", "Prepares skipped.", "reason", SkipReason)
+        self._skips, self._skips_by = counter_by(
+            "reason", SkipReason, f"{ours}_prepare_skips", "Prepares skipped."
+        )
         self._seconds = Histogram(
             f"{ours}_prepare_seconds",
             "Seconds that prepares took.",
@@ -168,15 +171,15 @@ class Metrics:
             registry=None,
             buckets=_BUCKETS_S,
         )
-        self._tar_bytes = Counter(f"{ours}_prepare_tar_bytes", "Bytes that hosts wrote.")
-        self._archive_bytes = Counter(f"{ours}_prepare_archive_bytes", "Bytes of archives.")
-        self._quarantined = Counter(f"{ours}_quarantined", "Bad archives taken out.")
-        self._unlink_failures = Counter(f"{ours}_unlink_failures", "Failed removals.")
-        self._cleanup_errors = Counter(f"{ours}_cleanup_errors", "Failures met by clean-up.")
+        self._tar_bytes = counter(f"{ours}_prepare_tar_bytes", "Bytes that hosts wrote.")
+        self._archive_bytes = counter(f"{ours}_prepare_archive_bytes", "Bytes of archives.")
+        self._quarantined = counter(f"{ours}_quarantined", "Bad archives taken out.")
+        self._unlink_failures = counter(f"{ours}_unlink_failures", "Failed removals.")
+        self._cleanup_errors = counter(f"{ours}_cleanup_errors", "Failures met by clean-up.")
         self._loaded = Gauge(
             f"{ours}_loaded_entries", "Entries found on disk at the start.", registry=None
         )
-        self.hits, self.misses, self.read_errors = map(self._reads.count, ReadResult)
+        self.hits, self.misses, self.read_errors = map(reads.__getitem__, ReadResult)
         self._phases = {each: self._seconds.labels(each) for each in Phase}
         register_all(
             self._registry,
@@ -187,18 +190,18 @@ class Metrics:
 
     def skipped(self, reason: SkipReason) -> None:
         """A prepare was skipped."""
-        self._prepares.count(PrepareResult.SKIP).inc()
-        self._skips.count(reason).inc()
+        self._prepares_by[PrepareResult.SKIP].inc()
+        self._skips_by[reason].inc()
 
     def prepared(self, tar_bytes: int, archive_bytes: int) -> None:
         """A prepare has published an archive."""
-        self._prepares.count(PrepareResult.OK).inc()
-        self._tar_bytes.count().inc(tar_bytes)
-        self._archive_bytes.count().inc(archive_bytes)
+        self._prepares_by[PrepareResult.OK].inc()
+        self._tar_bytes.inc(tar_bytes)
+        self._archive_bytes.inc(archive_bytes)
 
     def prepare_failed(self) -> None:
         """A prepare ended in an error."""
-        self._prepares.count(PrepareResult.ERROR).inc()
+        self._prepares_by[PrepareResult.ERROR].inc()
 
     def observe(self, phase: Phase, seconds: float) -> None:
         """A phase of a prepare took `seconds`."""
@@ -206,7 +209,7 @@ class Metrics:
 
     def filled(self, result: FillResult) -> None:
         """A `get_or_prepare` has ended."""
-        self._fills.count(result).inc()
+        self._fills_by[result].inc()
 
     def timed(self, phase: Phase, clock: Callable[[], float]) -> AbstractContextManager[None]:
         """Observe the seconds of a block as one phase, also where it fails."""
@@ -214,15 +217,15 @@ class Metrics:
 
     def quarantined(self) -> None:
         """A bad archive was taken out."""
-        self._quarantined.count().inc()
+        self._quarantined.inc()
 
     def unlink_failed(self) -> None:
         """A file could not be removed."""
-        self._unlink_failures.count().inc()
+        self._unlink_failures.inc()
 
     def cleanup_failed(self) -> None:
         """A clean-up step met a failure of the host or the disk."""
-        self._cleanup_errors.count().inc()
+        self._cleanup_errors.inc()
 
     def loaded(self, count: int) -> None:
         """The start found `count` entries on disk."""
@@ -275,6 +278,22 @@ def unregister_all(registry: CollectorRegistry, collectors: Iterable[Collector])
     for collector in collectors:
         with suppress(KeyError):
             registry.unregister(collector)
+
+
+def counter(name: str, text: str) -> Counter:
+    """A counter without labels, not yet registered."""
+    return Counter(name, text, registry=None)
+
+
+def counter_by(
+    label: str, values: Iterable[_T], name: str, text: str
+) -> tuple[Counter, dict[_T, Counter]]:
+    """A counter with one label, not yet registered, and what to count on by its value.
+
+    All values are there at zero from the start.
+    """
+    parent = Counter(name, text, [label], registry=None)
+    return parent, {value: parent.labels(value) for value in values}
 
 
 class _Timer(AbstractContextManager[None]):

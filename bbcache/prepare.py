@@ -73,7 +73,6 @@ class Preparer:
         self._clock = clock
         self._backoff = backoff
         self._builder = builder
-        self._is_stopping = builder.is_stopping
 
     def work(self) -> None:
         """Run requests until the queue is closed: the life of one worker thread."""
@@ -219,7 +218,7 @@ class Preparer:
             else:
                 return
             # A host that gives up before its time must not make this loop spin.
-            self._is_stopping.wait(max(0.0, now_s + slice_s - self._clock()))
+            time.sleep(max(0.0, now_s + slice_s - self._clock()))
 
 
 def _spare_the_timeline(job: Job, timeline: Timeline) -> None:

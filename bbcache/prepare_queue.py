@@ -73,14 +73,19 @@ class Request:
 
 
 class PrepareQueue:
-    """Prepares that wait, and those that run. Thread-safe and re-entrant.
+    """Prepares that wait, and those that run. Thread-safe.
+
+    The lock is taken itself, not by its condition: a KeyboardInterrupt that comes while a
+    condition is entered would leave it locked. A caller notifies before it changes
+    anything, so that an interrupt between the two leaves no request that no worker sees.
 
     Args:
         capacity: how many may wait.
     """
 
     def __init__(self, capacity: int) -> None:
-        self._changed = threading.Condition(threading.RLock())  # guards all that follows
+        self._lock = threading.RLock()  # guards all that follows
+        self._changed = threading.Condition(self._lock)  # only workers wait
         self._waiting: dict[bytes, Request] = {}  # by timeline, oldest first
         self._fills: dict[bytes, Request] = {}  # what somebody waits for, by timeline and LSN
         self._running: dict[bytes, Request] = {}
@@ -94,7 +99,7 @@ class PrepareQueue:
 
     def open(self) -> None:
         """Let workers take requests: until now they have only gathered."""
-        with self._changed:
+        with self._lock:
             self._is_open = True
             self._changed.notify_all()
 
@@ -105,7 +110,7 @@ class PrepareQueue:
             The request that falls out, this one or an older one, and why; None where
             none does. Once closed, every request falls out.
         """
-        with self._changed:
+        with self._lock:
             if self._is_closed:
                 return request, SkipReason.CLOSING
             running, waiting = self._running.get(request.key), self._waiting.get(request.key)
@@ -117,12 +122,9 @@ class PrepareQueue:
                     return request, SkipReason.COALESCED
             if waiting is None and self._unawaited_count_locked() >= self._capacity:
                 return request, SkipReason.QUEUE_FULL
-            # Looked at again, without a call in which a signal handler could run: it may have
-            # put one itself by now. The new one takes the place of the older one in the row.
-            key, held = request.key, self._waiting
-            replaced, held[key] = (held[key] if key in held else None), request  # noqa: SIM401 - get is a call
             self._changed.notify()
-            return None if replaced is None else (replaced, SkipReason.COALESCED)
+            self._waiting[request.key] = request  # in the place of the older one in the row
+            return None if waiting is None else (waiting, SkipReason.COALESCED)
 
     def join(self, fill: Request) -> Request | None:
         """Board the flight of a request at the same LSN; where there is none, queue this one.
@@ -132,7 +134,7 @@ class PrepareQueue:
         Returns:
             The request whose flight was boarded; None once closed.
         """
-        with self._changed:
+        with self._lock:
             if self._is_closed:
                 return None
             for other in self._at_locked(fill.key, fill.lsn):
@@ -140,8 +142,8 @@ class PrepareQueue:
                     self._adopt_locked(other, fill)
                     return other
             fill.flight.board()
-            self._fills[fill.place] = fill
             self._changed.notify()
+            self._fills[fill.place] = fill
             return fill
 
     def leave(self, request: Request) -> Request | None:
@@ -152,7 +154,7 @@ class PrepareQueue:
         """
         request.flight.leave()
         place = request.place
-        with self._changed:
+        with self._lock:
             is_given_up = self._fills.get(place) is request and not request.flight.is_awaited
             if is_given_up and self._unawaited_count_locked() > self._capacity:
                 return self._fills.pop(place)
@@ -160,12 +162,12 @@ class PrepareQueue:
 
     def has(self, key: bytes, lsn: Lsn) -> bool:
         """Whether a request at exactly `lsn` waits or runs."""
-        with self._changed:
+        with self._lock:
             return bool(self._at_locked(key, lsn))
 
     def take(self) -> Request | None:
         """Wait for a request whose timeline has none running; None once closed."""
-        with self._changed:
+        with self._lock:
             while not self._is_closed:
                 request = self._first_runnable_locked()
                 if request is not None:
@@ -178,30 +180,30 @@ class PrepareQueue:
 
     def done(self, request: Request) -> None:
         """A taken request has run: its timeline is free for the next."""
-        with self._changed:
+        with self._lock:
             self._running.pop(request.key, None)
             if self._waiting or self._fills:  # else a worker would wake for nothing
                 self._changed.notify()
 
     def claim(self, request: Request) -> bool:
         """Whether the caller is the first to settle the request, so that it counts once."""
-        with self._changed:
+        with self._lock:
             is_first, request.is_claimed = not request.is_claimed, True
             return is_first
 
     def close(self) -> list[Request]:
         """Take no more requests and wake the workers; returns those that waited."""
-        with self._changed:
+        with self._lock:
+            self._changed.notify_all()
             self._is_closed = True
             cancelled = [*self._waiting.values(), *self._fills.values()]
             self._waiting.clear()
             self._fills.clear()
-            self._changed.notify_all()
             return cancelled
 
     def running(self) -> list[Request]:
         """The requests being run."""
-        with self._changed:
+        with self._lock:
             return list(self._running.values())
 
     def _at_locked(self, key: bytes, lsn: Lsn) -> list[Request]:

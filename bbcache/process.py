@@ -14,11 +14,10 @@ import sys
 import threading
 import weakref
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import FrameType
 
 _generation = 0
 
@@ -39,8 +38,6 @@ class Closable(Protocol):
 # closes at the very exit would keep the others from being closed.
 _caches: dict[int, weakref.ref[Closable]] = {}
 _EXIT_TIMEOUT_S = 10.0
-# These only call a close, which a subclass may have overridden.
-_WITHOUT_LOCKS: Final = {"BasebackupCache.__exit__", "BasebackupCache.close", "_finish_closes"}
 
 
 def generation() -> int:
@@ -83,29 +80,6 @@ def _end_child(error: BaseException | None) -> NoReturn:
     elif error is not None:
         sys.excepthook(type(error), error, error.__traceback__)
     os._exit(code & 0xFF)  # no lock of the parent is wanted, no hook of it run
-
-
-def is_reentered() -> bool:
-    """Whether the current thread is in the midst of a cache, below the call that asks.
-
-    So it is in a signal handler or a finaliser that has interrupted a method: the thread
-    may hold any lock, even one of `logging`, that other threads need to come to an end.
-    """
-    # inspect.currentframe is the same, and takes long to import.
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
-    while frame is not None and _is_of_a_cache(frame):
-        frame = frame.f_back
-    while frame is not None and not (_is_of_a_cache(frame) and _may_hold_a_lock(frame)):
-        frame = frame.f_back
-    return frame is not None
-
-
-def _is_of_a_cache(frame: FrameType) -> bool:
-    return frame.f_globals.get("__package__") == __package__
-
-
-def _may_hold_a_lock(frame: FrameType) -> bool:
-    return frame.f_code.co_qualname not in _WITHOUT_LOCKS
 
 
 def _open_caches() -> list[Closable]:

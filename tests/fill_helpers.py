@@ -59,7 +59,7 @@ def fillers(
 def aboard(rig: Rig) -> int:
     """How many wait for a build."""
     queue = rig.engine._queue
-    with queue._changed:
+    with queue._lock:
         requests = {*queue._waiting.values(), *queue._fills.values(), *queue._running.values()}
     return sum(request.flight._aboard_count for request in requests)
 

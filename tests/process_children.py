@@ -89,10 +89,9 @@ class _HeldLocks:
 
     def __init__(self, engine: Any) -> None:
         self._locks = [
-            *(engine.index._lock, engine._queue._changed, engine._shelf._file_lock),
-            *(engine.activity._changed, engine._close_lock, engine.filler._backoff._lock),
-            *(engine._preparer._builder._writers_lock, engine._preparer._builder._spools._growing),
-            *(engine._is_stopping._changed, engine._start_ended._changed),
+            *(engine.index._lock, engine._queue._lock, engine._shelf._file_lock),
+            *(engine.activity._lock, engine._close_lock, engine.filler._backoff._lock),
+            engine._preparer._builder._spools._growing,
             *(metric._lock for metric in engine._metrics._collectors() if hasattr(metric, "_lock")),
         ]
         self._let_go = threading.Event()

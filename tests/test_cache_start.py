@@ -25,9 +25,9 @@ from cache_helpers import (
 from helpers import wait_until
 
 from bbcache import Lsn, shelf
-from bbcache.latch import Latch
 from bbcache.shelf import Shelf
 from bbcache.store import Store
+from bbcache.waiters import Waiters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -294,18 +294,18 @@ def test_the_pauses_of_a_failing_start_grow_to_five_seconds(
 ) -> None:
     """Each is twice as long as the last, but no longer than that."""
     pauses_s: list[float] = []
-    real_wait = Latch.wait
+    real_wait_for = Waiters.wait_for
 
-    def wait(latch: Latch, timeout_s: float | None = None) -> bool:
-        if threading.current_thread().name != "bbcache-cleanup" or len(pauses_s) == 11:
-            return real_wait(latch, timeout_s)
+    def wait_for(waiters: Waiters, is_so: Callable[[], bool], timeout_s: float | None) -> bool:
+        if threading.current_thread().name != "bbcache-cleanup" or len(pauses_s) == 12:
+            return real_wait_for(waiters, is_so, timeout_s)
         pauses_s.append(timeout_s or 0)
-        return latch.is_set()
+        return is_so()
 
-    monkeypatch.setattr(Latch, "wait", wait)
+    monkeypatch.setattr(Waiters, "wait_for", wait_for)
     fail_with(monkeypatch, Store, "scan", OSError(errno.EIO, "Input/output error"), times=11)
     with rig:
-        assert pauses_s == [*(0.02 * 2**count for count in range(8)), 5.0, 5.0, 5.0]
+        assert pauses_s == [0, *(0.02 * 2**count for count in range(8)), 5.0, 5.0, 5.0]
 
 
 @pytest.mark.parametrize("step", ["make_directories", "sweep_tmp", "scan", "quarantined"])

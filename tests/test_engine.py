@@ -28,6 +28,7 @@ from bbcache.prepare_queue import PrepareQueue
 from bbcache.shelf import Shelf
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -63,7 +64,7 @@ def test_a_clean_up_step_that_fails_is_not_the_last(
 
 
 class _Clock:
-    """A clock that stands where a test has put it, and a latch that is awaited by it."""
+    """A clock that stands where a test has put it, by which the engine waits."""
 
     def __init__(self, now_s: float, ends_at_s: float) -> None:
         self.now_s = now_s
@@ -74,7 +75,7 @@ class _Clock:
         """The time."""
         return self.now_s
 
-    def wait(self, timeout_s: float) -> bool:
+    def wait_for(self, _is_so: Callable[[], bool], timeout_s: float) -> bool:
         """Pass that time at once; True when it is all over."""
         self.delays_s.append(timeout_s)
         self.now_s += timeout_s
@@ -97,7 +98,7 @@ def test_steps_come_at_whole_periods_and_those_that_were_missed_are_skipped(
         pass  # closed again, so that its own thread has ended
     monkeypatch.setattr(Cleaner, "step", step)
     monkeypatch.setattr(engine_module, "time", clock)
-    monkeypatch.setattr(rig.engine, "_is_stopping", clock)
+    monkeypatch.setattr(rig.engine, "_changed", clock)
     rig.engine._tick()
     assert began_s == [1010, 1020, 1030, 1070]
 

@@ -429,7 +429,7 @@ def test_gauges_are_read_without_the_lock() -> None:
 
 
 def test_lock_is_reentrant() -> None:
-    """A signal handler in the middle of a call may call again."""
+    """One step of the index is made of others."""
     index = make_index()
     with index._lock:
         entry = publish(index, A, 10)

@@ -384,16 +384,18 @@ def test_no_wait_goes_past_the_timeout(tmp_path: Path) -> None:
     assert max(waits_s) <= 0.05
 
 
-def test_a_host_that_takes_its_time_is_asked_again_at_once(rig: Rig) -> None:
+def test_a_host_that_takes_its_time_is_asked_again_at_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only what a host has left of a slice is waited out; there is none below nothing."""
     timeline = rig.timeline()
     real_wait = MemoryTimeline(LSN_A)
-    latch = rig.engine._preparer._is_stopping
-    original, left_s = latch.wait, []
+    real_sleep, left_s = time.sleep, []
 
-    def note(timeout_s: float) -> bool:
-        left_s.append(timeout_s)
-        return bool(original(timeout_s))
+    def note(timeout_s: float) -> None:
+        if threading.current_thread().name.startswith("bbcache-prepare"):
+            left_s.append(timeout_s)
+        real_sleep(timeout_s)
 
     def wait(lsn: Lsn, timeout_s: float) -> None:
         if left_s:
@@ -401,7 +403,7 @@ def test_a_host_that_takes_its_time_is_asked_again_at_once(rig: Rig) -> None:
         else:
             real_wait.wait_lsn(lsn, timeout_s)
 
-    put(latch, "wait", note)
+    monkeypatch.setattr(time, "sleep", note)
     timeline.on_wait = wait
     rig.prepare(timeline, LSN_B)
     assert rig.counts() == {"ok": 1}

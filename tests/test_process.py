@@ -1,4 +1,4 @@
-"""Processes: fork, exit without close, kill at any step, signals, two on one directory."""
+"""Processes: fork, exit without close, kill at any step, two on one directory."""
 
 from __future__ import annotations
 
@@ -206,25 +206,6 @@ def test_a_kill_in_a_start_or_a_quarantine(data_dir: Path, death: str) -> None:
         assert len(rig.quarantined()) == 1
         rig.wait_idle()
         rig.check_books()
-
-
-def test_a_signal_handler_that_closes(data_dir: Path, started: list[subprocess.Popen[str]]) -> None:
-    """A handler of SIGTERM may close the cache that the main thread waits for."""
-    child = start_child("signal_children:close_in_a_signal_handler", data_dir)
-    started.append(child)
-    assert _line(child) == "ready"
-    child.send_signal(signal.SIGTERM)
-    assert child.wait(DEADLINE_S) == 0
-
-
-def test_a_signal_handler_that_closes_at_any_line(data_dir: Path) -> None:
-    """Whatever it interrupts, even a close, a handler's close ends, and so does the one after."""
-    assert int(run_child("signal_children:close_at_each_line", data_dir)) > 200
-
-
-def test_a_signal_handler_that_uses_the_cache(data_dir: Path) -> None:
-    """Whatever instruction of the cache it interrupts, a handler may read and prepare."""
-    run_child("signal_children:use_in_a_signal_handler", data_dir)
 
 
 def test_the_exit_of_the_interpreter_closes_in_two_steps(data_dir: Path) -> None:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import REGISTRY, Gauge, Histogram
 
-from bbcache.counters import Counter
-from bbcache.metrics import Source, register_all, unregister_all
+from bbcache.metrics import Source, counter, counter_by, register_all, unregister_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,11 +62,11 @@ class ServiceMetrics:
         self, registry: CollectorRegistry | None, connection_count: Callable[[], int]
     ) -> None:
         self._registry = REGISTRY if registry is None else registry
-        self._commands = Counter(
-            "pageserver_compute_commands",
-            "Commands of compute nodes.",
+        self._commands, self._commands_by = counter_by(
             "command",
             ["Basebackup", "Fullbackup"],
+            "pageserver_compute_commands",
+            "Commands of compute nodes.",
         )
         self._seconds = Histogram(
             "pageserver_basebackup_query_seconds",
@@ -76,10 +75,10 @@ class ServiceMetrics:
             registry=None,
             buckets=_BUCKETS_S,
         )
-        self._endings = Counter(
-            "bbcache_page_service_connections", "Connections that ended.", "reason", Ending
+        self._endings, self._endings_by = counter_by(
+            "reason", Ending, "bbcache_page_service_connections", "Connections that ended."
         )
-        self._bytes = Counter("bbcache_page_service_copied_bytes", "Bytes of archives sent.")
+        self._bytes = counter("bbcache_page_service_copied_bytes", "Bytes of archives sent.")
         self._connected = Gauge(
             "bbcache_page_service_connected", "Clients connected.", registry=None
         )
@@ -101,7 +100,7 @@ class ServiceMetrics:
 
     def commanded(self, *, is_full: bool) -> None:
         """A command was given that its client may give."""
-        self._commands.count("Fullbackup" if is_full else "Basebackup").inc()
+        self._commands_by["Fullbackup" if is_full else "Basebackup"].inc()
 
     def served(self, result: Result, origin: Source | None, seconds: float) -> None:
         """A command has ended."""
@@ -109,11 +108,11 @@ class ServiceMetrics:
 
     def copied(self, size_bytes: int) -> None:
         """Bytes of an archive were sent."""
-        self._bytes.count().inc(size_bytes)
+        self._bytes.inc(size_bytes)
 
     def ended(self, ending: Ending) -> None:
         """A connection has ended."""
-        self._endings.count(ending).inc()
+        self._endings_by[ending].inc()
 
     def close(self) -> None:
         """Leave the default registry; one of the caller's own stays readable."""

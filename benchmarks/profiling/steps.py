@@ -118,6 +118,7 @@ _RELEASES: Final = Rule("", ("os_*", "sock_*", "select_*", "time_*"))
 # Where a thread waits for another one. Any other lock is rarely taken.
 _WAITS: Final = (
     Rule(ASLEEP, ("Condition.wait", "Thread.join", "Thread._wait_for*"), ("threading.py",)),
+    Rule(ASLEEP, files=("bbcache/waiters.py",)),
     Rule(ASLEEP, ("_worker",), ("concurrent/futures/thread.py",)),
     Rule(ASLEEP, ("Popen.*",), ("subprocess.py",)),
     Rule(ASLEEP, ("main",), ("*/service_process.py",)),
@@ -127,7 +128,7 @@ _WAITS: Final = (
 # Of functions of Python, from the innermost on.
 _PYTHON: Final = (
     Rule("log", files=("logging/*", "*/logging/*")),
-    Rule("metrics", files=("*prometheus_client/*", "bbcache/metrics.py", "bbcache/counters.py")),
+    Rule("metrics", files=("*prometheus_client/*", "bbcache/metrics.py")),
     Rule("archive writer", files=("bbcache/archive.py", "bbcache/deflate.py")),
     Rule("tar headers", files=("bbcache/postgres/tar_writer.py",)),
     Rule("walking the PGDATA", files=("bbcache/postgres/pgdata.py",)),
@@ -155,7 +156,6 @@ _PYTHON: Final = (
             "bbcache/activity.py",
             "bbcache/job.py",
             "bbcache/flight.py",
-            "bbcache/latch.py",
             "bbcache/backoff.py",
         ),
     ),

@@ -123,11 +123,11 @@ class ComparedCache(RuleBasedStateMachine):
             assert sum("basebackup cache" in text for text in texts) == 1, texts
         else:
             closing = Worker(cache.close, DEADLINE_S)
-        wait_until(self.engine._preparer._is_stopping.is_set)
+        wait_until(lambda: not self.engine.is_serving)
         self.open_gates()
         if closing is not None:
             closing.result()
-        assert self.engine._is_closed.wait(DEADLINE_S)
+        wait_until(lambda: self.engine._is_closed)
         for thread in self.engine._own_threads:
             thread.join(DEADLINE_S)
             assert not thread.is_alive(), "a thread is left over"

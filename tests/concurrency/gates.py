@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from bbcache.waiters import Waiters
+
 
 class Step(NamedTuple):
     """A seam, and the how-manieth time that an action passes it."""
@@ -118,13 +120,14 @@ class WatchedLock:
         self.release()
 
 
-def watch_waits(monkeypatch: pytest.MonkeyPatch, event: threading.Event) -> threading.Event:
-    """An event that is set as soon as somebody waits for `event`."""
-    waits, wait = threading.Event(), event.wait
+def watch_waits(monkeypatch: pytest.MonkeyPatch, waiters: Waiters) -> threading.Event:
+    """An event that is set as soon as a thread of the test waits with `waiters`."""
+    waits, wait_for = threading.Event(), waiters.wait_for
 
-    def watched(timeout: float | None = None) -> bool:
-        waits.set()
-        return wait(timeout)
+    def watched(is_so: Callable[[], bool], timeout_s: float | None) -> bool:
+        if not threading.current_thread().name.startswith("bbcache-"):
+            waits.set()
+        return wait_for(is_so, timeout_s)
 
-    monkeypatch.setattr(event, "wait", watched)
+    monkeypatch.setattr(waiters, "wait_for", watched)
     return waits

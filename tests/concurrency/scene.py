@@ -102,7 +102,7 @@ class Scene:
         for line in SEAMS:
             for seam in line.split():
                 self._watch(seam)
-        self._waiting_for_close = watch_waits(self.monkeypatch, engine._is_closed)
+        self._waiting_for_close = watch_waits(self.monkeypatch, engine._changed)
         self._registry = self.rig.registry
         self._ended_before = sum(prepare_results(self._registry).values())
         settle = engine._preparer.settle

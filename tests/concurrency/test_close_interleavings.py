@@ -138,7 +138,7 @@ def test_a_close_waits_for_a_build_and_frees_the_directory(
         scene.rig.send(scene.timeline, LSN_A)
         gate.wait()
         closing = Worker(scene.rig.cache.close)
-        wait_until(scene.engine._preparer._is_stopping.is_set)
+        wait_until(lambda: not scene.engine.is_serving)
         assert closing.is_alive()
     closing.result()
     left = files_in(scene.rig.dir)

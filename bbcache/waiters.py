@@ -1,0 +1,63 @@
+"""Waiting for another thread, so that a KeyboardInterrupt leaves no lock held.
+
+CPython raises a KeyboardInterrupt in the main thread between two steps of Python code.
+`threading.Event` and ``with condition`` take their lock in Python code: interrupted right
+after that they never give it back, and the next thread that wants it hangs. A
+`queue.SimpleQueue` is written in C, and an interrupted `get` leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# A wait that a signal just misses lets its handler run after a slice. So does one that is
+# not woken, since the thread that was to do it was interrupted.
+_SLICE_S: Final = 1.0
+
+
+class Waiters:
+    """The threads that wait for a change of some state. Thread-safe; takes no lock."""
+
+    def __init__(self) -> None:
+        self._waiting: set[SimpleQueue[None]] = set()  # one of each thread
+
+    def __len__(self) -> int:
+        """How many threads wait; one read of memory."""
+        return len(self._waiting)
+
+    def wait_for(self, is_so: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait until `is_so` is true.
+
+        Args:
+            is_so: called in this thread, without any lock.
+            timeout_s: seconds to wait; None waits without limit.
+
+        Returns:
+            What `is_so` has returned at last.
+        """
+        deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        news: SimpleQueue[None] = SimpleQueue()
+        self._waiting.add(news)  # before the first look: no change is missed
+        try:
+            while not (is_over := is_so()):
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0:
+                    break
+                with suppress(Empty):
+                    news.get(timeout=min(left_s, _SLICE_S))
+            return is_over
+        finally:
+            self._waiting.discard(news)
+
+    def wake_all(self) -> None:
+        """Let every thread look at the state, which has changed. A finaliser may call it."""
+        for news in tuple(self._waiting):
+            if news.empty():
+                news.put(None)

@@ -1,0 +1,72 @@
+"""Waiting for a change: its end, its time, and what an interrupt leaves behind."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from cache_helpers import DEADLINE_S, Worker
+from helpers import run_threads, wait_until
+
+from bbcache import waiters as waiters_module
+from bbcache.waiters import Waiters
+
+
+def test_what_is_so_already_is_not_waited_for() -> None:
+    """However short the time is; and what is not so is not, after no time at all."""
+    waiters = Waiters()
+    for timeout_s in (None, 0.0, -1.0, float("inf")):
+        assert waiters.wait_for(lambda: True, timeout_s)
+    for timeout_s in (0.0, -1.0, 0.01):
+        assert not waiters.wait_for(lambda: False, timeout_s)
+    assert len(waiters) == 0
+
+
+@pytest.mark.parametrize("timeout_s", [None, DEADLINE_S, float("inf"), threading.TIMEOUT_MAX * 2])
+def test_a_change_wakes_all_who_wait(timeout_s: float | None) -> None:
+    """Each of them looks again, and none waits any more afterwards."""
+    waiters, has_changed = Waiters(), threading.Event()
+    waiting = [Worker(waiters.wait_for, has_changed.is_set, timeout_s) for _ in range(3)]
+    wait_until(lambda: len(waiters) == 3)
+    waiters.wake_all()  # for nothing
+    has_changed.set()
+    waiters.wake_all()
+    assert [worker.result() for worker in waiting] == [True] * 3
+    assert len(waiters) == 0
+
+
+@pytest.mark.parametrize("timeout_s", [None, DEADLINE_S])
+def test_a_change_is_seen_though_nobody_wakes(
+    monkeypatch: pytest.MonkeyPatch, timeout_s: float | None
+) -> None:
+    """After a slice: the thread that was to do it may have been interrupted."""
+    monkeypatch.setattr(waiters_module, "_SLICE_S", 0.001)
+    answers = iter([False, False, True])
+    assert Waiters().wait_for(lambda: next(answers), timeout_s)
+
+
+def test_a_wait_that_raises_leaves_nothing_behind() -> None:
+    """What is asked may raise."""
+
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
+
+    waiters = Waiters()
+    with pytest.raises(KeyboardInterrupt):
+        waiters.wait_for(interrupt, None)
+    assert len(waiters) == 0
+
+
+def test_no_change_is_missed_between_threads() -> None:
+    """A change just before, or while, a thread begins to wait ends its wait."""
+    for _ in range(300):
+        waiters, has_changed = Waiters(), threading.Event()
+
+        def change(waiters: Waiters = waiters, has_changed: threading.Event = has_changed) -> None:
+            has_changed.set()
+            waiters.wake_all()
+
+        def wait(waiters: Waiters = waiters, has_changed: threading.Event = has_changed) -> None:
+            assert waiters.wait_for(has_changed.is_set, DEADLINE_S)
+
+        run_threads([wait, change])
