@@ -38,6 +38,22 @@ FAST_SETTINGS = {
 }
 
 
+# Tests of the core that start processes, or take their time; the others of the core are `quick`.
+_NOT_QUICK = frozenset(
+    {
+        *("test_cache_faults.py", "test_damage.py", "test_dirlock.py", "test_docs.py"),
+        *("test_fill_close.py", "test_process.py", "test_public_api.py", "test_reader_races.py"),
+    }
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the core that together take half a minute."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.name not in _NOT_QUICK:
+            item.add_marker(pytest.mark.quick)
+
+
 @functools.cache
 def _installations() -> list[PostgresBinaries]:
     """The first installation of each major version, oldest version first."""

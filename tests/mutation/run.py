@@ -3,10 +3,12 @@
 python tests/mutation/run.py                    every module of settings.toml
 python tests/mutation/run.py index store        only these
 python tests/mutation/run.py --resume FILE      go on: what FILE says is killed is not run again
+python tests/mutation/run.py --quick 60         60 mutants of all modules under `pytest -m quick`
 
 Prints each survivor as it is found, and a table at the end. The exit code is 1 where a
 module is below the bar, or a survivor is not in accepted.toml, with the reason why it may,
 or accepted.toml speaks of a line that is not there any more.
+With --quick it is 1 where less than two thirds of the mutants are noticed.
 Each mutant is run in a copy of the repository, never in place.
 """
 
@@ -19,6 +21,7 @@ import hashlib
 import json
 import os
 import queue
+import random
 import shutil
 import signal
 import subprocess
@@ -46,6 +49,9 @@ PYTEST: Final = (
 )
 ENVIRONMENT: Final = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 COPIED: Final = ("bbcache", "tests", "docs", "setup.cfg", "pyproject.toml", "README.md")
+QUICK: Final = ["tests", "-m", "quick"]
+QUICK_BAR_PERCENT: Final = 100 * 2 / 3
+QUICK_TIMEOUT_S: Final = 300.0
 KILLED, SURVIVED, TIMED_OUT = "killed", "survived", "timed out"
 
 
@@ -70,10 +76,15 @@ class Bench:
                 shutil.copy(ROOT / name, self._tree / name)
 
     def run(self, module: str, source: str, tests: list[str], timeout_s: float) -> str:
-        """Run `tests` with `source` as `module`, then put the module back."""
+        """Run the files `tests` with `source` as `module`, then put the module back."""
+        words = [str(path) for glob in tests for path in sorted(self._tree.glob(glob))]
+        return self.run_pytest(module, source, words, timeout_s)
+
+    def run_pytest(self, module: str, source: str, words: list[str], timeout_s: float) -> str:
+        """Run pytest with `words` and with `source` as `module`, then put the module back."""
         self._write(module, source)
         try:
-            return self._pytest(tests, timeout_s)
+            return self._pytest(words, timeout_s)
         finally:
             self._write(module, source_of(module))
 
@@ -83,10 +94,9 @@ class Bench:
         for stale in (self._tree / "bbcache" / "__pycache__").glob(f"{module}.*"):
             stale.unlink()
 
-    def _pytest(self, tests: list[str], timeout_s: float) -> str:
-        paths = [str(path) for glob in tests for path in sorted(self._tree.glob(glob))]
+    def _pytest(self, words: list[str], timeout_s: float) -> str:
         base_dir = self._directory / "base"
-        command = [sys.executable, "-m", "pytest", *PYTEST, f"--basetemp={base_dir}", *paths]
+        command = [sys.executable, "-m", "pytest", *PYTEST, f"--basetemp={base_dir}", *words]
         with self.output.open("w") as output:
             process = subprocess.Popen(
                 command,
@@ -150,6 +160,14 @@ class Session:
             with self._file.open("a") as lines:
                 lines.write(json.dumps([key, outcome]) + "\n")
         return outcome
+
+    def judge_quickly(self, mutant: Mutant) -> str:
+        """What the tests that are marked ``quick`` say of a mutant."""
+        bench = self._benches.get()
+        try:
+            return bench.run_pytest(mutant.module, mutant.source, QUICK, QUICK_TIMEOUT_S)
+        finally:
+            self._benches.put(bench)
 
     def plan(self, module: str, settings: dict[str, Any]) -> Plan:
         """Time the tests of a module as it is.
@@ -241,6 +259,26 @@ def score(
     return Score(module, killed, timed_out, survivors, refused, len(stale))
 
 
+def score_quick(
+    count: int, settings: dict[str, Any], session: Session, pool: concurrent.futures.Executor
+) -> int:
+    """Run some mutants of all modules under the quick tests; returns the exit status."""
+    mutants = [
+        mutant
+        for module in settings["modules"]
+        for mutant in mutants_of(module, source_of(module), settings["operators"])
+    ]
+    mutants = random.sample(mutants, min(count, len(mutants)))
+    survivor_count = 0
+    for mutant, outcome in zip(mutants, pool.map(session.judge_quickly, mutants), strict=True):
+        if outcome == SURVIVED:
+            survivor_count += 1
+            say(f"survived: {mutant}")
+    percent = 100 * (len(mutants) - survivor_count) / len(mutants)
+    say(f"the quick tests notice {percent:.0f} % of {len(mutants)} mutants")
+    return 1 if percent < QUICK_BAR_PERCENT else 0
+
+
 def main() -> int:
     """Run what the command line asks for."""
     settings = tomllib.loads((HERE / "settings.toml").read_text())
@@ -248,6 +286,7 @@ def main() -> int:
     parser.add_argument("module", nargs="*", help="default: all of settings.toml")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time (2)")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="where results are kept")
+    parser.add_argument("--quick", type=int, metavar="N", help="N mutants under `-m quick`")
     args = parser.parse_args()
     started_s = time.monotonic()
     # A shell's background jobs ignore it, and so would the tests that interrupt processes.
@@ -259,6 +298,8 @@ def main() -> int:
     ):
         benches = [Bench(Path(directory) / str(number)) for number in range(args.jobs)]
         session = Session(benches, args.resume)
+        if args.quick:
+            return score_quick(args.quick, settings, session, pool)
         for module in args.module or settings["modules"]:
             scores.append(score(module, settings, session, pool))
             say(scores[-1])
