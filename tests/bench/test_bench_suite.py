@@ -133,10 +133,10 @@ def test_codecs_are_measured_in_small(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_what_takes_a_cluster_is_measured(make_cluster: ClusterFactory) -> None:
-    """In tiny counts; who is missing is named, and nothing is left behind."""
+    """In tiny counts; a missing peer is named, and nothing is left behind."""
     directory = make_cluster.new_dir()  # which PostgreSQL's user can reach
     directory.mkdir(mode=0o711)
-    patterns = ["prepare*", "get-p99-builds*", "restore*", "memory-prepare"]
+    patterns = ["prepare-lean", "prepare-four*", "get-p99-builds*", "restore*", "memory-prepare"]
     wanted = [each for each in select(patterns) if "slow" not in each.group]
     with open_scene(TINY, directory) as scene:
         outcomes, figures = run(wanted, scene, lambda *_: None)

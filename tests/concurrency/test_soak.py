@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bbcache.testing import MemoryTimeline
 
 IS_NIGHTLY: Final = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
-DURATION_S: Final = float(os.environ.get("BBCACHE_SOAK_S", "60" if IS_NIGHTLY else "5"))
+DURATION_S: Final = float(os.environ.get("BBCACHE_SOAK_S", "60" if IS_NIGHTLY else "2"))
 READERS: Final = 64
 TIMELINES: Final = 16
 MAX_ENTRIES: Final = 12  # fewer than there are timelines: some prepares find the cache full
