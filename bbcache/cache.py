@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from typing import TYPE_CHECKING, Final, Self
 
 from bbcache import process
+from bbcache.arguments import check_methods, seconds, wrong_type
+from bbcache.config import BasebackupCacheConfig
 from bbcache.dirlock import DirectoryLock
 from bbcache.engine import Engine
 from bbcache.errors import BbcacheError, ClosingError, FillError, StoreError
-from bbcache.fill import check_arguments
-from bbcache.index import make_key
+from bbcache.ids import check_ids, check_shard_ids
 from bbcache.store import disk_step
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-    from bbcache.config import BasebackupCacheConfig
     from bbcache.host import TenantManager
     from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
     from bbcache.index import EntryInfo
@@ -71,9 +70,12 @@ class BasebackupCache:
             DirectoryLockedError: another cache has the directory.
             StoreError: (an `OSError`) the directory cannot be made or locked.
             ConfigError: the registry has the metrics of another cache.
+            ArgumentError: (a `TypeError`) for arguments of a wrong type. Of a host, only the
+                methods of the manager are looked for; see `bbcache.testing.check_host`.
         """
         if config is None:
             return cls(None)
+        _check_spawn(data_dir, config, tenant_manager, registry)
         with disk_step("make absolute", os.fspath(data_dir)):
             path = os.path.abspath(os.fspath(data_dir))
         if not os.fspath(data_dir):
@@ -114,11 +116,15 @@ class BasebackupCache:
         Returns:
             An unbuffered binary file at offset 0, with `lsn` and `size_bytes`. The
             caller closes it.
+
+        Raises:
+            ArgumentError: (a `TypeError`) for arguments of a wrong type.
         """
         engine = self._live_engine()
         if engine is None:
+            check_ids(tenant_id, timeline_id, lsn)
             return None
-        return engine.reader.read(make_key(tenant_id, timeline_id), lsn)
+        return engine.reader.read(tenant_id, timeline_id, lsn)
 
     def get_held(
         self, tenant_id: TenantId, timeline_id: TimelineId, lsn: Lsn
@@ -129,8 +135,9 @@ class BasebackupCache:
         """
         engine = self._live_engine()
         if engine is None:
+            check_ids(tenant_id, timeline_id, lsn)
             return None
-        return engine.reader.read(make_key(tenant_id, timeline_id), lsn, counts_misses=False)
+        return engine.reader.read(tenant_id, timeline_id, lsn, counts_misses=False)
 
     def get_or_prepare(
         self,
@@ -153,8 +160,8 @@ class BasebackupCache:
             tenant_shard_id: shard zero of the tenant.
             timeline_id: its timeline.
             lsn: the position, in the form that the host uses for `send_prepare`.
-            timeout_s: seconds to wait for a build; None waits until it ends. Who gives up
-                does not stop the build.
+            timeout_s: seconds to wait for a build; None waits until it ends, 0 or less gives
+                hits only. A caller that gives up does not stop the build.
             go_on: called in this thread about five times a second while it waits: what it
                 raises ends the wait. None where nothing but the time can.
 
@@ -168,12 +175,15 @@ class BasebackupCache:
             FillError: the build has failed, for everyone who waits for it, with the cause;
                 or nothing can be built here.
             ClosingError: the cache is closing, or closed.
-            ParseError: arguments of a wrong type.
+            ArgumentError: (a `TypeError`) for arguments of a wrong type.
         """
+        check_shard_ids(tenant_shard_id, timeline_id, lsn)
+        timeout_s = seconds("timeout_s", timeout_s)
+        if go_on is not None and not callable(go_on):
+            raise wrong_type("go_on", go_on, "a function without arguments, or None")
         engine = self._live_engine()
         if engine is None:
             raise self._why_dead()
-        check_arguments(tenant_shard_id, timeline_id, lsn)
         return engine.filler.get(tenant_shard_id, timeline_id, lsn, timeout_s, go_on)
 
     def send_prepare(
@@ -201,7 +211,11 @@ class BasebackupCache:
 
         Returns:
             False when that took too long, or the cache was closed before.
+
+        Raises:
+            ArgumentError: (a `TypeError`) `timeout` is no number.
         """
+        timeout = seconds("timeout", timeout)
         if self._engine is None:
             return True
         engine = self._live_engine()
@@ -215,7 +229,11 @@ class BasebackupCache:
 
         Returns:
             False when that took too long, or the cache was closed before.
+
+        Raises:
+            ArgumentError: (a `TypeError`) `timeout` is no number.
         """
+        timeout = seconds("timeout", timeout)
         if self._engine is None:
             return True
         engine = self._live_engine()
@@ -241,9 +259,13 @@ class BasebackupCache:
 
         Args:
             timeout: seconds to wait for the threads; None waits without limit.
+
+        Raises:
+            ArgumentError: (a `TypeError`) `timeout` is no number; nothing is closed then.
         """
+        timeout = seconds("timeout", timeout)
         if self._engine is not None and self._generation == process.generation():
-            self._engine.close(_waitable(timeout))
+            self._engine.close(timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -288,6 +310,24 @@ class BasebackupCache:
         return engine
 
 
-def _waitable(timeout_s: float | None) -> float | None:
-    """None, which waits without limit, for what is longer than the system can wait."""
-    return None if timeout_s is None or timeout_s >= threading.TIMEOUT_MAX else timeout_s
+def _check_spawn(
+    data_dir: object, config: object, tenant_manager: object, registry: object
+) -> None:
+    """Refuse what a cache cannot be made of, before anything is touched."""
+    if not isinstance(data_dir, (str, os.PathLike)) or not isinstance(os.fspath(data_dir), str):
+        hint = "Pass os.fsdecode(data_dir)." if isinstance(data_dir, bytes) else ""
+        raise wrong_type("data_dir", data_dir, "a str or a path", hint)
+    if not isinstance(config, BasebackupCacheConfig):
+        raise wrong_type(
+            *("config", config, "a BasebackupCacheConfig or None"),
+            "Use BasebackupCacheConfig(...), or its from_toml for a table or the path of a file.",
+        )
+    check_methods(
+        *("tenant_manager", tenant_manager, "a bbcache.TenantManager"),
+        ("list", "get_attached_tenant_shard"),
+    )
+    if registry is not None:
+        check_methods(
+            *("registry", registry, "a prometheus_client.CollectorRegistry or None"),
+            ("register", "unregister"),
+        )

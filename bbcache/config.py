@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, Self
 
+from bbcache.arguments import wrong_type
 from bbcache.errors import ConfigError, repr_of
 
 TOML_TABLE: Final = "basebackup_cache_config"
@@ -109,7 +110,10 @@ class BasebackupCacheConfig:
         Raises:
             ConfigError: (a `ValueError`) for a file that cannot be read or
                 parsed, an unknown key or a bad value, each by name.
+            ArgumentError: (a `TypeError`) for a source that is neither.
         """
+        if not isinstance(source, str | os.PathLike | Mapping):
+            raise wrong_type("source", source, "a path or a table")
         top = source if isinstance(source, Mapping) else _load(os.fspath(source))
         table = top.get(TOML_TABLE, top)
         if not isinstance(table, Mapping):

@@ -15,13 +15,13 @@ from bbcache.activity import Activity
 from bbcache.backoff import Backoff
 from bbcache.build import Builder
 from bbcache.cleanup import Cleaner
-from bbcache.errors import ClosingError
+from bbcache.errors import ArgumentError, ClosingError
 from bbcache.fill import Filler
 from bbcache.flight import Landing
-from bbcache.ids import Lsn, TenantShardId, TimelineId
+from bbcache.ids import check_shard_ids
 from bbcache.index import Index, make_key
 from bbcache.metrics import Metrics, SkipReason
-from bbcache.prepare import Preparer
+from bbcache.prepare import Preparer, log_refused, log_skip
 from bbcache.prepare_queue import PrepareQueue, Request
 from bbcache.reader import Reader
 from bbcache.right_of_way import RightOfWay
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from bbcache.config import BasebackupCacheConfig
     from bbcache.dirlock import DirectoryLock
     from bbcache.host import TenantManager
+    from bbcache.ids import Lsn, TenantShardId, TimelineId
     from bbcache.index import Entry
     from bbcache.shelf import LoadReport
 
@@ -168,26 +169,21 @@ class Engine:
         self._changed.wait_for(lambda: self._is_initialized or not self.is_serving, timeout_s)
         return self._is_initialized
 
-    def send_prepare(self, tenant_shard_id: object, timeline_id: object, lsn: object) -> None:
+    def send_prepare(
+        self, tenant_shard_id: TenantShardId, timeline_id: TimelineId, lsn: Lsn
+    ) -> None:
         """Queue a prepare; whatever goes wrong is counted and logged."""
         try:
-            if not (
-                isinstance(tenant_shard_id, TenantShardId)
-                and isinstance(timeline_id, TimelineId)
-                and isinstance(lsn, Lsn)
-            ):
-                self._metrics.prepare_failed()
-                log.error(
-                    "send_prepare takes TenantShardId, TimelineId and Lsn, not %r, %r and %r",
-                    tenant_shard_id,
-                    timeline_id,
-                    lsn,
-                )
-            elif not tenant_shard_id.is_shard_zero:
-                self._metrics.skipped(SkipReason.NOT_SHARD_ZERO)
-            else:
-                key = make_key(tenant_shard_id.tenant_id, timeline_id)
+            check_shard_ids(tenant_shard_id, timeline_id, lsn)
+            key = make_key(tenant_shard_id.tenant_id, timeline_id)
+            if tenant_shard_id.is_shard_zero:
                 self._enqueue(Request(key, lsn, tenant_shard_id, time.monotonic()))
+            else:
+                self._metrics.skipped(SkipReason.NOT_SHARD_ZERO)
+                log_skip(key, lsn, SkipReason.NOT_SHARD_ZERO)
+        except ArgumentError as error:
+            self._metrics.prepare_failed()
+            log_refused(error)
         except Exception:
             with suppress(Exception):  # it may be a log handler that has raised
                 log.exception("a prepare could not be queued")
@@ -239,6 +235,7 @@ class Engine:
     def _settle_skipped(self, request: Request, reason: SkipReason) -> None:
         self._preparer.settle(request, lambda: self._metrics.skipped(reason))
         request.flight.land(_CLOSED if reason is SkipReason.CLOSING else Landing())
+        log_skip(request.key, request.lsn, reason)
         if reason is SkipReason.QUEUE_FULL:
             log.warning(
                 "a prepare was dropped: %d wait already (prepare_channel_size)", len(self._queue)

@@ -16,6 +16,10 @@ class ParseError(BbcacheError, ValueError):
     """A text or number that is not an id, a shard id or an LSN."""
 
 
+class ArgumentError(ParseError, TypeError):
+    """An argument of a wrong type: a `TypeError`, and a `ValueError` like all of its kind."""
+
+
 class ConfigError(BbcacheError, ValueError):
     """A setting that is unknown, has the wrong type or is out of range."""
 
@@ -156,11 +160,19 @@ def repr_of(value: object) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """An exception's text, or its type's name where that is empty or cannot be had."""
+    """An exception's text, after its type's name unless it is one of bbcache's own.
+
+    The text of a `KeyError` is the bare key, and many others say as little. The name stands
+    alone where the text is empty or cannot be had.
+    """
+    name = type(error).__name__
     try:
-        return str(error) or type(error).__name__
+        text = str(error)
     except BaseException:  # noqa: BLE001 - of a host's exception, anything may be broken
-        return type(error).__name__
+        return name
+    if not text:
+        return name
+    return text if isinstance(error, BbcacheError) else f"{name}: {text}"
 
 
 def printable(text: str, most: int = 1000) -> str:

@@ -12,10 +12,8 @@ from bbcache.errors import (
     ClosingError,
     FillError,
     FillTimeoutError,
-    ParseError,
     text_of,
 )
-from bbcache.ids import Lsn, TenantShardId, TimelineId
 from bbcache.index import make_key, make_place, split_key
 from bbcache.metrics import FillResult, SkipReason, Source
 from bbcache.prepare_queue import Request
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from bbcache.backoff import Backoff
     from bbcache.flight import Flight, Landing
     from bbcache.handout import Handout
+    from bbcache.ids import Lsn, TenantShardId, TimelineId
     from bbcache.metrics import Metrics
     from bbcache.prepare_queue import PrepareQueue
     from bbcache.reader import Reader
@@ -139,10 +138,15 @@ class Filler:
         lsn: Lsn,
         patience: _Patience,
     ) -> BasebackupFile:
+        if not tenant_shard_id.is_shard_zero:
+            raise FillError(
+                f"shard {tenant_shard_id} makes no basebackups\n"
+                "hint: Ask the host that has shard zero of the tenant."
+            )
         key = make_key(tenant_shard_id.tenant_id, timeline_id)
         source, must_build = Source.HIT, False
         while True:
-            file = self._reader.read(key, lsn)
+            file = self._reader.read(tenant_shard_id.tenant_id, timeline_id, lsn)
             if file is not None:
                 file.source = source
                 return file
@@ -223,29 +227,6 @@ class Filler:
         except (ArchiveError, OSError) as error:
             raise _failed(request, error) from error
         return file
-
-
-def check_arguments(tenant_shard_id: object, timeline_id: object, lsn: object) -> None:
-    """Refuse what no basebackup can be asked for with.
-
-    Raises:
-        ParseError: (a `ValueError`) for arguments of a wrong type.
-        FillError: for another shard than zero.
-    """
-    if not (
-        isinstance(tenant_shard_id, TenantShardId)
-        and isinstance(timeline_id, TimelineId)
-        and isinstance(lsn, Lsn)
-    ):
-        raise ParseError(
-            "get_or_prepare takes TenantShardId, TimelineId and Lsn, "
-            f"not {tenant_shard_id!r}, {timeline_id!r} and {lsn!r}"
-        )
-    if not tenant_shard_id.is_shard_zero:
-        raise FillError(
-            f"shard {tenant_shard_id} makes no basebackups\n"
-            "hint: Ask the host that has shard zero of the tenant."
-        )
 
 
 def _failed(fill: Request, cause: BaseException) -> FillError:

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
+from bbcache.arguments import with_article, wrong_type
 from bbcache.errors import ParseError, repr_of
 
 ID_SIZE_BYTES = 16
@@ -30,8 +31,14 @@ class _Id(bytes):
     __slots__ = ()
 
     def __new__(cls, value: bytes) -> Self:
-        """Check the length; raises `ParseError` for another length or type."""
-        data = bytes(value) if isinstance(value, bytes | bytearray | memoryview) else b""
+        """Check type and length.
+
+        Raises:
+            ArgumentError: (a `TypeError`) for what is not bytes.
+            ParseError: (a `ValueError`) for another length.
+        """
+        _check_buffer(cls, value)
+        data = bytes(value)
         if len(data) != ID_SIZE_BYTES:
             raise ParseError(f"{cls.__name__} takes {ID_SIZE_BYTES} bytes, not {repr_of(value)}")
         return super().__new__(cls, data)
@@ -42,8 +49,10 @@ class _Id(bytes):
 
         Raises:
             ParseError: (a `ValueError`) for anything else.
+            ArgumentError: (a `TypeError` as well) for what is not a str.
         """
-        if not isinstance(text, str) or not _HEX_ID.fullmatch(text):
+        _check_text(cls, text)
+        if not _HEX_ID.fullmatch(text):
             raise ParseError(f"{cls.__name__} takes 32 hex digits, not {repr_of(text)}")
         return cls.of_valid_hex(text)
 
@@ -111,11 +120,12 @@ class TenantShardId:
     shard_count: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tenant_id, TenantId):
-            raise ParseError(f"TenantShardId takes a TenantId, not {repr_of(self.tenant_id)}")
+        check_type("tenant_id", self.tenant_id, TenantId)
         for name in ("shard_number", "shard_count"):
             value = getattr(self, name)
-            if type(value) is not int or not 0 <= value <= _MAX_SHARD:
+            if type(value) is not int:
+                raise wrong_type(name, value, f"an int from 0 to {_MAX_SHARD}")
+            if not 0 <= value <= _MAX_SHARD:
                 raise ParseError(f"{name} is an int from 0 to {_MAX_SHARD}, not {repr_of(value)}")
         if self.shard_number >= max(self.shard_count, 1):
             raise ParseError(
@@ -133,9 +143,9 @@ class TenantShardId:
 
         Raises:
             ParseError: (a `ValueError`) for anything else.
+            ArgumentError: (a `TypeError` as well) for what is not a str.
         """
-        if not isinstance(text, str):
-            raise ParseError(f"TenantShardId takes a string, not {repr_of(text)}")
+        _check_text(cls, text)
         tenant, dash, shard = text.partition("-")
         tenant_id = TenantId.from_str(tenant)
         if not dash:
@@ -161,9 +171,14 @@ class Lsn(int):
     __slots__ = ()
 
     def __new__(cls, value: int) -> Self:
-        """Check the range; raises `ParseError` outside it or for another type."""
+        """Check type and range.
+
+        Raises:
+            ArgumentError: (a `TypeError`) for what is not an int.
+            ParseError: (a `ValueError`) for one out of range.
+        """
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ParseError(f"Lsn takes an int, not {repr_of(value)}")
+            raise wrong_type("value of Lsn", value, "an int", _way_to(cls, value))
         if not 0 <= value <= _MAX_LSN:
             raise ParseError(f"Lsn is from 0 to 2^64-1, not {repr_of(int(value))}")
         return super().__new__(cls, value)
@@ -179,8 +194,10 @@ class Lsn(int):
 
         Raises:
             ParseError: (a `ValueError`) for anything else.
+            ArgumentError: (a `TypeError` as well) for what is not a str.
         """
-        match = _HEX_LSN.fullmatch(text) if isinstance(text, str) else None
+        _check_text(cls, text)
+        match = _HEX_LSN.fullmatch(text)
         if match is None:
             raise ParseError(f"Lsn takes a text such as 0/16B5A50, not {repr_of(text)}")
         return cls.of_valid(int(match[1], 16) << 32 | int(match[2], 16))
@@ -199,3 +216,70 @@ class Lsn(int):
         return total if total is NotImplemented else Lsn(total)
 
     __radd__ = __add__
+
+
+def check_ids(tenant_id: object, timeline_id: object, lsn: object) -> None:
+    """Check the arguments of a call that names a tenant, a timeline and an LSN.
+
+    Raises:
+        ArgumentError: (a `TypeError`) one of them has a wrong type.
+    """
+    check_type("tenant_id", tenant_id, TenantId)
+    check_type("timeline_id", timeline_id, TimelineId)
+    check_type("lsn", lsn, Lsn)
+
+
+def check_shard_ids(tenant_shard_id: object, timeline_id: object, lsn: object) -> None:
+    """Check the arguments of a call that names a tenant's shard, a timeline and an LSN.
+
+    Raises:
+        ArgumentError: (a `TypeError`) one of them has a wrong type.
+    """
+    check_type("tenant_shard_id", tenant_shard_id, TenantShardId)
+    check_type("timeline_id", timeline_id, TimelineId)
+    check_type("lsn", lsn, Lsn)
+
+
+def check_type(name: str, value: object, wanted: type) -> None:
+    """Check that an argument is an id or an LSN of the wanted class.
+
+    Args:
+        name: the argument's name.
+        value: what was passed.
+        wanted: the class.
+
+    Raises:
+        ArgumentError: (a `TypeError`) it is of another class; says how to convert it.
+    """
+    if not isinstance(value, wanted):
+        raise wrong_type(name, value, with_article(wanted.__name__), _way_to(wanted, value))
+
+
+def _check_buffer(cls: type, value: object) -> None:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        wanted = f"{ID_SIZE_BYTES} bytes"
+        raise wrong_type(f"value of {cls.__name__}", value, wanted, _way_to(cls, value))
+
+
+def _check_text(cls: type, text: object) -> None:
+    if not isinstance(text, str):
+        name = f"text of {cls.__name__}.from_str"
+        raise wrong_type(name, text, "a str", _way_to(cls, text))
+
+
+def _way_to(wanted: type, value: object) -> str:
+    """How to make the wanted id or LSN of a value, as a sentence; empty where that is unclear."""
+    name = wanted.__name__
+    part = "timeline_id" if wanted is TimelineId else "tenant_id"
+    owner = "tenant_shard_id." if isinstance(value, TenantShardId) else "its "
+    is_id = issubclass(wanted, _Id)
+    ways = (
+        (isinstance(value, wanted), f"It is {with_article(name)} already."),
+        (isinstance(value, str), f"Use {name}.from_str(text)."),
+        (isinstance(value, TenantId) and wanted is TenantShardId, "Pass TenantShardId(tenant_id)."),
+        (is_id and isinstance(getattr(value, part, None), wanted), f"Pass {owner}{part}."),
+        (isinstance(value, _Id), "Pass the tenant's id before the timeline's."),
+        (is_id and isinstance(value, bytes | bytearray | memoryview), f"Use {name}(data)."),
+        (wanted is Lsn and hasattr(value, "__index__"), "Use Lsn(number)."),
+    )
+    return next((hint for applies, hint in ways if applies), "")

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from bbcache.backoff import Backoff
     from bbcache.build import Builder, Built
     from bbcache.config import BasebackupCacheConfig
+    from bbcache.errors import ArgumentError
     from bbcache.host import Tenant, TenantManager, Timeline
+    from bbcache.ids import Lsn
     from bbcache.index import Index
     from bbcache.metrics import Metrics
     from bbcache.prepare_queue import PrepareQueue, Request
@@ -116,16 +118,9 @@ class Preparer:
         return lambda: self._metrics.prepared(built.seal.tar_bytes, size_bytes)
 
     def _skip(self, job: Job, skip: Skip) -> Callable[[], None]:
-        log.log(
-            logging.WARNING if skip.why else logging.DEBUG,
-            "basebackup of %s at %s %s (%s)%s",
-            split_key(job.request.key),
-            job.request.lsn,
-            "skipped" if skip is not job.refusal else "not published",
-            skip.reason,
-            f": {skip.why}" if skip.why else "",
-        )
         reason = skip.reason
+        ended = "skipped" if skip is not job.refusal else "not published"
+        log_skip(job.request.key, job.request.lsn, reason, ended, skip.why)
         return lambda: self._metrics.skipped(reason)
 
     def _note(self, job: Job, landing: Landing) -> None:
@@ -237,6 +232,36 @@ def _failure_of(job: Job, skip: Skip) -> BaseException | None:
         return ClosingError("the cache is closing")
     # Where a refusal to publish did not end it, there was no room but for the published.
     return None if job.refusal in (None, skip) else skip.why
+
+
+def log_skip(
+    key: bytes,
+    lsn: Lsn,
+    reason: SkipReason,
+    ended: str = "skipped",
+    why: BaseException | None = None,
+) -> None:
+    """Log that a prepare was skipped, wherever that was decided; never raises an `Exception`.
+
+    This module's logger so has the outcome of every prepare: what has become ready as
+    information, skips at debug level (a limit that is in the way as a warning), and errors.
+    """
+    with suppress(Exception):  # of a log handler
+        log.log(
+            logging.WARNING if why else logging.DEBUG,
+            "basebackup of %s at %s %s (%s)%s",
+            split_key(key),
+            lsn,
+            ended,
+            reason,
+            f": {text_of(why)}" if why else "",
+        )
+
+
+def log_refused(error: ArgumentError) -> None:
+    """Log a prepare that was asked for with arguments of a wrong type; as `log_skip`."""
+    with suppress(Exception):
+        log.error("send_prepare asked for nothing: %s", error)
 
 
 def _log_failure(request: Request, error: BaseException, *, exc_info: bool) -> None:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Final
 
 from bbcache.archive import check_plain, check_sealed, read_seal
 from bbcache.errors import ArchiveError, text_of
-from bbcache.index import Proof
+from bbcache.ids import check_ids
+from bbcache.index import Proof, make_key
 from bbcache.store import hint_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bbcache.activity import Activity
-    from bbcache.ids import Lsn
+    from bbcache.ids import Lsn, TenantId, TimelineId
     from bbcache.index import Entry, Index
     from bbcache.metrics import Metrics
     from bbcache.right_of_way import RightOfWay
@@ -69,11 +70,29 @@ class Reader:
         self._clock = clock
         self._warned_s = -math.inf  # set by any thread: a line more or less does no harm
 
-    def read(self, key: bytes, lsn: Lsn, *, counts_misses: bool = True) -> BasebackupFile | None:
-        """Open the timeline's archive at exactly `lsn`; None for a miss or an error."""
+    def read(
+        self,
+        tenant_id: TenantId,
+        timeline_id: TimelineId,
+        lsn: Lsn,
+        *,
+        counts_misses: bool = True,
+    ) -> BasebackupFile | None:
+        """Open the timeline's archive at exactly `lsn`; None for a miss or an error.
+
+        Raises:
+            ArgumentError: (a `TypeError`) for arguments of a wrong type, which are looked at
+                only where they have found nothing.
+        """
         self._way.is_taken = True
-        entry = self._index.find(key, lsn)
+        try:
+            key = make_key(tenant_id, timeline_id)
+            entry = self._index.find(key, lsn)
+        except TypeError:  # they cannot even be looked up
+            check_ids(tenant_id, timeline_id, lsn)
+            raise
         if entry is None:
+            check_ids(tenant_id, timeline_id, lsn)
             if counts_misses:
                 self._metrics.misses.inc()
             return None

@@ -12,6 +12,7 @@ import bbcache
 from bbcache import errors
 from bbcache.errors import (
     ArchiveError,
+    ArgumentError,
     BackingOffError,
     BbcacheError,
     BrokenError,
@@ -34,6 +35,7 @@ from bbcache.errors import (
 EVERY_CLASS = {each for each in vars(errors).values() if isinstance(each, type)}
 MADE: list[BbcacheError] = [
     ParseError("p"),
+    ArgumentError("a must be a str, not None\nhint: Pass a str."),
     ConfigError("c"),
     NotReadyError("n"),
     StoreError("s", errno=errno.EIO),
@@ -69,6 +71,7 @@ def test_every_error_has_one_base(error: BbcacheError) -> None:
     ("cls", "bases"),
     [
         (ParseError, {ValueError}),
+        (ArgumentError, {ParseError, TypeError, ValueError}),
         (ConfigError, {ValueError}),
         (StoreError, {OSError}),
         (DirectoryLockedError, {StoreError, OSError}),
@@ -171,15 +174,18 @@ class _BrokenError(Exception):
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (ValueError("x\ny"), "x\ny"),
-        (KeyError("x"), "'x'"),
+        (ValueError("x\ny"), "ValueError: x\ny"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (OSError(5, "bad disk"), "OSError: [Errno 5] bad disk"),
+        (StoreError("the disk is bad"), "the disk is bad"),
+        (SystemExit(3), "SystemExit: 3"),
         (ValueError(), "ValueError"),
         (SystemExit(), "SystemExit"),
         (_BrokenError("x"), "_BrokenError"),
     ],
 )
 def test_every_exception_has_a_text(error: BaseException, text: str) -> None:
-    """A log line about a host's exception never fails, and is never empty."""
+    """A log line about an exception never fails, and names the type of a foreign one."""
     assert text_of(error) == text
 
 

@@ -33,7 +33,7 @@ from bbcache import (
     TenantState,
     TimelineId,
 )
-from bbcache.errors import ParseError, PrepareError, StoreError
+from bbcache.errors import ArgumentError, PrepareError, StoreError
 from bbcache.prepare_queue import PrepareQueue
 from bbcache.store import Store, TempFile
 
@@ -593,7 +593,7 @@ class TestArguments:
         for wrong in range(3):
             arguments: list[Any] = list(ids)
             arguments[wrong] = 17
-            with pytest.raises(ParseError, match="get_or_prepare takes"):
+            with pytest.raises(ArgumentError, match=r" must be an? \w+, not the int 17"):
                 rig.cache.get_or_prepare(*arguments)
         assert rig.counts() == {}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import re
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -32,7 +34,7 @@ from bbcache.store import Store
 from bbcache.testing import MemoryTimeline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from bbcache.host import TarballWriter
@@ -97,7 +99,80 @@ def test_arguments_of_a_wrong_type_are_an_error(
     rig.cache.send_prepare(*arguments)
     rig.wait_idle()
     assert rig.counts() == {"error": 1}
-    assert "send_prepare takes" in caplog.text
+    assert "send_prepare asked for nothing: " in caplog.text
+    assert " must be a T" in caplog.text or "lsn must be an Lsn" in caplog.text
+
+
+def _raising(error: Exception) -> Callable[..., None]:
+    """A function that does nothing but raise."""
+
+    def raise_it(*_: object) -> None:
+        raise error
+
+    return raise_it
+
+
+def test_one_logger_has_the_outcome_of_every_prepare(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At debug level `bbcache.prepare` says how each send_prepare ended, and why."""
+    with (
+        caplog.at_level(logging.DEBUG, "bbcache.prepare"),
+        Rig(tmp_path / "cache", prepare_concurrency=1, prepare_channel_size=1) as rig,
+        Gate() as gate,
+    ):
+
+        def outcome(timeline: MemoryTimeline, lsn: Lsn = LSN_A) -> str:
+            """What was logged of a timeline's prepare since this was last called."""
+            name = f"basebackup of {rig.tenant.tenant_id}/{timeline.timeline_id} at {lsn}"
+            found = [r for r in caplog.records if name in r.getMessage()]
+            caplog.clear()
+            assert {r.name for r in found} == {"bbcache.prepare"}
+            (text,) = [r.getMessage().replace(name, "it") for r in found]
+            return text
+
+        held = rig.prepared()
+        assert re.fullmatch(r"it prepared: \d+ bytes in [\d.]+ s", outcome(held))
+        rig.prepare(held)
+        assert outcome(held) == "it skipped (up_to_date)"
+        rig.cache.send_prepare(TenantShardId(rig.tenant.tenant_id, 1, 2), held.timeline_id, LSN_A)
+        assert outcome(held) == "it skipped (not_shard_zero)"
+        failing = rig.timeline()
+        failing.on_send = _raising(KeyError("page"))
+        rig.prepare(failing)
+        assert outcome(failing) == "cannot prepare the it: KeyError: 'page'"
+        busy, waiting, late = rig.timeline(), rig.timeline(), rig.timeline()
+        stop_while_sending(busy, gate)
+        rig.send(busy)
+        gate.wait_for()
+        rig.send(waiting)
+        rig.send(waiting)
+        assert outcome(waiting) == "it skipped (coalesced)"
+        rig.send(late)
+        assert outcome(late) == "it skipped (queue_full)"
+        closer = threading.Thread(target=rig.cache.close)
+        closer.start()
+        wait_until(lambda: rig.skips.get("closing") == 1)
+        gate.open()
+        closer.join(DEADLINE_S)
+        assert outcome(waiting) == "it skipped (closing)"
+
+
+def test_a_log_handler_that_raises_takes_no_outcome(rig: Rig) -> None:
+    """What is logged of a skip is not worth an exception of send_prepare."""
+    handler, logger = logging.Handler(), logging.getLogger("bbcache.prepare")
+    put(handler, "emit", _raising(RuntimeError("the log is broken")))
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    try:
+        shard_id = TenantShardId(rig.tenant.tenant_id, 1, 2)
+        rig.cache.send_prepare(shard_id, TimelineId.generate(), LSN_A)
+        rig.cache.send_prepare(None, None, None)  # type: ignore[arg-type]
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+    assert rig.counts() == {"skip": 1, "error": 1}
 
 
 def test_an_argument_that_cannot_be_printed_is_an_error(

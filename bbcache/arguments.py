@@ -1,0 +1,100 @@
+"""One wording for arguments of a wrong type.
+
+The checks of all public methods are made of these, so that the same mistake reads the
+same wherever it is made. Every function is thread-safe.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from bbcache.errors import ArgumentError, ParseError, repr_of
+
+_PLAIN: Final = (str, bytes, bytearray, int, float)  # shown by their values
+_MOST_SHOWN: Final = 80
+
+
+def wrong_type(name: str, value: object, wanted: str, hint: str = "") -> ArgumentError:
+    """The error for an argument of a wrong type.
+
+    Args:
+        name: the argument's name.
+        value: what was passed.
+        wanted: what it must be, with its article.
+        hint: what to do, as a sentence.
+    """
+    text = f"{name} must be {wanted}, not {_described(value)}"
+    return ArgumentError(f"{text}\nhint: {hint}" if hint else text)
+
+
+def check_methods(name: str, value: object, wanted: str, methods: tuple[str, ...]) -> None:
+    """Check that an object has the methods that will be called on it.
+
+    Args:
+        name: the argument's name.
+        value: what was passed.
+        wanted: what it must be, for the error.
+        methods: the names of the methods.
+
+    Raises:
+        ArgumentError: (a `TypeError`) it is a class, or lacks one of the methods.
+    """
+    if isinstance(value, type):
+        raise wrong_type(name, value, wanted, f"Pass an object of it: {value.__name__}(...).")
+    missing = [each for each in methods if not callable(getattr(value, each, None))]
+    if missing:
+        raise wrong_type(name, value, wanted, f"Give it the missing {_listed(missing)}.")
+
+
+def seconds(name: str, value: object) -> float | None:
+    """A timeout, as the system can wait for it.
+
+    Args:
+        name: the argument's name.
+        value: seconds. None, or more than the system can wait for, waits without limit;
+            less than 0, as of a deadline that has passed, does not wait.
+
+    Returns:
+        Seconds, at least 0; None for no limit.
+
+    Raises:
+        ArgumentError: (a `TypeError`) it is no number.
+        ParseError: (a `ValueError`) it is nan.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        is_delta = callable(getattr(value, "total_seconds", None))
+        hint = f"Pass {name}.total_seconds()." if is_delta else "Pass an int or a float."
+        raise wrong_type(name, value, "a number of seconds or None", hint)
+    if value >= threading.TIMEOUT_MAX:
+        return None
+    if value > 0:
+        return value
+    if value <= 0:
+        return 0.0
+    raise ParseError(f"{name} must be a number of seconds or None, not nan")
+
+
+def with_article(name: str) -> str:
+    """The name of a class as part of a sentence."""
+    return f"{'an' if name[0] in 'AEIOUaeiou' or name == 'Lsn' else 'a'} {name}"
+
+
+def _described(value: object) -> str:
+    """A value as an error names it: by value where it is plain, else by its type."""
+    if value is None or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    if type(value) in _PLAIN:
+        text = repr_of(value)
+        shown = text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."
+        return f"the {name} {shown}"
+    return with_article(name)
+
+
+def _listed(methods: list[str]) -> str:
+    return f"method{'s' if len(methods) > 1 else ''} {' and '.join(methods)}"
