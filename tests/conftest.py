@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support.signals import give_children_default_signals
 
 from bbcache.errors import PostgresError
 from bbcache.postgres.cluster import Cluster, PostgresBinaries
@@ -52,6 +53,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent and item.path.name not in _NOT_QUICK:
             item.add_marker(pytest.mark.quick)
+
+
+def pytest_configure() -> None:
+    """Make the suite the same in the foreground and in the background."""
+    give_children_default_signals()
 
 
 @functools.cache

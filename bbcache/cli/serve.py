@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bbcache.cli.descriptors import allow_descriptors
+from bbcache.cli.stop_signals import heeded_signals
 from bbcache.config import TOML_TABLE, BasebackupCacheConfig, parse_duration_s
 from bbcache.errors import BbcacheError, ConfigError
 
@@ -253,13 +254,10 @@ def _announce(deployment: Deployment) -> None:
 def _signals_wait() -> Iterator[set[signal.Signals]]:
     """Let signals wait in a block until they are asked for, in every thread made there.
 
-    No handler can then run in the midst of anything. A signal that was ignored stays so.
+    No handler can then run while other code runs. See `heeded_signals` for signals that
+    arrive ignored.
     """
-    wanted = {
-        number
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
+    wanted = heeded_signals()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
     try:
         yield wanted

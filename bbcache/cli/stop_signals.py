@@ -27,17 +27,29 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+def heeded_signals() -> set[signal.Signals]:
+    """Return the signals that end a command.
+
+    SIGINT and SIGHUP that arrive ignored stay ignored, as under nohup and in a shell's
+    background; SIGTERM always ends a command.
+    """
+    return {
+        number
+        for number in STOP_SIGNALS
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
+    }
+
+
 @contextmanager
 def stop_signals_raise() -> Iterator[None]:
     """Let a signal that asks to stop raise `Stopped` in a block; for the main thread.
 
     The clean-up that it begins, such as stopping servers, must not be cut short by an
     impatient second one, so for 10 s more of them do nothing. After that they raise
-    again: Python drops an exception that a handler raises in a destructor. A signal
-    that was ignored before stays so.
+    again: Python drops an exception that a handler raises in a destructor. See
+    `heeded_signals` for those that arrive ignored; one that arrives blocked is unblocked.
     """
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    wanted = [number for number in STOP_SIGNALS if handlers[number] is not signal.SIG_IGN]
+    wanted = heeded_signals()
     raised_at_s = -_PATIENCE_S
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -47,10 +59,12 @@ def stop_signals_raise() -> Iterator[None]:
             raised_at_s = now_s
             raise Stopped(number)
 
-    for number in wanted:
-        signal.signal(number, stop)
+    handlers = {number: signal.signal(number, stop) for number in wanted}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
         yield
     finally:
-        for number in wanted:
-            signal.signal(number, handlers[number])
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -155,15 +155,14 @@ def _run(
 ) -> subprocess.CompletedProcess[str]:
     name = Path(command[0]).name
     try:
-        done = subprocess.run(  # noqa: S603 - a program of the PostgreSQL that the caller chose
-            command,
+        done = subprocess.run(
+            **user.subprocess_kwargs(command),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
             errors="replace",
             timeout=timeout_s,
             check=False,
-            **user.subprocess_kwargs(),
         )
     except subprocess.TimeoutExpired:
         raise PostgresError(f"{name} took longer than {timeout_s:g} s") from None

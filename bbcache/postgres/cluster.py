@@ -40,7 +40,8 @@ _PORT = 5432  # names the socket only, which has a directory of its own
 _MAX_SOCKET_DIR_BYTES = 85
 _POLL_S = 0.002
 _LOG_TAIL_LINES = 12
-_EXIT_GRACE_S = 5.0
+_EXIT_GRACE_S = 15.0  # a server kills its own children after 5 s
+_QUIT_INTERVAL_S = 0.1
 # postmaster.pid (miscadmin.h): line 1 the pid, line 3 the start time, line 8 the state.
 _PID_LINE, _START_LINE, _STATE_LINE = 0, 2, 7
 _READY_STATES = ("ready", "standby")
@@ -178,13 +179,14 @@ class Cluster:
         fd = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with open(fd, "ab") as log:
             self._log_offset = os.fstat(fd).st_size
-            return subprocess.Popen(  # noqa: S603 - a program of the caller's PostgreSQL
-                [self.binaries.tool("postgres"), "-D", self.pgdata_dir, *flags],
+            return subprocess.Popen(
+                **self._user.subprocess_kwargs(
+                    [self.binaries.tool("postgres"), "-D", self.pgdata_dir, *flags]
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # a Ctrl-C at the terminal is for this process
-                **self._user.subprocess_kwargs(),
             )
 
     def _wait_ready(
@@ -357,9 +359,11 @@ def _end(owner_pid: int, server: subprocess.Popen[bytes], socket_dir: Path) -> N
 
 
 def _quit(server: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGQUIT, signal.SIGKILL):
-        if server.poll() is not None:
-            return
-        server.send_signal(number)
+    """End a server at once; by SIGKILL, which leaves its files behind, only after a while."""
+    deadline_s = time.monotonic() + _EXIT_GRACE_S
+    while server.poll() is None:
+        # Again and again: one that has only just been started may still ignore it.
+        is_patient = time.monotonic() < deadline_s
+        server.send_signal(signal.SIGQUIT if is_patient else signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(_EXIT_GRACE_S)
+            server.wait(_QUIT_INTERVAL_S)

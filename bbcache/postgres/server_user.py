@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from bbcache.errors import PostgresError
+from bbcache.postgres.default_signals import has_default_signals, with_default_signals
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 _CANDIDATES = ("postgres", "nobody")
@@ -62,17 +64,25 @@ class ServerUser:
             "hint: Add that user, or run as one that has a name."
         )
 
-    def subprocess_kwargs(self) -> dict[str, Any]:
+    def subprocess_kwargs(self, argv: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
         """Arguments for `subprocess` that start a program as this user.
 
-        The working directory is ``/`` since PostgreSQL's programs fail in one that
-        they cannot enter; the environment has no ``PG*`` variables and speaks English.
+        The program has default signal dispositions and an empty signal mask. Its working
+        directory is ``/`` since PostgreSQL's programs fail in one that they cannot enter;
+        its environment has no ``PG*`` variables and speaks English.
+
+        Args:
+            argv: the absolute path of the program, and its arguments.
         """
         env = {k: v for k, v in os.environ.items() if not k.startswith(_STEERING_PREFIX)}
         env["LC_ALL"] = "C"
-        kwargs: dict[str, Any] = {"cwd": "/", "env": env}
+        kwargs: dict[str, Any] = {"args": argv, "cwd": "/", "env": env}
         if self.is_dropped:
             env.update(HOME=self.home_dir, USER=self.name, LOGNAME=self.name)
+        if not has_default_signals():
+            ids = (self.uid, self.gid) if self.is_dropped else None
+            kwargs.update(args=with_default_signals(argv, ids))
+        elif self.is_dropped:
             kwargs.update(user=self.uid, group=self.gid, extra_groups=[])
         return kwargs
 

@@ -32,6 +32,7 @@ from pageserver.conftest import Lab
 
 from bbcache import BasebackupCache, BasebackupCacheConfig
 from bbcache.cli import main
+from bbcache.cli.stop_signals import STOP_SIGNALS
 from bbcache.postgres.restore import restore_tarball
 from bbcache.postgres.server_user import ServerUser
 from bbcache.testing import MemoryHost
@@ -427,14 +428,36 @@ def test_keys_and_certificate_are_read_anew(
     assert not works(new, before)
 
 
+def ignore_stop_signals() -> None:
+    """Have them ignored, as nohup, a shell's background and some supervisors do."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @pytest.mark.postgres
-def test_a_signal_that_was_ignored_stays_so(serve: Callable[..., Served], place: Place) -> None:
-    """As a shell has it for what runs in the background."""
-    served = serve(place.root, before=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
-    served.signal(signal.SIGINT)
-    assert served.http("readyz") == b"ready\n"
+def test_signals_that_arrive_ignored(serve: Callable[..., Served], place: Place) -> None:
+    """SIGINT and SIGHUP stay ignored, and SIGTERM ends the service."""
+    served = serve(place.root, before=ignore_stop_signals)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        served.signal(number)
+        assert served.http("readyz") == b"ready\n"
     served.signal(signal.SIGTERM)
     assert served.end() == 0
+    assert served.lines[-1] == "ended"
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_signals_that_arrive_blocked(
+    serve: Callable[..., Served], place: Place, number: signal.Signals
+) -> None:
+    """A signal that was blocked before the service started ends it as any other does."""
+    served = serve(
+        place.root, before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    )
+    served.signal(number)
+    assert served.end() == 0
+    assert served.lines[-1] == "ended"
 
 
 def test_an_empty_directory(serve: Callable[..., Served], tmp_path: Path) -> None:

@@ -60,9 +60,32 @@ def test_it_raises_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
             signal.raise_signal(signal.SIGTERM)
 
 
-def test_what_is_ignored_stays_so() -> None:
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_what_is_ignored_stays_so(number: signal.Signals) -> None:
     """As under nohup, and as the Ctrl-C of a background job."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(number, signal.SIG_IGN)
     with stop_signals_raise():
-        signal.raise_signal(signal.SIGHUP)
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is signal.SIG_IGN
+
+
+def test_an_ignored_sigterm_ends_a_command() -> None:
+    """A supervisor that ignored it itself could not stop what it started."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with pytest.raises(Stopped), stop_signals_raise():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_blocked_signal_ends_a_command(number: signal.Signals) -> None:
+    """Also one that was sent before; the mask is put back."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        signal.raise_signal(number)
+        with pytest.raises(Stopped) as caught, stop_signals_raise():
+            pass
+        assert caught.value.number == number
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before | set(STOP_SIGNALS)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

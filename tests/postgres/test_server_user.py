@@ -55,7 +55,7 @@ def test_plain_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     user = ServerUser.current()
     assert (user.uid, user.is_dropped) == (65534, False)
-    assert "user" not in user.subprocess_kwargs()
+    assert "user" not in user.subprocess_kwargs(["/bin/true"])
 
 
 def test_uid_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,11 +70,10 @@ def test_programs_run_as_the_user() -> None:
     """A program started for the user has its ids, no other groups and its home."""
     script = "id -u; id -g; id -G; echo $HOME; echo $USER; pwd"
     done = subprocess.run(
-        ["sh", "-c", script],
+        **dropped().subprocess_kwargs(["/bin/sh", "-c", script]),
         check=True,
         stdout=subprocess.PIPE,
         text=True,
-        **dropped().subprocess_kwargs(),
     )
     assert done.stdout.split() == ["65534", "65534", "65534", "/nonexistent", "nobody", "/"]
 
@@ -82,7 +81,7 @@ def test_programs_run_as_the_user() -> None:
 _SHOW_GROUPS = """
 import subprocess
 from bbcache.postgres.server_user import ServerUser
-subprocess.run(["sh", "-c", "id -G"], check=True, **ServerUser.current().subprocess_kwargs())
+subprocess.run(**ServerUser.current().subprocess_kwargs(["/bin/sh", "-c", "id -G"]), check=True)
 """
 
 
@@ -104,7 +103,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """PG* variables are not passed on; others are."""
     monkeypatch.setenv("PGHOST", "elsewhere")
     monkeypatch.setenv("TZ", "Europe/Vienna")
-    env = ServerUser.current().subprocess_kwargs()["env"]
+    env = ServerUser.current().subprocess_kwargs(["/bin/true"])["env"]
     assert "PGHOST" not in env
     assert (env["TZ"], env["LC_ALL"]) == ("Europe/Vienna", "C")
 
@@ -132,7 +131,7 @@ def test_blocking_directory(
     middle.chmod(mode)
     assert dropped().blocking_dir(middle / "inner" / "leaf") == (None if is_open else middle)
     check = subprocess.run(
-        ["test", "-d", middle / "inner"], check=False, **dropped().subprocess_kwargs()
+        **dropped().subprocess_kwargs(["/usr/bin/test", "-d", middle / "inner"]), check=False
     )
     assert (check.returncode == 0) is is_open
 

@@ -349,10 +349,11 @@ def test_follower_keeps_up_with_a_busy_server(pg: PostgresBinaries, make_cluster
     pg.run("pgbench", "-iq", *flags, "postgres")
     records, polls = [], 0
     with subprocess.Popen(
-        [pg.tool("pgbench"), "-c2", "-T100", "-n", *flags, "postgres"],
+        **ServerUser.current().subprocess_kwargs(
+            [pg.tool("pgbench"), "-c2", "-T100", "-n", *flags, "postgres"]
+        ),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        **ServerUser.current().subprocess_kwargs(),
     ) as work:
         while polls < _BUSY_POLLS:
             assert work.poll() is None
