@@ -64,7 +64,9 @@ class ComputeNode:
         self.cluster = Cluster(binaries, pgdata_dir, settings=_SETTINGS)
         self._timeline = timeline
         self._on_shutdown_checkpoint = on_shutdown_checkpoint
-        self._files = WalFollower(pgdata_dir / "pg_wal", timeline.get_last_record_lsn())
+        self._files = WalFollower(
+            pgdata_dir / "pg_wal", timeline.get_last_record_lsn(), max_data_bytes=0
+        )
         self._stream = _make_stream(timeline) if streams_wal else None
         self._is_stopping = threading.Event()
         self._is_failing = False  # the last poll has failed, and that was logged
@@ -168,4 +170,4 @@ def _make_stream(timeline: PgdataTimeline) -> WalStream:
             "hint: Install what it needs with `pip install 'bbcache[replication]'`."
         ) from error
     size_bytes = inspect_pgdata(timeline.pgdata_dir).wal_segment_size_bytes
-    return WalStream(timeline.get_last_record_lsn(), size_bytes)
+    return WalStream(timeline.get_last_record_lsn(), size_bytes, max_data_bytes=0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg2
 from psycopg2.extras import PhysicalReplicationConnection
 
-from bbcache.postgres.wal import WalDecoder, WalError
+from bbcache.postgres.wal import MAX_DATA_BYTES, WalDecoder, WalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,13 +37,20 @@ class WalStream:
     Args:
         start_lsn: the start of a record, or of a page, as for `WalDecoder`.
         wal_segment_size_bytes: the cluster's WAL segment size.
+        max_data_bytes: a record with more data than this is returned without it.
 
     Raises:
         WalError: `start_lsn` or the segment size cannot be one.
     """
 
-    def __init__(self, start_lsn: Lsn, wal_segment_size_bytes: int) -> None:
-        self._decoder = WalDecoder(start_lsn, wal_segment_size_bytes)
+    def __init__(
+        self,
+        start_lsn: Lsn,
+        wal_segment_size_bytes: int,
+        *,
+        max_data_bytes: int = MAX_DATA_BYTES,
+    ) -> None:
+        self._decoder = WalDecoder(start_lsn, wal_segment_size_bytes, max_data_bytes=max_data_bytes)
         self._conninfo: str | None = None  # set by any thread, read by the polling one
         self._has_tried = threading.Event()
         self._connection: Any = None

@@ -8,10 +8,11 @@ from bbcache.postgres.wal_decoder import WalDecoder
 from bbcache.postgres.wal_detector import ShutdownCheckpointDetector
 from bbcache.postgres.wal_page import WalError, canonical_lsn, record_end_lsn
 from bbcache.postgres.wal_reader import WalFollower, WalReader
-from bbcache.postgres.wal_record import EndReason, WalEnd, WalRecord
+from bbcache.postgres.wal_record import MAX_DATA_BYTES, EndReason, WalEnd, WalRecord
 from bbcache.postgres.wal_segment import segment_name
 
 __all__ = [
+    "MAX_DATA_BYTES",
     "EndReason",
     "ShutdownCheckpointDetector",
     "WalDecoder",

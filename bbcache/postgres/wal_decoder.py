@@ -7,6 +7,7 @@ does this.
 from __future__ import annotations
 
 import struct
+from io import BytesIO
 
 import google_crc32c
 
@@ -23,6 +24,7 @@ from bbcache.postgres.wal_page import (
     check_segment_size,
 )
 from bbcache.postgres.wal_record import (
+    MAX_DATA_BYTES,
     MAX_RECORD_SIZE_BYTES,
     RECORD_HEADER_SIZE_BYTES,
     RMGR_INFO_MASK,
@@ -49,7 +51,8 @@ _new_lsn, _new_record = int.__new__, tuple.__new__
 class WalDecoder:
     """Turns WAL bytes into records. Not thread-safe.
 
-    Keeps the bytes of one unfinished record, and less than a page header besides.
+    Keeps the data of one unfinished record, up to `max_data_bytes`, and less than a page
+    header besides. The bytes of a longer record are checked and dropped as they come.
 
     Args:
         start_lsn: where the first byte fed stands: the start of a record, or of a page.
@@ -57,12 +60,19 @@ class WalDecoder:
             behind a page header counts as the start of the page.
         wal_segment_size_bytes: the cluster's WAL segment size. None takes it from the
             first page, so `start_lsn` must then be the start of a segment.
+        max_data_bytes: a record with more data than this is returned without it.
 
     Raises:
         WalError: `start_lsn` or the segment size cannot be one.
     """
 
-    def __init__(self, start_lsn: Lsn, wal_segment_size_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        start_lsn: Lsn,
+        wal_segment_size_bytes: int | None = None,
+        *,
+        max_data_bytes: int = MAX_DATA_BYTES,
+    ) -> None:
         if wal_segment_size_bytes is not None:
             start_lsn = canonical_lsn(start_lsn, check_segment_size(wal_segment_size_bytes))
         elif start_lsn % MIN_SEGMENT_SIZE_BYTES:
@@ -73,6 +83,7 @@ class WalDecoder:
         if start_lsn % ALIGNMENT_BYTES:
             raise WalError(f"no record starts at {start_lsn}: it is no multiple of 8")
         self._checker = PageChecker(wal_segment_size_bytes)
+        self._max_data_bytes = max_data_bytes
         self._last_record_lsn = start_lsn
         self._restart = int(start_lsn)  # where to go on when the unfinished is forgotten
         self._prev_lsn: Lsn | None = None  # the start of the last record
@@ -88,10 +99,16 @@ class WalDecoder:
         self._position = self._restart  # of what is looked at next; may be ahead of the bytes
         self._input = self._restart  # of the byte after all that were fed
         self._tail = b""  # the bytes before that which are not used up
-        self._partial = bytearray()  # the unfinished record
+        self._forget_partial()
+
+    def _forget_partial(self) -> None:
+        """Forget the unfinished record, which there need not be."""
         self._partial_lsn = 0
+        self._received = 0  # how many of its bytes have come
+        self._header = bytearray()  # the first of them
         self._length = 0  # its length, 0 until known
-        self._is_plausible = False  # whether its header has been checked
+        self._data_crc = 0
+        self._data: BytesIO | None = None  # None where it is too long to be kept
 
     @property
     def next_lsn(self) -> Lsn:
@@ -147,15 +164,15 @@ class WalDecoder:
                 self._enter_page(self._checker.check(buffer, offset, self._position))
                 continue
             stop = min(len(buffer), offset + PAGE_SIZE_BYTES - in_page)
-            if not self._partial:
+            if not self._received:
                 offset = self._decode_whole(buffer, offset, stop, records)
             if offset < stop:
-                self._assemble(memoryview(buffer)[offset:stop], records)
+                self._assemble(buffer[offset:stop], records)
 
     def _enter_page(self, header: PageHeader) -> None:
         """Go to the first byte of interest on the page whose header this is."""
         size = self._checker.header_size_bytes(header.lsn)
-        if self._partial:
+        if self._received:
             self._check_continuation(header)
         elif header.is_continuation:
             if self._prev_lsn is not None:
@@ -170,7 +187,7 @@ class WalDecoder:
         if header.is_overwrite:  # the server crashed within the record and went on here
             self._forget_partial()
             return
-        remaining = self._length - len(self._partial)
+        remaining = self._length - self._received
         if not header.is_continuation or header.remaining_bytes != remaining:
             has = header.remaining_bytes if header.is_continuation else "none"
             raise EndOfWalError(
@@ -178,11 +195,6 @@ class WalDecoder:
                 f"{remaining} bytes are missing of the record at {Lsn(self._partial_lsn)}, and "
                 f"the page at {Lsn(header.lsn)} has {has}",
             )
-
-    def _forget_partial(self) -> None:
-        self._partial = bytearray()
-        self._length = 0
-        self._is_plausible = False
 
     def _decode_whole(self, buffer: bytes, offset: int, stop: int, records: list[WalRecord]) -> int:
         """Decode the records that lie in buffer[offset:stop], within one page.
@@ -194,7 +206,7 @@ class WalDecoder:
             The offset of what it has left.
         """
         position, lsn, prev_lsn = self._position, Lsn(self._position), self._prev_lsn
-        last = stop - RECORD_HEADER_SIZE_BYTES
+        last, max_data_bytes = stop - RECORD_HEADER_SIZE_BYTES, self._max_data_bytes
         while offset <= last:
             length, xid, prev, info, rmgr_id, crc = _unpack_header(buffer, offset)
             end = offset + length
@@ -203,12 +215,14 @@ class WalDecoder:
                 break
             if rmgr_id == XLOG_RMGR_ID and info & RMGR_INFO_MASK == XLOG_SWITCH:
                 break
-            data = buffer[body:end]
+            data: bytes | None = buffer[body:end]
             if _extend_crc(_crc(data), buffer[offset : offset + _CHECKED_SIZE_BYTES]) != crc:
                 break
             step = (length + ALIGNMENT_BYTES - 1) & -ALIGNMENT_BYTES
             position += step
             offset += step
+            if length - RECORD_HEADER_SIZE_BYTES > max_data_bytes:
+                data = None
             # Without their constructors, which would take half of the time.
             end_lsn = _new_lsn(Lsn, position)
             fields = (lsn, end_lsn, rmgr_id, info, xid, length, prev_lsn, data)
@@ -224,31 +238,38 @@ class WalDecoder:
         self._position = self._restart = int(end_lsn)
         self._last_record_lsn = end_lsn
 
-    def _assemble(self, data: memoryview, records: list[WalRecord]) -> None:
-        """Add `data`, from one page, to the unfinished record; check it as early as can be."""
-        if not self._partial:
+    def _assemble(self, piece: bytes, records: list[WalRecord]) -> None:
+        """Add `piece`, from one page, to the unfinished record; check it as early as can be."""
+        if not self._received:
             self._partial_lsn = self._position
-        if not self._is_plausible:
-            data = self._take(data, RECORD_HEADER_SIZE_BYTES)  # no record is shorter
-            if not self._length and len(self._partial) >= _LENGTH.size:
+        missing = RECORD_HEADER_SIZE_BYTES - len(self._header)
+        if missing:
+            self._header += piece[:missing]
+            self._pass(min(missing, len(piece)))
+            if not self._length and len(self._header) >= _LENGTH.size:
                 self._length = self._check_length()
-            if len(self._partial) < RECORD_HEADER_SIZE_BYTES:
+            if len(self._header) < RECORD_HEADER_SIZE_BYTES:
                 return
             self._check_header()
-            self._is_plausible = True
-        self._take(data, self._length)
-        if len(self._partial) == self._length:
+            is_kept = self._length - RECORD_HEADER_SIZE_BYTES <= self._max_data_bytes
+            self._data = BytesIO() if is_kept else None
+            piece = piece[missing:]
+        self._take_data(piece[: self._length - self._received])
+        if self._received == self._length:
             records.append(self._finish())
 
-    def _take(self, data: memoryview, size_bytes: int) -> memoryview:
-        """Move bytes to the unfinished record until it has `size_bytes`; return the rest."""
-        taken = min(size_bytes - len(self._partial), len(data))
-        self._partial += data[:taken]
-        self._position += taken
-        return data[taken:]
+    def _take_data(self, piece: bytes) -> None:
+        self._data_crc = _extend_crc(self._data_crc, piece)
+        if self._data is not None:
+            self._data.write(piece)
+        self._pass(len(piece))
+
+    def _pass(self, size_bytes: int) -> None:
+        self._received += size_bytes
+        self._position += size_bytes
 
     def _check_length(self) -> int:
-        length: int = _LENGTH.unpack_from(self._partial)[0]
+        length: int = _LENGTH.unpack_from(self._header)[0]
         lsn = Lsn(self._partial_lsn)
         if length == 0:
             raise EndOfWalError(EndReason.ZEROS, f"zeros at {lsn}")
@@ -258,7 +279,7 @@ class WalDecoder:
 
     def _check_header(self) -> None:
         """Check the link to the record before; of the first record what can be checked."""
-        _, _, prev, _, rmgr_id, _ = _unpack_header(self._partial)
+        _, _, prev, _, rmgr_id, _ = _unpack_header(self._header)
         lsn = Lsn(self._partial_lsn)
         if self._prev_lsn is None:
             is_known = rmgr_id <= _MAX_BUILTIN_RMGR_ID or rmgr_id >= _MIN_CUSTOM_RMGR_ID
@@ -273,11 +294,9 @@ class WalDecoder:
 
     def _finish(self) -> WalRecord:
         """Turn the unfinished record, now whole, into a record."""
-        length, xid, prev, info, rmgr_id, crc = _unpack_header(self._partial)
+        length, xid, prev, info, rmgr_id, crc = _unpack_header(self._header)
         lsn = Lsn(self._partial_lsn)
-        header = bytes(self._partial[:_CHECKED_SIZE_BYTES])
-        data = bytes(memoryview(self._partial)[RECORD_HEADER_SIZE_BYTES:])
-        if _extend_crc(_crc(data), header) != crc:
+        if _extend_crc(self._data_crc, bytes(self._header[:_CHECKED_SIZE_BYTES])) != crc:
             raise EndOfWalError(
                 EndReason.BAD_CHECKSUM, f"the checksum of the record at {lsn} does not match"
             )
@@ -285,6 +304,7 @@ class WalDecoder:
         if rmgr_id == XLOG_RMGR_ID and info & RMGR_INFO_MASK == XLOG_SWITCH:
             assert self.wal_segment_size_bytes is not None
             end += -end % self.wal_segment_size_bytes
+        data = None if self._data is None else self._data.getvalue()
         self._forget_partial()
         self._prev_lsn = lsn
         self._settle(Lsn(end))

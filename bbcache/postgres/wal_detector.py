@@ -15,7 +15,7 @@ class ShutdownCheckpointDetector:
     """Reports the shutdown checkpoints in a stream of WAL bytes. Not thread-safe.
 
     A shutdown checkpoint does not mean that the server has stopped: one that has
-    recovered from a crash writes it too, and goes straight on.
+    recovered from a crash writes it too, and goes straight on. No data of a record is kept.
 
     Args:
         start_lsn: where the first byte fed stands: the start of a record, or of a page,
@@ -28,7 +28,7 @@ class ShutdownCheckpointDetector:
     """
 
     def __init__(self, start_lsn: Lsn, wal_segment_size_bytes: int | None = None) -> None:
-        self._decoder = WalDecoder(start_lsn, wal_segment_size_bytes)
+        self._decoder = WalDecoder(start_lsn, wal_segment_size_bytes, max_data_bytes=0)
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Lsn]:
         """Take the next bytes; return the canonical end of each shutdown checkpoint in them.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bbcache.ids import Lsn
 from bbcache.postgres.wal_decoder import WalDecoder
 from bbcache.postgres.wal_page import WalError
-from bbcache.postgres.wal_record import EndReason, WalEnd, WalRecord
+from bbcache.postgres.wal_record import MAX_DATA_BYTES, EndReason, WalEnd, WalRecord
 from bbcache.postgres.wal_segment import (
     SegmentKey,
     first_segment,
@@ -28,8 +28,8 @@ class WalReader:
 
     The end is that of now: a server may be writing there, and reading goes on with what
     has come since. Iterating gives the records up to the end; `end` then says why it is
-    one. Holds no file open between calls, and in memory one unfinished record and the
-    records of at most 256 KiB of WAL besides.
+    one. Holds no file open between calls, and in memory one unfinished record, up to
+    `max_data_bytes`, and the records of at most 256 KiB of WAL besides.
 
     Args:
         wal_dir: a ``pg_wal`` directory.
@@ -37,6 +37,7 @@ class WalReader:
             at the first segment that holds WAL.
         wal_segment_size_bytes: the cluster's WAL segment size; None takes it from the
             first segment that holds WAL.
+        max_data_bytes: a record with more data than this is returned without it.
 
     Raises:
         WalError: the segment size cannot be one.
@@ -47,14 +48,17 @@ class WalReader:
         wal_dir: str | os.PathLike[str],
         start_lsn: Lsn | None = None,
         wal_segment_size_bytes: int | None = None,
+        *,
+        max_data_bytes: int = MAX_DATA_BYTES,
     ) -> None:
         self._wal_dir = os.path.abspath(os.fspath(wal_dir))
         self._start_lsn = start_lsn
+        self._max_data_bytes = max_data_bytes
         self._end: WalEnd | None = None
         self._decoder: WalDecoder | None = None
         self._segment: tuple[SegmentKey, str] | None = None  # being read, and its file's path
         if start_lsn is not None and wal_segment_size_bytes is not None:
-            self._decoder = WalDecoder(start_lsn, wal_segment_size_bytes)
+            self._decoder = self._decode_from(start_lsn, wal_segment_size_bytes)
 
     @property
     def end(self) -> WalEnd | None:
@@ -116,7 +120,10 @@ class WalReader:
         start_lsn = self._start_lsn
         if start_lsn is None:
             start_lsn = Lsn(segment_start_lsn(key, size_bytes))
-        return WalDecoder(start_lsn, size_bytes)
+        return self._decode_from(start_lsn, size_bytes)
+
+    def _decode_from(self, start_lsn: Lsn, size_bytes: int) -> WalDecoder:
+        return WalDecoder(start_lsn, size_bytes, max_data_bytes=self._max_data_bytes)
 
     def _read(self, decoder: WalDecoder) -> list[WalRecord]:
         while True:
@@ -168,6 +175,7 @@ class WalFollower:
         start_lsn: the start of a record, or of a page, as for `WalDecoder`.
         wal_segment_size_bytes: the cluster's WAL segment size; None takes it from the
             first segment that holds WAL.
+        max_data_bytes: a record with more data than this is returned without it.
 
     Raises:
         WalError: the segment size cannot be one.
@@ -178,8 +186,12 @@ class WalFollower:
         wal_dir: str | os.PathLike[str],
         start_lsn: Lsn,
         wal_segment_size_bytes: int | None = None,
+        *,
+        max_data_bytes: int = MAX_DATA_BYTES,
     ) -> None:
-        self._reader = WalReader(wal_dir, start_lsn, wal_segment_size_bytes)
+        self._reader = WalReader(
+            wal_dir, start_lsn, wal_segment_size_bytes, max_data_bytes=max_data_bytes
+        )
 
     @property
     def end(self) -> WalEnd | None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 RECORD_HEADER_SIZE_BYTES = 24
 MAX_RECORD_SIZE_BYTES = 1020 << 20  # XLogRecordMaxSize
+MAX_DATA_BYTES = 64 << 20  # that a decoder keeps of one record
 XLOG_RMGR_ID = 0
 XLOG_CHECKPOINT_SHUTDOWN = 0x00
 XLOG_SWITCH = 0x40
@@ -31,7 +32,9 @@ class WalRecord(NamedTuple):
         xid: the transaction id without its epoch, 0 if there is none.
         total_length_bytes: the length in its header, which page headers are not part of.
         prev_lsn: where the record before it starts.
-        data: all that follows the record's header, `total_length_bytes` less 24.
+        data: all that follows the record's header, `total_length_bytes` less 24; None
+            where that is more than the reader keeps (`max_data_bytes`, by default 64 MiB).
+            The checksum of such a record is checked like that of any other.
     """
 
     lsn: Lsn
@@ -41,7 +44,7 @@ class WalRecord(NamedTuple):
     xid: int
     total_length_bytes: int
     prev_lsn: Lsn
-    data: bytes
+    data: bytes | None
 
     @property
     def is_shutdown_checkpoint(self) -> bool:
