@@ -58,4 +58,4 @@ def with_default_signals(
         ids: the uid and gid that root drops its privileges to, and all groups with them.
     """
     python = [sys.executable, "-I", "-S", "-c", _RESET]
-    return [*python, ",".join(map(str, ids or ())), *map(os.fspath, argv)]
+    return [*python, ",".join(map(str, ids or ())), *(os.fspath(each) for each in argv)]

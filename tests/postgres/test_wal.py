@@ -235,6 +235,7 @@ def test_ends_follow_from_starts_and_lengths(history: History) -> None:
             assert record.end_lsn == expected
         if not _is_overwrite(following):
             assert canonical_lsn(following.lsn, _SEGMENT) == record.end_lsn
+        assert record.data is not None
         assert len(record.data) == record.total_length_bytes - 24
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cache_helpers import run_child
-from long_records import SEGMENT_SIZE_BYTES, START_LSN, wal_with_a_long_record
+from postgres.long_records import SEGMENT_SIZE_BYTES, START_LSN, wal_with_a_long_record
 
 from bbcache.postgres.control_file import ControlFile
 from bbcache.postgres.wal import MAX_DATA_BYTES, EndReason, WalDecoder

@@ -142,6 +142,7 @@ def test_record_that_was_never_finished_is_passed_over(
     overwrite = next(record for record in after if _is_overwrite(record))
     assert overwrite.prev_lsn == cut.prev_lsn
     assert canonical_lsn(overwrite.lsn, _SEGMENT) == boundary
+    assert overwrite.data is not None
     assert int.from_bytes(overwrite.data[2:10], "little") == cut.lsn  # overwritten_lsn
     assert list(reader) == after[after.index(overwrite) :]  # which stood before it
     dumped = _dump(pg, wal_dir, tli=1, start_lsn=control.redo_lsn, last_lsn=after[-1].lsn)
