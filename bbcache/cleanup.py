@@ -78,6 +78,7 @@ class Cleaner:
             if removed_count:
                 log.info("clean-up removed %d of %d basebackups", removed_count, entry_count)
             self._try("look after the cache directory", self._shelf.upkeep)
+            self._metrics.refresh()
 
     def _try(self, doing: str, what: Callable[[], None]) -> bool:
         try:

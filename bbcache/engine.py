@@ -268,6 +268,7 @@ class Engine:
             log.exception("cannot load %s, trying again in %.2f s%s", self.data_dir, pause_s, hint)
             return
         self._metrics.loaded(report.entry_count)
+        self._metrics.refresh()
         try:
             self._announce(report)
         finally:  # a log handler that raises keeps nothing from being served

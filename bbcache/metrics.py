@@ -3,6 +3,9 @@
 Names and labels without the ``bbcache_`` prefix are Neon's
 (``pageserver/src/metrics.rs``); its gauges count all files there and published
 entries only here. Every label set exists at zero from the start. Thread-safe.
+
+No finaliser may count: the garbage collector may run it in a thread that holds the lock
+of the very counter, which is not re-entrant.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
 _T = TypeVar("_T", bound=str)
+# A cache counts once in the sum of all, and not at all once its process has ended.
+_ACROSS_PROCESSES: Final = "livesum"
 
 _BUCKETS_S: Final = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
@@ -135,20 +140,20 @@ class Metrics:
         self._prepares, self._prepares_by = counter_by(
             "result", PrepareResult, f"{neon}_prepare", "Prepares of basebackups."
         )
-        self._entries = _gauge(
+        self._entries = ReadGauge(
             f"{neon}_entries_total",
             "Basebackups published in the cache.",
             lambda: index.entry_count,
         )
-        self._size = _gauge(
+        self._size = ReadGauge(
             f"{neon}_size_bytes",
             "Bytes of the basebackups published in the cache.",
             lambda: index.entries_size_bytes,
         )
-        self._queue = _gauge(
+        self._queue = ReadGauge(
             f"{neon}_prepare_queue_size", "Prepares that wait for a worker.", queue_size
         )
-        self._other = _gauge(
+        self._other = ReadGauge(
             f"{ours}_other_bytes",
             "Bytes of strays, of files that could not be removed, and of the quarantine.",
             lambda: index.other_bytes,
@@ -156,7 +161,7 @@ class Metrics:
         self._fills, self._fills_by = counter_by(
             "result", FillResult, f"{ours}_fills", "Calls of get_or_prepare, by how they ended."
         )
-        self._unpublished = _gauge(
+        self._unpublished = ReadGauge(
             f"{ours}_unpublished_bytes",
             "Bytes of archives handed out without being published.",
             unpublished_bytes,
@@ -177,7 +182,10 @@ class Metrics:
         self._unlink_failures = counter(f"{ours}_unlink_failures", "Failed removals.")
         self._cleanup_errors = counter(f"{ours}_cleanup_errors", "Failures met by clean-up.")
         self._loaded = Gauge(
-            f"{ours}_loaded_entries", "Entries found on disk at the start.", registry=None
+            f"{ours}_loaded_entries",
+            "Entries found on disk at the start.",
+            registry=None,
+            multiprocess_mode=_ACROSS_PROCESSES,
         )
         self.hits, self.misses, self.read_errors = map(reads.__getitem__, ReadResult)
         self._phases = {each: self._seconds.labels(each) for each in Phase}
@@ -230,6 +238,11 @@ class Metrics:
     def loaded(self, count: int) -> None:
         """The start found `count` entries on disk."""
         self._loaded.set(count)
+
+    def refresh(self) -> None:
+        """Show the gauges of this moment to other processes, in the multi-process mode."""
+        for gauge in (self._entries, self._size, self._queue, self._other, self._unpublished):
+            gauge.refresh()
 
     def close(self) -> None:
         """Leave the default registry; one of the caller's own stays readable."""
@@ -307,7 +320,23 @@ class _Timer(AbstractContextManager[None]):
         self._metrics.observe(self._phase, self._clock() - self._started_s)
 
 
-def _gauge(name: str, text: str, read: Callable[[], int]) -> Gauge:
-    gauge = Gauge(name, text, registry=None)
-    gauge.set_function(read)
-    return gauge
+class ReadGauge(Gauge):
+    """A gauge, not yet registered, that reads its value when this process is scraped.
+
+    In Prometheus' multi-process mode another process is scraped, which sees the value of
+    the last `refresh`.
+
+    Args:
+        name: of the metric.
+        text: what it shows.
+        read: called without any lock.
+    """
+
+    def __init__(self, name: str, text: str, read: Callable[[], int]) -> None:
+        super().__init__(name, text, registry=None, multiprocess_mode=_ACROSS_PROCESSES)
+        self.set_function(read)
+        self._read = read
+
+    def refresh(self) -> None:
+        """Set what is read at this moment, for other processes."""
+        self.set(self._read())

@@ -102,6 +102,7 @@ class Preparer:
         finally:
             self._note(job, landing)
             self._queue.done(request)
+            self._metrics.refresh()
             self.settle(request, count)
             request.flight.land(landing)
 

@@ -73,7 +73,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _wait_for_the_test() -> None:
+def wait_for_the_test() -> None:
     """Wait until the test writes a line, or has ended."""
     sys.stdin.readline()
 
@@ -215,7 +215,7 @@ def open_together(data_dir: str) -> None:
     """Open when told, with others; say how it went and stay until the test ends."""
     rig, _ = fixed_rig(data_dir)
     say("ready")
-    _wait_for_the_test()
+    wait_for_the_test()
     try:
         rig.open()
     except DirectoryLockedError as error:
@@ -223,7 +223,7 @@ def open_together(data_dir: str) -> None:
     else:
         say("open")
         with rig._opened:
-            _wait_for_the_test()
+            wait_for_the_test()
 
 
 def leave_children_behind(data_dir: str) -> None:
@@ -233,7 +233,7 @@ def leave_children_behind(data_dir: str) -> None:
     program = subprocess.Popen(["cat"], close_fds=False, stdout=subprocess.DEVNULL)
     pid = _fork()
     if pid == 0:
-        _wait_for_the_test()
+        wait_for_the_test()
         os._exit(0)
     say(f"{pid} {program.pid}")
     threading.Event().wait()

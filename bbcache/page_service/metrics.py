@@ -9,9 +9,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import REGISTRY, Gauge, Histogram
+from prometheus_client import REGISTRY, Histogram
 
-from bbcache.metrics import Source, counter, counter_by, register_all, unregister_all
+from bbcache.metrics import ReadGauge, Source, counter, counter_by, register_all, unregister_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,10 +79,9 @@ class ServiceMetrics:
             "reason", Ending, "bbcache_page_service_connections", "Connections that ended."
         )
         self._bytes = counter("bbcache_page_service_copied_bytes", "Bytes of archives sent.")
-        self._connected = Gauge(
-            "bbcache_page_service_connected", "Clients connected.", registry=None
+        self._connected = ReadGauge(
+            "bbcache_page_service_connected", "Clients connected.", connection_count
         )
-        self._connected.set_function(connection_count)
         self._seconds_of = {
             (result, source): self._seconds.labels(result, source)
             for result in Result
@@ -113,6 +112,10 @@ class ServiceMetrics:
     def ended(self, ending: Ending) -> None:
         """A connection has ended."""
         self._endings_by[ending].inc()
+
+    def refresh(self) -> None:
+        """Show the clients of this moment to other processes, in the multi-process mode."""
+        self._connected.refresh()
 
     def close(self) -> None:
         """Leave the default registry; one of the caller's own stays readable."""

@@ -190,6 +190,7 @@ class PageService:
         transport = Transport(sock, self._config.send_timeout_s, self._clock, leave)
         try:
             connection = self._connections.add(transport, peer, self._clock())
+            self._metrics.refresh()
         except PageServiceError as error:
             self._refuse(transport, error)
             return

@@ -176,6 +176,7 @@ class Session:
         """Close the socket: the connection has ended."""
         self._transport.close()
         self._connections.remove(self._connection)
+        self._metrics.refresh()
 
     def _converse(self) -> bool:
         """Take some of what has come, and make the answers; False where that was the last."""
