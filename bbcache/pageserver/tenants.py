@@ -21,7 +21,7 @@ from bbcache.pageserver.takeover import (
     timeline_names,
 )
 from bbcache.pageserver.timeline import PgdataTimeline
-from bbcache.postgres.pgdata import inspect_pgdata
+from bbcache.postgres.pgdata import check_sendable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -99,7 +99,7 @@ class PgdataTenant:
         """
         timeline_id = TimelineId.generate()
         place = self._timelines_dir / str(timeline_id)
-        inspect_pgdata(pgdata_dir)
+        check_sendable(pgdata_dir)
         take_over(pgdata_dir, place)
         timeline = PgdataTimeline(timeline_id, place, self._health(timeline_id, place))
         with self._lock:

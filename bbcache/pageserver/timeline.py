@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bbcache.errors import BrokenError, PostgresError, PrepareError
 from bbcache.pageserver.takeover import take_over
-from bbcache.postgres.pgdata import inspect_pgdata, send_pgdata_tarball
+from bbcache.postgres.pgdata import check_sendable, inspect_pgdata, send_pgdata_tarball
 from bbcache.postgres.wal import canonical_lsn
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class PgdataTimeline:
             OSError: the disk failed. The timeline cannot be used until a new start has
                 found which of the two states it has.
         """
-        lsn = inspect_pgdata(pgdata_dir).checkpoint_end_lsn
+        lsn = check_sendable(pgdata_dir).checkpoint_end_lsn
         try:
             with self._moved:
                 self._is_moving = True

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from bbcache.errors import ArchiveError, PostgresError
 from bbcache.postgres.member_writer import MemberWriter
+from bbcache.postgres.pgdata_names import PG_CONTROL_NAME
 from bbcache.postgres.tar_reader import Member, TarReader, open_stream
 from bbcache.postgres.tar_writer import DIRECTORY_MODE
 from bbcache.postgres.write_behind import WriteBehind
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from bbcache.postgres.member_writer import Part
     from bbcache.postgres.tar_reader import ByteSource
 
-PG_CONTROL_NAME = "global/pg_control"
 _PG_CONTROL_PART_NAME = "global/pg_control.part"
 _MAX_PG_CONTROL_BYTES = 8192  # PG_CONTROL_FILE_SIZE
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

@@ -1,28 +1,16 @@
 """Making a data directory's configuration fit to start somewhere else.
 
 A restored copy runs in another directory, often on another machine and beside its
-original. Settings that tie a server to its place are commented out, and those
-that would leave a file behind are refused by name:
+original. What does not go along with it is commented out:
 
-===========================  =========================================================
-setting                      what happens
-===========================  =========================================================
-external_pid_file,           commented out: two servers would share the file or socket
-unix_socket_directories,
-stats_temp_directory,
-log_directory (outside)
-archive_mode,                commented out: a copy would archive its own history over
-archive_command,             that of the original, under the same file names
-archive_library
-synchronous_standby_names    commented out: a copy has no standbys, so commits would hang
-listen_addresses             commented out where it names an address of this machine
-data_directory, hba_file,    commented out where they name this very data directory and
-ident_file                   its own files; refused otherwise
-ssl_* files                  refused where absolute or outside and ssl is on
-include, include_dir,        kept where they lead to files inside the data directory
-include_if_exists, @file     (which get the same treatment), also from file to file;
-                             refused otherwise
-===========================  =========================================================
+- settings that tie a server to its place or machine (`bbcache.postgres.tied_settings`);
+- settings that name a file outside of the data directory, or one that is not sent;
+- includes of files outside of the data directory, or that are not there;
+- ``ssl``, where the copy has no certificate or no key that it can read by itself.
+
+An absolute path that leads into the data directory becomes a relative one. The files
+that hba_file and ident_file name inside it become pg_hba.conf and pg_ident.conf, since
+PostgreSQL takes relative names of them for its working directory.
 
 Everything else is left as it is, byte for byte. Syntax: guc-file.l.
 """
@@ -32,44 +20,35 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import stat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from bbcache.errors import PostgresError
+from bbcache.postgres.access_files import AccessFiles
+from bbcache.postgres.config_files import included_files, read_config
+from bbcache.postgres.pgdata_paths import PgdataPaths
+from bbcache.postgres.tied_settings import is_tied, names_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-_MAX_CONFIG_BYTES = 16 * 1024 * 1024
-_MARK = b"# not portable: "
-_TIED_TO_PLACE = frozenset(
-    {
-        "archive_command",
-        "archive_library",
-        "archive_mode",
-        "external_pid_file",
-        "stats_temp_directory",
-        "synchronous_standby_names",
-        "unix_socket_directories",
-    }
-)
-_PORTABLE_ADDRESSES = frozenset({"", "*", "0.0.0.0", "127.0.0.1", "::", "::1", "localhost"})  # noqa: S104
-_OWN_FILES = {"data_directory": "", "hba_file": "pg_hba.conf", "ident_file": "pg_ident.conf"}
-_INCLUDES = frozenset({"include", "include_if_exists", "include_dir"})
-_FALSE = frozenset({"off", "false", "no", "0", "of", "f", "fa", "fal", "fals", "n"})
-_SETTING = re.compile(
+_MARK: Final = b"# not portable: "
+_MOVED_MARK: Final = b"  # made relative: "
+_ACCESS_FILES: Final = {"hba_file": "pg_hba.conf", "ident_file": "pg_ident.conf"}
+_LIBRARIES: Final = frozenset({"shared_preload_libraries", "session_preload_libraries"})
+_INCLUDES: Final = frozenset({"include", "include_if_exists", "include_dir"})
+_FALSE: Final = frozenset({"off", "false", "no", "0", "of", "f", "fa", "fal", "fals", "n"})
+# What a server with ssl on reads at its start, with the defaults.
+_SSL_FILES: Final = {
+    "ssl_cert_file": "server.crt",
+    "ssl_key_file": "server.key",
+    "ssl_ca_file": "",
+    "ssl_crl_file": "",
+}
+_SETTING: Final = re.compile(
     rb"[ \t\r]*(?P<name>[A-Za-z_\x80-\xff][\w$.\x80-\xff]*)[ \t\r]*=?[ \t\r]*"
     rb"(?:'(?P<quoted>(?:[^'\\]|\\.|'')*)'|(?P<bare>[^\s#']+))?"
 )
-_ESCAPE = re.compile(rb"''|\\([0-7]{1,3}|.)")
-_ESCAPED = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
-# A file named in pg_hba.conf or pg_ident.conf: a list of users (@file), or since
-# PostgreSQL 16 an include at the start of a line (hba.c).
-_HBA_FILE = re.compile(
-    rb"""(?:(?<![^\s,])@|^[ \t]*include(?P<kind>_if_exists|_dir)?[ \t]+)"?(?P<path>[^\s",]+)"""
-)
-_HBA_COMMENT = re.compile(rb'("[^"]*")|#.*')
+_ESCAPE: Final = re.compile(rb"''|\\([0-7]{1,3}|.)")
+_ESCAPED: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
 
 class _Setting(NamedTuple):
@@ -77,12 +56,6 @@ class _Setting(NamedTuple):
     line_number: int
     name: str
     value: str
-
-    def refusal(self, hint: str) -> PostgresError:
-        return PostgresError(
-            f"{self.file} line {self.line_number} sets {self.name} to {self.value!r}, which does "
-            f"not go with the data directory\nhint: {hint}"
-        )
 
 
 class PortableConfig:
@@ -96,143 +69,143 @@ class PortableConfig:
     Attributes:
         contents: the content of each file by its path relative to the directory.
         log_dir: the directory of the server's own logs, relative to the directory.
+        left_out: each setting that is commented out, with its file and line.
 
     Raises:
-        PostgresError: a file is missing, is a link or cannot be read, or a setting
-            is refused.
+        PostgresError: postgresql.conf or the access file is missing, a link or cannot
+            be read; an access file names a file that does not go along.
     """
 
     def __init__(self, pgdata_dir: Path) -> None:
         self._pgdata_dir = pgdata_dir
-        self._effective: dict[str, _Setting] = {}
+        self._paths = PgdataPaths(pgdata_dir)
+        self._effective: dict[str, str] = {}
+        self._access_files: dict[str, str] = {}
         self.contents: dict[str, bytes] = {}
+        self.left_out: list[str] = []
         self._add("postgresql.conf")
-        if os.path.lexists(pgdata_dir / "postgresql.auto.conf"):
+        if self._paths.is_file("postgresql.auto.conf"):
             self._add("postgresql.auto.conf")
+        self._leave_out_broken_ssl()
         self._add_access_files()
-        self._refuse_ssl_files_elsewhere()
-        self.log_dir = self._log_dir()
+        self.log_dir = posixpath.normpath(self._effective.get("log_directory") or "log")
 
     def _add(self, file: str) -> None:
         """Take in the configuration file `file` and those that it includes."""
         if file in self.contents:
             return
         self.contents[file] = b""  # met: an include back to it ends here
-        lines = self._read(file).split(b"\n")
+        lines = read_config(self._pgdata_dir / file).split(b"\n")
         for index, line in enumerate(lines):
             match = _SETTING.match(line)
             if match is None:
                 continue
             name = os.fsdecode(match["name"]).lower()
             setting = _Setting(file, index + 1, name, _value(match))
-            if setting.name in _INCLUDES:
-                self._add_included(setting)
-                continue
-            self._effective[setting.name] = setting
-            if self._is_tied_to_place(setting):
+            value = self._portable_value(setting)
+            if value is None:
                 lines[index] = _MARK + line
+                self._note(setting)
+            elif value != setting.value:
+                lines[index] = _line(match["name"], value) + _MOVED_MARK + line
+            if value is not None:
+                self._effective[name] = value
         self.contents[file] = b"\n".join(lines)
 
-    def _read(self, file: str) -> bytes:
-        path = self._pgdata_dir / file
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise PostgresError(
-                f"{path} is not a readable file of the data directory: {error.strerror}\n"
-                "hint: Configuration kept elsewhere, as Debian keeps it in /etc/postgresql, must "
-                "be copied into the data directory."
-            ) from error
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise PostgresError(f"{path} is no regular file, and cannot be configuration")
-            with open(fd, "rb", closefd=False) as config:
-                content = config.read(_MAX_CONFIG_BYTES + 1)
-        finally:
-            os.close(fd)
-        if len(content) > _MAX_CONFIG_BYTES:
-            raise PostgresError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes")
-        return content
+    def _note(self, setting: _Setting) -> None:
+        self.left_out.append(f"{setting.name} ({setting.file} line {setting.line_number})")
 
-    def _is_tied_to_place(self, setting: _Setting) -> bool:
+    def _portable_value(self, setting: _Setting) -> str | None:
+        """Return the value that a setting has in the copy; None if it is to go."""
         name, value = setting.name, setting.value
-        if name in _TIED_TO_PLACE:
-            return True
-        if name == "log_directory":
-            return _leads_out(value)
-        if name == "listen_addresses":
-            return not _PORTABLE_ADDRESSES.issuperset(part.strip() for part in value.split(","))
-        if name in _OWN_FILES:
-            own = self._pgdata_dir / _OWN_FILES[name]
-            if not value.startswith("/") or os.path.realpath(value) != os.path.realpath(own):
-                raise setting.refusal(f"Remove the setting, and keep the file at {own}.")
-            return True
-        return False
+        if name in _INCLUDES:
+            return self._included(setting)
+        if name in _ACCESS_FILES and value.startswith("/"):
+            self._note_access_file(name, value)
+        if is_tied(name, value):
+            return None
+        if names_file(name):
+            return self._moved_file(name, value)
+        if name in _LIBRARIES:
+            return ",".join(map(self._moved_library, value.split(",")))
+        return value
 
-    def _add_included(self, setting: _Setting) -> None:
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(setting.file), setting.value))
-        if _leads_out(target):
-            raise setting.refusal("Move what it includes into the data directory.")
+    def _note_access_file(self, name: str, value: str) -> None:
+        inside = self._paths.inside(value)
+        if inside is not None and self._paths.is_file(inside):
+            self._access_files[_ACCESS_FILES[name]] = inside
+
+    def _moved_file(self, name: str, value: str) -> str | None:
+        """Return a path inside as a relative one, None for one outside."""
+        path = value.removeprefix("FILE:") if name == "krb_server_keyfile" else value
+        if not (path.startswith("/") or _leads_out(path)):
+            return value
+        return self._paths.inside(path)
+
+    def _moved_library(self, element: str) -> str:
+        path = element.strip().strip('"')
+        inside = self._paths.inside(path) if path.startswith("/") else None
+        # A name without a slash is looked for among the installed libraries.
+        return f'"{inside}"' if inside is not None and "/" in inside else element
+
+    def _included(self, setting: _Setting) -> str | None:
+        """Take in what is included; return how the copy names it, None for nothing."""
+        directory = posixpath.dirname(setting.file)
+        joined = posixpath.join(directory, setting.value)
+        target = self._paths.inside(joined)
+        if target is None:
+            return None
         if setting.name == "include_dir":
-            for file in self._files_in(target):
-                self._add(file)
-        elif setting.name == "include" or os.path.lexists(self._pgdata_dir / target):
+            if not self._paths.is_directory(target):
+                return None
+            for file in included_files(self._pgdata_dir, target):
+                if self._paths.is_file(file):
+                    self._add(file)
+        elif self._paths.is_file(target):
             self._add(target)
+        elif setting.name == "include" or os.path.lexists(self._pgdata_dir / target):
+            return None
+        is_unchanged = posixpath.normpath(joined) == target
+        return setting.value if is_unchanged else posixpath.relpath(target, directory or ".")
 
-    def _files_in(self, directory: str) -> Iterator[str]:
-        """What ``include_dir`` reads, in its order; nothing where it would fail."""
-        try:
-            names = sorted(os.listdir(self._pgdata_dir / directory))
-        except OSError:
+    def _leave_out_broken_ssl(self) -> None:
+        """Comment ssl out everywhere, if it is on and the copy could not start with it."""
+        is_on = self._effective.get("ssl", "off").lower() not in _FALSE
+        if not is_on or self._has_ssl_files():
             return
-        for name in names:
-            if name.endswith(".conf") and not name.startswith("."):
-                yield posixpath.normpath(posixpath.join(directory, name))
+        for file, content in self.contents.items():
+            lines = content.split(b"\n")
+            for index, line in enumerate(lines):
+                match = _SETTING.match(line)
+                if match is not None and match["name"].lower() == b"ssl":
+                    lines[index] = _MARK + line
+                    self._note(_Setting(file, index + 1, "ssl", ""))
+            self.contents[file] = b"\n".join(lines)
+
+    def _has_ssl_files(self) -> bool:
+        files = {name: self._effective.get(name, own) for name, own in _SSL_FILES.items()}
+        wanted = (file for name, file in files.items() if file or _SSL_FILES[name])
+        if not all(map(self._paths.is_file, wanted)):
+            return False
+        # The passphrase of an encrypted key comes from a program of the machine.
+        return b"ENCRYPTED" not in read_config(self._pgdata_dir / files["ssl_key_file"])
 
     def _add_access_files(self) -> None:
-        self._add_access_file("pg_hba.conf")
-        if os.path.lexists(self._pgdata_dir / "pg_ident.conf"):
-            self._add_access_file("pg_ident.conf")
-
-    def _add_access_file(self, file: str) -> None:
-        """Take in an access file, or a list of names, and those that it names."""
-        if file in self.contents:
-            return
-        self.contents[file] = content = self._read(file)
-        for number, line in enumerate(content.split(b"\n"), 1):
-            for match in _HBA_FILE.finditer(_HBA_COMMENT.sub(rb"\1", line)):
-                named = os.fsdecode(match["path"])
-                target = posixpath.normpath(posixpath.join(posixpath.dirname(file), named))
-                if _leads_out(target):
-                    raise _Setting(file, number, "a list of names", named).refusal(
-                        "Move that file into the data directory."
-                    )
-                is_dir = match["kind"] == b"_dir"
-                for each in self._files_in(target) if is_dir else (target,):
-                    if os.path.lexists(self._pgdata_dir / each):
-                        self._add_access_file(each)
-
-    def _log_dir(self) -> str:
-        setting = self._effective.get("log_directory")
-        is_inside = setting is not None and not _leads_out(setting.value)
-        return posixpath.normpath(setting.value) if setting and is_inside else "log"
-
-    def _refuse_ssl_files_elsewhere(self) -> None:
-        ssl = self._effective.get("ssl")
-        if ssl is None or ssl.value.lower() in _FALSE:
-            return
-        for name, setting in self._effective.items():
-            is_file = name.startswith("ssl_") and name.endswith(("_file", "_dir"))
-            if is_file and _leads_out(setting.value):
-                raise setting.refusal(
-                    "Copy the file into the data directory and name it there, or set ssl = off."
-                )
+        access = AccessFiles(self._pgdata_dir, self._paths, self.contents)
+        access.add("pg_hba.conf", self._access_files.get("pg_hba.conf"))
+        ident = self._access_files.get("pg_ident.conf", "pg_ident.conf")
+        if self._paths.is_file(ident):
+            access.add("pg_ident.conf", ident)
 
 
 def _leads_out(path: str) -> bool:
-    """Whether a path in the configuration leads out of the data directory."""
     normal = posixpath.normpath(path)
-    return normal.startswith(("/", "../")) or normal == ".."
+    return normal.startswith("../") or normal == ".."
+
+
+def _line(name: bytes, value: str) -> bytes:
+    escaped = os.fsencode(value).replace(b"\\", b"\\\\").replace(b"'", b"''")
+    return b"%b = '%b'" % (name, escaped)
 
 
 def _value(match: re.Match[bytes]) -> str:

@@ -30,6 +30,8 @@ DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 # Far more than PostgreSQL has, far less than recursion, such as rmtree's, can go down.
 MAX_PARTS = 128
+# What a restore takes: a name with a directory's slash and a NUL fills PATH_MAX.
+MAX_NAME_BYTES = 4094
 
 
 class Writer(Protocol):

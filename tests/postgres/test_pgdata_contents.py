@@ -7,16 +7,19 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import tarfile
-from typing import TYPE_CHECKING
+from contextlib import chdir
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from bbcache.errors import PostgresError
-from bbcache.postgres.pgdata import restore_tarball, send_pgdata_tarball
+from bbcache.postgres.pgdata import check_sendable, restore_tarball, send_pgdata_tarball
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from conftest import ClusterFactory
@@ -173,20 +176,100 @@ def test_socket_is_left_out(pgdata_dir: Path, monkeypatch: pytest.MonkeyPatch) -
         assert ".s.PGSQL.5432" not in {member.name for member in members_of(pgdata_dir)}
 
 
-@pytest.mark.parametrize("name", ["pipe", "base/1/pipe"])
-def test_pipe_is_refused(pgdata_dir: Path, name: str) -> None:
-    """A pipe is named, and not waited on."""
-    os.mkfifo(pgdata_dir / name)
-    with pytest.raises(PostgresError, match=f"{name} is a socket, pipe or device"):
-        members_of(pgdata_dir)
+def make_special_files(directory: Path) -> None:
+    """Make one of each kind that is no file or directory, and a file system's own directory."""
+    (directory / "loop").symlink_to("loop")
+    (directory / "self").symlink_to("/proc/self")
+    for name in ("out", "base/link", "base/1/link"):
+        (directory / name).symlink_to("/etc")
+    (directory / "gone").symlink_to("nowhere")
+    for name in ("pipe", "base/1/pipe"):
+        os.mkfifo(directory / name)
+    with socket.socket(socket.AF_UNIX) as server, chdir(directory):
+        server.bind("socket")
+    (directory / "lost+found").mkdir(mode=0)
+    (directory / "base/lost+found").mkdir()
+    if os.geteuid() == 0:
+        os.mknod(directory / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
 
 
-@pytest.mark.parametrize("name", ["server.key", "base/1/link", "base/9"])
-def test_link_is_refused(pgdata_dir: Path, name: str) -> None:
-    """A symbolic link that PostgreSQL does not make is named, and not followed."""
+@pytest.mark.parametrize("take", [members_of, check_sendable])
+def test_special_files_are_left_out(
+    pgdata_dir: Path, take: Callable[[Path], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Links, pipes, sockets, devices and lost+found are not sent, with a warning each kind."""
+    before = [member.name for member in members_of(pgdata_dir)]
+    make_special_files(pgdata_dir)
+    for number in range(1000):
+        (pgdata_dir / "base" / f"link{number}").symlink_to("new\nline")
+    take(pgdata_dir)
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) <= 5
+    assert any(re.search(r"without symbolic links: .*, .* and 1001 more$", w) for w in warnings)
+    for kind in ("named pipes: base/1/pipe, pipe", "sockets: socket"):
+        assert f"the tarball of {pgdata_dir} goes without {kind}" in warnings
+    assert [member.name for member in members_of(pgdata_dir)] == before
+
+
+@pytest.mark.parametrize("take", [members_of, check_sendable])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base/9",
+        "base/1/16384",
+        "base/1/2619_fsm.2",
+        "pg_xact/0001",
+        "pg_twophase/000002EF",
+        "pg_stat",
+    ],
+)
+def test_special_file_in_the_place_of_data(
+    pgdata_dir: Path, take: Callable[[Path], Any], name: str
+) -> None:
+    """A link or pipe under a name that PostgreSQL uses is refused, and not followed."""
+    if name == "pg_stat":
+        shutil.rmtree(pgdata_dir / name)
     (pgdata_dir / name).symlink_to("/etc")
-    with pytest.raises(PostgresError, match=f"{name} is a symbolic link"):
-        members_of(pgdata_dir)
+    with pytest.raises(PostgresError, match=rf"{name} is one of the symbolic links.*\nhint: "):
+        take(pgdata_dir)
+    (pgdata_dir / name).unlink()
+    os.mkfifo(pgdata_dir / name)
+    with pytest.raises(PostgresError, match=rf"{name} is one of the named pipes"):
+        take(pgdata_dir)
+
+
+def test_tablespace_inside_is_sent_once(
+    newest_pg: PostgresBinaries, make_cluster: ClusterFactory
+) -> None:
+    """A tablespace, or pg_wal, that lies in the data directory is sent under one name."""
+    cluster = make_cluster(newest_pg)
+    (cluster.pgdata_dir / "pg_wal").rename(cluster.pgdata_dir / "wal")
+    (cluster.pgdata_dir / "pg_wal").symlink_to("wal")
+    (cluster.pgdata_dir / "my/space").mkdir(parents=True)
+    cluster.start()
+    cluster.psql(f"CREATE TABLESPACE inside LOCATION '{cluster.pgdata_dir}/my/space'")
+    cluster.psql("CREATE TABLE t TABLESPACE inside AS SELECT generate_series(1, 1000) i")
+    cluster.stop()
+    names = [member.name for member in members_of(cluster.pgdata_dir)]
+    assert "my/space" in names
+    assert not [name for name in names if name.startswith(("my/space/", "wal"))]
+    copy = make_cluster.on(newest_pg, make_cluster.new_dir())
+    tar = io.BytesIO()
+    send_pgdata_tarball(cluster.pgdata_dir, tar)
+    restore_tarball(io.BytesIO(tar.getvalue()), copy.pgdata_dir)
+    copy.start()
+    assert copy.psql("SELECT count(*), sum(i) FROM t") == "1000|500500"
+
+
+def test_name_too_long(pgdata_dir: Path) -> None:
+    """A path that no restore could create is refused."""
+    with chdir(pgdata_dir):
+        for _ in range(17):
+            os.mkdir("d" * 250)
+            os.chdir("d" * 250)
+    for take in (members_of, check_sendable):
+        with pytest.raises(PostgresError, match=r"more than 4094 bytes: ddd.*\nhint: "):
+            take(pgdata_dir)
 
 
 def test_linked_directories_that_are_emptied(pgdata_dir: Path) -> None:
@@ -217,6 +300,27 @@ def test_log_directory_of_the_settings(pgdata_dir: Path) -> None:
     names = [member.name for member in members_of(pgdata_dir)]
     assert "my_logs" in names
     assert "my_logs/today.log" not in names
+
+
+def test_absolute_log_directory(pgdata_dir: Path) -> None:
+    """Server logs below an absolute path are dropped where that leads into the directory."""
+    with (pgdata_dir / "postgresql.conf").open("a") as conf:
+        conf.write(f"log_directory = '{pgdata_dir}/my/logs'\n")
+    (pgdata_dir / "my/logs").mkdir(parents=True)
+    (pgdata_dir / "my/logs/today.log").write_text("hello")
+    names = [member.name for member in members_of(pgdata_dir)]
+    assert "my/logs" in names
+    assert "my/logs/today.log" not in names
+    assert b"log_directory = 'my/logs'" in content_of(pgdata_dir, "postgresql.conf")
+
+
+def test_old_log_directory(pgdata_dir: Path) -> None:
+    """Logs are dropped from pg_log, which is no directory of PostgreSQL's own."""
+    with (pgdata_dir / "postgresql.conf").open("a") as conf:
+        conf.write("log_directory = 'pg_log'\n")
+    (pgdata_dir / "pg_log").mkdir()
+    (pgdata_dir / "pg_log/today.log").write_text("hello")
+    assert "pg_log/today.log" not in {member.name for member in members_of(pgdata_dir)}
 
 
 def test_log_directory_among_the_data(pgdata_dir: Path) -> None:

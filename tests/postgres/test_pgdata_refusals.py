@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bbcache.errors import PostgresError
-from bbcache.postgres.pgdata import inspect_pgdata, send_pgdata_tarball
+from bbcache.postgres.pgdata import check_sendable, inspect_pgdata, send_pgdata_tarball
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,15 +169,16 @@ def test_included_file_that_is_not_sent(newest_cluster: Cluster) -> None:
         send_pgdata_tarball(newest_cluster.pgdata_dir, io.BytesIO())
 
 
-@pytest.mark.parametrize("line", ["hba_file = '/etc/pg_hba.conf'", "include '/etc/pg.conf'"])
-def test_setting_that_cannot_move(newest_cluster: Cluster, line: str) -> None:
-    """A setting that would not survive the move is refused before anything is written."""
-    with (newest_cluster.pgdata_dir / "postgresql.auto.conf").open("a") as conf:
-        conf.write(f"{line}\n")
+def test_access_file_that_cannot_move(newest_cluster: Cluster) -> None:
+    """An access rule that would not survive the move is refused before anything is written."""
+    with (newest_cluster.pgdata_dir / "pg_hba.conf").open("a") as conf:
+        conf.write("local all @/etc/users reject\n")
     tar = io.BytesIO()
-    with pytest.raises(PostgresError, match=r"postgresql\.auto\.conf line \d+ sets"):
+    with pytest.raises(PostgresError, match=r"pg_hba\.conf line \d+ names"):
         send_pgdata_tarball(newest_cluster.pgdata_dir, tar)
     assert not tar.getvalue()
+    with pytest.raises(PostgresError, match=r"pg_hba\.conf line \d+ names"):
+        check_sendable(newest_cluster.pgdata_dir)
 
 
 def test_nested_too_deep(newest_cluster: Cluster) -> None:

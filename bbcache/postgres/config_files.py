@@ -1,0 +1,62 @@
+"""Reading the configuration files of a data directory, which may be anything."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+from typing import TYPE_CHECKING, Final
+
+from bbcache.errors import PostgresError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_MAX_CONFIG_BYTES: Final = 16 * 1024 * 1024
+
+
+def read_config(path: Path) -> bytes:
+    """Return the content of a configuration file.
+
+    Raises:
+        PostgresError: it is missing, a link, no regular file, larger than 16 MiB, or
+            cannot be read.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise PostgresError(
+            f"{path} is not a readable file of the data directory: {error.strerror}\n"
+            "hint: Configuration kept elsewhere, as Debian keeps it in /etc/postgresql, must "
+            "be copied into the data directory."
+        ) from error
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise PostgresError(f"{path} is no regular file, and cannot be configuration")
+        with open(fd, "rb", closefd=False) as config:
+            content = config.read(_MAX_CONFIG_BYTES + 1)
+    finally:
+        os.close(fd)
+    if len(content) > _MAX_CONFIG_BYTES:
+        raise PostgresError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes")
+    return content
+
+
+def included_files(pgdata_dir: Path, directory: str) -> Iterator[str]:
+    """Yield what ``include_dir`` reads, in its order; nothing where it would fail.
+
+    Args:
+        pgdata_dir: the data directory.
+        directory: the included directory, relative to `pgdata_dir`.
+
+    Yields:
+        The path of each file, relative to `pgdata_dir`.
+    """
+    try:
+        names = sorted(os.listdir(pgdata_dir / directory))
+    except OSError:
+        return
+    for name in names:
+        if name.endswith(".conf") and not name.startswith("."):
+            yield posixpath.normpath(posixpath.join(directory, name))

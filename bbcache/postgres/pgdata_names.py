@@ -1,0 +1,106 @@
+"""What the names in a data directory say: what is dropped, emptied, or must be a file."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+PG_CONTROL_NAME: Final = "global/pg_control"
+# Sent as empty directories. Replication slots are dropped since the WAL they hold
+# back is; what is in pg_logical belongs to slots.
+EMPTIED_DIRS: Final = frozenset(
+    {
+        "pg_dynshmem",
+        "pg_logical/mappings",
+        "pg_logical/snapshots",
+        "pg_notify",
+        "pg_replslot",
+        "pg_serial",
+        "pg_snapshots",
+        "pg_stat_tmp",
+        "pg_subtrans",
+        "pg_wal/archive_status",
+        "pg_wal/summaries",
+    }
+)
+# What the server writes at every start, or removes then (basebackup.c has most).
+_DROPPED_FILES: Final = frozenset(
+    {
+        "backup_label.old",
+        "backup_manifest",
+        "current_logfiles",
+        "current_logfiles.tmp",
+        "postgresql.auto.conf.tmp",
+        "postmaster.opts",
+        "postmaster.pid",
+        "tablespace_map",
+        "tablespace_map.old",
+    }
+)
+_DROPPED_PREFIXES: Final = ("pg_internal.init", "pgsql_tmp")
+_DROPPED_TOP_PREFIX: Final = ".s.PGSQL."  # sockets and their locks
+_TEMP_RELATION: Final = re.compile(r"t\d+_\d+(_[a-z]+)?(\.\d+)?")
+_RELATION_ROOTS: Final = ("base/", "pg_tblspc/")
+# Directories and files of PostgreSQL that hold data: at the top, and below it databases,
+# relations, their maps, transaction status, prepared transactions and origins.
+_TOP_DATA: Final = frozenset(
+    {
+        "PG_VERSION",
+        "base",
+        "global",
+        "pg_commit_ts",
+        "pg_logical",
+        "pg_multixact",
+        "pg_stat",
+        "pg_tblspc",
+        "pg_twophase",
+        "pg_wal",
+        "pg_xact",
+    }
+)
+_DATA: Final = re.compile(
+    r"\d+(_(fsm|vm|init))?(\.\d+)?|[0-9A-F]{4,}|PG_VERSION|pg_filenode\.map"
+    r"|replorigin_checkpoint|members|offsets"
+)
+_DATA_ROOTS: Final = (
+    "base/",
+    "global/",
+    "pg_commit_ts/",
+    "pg_logical/",
+    "pg_multixact/",
+    "pg_tblspc/",
+    "pg_twophase/",
+    "pg_xact/",
+)
+
+
+def is_dropped(path: str, name: str) -> bool:
+    """Return whether a file or directory is never sent.
+
+    Args:
+        path: its path relative to the data directory.
+        name: the last part of `path`.
+    """
+    if path == name:
+        return name in _DROPPED_FILES or name.startswith((_DROPPED_TOP_PREFIX, *_DROPPED_PREFIXES))
+    if path == PG_CONTROL_NAME or name.startswith(_DROPPED_PREFIXES):
+        return True
+    return path.startswith(_RELATION_ROOTS) and bool(_TEMP_RELATION.fullmatch(name))
+
+
+def is_own_directory(path: str) -> bool:
+    """Return whether a path is in a directory that PostgreSQL keeps its own files in."""
+    top = path.partition("/")[0]
+    return top in _TOP_DATA or any(top == name.partition("/")[0] for name in EMPTIED_DIRS)
+
+
+def holds_data(path: str, name: str) -> bool:
+    """Return whether PostgreSQL keeps data under a name, so that nothing may replace it.
+
+    Args:
+        path: the path relative to the data directory.
+        name: the last part of `path`.
+    """
+    if path == name:
+        return name in _TOP_DATA
+    return path.startswith(_DATA_ROOTS) and bool(_DATA.fullmatch(name))
