@@ -21,9 +21,12 @@ CONTROL_BYTES = bytes(range(256)) * 32
 
 
 def make_tar(
-    *extra: tarfile.TarInfo, control: bool = True, style: int = tarfile.USTAR_FORMAT
+    *extra: tarfile.TarInfo,
+    control: bool = True,
+    style: int = tarfile.USTAR_FORMAT,
+    fill: bytes = b"\0",
 ) -> bytes:
-    """A small tar: two directories, a file, then `extra`, then pg_control."""
+    """A small tar: two directories, a file, then `extra` full of `fill`, then pg_control."""
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w", format=style) as opened:
         opened.addfile(directory("global"))
@@ -31,7 +34,7 @@ def make_tar(
         content = random.Random(1).randbytes(3000)
         opened.addfile(file("base/1", len(content)), io.BytesIO(content))
         for member in extra:
-            opened.addfile(member, io.BytesIO(bytes(member.size)))
+            opened.addfile(member, io.BytesIO(fill * member.size))
         if control:
             opened.addfile(file(CONTROL, len(CONTROL_BYTES)), io.BytesIO(CONTROL_BYTES))
     return tar.getvalue()

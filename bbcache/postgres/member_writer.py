@@ -1,4 +1,9 @@
-"""Creating the files and directories of an archive below a directory."""
+"""Creating the files and directories of an archive below a directory.
+
+Runs of zeros become holes, since a sparse file may be larger than the disk. The space
+of WAL segments is reserved all the same: PostgreSQL writes to them when there is no
+other place, and stops where it cannot.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,14 @@ if TYPE_CHECKING:
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
+_NO_FALLOCATE: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _NO_FD: Final = -1
+# The unit of holes; smaller files have none.
+_HOLE_UNIT_BYTES: Final = 64 * 1024
+_ZEROS: Final = bytes(_HOLE_UNIT_BYTES)
+_SAMPLE_BYTES: Final = 64
+_ZERO_SAMPLE: Final = bytes(_SAMPLE_BYTES)
+_WAL_PREFIX: Final = "pg_wal/"
 
 
 class MemberWriter:
@@ -41,6 +53,9 @@ class MemberWriter:
         self._owner = owner
         self._member = Member(".", is_directory=True, size_bytes=0)
         self._fd = _NO_FD
+        self._makes_holes = False
+        self._position = 0  # in the file
+        self._end = 0  # of what was written or reserved
 
     def settle_directory(self) -> None:
         """Set mode and owner of the directory itself; raises as `write`."""
@@ -58,7 +73,7 @@ class MemberWriter:
         try:
             for part in parts:
                 if isinstance(part, memoryview):
-                    _write_all(self._fd, part)
+                    self._write_content(part)
                 else:
                     self._close_fd()
                     self._member = part
@@ -93,6 +108,42 @@ class MemberWriter:
         else:
             self._fd = os.open(member.name, _CREATE, FILE_MODE, dir_fd=self._dest_fd)
             self._settle(self._fd, FILE_MODE)
+            self._position = self._end = 0
+            self._makes_holes = member.size_bytes >= _HOLE_UNIT_BYTES
+            if self._makes_holes and member.name.startswith(_WAL_PREFIX):
+                self._reserve(member.size_bytes)
+
+    def _reserve(self, size_bytes: int) -> None:
+        """Give the file its space; where the file system cannot, have its zeros written."""
+        try:
+            os.posix_fallocate(self._fd, 0, size_bytes)
+        except OSError as error:
+            if error.errno not in _NO_FALLOCATE:
+                raise
+            self._makes_holes = False
+        else:
+            self._end = size_bytes
+
+    def _write_content(self, data: memoryview) -> None:
+        """Write the next bytes of the file, but not its long runs of zeros."""
+        if not self._makes_holes:
+            self._write_all(data)
+            return
+        start = 0
+        for offset in range(0, len(data), _HOLE_UNIT_BYTES):
+            unit = data[offset : offset + _HOLE_UNIT_BYTES]
+            if _is_zero(unit):
+                self._write_all(data[start:offset])
+                start = offset + len(unit)
+                self._position += len(unit)
+        self._write_all(data[start:])
+
+    def _write_all(self, data: memoryview) -> None:
+        while data:
+            written = os.pwrite(self._fd, data, self._position)
+            self._position += written
+            data = data[written:]
+            self._end = max(self._end, self._position)
 
     def _settle(self, fd: int, mode: int) -> None:
         """Set the mode, which the umask may have cut down, and the owner."""
@@ -102,7 +153,12 @@ class MemberWriter:
 
     def _close_fd(self) -> None:
         fd, self._fd = self._fd, _NO_FD
-        if fd != _NO_FD:
+        if fd == _NO_FD:
+            return
+        try:
+            if self._position > self._end:  # the file ends in a hole
+                os.ftruncate(fd, self._position)
+        finally:
             os.close(fd)
 
     def _named(self, error: OSError, name: str, size_bytes: int) -> PostgresError:
@@ -117,6 +173,8 @@ class MemberWriter:
         )
 
 
-def _write_all(fd: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
+def _is_zero(unit: memoryview) -> bool:
+    """Whether there are zeros only; most data shows in its first bytes that there are not."""
+    return (
+        unit[:_SAMPLE_BYTES] == _ZERO_SAMPLE[: len(unit)] and unit.tobytes() == _ZEROS[: len(unit)]
+    )

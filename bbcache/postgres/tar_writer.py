@@ -6,13 +6,16 @@ extension headers for names over 100 bytes and files of 8 GiB and more.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tarfile
 from typing import TYPE_CHECKING, Protocol
 
 from bbcache.errors import PostgresError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import TypeAlias
 
     Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -21,6 +24,9 @@ BLOCK_SIZE_BYTES = 512
 # The compressor takes whole pieces of this size as they are; smaller ones are copied together.
 _BUFFER_SIZE_BYTES = 1024 * 1024
 _ZEROS = bytes(64 * 1024)
+# Holes of less in all are read: asking for them costs more.
+_MIN_HOLES_BYTES = 1024 * 1024
+_STAT_BLOCK_SIZE_BYTES = 512  # of st_blocks
 _END_MARKER_SIZE_BYTES = 2 * BLOCK_SIZE_BYTES
 _MAX_USTAR_NAME_BYTES = 100
 _MAX_USTAR_FILE_BYTES = 8**11 - 1
@@ -82,7 +88,7 @@ class TarWriter:
     def add_file(
         self, name: str, fd: int, size_bytes: int, *, used_bytes: int | None = None
     ) -> None:
-        """Add a file from a descriptor.
+        """Add a file from a descriptor. Holes are not read; the tar has zeros for them.
 
         Args:
             name: its name in the tar.
@@ -115,13 +121,18 @@ class TarWriter:
         self._put(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
 
     def _copy(self, name: str, fd: int, size_bytes: int) -> None:
+        try:
+            for hole_bytes, data_bytes in _extents(fd, size_bytes):
+                self._put_zeros(hole_bytes)
+                self._copy_data(name, fd, data_bytes)
+        except OSError as error:
+            raise PostgresError(f"cannot read {name}: {error.strerror}") from error
+
+    def _copy_data(self, name: str, fd: int, size_bytes: int) -> None:
         left = size_bytes
         while left:
             room = self._room(left)
-            try:
-                got = os.readv(fd, [self._buffer[self._filled : self._filled + room]])
-            except OSError as error:
-                raise PostgresError(f"cannot read {name}: {error.strerror}") from error
+            got = os.readv(fd, [self._buffer[self._filled : self._filled + room]])
             if not got:
                 raise PostgresError(
                     f"{name} became shorter while it was read: {left} of {size_bytes} bytes are "
@@ -163,6 +174,32 @@ class TarWriter:
             start += taken
         self._flushed += self._filled
         self._filled = 0
+
+
+def _extents(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield the bytes of each hole and of the data behind it; the file is placed at the data."""
+    status = os.fstat(fd)
+    missing_bytes = status.st_size - status.st_blocks * _STAT_BLOCK_SIZE_BYTES
+    if not stat.S_ISREG(status.st_mode) or missing_bytes < _MIN_HOLES_BYTES:
+        yield 0, size_bytes
+        return
+    end = 0
+    while end < size_bytes:
+        start = min(_next_data(fd, end), size_bytes)
+        hole_bytes = start - end
+        end = start if start == size_bytes else min(os.lseek(fd, start, os.SEEK_HOLE), size_bytes)
+        os.lseek(fd, start, os.SEEK_SET)
+        yield hole_bytes, end - start
+
+
+def _next_data(fd: int, position: int) -> int:
+    """Return where the next data begins; the end of the file where there is none."""
+    try:
+        return os.lseek(fd, position, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return os.lseek(fd, 0, os.SEEK_END)
 
 
 def _ustar_header(name: bytes, kind: bytes, mode: int, size_bytes: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -414,15 +415,20 @@ print(os.path.exists(dest))
     ("members", "reason"),
     [
         ([file("base/big", 3 << 20)], "base/big: it needs 3145728 bytes, and "),
+        (
+            [directory("pg_wal"), file("pg_wal/big", 3 << 20)],
+            "pg_wal/big: it needs 3145728 bytes, and ",
+        ),
         ([file(f"base/{n}") for n in range(2, 40)], " bytes in 0 files are free"),
     ],
-    ids=["bytes", "files"],
+    ids=["bytes", "reserved", "files"],
 )
 def test_full_disk(tmp_path: Path, members: list[tarfile.TarInfo], reason: str) -> None:
     """On a full disk the error says what needed how much and what was free."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    tmp_path.joinpath("a.tar").write_bytes(make_tar(*members))
+    fill = b"\0" if "pg_wal" in reason else b"x"
+    tmp_path.joinpath("a.tar").write_bytes(make_tar(*members, fill=fill))
     shell = ["unshare", "--map-root-user", "--mount", "sh", "-c", _ON_SMALL_DISK, "sh"]
     done = subprocess.run(
         [*shell, disk, sys.executable, tmp_path / "a.tar"],
@@ -436,6 +442,52 @@ def test_full_disk(tmp_path: Path, members: list[tarfile.TarInfo], reason: str) 
     assert f"no space for {disk}/d/" in done.stdout
     assert reason in done.stdout
     assert done.stdout.endswith("hint: Make room on that file system.\nFalse\n")
+
+
+def allocated_bytes(path: Path) -> int:
+    """The space that a file takes on its disk."""
+    return path.stat().st_blocks * 512
+
+
+@pytest.mark.parametrize("compress", [igzip.compress, bytes], ids=["gzip", "plain"])
+def test_zeros_become_holes(tmp_path: Path, compress: Any) -> None:
+    """A file takes the space of its data, wherever in it that is; its content is the same."""
+    size_bytes, chance = 24 << 20, random.Random(3)
+    contents = {"base/2": bytes(size_bytes)}
+    for number, places in enumerate([(0,), (size_bytes - 70_001,), (1_000_003, 9_000_000)], 3):
+        content = bytearray(size_bytes)
+        for place in places:
+            content[place : place + 70_001] = chance.randbytes(70_001)
+        contents[f"base/{number}"] = bytes(content)
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as opened:
+        for member in (directory("global"), directory("base")):
+            opened.addfile(member)
+        for name, content in {**contents, CONTROL: CONTROL_BYTES}.items():
+            opened.addfile(file(name, len(content)), io.BytesIO(content))
+    assert restored(compress(tar.getvalue()), tmp_path / "d") == {
+        **contents,
+        CONTROL: CONTROL_BYTES,
+    }
+    for name in contents:
+        assert allocated_bytes(tmp_path / "d" / name) <= 1 << 20
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_wal_has_its_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_known: bool
+) -> None:
+    """A WAL segment has no holes, also where the file system cannot reserve space."""
+
+    def fallocate(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    if not is_known:
+        monkeypatch.setattr(os, "posix_fallocate", fallocate)
+    members = [directory("pg_wal"), file("pg_wal/000000010000000000000001", 16 << 20)]
+    files = restored(make_tar(*members), tmp_path / "d")
+    assert files[members[1].name] == bytes(16 << 20)
+    assert allocated_bytes(tmp_path / "d" / members[1].name) >= 16 << 20
 
 
 def test_several_threads(tmp_path: Path) -> None:

@@ -104,6 +104,37 @@ def test_zeros_behind_the_used_part(tmp_path: Path) -> None:
         assert content.read() == b"x" * 600_000 + bytes(1_400_001)
 
 
+@pytest.mark.parametrize("used_bytes", [None, 20_000_000, 9_000_000, 5])
+@pytest.mark.parametrize("places", [(), (0,), (8_000_001, 31_999_999), (12_345_678, 12_400_000)])
+def test_holes_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: tuple[int, ...], used_bytes: int | None
+) -> None:
+    """A sparse file costs the reading of its data, and gives the same bytes as a full one."""
+    path = tmp_path / "f"
+    with path.open("wb") as file:
+        for place in places:
+            file.seek(place)
+            file.write(b"x")
+        file.truncate(32_000_000)
+    got = 0
+    real_readv = os.readv
+
+    def readv(fd: int, buffers: list[memoryview]) -> int:
+        nonlocal got
+        got += (count := real_readv(fd, buffers))
+        return count
+
+    monkeypatch.setattr(os, "readv", readv)
+    writer = Taking(1 << 30)
+    tar = TarWriter(writer)
+    with path.open("rb") as file:
+        tar.add_file("f", file.fileno(), 32_000_000, used_bytes=used_bytes)
+    expected = path.read_bytes()[:used_bytes].ljust(32_000_000, b"\0")
+    tar.finish()
+    assert writer.tar.getvalue()[512:][:32_000_000] == expected
+    assert got <= len(places) * 2 * PIECE_BYTES
+
+
 def test_unreadable(tmp_path: Path) -> None:
     """A descriptor that cannot be read, or ends early, is an error that names the member."""
     for path, reason in ((tmp_path, "cannot read it: Is a"), (tmp_path / "f", "it became shorter")):
