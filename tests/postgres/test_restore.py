@@ -463,8 +463,8 @@ def test_zeros_become_holes(tmp_path: Path, compress: Any) -> None:
     with tarfile.open(fileobj=tar, mode="w") as opened:
         for member in (directory("global"), directory("base")):
             opened.addfile(member)
-        for name, content in {**contents, CONTROL: CONTROL_BYTES}.items():
-            opened.addfile(file(name, len(content)), io.BytesIO(content))
+        for name, data in {**contents, CONTROL: CONTROL_BYTES}.items():
+            opened.addfile(file(name, len(data)), io.BytesIO(data))
     assert restored(compress(tar.getvalue()), tmp_path / "d") == {
         **contents,
         CONTROL: CONTROL_BYTES,

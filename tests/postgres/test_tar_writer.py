@@ -127,8 +127,8 @@ def test_holes_are_not_read(
     monkeypatch.setattr(os, "readv", readv)
     writer = Taking(1 << 30)
     tar = TarWriter(writer)
-    with path.open("rb") as file:
-        tar.add_file("f", file.fileno(), 32_000_000, used_bytes=used_bytes)
+    with path.open("rb") as opened:
+        tar.add_file("f", opened.fileno(), 32_000_000, used_bytes=used_bytes)
     expected = path.read_bytes()[:used_bytes].ljust(32_000_000, b"\0")
     tar.finish()
     assert writer.tar.getvalue()[512:][:32_000_000] == expected
