@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from bbcache.archive import check_plain, check_sealed, read_seal
+from bbcache.dirlock import LOCK_NAME
 from bbcache.errors import ArchiveError
 from bbcache.store import Store
 
@@ -64,6 +65,13 @@ class Audit:
     def __len__(self) -> int:
         """How many archives there are to check."""
         return len(self._found.entries)
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether a cache has ever used the directory: it has a lock file or an archive."""
+        return bool(self._found.entries) or os.path.lexists(
+            os.path.join(self._store.data_dir, LOCK_NAME)
+        )
 
     def run(self, *, quarantine: bool = False) -> Iterator[Finding]:
         """Check everything, strays last.

@@ -7,6 +7,11 @@ the text is in attributes too. All of them survive pickling.
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+_ABSOLUTE_PATH: Final = re.compile(r"(?:^|(?<=[\s'\"(=]))/")
+
 
 class BbcacheError(Exception):
     """Base class of every exception that bbcache raises."""
@@ -173,6 +178,11 @@ def text_of(error: BaseException) -> str:
     if not text:
         return name
     return text if isinstance(error, BbcacheError) else f"{name}: {text}"
+
+
+def names_a_path(text: str) -> bool:
+    """Whether a text has an absolute path in it, which is not for the clients of a service."""
+    return _ABSOLUTE_PATH.search(text) is not None
 
 
 def printable(text: str, most: int = 1000) -> str:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from bbcache.cli.demo_service import DemoService
 from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import BbcacheError, PostgresError
-from bbcache.pageserver import Pageserver
+from bbcache.pageserver import Pageserver, make_root
 from bbcache.postgres.cluster import PostgresBinaries
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ class Scenario:
             BbcacheError: PostgreSQL or the disk failed.
         """
         config = BasebackupCacheConfig()
+        make_root(self._directory)
         with ExitStack() as opened:
             pageserver = opened.enter_context(
                 Pageserver(self._directory, self._binaries, config, self._registry)

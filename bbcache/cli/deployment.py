@@ -17,7 +17,7 @@ from bbcache.page_service.server import PageService
 from bbcache.page_service.source import CacheSource
 from bbcache.page_service.tls import Certificate
 from bbcache.page_service.tokens import TokenKeys
-from bbcache.pageserver import Pageserver, PgdataTimeline
+from bbcache.pageserver import Pageserver, PgdataTimeline, make_root
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _CLOSE_TIMEOUT_S: Final = 10.0
 _LOGGER: Final = "bbcache"
+_NO_TENANT_HINT: Final = "Is --root spelled right, and is its file system mounted?"
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Deployment:
             None lets everyone have everything.
         tls_cert: the certificate; None for a service without TLS.
         tls_key: its key, where that is in another file.
+        create: whether the pageserver's directory is made if it does not exist.
 
     Attributes:
         pageserver: the pageserver.
@@ -53,9 +55,10 @@ class Deployment:
 
     Raises:
         ConfigError: it would be open to strangers, which was not asked for; or a key or
-            certificate is none. Nothing on disk has been touched.
-        StoreError: the cache's directory is locked or cannot be used.
-        PostgresError: a timeline on disk cannot be used.
+            certificate is none; or there is no directory `root`. Nothing on disk has been
+            touched.
+        StoreError: the cache's directory is locked or cannot be used, or the tenants cannot
+            be listed.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Deployment:
         auth_keys: Path | None = None,
         tls_cert: Path | None = None,
         tls_key: Path | None = None,
+        create: bool = False,
     ) -> None:
         self._keys = None if auth_keys is None else TokenKeys(auth_keys)
         self._certificate = None if tls_cert is None else Certificate(tls_cert, tls_key)
@@ -79,8 +83,12 @@ class Deployment:
             errors = RecentErrors()
             logging.getLogger(_LOGGER).addHandler(errors)
             opening.callback(logging.getLogger(_LOGGER).removeHandler, errors)
+            if create:
+                make_root(root)
             self.pageserver = Pageserver(root, None, cache_config, registry)
             opening.callback(self.pageserver.close, _CLOSE_TIMEOUT_S)
+            if not create and not self.pageserver.tenants.known():
+                log.warning("no tenant is in %s\nhint: %s", root / "tenants", _NO_TENANT_HINT)
             self.service = PageService(
                 self._source(root, service_config),
                 service_config,
@@ -98,6 +106,7 @@ class Deployment:
                 errors=errors,
                 has_tokens=has_tokens,
                 has_tls=has_tls,
+                broken=self.pageserver.tenants.broken.list,
             )
             self.http: HttpService | None = None
             if http_config is not None:

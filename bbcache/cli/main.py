@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
-from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from bbcache._version import __version__
 from bbcache.cli import bench, demo, fetch, serve, verify
+from bbcache.cli.output import drop_unwritten, lasting_stderr, open_standard_streams
 from bbcache.cli.stop_signals import Stopped
+from bbcache.cli.verify import NoCacheError
 from bbcache.errors import BbcacheError
 
 if TYPE_CHECKING:
@@ -25,9 +25,10 @@ class ExitCode(IntEnum):
     OK = 0
     FAILED = 1  # something was not as promised
     ERROR = 2  # wrong arguments, something missing, a disk that does not do its part
+    NO_CACHE = 3  # the directory that was to be verified holds no cache
     HUNG_UP = 128 + signal.SIGHUP  # the terminal was closed
     INTERRUPTED = 128 + signal.SIGINT  # Ctrl-C
-    BROKEN_PIPE = 128 + signal.SIGPIPE  # whoever read the output has gone
+    BROKEN_PIPE = 128 + signal.SIGPIPE  # the reader of the output has gone
     TERMINATED = 128 + signal.SIGTERM
 
 
@@ -40,6 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         An `ExitCode`.
     """
+    open_standard_streams()
+    try:
+        with lasting_stderr():
+            return _run(argv)
+    finally:
+        drop_unwritten(sys.stdout)
+
+
+def _run(argv: Sequence[str] | None) -> ExitCode:
     options = _parser().parse_args(argv)
     try:
         is_well = options.run(options)
@@ -51,29 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_code
     except BrokenPipeError:
         return ExitCode.BROKEN_PIPE
+    except NoCacheError as error:
+        _complain(f"error: {error}")
+        return ExitCode.NO_CACHE
     except (BbcacheError, OSError) as error:
         _complain(f"error: {error}")
         return ExitCode.ERROR
-    else:
-        return ExitCode.OK if is_well else ExitCode.FAILED
-    finally:
-        _drop_what_cannot_be_written()
+    return ExitCode.OK if is_well else ExitCode.FAILED
 
 
 def _complain(what: str) -> None:
-    with suppress(OSError):  # nobody may be there to read it
-        print(f"bbcache: {what}", file=sys.stderr)
-
-
-def _drop_what_cannot_be_written() -> None:
-    """Leave nothing in the buffers that the interpreter's exit would fail on once more."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is None:  # closed before the start
-            continue
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    print(f"bbcache: {what}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="bbcache",
         description="Basebackups of serverless Postgres, made ahead of need.",
         epilog="exit codes: 0 all well, 1 something was not as promised, 2 an error, "
-        "128 + n stopped by signal n",
+        "3 no cache to verify, 128 + n stopped by signal n",
     )
     parser.add_argument("--version", action="version", version=f"bbcache {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

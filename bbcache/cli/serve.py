@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bbcache.cli.descriptors import allow_descriptors
+from bbcache.cli.output import lasting_stdout
 from bbcache.cli.stop_signals import heeded_signals
 from bbcache.config import TOML_TABLE, BasebackupCacheConfig, parse_duration_s
 from bbcache.errors import BbcacheError, ConfigError
@@ -44,8 +45,12 @@ who may have what:
     openssl pkey -in key.pem -pubout -out key.pub.pem     (this is for --auth-keys)
 
 signals:
-  TERM, INT   take no new clients, let each end what it is at, end; once more: end now
-  HUP         read keys and certificate anew (without any: end, as by TERM)
+  TERM, INT   take no new clients, finish running commands, then exit; a second signal
+              exits at once
+  HUP         read keys and certificate again (without any: as TERM)
+
+exit codes:
+  0 ended by a signal, 2 cannot start; output that cannot be written does not end it
 """
 
 
@@ -60,11 +65,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--root",
-        type=Path,
+        type=_directory,
         required=True,
         metavar="DIR",
         help="the pageserver's directory, with tenants/ and basebackup_cache/ in it; "
         "used by one pageserver at a time",
+    )
+    parser.add_argument(
+        "--create",
+        action="store_true",
+        help="make the directory if it does not exist; otherwise that is an error",
     )
     _add_listening(parser)
     _add_security(parser)
@@ -159,9 +169,10 @@ def run(options: argparse.Namespace) -> bool:
 
     settings = _settings(options)
     with (
+        lasting_stdout(),
         _signals_wait() as signals,
         _logging_to_stderr(),
-        Deployment(options.root.absolute(), **settings) as deployment,
+        Deployment(options.root, create=options.create, **settings) as deployment,
     ):
         allow_descriptors(options.max_connections)
         deployment.start()
@@ -245,6 +256,9 @@ def _announce(deployment: Deployment) -> None:
         print(f"tenant {tenant_id} timeline {timeline_id} at {lsn}")
     if len(timelines) > _MOST_SHOWN:
         print(f"and {len(timelines) - _MOST_SHOWN} timelines more")
+    broken_count = len(deployment.pageserver.tenants.broken.list())
+    if broken_count:
+        print(f"{broken_count} tenants or timelines are broken: see the log")
     if not timelines:
         print("no timelines yet: `bbcache demo --dir DIR` makes one in an empty directory")
     print("ready; end it with Ctrl-C", flush=True)
@@ -282,6 +296,12 @@ def _logging_to_stderr() -> Iterator[None]:
         handler.flush()
         logger.removeHandler(handler)
         logger.setLevel(before)
+
+
+def _directory(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text).absolute()
 
 
 def _seconds(text: str) -> float:

@@ -7,9 +7,11 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bbcache.audit import Audit, Finding, Verdict
+from bbcache.dirlock import LOCK_NAME
+from bbcache.errors import BbcacheError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -17,8 +19,17 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Check every archive in a cache directory: the seal and the digest of those that
 bbcache has written, the whole gzip stream of the others. A cache may be running on
-the directory. Exits with 1 where an archive is bad or cannot be read.
+the directory.
 """
+_EPILOG = """\
+exit codes: 0 every archive is good, 1 an archive is bad or cannot be read, 2 the directory
+cannot be listed, 3 the directory is no cache: it has neither an archive nor .bbcache.lock
+"""
+_CACHE_DIR_NAME: Final = "basebackup_cache"  # in a pageserver's directory
+
+
+class NoCacheError(BbcacheError):
+    """The directory that is to be verified holds no cache."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,6 +38,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "verify",
         help="check every archive in a cache directory",
         description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("dir", type=Path, metavar="DIR", help="the cache's data directory")
@@ -44,9 +56,12 @@ def run(options: argparse.Namespace) -> bool:
         Whether every archive is good.
 
     Raises:
+        NoCacheError: no cache has ever used the directory.
         OSError: the directory cannot be listed, or a bad archive not be moved.
     """
     audit = Audit(options.dir)
+    if not audit.is_cache:
+        raise NoCacheError(f"{options.dir} is no cache: {_what_is_missing(options.dir)}")
     findings = list(_with_progress(audit.run(quarantine=options.quarantine), len(audit)))
     counts = Counter(finding.verdict for finding in findings)
     if options.json:
@@ -55,11 +70,17 @@ def run(options: argparse.Namespace) -> bool:
             "counts": {verdict: counts[verdict] for verdict in Verdict},
             "files": [finding._asdict() for finding in findings],
         }
-        json.dump(document, sys.stdout, indent=2)
-        print()
+        print(json.dumps(document, indent=2))
     else:
         _print(findings, counts)
     return counts[Verdict.BAD] == counts[Verdict.UNREADABLE] == 0
+
+
+def _what_is_missing(directory: Path) -> str:
+    missing = f"it has neither an archive nor {LOCK_NAME}"
+    inner = directory / _CACHE_DIR_NAME
+    hint = f"Name {inner}." if inner.is_dir() else "Is the file system mounted?"
+    return f"{missing}\nhint: {hint}"
 
 
 def _with_progress(findings: Iterable[Finding], total: int) -> Iterator[Finding]:

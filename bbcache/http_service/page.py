@@ -51,6 +51,7 @@ def render(status: Status) -> str:
 {_meters(status.meters)}
 {_skips(status)}
 {_trouble(status)}
+{_broken(status)}
 {_errors(status.errors)}
 {_entries(status.entries, status.entry_count)}
 </div>
@@ -156,6 +157,26 @@ def _trouble(status: Status) -> str:
         )
     )
     return f"<section>\n<h2>What should be zero</h2>\n{rows}\n</section>"
+
+
+def _broken(status: Status) -> str:
+    """Nothing where nothing is broken."""
+    if not status.broken_count:
+        return ""
+    rows = "\n".join(
+        f"<tr><td><code>{_e(each.tenant_id)}</code></td>"
+        f"<td><code>{_e(each.timeline_id or 'all')}</code></td>"
+        f'<td class="text">{_e(each.reason)}</td></tr>'
+        for each in status.broken
+    )
+    left = status.broken_count - len(status.broken)
+    more = f'<p class="faint">{_e(_number(left))} more.</p>' if left else ""
+    head = "<tr><th>tenant</th><th>timeline</th><th>reason</th></tr>"
+    return f"""<section class="wide">
+<h2>Broken, and not served ({_e(_number(status.broken_count))})</h2>
+<div class="scroll"><table id="broken"><thead>{head}</thead>{rows}</table></div>
+{more}
+</section>"""
 
 
 def _errors(errors: Iterable[RecentError]) -> str:

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from bbcache.http_service.recent_errors import RecentError, RecentErrors
     from bbcache.page_service.config import PageServiceConfig
     from bbcache.page_service.server import PageService
+    from bbcache.pageserver.broken import Broken
 
 MOST_ENTRIES: Final = 100  # that are shown
+MOST_BROKEN: Final = 100  # likewise
 MEANINGS: Final = {
     SkipReason.NOT_SHARD_ZERO: "basebackups are taken on shard zero alone",
     SkipReason.DISABLED: "the tenant's switch is off",
@@ -77,6 +79,21 @@ class ShownEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownBroken:
+    """A tenant or timeline that cannot be served.
+
+    Attributes:
+        tenant_id: the tenant.
+        timeline_id: the timeline; None where the whole tenant is broken.
+        reason: why.
+    """
+
+    tenant_id: str
+    timeline_id: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """A service at one moment.
 
@@ -101,6 +118,8 @@ class Status:
         trouble: what should be 0, by what it is.
         entry_count: how many entries there are.
         entries: the largest of them.
+        broken_count: how many tenants and timelines cannot be served.
+        broken: some of them.
         errors: the last warnings and errors, newest first.
     """
 
@@ -123,6 +142,8 @@ class Status:
     trouble: dict[str, int]
     entry_count: int
     entries: tuple[ShownEntry, ...]
+    broken_count: int
+    broken: tuple[ShownBroken, ...]
     errors: tuple[RecentError, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -144,6 +165,7 @@ class StatusReader:
         errors: the end of the log.
         has_tokens: whether clients must prove who they are.
         has_tls: whether they must speak TLS.
+        broken: lists what the host cannot serve.
         clock: seconds since 1970.
     """
 
@@ -158,6 +180,7 @@ class StatusReader:
         errors: RecentErrors,
         has_tokens: bool,
         has_tls: bool,
+        broken: Callable[[], list[Broken]] = list,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._cache = cache
@@ -168,6 +191,7 @@ class StatusReader:
         self._errors = errors
         self._has_tokens = has_tokens
         self._has_tls = has_tls
+        self._broken = broken
         self._clock = clock
         self._started_at_s = clock()
 
@@ -180,7 +204,7 @@ class StatusReader:
     def read(self) -> Status:
         """All of it."""
         samples = _Samples(self._registry)
-        entries = self._cache.entries()
+        entries, broken = self._cache.entries(), self._broken()
         query = "pageserver_basebackup_query_seconds_count"
         answers: dict[str, int] = {
             source: samples.total(query, result=Result.OK, bbcache_source=source)
@@ -213,6 +237,7 @@ class StatusReader:
             skips=samples.by("bbcache_prepare_skips_total", "reason", SkipReason),
             trouble={
                 "archives_quarantined": samples.total("bbcache_quarantined_total"),
+                "broken_tenants_and_timelines": len(broken),
                 "failed_removals": samples.total("bbcache_unlink_failures_total"),
                 "cleanup_errors": samples.total("bbcache_cleanup_errors_total"),
                 "read_errors": samples.total(
@@ -224,6 +249,8 @@ class StatusReader:
                 ShownEntry(str(e.tenant_id), str(e.timeline_id), str(e.lsn), e.size_bytes)
                 for e in heapq.nlargest(MOST_ENTRIES, entries, key=lambda each: each.size_bytes)
             ),
+            broken_count=len(broken),
+            broken=tuple(map(_shown, broken[:MOST_BROKEN])),
             errors=tuple(self._errors.newest_first()),
         )
 
@@ -246,6 +273,11 @@ class StatusReader:
             *(Meter(name, used, getattr(config, key), unit, key) for name, used, key, unit in rows),
             connected,
         )
+
+
+def _shown(broken: Broken) -> ShownBroken:
+    timeline_id = None if broken.timeline_id is None else str(broken.timeline_id)
+    return ShownBroken(str(broken.tenant_id), timeline_id, broken.reason)
 
 
 class _Samples:

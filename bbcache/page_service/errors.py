@@ -7,9 +7,10 @@ SQLSTATEs are PostgreSQL's (errcodes.txt); Neon has ``XX000`` for most.
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar, Final
 
-from bbcache.errors import BbcacheError, text_of
+from bbcache.errors import BbcacheError, names_a_path, text_of
 
 _HINT: Final = "\nhint: "
 
@@ -153,8 +154,13 @@ class DisconnectedError(PageServiceError):
 def plain_text(error: BaseException) -> str:
     """An exception's own text without its hint; no more than the type of a foreign one.
 
-    A foreign exception's text may have anything in it, and is for the log.
+    A foreign exception's text may have anything in it, and is for the log. So is a text that
+    names a path of the service's machine: of that, clients learn what the disk has said.
     """
-    if isinstance(error, BbcacheError):
-        return text_of(error).partition(_HINT)[0]
-    return type(error).__name__
+    if not isinstance(error, BbcacheError):
+        return type(error).__name__
+    text = text_of(error).partition(_HINT)[0]
+    if isinstance(error, PageServiceError) or not names_a_path(text):
+        return text
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number else "the log of the service has the reason"

@@ -6,7 +6,7 @@ ties them to a cache.
 """
 
 from bbcache.pageserver.compute import ComputeNode
-from bbcache.pageserver.pageserver import Basebackup, Pageserver
+from bbcache.pageserver.pageserver import Basebackup, Pageserver, make_root
 from bbcache.pageserver.tenants import PgdataTenant, PgdataTenantManager
 from bbcache.pageserver.timeline import PgdataTimeline
 
@@ -17,4 +17,5 @@ __all__ = [
     "PgdataTenant",
     "PgdataTenantManager",
     "PgdataTimeline",
+    "make_root",
 ]

@@ -8,12 +8,11 @@ the cache are still needed is unknown, so they stay.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from bbcache.errors import BrokenError, printable, text_of
+from bbcache.errors import BrokenError, names_a_path, printable, text_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from bbcache.ids import Lsn, TenantId, TimelineId
 
 _MOST_LOGGED: Final = 20  # of each kind, while the tenants are attached
-_ABSOLUTE_PATH: Final = re.compile(r"(?:^|(?<=[\s'\"(=]))/")
 _UNNAMED_REASON: Final = "its directory cannot be used; the log of the service has the reason"
 
 log = logging.getLogger(__name__)
@@ -199,7 +197,7 @@ def _reason(error: BaseException | str, path: Path) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"its directory cannot be read: {error.strerror}"
     text = _first_line(error).replace(f"{path}/", "").replace(str(path), "its directory")
-    return _UNNAMED_REASON if _ABSOLUTE_PATH.search(text) else printable(text)
+    return _UNNAMED_REASON if names_a_path(text) else printable(text)
 
 
 def _first_line(error: BaseException | str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self
 from isal import igzip
 
 from bbcache.cache import BasebackupCache
-from bbcache.errors import PostgresError, PrepareError
+from bbcache.errors import ConfigError, PostgresError, PrepareError
 from bbcache.pageserver.compute import ComputeNode
+from bbcache.pageserver.metrics import PageserverMetrics
 from bbcache.pageserver.tenants import PgdataTenantManager
 from bbcache.postgres.cluster import Cluster
 from bbcache.postgres.pgdata import inspect_pgdata, restore_tarball
@@ -44,8 +46,8 @@ class Pageserver:
     """A small synchronous pageserver around a `BasebackupCache`. Thread-safe.
 
     Args:
-        root: holds the tenants, the cache and the compute nodes; made if need be, and
-            used by one pageserver at a time.
+        root: holds the tenants, the cache and the compute nodes; an existing directory
+            (`make_root` makes one), used by one pageserver at a time.
         binaries: PostgreSQL's programs; None for a pageserver that only serves: it makes
             neither timelines nor compute nodes.
         config: the cache's settings; None runs without a cache.
@@ -58,8 +60,9 @@ class Pageserver:
         cache: the cache.
 
     Raises:
-        StoreError: the cache's directory is locked or cannot be used.
-        PostgresError: a timeline on disk cannot be used.
+        ConfigError: there is no directory `root`.
+        StoreError: the cache's directory is locked or cannot be used, or the tenants cannot
+            be listed.
     """
 
     def __init__(
@@ -74,13 +77,14 @@ class Pageserver:
         self._binaries = binaries
         self._streams_wal = streams_wal
         self._computes_dir = root / "computes"
-        _make_passable(root)
+        _check_root(root)
         self.tenants = PgdataTenantManager(root / "tenants")
         # The cache starts at once and waits: the tenants are not ready yet.
         self.cache = BasebackupCache.spawn(
             root / "basebackup_cache", config, self.tenants, registry
         )
         try:
+            self._metrics = PageserverMetrics(registry, self.tenants)
             _make_passable(self._computes_dir)
             _remove_computes(self._computes_dir)
             self.tenants.attach_all()
@@ -155,6 +159,7 @@ class Pageserver:
     def close(self, timeout_s: float | None = None) -> None:
         """Close the cache; stop the compute nodes before."""
         self.cache.close(timeout_s)
+        self._metrics.close()
 
     def __enter__(self) -> Self:
         return self
@@ -192,6 +197,34 @@ def _remove_computes(directory: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def make_root(root: Path) -> None:
+    """Make a directory for a pageserver, which PostgreSQL's user can pass through.
+
+    Does nothing where there is one already.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        _make_passable(root)
+    except OSError as error:
+        raise ConfigError(f"the root {root} cannot be made: {error.strerror}") from error
+
+
+def _check_root(root: Path) -> None:
+    """Never make a root: a mistyped or unmounted one is not an empty one."""
+    try:
+        os.listdir(root)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no directory {root}\n"
+            "hint: Is it spelled right, and is its file system mounted? If it is to be a new one, "
+            "make it first (bbcache serve: --create)."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"the root {root} cannot be used: {error.strerror}") from error
 
 
 def _make_passable(directory: Path) -> None:

@@ -266,6 +266,11 @@ class PgdataTenantManager:
             self._tenants[tenant_id] = tenant
         return tenant
 
+    def known(self) -> tuple[PgdataTenant, ...]:
+        """The tenants that are known now: none before `attach_all`."""
+        with self._lock:
+            return tuple(self._tenants.values())
+
     def list(self) -> Iterable[tuple[TenantShardId, PgdataTenant | None]]:
         """All tenants.
 

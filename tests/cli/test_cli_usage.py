@@ -198,6 +198,7 @@ def test_stopped_by_a_signal(
 
 def test_output_that_nobody_reads(tmp_path: Path) -> None:
     """As with ``| head``: the status is that of SIGPIPE, and nothing is complained about."""
+    (tmp_path / ".bbcache.lock").touch()
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as closed:
@@ -210,6 +211,7 @@ def test_output_that_nobody_reads(tmp_path: Path) -> None:
 
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:
     """A full disk is an error, also where it is met at the very end."""
+    (tmp_path / ".bbcache.lock").touch()
     with open("/dev/full", "wb") as full:
         argv = [sys.executable, "-m", "bbcache.cli", "verify", str(tmp_path)]
         done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, check=False, env=BUFFERED)
@@ -219,6 +221,7 @@ def test_output_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_output_that_is_closed(tmp_path: Path) -> None:
     """Without a stdout, as a daemon has it, the status alone tells."""
+    (tmp_path / ".bbcache.lock").touch()
     script = f'exec "{sys.executable}" -m bbcache.cli verify "$0" >&-'
     done = subprocess.run(["sh", "-c", script, tmp_path], check=False, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
 from cache_helpers import Rig
 
 from bbcache.cli import main
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 def test_a_good_directory_exits_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,3 +65,44 @@ def test_no_directory_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture
     """What cannot be listed is an error that names it."""
     assert main(["verify", str(tmp_path / "nowhere")]) == 2
     assert str(tmp_path / "nowhere") in capsys.readouterr().err
+
+
+def test_a_directory_that_is_no_cache_exits_with_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty or foreign directory is not a good cache; a pageserver's is told from it."""
+    (tmp_path / "file").touch()
+    assert main(["verify", str(tmp_path)]) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        f"bbcache: error: {tmp_path} is no cache: it has neither an archive nor .bbcache.lock\n"
+        "hint: Is the file system mounted?\n"
+    )
+    with Rig(tmp_path / "basebackup_cache"):
+        assert main(["verify", "--quarantine", str(tmp_path)]) == 3
+    assert f"hint: Name {tmp_path}/basebackup_cache.\n" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["basebackup_cache", "file"]
+
+
+def test_an_empty_cache_and_one_of_neons_are_caches(tmp_path: Path) -> None:
+    """A lock file is enough, and so is an archive without one."""
+    with Rig(tmp_path / "cache") as rig:
+        assert main(["verify", str(rig.dir)]) == 0
+        rig.prepared()
+    (rig.dir / ".bbcache.lock").unlink()
+    assert main(["verify", str(rig.dir)]) == 0
+
+
+def test_help_documents_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    """All four are there."""
+    with pytest.raises(SystemExit):
+        main(["verify", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for wanted in (
+        "0 every archive is good",
+        "1 an archive is bad",
+        "2 the dir",
+        "3 the directory",
+    ):
+        assert wanted in text

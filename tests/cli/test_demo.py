@@ -403,11 +403,11 @@ def test_a_signal_ends_it_cleanly(tmpdir_for_demo: Path, number: signal.Signals,
     assert_nothing_is_left(tmpdir_for_demo)
 
 
-def test_progress_that_nobody_reads_ends_it_cleanly(tmpdir_for_demo: Path) -> None:
-    """As with ``2>&1 | head``: the status is that of SIGPIPE, and nothing is left."""
+def test_output_that_nobody_reads(tmpdir_for_demo: Path) -> None:
+    """As with ``2>&1 | head``: it plays to its end, then the status is that of SIGPIPE."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as closed:
-        done = subprocess.run([*COMMAND, "demo"], stdout=closed, stderr=closed, check=False)
+        done = subprocess.run([*COMMAND, *DEMO], stdout=closed, stderr=closed, check=False)
     assert done.returncode == 141
     assert_nothing_is_left(tmpdir_for_demo)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,14 +24,14 @@ import psycopg
 import psycopg2
 import pytest
 from cache_helpers import CHILD_DEADLINE_S, DEADLINE_S
-from helpers import tool, wait_until
+from helpers import TENANT, TIMELINE, tool, wait_until
 from page_service import wire
 from page_service.certificates import write_certificate
 from page_service.tokens import Signer
 from page_service.wire import WireClient, copied, kinds
 from pageserver.conftest import Lab
 
-from bbcache import BasebackupCache, BasebackupCacheConfig
+from bbcache import BasebackupCache, BasebackupCacheConfig, TimelineId
 from bbcache.cli import main
 from bbcache.cli.stop_signals import STOP_SIGNALS
 from bbcache.postgres.restore import restore_tarball
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from conftest import ClusterFactory, Templates
     from pageserver.conftest import Address
 
+    from bbcache import Lsn, TenantId
     from bbcache.postgres.cluster import PostgresBinaries
 
 
@@ -50,9 +52,13 @@ class Served:
     """A process of the command, and its clients; ended at the latest with the test."""
 
     def __init__(
-        self, root: Path, *options: str, before: Callable[[], object] | None = None
+        self,
+        root: Path,
+        *options: str,
+        before: Callable[[], object] | None = None,
+        leaves: bool = False,
     ) -> None:
-
+        self._leaves = leaves  # reads stdout as ``head`` does, up to the line that says "ready"
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "bbcache.cli", "serve", "--root", str(root)),
@@ -161,6 +167,10 @@ class Served:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line.rstrip("\n"))
+            if self._leaves and self.is_ready:
+                break
+        if self._leaves:
+            self.process.stdout.close()
 
     def _read_err(self) -> None:
         assert self.process.stderr is not None
@@ -460,11 +470,208 @@ def test_signals_that_arrive_blocked(
     assert served.lines[-1] == "ended"
 
 
-def test_an_empty_directory(serve: Callable[..., Served], tmp_path: Path) -> None:
-    """It is made, and what to do next is said."""
-    served = serve(tmp_path / "new")
+def test_a_new_directory(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """With --create it is made, and what to do next is said."""
+    served = serve(tmp_path / "new", "--create")
     assert any("bbcache demo --dir DIR" in line for line in served.lines)
     assert served.status()["entry_count"] == 0
+    assert "WARNING" not in served.err
+
+
+def test_no_tenant_at_all(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """An existing directory without a tenant is logged, and a metric tells: it may be unmounted."""
+    served = serve(tmp_path)
+    assert f"no tenant is in {tmp_path}/tenants\nhint: Is --root spelled right" in served.err
+    assert b'bbcache_pageserver_tenants{state="active"} 0.0' in served.http("metrics")
+    assert served.status()["errors"][0]["level"] == "WARNING"
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda _: None, r"there is no directory .*/root\nhint: Is it spelled right"),
+        (lambda root: root.touch(), r"the root .*/root cannot be used: Not a directory"),
+        (lambda root: root.symlink_to("nowhere"), r"there is no directory .*/root"),
+        (lambda root: root.symlink_to("root"), r"cannot be used: Too many levels of symbolic"),
+    ],
+    ids=["nothing", "a file", "a broken link", "a loop"],
+)
+def test_a_root_that_is_no_directory(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    make: Callable[[Path], None],
+    complaint: str,
+) -> None:
+    """It is named, the status is 2, and nothing is made."""
+    make(tmp_path / "root")
+    before = sorted(tmp_path.iterdir())
+    assert main(["serve", "--root", str(tmp_path / "root"), "--no-http"]) == 2
+    assert re.search(complaint, capsys.readouterr().err)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_root_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --create as well, what is in its place is named."""
+    (tmp_path / "file").touch()
+    for root, complaint in (("file", "File exists"), ("file/root", "Not a directory")):
+        assert main(["serve", "--create", "--root", str(tmp_path / root), "--no-http"]) == 2
+        assert f"the root {tmp_path}/{root} cannot be made: {complaint}" in capsys.readouterr().err
+
+
+def test_a_relative_root(
+    serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is that of the directory in which the command was started."""
+    monkeypatch.chdir(tmp_path)
+    serve(Path("new"), "--create")
+    assert (tmp_path / "new" / "tenants").is_dir()
+
+
+def test_a_root_with_a_name_that_cannot_be_printed(
+    serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    """It is escaped in what is printed and logged."""
+    served = serve(tmp_path / os.fsdecode(b"r\xff"), "--create")
+    assert served.is_ready
+
+
+@pytest.mark.postgres
+def test_what_is_broken(serve: Callable[..., Served], place: Place, tmp_path: Path) -> None:
+    """Logged, counted, shown, refused by any spelling of the command; the other is served."""
+    root = tmp_path / "root"
+    shutil.copytree(place.root, root)
+    timelines = root / "tenants" / str(place.address.tenant_id) / "timelines"
+    bad = TimelineId.generate()
+    shutil.copytree(timelines / str(place.address.timeline_id), timelines / str(bad))
+    os.truncate(timelines / str(bad) / "global/pg_control", 100)
+    (root / "tenants" / "lost+found").mkdir()
+    (root / "tenants" / str(TENANT)).symlink_to("nowhere")
+    held = root / "basebackup_cache" / entry_name(place.address.tenant_id, bad, place.lsn)
+    entry = entry_name(*place.address, place.lsn)
+    shutil.copy(root / "basebackup_cache" / entry, held)
+    served = serve(root)
+    assert served.value("2 tenants or timelines are broken") == ": see the log"
+    reason = "pg_control: has 100 bytes, not 8192"
+    for verb, *words in (
+        ("basebackup",),
+        ("basebackup", place.lsn),
+        ("basebackup", place.lsn, "--gzip"),
+        ("basebackup", "latest", "--gzip"),
+        ("fullbackup",),
+        ("fullbackup", place.lsn),
+    ):
+        command = " ".join(map(str, [verb, place.address.tenant_id, bad, *words]))
+        error = refusal(served, command)
+        assert f"timeline {bad} of tenant {place.address.tenant_id} is broken: " in error
+        assert reason in error
+        assert str(root) not in error
+    error = refusal(served, f"basebackup {TENANT} {TIMELINE}")
+    assert f"tenant {TENANT} is broken: its directory cannot be read: No such file" in error
+    assert psql(served.conninfo(), place.command("gzip"))
+    metrics = served.http("metrics").decode()
+    for line in (
+        'bbcache_pageserver_tenants{state="active"} 1.0',
+        'bbcache_pageserver_tenants{state="broken"} 1.0',
+        'bbcache_pageserver_timelines{state="active"} 1.0',
+        'bbcache_pageserver_timelines{state="broken"} 1.0',
+        "bbcache_pageserver_foreign_names 1.0",
+    ):
+        assert f"{line}\n" in metrics
+    status = served.status()
+    assert {each["timeline_id"] for each in status["broken"]} == {None, str(bad)}
+    assert reason in served.http("").decode()
+    assert served.http("readyz") == b"ready\n"
+    assert str(timelines / str(bad)) in served.err
+    assert f"{root}/tenants/lost+found is no id" in served.err
+    assert held.exists()
+
+
+def entry_name(tenant_id: TenantId, timeline_id: TimelineId, lsn: Lsn) -> str:
+    """The file of an entry."""
+    return f"basebackup_{tenant_id}_{timeline_id}_{lsn:016X}.tar.gz"
+
+
+def refusal(served: Served, command: str) -> str:
+    """All that a client reads of a command that fails; nothing where it does not."""
+    client = served.client()
+    replies = client.ask(command)
+    client.close()
+    return "\n".join(
+        value for reply in replies if reply.kind == "E" for value in reply.fields().values()
+    )
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("what", ["", "tenants"])
+def test_a_root_that_vanishes_while_it_is_served(
+    serve: Callable[..., Served], place: Place, tmp_path: Path, what: str
+) -> None:
+    """The service goes on, names no path to a client, and serves again when all is back."""
+    root = tmp_path / "root"
+    shutil.copytree(place.root, root)
+    for entry in (root / "basebackup_cache").glob("basebackup_*"):
+        entry.unlink()
+    served = serve(root)
+    (root / what).rename(tmp_path / "away")
+    command = place.command()
+    error = refusal(served, command)
+    assert error
+    assert str(tmp_path) not in error
+    if what:
+        assert "is broken: PG_VERSION is not there" in error
+        assert served.status()["broken_count"] == 1
+    assert not (root / "tenants").exists()
+    if not what:  # the cache may have made its own directory again
+        shutil.rmtree(root, ignore_errors=True)
+    (tmp_path / "away").rename(root / what)
+    # A build that has failed is not tried again for a while.
+    wait_until(lambda: not refusal(served, command), CHILD_DEADLINE_S)
+    assert served.status()["broken_count"] == 0
+    served.signal(signal.SIGTERM)
+    assert served.end() == 0
+
+
+@pytest.mark.postgres
+def test_the_drain_needs_no_reader_of_stdout(serve: Callable[..., Served], place: Place) -> None:
+    """As with ``serve | head``: a client that is served at SIGTERM gets all of its archive."""
+    served = serve(place.root, leaves=True)
+    wait_until(lambda: served.process.stdout is None or served.process.stdout.closed)
+    busy = served.lazy_client(place)
+    served.signal(signal.SIGTERM)
+    wait_until(lambda: served.status()["state"] == "draining")
+    assert kinds(busy.rest()) == "HdcCZE"
+    assert served.end() == 0
+    busy.close()
+    assert "Traceback" not in served.err
+
+
+@pytest.mark.parametrize("streams", [">/dev/full 2>/dev/full", ">&- 2>&-", ">&- 2>&- <&-"])
+def test_it_needs_no_stream(tmp_path: Path, streams: str) -> None:
+    """With full or closed standard streams it serves, drains, and ends with 0."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    argv = [
+        *(sys.executable, "-m", "bbcache.cli", "serve", "--create", "--root", str(tmp_path / "r")),
+        *("--no-http", "--listen", f"127.0.0.1:{port}"),
+    ]
+    process = subprocess.Popen(["sh", "-c", f'exec "$@" {streams}', "sh", *argv])
+
+    def is_up() -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), DEADLINE_S).close()
+            return True
+        assert process.poll() is None
+        return False
+
+    try:
+        wait_until(is_up, CHILD_DEADLINE_S)
+        links = {os.path.realpath(f"/proc/{process.pid}/fd/{fd}") for fd in (1, 2)}
+        assert links <= {"/dev/null", "/dev/full"}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(CHILD_DEADLINE_S) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_settings(serve: Callable[..., Served], tmp_path: Path) -> None:
@@ -473,7 +680,7 @@ def test_settings(serve: Callable[..., Served], tmp_path: Path) -> None:
     config.write_text(
         "listen_pg_addr = '127.0.0.1:1'\n[basebackup_cache_config]\nmax_size_entries = 7\n"
     )
-    served = serve(tmp_path / "root", "--config", str(config), "--max-connections", "5")
+    served = serve(tmp_path / "root", "--create", "--config", str(config), "--max-connections", "5")
     limits = {each["setting"]: each["limit"] for each in served.status()["meters"]}
     assert (limits["max_size_entries"], limits["max_connections"]) == (7, 5)
 
@@ -487,7 +694,7 @@ def test_descriptors(
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
 
-    served = serve(tmp_path / "root", "--max-connections", "100", before=limit)
+    served = serve(tmp_path / "root", "--create", "--max-connections", "100", before=limit)
     pid = served.process.pid
     assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (soft_then, hard)
     served.signal(signal.SIGTERM)
@@ -498,13 +705,13 @@ def test_descriptors(
 def test_enough_descriptors(serve: Callable[..., Served], tmp_path: Path) -> None:
     """A limit that is high enough stays as it is."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    served = serve(tmp_path / "root", "--max-connections", "1")
+    served = serve(tmp_path / "root", "--create", "--max-connections", "1")
     assert resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE) == before
 
 
 def test_no_http(serve: Callable[..., Served], tmp_path: Path) -> None:
     """It can do without."""
-    served = serve(tmp_path / "root", "--no-http")
+    served = serve(tmp_path / "root", "--create", "--no-http")
     assert not any(line.startswith("status") for line in served.lines)
 
 
@@ -536,7 +743,8 @@ def test_what_is_refused(
 ) -> None:
     """It is named, the status is 2, and nothing was touched."""
     root = tmp_path / "root"
-    argv = ["serve", "--root", str(root), "--listen", "127.0.0.1:0", "--no-http", *options]
+    argv = ["serve", "--create", "--root", str(root), "--listen", "127.0.0.1:0", *options]
+    argv.append("--no-http")
     if "--http" in options:
         argv.remove("--no-http")
     assert main(argv) == 2
@@ -546,7 +754,8 @@ def test_what_is_refused(
 
 def test_tokens_in_clear_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Beyond loopback, unless told to in so many words."""
-    argv = ["serve", "--root", str(tmp_path / "root"), "--listen", EVERYWHERE, "--no-http"]
+    argv = ["serve", "--create", "--root", str(tmp_path / "root"), "--no-http"]
+    argv += ["--listen", EVERYWHERE]
     assert main([*argv, *with_keys(tmp_path)]) == 2
     assert "--allow-cleartext-tokens" in capsys.readouterr().err
 
@@ -561,7 +770,7 @@ def test_what_was_asked_for_in_so_many_words(
     """Is done."""
     where = "--http" if option.endswith("http") else "--listen"
     more = with_keys(tmp_path) if "tokens" in option else []
-    served = serve(tmp_path / "root", where, EVERYWHERE, option, *more)
+    served = serve(tmp_path / "root", "--create", where, EVERYWHERE, option, *more)
     assert any(EVERYWHERE.partition(":")[0] in line for line in served.lines)
 
 
@@ -580,7 +789,9 @@ def test_settings_that_are_wrong(
     """They are named, and the status is 2."""
     config = tmp_path / "pageserver.toml"
     config.write_text(text)
-    assert main(["serve", "--root", str(tmp_path / "root"), "--config", str(config)]) == 2
+    assert (
+        main(["serve", "--create", "--root", str(tmp_path / "root"), "--config", str(config)]) == 2
+    )
     assert re.search(complaint, capsys.readouterr().err)
     assert not (tmp_path / "root").exists()
 
@@ -609,6 +820,7 @@ def test_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ("options", "complaint"),
     [
         ([], "the following arguments are required: --root"),
+        (["--root", ""], "argument --root: it is empty"),
         (["--root", "x", "--drain-timeout", "soon"], "--drain-timeout: duration is 'soon'"),
         (["--root", "x", "--max-connections", "many"], "invalid int value: 'many'"),
     ],
@@ -630,6 +842,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for wanted in (
         *("bbcache demo --dir", "psql", "openssl genpkey", "pageserverapi", "HUP", "--root"),
+        *("--create", "exit codes"),
         *("--listen", "--http", "--no-http", "--auth-keys", "--tls-cert", "--tls-key", "--config"),
         *("--drain-timeout", "--max-connections", "--allow-unauthenticated-http"),
     ):

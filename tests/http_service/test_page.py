@@ -12,7 +12,7 @@ import pytest
 from bbcache.http_service.look import CONTENT_SECURITY_POLICY, SCRIPT, STYLE
 from bbcache.http_service.page import duration, render, size
 from bbcache.http_service.recent_errors import RecentError
-from bbcache.http_service.status import Meter, ShownEntry, State, Status
+from bbcache.http_service.status import Meter, ShownBroken, ShownEntry, State, Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +46,11 @@ def make_status(**changes: Any) -> Status:
         trouble={"archives_quarantined": 3, "read_errors": 0},
         entry_count=3,
         entries=(ShownEntry("a" * 32, "b" * 32, "0/10", 2048),),
+        broken_count=3,
+        broken=(
+            ShownBroken("c" * 32, "d" * 32, "pg_control is cut"),
+            ShownBroken("e" * 32, None, "it cannot be read"),
+        ),
         errors=(RecentError("2026-01-01T00:00:01", "ERROR", "bbcache.x", "no\nhint: Do."),),
     )
     return replace(status, **changes)
@@ -103,6 +108,8 @@ def text_of(status: Status) -> str:
         *("950 bytes of 1000 bytes", "12,345 of 100,000", "1 ok · 3 skip · 0 error"),
         *("full the cache had no room 2", "archives quarantined 3", "fills: error 1"),
         *("a" * 32, "b" * 32, "0/10", "2.0 KiB", "Entries (3)", "2 more"),
+        *(f"{'c' * 32} {'d' * 32} pg_control is cut", f"{'e' * 32} all it cannot be read"),
+        *("Broken, and not served (3)", "it cannot be read 1 more."),
         *("ERROR 2026-01-01T00:00:01 bbcache.x no hint: Do.", "version 1.2.3", "pid 4711"),
     ],
 )
@@ -112,8 +119,9 @@ def test_what_is_shown(shown: str) -> None:
 
 
 def test_what_is_not_shown() -> None:
-    """Reasons that have skipped nothing are left out."""
+    """Reasons that have skipped nothing are left out, and so is the list of nothing broken."""
     assert "disabled" not in text_of(make_status())
+    assert "Broken" not in text_of(make_status(broken_count=0, broken=()))
 
 
 @pytest.mark.parametrize(
@@ -160,12 +168,13 @@ def test_everything_is_escaped() -> None:
         prepares={HOSTILE: 1},
         trouble={HOSTILE: 3, "read_errors": 0},
         entries=(ShownEntry(HOSTILE, HOSTILE, HOSTILE, 2048),),
+        broken=(ShownBroken(HOSTILE, HOSTILE, HOSTILE), ShownBroken(HOSTILE, None, HOSTILE)),
         errors=(RecentError(HOSTILE, HOSTILE, HOSTILE, HOSTILE),),
     )
     good, bad = Document(render(make_status())), Document(render(hostile))
     assert [tag for tag, _ in good.tags] == [tag for tag, _ in bad.tags]
     assert [set(attrs) for _, attrs in good.tags] == [set(attrs) for _, attrs in bad.tags]
-    assert bad.text.count("<script>alert(1)</script>") == 14
+    assert bad.text.count("<script>alert(1)</script>") == 19
 
 
 def test_it_needs_nothing_but_itself() -> None:

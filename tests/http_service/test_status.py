@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 from cache_helpers import DEADLINE_S, LSN_A, LSN_B, Gate, noise, stop_while_sending
 from fill_helpers import fill
+from helpers import TENANT
 
 from bbcache import TimelineId
-from bbcache.http_service.status import MEANINGS, MOST_ENTRIES, State
+from bbcache.http_service.status import MEANINGS, MOST_ENTRIES, State, StatusReader
 from bbcache.metrics import SkipReason
+from bbcache.pageserver.broken import Broken
 
 if TYPE_CHECKING:
     from http_service.conftest import Whole
@@ -135,6 +137,33 @@ def test_trouble(whole: Whole) -> None:
     whole.bench.rig.wait_idle()
     trouble = whole.reader.read().trouble
     assert (trouble["archives_quarantined"], trouble["read_errors"]) == (1, 1)
+
+
+def test_what_is_broken(whole: Whole) -> None:
+    """It is counted in full and listed up to a limit; the reason is shown."""
+    broken = [
+        Broken(TENANT, None if number == 0 else TimelineId(bytes([number] * 16)), "it is cut")
+        for number in range(150)
+    ]
+    reader = StatusReader(
+        cache=whole.bench.rig.cache,
+        cache_config=whole.bench.rig.config,
+        service=whole.bench.service,
+        service_config=whole.bench.config,
+        registry=whole.bench.registry,
+        errors=whole.errors,
+        has_tokens=False,
+        has_tls=False,
+        broken=lambda: broken,
+    )
+    document = json.loads(json.dumps(reader.read().to_json()))
+    assert document["trouble"]["broken_tenants_and_timelines"] == document["broken_count"] == 150
+    assert len(document["broken"]) == 100
+    assert document["broken"][:2] == [
+        {"tenant_id": str(TENANT), "timeline_id": None, "reason": "it is cut"},
+        {"tenant_id": str(TENANT), "timeline_id": "01" * 16, "reason": "it is cut"},
+    ]
+    assert whole.reader.read().broken_count == 0
 
 
 def test_errors(whole: Whole) -> None:

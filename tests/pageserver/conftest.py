@@ -11,7 +11,7 @@ from helpers import samples, wait_until
 from prometheus_client import CollectorRegistry
 
 from bbcache import BasebackupCacheConfig
-from bbcache.pageserver import Pageserver
+from bbcache.pageserver import Pageserver, make_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,6 +52,7 @@ class Lab:
     """
 
     def __init__(self, binaries: PostgresBinaries, templates: Templates, root: Path) -> None:
+        make_root(root)
         self.binaries = binaries
         self.root = root
         self.settings = _SETTINGS

@@ -1,0 +1,105 @@
+"""The standard streams of a command, which may be closed, full, or without a reader."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TextIO, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_STREAMS: Final = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+
+
+class _Lasting:
+    """A text stream that drops what cannot be written, and has all else of another one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.has_failed = False
+
+    def write(self, text: str) -> int:
+        with self._dropping():
+            self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with self._dropping():
+            self._stream.flush()
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):  # ValueError: it is closed
+            self.has_failed = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def lasting_stdout() -> Iterator[None]:
+    """Let no write to stdout raise in a block; for a command that goes on without a reader."""
+    with _lasting(sys.stdout) as stream, contextlib.redirect_stdout(stream):
+        yield
+
+
+@contextmanager
+def lasting_stderr() -> Iterator[None]:
+    """Let no write to stderr raise in a block."""
+    with _lasting(sys.stderr) as stream, contextlib.redirect_stderr(stream):
+        yield
+
+
+@contextmanager
+def _lasting(stream: TextIO) -> Iterator[TextIO]:
+    lasting = _Lasting(stream)
+    try:
+        yield cast("TextIO", lasting)
+    finally:
+        lasting.flush()
+        if lasting.has_failed:
+            _lead_nowhere(stream)
+
+
+def open_standard_streams() -> None:
+    """Give the process all three streams, those that were closed at its start as /dev/null.
+
+    Otherwise the next file or socket gets the descriptor of a closed one, and the messages
+    of a library or a child process with it. Text that a stream cannot encode is escaped.
+    """
+    for fd, (name, mode) in enumerate(_STREAMS):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+            os.open(os.devnull, os.O_RDWR)  # the lowest descriptor that is free: this one
+            os.set_inheritable(fd, True)  # noqa: FBT003 - as a standard stream is
+            setattr(sys, name, open(fd, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def drop_unwritten(stream: TextIO) -> None:
+    """Leave nothing in a stream's buffers that the interpreter's exit would fail on again."""
+    try:
+        stream.flush()
+    except OSError:
+        _lead_nowhere(stream)
+
+
+def _lead_nowhere(stream: TextIO) -> None:
+    """Let what is still in the buffers of a stream be written without an error."""
+    with contextlib.suppress(OSError, ValueError):  # it has no descriptor
+        fd = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(fd, stream.fileno())
+        os.close(fd)

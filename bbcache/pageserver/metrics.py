@@ -1,0 +1,80 @@
+"""The Prometheus metrics of a pageserver: what is on disk, and what of it is served."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from prometheus_client import REGISTRY
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from bbcache.host import TenantState
+from bbcache.metrics import register_all, unregister_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prometheus_client import CollectorRegistry
+
+    from bbcache.pageserver.tenants import PgdataTenantManager
+
+
+class PageserverMetrics(Collector):
+    """Counts tenants, timelines and foreign names at each scrape. Thread-safe.
+
+    Args:
+        registry: where to register; None for Prometheus' default registry.
+        tenants: what is counted.
+
+    Raises:
+        ConfigError: the registry has the metrics of another pageserver.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None, tenants: PgdataTenantManager) -> None:
+        self._registry = REGISTRY if registry is None else registry
+        self._tenants = tenants
+        register_all(
+            self._registry,
+            [self],
+            "the Prometheus registry has the metrics of another pageserver\n"
+            "hint: Pass registry=CollectorRegistry() to the second one of a process.",
+        )
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """The metrics, without values."""
+        return (
+            GaugeMetricFamily(
+                "bbcache_pageserver_tenants", "Tenants on disk, by their states.", labels=["state"]
+            ),
+            GaugeMetricFamily(
+                "bbcache_pageserver_timelines",
+                "Timelines on disk, by whether they can be served.",
+                labels=["state"],
+            ),
+            GaugeMetricFamily(
+                "bbcache_pageserver_foreign_names",
+                "Names among the tenants and timelines that are no ids.",
+            ),
+        )
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """The metrics as they are now."""
+        tenants, timelines, foreign = self.describe()
+        states, timeline_count = Counter[TenantState](), 0
+        for tenant in self._tenants.known():
+            states[tenant.current_state()] += 1
+            timeline_count += len(tenant.list_timelines())
+        broken = self._tenants.broken
+        broken_count = sum(each.timeline_id is not None for each in broken.list())
+        for state in TenantState:
+            tenants.add_metric([state.value], states[state])
+        timelines.add_metric(["active"], max(0, timeline_count - broken_count))
+        timelines.add_metric(["broken"], broken_count)
+        foreign.add_metric([], broken.foreign_count)
+        return tenants, timelines, foreign
+
+    def close(self) -> None:
+        """Leave the default registry; one of the caller's own stays readable."""
+        if self._registry is REGISTRY:
+            unregister_all(self._registry, [self])
