@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from bbcache.waiters import Waiters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 
 class Activity:
     """A count of pieces of work under way. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # guards _count
+        self._lock = threading.RLock()  # guards the next two
         self._count = 0
+        self._blocks: WeakSet[threading.Lock] = WeakSet()  # locked while they run
         self._is_over = False
         self._waiters = Waiters()
 
@@ -30,18 +31,28 @@ class Activity:
         """Count one piece of work less; call once for each `begin`."""
         with self._lock:
             self._count -= 1
-            is_idle = self._count == 0
-        if is_idle:
+        self.changed()
+
+    def under_way(self) -> AbstractContextManager[object]:
+        """Count a piece of work for the time of a block; call `changed` behind it.
+
+        A block that is interrupted has ended, wherever that was: it holds a lock of its own,
+        which Python frees without a step of Python code in between.
+        """
+        block = threading.Lock()
+        with self._lock:
+            self._blocks.add(block)
+        return block
+
+    def changed(self) -> None:
+        """Wake the threads that wait, where nothing is under way any more."""
+        if self.is_idle():
             self._waiters.wake_all()
 
-    @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """Count a piece of work for the time of a block."""
-        self.begin()
-        try:
-            yield
-        finally:
-            self.end()
+    def is_idle(self) -> bool:
+        """Whether nothing is under way at this moment."""
+        with self._lock:
+            return self._count == 0 and not any(block.locked() for block in self._blocks)
 
     def wait_idle(self, timeout_s: float | None) -> bool:
         """Wait until nothing is under way.
@@ -50,8 +61,8 @@ class Activity:
             False when `timeout_s` seconds passed first, or the cache was closed
             with work left.
         """
-        self._waiters.wait_for(lambda: self._count == 0 or self._is_over, timeout_s)
-        return self._count == 0
+        self._waiters.wait_for(lambda: self._is_over or self.is_idle(), timeout_s)
+        return self.is_idle()
 
     def give_up(self) -> None:
         """Wake every thread that waits: nothing more will end."""

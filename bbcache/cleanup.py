@@ -67,18 +67,22 @@ class Cleaner:
         main thread passes through.
         """
         with self._activity.under_way():
-            if not self._try("use the cache directory", self._shelf.ensure_home):
-                return
-            # Before the host is asked: an entry born meanwhile is not judged.
-            entries = self._index.by_key()
-            entry_count = len(entries)
-            with process.callback():
-                outgrown = self._outgrown(entries)
-            removed_count = sum(map(self._shelf.discard, outgrown))
-            if removed_count:
-                log.info("clean-up removed %d of %d basebackups", removed_count, entry_count)
-            self._try("look after the cache directory", self._shelf.upkeep)
-            self._metrics.refresh()
+            self._step()
+        self._activity.changed()
+
+    def _step(self) -> None:
+        if not self._try("use the cache directory", self._shelf.ensure_home):
+            return
+        # Before the host is asked: an entry born meanwhile is not judged.
+        entries = self._index.by_key()
+        entry_count = len(entries)
+        with process.callback():
+            outgrown = self._outgrown(entries)
+        removed_count = sum(map(self._shelf.discard, outgrown))
+        if removed_count:
+            log.info("clean-up removed %d of %d basebackups", removed_count, entry_count)
+        self._try("look after the cache directory", self._shelf.upkeep)
+        self._metrics.refresh()
 
     def _try(self, doing: str, what: Callable[[], None]) -> bool:
         try:

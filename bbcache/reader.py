@@ -101,15 +101,17 @@ class Reader:
         except (ArchiveError, OSError) as error:
             self._failed(entry, error)
             return None
-        if self._is_always_checked or not entry.is_proven:
-            try:
+        try:
+            if self._is_always_checked or not entry.is_proven:
                 self._check(file, entry)
-            except (ArchiveError, OSError) as error:
-                with suppress(OSError):  # one failure is enough
-                    file.close()
-                self._failed(entry, error)
-                return None
-        self._metrics.hits.inc()
+            self._metrics.hits.inc()
+        except BaseException as error:
+            with suppress(OSError):  # one failure is enough
+                file.close()
+            if not isinstance(error, (ArchiveError, OSError)):
+                raise
+            self._failed(entry, error)
+            return None
         return file
 
     def check_built(self, file: BasebackupFile, entry: Entry) -> None:
@@ -144,6 +146,7 @@ class Reader:
         if isinstance(error, ArchiveError):
             with self._activity.under_way():
                 self._take_out(entry, error)
+            self._activity.changed()
         elif isinstance(error, FileNotFoundError) and self._shelf.is_home():
             # Replaced or removed since the look-up, or by somebody else: no ghost stays.
             self._index.remove(entry)

@@ -136,20 +136,35 @@ class BasebackupFile(io.FileIO):
             OSError: it cannot be opened.
         """
         try:
-            fd = open_archive(path)
+            file = cls.open_whatever(path, _OPEN_FLAGS)
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):  # or a link, a socket
                 raise ArchiveError(f"{path} is no regular file") from error
             raise
         try:
-            _check_kind_and_size(fd, path, size_bytes)
-            file = cls(fd, "rb")  # an opener would cost a system call more
+            _check_kind_and_size(file.fileno(), path, size_bytes)
+            file.name, file.lsn, file.size_bytes = path, lsn, size_bytes
         except BaseException:
             with suppress(OSError):  # one failure is enough
-                os.close(fd)
+                file.close()
             raise
-        file.name, file.lsn, file.size_bytes = path, lsn, size_bytes
         return file
+
+    @classmethod
+    def open_whatever(cls, path: str, flags: int) -> Self:
+        """Open a file of any kind, so that no interrupt leaves a descriptor behind.
+
+        Raises:
+            OSError: it cannot be opened, or is a directory.
+        """
+        # A KeyboardInterrupt may come after each call, but not between an unpacking and the
+        # call behind it. An opener would be as safe, at the price of a system call.
+        (fd,) = map(os.open, (path,), (flags,))
+        try:
+            return cls(fd, "rb")
+        except OSError:
+            os.close(fd)
+            raise
 
 
 def open_archive(path: str) -> int:

@@ -40,7 +40,9 @@ def test_under_way_ends_also_where_the_block_raises() -> None:
     activity = Activity()
 
     def fail() -> None:
-        with activity.under_way(), activity.under_way():
+        with activity.under_way():
+            with activity.under_way():
+                assert not activity.wait_idle(0)
             assert not activity.wait_idle(0)
             raise KeyboardInterrupt
 
