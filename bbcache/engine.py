@@ -17,13 +17,13 @@ from bbcache.build import Builder
 from bbcache.cleanup import Cleaner
 from bbcache.errors import ArgumentError, ClosingError
 from bbcache.fill import Filler
-from bbcache.flight import Landing
 from bbcache.ids import check_shard_ids
 from bbcache.index import Index, make_key
 from bbcache.metrics import Metrics, SkipReason
-from bbcache.prepare import Preparer, log_refused, log_skip
-from bbcache.prepare_queue import PrepareQueue, Request
+from bbcache.prepare import CLOSED, Preparer, log_refused, log_skip
+from bbcache.prepare_queue import PrepareQueue
 from bbcache.reader import Reader
+from bbcache.request import Request
 from bbcache.right_of_way import RightOfWay
 from bbcache.shelf import Shelf
 from bbcache.spool import Spools
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE_S: Final = 0.02  # before a directory that cannot be listed is tried again
 _LONGEST_PAUSE_S: Final = 5.0
-_CLOSED: Final = Landing(error=ClosingError("the cache is closing"))
 _FENCE_TIMEOUT_S: Final = 1.0  # the least that a close waits for a step on the disk
 
 log = logging.getLogger(__name__)
@@ -140,7 +139,7 @@ class Engine:
             backoff=backoff,
             metrics=self._metrics,
             activity=self.activity,
-            settle_skipped=self._settle_skipped,
+            settle_skipped=self._preparer.settle_skipped,
             is_own_thread=lambda: threading.current_thread() in self._own_threads,
         )
 
@@ -192,9 +191,9 @@ class Engine:
         """Stop every thread soon, and cancel what waits; without waiting. Idempotent."""
         self._stop()
         for request in self._queue.close():
-            self._settle_skipped(request, SkipReason.CLOSING)
+            self._preparer.settle_skipped(request, SkipReason.CLOSING)
         for request in self._queue.running():  # nobody waits for a worker that may be stuck
-            request.flight.land(_CLOSED)
+            request.flight.land(CLOSED)
 
     def close(self, timeout: float | None = None) -> None:
         """See `BasebackupCache.close`."""
@@ -227,19 +226,10 @@ class Engine:
         self.activity.begin()
         dropped = self._queue.put(request)
         if dropped is not None:
-            self._settle_skipped(*dropped)
+            self._preparer.settle_skipped(*dropped)
 
     def _rebuild(self, entry: Entry) -> None:
         self._enqueue(Request(entry.key, entry.lsn, None, time.monotonic()))
-
-    def _settle_skipped(self, request: Request, reason: SkipReason) -> None:
-        self._preparer.settle(request, lambda: self._metrics.skipped(reason))
-        request.flight.land(_CLOSED if reason is SkipReason.CLOSING else Landing())
-        log_skip(request.key, request.lsn, reason)
-        if reason is SkipReason.QUEUE_FULL:
-            log.warning(
-                "a prepare was dropped: %d wait already (prepare_channel_size)", len(self._queue)
-            )
 
     def _work(self) -> None:
         self._own_threads.add(threading.current_thread())
@@ -318,7 +308,7 @@ class Engine:
                 ", ".join(left),
             )
         for request in self._queue.running():
-            self._settle_skipped(request, SkipReason.CLOSING)
+            self._preparer.settle_skipped(request, SkipReason.CLOSING)
         remaining_s = _remaining_s(deadline_s)
         if self._shelf.fence(-1 if remaining_s is None else max(_FENCE_TIMEOUT_S, remaining_s)):
             self._unlock()

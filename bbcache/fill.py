@@ -16,7 +16,7 @@ from bbcache.errors import (
 )
 from bbcache.index import make_key, make_place, split_key
 from bbcache.metrics import FillResult, SkipReason, Source
-from bbcache.prepare_queue import Request
+from bbcache.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,7 +156,7 @@ class Filler:
                 lsn,
                 tenant_shard_id,
                 self._clock(),
-                is_fill=True,
+                is_sent=False,
                 must_build=must_build,
             )
             file, landing = self._fly(fill, patience)
@@ -189,10 +189,7 @@ class Filler:
         try:
             landing = patience.wait(request.flight)
             if landing is None:
-                raise FillTimeoutError(
-                    f"the basebackup of {split_key(fill.key)} at {fill.lsn} was not ready in "
-                    "time\nhint: Its build goes on: ask again, or give it a longer timeout_s."
-                )
+                raise _timed_out(request)
             if isinstance(landing.error, ClosingError):
                 raise _closing() from landing.error
             if landing.error is not None:
@@ -204,7 +201,7 @@ class Filler:
         finally:
             dropped = self._queue.leave(request)
             if dropped is not None:
-                self._settle_skipped(dropped, SkipReason.QUEUE_FULL)
+                self._settle_skipped(*dropped)
 
     def _board(self, fill: Request) -> Request:
         self._activity.begin()
@@ -234,6 +231,17 @@ def _failed(fill: Request, cause: BaseException) -> FillError:
     if "\nhint: " not in text:
         text += "\nhint: The log of the cache has more; ask again later."
     return FillError(f"cannot get the basebackup of {split_key(fill.key)} at {fill.lsn}: {text}")
+
+
+def _timed_out(request: Request) -> FillTimeoutError:
+    if request.waiting_since_s is None:
+        hint = "Its build goes on: ask again, or give it a longer timeout_s."
+    else:
+        hint = "Its timeline has not reached the LSN: ask for the tip, or again later."
+    return FillTimeoutError(
+        f"the basebackup of {split_key(request.key)} at {request.lsn} was not ready in time\n"
+        f"hint: {hint}"
+    )
 
 
 def _closing() -> ClosingError:

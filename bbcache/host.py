@@ -14,6 +14,7 @@ shadow a host's own classes called ``Tenant`` and ``Timeline``.
 
 from __future__ import annotations
 
+import time
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -129,6 +130,27 @@ class TenantManager(Protocol):
     def get_attached_tenant_shard(self, tenant_shard_id: TenantShardId) -> Tenant:
         """The attached shard; raises anything when it is not attached."""
         ...
+
+
+def wait_for_lsn(timeline: Timeline, lsn: Lsn, slice_s: float) -> bool:
+    """Wait until a timeline reaches an LSN; raises what its `wait_lsn` raises.
+
+    Args:
+        timeline: the timeline.
+        lsn: the position to wait for.
+        slice_s: seconds to wait. A host that gives up sooner is waited out, so that a loop
+            round this call does not spin.
+
+    Returns:
+        False when it was not reached in that time.
+    """
+    end_s = time.monotonic() + slice_s
+    try:
+        timeline.wait_lsn(lsn, slice_s)
+    except TimeoutError:
+        time.sleep(max(0.0, end_s - time.monotonic()))
+        return False
+    return True
 
 
 def attached_shards_zero(tenants: TenantManager) -> Iterator[tuple[TenantShardId, Tenant]]:

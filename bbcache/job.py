@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bbcache.host import Timeline
-    from bbcache.prepare_queue import Request
+    from bbcache.request import Request
 
 
 class Skip(Exception):  # noqa: N818 - not an error: it ends a prepare that is not needed

@@ -81,6 +81,7 @@ class SkipReason(StrEnum):
     TOO_BIG = "too_big"
     COALESCED = "coalesced"
     QUEUE_FULL = "queue_full"
+    GIVEN_UP = "given_up"
     CLOSING = "closing"
 
 

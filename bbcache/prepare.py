@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from bbcache import process
 from bbcache.errors import ClosingError, LimitError, PrepareError, StoreError, text_of
 from bbcache.flight import Landing
-from bbcache.host import TenantState, attached_shards_zero
+from bbcache.host import TenantState, attached_shards_zero, wait_for_lsn
 from bbcache.index import split_key
 from bbcache.job import Job, Skip, reason_of
 from bbcache.metrics import Phase, SkipReason
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from bbcache.ids import Lsn
     from bbcache.index import Index
     from bbcache.metrics import Metrics
-    from bbcache.prepare_queue import PrepareQueue, Request
+    from bbcache.prepare_queue import PrepareQueue
+    from bbcache.request import Request
 
-WAIT_SLICE_S: Final = 0.2  # how long a close may wait for a host that waits for an LSN
+CLOSED: Final = Landing(error=ClosingError("the cache is closing"))
 
 log = logging.getLogger(__name__)
 
@@ -87,12 +88,18 @@ class Preparer:
         self._builder.stop()
 
     def run(self, request: Request) -> None:
-        """Run one request to its end, whatever it raises, count it, and tell who waits."""
-        job, landing = Job(request), Landing()
+        """Run one request: to its end, or until it goes behind what can run.
+
+        Whatever it raises, its end is counted, and its callers are told.
+        """
+        job, landing, is_over = Job(request), Landing(), True
         count: Callable[[], None] = self._metrics.prepare_failed
         try:
             built = self._prepare(job)
-            count, landing = self._ended(job, built), Landing(built.handout, is_built=True)
+            if built is None:
+                is_over = False
+            else:
+                count, landing = self._ended(job, built), Landing(built.handout, is_built=True)
         except Skip as skip:
             count, landing = self._skip(job, skip), Landing(error=_failure_of(job, skip))
         except BaseException as error:  # noqa: BLE001 - SystemExit of a host must not end a worker
@@ -100,17 +107,29 @@ class Preparer:
             _log_failure(request, error, exc_info=not is_own)
             landing = Landing(error=error)
         finally:
-            self._note(job, landing)
-            self._queue.done(request)
-            self._metrics.refresh()
-            self.settle(request, count)
-            request.flight.land(landing)
+            if is_over:
+                self._end_wait(request)
+                self._note(job, landing)
+                self._queue.done(request)
+                self._metrics.refresh()
+                self.settle(request, count)
+                request.flight.land(landing)
 
     def settle(self, request: Request, count: Callable[[], None]) -> None:
         """Count a request, unless that was done, and end its activity."""
         if self._queue.claim(request):
             count()
             self._activity.end()
+
+    def settle_skipped(self, request: Request, reason: SkipReason) -> None:
+        """Count a request that is skipped while it waits, and tell its callers."""
+        self.settle(request, lambda: self._metrics.skipped(reason))
+        request.flight.land(CLOSED if reason is SkipReason.CLOSING else Landing())
+        log_skip(request.key, request.lsn, reason)
+        if reason is SkipReason.QUEUE_FULL:
+            log.warning(
+                "a prepare was dropped: %d wait already (prepare_channel_size)", len(self._queue)
+            )
 
     def _ended(self, job: Job, built: Built) -> Callable[[], None]:
         if job.refusal is not None:
@@ -135,21 +154,74 @@ class Preparer:
         ):
             self._backoff.failed(job.failing, text_of(landing.error))
 
-    def _prepare(self, job: Job) -> Built:
+    def _prepare(self, job: Job) -> Built | None:
+        """Check, wait and build; None where the request waits in the queue again."""
         started_s, request = self._clock(), job.request
-        self._metrics.observe(Phase.QUEUE, started_s - request.queued_at_s)
+        if not request.is_behind:
+            self._metrics.observe(Phase.QUEUE, started_s - request.queued_at_s)
         with process.callback():
             timeline = self._find_timeline(job)
             self._check_still_wanted(job, timeline)
         self._check_room(job)
-        job.failing = job.request.place
-        with self._metrics.timed(Phase.WAIT_LSN, self._clock), process.callback():
-            self._wait_lsn(timeline, request)
+        job.failing = request.place
+        if self._gives_way(job) or not self._wait_lsn(timeline, request):
+            dropped = self._queue.postpone(request)
+            if dropped is not None:
+                self.settle_skipped(*dropped)
+            return None
+        outgrown = self._queue.start(request)
+        if outgrown is None:
+            return None
+        self._end_wait(request)
+        for each in outgrown:
+            self.settle_skipped(each, SkipReason.COALESCED)
+        return self._build(job, timeline, started_s)
+
+    def _gives_way(self, job: Job) -> bool:
+        """Whether a request that the timeline has outgrown lets others go first, once."""
+        request = job.request
+        return job.is_outgrown and not request.is_behind and self._queue.has_other(request)
+
+    def _wait_lsn(self, timeline: Timeline, request: Request) -> bool:
+        """Wait for the LSN for a while; False where it is not reached yet.
+
+        Raises:
+            PrepareError: it was not reached in `wait_lsn_timeout`.
+            Skip: the cache closes, or nobody waits for the LSN any more.
+        """
         self._builder.check_not_stopping()
+        now_s = self._clock()
+        if request.waiting_since_s is None:
+            request.waiting_since_s = now_s
+        since_s, timeout_s = request.waiting_since_s, self._config.wait_lsn_timeout
+        left_s = timeout_s - (now_s - since_s)
+        slice_s = max(0.0, min(self._queue.slice_s(request), left_s))
+        with process.callback():
+            is_reached = wait_for_lsn(timeline, request.lsn, slice_s)
+        self._builder.check_not_stopping()
+        if is_reached:
+            return True
+        if self._clock() - since_s >= timeout_s:
+            with process.callback():
+                tip = timeline.get_last_record_lsn()
+            raise PrepareError(
+                f"the LSN was not reached in {timeout_s:g} s "
+                f"(wait_lsn_timeout); the tip is at {tip}, not at {request.lsn}"
+            )
+        if not (request.is_sent or request.flight.is_awaited):
+            raise Skip(SkipReason.GIVEN_UP)
+        return False
+
+    def _end_wait(self, request: Request) -> None:
+        if request.waiting_since_s is not None:
+            self._metrics.observe(Phase.WAIT_LSN, self._clock() - request.waiting_since_s)
+            request.waiting_since_s = None
+
+    def _build(self, job: Job, timeline: Timeline, started_s: float) -> Built:
         with process.callback():
             job.check_tip(timeline)
         if not job.is_outgrown:
-            job.failing = request.key
+            job.failing = job.request.key
         try:
             built = self._builder.build(job, timeline)
         except Exception:
@@ -195,26 +267,6 @@ class Preparer:
             self._index.check_room(job.request.key)
         except LimitError as error:
             job.refuse(reason_of(error), error)
-
-    def _wait_lsn(self, timeline: Timeline, request: Request) -> None:
-        """Wait in slices, so that a close is prompt."""
-        deadline_s = self._clock() + self._config.wait_lsn_timeout
-        while True:
-            self._builder.check_not_stopping()
-            now_s = self._clock()
-            slice_s = max(0.0, min(WAIT_SLICE_S, deadline_s - now_s))
-            try:
-                timeline.wait_lsn(request.lsn, slice_s)
-            except TimeoutError:
-                if self._clock() >= deadline_s:
-                    raise PrepareError(
-                        f"the LSN was not reached in {self._config.wait_lsn_timeout:g} s "
-                        f"(wait_lsn_timeout); the tip is at {timeline.get_last_record_lsn()}"
-                    ) from None
-            else:
-                return
-            # A host that gives up before its time must not make this loop spin.
-            time.sleep(max(0.0, now_s + slice_s - self._clock()))
 
 
 def _spare_the_timeline(job: Job, timeline: Timeline) -> None:

@@ -1,75 +1,28 @@
-"""The queue of prepares: coalescing, bounded, one running prepare a timeline."""
+"""The queue of prepares: what can run, what is behind that, one build of a timeline at a time.
+
+A request comes in the *line*. Its worker finds out whether its LSN is reached. If not, the
+request goes *behind*: its worker looks at other requests, and comes back to it when there is
+nothing else to run, or after a run. So an LSN that is never reached costs short looks, and
+neither a worker nor the build of another LSN.
+"""
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Final
 
-from bbcache.flight import Flight
 from bbcache.index import make_place
 from bbcache.metrics import SkipReason
 
 if TYPE_CHECKING:
-    from bbcache.ids import Lsn, TenantShardId
+    from bbcache.ids import Lsn
+    from bbcache.request import Request
 
-
-class Request:
-    """One prepare that was asked for. Compared by identity.
-
-    Attributes:
-        key: tenant and timeline ids, 32 bytes.
-        lsn: the position wanted.
-        tenant_shard_id: shard zero of the tenant; None for the rebuild of a bad
-            archive, whose worker finds it out.
-        queued_at_s: when it was asked for, by the clock of the cache.
-        is_fill: whether somebody has asked who waits for it. It is neither coalesced with
-            other LSNs, since its caller wants this one, nor bounded while he waits.
-        must_build: whether an entry that is held at the LSN will not do.
-        flight: those who wait for it, whoever asked.
-    """
-
-    __slots__ = (
-        *("flight", "is_claimed", "is_fill", "key", "lsn", "must_build", "queued_at_s"),
-        "tenant_shard_id",
-    )
-
-    def __init__(
-        self,
-        key: bytes,
-        lsn: Lsn,
-        tenant_shard_id: TenantShardId | None,
-        queued_at_s: float,
-        *,
-        is_fill: bool = False,
-        must_build: bool = False,
-    ) -> None:
-        self.key = key
-        self.lsn = lsn
-        self.tenant_shard_id = tenant_shard_id
-        self.queued_at_s = queued_at_s
-        self.is_fill = is_fill
-        self.must_build = must_build  # guarded, like the next, by the queue's lock
-        self.is_claimed = False
-        self.flight = Flight()
-
-    @property
-    def place(self) -> bytes:
-        """What stands for the timeline at this very LSN."""
-        return make_place(self.key, self.lsn)
-
-    @property
-    def is_rebuild(self) -> bool:
-        """Whether it makes a bad archive anew, if the tip still stands there."""
-        return self.tenant_shard_id is None
-
-    def is_covered_by(self, other: Request) -> bool:
-        """Whether `other`, for the same timeline, makes this one superfluous.
-
-        A fill covers its own LSN alone: it is a client that has named it.
-        """
-        if other.is_fill and other.lsn != self.lsn:
-            return False
-        return (other.lsn, not other.is_rebuild) >= (self.lsn, not self.is_rebuild)
+WAIT_SLICE_S: Final = 0.2  # the longest look at a request whose LSN is not reached
+_LEAST_SLICE_S: Final = 0.005  # where many are looked at in turn: it bounds what that costs
+_GLANCE_S: Final = 0.001  # while something else can run
+_MOST_LSNS: Final = 16  # of one timeline in the line
 
 
 class PrepareQueue:
@@ -77,25 +30,31 @@ class PrepareQueue:
 
     The lock is taken itself, not by its condition: a KeyboardInterrupt that comes while a
     condition is entered would leave it locked. A caller notifies before it changes
-    anything, so that an interrupt between the two leaves no request that no worker sees.
+    anything, and adds a request before it removes it elsewhere, so that an interrupt
+    between the two leaves no request that no worker sees.
 
     Args:
-        capacity: how many may wait.
+        capacity: how many timelines may have requests in the line that no caller waits for;
+            and how many such requests may be behind it.
     """
 
     def __init__(self, capacity: int) -> None:
         self._lock = threading.RLock()  # guards all that follows
         self._changed = threading.Condition(self._lock)  # only workers wait
-        self._waiting: dict[bytes, Request] = {}  # by timeline, oldest first
-        self._fills: dict[bytes, Request] = {}  # what somebody waits for, by timeline and LSN
-        self._running: dict[bytes, Request] = {}
+        self._fills: dict[bytes, Request] = {}  # the line of what callers wait for, by place
+        self._waiting: dict[bytes, dict[Lsn, Request]] = {}  # the line after it, by timeline
+        self._later: dict[bytes, Request] = {}  # what is behind the line, by place
+        self._polled: set[Request] = set()  # of these, what workers look at
+        self._running: dict[bytes, Request] = {}  # what has the slot of its timeline
+        self._owes_look = False  # whether what is behind has the next turn
         self._capacity = capacity
         self._is_open = False
         self._is_closed = False
 
     def __len__(self) -> int:
-        """How many wait; one read of memory, safe without the lock."""
-        return len(self._waiting) + len(self._fills)
+        """How many wait; safe without the lock, since a list is copied in one step."""
+        in_line = sum(map(len, list(self._waiting.values())))
+        return in_line + len(self._fills) + len(self._later)
 
     def open(self) -> None:
         """Let workers take requests: until now they have only gathered."""
@@ -104,32 +63,33 @@ class PrepareQueue:
             self._changed.notify_all()
 
     def put(self, request: Request) -> tuple[Request, SkipReason] | None:
-        """Queue a request that nobody waits for; of several for one timeline the newest LSN stays.
+        """Queue a request that no caller waits for.
+
+        A newer LSN makes an older one superfluous when it is known to be reached, no sooner.
 
         Returns:
-            The request that falls out, this one or an older one, and why; None where
+            The request that falls out, this one or another, and why; None where
             none does. Once closed, every request falls out.
         """
         with self._lock:
             if self._is_closed:
                 return request, SkipReason.CLOSING
-            running, waiting = self._running.get(request.key), self._waiting.get(request.key)
-            fill = self._fills.get(request.place)
-            # A running prepare may have seen, and relied on, the very archive that has been
-            # found bad since: it does not cover a rebuild.
-            for other in (None if request.is_rebuild else running, waiting, fill):
-                if other is not None and request.is_covered_by(other):
-                    return request, SkipReason.COALESCED
-            if waiting is None and self._unawaited_count_locked() >= self._capacity:
+            if self._is_covered_locked(request):
+                return request, SkipReason.COALESCED
+            lsns = self._waiting.get(request.key)
+            if lsns is None and self._unawaited_count_locked() >= self._capacity:
                 return request, SkipReason.QUEUE_FULL
-            self._changed.notify()
-            self._waiting[request.key] = request  # in the place of the older one in the row
-            return None if waiting is None else (waiting, SkipReason.COALESCED)
+            fallen = None if lsns is None else lsns.get(request.lsn)  # a rebuild
+            self._line_up_locked(request)
+            if lsns is not None and len(lsns) > _MOST_LSNS:
+                # Not the newest one, and not the first one that will be reached.
+                fallen = lsns.pop(sorted(lsns)[len(lsns) // 2])
+            return None if fallen is None else (fallen, SkipReason.COALESCED)
 
     def join(self, fill: Request) -> Request | None:
         """Board the flight of a request at the same LSN; where there is none, queue this one.
 
-        What is waited for is taken first, and is not replaced by a newer LSN any more.
+        What callers wait for is taken first.
 
         Returns:
             The request whose flight was boarded; None once closed.
@@ -142,22 +102,29 @@ class PrepareQueue:
                     self._adopt_locked(other, fill)
                     return other
             fill.flight.board()
-            self._changed.notify()
-            self._fills[fill.place] = fill
+            self._line_up_locked(fill)
             return fill
 
-    def leave(self, request: Request) -> Request | None:
+    def leave(self, request: Request) -> tuple[Request, SkipReason] | None:
         """Get off a request's flight.
 
+        What nobody wants any more goes behind what can run, and does not wait for its LSN.
+
         Returns:
-            The request, where nobody waits for it any more and it has no place in the queue.
+            The request that falls out, and why; None where none does.
         """
         request.flight.leave()
-        place = request.place
         with self._lock:
-            is_given_up = self._fills.get(place) is request and not request.flight.is_awaited
-            if is_given_up and self._unawaited_count_locked() > self._capacity:
-                return self._fills.pop(place)
+            if request.flight.is_awaited or request.is_sent:
+                return None
+            if self._fills.get(request.place) is request:
+                self._changed.notify()
+                self._later[request.place] = request
+                del self._fills[request.place]
+                return self._overflow_locked()
+            if request.is_seen and request in self._idle_locked():
+                del self._later[request.place]
+                return request, SkipReason.GIVEN_UP
             return None
 
     def has(self, key: bytes, lsn: Lsn) -> bool:
@@ -166,23 +133,85 @@ class PrepareQueue:
             return bool(self._at_locked(key, lsn))
 
     def take(self) -> Request | None:
-        """Wait for a request whose timeline has none running; None once closed."""
+        """Wait for a request that a worker can look at; None once closed.
+
+        One from the line has the slot of its timeline, one from behind has not.
+        """
         with self._lock:
             while not self._is_closed:
-                request = self._first_runnable_locked()
+                request = self._next_locked()
                 if request is not None:
-                    if self._fills.pop(request.place, None) is None:
-                        del self._waiting[request.key]
-                    self._running[request.key] = request
+                    request.is_seen = True
+                    if len(self._later) > len(self._polled):
+                        self._changed.notify()
                     return request
                 self._changed.wait()
             return None
 
-    def done(self, request: Request) -> None:
-        """A taken request has run: its timeline is free for the next."""
+    def has_other(self, request: Request) -> bool:
+        """Whether another request can run if this one, which is taken, goes behind."""
         with self._lock:
-            self._running.pop(request.key, None)
-            if self._waiting or self._fills:  # else a worker would wake for nothing
+            return self._first_in_line_locked(request) is not None
+
+    def slice_s(self, request: Request) -> float:
+        """How long a worker may wait for the LSN of a request before it looks at another."""
+        with self._lock:
+            if self.has_other(request):
+                return _GLANCE_S
+            return max(_LEAST_SLICE_S, WAIT_SLICE_S / max(1, len(self._later)))
+
+    def postpone(self, request: Request) -> tuple[Request, SkipReason] | None:
+        """Put a taken request behind what can run, and free the slot of its timeline.
+
+        Returns:
+            The request that falls out, and why; None where none does.
+        """
+        with self._lock:
+            if self._is_closed:
+                return request, SkipReason.CLOSING
+            request.is_behind = True
+            if request in self._polled:
+                self._polled.discard(request)
+                return None
+            self._owes_look = False  # it was just looked at
+            del self._running[request.key]
+            self._later[request.place] = request
+            self._changed.notify()
+            return self._overflow_locked()
+
+    def start(self, request: Request) -> list[Request] | None:
+        """Take the timeline's slot for the build of a taken request whose LSN is reached.
+
+        Returns:
+            The requests that it makes superfluous: those at older LSNs that no caller waits
+            for. None where another request has the slot: then this one is in the line again.
+        """
+        with self._lock:
+            if self._is_closed:
+                return []
+            if request in self._polled:
+                self._polled.discard(request)
+                if request.key in self._running:
+                    self._line_up_locked(request)
+                    return None
+                del self._later[request.place]
+                self._running[request.key] = request
+            request.is_reached = True
+            waiting = [*self._waiting.get(request.key, {}).values(), *self._idle_locked()]
+            outgrown = [r for r in waiting if r.key == request.key and r.lsn < request.lsn]
+            for each in outgrown:
+                self._withdraw_locked(each)
+            return outgrown
+
+    def done(self, request: Request) -> None:
+        """A taken request has ended: its timeline is free for the next."""
+        with self._lock:
+            if self._running.get(request.key) is request:
+                del self._running[request.key]
+            elif request in self._polled:
+                self._polled.discard(request)
+                self._withdraw_locked(request)
+            if self._waiting or self._fills or self._later:  # else a worker would wake in vain
                 self._changed.notify()
 
     def claim(self, request: Request) -> bool:
@@ -196,41 +225,135 @@ class PrepareQueue:
         with self._lock:
             self._changed.notify_all()
             self._is_closed = True
-            cancelled = [*self._waiting.values(), *self._fills.values()]
+            waiting = [each for lsns in self._waiting.values() for each in lsns.values()]
+            cancelled = [*waiting, *self._fills.values(), *self._later.values()]
             self._waiting.clear()
             self._fills.clear()
+            self._later.clear()
             return cancelled
 
     def running(self) -> list[Request]:
-        """The requests being run."""
+        """The requests that have the slots of their timelines."""
         with self._lock:
             return list(self._running.values())
 
     def _at_locked(self, key: bytes, lsn: Lsn) -> list[Request]:
         """What runs or waits at exactly `lsn`."""
-        place = make_place(key, lsn)
-        found = (self._running.get(key), self._waiting.get(key), self._fills.get(place))
+        place, lsns = make_place(key, lsn), self._waiting.get(key, {})
+        found = (
+            self._running.get(key),
+            lsns.get(lsn),
+            self._fills.get(place),
+            self._later.get(place),
+        )
         return [each for each in found if each is not None and each.lsn == lsn]
 
-    def _first_runnable_locked(self) -> Request | None:
-        if not self._is_open:
-            return None
-        # At most as many timelines are passed over as there are workers.
-        for requests in (self._fills, self._waiting):
-            for request in requests.values():
-                if request.key not in self._running:
-                    return request
-        return None
+    def _is_covered_locked(self, request: Request) -> bool:
+        """Whether another request makes superfluous one that is to be put."""
+        running = self._running.get(request.key)
+        # A running prepare may have seen, and relied on, the very archive that has been found
+        # bad since: it does not cover a rebuild. And a rebuild may end where a prepare does not.
+        if running is not None and running.is_reached and running.lsn > request.lsn:
+            return not request.is_rebuild
+        for other in self._at_locked(request.key, request.lsn):
+            if other is not running if request.is_rebuild else not other.is_rebuild:
+                other.is_sent = True
+                if self._later.get(other.place) is other and not other.is_seen:
+                    self._line_up_locked(other)
+                return True
+        return False
 
     def _adopt_locked(self, request: Request, fill: Request) -> None:
         """Make a request that a fill has joined do what the fill would."""
-        if self._waiting.get(request.key) is request:
-            del self._waiting[request.key]
-            self._fills[request.place] = request
+        if not request.is_seen and self._fills.get(request.place) is not request:
+            self._line_up_locked(request)
         request.must_build |= fill.must_build
         if request.is_rebuild:  # it need not find the shard, nor insist on the tip
             request.tenant_shard_id = fill.tenant_shard_id
 
+    def _line_up_locked(self, request: Request) -> None:
+        """Put a request in the part of the line where it belongs now."""
+        self._changed.notify()
+        if request.flight.is_awaited:
+            self._fills[request.place] = request
+            self._drop_waiting_locked(request)
+        else:
+            self._waiting.setdefault(request.key, {})[request.lsn] = request
+        if self._later.get(request.place) is request:
+            del self._later[request.place]
+
+    def _withdraw_locked(self, request: Request) -> None:
+        """Take out a request that waits."""
+        for requests in (self._fills, self._later):
+            if requests.get(request.place) is request:
+                del requests[request.place]
+        self._drop_waiting_locked(request)
+
+    def _drop_waiting_locked(self, request: Request) -> None:
+        lsns = self._waiting.get(request.key, {})
+        if lsns.get(request.lsn) is request:
+            if len(lsns) > 1:
+                del lsns[request.lsn]
+            else:
+                del self._waiting[request.key]
+
+    def _next_locked(self) -> Request | None:
+        """Take the first of the line; but every other time one whose LSN was not reached."""
+        if not self._is_open:
+            return None
+        is_turn, self._owes_look = self._owes_look, False
+        behind = self._first_behind_locked(is_ahead=True) if is_turn else None
+        request = None if behind is not None else self._first_in_line_locked()
+        if request is not None:
+            self._owes_look = True
+            self._withdraw_locked(request)
+            self._running[request.key] = request
+            if request.key in self._waiting:  # the rest of it goes behind other timelines
+                self._waiting[request.key] = self._waiting.pop(request.key)
+            return request
+        behind = behind or self._first_behind_locked()
+        if behind is not None:
+            self._polled.add(behind)
+            self._later[behind.place] = self._later.pop(behind.place)  # the last one now
+        return behind
+
+    def _first_in_line_locked(self, freed: Request | None = None) -> Request | None:
+        """The first request that can run where `freed` has no slot; of a timeline the newest."""
+        for request in self._fills.values():
+            if self._running.get(request.key) in (None, freed):
+                return request
+        for key, lsns in self._waiting.items():
+            if self._running.get(key) in (None, freed):
+                return lsns[max(lsns)]
+        return None
+
+    def _first_behind_locked(self, *, is_ahead: bool = False) -> Request | None:
+        """The first request behind the line that a worker can look at.
+
+        Args:
+            is_ahead: whether it must be one whose LSN was not reached.
+        """
+        for request in self._later.values():
+            is_free = request not in self._polled and request.key not in self._running
+            if is_free and (request.waiting_since_s is not None or not is_ahead):
+                return request
+        return None
+
+    def _idle_locked(self) -> list[Request]:
+        """What is behind the line, and neither a caller waits for it nor a worker looks at it."""
+        behind = self._later.values()
+        return [r for r in behind if not (r.flight.is_awaited or r in self._polled)]
+
     def _unawaited_count_locked(self) -> int:
-        given_up = sum(not each.flight.is_awaited for each in self._fills.values())
-        return len(self._waiting) + given_up
+        left = sum(not each.flight.is_awaited for each in self._fills.values())
+        return len(self._waiting) + left
+
+    def _overflow_locked(self) -> tuple[Request, SkipReason] | None:
+        """Of too many behind the line, the oldest of the timeline with the most falls out."""
+        idle = self._idle_locked()
+        if len(idle) <= self._capacity:
+            return None
+        counts = Counter(each.key for each in idle)
+        oldest = min(idle, key=lambda each: (-counts[each.key], each.queued_at_s))
+        del self._later[oldest.place]
+        return oldest, SkipReason.QUEUE_FULL

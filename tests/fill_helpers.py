@@ -60,7 +60,9 @@ def aboard(rig: Rig) -> int:
     """How many wait for a build."""
     queue = rig.engine._queue
     with queue._lock:
-        requests = {*queue._waiting.values(), *queue._fills.values(), *queue._running.values()}
+        waiting = {each for lsns in queue._waiting.values() for each in lsns.values()}
+        behind, running = queue._later.values(), queue._running.values()
+        requests = {*waiting, *queue._fills.values(), *behind, *running}
     return sum(request.flight._aboard_count for request in requests)
 
 

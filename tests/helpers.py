@@ -13,7 +13,7 @@ import pytest
 from bbcache.archive import ArchiveWriter, pack_header
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.index import make_key
-from bbcache.prepare_queue import Request
+from bbcache.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -104,12 +104,13 @@ def make_request(key: bytes, lsn: int = 1, *, is_rebuild: bool = False) -> Reque
 
 
 def take_all(queue: PrepareQueue) -> list[Request]:
-    """Take what can be taken now, in order."""
+    """Take what can be taken now, in order, and find each LSN reached."""
     taken = []
     while len(queue):
         each = queue.take()
         assert each is not None
         taken.append(each)
+        assert queue.start(each) is not None
         queue.done(each)
     return taken
 

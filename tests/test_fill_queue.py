@@ -10,7 +10,8 @@ from helpers import TENANT, make_keys, make_request, take_all
 from bbcache.flight import Landing
 from bbcache.ids import Lsn, TenantShardId
 from bbcache.metrics import SkipReason
-from bbcache.prepare_queue import PrepareQueue, Request
+from bbcache.prepare_queue import WAIT_SLICE_S, PrepareQueue
+from bbcache.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +22,7 @@ SHARD = TenantShardId(TENANT)
 
 def fill(key: bytes, lsn: int = 1, *, must_build: bool = False) -> Request:
     """A request that somebody waits for."""
-    return Request(key, Lsn(lsn), SHARD, 0.0, is_fill=True, must_build=must_build)
+    return Request(key, Lsn(lsn), SHARD, 0.0, is_sent=False, must_build=must_build)
 
 
 @pytest.fixture
@@ -69,8 +70,8 @@ def test_a_fill_joins_a_prepare(queue: PrepareQueue, *, is_running: bool, is_reb
 
 
 def test_another_lsn_is_another_request(queue: PrepareQueue) -> None:
-    """A caller wants exactly the LSN that he names: nothing is coalesced."""
-    prepared, older, newer = make_request(A, 2), fill(A, 1), fill(A, 3)
+    """A caller wants exactly the LSN that it names: a fill is not coalesced."""
+    prepared, older, newer = make_request(A, 4), fill(A, 1), fill(A, 3)
     queue.put(prepared)
     assert queue.join(older) is older
     assert queue.join(newer) is newer
@@ -95,8 +96,7 @@ def test_a_newer_prepare_replaces_nothing_that_is_waited_for(queue: PrepareQueue
     queue.put(joined)
     queue.join(fill(A, 1))
     assert queue.put(newer) is None
-    assert queue.put(make_request(A, 3)) == (newer, SkipReason.COALESCED)
-    assert [int(each.lsn) for each in take_all(queue)] == [1, 3]
+    assert [int(each.lsn) for each in take_all(queue)] == [1, 2]
 
 
 @pytest.mark.parametrize("is_running", [False, True])
@@ -141,17 +141,131 @@ def test_waiting_callers_are_not_bounded_by_the_capacity(queue: PrepareQueue) ->
     assert take_all(queue) == [*fills, first, second]
 
 
-def test_what_is_given_up_goes_on_where_it_has_a_place(queue: PrepareQueue) -> None:
-    """As many as a queue of prepares would hold; what is beyond falls out."""
+def test_what_is_given_up_goes_behind_what_can_run(queue: PrepareQueue) -> None:
+    """As many as a queue of prepares would hold; of what is beyond the oldest falls out."""
     fills = [fill(key) for key in (A, B, C)]
     for each in fills:
         queue.join(each)
     queue.join(fill(C))
     assert [queue.leave(each) for each in fills] == [None] * 3
-    assert queue.put(make_request(D)) is not None  # the two that were given up have its places
-    assert queue.leave(fills[2]) is fills[2]
-    assert take_all(queue) == fills[:2]
-    assert queue.join(fill(C)) is not fills[2]
+    asked = [make_request(key) for key in (D, A)]
+    assert queue.put(asked[0]) is None  # they have no places of prepares
+    assert queue.put(asked[1]) == (asked[1], SkipReason.COALESCED)  # and is what was given up
+    assert queue.leave(fills[2]) is None
+    assert take_all(queue) == [asked[0], fills[0], fills[1], fills[2]]
+
+
+def test_too_many_that_are_given_up_fall_out(queue: PrepareQueue) -> None:
+    """The oldest one of the timeline that has the most."""
+    fills = [fill(A), fill(B, 1), fill(B, 2)]
+    for each in fills:
+        queue.join(each)
+    assert [queue.leave(each) for each in fills] == [None, None, (fills[1], SkipReason.QUEUE_FULL)]
+    assert take_all(queue) == [fills[0], fills[2]]
+    assert queue.join(fill(B)) is not fills[1]
+
+
+class TestNotReached:
+    """Fills whose LSN is not reached."""
+
+    @pytest.fixture
+    def ahead(self, queue: PrepareQueue) -> Request:
+        """One whose worker has put it behind what can run."""
+        made = fill(A, 9)
+        queue.join(made)
+        assert queue.take() is made
+        made.waiting_since_s = 0.0
+        assert queue.postpone(made) is None
+        return made
+
+    def test_it_is_joined_and_stays_behind(self, queue: PrepareQueue, ahead: Request) -> None:
+        """Another caller makes it no more urgent."""
+        assert queue.has(A, Lsn(9))
+        assert queue.join(fill(A, 9)) is ahead
+        other = fill(A, 1)
+        queue.join(other)
+        assert take_all(queue) == [other, ahead]
+
+    def test_it_ends_with_its_last_caller(self, queue: PrepareQueue, ahead: Request) -> None:
+        """At once; where a worker looks at it, that ends it."""
+        queue.join(fill(A, 9))
+        assert queue.leave(ahead) is None
+        assert queue.leave(ahead) == (ahead, SkipReason.GIVEN_UP)
+        assert len(queue) == 0
+
+    def test_one_that_is_looked_at_is_left_to_its_worker(
+        self, queue: PrepareQueue, ahead: Request
+    ) -> None:
+        """It holds no slot, is joined all the same, and goes behind again."""
+        assert queue.take() is ahead
+        assert queue.running() == []
+        assert queue.leave(ahead) is None
+        assert queue.join(fill(A, 9)) is ahead
+        other = fill(A, 1)
+        queue.join(other)
+        assert queue.take() is other
+        assert queue.postpone(ahead) is None
+        queue.done(other)
+        assert queue.take() is ahead
+        queue.done(ahead)
+        assert len(queue) == 0
+
+    def test_a_prepare_of_it_outlasts_its_callers(
+        self, queue: PrepareQueue, ahead: Request
+    ) -> None:
+        """The host has asked for it by now."""
+        late = make_request(A, 9)
+        assert queue.put(late) == (late, SkipReason.COALESCED)
+        assert queue.leave(ahead) is None
+        assert queue.take() is ahead
+
+    def test_reached_it_waits_for_the_slot(self, queue: PrepareQueue, ahead: Request) -> None:
+        """One build a timeline: it is in the line again, as what a caller waits for."""
+        assert queue.take() is ahead
+        build = make_request(A, 1)
+        queue.put(build)
+        assert queue.take() is build
+        assert queue.start(build) == []
+        assert queue.start(ahead) is None
+        queue.put(make_request(B))
+        queue.done(build)
+        assert queue.take() is ahead
+        assert queue.running() == [ahead]
+
+    def test_it_has_a_turn_after_each_other(self, queue: PrepareQueue, ahead: Request) -> None:
+        """Whatever can run all the time, it is looked at."""
+        others = [fill(B, lsn) for lsn in (1, 2)]
+        for each in others:
+            queue.join(each)
+        taken = []
+        for _ in range(4):
+            request = queue.take()
+            assert request is not None
+            taken.append(request)
+            queue.postpone(request) if request is ahead else queue.done(request)
+        assert taken == [others[0], ahead, others[1], ahead]
+
+    def test_how_long_it_is_looked_at(self, queue: PrepareQueue, ahead: Request) -> None:
+        """A slice where it is alone; less where others are, and hardly while one can run."""
+        assert queue.slice_s(ahead) == WAIT_SLICE_S
+        for lsn in range(10, 13):
+            more = fill(A, lsn)
+            queue.join(more)
+            while queue.take() is not more:
+                pass
+            queue.postpone(more)
+        assert queue.slice_s(ahead) == WAIT_SLICE_S / 4
+        queue.join(fill(A, 1))
+        assert queue.slice_s(ahead) < WAIT_SLICE_S / 20
+
+    def test_a_close_cancels_it(self, queue: PrepareQueue, ahead: Request) -> None:
+        """Also while a worker looks at it, which then neither postpones nor starts it."""
+        assert queue.take() is ahead
+        assert queue.close() == [ahead]
+        assert queue.postpone(ahead) == (ahead, SkipReason.CLOSING)
+        assert queue.start(ahead) == []
+        queue.done(ahead)
+        assert len(queue) == 0
 
 
 def test_what_was_given_up_can_be_joined_again(queue: PrepareQueue) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NEON = "pageserver_basebackup_cache_"
 REASONS = [
     *("not_shard_zero", "disabled", "up_to_date", "tip_moved", "full", "too_big"),
-    *("coalesced", "queue_full", "closing"),
+    *("coalesced", "queue_full", "given_up", "closing"),
 ]
 FILL_RESULTS = [
     *("hit", "joined", "built", "error", "timeout", "given_up", "backing_off", "closing"),

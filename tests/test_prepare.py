@@ -29,7 +29,7 @@ from helpers import run_threads, wait_until
 
 from bbcache import BackingOffError, Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.index import Proof
-from bbcache.prepare import WAIT_SLICE_S
+from bbcache.prepare_queue import WAIT_SLICE_S
 from bbcache.store import Store
 from bbcache.testing import MemoryTimeline
 
@@ -186,7 +186,7 @@ def test_an_argument_that_cannot_be_printed_is_an_error(
 
 
 def test_of_many_requests_for_a_timeline_the_newest_is_built(rig: Rig) -> None:
-    """Requests that wait coalesce: the newest LSN is built, the others are skips."""
+    """Requests that wait coalesce when the newest LSN is found reached: the others are skips."""
     blocker, timeline = rig.timeline(), rig.timeline(LSN_C)
     with Gate() as gate:
         stop_while_sending(blocker, gate)
@@ -194,9 +194,9 @@ def test_of_many_requests_for_a_timeline_the_newest_is_built(rig: Rig) -> None:
         gate.wait_for()
         for lsn in (LSN_A, LSN_C, LSN_B, LSN_C, LSN_A):
             rig.send(timeline, lsn)
-        assert rig.value("pageserver_basebackup_cache_prepare_queue_size") == 1
-        assert rig.skips == {"coalesced": 4}
+        assert rig.value("pageserver_basebackup_cache_prepare_queue_size") == 3
     rig.wait_idle()
+    assert rig.skips == {"coalesced": 4}
     assert rig.counts() == {"ok": 2, "skip": 4}
     assert rig.get(timeline, LSN_C) == tar_of(timeline, LSN_C)
 
@@ -273,10 +273,10 @@ def test_the_queue_is_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         assert rig.skips == {"queue_full": 2}
         assert "prepare_channel_size" in caplog.text
         rig.send(others[0], LSN_B)
-        assert rig.skips == {"queue_full": 2, "coalesced": 1}
         gate.open()
         rig.wait_idle()
         assert rig.holds(others[0], LSN_B)
+        assert rig.skips == {"queue_full": 2, "coalesced": 1, "tip_moved": 1}
         assert rig.counts() == {"ok": 2, "skip": 4}  # others[1] has moved past LSN_A
 
 

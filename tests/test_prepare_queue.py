@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from bbcache.ids import TenantShardId
 from bbcache.metrics import SkipReason
-from bbcache.prepare_queue import PrepareQueue, Request
+from bbcache.prepare_queue import PrepareQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from bbcache.request import Request
 
 A, B, C, D = make_keys(4)
 SHARD = TenantShardId(TENANT)
@@ -45,32 +47,66 @@ def test_requests_are_taken_in_order(queue: PrepareQueue) -> None:
     assert len(queue) == 0
 
 
-def test_the_newest_lsn_of_a_timeline_stays(queue: PrepareQueue) -> None:
-    """A newer request falls into the place of the older, which is skipped as coalesced."""
-    old, new, other = make_request(A, 1), make_request(A, 2), make_request(B)
-    queue.put(old)
-    queue.put(other)
-    assert queue.put(new) == (old, SkipReason.COALESCED)
-    assert take_all(queue) == [new, other]
+def test_the_newest_lsn_of_a_timeline_is_taken_first(queue: PrepareQueue) -> None:
+    """Where its LSN is reached, those at older LSNs fall out; other timelines keep their places."""
+    old, other, new, older = (
+        make_request(A, 2),
+        make_request(B),
+        make_request(A, 3),
+        make_request(A, 1),
+    )
+    assert [queue.put(each) for each in (old, other, new, older)] == [None] * 4
+    assert queue.take() is new
+    assert queue.start(new) == [old, older]
+    assert take_all(queue) == [other]
 
 
-@pytest.mark.parametrize("lsn", [1, 2])
-def test_an_older_or_equal_request_falls_out(queue: PrepareQueue, lsn: int) -> None:
-    """What is not newer than the one that waits is skipped itself."""
-    first, late = make_request(A, 2), make_request(A, lsn)
+def test_an_lsn_that_is_not_reached_makes_no_other_superfluous(queue: PrepareQueue) -> None:
+    """Whether it is newer or older, comes before or after: the other has its turn at once."""
+    bogus, true = make_request(A, 9), make_request(A, 2)
+    queue.put(bogus)
+    assert queue.put(true) is None
+    assert queue.take() is bogus
+    assert queue.has_other(bogus)
+    assert queue.postpone(bogus) is None
+    assert queue.take() is true
+    assert queue.put(late := make_request(A, 1)) is None
+    assert queue.start(true) == [late]
+    queue.done(true)
+    assert queue.take() is bogus
+
+
+def test_an_equal_request_falls_out(queue: PrepareQueue) -> None:
+    """One request an LSN is enough, wherever it waits."""
+    first = make_request(A, 2)
     queue.put(first)
+    assert queue.put(late := make_request(A, 2)) == (late, SkipReason.COALESCED)
+    queue.take()
+    queue.postpone(first)
     assert queue.put(late) == (late, SkipReason.COALESCED)
     assert take_all(queue) == [first]
 
 
 @pytest.mark.parametrize("lsn", [1, 2])
-def test_a_running_prepare_covers_what_is_not_newer(queue: PrepareQueue, lsn: int) -> None:
-    """The one that runs makes an older or equal one superfluous."""
+def test_a_build_covers_what_is_not_newer(queue: PrepareQueue, lsn: int) -> None:
+    """The LSN of a build is known to be reached: an older or equal one is superfluous."""
     first, late = make_request(A, 2), make_request(A, lsn)
     queue.put(first)
     assert queue.take() is first
+    assert queue.start(first) == []
     assert queue.put(late) == (late, SkipReason.COALESCED)
     assert len(queue) == 0
+
+
+def test_few_lsns_of_a_timeline_wait(queue: PrepareQueue) -> None:
+    """Of more the one in the middle falls out: not the newest, nor the first to be reached."""
+    made = [make_request(A, lsn) for lsn in range(1, 18)]
+    assert [queue.put(each) for each in made] == [
+        *[None] * 16,
+        (made[8], SkipReason.COALESCED),
+    ]
+    assert queue.take() is made[-1]
+    assert queue.start(made[-1]) == [*made[:8], *made[9:-1]]
 
 
 def test_a_newer_request_waits_for_the_running_one(queue: PrepareQueue) -> None:
@@ -84,17 +120,6 @@ def test_a_newer_request_waits_for_the_running_one(queue: PrepareQueue) -> None:
     assert len(queue) == 1
     queue.done(running)
     assert queue.take() is newer
-
-
-def test_a_newer_one_behind_a_running_one_is_coalesced_too(queue: PrepareQueue) -> None:
-    """Of several that wait for a busy timeline the newest stays."""
-    running, second, third = make_request(A, 1), make_request(A, 2), make_request(A, 3)
-    queue.put(running)
-    queue.take()
-    queue.put(second)
-    assert queue.put(third) == (second, SkipReason.COALESCED)
-    late = make_request(A, 2)
-    assert queue.put(late) == (late, SkipReason.COALESCED)
 
 
 def test_an_ordinary_request_replaces_a_rebuild_at_its_lsn(queue: PrepareQueue) -> None:
@@ -161,6 +186,8 @@ def test_the_best_request_of_a_timeline_is_run_last(
             fallen.append(dropped[0])
         if is_taken and running is None and len(queue):
             running = queue.take()
+            assert running is not None
+            fallen += queue.start(running) or []
         elif running is not None:
             queue.done(running)
             run.append(running)
@@ -168,7 +195,10 @@ def test_the_best_request_of_a_timeline_is_run_last(
     if running is not None:
         queue.done(running)
         run.append(running)
-    run += take_all(queue)
+    while len(queue):
+        run.append(queue.take() or pytest.fail("closed"))
+        fallen += queue.start(run[-1]) or []
+        queue.done(run[-1])
     assert {*fallen, *run} == set(put)
     assert len(fallen) + len(run) == len(put)
     if put:
@@ -188,11 +218,11 @@ def test_capacity_bounds_what_waits(queue: PrepareQueue) -> None:
 
 
 def test_a_full_queue_still_coalesces(queue: PrepareQueue) -> None:
-    """A newer LSN of a timeline that waits needs no place."""
+    """Another LSN of a timeline that waits needs no place."""
     old, new = make_request(B, 1), make_request(B, 2)
     for each in (make_request(A), old, make_request(C)):
         queue.put(each)
-    assert queue.put(new) == (old, SkipReason.COALESCED)
+    assert queue.put(new) is None
     stale = make_request(B, 1)
     assert queue.put(stale) == (stale, SkipReason.COALESCED)
 
@@ -363,9 +393,11 @@ def test_workers_and_senders_lose_nothing() -> None:
                 if taken.key in busy:
                     is_double.set()
                 busy.add(taken.key)
+            outgrown = queue.start(taken)
+            assert outgrown is not None
             with lock:
                 busy.discard(taken.key)
-                ended.append(taken)
+                ended.extend([taken, *outgrown])
             queue.done(taken)
 
     def send() -> None:

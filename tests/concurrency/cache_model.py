@@ -52,7 +52,7 @@ class Held:
 
 
 class Waiting(NamedTuple):
-    """A prepare in the queue; of two for one timeline the greater one stays.
+    """A prepare in the queue.
 
     Attributes:
         lsn: what is wanted.
@@ -71,7 +71,7 @@ class Model:
         damage: what is wrong with files under entries' names.
         known_good: every archive that may be served, by name.
         builds: builds stopped in the middle, by timeline.
-        waiting: what is queued behind them.
+        waiting: what is queued behind them, by timeline and LSN.
         outcomes: how the prepares ended that were predicted since last taken.
         foreign: names in the directory that are no entries.
         is_home: whether the directory still has the lock file that is held.
@@ -97,7 +97,7 @@ class Model:
         total = config.max_total_size_bytes
         self._max_entry_bytes = min(config.max_entry_size_bytes or total, total)
         self.builds: dict[int, Build] = {}
-        self.waiting: dict[int, Waiting] = {}
+        self.waiting: dict[int, dict[Lsn, Waiting]] = {}
         self.parked: dict[str, int] = {}
         self.take_stock()
 
@@ -175,6 +175,11 @@ class Model:
         is_full = charge > charged_bytes and others + charge > self.config.max_total_size_bytes
         return size_bytes <= self._max_entry_bytes and not is_full
 
+    @property
+    def in_flight_count(self) -> int:
+        """Prepares that have not ended."""
+        return len(self.builds) + sum(map(len, self.waiting.values()))
+
     # What actions do.
 
     def ask(self, slot: Slot, lsn: Lsn, mode: str = GOOD) -> None:
@@ -187,19 +192,22 @@ class Model:
 
     def _queue(self, slot: Slot, asked: Waiting, mode: str = GOOD) -> None:
         """What is asked for waits where a build of the timeline has stopped, else it runs."""
-        waiting = self.waiting.get(slot.number)
-        if waiting is not None and waiting >= asked:
+        waiting = self.waiting.get(slot.number, {})
+        if asked.lsn in waiting:
+            waiting[asked.lsn] = max(asked, waiting[asked.lsn])
             self.outcomes.append("coalesced")
-        elif waiting is None and len(self.waiting) >= self.config.prepare_channel_size:
+        elif not waiting and len(self.waiting) >= self.config.prepare_channel_size:
             self.outcomes.append("queue_full")
         elif slot.number in self.builds:
-            self.waiting[slot.number] = asked
-            self.outcomes += ["coalesced"] if waiting else []
+            self.waiting.setdefault(slot.number, {})[asked.lsn] = asked
         else:
-            self._prepare(slot, asked.lsn, mode, is_rebuild=not asked.is_asked)
+            self._prepare(slot, asked, mode)
 
-    def _prepare(self, slot: Slot, lsn: Lsn, mode: str = GOOD, *, is_rebuild: bool = False) -> None:
-        outcome = self._judge(slot, lsn, is_rebuild=is_rebuild)
+    def _prepare(self, slot: Slot, asked: Waiting, mode: str = GOOD) -> bool:
+        """Run a prepare as far as it gets; whether its build was begun."""
+        lsn = asked.lsn
+        outcome = self._judge(slot, lsn, is_rebuild=not asked.is_asked)
+        is_begun = outcome is None
         if outcome is None and not self.is_home:
             self.take_stock()
         if outcome is None and slot.number not in self.held and not self._has_room():
@@ -211,6 +219,7 @@ class Model:
             self.builds[slot.number] = slot.build
         else:
             self.outcomes.append(outcome or self._build(slot, lsn, slot.archive(lsn), mode))
+        return is_begun
 
     def _judge(self, slot: Slot, lsn: Lsn, *, is_rebuild: bool) -> str | None:
         """How a prepare ends before anything is built; None where it does not."""
@@ -293,9 +302,11 @@ class Model:
         self.is_home = is_home
         del self.builds[slot.number]
         self.outcomes.append(outcome)
-        if slot.number in self.waiting:
-            asked = self.waiting.pop(slot.number)
-            self._prepare(slot, asked.lsn, is_rebuild=not asked.is_asked)
+        waiting = self.waiting.pop(slot.number, {})
+        while waiting:  # the newest first, which covers the others where it is built
+            if self._prepare(slot, waiting.pop(max(waiting))):
+                self.outcomes += ["coalesced"] * len(waiting)
+                waiting.clear()
 
     def get(self, slot: Slot, lsn: Lsn) -> str:
         """What a `get` must give: `HIT`, `MISS` or `ERROR`; a bad entry is taken out."""

@@ -89,7 +89,7 @@ class ComparedCache(RuleBasedStateMachine):
 
     def wait_until_quiet(self) -> None:
         """Wait until nothing goes on but what has been stopped."""
-        stopped = len(self.model.builds) + len(self.model.waiting)
+        stopped = self.model.in_flight_count
         wait_until(lambda: self.engine.activity._count == stopped)
 
     def settle(self) -> None:
@@ -198,7 +198,7 @@ class ComparedCache(RuleBasedStateMachine):
         model.outcomes.clear()
         assert self.counted_prepares(values) == self.prepares
         assert counted(values, _READS) == self.reads
-        in_flight = len(model.builds) + len(model.waiting)
+        in_flight = model.in_flight_count
         ended = self.sent + values["bbcache_quarantined_total"] - in_flight
         assert sum(self.prepares.values()) == ended
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from bbcache import Lsn
     from bbcache.host import TarballWriter
-    from bbcache.prepare_queue import Request
+    from bbcache.request import Request
 
 TAR_BYTES: Final = 600
 RESULTS: Final = ("ok", "skip", "error")

@@ -1,0 +1,64 @@
+"""One prepare, from when it is asked for to its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bbcache.flight import Flight
+from bbcache.index import make_place
+
+if TYPE_CHECKING:
+    from bbcache.ids import Lsn, TenantShardId
+
+
+class Request:
+    """One prepare. Compared by identity; the queue's lock guards what changes.
+
+    Attributes:
+        key: tenant and timeline ids, 32 bytes.
+        lsn: the position wanted.
+        place: the timeline at this very LSN, as bytes.
+        tenant_shard_id: shard zero of the tenant; None for the rebuild of a bad
+            archive, whose worker finds it out.
+        queued_at_s: when it was asked for, by the clock of the cache.
+        is_sent: whether `send_prepare` or a rebuild has asked for it. Where False, only
+            callers of `get_or_prepare` have, and without them it does not wait for its LSN.
+        must_build: whether an entry that is held at the LSN will not do.
+        is_seen: whether a worker has taken it.
+        is_behind: whether a worker has put it behind what can run.
+        is_reached: whether its LSN is known to be reached, and its build runs.
+        is_claimed: whether it is settled.
+        waiting_since_s: when the wait for its LSN began; None before and after the wait.
+        flight: the callers that wait for it.
+    """
+
+    __slots__ = (
+        *("flight", "is_behind", "is_claimed", "is_reached", "is_seen", "is_sent", "key", "lsn"),
+        *("must_build", "place", "queued_at_s", "tenant_shard_id", "waiting_since_s"),
+    )
+
+    def __init__(
+        self,
+        key: bytes,
+        lsn: Lsn,
+        tenant_shard_id: TenantShardId | None,
+        queued_at_s: float,
+        *,
+        is_sent: bool = True,
+        must_build: bool = False,
+    ) -> None:
+        self.key = key
+        self.lsn = lsn
+        self.place = make_place(key, lsn)
+        self.tenant_shard_id = tenant_shard_id
+        self.queued_at_s = queued_at_s
+        self.waiting_since_s: float | None = None
+        self.is_sent = is_sent
+        self.must_build = must_build
+        self.is_claimed = self.is_seen = self.is_behind = self.is_reached = False
+        self.flight = Flight()
+
+    @property
+    def is_rebuild(self) -> bool:
+        """Whether it replaces a bad archive, if the tip still stands there."""
+        return self.tenant_shard_id is None
