@@ -80,6 +80,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--owner", metavar="USER", help="give all of it to this user and its group; for root"
     )
+    parser.add_argument(
+        "--without-logical-replication",
+        action="store_true",
+        help="start no workers for its subscriptions: for a copy that runs beside the timeline",
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
@@ -115,6 +120,7 @@ def run(options: argparse.Namespace) -> bool:
             options.dest,
             policy=RetryPolicy(options.attempts, options.timeout, options.silence_timeout),
             owner=None if options.owner is None else _owner(options.owner),
+            without_logical_replication=options.without_logical_replication,
             tell=lambda line: print(f"bbcache: {line}", file=sys.stderr, flush=True),
         )
     document = {

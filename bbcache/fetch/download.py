@@ -6,7 +6,7 @@ import contextlib
 import random
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bbcache.errors import ArchiveError, PostgresError
 from bbcache.fetch.connection import CopyStream, connect
@@ -80,6 +80,7 @@ def fetch_basebackup(
     *,
     policy: RetryPolicy | None = None,
     owner: tuple[int, int] | None = None,
+    without_logical_replication: bool = False,
     tell: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -92,12 +93,16 @@ def fetch_basebackup(
     the next fetch where a kill has left it. What the service cannot give now is asked
     for again. Safe to call from several threads, each with a `dest` of its own.
 
+    A copy that runs beside the timeline's compute node needs
+    `without_logical_replication`, as `restore_tarball` says.
+
     Args:
         request: what to fetch.
         dest: a place where there is nothing, or an empty directory, in an existing one.
         policy: how often to try and for how long; None has the defaults.
         owner: user id and group id for all that is created; for root. None is the
             caller's.
+        without_logical_replication: as for `restore_tarball`.
         tell: gets a line for each attempt that failed and has another behind it.
         clock: seconds that only grow.
         sleep: waits so many seconds.
@@ -112,7 +117,8 @@ def fetch_basebackup(
     policy = policy or RetryPolicy()
     started_s = clock()
     with Staging(dest) as staging:
-        attempts = _Attempts(request, staging.pgdata_dir, policy, owner, started_s, clock)
+        options = _RestoreOptions(owner, without_logical_replication)
+        attempts = _Attempts(request, staging.pgdata_dir, policy, options, started_s, clock)
         while (failure := attempts.run_one()) is not None:
             pause_s = attempts.pause_s(failure, chance())
             tell(f"{attempts.last} has failed: {_one_line(failure)}; again in {pause_s:.1f} s")
@@ -130,6 +136,11 @@ def fetch_basebackup(
     )
 
 
+class _RestoreOptions(NamedTuple):
+    owner: tuple[int, int] | None
+    without_logical_replication: bool
+
+
 class _Attempts:
     """The attempts at one basebackup.
 
@@ -144,14 +155,14 @@ class _Attempts:
         request: FetchRequest,
         pgdata_dir: Path,
         policy: RetryPolicy,
-        owner: tuple[int, int] | None,
+        options: _RestoreOptions,
         started_s: float,
         clock: Callable[[], float],
     ) -> None:
         self._request = request
         self._pgdata_dir = pgdata_dir
         self._policy = policy
-        self._owner = owner
+        self._options = options
         self._deadline_s = started_s + policy.timeout_s
         self._clock = clock
         self.count = 0
@@ -183,7 +194,9 @@ class _Attempts:
                 self._policy.silence_timeout_s,
                 self._clock,
             )
-            self.restored = restore_tarball(stream, self._pgdata_dir, owner=self._owner, sync=True)
+            self.restored = restore_tarball(
+                stream, self._pgdata_dir, sync=True, **self._options._asdict()
+            )
             self.received_bytes = stream.size_bytes
 
     def pause_s(self, failure: BbcacheError, chance: float) -> float:

@@ -86,6 +86,16 @@ class MemberWriter:
         with self.naming(self._member.name, self._member.size_bytes):
             self._close_fd()
 
+    def append(self, name: str, data: bytes) -> None:
+        """Add to the end of a file, which is created if need be; raises as `write`."""
+        self.end_file()
+        with self.naming(name, len(data)):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name, flags, FILE_MODE, dir_fd=self._dest_fd)
+            with open(fd, "wb", buffering=0) as file:
+                self._settle(fd, FILE_MODE)
+                file.write(data)
+
     def close(self) -> None:
         """Close what is open, when something has failed already."""
         with contextlib.suppress(OSError):

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 _PG_CONTROL_PART_NAME = "global/pg_control.part"
 _MAX_PG_CONTROL_BYTES = 8192  # PG_CONTROL_FILE_SIZE
+_AUTO_CONF_NAME = "postgresql.auto.conf"
+_NO_LOGICAL_REPLICATION = b"""
+# This is a copy beside its original: it would take the changes of its subscriptions.
+max_logical_replication_workers = 0
+"""
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SYNCED_AT_ONCE = 8
 _BATCH_SIZE_BYTES = 512 * 1024
@@ -56,6 +61,7 @@ def restore_tarball(
     *,
     owner: tuple[int, int] | None = None,
     sync: bool = False,
+    without_logical_replication: bool = False,
 ) -> RestoreSummary:
     """Unpack a basebackup, gzip'd or plain, into a new data directory.
 
@@ -64,7 +70,13 @@ def restore_tarball(
     it holds files and directories inside `dest` only, each once, and that
     ``global/pg_control`` is the last. Directories get mode 0700 and files 0600,
     whatever the tar says. After a failure `dest` is as empty as before; after a kill
-    it may hold files, but no pg_control. Safe to call from several threads, each with
+    it may hold files, but no pg_control.
+
+    A copy that runs beside its original has the same subscriptions, and takes changes
+    away from it: each change goes to one of the two. Restore such a copy with
+    `without_logical_replication`.
+
+    Safe to call from several threads, each with
     archive and `dest` of its own.
 
     Args:
@@ -76,6 +88,9 @@ def restore_tarball(
             caller's.
         sync: whether all of it is on disk (fsync) before pg_control is, and pg_control
             before the call returns.
+        without_logical_replication: whether the copy starts no workers for subscriptions,
+            by a line in its postgresql.auto.conf; settings of the command line go over it.
+            ``ALTER SYSTEM RESET max_logical_replication_workers`` undoes it.
 
     Raises:
         ArchiveError: the archive is damaged, cut short or not a basebackup.
@@ -86,13 +101,20 @@ def restore_tarball(
         with _naming(f"open {archive}"):
             file = open(archive, "rb", buffering=0)  # noqa: SIM115 - closed by the next line
         with file:
-            return restore_tarball(file, dest, owner=owner, sync=sync)
+            return restore_tarball(
+                file,
+                dest,
+                owner=owner,
+                sync=sync,
+                without_logical_replication=without_logical_replication,
+            )
     directory = Path(dest)
     is_new = _make_empty(directory)
     with _naming(f"open {directory}"):
         dest_fd = os.open(directory, _OPEN_DIR)
     try:
-        return _Restore(directory, dest_fd, owner, sync=sync).run(archive)
+        added = _NO_LOGICAL_REPLICATION if without_logical_replication else b""
+        return _Restore(directory, dest_fd, owner, added, sync=sync).run(archive)
     except BaseException:
         _remove_all(directory, dest_fd, is_new=is_new)
         raise
@@ -147,9 +169,16 @@ class _Restore:
     """
 
     def __init__(
-        self, directory: Path, dest_fd: int, owner: tuple[int, int] | None, *, sync: bool
+        self,
+        directory: Path,
+        dest_fd: int,
+        owner: tuple[int, int] | None,
+        added_settings: bytes,
+        *,
+        sync: bool,
     ) -> None:
         self._dest_fd = dest_fd
+        self._added_settings = added_settings
         self._sync = sync
         self._names: list[str] = []
         self._control: bytes | None = None
@@ -193,8 +222,12 @@ class _Restore:
 
     def _finish(self, control: bytes) -> None:
         """Put pg_control in place, whole or not at all."""
+        names = self._names[:-1]
+        if self._added_settings:
+            self._writer.append(_AUTO_CONF_NAME, self._added_settings)
+            names = [_AUTO_CONF_NAME, *names]
         if self._sync:
-            self._fsync_all(self._names[:-1])
+            self._fsync_all(names)
         part = Member(_PG_CONTROL_PART_NAME, is_directory=False, size_bytes=len(control))
         self._writer.write([part, memoryview(control)])
         self._writer.end_file()

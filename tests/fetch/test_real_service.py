@@ -118,6 +118,23 @@ def test_postgres_starts_from_it(
         assert "not properly shut down" not in cluster.read_log()
 
 
+def test_without_logical_replication(
+    served: Served,
+    pg: PostgresBinaries,
+    make_cluster: ClusterFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A copy for use beside the timeline starts no workers for its subscriptions."""
+    monkeypatch.setenv("PGPASSWORD", served.token(served.tenant_id))
+    dest = make_cluster.new_dir()
+    arguments = served.arguments(served.url(sslmode="require"), dest)
+    assert main([*arguments, "--without-logical-replication"]) == 0
+    with make_cluster.on(pg, dest) as cluster:
+        cluster.start()
+        assert cluster.psql("show max_logical_replication_workers") == "0"
+        assert "not properly shut down" not in cluster.read_log()
+
+
 def test_a_token_from_the_environment(
     served: Served,
     make_cluster: ClusterFactory,
