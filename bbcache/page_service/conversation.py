@@ -8,7 +8,7 @@ has been let in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _MAX_NAMES: Final = 16  # of statements, and of portals
 _OPTION_PREFIX: Final = "_pq_."
+_PASSWORD_WANTED: Final = "a password is wanted before anything else"  # noqa: S105 - an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class CancelRequested:
 class TokenGiven:
     """Answer with `Conversation.let_in`, or refuse with `Conversation.fail`."""
 
-    token: str
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +147,27 @@ class Conversation:
         Raises:
             PageServiceError: the client must go: `fail` with it, and close.
         """
-        while self._phase is not _Phase.CLOSED:
-            is_start = self._phase is _Phase.STARTUP
-            frame = self._buffer.next_startup() if is_start else self._buffer.next_message()
-            if frame is None:
-                return None
-            self.message_count += 1
-            event = (
-                self._begin(parse_startup(frame)) if is_start else self._go_on(parse_message(frame))
-            )
-            if event is not None:
-                return event
-        return None
+        try:
+            while self._phase is not _Phase.CLOSED:
+                is_start = self._phase is _Phase.STARTUP
+                frame = self._buffer.next_startup() if is_start else self._buffer.next_message()
+                if frame is None:
+                    return None
+                self.message_count += 1
+                event = (
+                    self._begin(parse_startup(frame))
+                    if is_start
+                    else self._go_on(parse_message(frame))
+                )
+                if event is not None:
+                    return event
+        except ProtocolError:
+            if self._phase is not _Phase.PASSWORD:
+                raise
+        else:
+            return None
+        # The bytes may be a password without its frame, and what is wrong with them tells some.
+        raise ProtocolError(_PASSWORD_WANTED)
 
     def answer_tls(self) -> bool:
         """Answer a request for TLS.
@@ -264,7 +274,7 @@ class Conversation:
             return Ended()
         if self._phase is _Phase.PASSWORD:
             if not isinstance(message, m.PasswordMessage):
-                raise ProtocolError("a password is wanted before anything else")
+                raise ProtocolError(_PASSWORD_WANTED)
             return TokenGiven(message.password)
         if isinstance(message, m.PasswordMessage):
             raise ProtocolError("no password is wanted now")

@@ -7,7 +7,8 @@ Sans I/O: a `Frame` in, a message out. Field layouts are those of PostgreSQL's m
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from bbcache.page_service.errors import ProtocolError
@@ -21,7 +22,6 @@ _CANCEL_CODE: Final = 80877102
 _SSL_CODE: Final = 80877103
 _GSSENC_CODE: Final = 80877104
 _MAJOR_VERSION: Final = 3
-_SHOWN_BYTES: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,14 @@ class StartupMessage:
     """
 
     minor_version: int
-    parameters: Mapping[str, str]
+    parameters: Mapping[str, str] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class PasswordMessage:
     """The answer to a request for a password."""
 
-    password: str
+    password: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +215,10 @@ class _Fields:
             raise ProtocolError(f"a text in {self._what} has no end")
         raw = self._body[self._at : end]
         self._at = end + 1
-        try:
+        with suppress(UnicodeDecodeError):
             return raw.decode()
-        except UnicodeDecodeError:
-            raise ProtocolError(
-                f"a text in {self._what} is not UTF-8: {raw[:_SHOWN_BYTES]!r}"
-            ) from None
+        # Outside of the handler, and without the text: it may be a password.
+        raise ProtocolError(f"a text in {self._what} is not UTF-8")
 
     def pairs(self) -> dict[str, str]:
         """Names and values, up to an empty name at the very end."""

@@ -258,7 +258,7 @@ class Session:
         elif isinstance(event, c.TokenGiven):
             assert self._verifier is not None
             self._leave()
-            self._permission = self._verifier.verify(event.token)
+            self._permission = _verified(self._verifier, event.token)
             self._conversation.let_in()
         elif isinstance(event, c.CancelRequested):
             self._connections.cancel(event.process_id, event.secret)
@@ -349,6 +349,17 @@ class Session:
             self._send_output(_FAREWELL_TIMEOUT_S)
         except DisconnectedError:
             log.debug("%s is gone already", self._connection.peer)
+
+
+def _verified(verifier: Verifier, token: str) -> Permission:
+    """What a token opens. Of a verifier that fails, only the kind of its failure is told."""
+    try:
+        return verifier.verify(token)
+    except PageServiceError:
+        raise
+    except Exception as error:  # noqa: BLE001 - its text and traceback may have the token
+        kind = type(error).__name__
+    raise BadTokenError(f"the token cannot be verified: {kind}")
 
 
 def _ending_of(error: PageServiceError) -> Ending:

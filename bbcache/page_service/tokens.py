@@ -74,8 +74,10 @@ class TokenKeys:
             except jwt.InvalidSignatureError:
                 continue
             except Exception as error:  # noqa: BLE001 - whatever hostile bytes do to a parser
-                raise BadTokenError(f"the token is bad: {type(error).__name__}") from None
-            return claims
+                kind = type(error).__name__  # not the error itself: it may have the token
+            else:
+                return claims
+            raise BadTokenError(f"the token is bad: {kind}")
         raise BadTokenError("the token is signed with none of the keys")
 
 
