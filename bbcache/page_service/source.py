@@ -15,7 +15,7 @@ from bbcache.errors import (
     PrepareError,
     text_of,
 )
-from bbcache.host import TenantState, attached_shards_zero
+from bbcache.host import TenantState, attached_shards_zero, wait_for_lsn
 from bbcache.metrics import Source
 from bbcache.page_service.errors import (
     CommandError,
@@ -105,8 +105,8 @@ class CacheSource:
     a host's tarball has one form. A ``fullbackup`` is built anew by the host each time,
     and so is everything where the cache is disabled.
 
-    The LSN is waited for in the client's own thread: no client that is ahead of its
-    timeline, by mistake or on purpose, holds a worker of the cache.
+    The cache waits for an LSN that is not reached yet; this class does for what the cache
+    does not build.
 
     Args:
         tenant_manager: the host.
@@ -160,9 +160,7 @@ class CacheSource:
         timeline = _timeline(tenant, command)
         make = self._build if command.is_full or not self._cache.is_enabled else self._fill
         if command.lsn is not None:
-            lsn = _canonical(timeline, command.lsn)
-            self._wait(timeline, lsn, go_on)
-            return make(shard_id, timeline, lsn, go_on)
+            return make(shard_id, timeline, _canonical(timeline, command.lsn), go_on)
         for _ in range(_TIP_TRIES - 1):
             lsn = _tip(timeline)
             try:
@@ -181,32 +179,11 @@ class CacheSource:
             raise CommandError("the tenants are not known yet\nhint: Try again soon.") from error
         raise NotFoundError(f"shard zero of tenant {tenant_id} is not attached here")
 
-    def _wait(self, timeline: Timeline, lsn: Lsn, go_on: Callable[[], None]) -> None:
-        """Wait for the LSN, in slices short enough to notice that nobody wants it any more."""
-        deadline_s = self._clock() + self._wait_lsn_timeout_s
-        while True:
-            now_s = self._clock()
-            slice_s = max(0.0, min(_WAIT_SLICE_S, deadline_s - now_s))
-            try:
-                timeline.wait_lsn(lsn, slice_s)
-            except TimeoutError:
-                go_on()
-                if self._clock() >= deadline_s:
-                    raise CommandError(
-                        f"timed out after {self._wait_lsn_timeout_s:g} s of waiting for LSN {lsn}; "
-                        f"the timeline is at {_tip(timeline)}"
-                    ) from None
-            except Exception as error:
-                raise CommandError(f"cannot wait for LSN {lsn}") from error
-            else:
-                return
-            # A host that gives up before its time must not make this loop spin.
-            time.sleep(max(0.0, now_s + slice_s - self._clock()))
-
     def _fill(
         self, shard_id: TenantShardId, timeline: Timeline, lsn: Lsn, go_on: Callable[[], None]
     ) -> OpenBasebackup:
-        """From the cache, which has it, or builds it once for all who ask."""
+        """Get it from the cache, which has it, or builds it once for all clients."""
+        go_on = self._until_timeout(timeline, lsn, go_on)
         try:
             file = self._cache.get_or_prepare(shard_id, timeline.timeline_id, lsn, go_on=go_on)
         except ClosingError as error:
@@ -225,8 +202,12 @@ class CacheSource:
     def _build(
         self, _: TenantShardId, timeline: Timeline, lsn: Lsn, go_on: Callable[[], None]
     ) -> OpenBasebackup:
-        """From the host, for this client alone."""
+        """Have the host build it, for this client alone."""
+        still_waits = self._until_timeout(timeline, lsn, go_on)
+        slice_s = min(_WAIT_SLICE_S, self._wait_lsn_timeout_s)
         try:
+            while not wait_for_lsn(timeline, lsn, slice_s):
+                still_waits()
             file, size_bytes = self._own_builder.build(timeline, lsn, go_on)
         except PageServiceError:
             raise
@@ -234,6 +215,22 @@ class CacheSource:
             log.exception("cannot build a basebackup of timeline %s", timeline.timeline_id)
             raise CommandError(_what_failed(error, timeline, lsn)) from error
         return OpenBasebackup(file, lsn, size_bytes, Source.BUILT)
+
+    def _until_timeout(
+        self, timeline: Timeline, lsn: Lsn, go_on: Callable[[], None]
+    ) -> Callable[[], None]:
+        """Make `go_on` raise as well when the time is up in which the LSN must be reached."""
+        deadline_s = self._clock() + self._wait_lsn_timeout_s
+
+        def still_waits() -> None:
+            go_on()
+            if self._clock() >= deadline_s and (tip := _tip(timeline)) < lsn:
+                raise CommandError(
+                    f"timed out after {self._wait_lsn_timeout_s:g} s of waiting for LSN {lsn}; "
+                    f"the timeline is at {tip}"
+                )
+
+        return still_waits
 
 
 def _timeline(tenant: Tenant, command: BasebackupCommand) -> Timeline:

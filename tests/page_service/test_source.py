@@ -238,6 +238,21 @@ def test_who_is_ahead_holds_no_worker(make_bench: Callable[[], Bench]) -> None:
         assert gzip.decompress(copied(client.until("Z"))) == timeline.tarball(LSN_B)
 
 
+def test_who_is_ahead_and_goes_ends_its_wait(bench: Bench) -> None:
+    """The cache waits for the LSN no longer than a client does."""
+    timeline = bench.rig.timeline()
+    clients = [bench.logged_in() for _ in range(2)]
+    for client in clients:
+        client.send(wire.query(bench.command(timeline, LSN_B, "gzip")))
+    wait_until(lambda: aboard(bench.rig) == 2)
+    for client in clients:
+        client.close()
+    bench.wait_gone()
+    bench.rig.wait_idle()
+    assert bench.rig.skips == {"given_up": 1}
+    bench.wait_queries({"client_error none": 2})
+
+
 def test_one_read_is_counted_for_each_command(bench: Bench) -> None:
     """A miss is one miss, and a hit one hit, whether the LSN is named or not."""
     timeline = bench.rig.timeline()
@@ -349,7 +364,7 @@ def test_a_wait_that_fails(bench: Bench) -> None:
 
     timeline.on_wait = wait
     error, _ = bench.logged_in().ask(bench.command(timeline, LSN_B, "gzip"))
-    assert error.fields()["M"] == f"cannot wait for LSN {LSN_B}: RuntimeError"
+    assert error.fields()["M"] == "cannot build the basebackup: RuntimeError"
 
 
 def test_a_timeline_that_does_not_know_where_it_stands(
@@ -446,6 +461,24 @@ class TestOwnBuilds:
         assert replies[0].fields()["M"] == text
         timeline.on_send = None
         assert copied(self.full(bench, timeline)) == timeline.tarball(LSN_A)
+
+    def test_one_that_is_ahead_waits(self, make_bench: Callable[[], Bench]) -> None:
+        """Until the LSN is reached, or its time is up."""
+        bench = make_bench()
+        bench.serve(wait_lsn_timeout_s=0.3)
+        timeline = bench.rig.timeline()
+        client = bench.logged_in()
+        ahead = bench.command(timeline, LSN_B, name="fullbackup")
+        assert client.ask(ahead)[0].fields()["M"] == (
+            f"timed out after 0.3 s of waiting for LSN {LSN_B}; the timeline is at {LSN_A}"
+        )
+        with Gate() as gate:
+            timeline.on_wait = gate
+            worker = Worker(client.ask, ahead)
+            gate.wait_for()
+            gate.open()
+            replies: Any = worker.result()
+        assert copied(replies) == timeline.tarball(LSN_B)
 
     def test_without_a_cache_everything_is(self, make_bench: Callable[[], Bench]) -> None:
         """As Neon's pageserver serves without one."""
