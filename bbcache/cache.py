@@ -88,14 +88,14 @@ class BasebackupCache:
         with disk_step("make the cache directory", path):
             os.makedirs(path, mode=0o700, exist_ok=True)
         dirlock = DirectoryLock(path)
-        dirlock.acquire()
         try:
-            engine = Engine(path, config, tenant_manager, dirlock, registry)
+            dirlock.acquire()
+            cache = cls(engine := Engine(path, config, tenant_manager, dirlock, registry))
         except BaseException:
             dirlock.release()
             raise
         engine.start()
-        return cls(engine)
+        return cache
 
     @property
     def is_enabled(self) -> bool:

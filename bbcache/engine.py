@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from bbcache import process
@@ -32,6 +33,8 @@ from bbcache.ticker import Ticker
 from bbcache.waiters import Waiters
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from prometheus_client import CollectorRegistry
 
     from bbcache.config import BasebackupCacheConfig
@@ -96,7 +99,8 @@ class Engine:
         self._close_lock = threading.RLock()  # guards _has_closer
         self._has_closer = False
         self._own_threads: set[threading.Thread] = set()  # complete once start() returns
-        self._entered = threading.Semaphore(0)
+        self._ended_threads: set[threading.Thread] = set()
+        self._entered: SimpleQueue[None] = SimpleQueue()
         self._executor = ThreadPoolExecutor(config.prepare_concurrency, "bbcache-prepare")
         self._background = threading.Thread(target=self._run, name="bbcache-cleanup")
 
@@ -150,9 +154,9 @@ class Engine:
         try:
             for _ in range(self._config.prepare_concurrency):
                 self._executor.submit(self._work)
-                self._entered.acquire()
+                self._entered.get()
             self._background.start()
-            self._own_threads.add(self._background)
+            self._entered.get()
         except BaseException:
             self.close(None)
             self._metrics.withdraw()
@@ -199,16 +203,28 @@ class Engine:
         """See `BasebackupCache.close`."""
         deadline_s = None if timeout is None else time.monotonic() + timeout
         self.begin_close()
-        with self._close_lock:
-            is_first, self._has_closer = not self._has_closer, True
-        if is_first:
-            try:
+        is_own_thread = threading.current_thread() in self._own_threads
+        while not (self._try_to_close(deadline_s) or is_own_thread):
+            left_s = _remaining_s(deadline_s)
+            if not self._changed.wait_for(lambda: self._is_closed or not self._has_closer, left_s):
+                break
+
+    def _try_to_close(self, deadline_s: float | None) -> bool:
+        """Finish a close; False where another thread is about to, which may be interrupted."""
+        is_closer = False
+        try:
+            with self._close_lock:
+                if self._is_closed:
+                    return True
+                is_closer, self._has_closer = not self._has_closer, True
+            if is_closer:
                 self._finish_close(deadline_s)
-            except BaseException:  # a Ctrl-C while it waited: another close may finish
+        except BaseException:
+            if is_closer:
                 self._has_closer = False
-                raise
-        elif threading.current_thread() not in self._own_threads:
-            self._changed.wait_for(lambda: self._is_closed, timeout)
+                self._changed.wake_all()
+            raise
+        return is_closer
 
     def abandon(self) -> None:
         """Close in the background, for a finaliser: it may wait for no thread and no lock."""
@@ -232,20 +248,36 @@ class Engine:
         self._enqueue(Request(entry.key, entry.lsn, None, time.monotonic()))
 
     def _work(self) -> None:
-        self._own_threads.add(threading.current_thread())
-        self._entered.release()
-        self._preparer.work()
+        with self._own_thread():
+            self._preparer.work()
+
+    @contextmanager
+    def _own_thread(self) -> Iterator[None]:
+        """Tell that the current thread has begun, and when it is about to end."""
+        current = threading.current_thread()
+        self._own_threads.add(current)
+        self._entered.put(None)
+        try:
+            yield
+        finally:
+            self._ended_threads.add(current)
+            self._changed.wake_all()
 
     def _run(self) -> None:
-        """Load, then clean up period by period: the life of the background thread."""
+        """The life of the background thread."""
+        with self._own_thread():
+            self._load_and_tick()
+        if self._is_abandoned:
+            self.close(None)
+
+    def _load_and_tick(self) -> None:
+        """Load, then clean up period by period."""
         pause_s = 0.0
         while not (self._is_initialized or self._is_stopped_in(pause_s)):
             pause_s = min(max(_FIRST_PAUSE_S, 2 * pause_s), _LONGEST_PAUSE_S)
             with suppress(BaseException):  # whatever is raised, and be it by a log handler
                 self._load(pause_s)
         self._tick()
-        if self._is_abandoned:
-            self.close(None)
 
     def _load(self, pause_s: float) -> None:
         """Take over what is on disk; where that fails it is tried again after `pause_s`."""
@@ -330,10 +362,12 @@ class Engine:
         """Wait for all threads but the current one; returns the names of those left."""
         current = threading.current_thread()
         self._executor.shutdown(wait=False)
-        threads = [thread for thread in self._own_threads if thread is not current]
-        for thread in threads:
-            thread.join(_remaining_s(deadline_s))
-        return sorted(thread.name for thread in threads if thread.is_alive())
+        others = self._own_threads - {current}
+        # An interrupted join takes its thread for ended, so only those are joined that are.
+        self._changed.wait_for(lambda: others <= self._ended_threads, _remaining_s(deadline_s))
+        for thread in others & self._ended_threads:
+            thread.join()
+        return sorted(thread.name for thread in others - self._ended_threads)
 
 
 def _remaining_s(deadline_s: float | None) -> float | None:
