@@ -153,6 +153,33 @@ class PostgresError(BbcacheError):
     """A PostgreSQL file, cluster or program is not as bbcache needs it."""
 
 
+class TakeoverError(PostgresError, OSError):
+    """What a compute node has left could not be made the state of its timeline.
+
+    Nothing of it is removed: the next start of the pageserver takes it over.
+
+    Attributes:
+        timeline_id: the timeline, as text.
+        pgdata_dir: the directory that has its last commits.
+        reason: what went wrong.
+    """
+
+    def __init__(self, timeline_id: str, pgdata_dir: str, reason: str) -> None:
+        super().__init__(
+            f"{pgdata_dir} has the last commits of timeline {timeline_id}, and cannot be taken "
+            f"over: {reason}\n"
+            "hint: Nothing was removed. The next start of the pageserver tries again; to give up "
+            "those commits, move the directory away before."
+        )
+        self.timeline_id = timeline_id
+        self.pgdata_dir = pgdata_dir
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by the arguments, not by the text made from them."""
+        return type(self), (self.timeline_id, self.pgdata_dir, self.reason)
+
+
 def repr_of(value: object) -> str:
     """A value's repr, or its type's name where that cannot be had.
 

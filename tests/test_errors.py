@@ -29,6 +29,7 @@ from bbcache.errors import (
     PostgresError,
     PrepareError,
     StoreError,
+    TakeoverError,
     text_of,
 )
 
@@ -53,6 +54,7 @@ MADE: list[BbcacheError] = [
     FillTimeoutError("t"),
     BackingOffError("timeline", 3, 4.0, "2026-01-01T00:00:00.000+00:00", "why"),
     PostgresError("g"),
+    TakeoverError("t", "/data", "why"),
 ]
 
 
@@ -80,6 +82,7 @@ def test_every_error_has_one_base(error: BbcacheError) -> None:
         (EntryTooBigError, {LimitError}),
         (FillTimeoutError, {FillError, TimeoutError}),
         (BackingOffError, {FillError}),
+        (TakeoverError, {PostgresError, OSError}),
     ],
 )
 def test_errors_are_also_what_python_programs_catch(
@@ -130,7 +133,16 @@ def check_same(again: BbcacheError, error: BbcacheError) -> None:
     """Compare type, text and attributes of two errors."""
     assert type(again) is type(error)
     assert str(again) == str(error)
-    for name in ("errno", "data_dir", "pid", "what", "failure_count", "retry_after_s", "until"):
+    for name in (
+        "errno",
+        "data_dir",
+        "pid",
+        "what",
+        "failure_count",
+        "retry_after_s",
+        "until",
+        "pgdata_dir",
+    ):
         assert getattr(again, name, "none") == getattr(error, name, "none")
 
 

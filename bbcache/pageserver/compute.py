@@ -6,11 +6,11 @@ The WAL is followed in the server's files, or as the server streams it.
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 from typing import TYPE_CHECKING, Final
 
-from bbcache.errors import ConfigError
+from bbcache.errors import ConfigError, PostgresError
+from bbcache.pageserver.compute_dir import ComputeDir
 from bbcache.postgres.cluster import Cluster
 from bbcache.postgres.pgdata import inspect_pgdata
 from bbcache.postgres.wal import WalFollower
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from bbcache.pageserver.wal_stream import WalStream
     from bbcache.postgres.cluster import PostgresBinaries, StopMode
 
-_POLL_S: Final = 0.02
+# The WAL is looked at so often while something is written or the server stops, ...
+_SHORTEST_PAUSE_S: Final = 0.02
+_LONGEST_PAUSE_S: Final = 0.64  # ... and so seldom while nothing is
 _STREAM_TIMEOUT_S: Final = 10.0
 # A checkpoint removes old WAL: leave what may not have been read yet.
 _SETTINGS: Final = {"wal_keep_size": "128MB"}
@@ -36,7 +38,8 @@ class ComputeNode:
     """Runs PostgreSQL on a copy of a timeline, and keeps the timeline's tip up to date.
 
     Not thread-safe: one caller at a time; the WAL is followed in a thread of its own.
-    One that is neither stopped nor killed ends with the process, and what it wrote is lost.
+    One that is neither stopped nor killed ends with the process, and the next start of the
+    pageserver takes over what it has committed.
 
     Args:
         timeline: the timeline, at the LSN that the copy was restored from.
@@ -62,13 +65,17 @@ class ComputeNode:
         streams_wal: bool = False,
     ) -> None:
         self.cluster = Cluster(binaries, pgdata_dir, settings=_SETTINGS)
+        self._directory = ComputeDir(self.cluster.pgdata_dir)
         self._timeline = timeline
         self._on_shutdown_checkpoint = on_shutdown_checkpoint
         self._files = WalFollower(
             pgdata_dir / "pg_wal", timeline.get_last_record_lsn(), max_data_bytes=0
         )
         self._stream = _make_stream(timeline) if streams_wal else None
-        self._is_stopping = threading.Event()
+        self._is_to_be_kept = False  # a stop was asked for: what is there is wanted
+        self._is_ending = False  # the server is being stopped
+        self._has_server_ended = False
+        self._news = threading.Event()  # the follower is not to pause any longer
         self._is_failing = False  # the last poll has failed, and that was logged
         self._reported_lsn: Lsn | None = None  # of the last shutdown checkpoint
         self._has_ended = False
@@ -78,39 +85,54 @@ class ComputeNode:
     def start(self, settings: Mapping[str, str] | None = None) -> None:
         """Start the server, and follow its WAL from now on.
 
+        Also after a crash, or a `stop` that has failed: then PostgreSQL recovers first, and
+        another `stop` takes over what it has.
+
         Raises:
             PostgresError: it did not start.
+            OSError: it cannot be noted that there may be commits from now on.
         """
+        self._directory.note_start({**_SETTINGS, **(settings or {})})
         self.cluster.start(settings)
+        if self._is_to_be_kept:
+            self._timeline.resume_compute()
         if self._stream is not None:
             self._stream.follow(self.cluster.conninfo())
+        self._is_ending = False
         if self._thread is None:
-            name = f"bbcache-follow-{self._timeline.timeline_id}"
-            self._thread = threading.Thread(target=self._follow, name=name, daemon=True)
-            self._thread.start()
+            self._start_following()
+        self._news.set()
         if self._stream is not None and not self._stream.wait_tried(_STREAM_TIMEOUT_S):
             log.warning("timeline %s is not followed yet", self._timeline.timeline_id)
 
     def stop(self) -> Lsn:
         """Stop the server, and make what it leaves the new state of the timeline.
 
+        Whatever fails, the directory stays from now on, and the timeline cannot be used
+        before it was taken over: by another `stop`, after a `start` where the server has
+        crashed, or by the next start of the pageserver.
+
         Returns:
             The LSN at which the next compute node starts.
 
         Raises:
-            PostgresError: the server did not shut down cleanly; the timeline keeps its
-                old state.
-            OSError: the disk failed; see `PgdataTimeline.take_over`.
+            PostgresError: the server did not shut down cleanly, or the node has ended before.
+            TakeoverError: see `PgdataTimeline.take_over`.
         """
+        pgdata_dir = self.cluster.pgdata_dir
+        if self._has_ended:
+            raise PostgresError(f"the compute node in {pgdata_dir} has ended already")
+        self._is_to_be_kept = True
         try:
             self._stop_cluster("fast")
             self._stop_following()
-            lsn = self._timeline.take_over(self.cluster.pgdata_dir)
+            lsn = self._timeline.take_over(pgdata_dir)
         except BaseException:
-            self.kill()
+            self._timeline.refuse_until_takeover()
+            self._reported_lsn = None  # its prepare cannot have succeeded
             raise
         self._has_ended = True
-        self.cluster.log_path.unlink(missing_ok=True)
+        self._directory.forget()
         if self._reported_lsn != lsn:
             self._on_shutdown_checkpoint(lsn)
         return lsn
@@ -119,32 +141,58 @@ class ComputeNode:
         """Crash the server for good: what it wrote is lost, and its copy removed.
 
         Its log stays until the next start of the pageserver. Does nothing when the node
-        has ended already.
+        has ended already. After a `stop` that has failed nothing is lost or removed: the
+        next start of the pageserver takes it over.
         """
         if self._has_ended:
             return
         self._stop_cluster("immediate")
         self._stop_following()
         self._has_ended = True
+        if self._is_to_be_kept:
+            log.warning("%s is kept: its stop has failed", self.cluster.pgdata_dir)
+            return
+        try:
+            self._directory.remove()
+        except OSError as error:
+            log.warning("%s is of no use any more, and stays: %s", self._directory.path, error)
         self._timeline.give_up_compute()
-        shutil.rmtree(self.cluster.pgdata_dir, ignore_errors=True)
 
     def _stop_cluster(self, mode: StopMode) -> None:
         if self._stream is not None:
             self._stream.expect_end()
+        self._is_ending = True
+        self._news.set()
         self.cluster.stop(mode)
 
+    def _start_following(self) -> None:
+        self._has_server_ended = False
+        self._has_followed.clear()
+        name = f"bbcache-follow-{self._timeline.timeline_id}"
+        self._thread = threading.Thread(target=self._follow, name=name, daemon=True)
+        self._thread.start()
+
     def _follow(self) -> None:
-        while not self._is_stopping.wait(_POLL_S):
-            self._poll()
+        pause_s = _SHORTEST_PAUSE_S
+        while not self._has_server_ended:
+            if self._poll() or self._is_ending:
+                pause_s = _SHORTEST_PAUSE_S
+            if self._news.wait(pause_s):
+                self._news.clear()
+                pause_s = _SHORTEST_PAUSE_S
+            else:
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         self._poll()  # the server has ended: what is there now is all
         if self._stream is not None:
             self._stream.close()
         self._has_followed.set()
 
-    def _poll(self) -> None:
+    def _poll(self) -> bool:
+        """Take the records that have come; return whether there were any."""
+        has_come = False
         try:
             for record in (self._stream or self._files).poll():
+                has_come = True
                 self._timeline.advance(record.end_lsn)
                 if record.is_shutdown_checkpoint:
                     self._reported_lsn = record.end_lsn
@@ -154,11 +202,14 @@ class ComputeNode:
             if not self._is_failing:
                 log.exception("cannot follow the WAL of timeline %s", self._timeline.timeline_id)
             self._is_failing = True
+        return has_come
 
     def _stop_following(self) -> None:
-        self._is_stopping.set()
+        self._has_server_ended = True
+        self._news.set()
         if self._thread is not None:
             self._has_followed.wait()  # a join that a signal interrupts cannot be repeated
+            self._thread = None
 
 
 def _make_stream(timeline: PgdataTimeline) -> WalStream:

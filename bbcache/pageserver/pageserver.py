@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import tempfile
 import uuid
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self
@@ -13,7 +11,9 @@ from isal import igzip
 
 from bbcache.cache import BasebackupCache
 from bbcache.errors import ConfigError, PostgresError, PrepareError
+from bbcache.pageserver.adoption import Adoption
 from bbcache.pageserver.compute import ComputeNode
+from bbcache.pageserver.compute_dir import ComputeDir
 from bbcache.pageserver.metrics import PageserverMetrics
 from bbcache.pageserver.tenants import PgdataTenantManager
 from bbcache.postgres.cluster import Cluster
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from bbcache.postgres.cluster import PostgresBinaries
 
 _ON_REQUEST_LEVEL = 2
-_COMPUTE_NAME = re.compile(r"[0-9a-f]{32}(\.log)?")  # a data directory, and its server's log
 
 
 class Basebackup(NamedTuple):
@@ -47,9 +46,11 @@ class Pageserver:
 
     Args:
         root: holds the tenants, the cache and the compute nodes; an existing directory
-            (`make_root` makes one), used by one pageserver at a time.
+            (`make_root` makes one), used by one pageserver at a time. Compute nodes that
+            another one has left there, even running, are ended and taken over first.
         binaries: PostgreSQL's programs; None for a pageserver that only serves: it makes
-            neither timelines nor compute nodes.
+            neither timelines nor compute nodes, and looks for programs only where a
+            compute node that was left has to be recovered.
         config: the cache's settings; None runs without a cache.
         registry: for the metrics; None for the default one.
         streams_wal: whether compute nodes are followed as their servers stream their
@@ -86,7 +87,7 @@ class Pageserver:
         try:
             self._metrics = PageserverMetrics(registry, self.tenants)
             _make_passable(self._computes_dir)
-            _remove_computes(self._computes_dir)
+            Adoption(self._computes_dir, binaries, self.tenants).run()
             self.tenants.attach_all()
         except BaseException:
             self.cache.close()
@@ -94,7 +95,7 @@ class Pageserver:
 
     def create_timeline(self, tenant: PgdataTenant) -> PgdataTimeline:
         """A new timeline with an empty database, made by initdb."""
-        cluster = Cluster(self._programs(), self._new_pgdata_dir())
+        cluster = Cluster(self._programs(), self._computes_dir / uuid.uuid4().hex)
         cluster.initdb(["--no-sync"])  # the takeover syncs
         return tenant.add_timeline(cluster.pgdata_dir)
 
@@ -137,7 +138,7 @@ class Pageserver:
         binaries, timeline = self._programs(), self._timeline(tenant_id, timeline_id)
         tenant_shard_id = self.tenants.get_tenant(tenant_id).tenant_shard_id
         timeline.lend_to_compute()
-        pgdata_dir = self._new_pgdata_dir()
+        pgdata_dir = ComputeDir.new(self._computes_dir, tenant_id, timeline_id).path
         try:
             compute = ComputeNode(
                 timeline,
@@ -175,28 +176,12 @@ class Pageserver:
             raise PostgresError("this pageserver has no PostgreSQL to run")
         return self._binaries
 
-    def _new_pgdata_dir(self) -> Path:
-        return self._computes_dir / uuid.uuid4().hex
-
 
 def _restore_current(archive: BinaryIO, pgdata_dir: Path, timeline: PgdataTimeline) -> None:
     """Unpack the archive, and check that the timeline has not gone on since it was made."""
     restore_tarball(archive, pgdata_dir)
     if inspect_pgdata(pgdata_dir) != inspect_pgdata(timeline.pgdata_dir):
         raise PrepareError(f"the archive is not timeline {timeline.timeline_id} as it is now")
-
-
-def _remove_computes(directory: Path) -> None:
-    """Remove what a kill has left of compute nodes, which do not outlive their pageserver.
-
-    By their names: the root may have been somebody's directory before.
-    """
-    for path in directory.iterdir():
-        if _COMPUTE_NAME.fullmatch(path.name):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
 
 
 def make_root(root: Path) -> None:

@@ -13,13 +13,30 @@ A crash before the first step leaves the old state, one after it the new.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
-import shutil
-from pathlib import Path
-from typing import Final
+import stat
+import uuid
+from typing import TYPE_CHECKING, Final
+
+from bbcache.postgres.leftovers import remove_tree
+from bbcache.postgres.slots import replication_slots
+from bbcache.postgres.sync import sync_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 _NEW: Final = ".new"
 _OLD: Final = ".old"
+_STUCK: Final = ".old-"  # and random digits: an old state that cannot be removed
+_TABLESPACE_PREFIX: Final = "PG_"  # of the part of a tablespace that is a server's own
+_NOT_THERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+log = logging.getLogger(__name__)
 
 
 def take_over(source: Path, place: Path) -> None:
@@ -32,8 +49,10 @@ def take_over(source: Path, place: Path) -> None:
         place: a timeline's directory, which need not exist.
 
     Raises:
-        OSError: a step failed. `finish_takeover` goes on from wherever that was.
+        OSError: a step failed. Where `source` is still there, nothing has changed; else
+            `finish_takeover` goes on from wherever that was.
     """
+    _warn_of_slots(source, place)
     sync_tree(source)
     os.rename(source, _beside(place, _NEW))
     sync_directory(source.parent)
@@ -42,39 +61,104 @@ def take_over(source: Path, place: Path) -> None:
 
 
 def finish_takeover(place: Path) -> None:
-    """Go on with a takeover that a crash has cut short; does nothing where none was."""
+    """Go on with a takeover that a crash has cut short; does nothing where none was.
+
+    An old state that cannot be removed is logged, and stays beside the new one.
+
+    Raises:
+        OSError: the new state could not be put in its place.
+    """
     new, old = _beside(place, _NEW), _beside(place, _OLD)
     if new.exists():
         if place.exists():
+            _remove_old(old)
+            if old.exists():
+                os.rename(old, _beside(place, _STUCK + uuid.uuid4().hex))
             os.rename(place, old)
         os.rename(new, place)
         sync_directory(place.parent)
-    if old.exists():
-        shutil.rmtree(old)
+    _remove_old(old)
 
 
 def timeline_names(directory: Path) -> set[str]:
     """All names in `directory`; a timeline in the middle of a takeover has its own name."""
-    names = os.listdir(directory)
+    names = (name for name in os.listdir(directory) if _STUCK not in name)
     return {name.removesuffix(_NEW).removesuffix(_OLD) for name in names}
 
 
-def sync_tree(directory: Path) -> None:
-    """Bring every file and directory below `directory` to the disk.
+def pending_takeover(source: Path, place: Path) -> Path:
+    """Where the state is that a failed takeover of `source` was about."""
+    return source if source.exists() else _beside(place, _NEW)
 
-    A tablespace or pg_wal that is a link to another place is part of it.
+
+def sync_tree(directory: Path) -> None:
+    """Bring every file and directory of a data directory to the disk, eight at a time.
+
+    Of links, ``pg_wal`` and those in ``pg_tblspc`` are followed, as PostgreSQL follows
+    them. Whatever other link, pipe or socket a user of the server has made is left alone.
+
+    Raises:
+        OSError: something could not be read or synced.
     """
-    for parent, _, names, parent_fd in os.fwalk(directory, follow_symlinks=True):
-        for name in names:
-            path = Path(parent, name)
-            if path.is_file() and not path.is_symlink():
-                _sync(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=parent_fd))
-        os.fsync(parent_fd)
+    sync_all(_paths_below(directory), _sync_path)
 
 
 def sync_directory(directory: Path) -> None:
     """Bring the names in a directory to the disk."""
-    _sync(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
+    _sync(os.open(directory, _OPEN_DIR))
+
+
+def _paths_below(directory: Path) -> Iterator[tuple[str, int]]:
+    """All files and directories of a data directory, each with the flags to open it."""
+    top = os.fspath(directory)
+    waiting = [top, *_linked_directories(top)]
+    while waiting:
+        path = waiting.pop()
+        yield path, _OPEN_DIR
+        for entry in _entries(path):
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+            elif entry.is_file(follow_symlinks=False):
+                yield entry.path, _OPEN_FILE
+
+
+def _linked_directories(top: str) -> Iterator[str]:
+    """What the links of a data directory lead to that PostgreSQL follows."""
+    wal_dir = os.path.join(top, "pg_wal")
+    if os.path.islink(wal_dir) and _is_directory(wal_dir):
+        yield wal_dir
+    for link in _entries(os.path.join(top, "pg_tblspc")):
+        if link.is_symlink() and _is_directory(link.path):
+            for entry in _entries(link.path):
+                if entry.name.startswith(_TABLESPACE_PREFIX) and entry.is_dir():
+                    yield entry.path
+
+
+def _is_directory(path: str) -> bool:
+    """Whether there is a directory; unlike `os.path.isdir` it does not hide a failing disk."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return False
+        raise
+
+
+def _entries(path: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return list(entries)
+    except FileNotFoundError:  # it has just gone
+        return []
+
+
+def _sync_path(what: tuple[str, int]) -> None:
+    path, flags = what
+    try:
+        fd = os.open(path, flags)
+    except FileNotFoundError:  # it has just gone
+        return
+    _sync(fd)
 
 
 def _sync(fd: int) -> None:
@@ -82,6 +166,25 @@ def _sync(fd: int) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _remove_old(old: Path) -> None:
+    """Remove an old state as far as possible: nothing needs it, and the new one is there."""
+    try:
+        remove_tree(old, timeout_s=0.0)
+    except OSError as error:
+        log.warning("the old state %s of a timeline cannot be removed: %s", old, error)
+
+
+def _warn_of_slots(source: Path, place: Path) -> None:
+    slots = replication_slots(source)
+    if slots:
+        log.warning(
+            "timeline %s has the replication slots %s, which the next compute node will not "
+            "have: a subscriber or standby that used one may miss changes",
+            place.name,
+            ", ".join(slots),
+        )
 
 
 def _beside(place: Path, suffix: str) -> Path:

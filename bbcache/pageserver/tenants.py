@@ -220,6 +220,24 @@ class PgdataTenantManager:
                 tenant.attach()
         self.broken.end_attach()
 
+    def find_place(self, tenant_id: TenantId, timeline_id: TimelineId) -> Path | None:
+        """The directory of a timeline, attached or not; None where there is none on disk.
+
+        Raises:
+            OSError: that cannot be told.
+            PostgresError: there are several.
+        """
+        tenants, _ = _by_id(TenantId, os.listdir(self._tenants_dir))
+        if tenant_id not in tenants:
+            return None
+        _check_one_spelling(tenants[tenant_id])
+        timelines_dir = self._tenants_dir / tenants[tenant_id][0] / "timelines"
+        timelines, _ = _by_id(TimelineId, timeline_names(timelines_dir))
+        if timeline_id not in timelines:
+            return None
+        _check_one_spelling(timelines[timeline_id])
+        return timelines_dir / timelines[timeline_id][0]
+
     def break_timeline(
         self, tenant_id: TenantId, timeline_id: TimelineId, error: BaseException | str
     ) -> None:

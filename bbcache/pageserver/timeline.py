@@ -6,8 +6,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from bbcache.errors import BrokenError, PostgresError, PrepareError
-from bbcache.pageserver.takeover import take_over
+from bbcache.errors import BrokenError, PostgresError, PrepareError, TakeoverError, text_of
+from bbcache.pageserver.takeover import pending_takeover, take_over
 from bbcache.postgres.pgdata import check_sendable, inspect_pgdata, send_pgdata_tarball
 from bbcache.postgres.wal import canonical_lsn
 
@@ -50,8 +50,7 @@ class PgdataTimeline:
         self._tip = self._directory_lsn
         self._reader_count = 0
         self._is_moving = False  # a takeover is under way, or waits for the readers
-        # A takeover has failed: only a start can tell the old state from the new.
-        self._failure: BrokenError | None = None
+        self._failure: BrokenError | None = None  # of a takeover: the state is elsewhere
         self._has_compute = False
 
     def get_last_record_lsn(self) -> Lsn:
@@ -132,40 +131,61 @@ class PgdataTimeline:
         """Make a stopped compute node's directory the state of the timeline.
 
         Waits until no basebackup is being read. Durable and atomic: after a crash in
-        the middle, the timeline has its old state or the new one.
+        the middle, the timeline has its old state or the new one. The directory is never
+        removed: after a failure it stays, and the timeline cannot be used until another
+        call, or the next start, has taken it over.
 
         Returns:
             The directory's new LSN.
 
         Raises:
-            PostgresError: the compute node was not shut down cleanly; nothing changes.
-            OSError: the disk failed. The timeline cannot be used until a new start has
-                found which of the two states it has.
+            TakeoverError: the compute node was not shut down cleanly, or the directory cannot
+                be sent, and nothing changes; or the disk has failed.
         """
-        lsn = check_sendable(pgdata_dir).checkpoint_end_lsn
+        try:
+            lsn = check_sendable(pgdata_dir).checkpoint_end_lsn
+        except PostgresError as error:
+            raise self._takeover_error(pgdata_dir, error) from error
         try:
             with self._moved:
                 self._is_moving = True
                 self._moved.wait_for(lambda: self._reader_count == 0)
             take_over(pgdata_dir, self.pgdata_dir)
-        except BaseException:
-            failure = self._health.broken("a takeover has failed half-way, or was stopped")
-            self._end_moving(failure)
+        except BaseException as error:
+            self.refuse_until_takeover()
+            if isinstance(error, OSError):
+                raise self._takeover_error(pgdata_dir, error) from error
             raise
-        self._end_moving(lsn)
-        return lsn
-
-    def _end_moving(self, outcome: Lsn | BrokenError) -> None:
-        """A takeover has ended with the directory at an LSN, or has failed."""
         with self._moved:
             self._is_moving = False
             self._has_compute = False
-            if isinstance(outcome, BrokenError):
-                self._failure = outcome
-            else:
-                self._directory_lsn = outcome
-                self._tip = max(self._tip, outcome)
+            self._failure = None
+            self._directory_lsn = lsn
+            self._tip = max(self._tip, lsn)
             self._moved.notify_all()
+        self._health.works()
+        return lsn
+
+    def _takeover_error(self, pgdata_dir: Path, error: Exception) -> TakeoverError:
+        kept_dir = pending_takeover(pgdata_dir, self.pgdata_dir)
+        return TakeoverError(str(self.timeline_id), str(kept_dir), text_of(error))
+
+    def refuse_until_takeover(self) -> None:
+        """Refuse all use from now on: what the compute node has left was not taken over."""
+        failure = self._health.broken("a takeover has failed half-way, or was stopped")
+        with self._moved:
+            self._is_moving = False
+            self._has_compute = False  # no reader waits for it
+            self._failure = failure
+            self._moved.notify_all()
+
+    def resume_compute(self) -> None:
+        """Note that the compute node of a failed takeover runs again."""
+        with self._moved:
+            self._has_compute = True
+            self._failure = None
+            self._moved.notify_all()
+        self._health.works()
 
     def give_up_compute(self) -> None:
         """The compute node is lost, and what it wrote with it: back to the directory."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import time
+import uuid
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -11,19 +14,58 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S: Final = 5.0
 _PAUSE_S: Final = 0.05
+_OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def remove_tree(path: Path) -> None:
-    """Remove a directory; what an interrupted initdb has started may still write to it.
+def remove_tree(path: Path, *, timeout_s: float | None = None) -> None:
+    """Remove a directory, which may be as deep as a user of its server has made it.
+
+    No link is followed. Does nothing where there is no directory.
+
+    Args:
+        path: the directory.
+        timeout_s: how long to try again, since what an interrupted initdb has started may
+            still write to it; 5 s if None.
 
     Raises:
-        OSError: it would not go within 5 s.
+        OSError: it would not go.
     """
-    deadline_s = time.monotonic() + _TIMEOUT_S
+    deadline_s = time.monotonic() + (_TIMEOUT_S if timeout_s is None else timeout_s)
     while path.exists():
         try:
             shutil.rmtree(path)
+        except RecursionError:
+            _flatten(path)
         except OSError:
             if time.monotonic() > deadline_s:
                 raise
+            _flatten(path)  # it may have been too deep for the descriptors of this process
             time.sleep(_PAUSE_S)
+
+
+def _flatten(path: Path) -> None:
+    """Move each directory below to the top, as far as possible: then nothing is deep."""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+        top_fd = os.open(path, _OPEN_DIR)
+        opened.callback(os.close, top_fd)
+        waiting = _directories_in(top_fd)
+        while waiting:
+            with contextlib.suppress(OSError):
+                waiting += _move_up(waiting.pop(), top_fd)
+
+
+def _move_up(name: str, top_fd: int) -> list[str]:
+    """Move what is in a directory of the top there, too; return the new names."""
+    fd = os.open(name, _OPEN_DIR, dir_fd=top_fd)
+    try:
+        moved = {each: f".removing-{uuid.uuid4().hex}" for each in _directories_in(fd)}
+        for old_name, new_name in moved.items():
+            os.rename(old_name, new_name, src_dir_fd=fd, dst_dir_fd=top_fd)
+    finally:
+        os.close(fd)
+    return list(moved.values())
+
+
+def _directories_in(fd: int) -> list[str]:
+    with os.scandir(fd) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]

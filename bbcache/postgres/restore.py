@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING
 from bbcache.errors import ArchiveError, PostgresError
 from bbcache.postgres.member_writer import MemberWriter
 from bbcache.postgres.pgdata_names import PG_CONTROL_NAME
+from bbcache.postgres.sync import sync_all
 from bbcache.postgres.tar_reader import Member, TarReader, open_stream
 from bbcache.postgres.tar_writer import DIRECTORY_MODE
 from bbcache.postgres.write_behind import WriteBehind
@@ -37,7 +36,6 @@ _NO_LOGICAL_REPLICATION = b"""
 max_logical_replication_workers = 0
 """
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_SYNCED_AT_ONCE = 8
 _BATCH_SIZE_BYTES = 512 * 1024
 _AT_ONCE = 40  # batches: 20 MiB, so that a lean basebackup takes no second thread
 
@@ -227,7 +225,7 @@ class _Restore:
             self._writer.append(_AUTO_CONF_NAME, self._added_settings)
             names = [_AUTO_CONF_NAME, *names]
         if self._sync:
-            self._fsync_all(names)
+            sync_all(names, self._fsync)
         part = Member(_PG_CONTROL_PART_NAME, is_directory=False, size_bytes=len(control))
         self._writer.write([part, memoryview(control)])
         self._writer.end_file()
@@ -238,11 +236,6 @@ class _Restore:
             os.rename(_PG_CONTROL_PART_NAME, PG_CONTROL_NAME, **fds)
         if self._sync:
             self._fsync("global", ".", "..")
-
-    def _fsync_all(self, names: list[str]) -> None:
-        """Several at a time: file systems with a journal commit what waits together."""
-        with ThreadPoolExecutor(_SYNCED_AT_ONCE, "bbcache-fsync") as executor:
-            deque(executor.map(self._fsync, names), 0)  # raises what one of them has raised
 
     def _fsync(self, *names: str) -> None:
         for name in names:

@@ -199,7 +199,7 @@ def test_an_ended_compute_node_cannot_harm_the_next(lab: Lab) -> None:
     lab.wait_tip_past(address, lsn)
     tip = lab.timeline(address).get_last_record_lsn()
     first.kill()
-    with pytest.raises(PostgresError, match="No such file"):
+    with pytest.raises(PostgresError, match="has ended already"):
         first.stop()
     assert lab.timeline(address).get_last_record_lsn() >= tip
     with pytest.raises(PrepareError, match="already"):
@@ -299,9 +299,8 @@ print(compute.cluster.pid)
 
 
 def test_a_compute_node_that_is_forgotten_ends_with_the_process(lab: Lab) -> None:
-    """The process does not hang, its server is gone, and the timeline is as it was."""
+    """The process does not hang, its server is gone, and the next start takes over."""
     address = lab.add_timeline()
-    lsn = lab.timeline(address).get_last_record_lsn()
     lab.close()
     argv = [str(lab.root), str(lab.binaries.bindir), *map(str, address)]
     done = subprocess.run(
@@ -309,5 +308,4 @@ def test_a_compute_node_that_is_forgotten_ends_with_the_process(lab: Lab) -> Non
     )
     assert not Path("/proc", done.stdout.strip()).exists()
     lab.open()
-    assert lab.timeline(address).get_last_record_lsn() == lsn
-    lab.boot(address).stop()
+    assert lab.read(address, "select to_regclass('t')::text") == [("t",)]

@@ -1,0 +1,168 @@
+"""What a start does with the compute nodes of a pageserver that was killed.
+
+Their servers may still be running, and have acknowledged commits that are nowhere else.
+So a start ends each server, lets PostgreSQL recover what it left, and takes it over into
+its timeline. It removes only what belongs to no timeline or was never started.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from bbcache.errors import (
+    BbcacheError,
+    PostgresError,
+    StoreError,
+    TakeoverError,
+    text_of,
+)
+from bbcache.pageserver.compute_dir import compute_dirs, own_names
+from bbcache.pageserver.takeover import finish_takeover, take_over
+from bbcache.postgres.cluster import Cluster, PostgresBinaries
+from bbcache.postgres.control_file import ClusterState, ControlFile
+from bbcache.postgres.orphan import end_server
+from bbcache.postgres.pgdata import check_sendable, inspect_pgdata
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bbcache.ids import TenantId, TimelineId
+    from bbcache.pageserver.compute_dir import ComputeDir
+    from bbcache.pageserver.tenants import PgdataTenantManager
+
+_RECOVERY_TIMEOUT_S: Final = 3600.0
+
+log = logging.getLogger(__name__)
+
+
+class Adoption:
+    """Deals with the compute nodes that a start finds. Not thread-safe; for one start.
+
+    Args:
+        computes_dir: the directory of all compute nodes.
+        binaries: PostgreSQL's programs; None looks for some where they are needed.
+        tenants: the tenants, none of them attached yet.
+    """
+
+    def __init__(
+        self,
+        computes_dir: Path,
+        binaries: PostgresBinaries | None,
+        tenants: PgdataTenantManager,
+    ) -> None:
+        self._computes_dir = computes_dir
+        self._binaries = binaries
+        self._tenants = tenants
+        self._found: dict[tuple[TenantId, TimelineId], list[ComputeDir]] = {}
+
+    def run(self) -> None:
+        """Take over what holds commits of a timeline, and remove the rest.
+
+        Where that fails, the directory stays, and its timeline is broken.
+
+        Raises:
+            StoreError: the directory of the compute nodes cannot be listed.
+        """
+        try:
+            for directory in compute_dirs(self._computes_dir):
+                if directory.owner is not None and self._is_wanted(directory):
+                    self._found.setdefault(directory.owner, []).append(directory)
+            self._sweep()  # first: a recovery may need the room
+        except OSError as error:
+            raise StoreError(
+                f"the compute nodes in {self._computes_dir} cannot be listed: {error.strerror}",
+                errno=error.errno,
+            ) from error
+        for owner, found in self._found.items():
+            try:
+                self._adopt_any(owner, found)
+            except Exception as error:  # noqa: BLE001 - one must not keep others from being served
+                log.error("%s", text_of(error))  # noqa: TRY400 - its lines are the server's log
+                self._tenants.break_timeline(*owner, error)
+
+    def _is_wanted(self, directory: ComputeDir) -> bool:
+        """Whether there may be commits of a timeline that is there."""
+        try:
+            assert directory.owner is not None
+            return directory.was_started and self._tenants.find_place(*directory.owner) is not None
+        except (BbcacheError, OSError):  # unknown is not gone
+            return True
+
+    def _sweep(self) -> None:
+        """Remove what holds no commits of a timeline; what will not go is logged.
+
+        By the names: the root may have been somebody's directory before.
+        """
+        wanted = {each.path.name for found in self._found.values() for each in found}
+        for directory in compute_dirs(self._computes_dir):
+            if directory.path.name not in wanted:
+                self._remove(directory)
+        for name in own_names(self._computes_dir):
+            path = self._computes_dir / name
+            if name.partition(".")[0] not in wanted and (path.is_symlink() or not path.is_dir()):
+                path.unlink(missing_ok=True)
+
+    def _adopt_any(self, owner: tuple[TenantId, TimelineId], found: list[ComputeDir]) -> None:
+        """End the servers of a timeline's compute nodes, and take over the only one."""
+        for directory in found:
+            try:
+                end_server(directory.path)
+                if len(found) == 1:
+                    self._adopt(directory, owner)
+            except (BbcacheError, OSError) as error:
+                path, reason = str(directory.path), text_of(error)
+                raise TakeoverError(str(owner[1]), path, reason) from error
+        if len(found) > 1:
+            names = " and ".join(str(directory.path) for directory in found)
+            raise PostgresError(
+                f"{names} may each have the last commits of timeline {owner[1]}\n"
+                "hint: Move away all but the right one, and start the pageserver again."
+            )
+
+    def _adopt(self, directory: ComputeDir, owner: tuple[TenantId, TimelineId]) -> None:
+        log.info("taking over %s, which a pageserver that was killed has left", directory.path)
+        place = self._tenants.find_place(*owner)
+        if place is None:
+            raise PostgresError(f"timeline {owner[1]} has just gone")
+        finish_takeover(place)
+        if ControlFile.read(directory.path).state is not ClusterState.SHUT_DOWN:
+            self._recover(directory)
+        _check_follows(directory.path, place)
+        take_over(directory.path, place)
+        directory.forget()
+
+    def _recover(self, directory: ComputeDir) -> None:
+        """Let a server replay the WAL that is there, and shut down; clients are not let in."""
+        binaries = self._binaries or PostgresBinaries.find(major=_major(directory.path))
+        settings = {**directory.settings(), "listen_addresses": ""}
+        settings.pop("unix_socket_directories", None)  # a private one instead
+        with Cluster(binaries, directory.path, settings=settings) as cluster:
+            cluster.start(timeout_s=_RECOVERY_TIMEOUT_S)
+            cluster.stop(timeout_s=_RECOVERY_TIMEOUT_S)
+
+    def _remove(self, directory: ComputeDir) -> None:
+        try:
+            end_server(directory.path)
+            directory.remove()
+        except (BbcacheError, OSError) as error:
+            log.warning("%s is of no use any more, and stays: %s", directory.path, error)
+
+
+def _check_follows(pgdata_dir: Path, place: Path) -> None:
+    """Raise unless a directory can be the timeline's next state."""
+    new, old = check_sendable(pgdata_dir), inspect_pgdata(place)
+    if new.system_identifier != old.system_identifier:
+        raise PostgresError(
+            f"it is of the cluster {new.system_identifier}, and the timeline is of "
+            f"{old.system_identifier}"
+        )
+    if new.checkpoint_end_lsn < old.checkpoint_end_lsn:
+        raise PostgresError(
+            f"it ends at {new.checkpoint_end_lsn}, and the timeline is at "
+            f"{old.checkpoint_end_lsn} already"
+        )
+
+
+def _major(pgdata_dir: Path) -> int:
+    return int((pgdata_dir / "PG_VERSION").read_text())

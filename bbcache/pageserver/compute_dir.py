@@ -1,0 +1,114 @@
+"""The directories of compute nodes, by whose names a start tells whose they are.
+
+Below ``<root>/computes/`` a compute node has:
+
+``<tenant>_<timeline>_<random>``
+    its data directory;
+``<tenant>_<timeline>_<random>.log``
+    its server's log;
+``<tenant>_<timeline>_<random>.started``
+    a sign that its server was started, so that there may be commits in the data directory;
+    the settings of that start, as JSON.
+
+What initdb makes there for a new timeline has a random name of 32 digits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from bbcache.ids import TenantId, TimelineId
+from bbcache.postgres.leftovers import remove_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_ID: Final = "[0-9a-f]{32}"
+_NAME: Final = re.compile(rf"(?P<tenant>{_ID})_(?P<timeline>{_ID})_[0-9a-f]{{8}}")
+_OWN_NAME: Final = re.compile(rf"{_ID}(_{_ID}_[0-9a-f]{{8}})?(\.log|\.started)?")
+_RANDOM_DIGITS: Final = 8
+_LOG: Final = ".log"
+_STARTED: Final = ".started"
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeDir:
+    """The data directory of one compute node, and what lies beside it. Immutable.
+
+    Attributes:
+        path: the data directory.
+    """
+
+    path: Path
+
+    @classmethod
+    def new(cls, computes_dir: Path, tenant_id: TenantId, timeline_id: TimelineId) -> Self:
+        """A name for a new compute node of a timeline; nothing is made."""
+        random = uuid.uuid4().hex[:_RANDOM_DIGITS]
+        return cls(computes_dir / f"{tenant_id}_{timeline_id}_{random}")
+
+    @property
+    def owner(self) -> tuple[TenantId, TimelineId] | None:
+        """The timeline that it is a copy of; None where its name does not say."""
+        match = _NAME.fullmatch(self.path.name)
+        if match is None:
+            return None
+        return TenantId.from_str(match["tenant"]), TimelineId.from_str(match["timeline"])
+
+    @property
+    def was_started(self) -> bool:
+        """Whether a server was ever to run there; raises `OSError` where that is unknown."""
+        try:
+            self._beside(_STARTED).lstat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def note_start(self, settings: Mapping[str, str]) -> None:
+        """Note, before it is so, that a server is started; raises `OSError`."""
+        self._beside(_STARTED).write_text(json.dumps(dict(settings)))
+
+    def settings(self) -> dict[str, str]:
+        """The settings of the last start; none where a power loss has taken them."""
+        try:
+            found = json.loads(self._beside(_STARTED).read_text())
+        except (OSError, ValueError):
+            return {}
+        return {str(name): str(value) for name, value in found.items()}
+
+    def forget(self) -> None:
+        """Remove what lies beside the data directory; the directory belongs to nothing then."""
+        self._beside(_STARTED).unlink(missing_ok=True)
+        self._beside(_LOG).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the data directory, which a kill in the middle must not leave as one of use.
+
+        Raises:
+            OSError: it would not go.
+        """
+        self._beside(_STARTED).unlink(missing_ok=True)
+        remove_tree(self.path, timeout_s=0.0)
+
+    def _beside(self, suffix: str) -> Path:
+        return self.path.with_name(self.path.name + suffix)
+
+
+def own_names(computes_dir: Path) -> list[str]:
+    """The names below `computes_dir` that are of this module; others are somebody else's."""
+    return sorted(path.name for path in computes_dir.iterdir() if _OWN_NAME.fullmatch(path.name))
+
+
+def compute_dirs(computes_dir: Path) -> list[ComputeDir]:
+    """The data directories there."""
+    paths = (computes_dir / name for name in own_names(computes_dir))
+    return [
+        ComputeDir(path)
+        for path in paths
+        if not path.name.endswith((_LOG, _STARTED)) and path.is_dir() and not path.is_symlink()
+    ]

@@ -1,0 +1,26 @@
+"""The replication slots of a data directory that no server runs on."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_SLOTS_DIR: Final = "pg_replslot"  # one directory for each slot, of its name (slot.c)
+_UNFINISHED: Final = ".tmp"
+
+
+def replication_slots(pgdata_dir: Path) -> list[str]:
+    """The names of the replication slots, sorted. Thread-safe.
+
+    Raises:
+        OSError: the directory cannot be listed.
+    """
+    try:
+        with os.scandir(pgdata_dir / _SLOTS_DIR) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if not name.endswith(_UNFINISHED))

@@ -1,0 +1,59 @@
+"""Bringing many files to the disk, several at a time.
+
+File systems with a journal commit what waits together, so eight at once take a fraction
+of the time of one after the other.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_Item = TypeVar("_Item")
+
+SYNCED_AT_ONCE: Final = 8
+
+
+def sync_all(items: Iterable[_Item], sync: Callable[[_Item], object]) -> None:
+    """Call `sync` with every item, from eight threads. Thread-safe.
+
+    After a failure no further item is begun. The threads have ended when this returns.
+
+    Args:
+        items: what is to be synced; the threads take one at a time, in order.
+        sync: syncs one item.
+
+    Raises:
+        BaseException: what `sync` or the iteration has raised first.
+    """
+    rest = iter(items)
+    taking = threading.Lock()
+    has_failed = threading.Event()
+
+    def work() -> None:
+        while not has_failed.is_set():
+            try:
+                with taking:
+                    item = next(rest)
+            except StopIteration:
+                return
+            sync(item)
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException:
+            has_failed.set()
+            raise
+
+    with ThreadPoolExecutor(SYNCED_AT_ONCE, "bbcache-fsync") as executor:
+        try:
+            for worker in [executor.submit(guarded) for _ in range(SYNCED_AT_ONCE)]:
+                worker.result()
+        except BaseException:  # an interruption, too: the executor waits for its threads
+            has_failed.set()
+            raise
