@@ -29,6 +29,34 @@ class ConfigError(BbcacheError, ValueError):
     """A setting that is unknown, has the wrong type or is out of range."""
 
 
+class MissingExtraError(ConfigError, ModuleNotFoundError):
+    """A package that one of bbcache's extras brings cannot be imported.
+
+    Args:
+        what: what cannot be done without it, as a sentence without its end.
+        extra: the extra.
+        cause: the `ImportError`, or its text.
+
+    Attributes:
+        what: the same.
+        extra: the same.
+        reason: the text of the cause; of the first one where there were several.
+    """
+
+    def __init__(self, what: str, extra: str, cause: ImportError | str) -> None:
+        self.what = what
+        self.extra = extra
+        self.reason = cause.reason if isinstance(cause, MissingExtraError) else str(cause)
+        super().__init__(
+            f"{what}: {self.reason}\n"
+            f"hint: Install what it needs with `pip install 'bbcache[{extra}]'`."
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by the arguments, not by the text made from them."""
+        return type(self), (self.what, self.extra, self.reason)
+
+
 class NotReadyError(BbcacheError):
     """Raised by a host while it does not know its set of tenants yet.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bbcache.cli.stop_signals import stop_signals_raise
-from bbcache.errors import ConfigError
+from bbcache.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -121,10 +121,7 @@ def run(options: argparse.Namespace) -> bool:
         from bbcache.bench.suite import select  # noqa: PLC0415 - needs an extra
         from bbcache.bench.svg import standalone  # noqa: PLC0415 - heavy
     except ImportError as error:
-        raise ConfigError(
-            f"the benchmarks cannot start: {error}\n"
-            "hint: Install what they need with `pip install 'bbcache[bench]'`."
-        ) from error
+        raise MissingExtraError("the benchmarks cannot start", "bench", error) from error
 
     contests = select(options.only)
     if not contests:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bbcache.cli.stop_signals import stop_signals_raise
-from bbcache.errors import ConfigError
+from bbcache.errors import ConfigError, MissingExtraError
 from bbcache.postgres.leftovers import remove_tree
 
 if TYPE_CHECKING:
@@ -96,10 +96,7 @@ def run(options: argparse.Namespace) -> bool:
         from bbcache.cli.demo_report import Progress, print_report  # noqa: PLC0415 - an extra
         from bbcache.cli.demo_scenario import Scenario  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise ConfigError(
-            f"the demo cannot start: {error}\n"
-            "hint: Install what it needs with `pip install 'bbcache[demo]'`."
-        ) from error
+        raise MissingExtraError("the demo cannot start", "demo", error) from error
 
     with (
         stop_signals_raise(),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bbcache.cli.stop_signals import stop_signals_raise
-from bbcache.errors import ConfigError, ParseError
+from bbcache.errors import ConfigError, MissingExtraError, ParseError
 from bbcache.ids import Lsn, TenantId, TimelineId
 
 if TYPE_CHECKING:
@@ -102,10 +102,7 @@ def run(options: argparse.Namespace) -> bool:
         from bbcache.fetch.download import FetchRequest, fetch_basebackup  # noqa: PLC0415 - an extra
         from bbcache.fetch.retry import RetryPolicy  # noqa: PLC0415 - likewise
     except ImportError as error:
-        raise ConfigError(
-            f"bbcache fetch cannot start: {error}\n"
-            "hint: Install what it needs with `pip install 'bbcache[fetch]'`."
-        ) from error
+        raise MissingExtraError("bbcache fetch cannot start", "fetch", error) from error
 
     request = FetchRequest(
         options.url,

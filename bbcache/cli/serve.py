@@ -16,7 +16,7 @@ from bbcache.cli.descriptors import allow_descriptors
 from bbcache.cli.output import lasting_stdout
 from bbcache.cli.stop_signals import heeded_signals
 from bbcache.config import TOML_TABLE, BasebackupCacheConfig, parse_duration_s
-from bbcache.errors import BbcacheError, ConfigError
+from bbcache.errors import BbcacheError, ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,10 +162,7 @@ def run(options: argparse.Namespace) -> bool:
     try:
         from bbcache.cli.deployment import Deployment  # noqa: PLC0415 - needs an extra
     except ImportError as error:
-        raise ConfigError(
-            f"the service cannot start: {error}\n"
-            "hint: Install what it needs with `pip install 'bbcache[serve]'`."
-        ) from error
+        raise MissingExtraError("the service cannot start", "serve", error) from error
 
     settings = _settings(options)
     with (

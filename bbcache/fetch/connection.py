@@ -13,13 +13,16 @@ import select
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import ExecStatus
-
-from bbcache.errors import ConfigError
+from bbcache.errors import ConfigError, MissingExtraError
 from bbcache.fetch import refusal
 from bbcache.fetch.errors import FetchError, RefusedError, UnavailableError
+
+try:
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+    from psycopg.pq import ExecStatus
+except ImportError as error:
+    raise MissingExtraError("bbcache.fetch cannot be imported", "fetch", error) from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable

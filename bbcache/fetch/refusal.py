@@ -12,9 +12,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from psycopg.pq import DiagnosticField
-
+from bbcache.errors import MissingExtraError
 from bbcache.fetch.errors import FetchError, RefusedError, UnavailableError
+
+try:
+    from psycopg.pq import DiagnosticField
+except ImportError as error:
+    raise MissingExtraError("bbcache.fetch cannot be imported", "fetch", error) from error
 
 if TYPE_CHECKING:
     from psycopg import OperationalError

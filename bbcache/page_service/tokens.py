@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import jwt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-from bbcache.errors import ConfigError, ParseError
+from bbcache.errors import ConfigError, MissingExtraError, ParseError
 from bbcache.ids import TenantId, TimelineId
 from bbcache.page_service.errors import BadTokenError
 from bbcache.page_service.permission import Permission, Scope
+
+try:
+    import jwt
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+except ImportError as error:
+    raise MissingExtraError(
+        "bbcache.page_service.tokens cannot be imported", "serve", error
+    ) from error
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Final
 
-from bbcache.errors import ConfigError, PostgresError
+from bbcache.errors import MissingExtraError, PostgresError
 from bbcache.pageserver.compute_dir import ComputeDir
 from bbcache.postgres.cluster import Cluster
 from bbcache.postgres.pgdata import inspect_pgdata
@@ -216,9 +216,6 @@ def _make_stream(timeline: PgdataTimeline) -> WalStream:
     try:
         from bbcache.pageserver.wal_stream import WalStream  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise ConfigError(
-            f"no WAL can be streamed: {error}\n"
-            "hint: Install what it needs with `pip install 'bbcache[replication]'`."
-        ) from error
+        raise MissingExtraError("no WAL can be streamed", "replication", error) from error
     size_bytes = inspect_pgdata(timeline.pgdata_dir).wal_segment_size_bytes
     return WalStream(timeline.get_last_record_lsn(), size_bytes, max_data_bytes=0)

@@ -11,10 +11,16 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-import psycopg2
-from psycopg2.extras import PhysicalReplicationConnection
-
+from bbcache.errors import MissingExtraError
 from bbcache.postgres.wal import MAX_DATA_BYTES, WalDecoder, WalError
+
+try:
+    import psycopg2
+    from psycopg2.extras import PhysicalReplicationConnection
+except ImportError as error:
+    raise MissingExtraError(
+        "bbcache.pageserver.wal_stream cannot be imported", "replication", error
+    ) from error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

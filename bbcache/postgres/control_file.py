@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from time import sleep
 from typing import TYPE_CHECKING, Any, Self
 
-import google_crc32c
-
-from bbcache.errors import PostgresError
+from bbcache.errors import MissingExtraError, PostgresError
 from bbcache.ids import Lsn
 from bbcache.postgres.wal_page import (
     PAGE_SIZE_BYTES,
@@ -23,6 +21,11 @@ from bbcache.postgres.wal_page import (
     check_segment_size,
     record_end_lsn,
 )
+
+try:
+    import google_crc32c
+except ImportError as error:
+    raise MissingExtraError("bbcache.postgres cannot be imported", "postgres", error) from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable

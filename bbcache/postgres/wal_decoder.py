@@ -9,8 +9,7 @@ from __future__ import annotations
 import struct
 from io import BytesIO
 
-import google_crc32c
-
+from bbcache.errors import MissingExtraError
 from bbcache.ids import Lsn
 from bbcache.postgres.wal_page import (
     ALIGNMENT_BYTES,
@@ -35,6 +34,11 @@ from bbcache.postgres.wal_record import (
     WalEnd,
     WalRecord,
 )
+
+try:
+    import google_crc32c
+except ImportError as error:
+    raise MissingExtraError("bbcache.postgres cannot be imported", "postgres", error) from error
 
 # xl_tot_len, xl_xid, xl_prev, xl_info, xl_rmid, xl_crc
 _HEADER = struct.Struct("<IIQBB2xI")
