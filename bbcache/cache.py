@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, Final, Self
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+from prometheus_client import CollectorRegistry
 
 from bbcache import process
 from bbcache.arguments import check_methods, seconds, wrong_type
@@ -12,19 +16,10 @@ from bbcache.config import BasebackupCacheConfig
 from bbcache.dirlock import DirectoryLock
 from bbcache.engine import Engine
 from bbcache.errors import BbcacheError, ClosingError, FillError, StoreError
-from bbcache.ids import check_ids, check_shard_ids
-from bbcache.store import disk_step
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
-
-    from prometheus_client import CollectorRegistry
-
-    from bbcache.host import TenantManager
-    from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
-    from bbcache.index import EntryInfo
-    from bbcache.store import BasebackupFile
+from bbcache.host import TenantManager
+from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId, check_ids, check_shard_ids
+from bbcache.index import EntryInfo
+from bbcache.store import BasebackupFile, disk_step
 
 EXIT_TIMEOUT_S: Final = 10.0  # how long leaving a `with` block waits
 

@@ -43,6 +43,8 @@ class MissingExtraError(ConfigError, ModuleNotFoundError):
         reason: the text of the cause; of the first one where there were several.
     """
 
+    reason: str
+
     def __init__(self, what: str, extra: str, cause: ImportError | str) -> None:
         self.what = what
         self.extra = extra

@@ -14,16 +14,18 @@ shadow a host's own classes called ``Tenant`` and ``Timeline``.
 
 from __future__ import annotations
 
+import collections.abc
 import time
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from bbcache.ids import Lsn, TenantShardId, TimelineId
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from typing_extensions import Buffer
-
-    from bbcache.ids import Lsn, TenantShardId, TimelineId
+    from typing_extensions import Buffer as Buffer  # noqa: PLC0414 - others take it from here
+else:  # a name for typing.get_type_hints; the class itself is new in Python 3.12
+    Buffer = getattr(collections.abc, "Buffer", bytes | bytearray | memoryview)
 
 
 class TenantState(Enum):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import threading
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from bbcache.accounting import Accounting, Reservation
 from bbcache.ids import ID_SIZE_BYTES, Lsn, TenantId, TenantTimelineId, TimelineId
-
-if TYPE_CHECKING:
-    from bbcache.accounting import Accounting, Reservation
 
 
 class EntryInfo(NamedTuple):

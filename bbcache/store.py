@@ -13,20 +13,17 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from bbcache.dirlock import LOCK_NAME
 from bbcache.entry_names import PREFIX, parse_entry_names
 from bbcache.errors import ArchiveError, StoreError
+from bbcache.ids import Lsn
 from bbcache.index import Entry
 from bbcache.metrics import Source
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from bbcache.ids import Lsn
 
 TMP_NAME: Final = "tmp"
 QUARANTINE_NAME: Final = "quarantine"

@@ -68,3 +68,8 @@ def test_what_needs_no_extra_goes_without(module: str) -> None:
     """The core, the services and the command are imported in a bare installation."""
     extras = ("google_crc32c", "psycopg", "psycopg2", "jwt", "cryptography", "rich", "pytest")
     assert imported(module, *extras) == "imported"
+
+
+def test_the_reference_host_goes_without_replication() -> None:
+    """Only `streams_wal` needs psycopg2."""
+    assert imported("bbcache.pageserver", "psycopg2", "psycopg", "jwt", "rich") == "imported"

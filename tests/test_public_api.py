@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import inspect
 import io
 import json
+import pkgutil
 import subprocess
 import sys
+import typing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cache_helpers import TESTS_DIR
 
 import bbcache
+import bbcache.testing
 from bbcache import (
     BasebackupCache,
     BasebackupCacheConfig,
@@ -34,8 +38,16 @@ from bbcache import (
     TenantTimelineId,
     Timeline,
     TimelineId,
+    fetch,
+    http_service,
+    page_service,
+    pageserver,
+    postgres,
 )
 from bbcache.errors import ParseError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NAMES = {
     *("BasebackupCache", "BasebackupCacheConfig", "BasebackupFile", "EntryInfo"),
@@ -176,6 +188,49 @@ def test_the_types() -> None:
     config = BasebackupCacheConfig()
     assert (config.cleanup_period, config.max_total_size_bytes) == (60.0, 1 << 30)
     assert (config.max_size_entries, config.prepare_channel_size) == (10_000, 100)
+
+
+def _public_things() -> Iterator[tuple[str, Any]]:
+    """Every class and function that a user imports, with the methods, by name."""
+    modules = [bbcache, bbcache.errors, bbcache.host]
+    for package in (fetch, http_service, page_service, pageserver, postgres, bbcache.testing):
+        prefix = package.__name__ + "."
+        names = [each.name for each in pkgutil.walk_packages(package.__path__, prefix)]
+        modules += [package, *map(importlib.import_module, names)]
+    for module in modules:
+        for name, thing in vars(module).items():
+            home = getattr(thing, "__module__", None)
+            is_public = not name.startswith("_") and (module is bbcache or home == module.__name__)
+            if is_public and (inspect.isclass(thing) or inspect.isfunction(thing)):
+                yield f"{module.__name__}.{name}", thing
+
+
+def _functions_of(cls: type) -> Iterator[tuple[str, Any]]:
+    for base in cls.__mro__:
+        if base.__module__.startswith("bbcache"):
+            for name, member in vars(base).items():
+                function = getattr(member, "fget", getattr(member, "__func__", member))
+                if inspect.isfunction(function) and function.__module__.startswith("bbcache"):
+                    yield name, function
+
+
+def test_the_hints_of_every_public_name_can_be_had() -> None:
+    """`typing.get_type_hints` finds every type, in signatures and in attributes."""
+    found = dict(_public_things())
+    assert {"bbcache.BasebackupCache", "bbcache.host.TarballWriter"} <= set(found)
+    assert len(found) > 150
+    for name, thing in found.items():
+        if inspect.isfunction(thing):
+            assert typing.get_type_hints(thing) is not None, name
+        elif inspect.isclass(thing):
+            typing.get_type_hints(thing)
+            for member, function in _functions_of(thing):
+                try:
+                    typing.get_type_hints(function)
+                except (NameError, TypeError) as error:
+                    pytest.fail(f"{name}.{member}: {error}")
+    assert typing.get_type_hints(BasebackupCache.get)["lsn"] is Lsn
+    assert typing.get_type_hints(BasebackupCache.entries)["return"] == list[EntryInfo]
 
 
 _LIST_MODULES = """

@@ -11,7 +11,8 @@ import math
 import os
 import select
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from bbcache.errors import ConfigError, MissingExtraError
 from bbcache.fetch import refusal
@@ -21,13 +22,10 @@ try:
     import psycopg
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
     from psycopg.pq import ExecStatus
+    from psycopg.pq.abc import PGresult
 except ImportError as error:
     raise MissingExtraError("bbcache.fetch cannot be imported", "fetch", error) from error
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from psycopg.pq.abc import PGresult
 
 _CONNECT_TIMEOUT_S: Final = 10
 _LEAST_CONNECT_TIMEOUT_S: Final = 2  # libpq has no shorter one

@@ -5,25 +5,20 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
-from bbcache.errors import ArchiveError, PostgresError
+from bbcache.errors import ArchiveError, BbcacheError, PostgresError
 from bbcache.fetch.connection import CopyStream, connect
 from bbcache.fetch.errors import FetchError, UnavailableError
 from bbcache.fetch.retry import RetryPolicy
 from bbcache.fetch.staging import Staging
+from bbcache.ids import Lsn, TenantId, TimelineId
 from bbcache.postgres.pgdata import inspect_pgdata
-from bbcache.postgres.restore import restore_tarball
+from bbcache.postgres.restore import RestoreSummary, restore_tarball
 from bbcache.postgres.wal_page import canonical_lsn
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from bbcache.errors import BbcacheError
-    from bbcache.ids import Lsn, TenantId, TimelineId
-    from bbcache.postgres.restore import RestoreSummary
 
 
 @dataclass(frozen=True, slots=True)

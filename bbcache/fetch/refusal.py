@@ -10,19 +10,18 @@ PostgreSQL, and of libpq. Pure functions.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from bbcache.errors import MissingExtraError
 from bbcache.fetch.errors import FetchError, RefusedError, UnavailableError
 
 try:
+    from psycopg import OperationalError
     from psycopg.pq import DiagnosticField
+    from psycopg.pq.abc import PGresult
 except ImportError as error:
     raise MissingExtraError("bbcache.fetch cannot be imported", "fetch", error) from error
 
-if TYPE_CHECKING:
-    from psycopg import OperationalError
-    from psycopg.pq.abc import PGresult
 
 # SQLSTATE classes (errcodes.txt): no feature, no authorization, no database, no syntax.
 _LASTING_CLASSES: Final = ("0A", "28", "3D", "42")

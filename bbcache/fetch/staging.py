@@ -15,12 +15,10 @@ import secrets
 import shutil
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from types import TracebackType
+from typing import Final, Self
 
 from bbcache.errors import PostgresError
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _PREFIX: Final = ".bbcache-fetch-"
 _OWN_NAME: Final = re.compile(r"\.bbcache-fetch-[0-9a-f]{16}")

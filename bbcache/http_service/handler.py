@@ -7,16 +7,15 @@ import io
 import logging
 import socket
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from bbcache.http_service.config import HttpConfig
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from typing_extensions import Buffer
-
-    from bbcache.http_service.config import HttpConfig
 
 TEXT: Final = "text/plain; charset=utf-8"
 _MOST_UNREAD: Final = 16  # pieces that are thrown away

@@ -6,18 +6,14 @@ all else may have come from a stranger.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from html import escape
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from bbcache.http_service.look import SCRIPT, STYLE
-from bbcache.http_service.status import MEANINGS
+from bbcache.http_service.recent_errors import RecentError
+from bbcache.http_service.status import MEANINGS, Meter, ShownEntry, Status
 from bbcache.metrics import SkipReason
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from bbcache.http_service.recent_errors import RecentError
-    from bbcache.http_service.status import Meter, ShownEntry, Status
 
 _HIGH: Final = 0.9  # from here on a meter is red
 _UNITS: Final = ("KiB", "MiB", "GiB", "TiB")

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from bbcache import process
-from bbcache.http_service.handler import Handler
+from bbcache.http_service.config import HttpConfig
+from bbcache.http_service.handler import Handler, Response
 from bbcache.page_service import inherited
+from bbcache.page_service.config import Address
 from bbcache.page_service.listener import Listener
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable
-
-    from bbcache.http_service.config import HttpConfig
-    from bbcache.http_service.handler import Response
-    from bbcache.page_service.config import Address
 
 _EXIT_TIMEOUT_S: Final = 10.0
 _BUSY: Final = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from bbcache.http_service.handler import Response, text_response
 from bbcache.http_service.look import CONTENT_SECURITY_POLICY
 from bbcache.http_service.page import render
-from bbcache.http_service.status import State
-
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
-    from bbcache.http_service.status import StatusReader
+from bbcache.http_service.status import State, StatusReader
 
 _PAGE_HEADERS: Final = (
     ("Content-Security-Policy", CONTENT_SECURITY_POLICY),

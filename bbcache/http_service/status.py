@@ -5,26 +5,23 @@ from __future__ import annotations
 import heapq
 import os
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry
 
 from bbcache._version import __version__
+from bbcache.cache import BasebackupCache
+from bbcache.config import BasebackupCacheConfig
+from bbcache.http_service.recent_errors import RecentError, RecentErrors
 from bbcache.metrics import FillResult, PrepareResult, ReadResult, SkipReason, Source
+from bbcache.page_service.config import PageServiceConfig
 from bbcache.page_service.metrics import Result
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from prometheus_client import CollectorRegistry
-
-    from bbcache.cache import BasebackupCache
-    from bbcache.config import BasebackupCacheConfig
-    from bbcache.http_service.recent_errors import RecentError, RecentErrors
-    from bbcache.page_service.config import PageServiceConfig
-    from bbcache.page_service.server import PageService
-    from bbcache.pageserver.broken import Broken
+from bbcache.page_service.server import PageService
+from bbcache.pageserver.broken import Broken
 
 MOST_ENTRIES: Final = 100  # that are shown
 MOST_BROKEN: Final = 100  # likewise

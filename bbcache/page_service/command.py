@@ -9,15 +9,13 @@ at the end.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from bbcache.errors import ParseError
 from bbcache.ids import Lsn, TenantId, TimelineId
 from bbcache.page_service.errors import CommandError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 _LATEST: Final = "latest"
 _GZIP: Final = "gzip"

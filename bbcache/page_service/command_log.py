@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from bbcache.metrics import Source
+from bbcache.page_service.command import BasebackupCommand
 from bbcache.page_service.errors import (
     CanceledError,
     DisconnectedError,
@@ -14,10 +16,6 @@ from bbcache.page_service.errors import (
 )
 from bbcache.page_service.line_handler import MORE_FOLLOWS
 from bbcache.page_service.metrics import Result
-
-if TYPE_CHECKING:
-    from bbcache.metrics import Source
-    from bbcache.page_service.command import BasebackupCommand
 
 _MOST_WAITING: Final = 64
 _NO_ORIGIN: Final = "none"

@@ -6,7 +6,7 @@ import hmac
 import itertools
 import os
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from bbcache.page_service.errors import (
     CanceledError,
@@ -16,9 +16,7 @@ from bbcache.page_service.errors import (
     ShutdownError,
     TooManyConnectionsError,
 )
-
-if TYPE_CHECKING:
-    from bbcache.page_service.transport import Transport
+from bbcache.page_service.transport import Transport
 
 _SECRET_SIZE_BYTES: Final = 4  # that of protocol 3.0
 _MAX_PROCESS_ID: Final = 2**31 - 1

@@ -8,9 +8,10 @@ has been let in.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from bbcache.page_service import messages as m
 from bbcache.page_service import replies
@@ -22,9 +23,6 @@ from bbcache.page_service.errors import (
 )
 from bbcache.page_service.frames import FrameBuffer
 from bbcache.page_service.messages import parse_message, parse_startup
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 _MAX_NAMES: Final = 16  # of statements, and of portals
 _OPTION_PREFIX: Final = "_pq_."

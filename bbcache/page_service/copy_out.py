@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, BinaryIO, Final
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Final
 
 from bbcache.errors import ArchiveError, PostgresError
 from bbcache.page_service.errors import CommandError
 from bbcache.page_service.replies import copy_data_head
+from bbcache.page_service.transport import Transport
 from bbcache.postgres.tar_reader import open_stream
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from bbcache.page_service.transport import Transport
 
 PIECE_SIZE_BYTES: Final = 1 << 20  # measured best with psql, which holds a piece in memory
 _READ_SIZE_BYTES: Final = 1 << 18

@@ -9,13 +9,11 @@ import math
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 from bbcache.errors import ConfigError
 from bbcache.page_service.config import Address
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _BACKLOG: Final = 1024
 _PAUSE_S: Final = 0.05  # after an accept that failed, such as for want of descriptors

@@ -20,12 +20,10 @@ import os
 import select
 import threading
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+from typing import Final, Protocol, TypeVar
 
 _MOST_AT_ONCE: Final = 8  # are served before the first of them has its answer
 _MOST_S: Final = 1e6  # in milliseconds it must be an int of C

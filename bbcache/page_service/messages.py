@@ -7,16 +7,13 @@ Sans I/O: a `Frame` in, a message out. Field layouts are those of PostgreSQL's m
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from bbcache.page_service.errors import ProtocolError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from bbcache.page_service.frames import Frame
+from bbcache.page_service.frames import Frame
 
 _CANCEL_CODE: Final = 80877102
 _SSL_CODE: Final = 80877103

@@ -6,18 +6,14 @@ Names, results and buckets without the ``bbcache_`` prefix are Neon's
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from prometheus_client import REGISTRY, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Histogram
+from prometheus_client.registry import Collector
 
 from bbcache.metrics import ReadGauge, Source, counter, counter_by, register_all, unregister_all
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from prometheus_client import CollectorRegistry
-    from prometheus_client.registry import Collector
 
 _BUCKETS_S: Final = (
     *(0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from typing import TYPE_CHECKING, BinaryIO, Final
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import BinaryIO, Final
 
 from isal import igzip
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-
-    from typing_extensions import Buffer
-
-    from bbcache.host import Timeline
-    from bbcache.ids import Lsn
+from bbcache.host import Buffer, Timeline
+from bbcache.ids import Lsn
 
 _LEVEL: Final = 2
 _SLICE_S: Final = 0.2

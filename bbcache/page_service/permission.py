@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from bbcache.ids import TenantId, TimelineId
 from bbcache.page_service.errors import UnauthorizedError
-
-if TYPE_CHECKING:
-    from bbcache.ids import TenantId, TimelineId
 
 
 class Scope(StrEnum):

@@ -6,10 +6,8 @@ Layouts are those of PostgreSQL's manual, "Message Formats". Pure functions.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from collections.abc import Iterable
+from typing import Final
 
 PROTOCOL_3_0: Final = 196608
 

@@ -5,32 +5,27 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import ssl
 import threading
 import time
-from typing import TYPE_CHECKING, Final, Self
+from collections.abc import Callable
+from typing import Final, Self
+
+from prometheus_client import CollectorRegistry
 
 from bbcache import process
 from bbcache.page_service import inherited, replies
 from bbcache.page_service.command_log import CommandLog
-from bbcache.page_service.connections import Connections
+from bbcache.page_service.config import Address, PageServiceConfig
+from bbcache.page_service.connections import Connection, Connections
 from bbcache.page_service.errors import PageServiceError, ShutdownError
 from bbcache.page_service.listener import Listener
 from bbcache.page_service.lookout import Lookout
 from bbcache.page_service.metrics import Ending, ServiceMetrics
-from bbcache.page_service.session import Session
+from bbcache.page_service.session import Session, Verifier
+from bbcache.page_service.source import BasebackupSource
 from bbcache.page_service.tls import Certificate
 from bbcache.page_service.transport import Transport
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable
-
-    from prometheus_client import CollectorRegistry
-
-    from bbcache.page_service.config import Address, PageServiceConfig
-    from bbcache.page_service.connections import Connection
-    from bbcache.page_service.session import Verifier
-    from bbcache.page_service.source import BasebackupSource
 
 _EXIT_TIMEOUT_S: Final = 10.0
 

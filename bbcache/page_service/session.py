@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
+import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from bbcache import process
+from bbcache.metrics import Source
 from bbcache.page_service import conversation as c
-from bbcache.page_service.command import NoOpCommand, parse_command
-from bbcache.page_service.command_log import EndedCommand, one_line
+from bbcache.page_service.command import BasebackupCommand, NoOpCommand, parse_command
+from bbcache.page_service.command_log import CommandLog, EndedCommand, one_line
+from bbcache.page_service.config import PageServiceConfig
+from bbcache.page_service.connections import Connection, Connections
 from bbcache.page_service.copy_out import CopyOut
 from bbcache.page_service.errors import (
     BadTokenError,
@@ -24,20 +29,9 @@ from bbcache.page_service.errors import (
     TlsRequiredError,
     UnauthorizedError,
 )
-from bbcache.page_service.metrics import Ending
+from bbcache.page_service.metrics import Ending, ServiceMetrics
 from bbcache.page_service.permission import EVERYTHING, Permission
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable
-
-    from bbcache.metrics import Source
-    from bbcache.page_service.command import BasebackupCommand
-    from bbcache.page_service.command_log import CommandLog
-    from bbcache.page_service.config import PageServiceConfig
-    from bbcache.page_service.connections import Connection, Connections
-    from bbcache.page_service.metrics import ServiceMetrics
-    from bbcache.page_service.source import BasebackupSource, OpenBasebackup
+from bbcache.page_service.source import BasebackupSource, OpenBasebackup
 
 _FAREWELL_TIMEOUT_S: Final = 1.0
 _SHOWN_CHARACTERS: Final = 100

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import BinaryIO, Final, NamedTuple, Protocol, runtime_checkable
 
+from bbcache.cache import BasebackupCache
 from bbcache.errors import (
     BackingOffError,
     BrokenError,
@@ -15,8 +17,17 @@ from bbcache.errors import (
     PrepareError,
     text_of,
 )
-from bbcache.host import TenantState, attached_shards_zero, wait_for_lsn
+from bbcache.host import (
+    Tenant,
+    TenantManager,
+    TenantState,
+    Timeline,
+    attached_shards_zero,
+    wait_for_lsn,
+)
+from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.metrics import Source
+from bbcache.page_service.command import BasebackupCommand
 from bbcache.page_service.errors import (
     CommandError,
     NotFoundError,
@@ -24,14 +35,6 @@ from bbcache.page_service.errors import (
     ShutdownError,
 )
 from bbcache.page_service.own_build import OwnBuilder
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from bbcache.cache import BasebackupCache
-    from bbcache.host import Tenant, TenantManager, Timeline
-    from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
-    from bbcache.page_service.command import BasebackupCommand
 
 _WAIT_SLICE_S: Final = 0.2
 _TIP_TRIES: Final = 3  # of a tip that goes on while it is built

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from bbcache.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class Certificate:

@@ -7,7 +7,8 @@ algorithm but EdDSA (RFC 8037) is accepted, whatever a token's header says.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from bbcache.errors import ConfigError, MissingExtraError, ParseError
 from bbcache.ids import TenantId, TimelineId
@@ -23,8 +24,6 @@ except ImportError as error:
         "bbcache.page_service.tokens cannot be imported", "serve", error
     ) from error
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _ALGORITHM: Final = "EdDSA"
 _LEEWAY_S: Final = 60  # that of Neon's pageserver

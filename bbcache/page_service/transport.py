@@ -9,14 +9,10 @@ import select
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
-from bbcache.page_service.errors import DisconnectedError, IdleTimeoutError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from bbcache.page_service.errors import PageServiceError
+from bbcache.page_service.errors import DisconnectedError, IdleTimeoutError, PageServiceError
 
 # A whole record of TLS (RFC 8446, 5.1): what is left in TLS's own buffer is not heard of.
 _READ_SIZE_BYTES: Final = 16 * 1024

@@ -8,7 +8,8 @@ its timeline. It removes only what belongs to no timeline or was never started.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from bbcache.errors import (
     BbcacheError,
@@ -17,19 +18,14 @@ from bbcache.errors import (
     TakeoverError,
     text_of,
 )
-from bbcache.pageserver.compute_dir import compute_dirs, own_names
+from bbcache.ids import TenantId, TimelineId
+from bbcache.pageserver.compute_dir import ComputeDir, compute_dirs, own_names
 from bbcache.pageserver.takeover import finish_takeover, take_over
+from bbcache.pageserver.tenants import PgdataTenantManager
 from bbcache.postgres.cluster import Cluster, PostgresBinaries
 from bbcache.postgres.control_file import ClusterState, ControlFile
 from bbcache.postgres.orphan import end_server
 from bbcache.postgres.pgdata import check_sendable, inspect_pgdata
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from bbcache.ids import TenantId, TimelineId
-    from bbcache.pageserver.compute_dir import ComputeDir
-    from bbcache.pageserver.tenants import PgdataTenantManager
 
 _RECOVERY_TIMEOUT_S: Final = 3600.0
 

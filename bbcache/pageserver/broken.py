@@ -10,15 +10,12 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from bbcache.errors import BrokenError, names_a_path, printable, text_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from bbcache.host import TarballWriter
-    from bbcache.ids import Lsn, TenantId, TimelineId
+from bbcache.host import TarballWriter
+from bbcache.ids import Lsn, TenantId, TimelineId
 
 _MOST_LOGGED: Final = 20  # of each kind, while the tenants are attached
 _UNNAMED_REASON: Final = "its directory cannot be used; the log of the service has the reason"

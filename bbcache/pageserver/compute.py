@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import MissingExtraError, PostgresError
+from bbcache.ids import Lsn
 from bbcache.pageserver.compute_dir import ComputeDir
-from bbcache.postgres.cluster import Cluster
+from bbcache.pageserver.timeline import PgdataTimeline
+from bbcache.postgres.cluster import Cluster, PostgresBinaries, StopMode
 from bbcache.postgres.pgdata import inspect_pgdata
 from bbcache.postgres.wal import WalFollower
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from bbcache.ids import Lsn
-    from bbcache.pageserver.timeline import PgdataTimeline
-    from bbcache.pageserver.wal_stream import WalStream
-    from bbcache.postgres.cluster import PostgresBinaries, StopMode
-
 # The WAL is looked at so often while something is written or the server stops, ...
+if TYPE_CHECKING:  # an extra
+    from bbcache.pageserver.wal_stream import WalStream
+
 _SHORTEST_PAUSE_S: Final = 0.02
 _LONGEST_PAUSE_S: Final = 0.64  # ... and so seldom while nothing is
 _STREAM_TIMEOUT_S: Final = 10.0

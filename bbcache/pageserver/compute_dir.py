@@ -18,15 +18,13 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from pathlib import Path
+from typing import Final, Self
 
 from bbcache.ids import TenantId, TimelineId
 from bbcache.postgres.leftovers import remove_tree
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 _ID: Final = "[0-9a-f]{32}"
 _NAME: Final = re.compile(rf"(?P<tenant>{_ID})_(?P<timeline>{_ID})_[0-9a-f]{{8}}")

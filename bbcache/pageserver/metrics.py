@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from bbcache.host import TenantState
 from bbcache.metrics import register_all, unregister_all
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from prometheus_client import CollectorRegistry
-
-    from bbcache.pageserver.tenants import PgdataTenantManager
+from bbcache.pageserver.tenants import PgdataTenantManager
 
 
 class PageserverMetrics(Collector):

@@ -5,30 +5,24 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Self
 
 from isal import igzip
+from prometheus_client import CollectorRegistry
 
 from bbcache.cache import BasebackupCache
+from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import ConfigError, PostgresError, PrepareError
+from bbcache.ids import Lsn, TenantId, TimelineId
 from bbcache.pageserver.adoption import Adoption
 from bbcache.pageserver.compute import ComputeNode
 from bbcache.pageserver.compute_dir import ComputeDir
 from bbcache.pageserver.metrics import PageserverMetrics
-from bbcache.pageserver.tenants import PgdataTenantManager
-from bbcache.postgres.cluster import Cluster
+from bbcache.pageserver.tenants import PgdataTenant, PgdataTenantManager
+from bbcache.pageserver.timeline import PgdataTimeline
+from bbcache.postgres.cluster import Cluster, PostgresBinaries
 from bbcache.postgres.pgdata import inspect_pgdata, restore_tarball
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from prometheus_client import CollectorRegistry
-
-    from bbcache.config import BasebackupCacheConfig
-    from bbcache.ids import Lsn, TenantId, TimelineId
-    from bbcache.pageserver.tenants import PgdataTenant
-    from bbcache.pageserver.timeline import PgdataTimeline
-    from bbcache.postgres.cluster import PostgresBinaries
 
 _ON_REQUEST_LEVEL = 2
 

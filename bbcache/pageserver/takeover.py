@@ -18,15 +18,13 @@ import logging
 import os
 import stat
 import uuid
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
 
 from bbcache.postgres.leftovers import remove_tree
 from bbcache.postgres.slots import replication_slots
 from bbcache.postgres.sync import sync_all
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 _NEW: Final = ".new"
 _OLD: Final = ".old"

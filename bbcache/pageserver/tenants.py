@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
 
 from bbcache.errors import NotReadyError, ParseError, PostgresError, PrepareError, StoreError
 from bbcache.host import TenantState
@@ -22,10 +24,6 @@ from bbcache.pageserver.takeover import (
 )
 from bbcache.pageserver.timeline import PgdataTimeline
 from bbcache.postgres.pgdata import check_sendable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
 
 _IdT = TypeVar("_IdT", TenantId, TimelineId)
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from bbcache.errors import BrokenError, PostgresError, PrepareError, TakeoverError, text_of
+from bbcache.host import TarballWriter
+from bbcache.ids import Lsn, TimelineId
+from bbcache.pageserver.broken import TimelineHealth
 from bbcache.pageserver.takeover import pending_takeover, take_over
+from bbcache.postgres.control_file import ControlFile
 from bbcache.postgres.pgdata import check_sendable, inspect_pgdata, send_pgdata_tarball
 from bbcache.postgres.wal import canonical_lsn
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from bbcache.host import TarballWriter
-    from bbcache.ids import Lsn, TimelineId
-    from bbcache.pageserver.broken import TimelineHealth
-    from bbcache.postgres.control_file import ControlFile
 
 
 class PgdataTimeline:

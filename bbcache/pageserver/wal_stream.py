@@ -8,11 +8,13 @@ and ends only when its receivers have confirmed that.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from bbcache.errors import MissingExtraError
-from bbcache.postgres.wal import MAX_DATA_BYTES, WalDecoder, WalError
+from bbcache.ids import Lsn
+from bbcache.postgres.wal import MAX_DATA_BYTES, WalDecoder, WalError, WalRecord
 
 try:
     import psycopg2
@@ -22,11 +24,6 @@ except ImportError as error:
         "bbcache.pageserver.wal_stream cannot be imported", "replication", error
     ) from error
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from bbcache.ids import Lsn
-    from bbcache.postgres.wal import WalRecord
 
 _CONNECT_TIMEOUT_S: Final = 10
 _APPLICATION_NAME: Final = "bbcache"

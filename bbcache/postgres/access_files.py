@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from bbcache.errors import PostgresError
 from bbcache.postgres.config_files import included_files, read_config
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from bbcache.postgres.pgdata_paths import PgdataPaths
+from bbcache.postgres.pgdata_paths import PgdataPaths
 
 # A file named in an access file: a list of names (@file), or since PostgreSQL 16 an
 # include at the start of a line (hba.c).

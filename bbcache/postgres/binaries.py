@@ -17,15 +17,13 @@ import subprocess
 import tempfile
 import threading
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from bbcache.errors import PostgresError
 from bbcache.postgres.server_user import ServerUser
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _ENV_NAME = "BBCACHE_PG_BIN"
 _DEBIAN_DIR = Path("/usr/lib/postgresql")

@@ -14,17 +14,15 @@ import subprocess
 import tempfile
 import time
 import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from types import TracebackType
+from typing import Literal, Self
 
 from bbcache.errors import PostgresError
 from bbcache.postgres.binaries import PostgresBinaries
 from bbcache.postgres.server_user import ServerUser
 from bbcache.postgres.write_behind import WriteBehind
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from types import TracebackType
 
 __all__ = ["Cluster", "PostgresBinaries", "StopMode"]
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import sleep
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from bbcache.errors import MissingExtraError, PostgresError
 from bbcache.ids import Lsn
@@ -27,8 +28,6 @@ try:
 except ImportError as error:
     raise MissingExtraError("bbcache.postgres cannot be imported", "postgres", error) from error
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 CONTROL_FILE_SIZE_BYTES = 8192
 CHECKPOINT_RECORD_SIZE_BYTES = 114  # header 24, data header 2, CheckPoint 88

@@ -11,10 +11,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
+from typing import Final
 
 # `subprocess` resets these by itself (restore_signals): Python ignores them.
 _RESET_BY_SUBPROCESS: Final = frozenset({signal.SIGPIPE, signal.SIGXFSZ})

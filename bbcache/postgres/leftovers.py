@@ -7,10 +7,8 @@ import os
 import shutil
 import time
 import uuid
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Final
 
 _TIMEOUT_S: Final = 5.0
 _PAUSE_S: Final = 0.05

@@ -10,18 +10,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final, TypeAlias
 
 from bbcache.errors import PostgresError
 from bbcache.postgres.tar_reader import Member
 from bbcache.postgres.tar_writer import DIRECTORY_MODE, FILE_MODE
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-    from typing import TypeAlias
-
-    Part: TypeAlias = Member | memoryview
+Part: TypeAlias = Member | memoryview
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bbcache.errors import PostgresError
+from bbcache.ids import Lsn
 from bbcache.postgres.control_file import (
     CONTROL_FILE_SIZE_BYTES,
     ClusterState,
@@ -20,14 +20,10 @@ from bbcache.postgres.control_file import (
 )
 from bbcache.postgres.left_out import LeftOut
 from bbcache.postgres.pgdata_names import PG_CONTROL_NAME
-from bbcache.postgres.pgdata_walk import MemberCheck, PgdataWalk, reading
+from bbcache.postgres.pgdata_walk import MemberCheck, MemberSink, PgdataWalk, reading
 from bbcache.postgres.restore import restore_tarball
 from bbcache.postgres.settings import PortableConfig
 from bbcache.postgres.tar_writer import TarWriter, Writer
-
-if TYPE_CHECKING:
-    from bbcache.ids import Lsn
-    from bbcache.postgres.pgdata_walk import MemberSink
 
 __all__ = [
     "TarballSummary",

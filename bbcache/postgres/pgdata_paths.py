@@ -6,10 +6,8 @@ import os
 import posixpath
 import re
 import stat
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Final
 
 _MAX_OPTS_BYTES: Final = 64 * 1024
 # postmaster.opts holds the arguments of the last start, each in double quotes.

@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Protocol, TypeAlias
 
 from bbcache.errors import PostgresError
+from bbcache.postgres.control_file import ControlFile
+from bbcache.postgres.left_out import LeftOut
 from bbcache.postgres.pgdata_names import EMPTIED_DIRS, holds_data, is_dropped, is_own_directory
+from bbcache.postgres.settings import PortableConfig
 from bbcache.postgres.tar_writer import MAX_NAME_BYTES, MAX_PARTS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from bbcache.postgres.control_file import ControlFile
-    from bbcache.postgres.left_out import LeftOut
-    from bbcache.postgres.settings import PortableConfig
 
 _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -10,23 +10,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bbcache.errors import ArchiveError, PostgresError
-from bbcache.postgres.member_writer import MemberWriter
+from bbcache.postgres.member_writer import MemberWriter, Part
 from bbcache.postgres.pgdata_names import PG_CONTROL_NAME
 from bbcache.postgres.sync import sync_all
-from bbcache.postgres.tar_reader import Member, TarReader, open_stream
+from bbcache.postgres.tar_reader import ByteSource, Member, TarReader, open_stream
 from bbcache.postgres.tar_writer import DIRECTORY_MODE
 from bbcache.postgres.write_behind import WriteBehind
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from bbcache.postgres.member_writer import Part
-    from bbcache.postgres.tar_reader import ByteSource
 
 _PG_CONTROL_PART_NAME = "global/pg_control.part"
 _MAX_PG_CONTROL_BYTES = 8192  # PG_CONTROL_FILE_SIZE

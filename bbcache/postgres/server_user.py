@@ -11,15 +11,13 @@ import contextlib
 import os
 import pwd
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import Any, Self
 
 from bbcache.errors import PostgresError
 from bbcache.postgres.default_signals import has_default_signals, with_default_signals
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
 
 _CANDIDATES = ("postgres", "nobody")
 # Programs are steered by arguments alone: a caller's PGHOST, PGDATA or PGOPTIONS

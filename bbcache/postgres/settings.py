@@ -20,15 +20,13 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from bbcache.postgres.access_files import AccessFiles
 from bbcache.postgres.config_files import included_files, read_config
 from bbcache.postgres.pgdata_paths import PgdataPaths
 from bbcache.postgres.tied_settings import is_tied, names_file
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _MARK: Final = b"# not portable: "
 _MOVED_MARK: Final = b"  # made relative: "

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Final
 
 _SLOTS_DIR: Final = "pg_replslot"  # one directory for each slot, of its name (slot.c)
 _UNFINISHED: Final = ".tmp"

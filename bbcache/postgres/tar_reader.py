@@ -7,15 +7,13 @@ Anything else in a stream is an `ArchiveError`; nothing is skipped.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol, cast
 
 from isal import igzip_lib
 
 from bbcache.errors import ArchiveError
 from bbcache.postgres.tar_writer import BLOCK_SIZE_BYTES, MAX_PARTS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _IN_SIZE_BYTES = 256 * 1024

@@ -10,15 +10,12 @@ import errno
 import os
 import stat
 import tarfile
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator
+from typing import Protocol, TypeAlias
 
 from bbcache.errors import PostgresError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import TypeAlias
-
-    Buffer: TypeAlias = bytes | bytearray | memoryview
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 BLOCK_SIZE_BYTES = 512
 # The compressor takes whole pieces of this size as they are; smaller ones are copied together.

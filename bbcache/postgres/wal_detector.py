@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from bbcache.ids import Lsn
 from bbcache.postgres.wal_decoder import WalDecoder
-
-if TYPE_CHECKING:
-    from bbcache.ids import Lsn
-    from bbcache.postgres.wal_record import WalEnd
+from bbcache.postgres.wal_record import WalEnd
 
 
 class ShutdownCheckpointDetector:

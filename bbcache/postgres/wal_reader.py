@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from bbcache.ids import Lsn
 from bbcache.postgres.wal_decoder import WalDecoder
@@ -16,9 +16,6 @@ from bbcache.postgres.wal_segment import (
     segment_key,
     segment_start_lsn,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _CHUNK_SIZE_BYTES = 256 << 10
 

@@ -6,10 +6,9 @@ Facts from PostgreSQL's access/xlogrecord.h and catalog/pg_control.h.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from bbcache.ids import Lsn
+from bbcache.ids import Lsn
 
 RECORD_HEADER_SIZE_BYTES = 24
 MAX_RECORD_SIZE_BYTES = 1020 << 20  # XLogRecordMaxSize

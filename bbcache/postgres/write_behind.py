@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from queue import Queue
-from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Final, Generic, Self, TypeVar
 
 _Batch = TypeVar("_Batch")
 

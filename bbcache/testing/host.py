@@ -5,16 +5,11 @@ from __future__ import annotations
 import io
 import tarfile
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from bbcache.errors import NotReadyError
-from bbcache.host import TenantState
+from bbcache.host import TarballWriter, TenantState
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from bbcache.host import TarballWriter
 
 
 def make_tarball(timeline_id: TimelineId, lsn: Lsn, size_bytes: int = 1000) -> bytes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -10,10 +11,6 @@ from prometheus_client import CollectorRegistry
 from bbcache.cache import BasebackupCache
 from bbcache.config import BasebackupCacheConfig
 from bbcache.testing.host import MemoryHost
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
