@@ -108,8 +108,8 @@ def test_who_fails_is_noted_and_the_others_go_on(track: Track) -> None:
     lineup.add("late", lambda: lambda: next(figures))
     lineup.race(Pace(budget_s=9.0, least=3, most=60))
     assert lineup.failed == {
-        "early": "early failed: not ready",
-        "at once": "at once failed: not ready",
+        "early": "early failed: OSError: not ready",
+        "at once": "at once failed: OSError: not ready",
         "late": "late failed: StopIteration",
     }
     assert [len(lineup.samples[name]) for name in "abc"] == [3, 3, 3]

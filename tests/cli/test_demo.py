@@ -70,7 +70,7 @@ def servers_below(directory: Path) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            command = os.fsdecode((process / "cmdline").read_bytes().replace(b"\0", b" "))
             work_dir = os.readlink(process / "cwd")
             if str(directory) in command or work_dir.startswith(str(directory)):
                 found.append(command)
