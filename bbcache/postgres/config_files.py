@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import stat
@@ -12,6 +13,11 @@ from typing import Final
 from bbcache.errors import PostgresError
 
 _MAX_CONFIG_BYTES: Final = 16 * 1024 * 1024
+
+_ELSEWHERE_HINT: Final = (
+    "\nhint: Configuration kept elsewhere, as Debian keeps it in /etc/postgresql, must be "
+    "copied into the data directory."
+)
 
 
 def read_config(path: Path) -> bytes:
@@ -24,10 +30,12 @@ def read_config(path: Path) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
+        reason, is_elsewhere = error.strerror, error.errno in (errno.ENOENT, errno.ELOOP)
+        if error.errno == errno.ELOOP:
+            reason = "it is a symbolic link"
         raise PostgresError(
-            f"{path} is not a readable file of the data directory: {error.strerror}\n"
-            "hint: Configuration kept elsewhere, as Debian keeps it in /etc/postgresql, must "
-            "be copied into the data directory."
+            f"{path} is not a readable file of the data directory: {reason}"
+            + (_ELSEWHERE_HINT if is_elsewhere else "")
         ) from error
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):

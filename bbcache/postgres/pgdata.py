@@ -88,7 +88,7 @@ def check_sendable(pgdata_dir: Path | str) -> ControlFile:
     """
     directory = Path(pgdata_dir)
     control, _ = _inspect(directory)
-    _send_members(directory, control, MemberCheck())
+    walk_members(directory, control, MemberCheck()).warn()
     return control
 
 
@@ -125,7 +125,7 @@ def send_pgdata_tarball(pgdata_dir: Path | str, writer: Writer) -> TarballSummar
     directory = Path(pgdata_dir)
     control, control_bytes = _inspect(directory)
     tar = TarWriter(writer)
-    _send_members(directory, control, tar)
+    walk_members(directory, control, tar).warn()
     if _inspect(directory)[1] != control_bytes:
         raise PostgresError(f"a server was started on {directory} while it was sent")
     tar.add_bytes(PG_CONTROL_NAME, control_bytes)
@@ -133,14 +133,18 @@ def send_pgdata_tarball(pgdata_dir: Path | str, writer: Writer) -> TarballSummar
     return TarballSummary(control.checkpoint_end_lsn, tar.member_count, tar.size_bytes)
 
 
-def _send_members(directory: Path, control: ControlFile, sink: MemberSink) -> None:
-    """Send all but pg_control, and warn of what the tarball goes without."""
+def walk_members(directory: Path, control: ControlFile, sink: MemberSink) -> LeftOut:
+    """Hand all that a tarball holds but pg_control to `sink`; return what it goes without.
+
+    Raises:
+        PostgresError: as `send_pgdata_tarball`.
+    """
     left_out = LeftOut(directory)
     config = PortableConfig(directory)
     for setting in config.left_out:
         left_out.add("settings tied to this place or machine", setting)
     PgdataWalk(directory, control, config, sink, left_out).send()
-    left_out.warn()
+    return left_out
 
 
 def _inspect(directory: Path) -> tuple[ControlFile, bytes]:

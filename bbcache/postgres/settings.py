@@ -28,6 +28,7 @@ from bbcache.postgres.config_files import included_files, read_config
 from bbcache.postgres.pgdata_paths import PgdataPaths
 from bbcache.postgres.tied_settings import is_tied, names_file
 
+_PRIVATE: Final = 0o600
 _MARK: Final = b"# not portable: "
 _MOVED_MARK: Final = b"  # made relative: "
 _ACCESS_FILES: Final = {"hba_file": "pg_hba.conf", "ident_file": "pg_ident.conf"}
@@ -194,6 +195,28 @@ class PortableConfig:
         ident = self._access_files.get("pg_ident.conf", "pg_ident.conf")
         if self._paths.is_file(ident):
             access.add("pg_ident.conf", ident)
+
+
+def make_portable(pgdata_dir: Path) -> None:
+    """Write the portable configuration into a data directory on which no server runs.
+
+    So a server starts there that a setting of the last one would stop. Not thread-safe.
+
+    Raises:
+        OSError: a file cannot be written.
+        PostgresError: as `PortableConfig`.
+    """
+    part = pgdata_dir / "postgresql.auto.conf.tmp"  # which no tarball has
+    for file, content in PortableConfig(pgdata_dir).contents.items():
+        path = pgdata_dir / file
+        if os.path.lexists(path) and read_config(path) == content:
+            continue
+        part.unlink(missing_ok=True)
+        part.write_bytes(content)
+        part.chmod(_PRIVATE)
+        status = pgdata_dir.stat()
+        os.chown(part, status.st_uid, status.st_gid)
+        part.replace(path)
 
 
 def _leads_out(path: str) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
+from contextlib import chdir
 from typing import TYPE_CHECKING
 
 import pytest
 
 from bbcache.errors import PostgresError
-from bbcache.postgres.settings import PortableConfig
+from bbcache.postgres.settings import PortableConfig, make_portable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -309,6 +311,23 @@ def test_configuration_elsewhere(config_dir: Path, name: str) -> None:
             PortableConfig(config_dir)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_configuration_that_cannot_be_read(config_dir: Path) -> None:
+    """A file that is in its place is not to be put there."""
+    (config_dir / "pg_hba.conf").chmod(0)
+    with pytest.raises(PostgresError, match=r"pg_hba\.conf is not .*: Permission denied$"):
+        PortableConfig(config_dir)
+
+
+def test_configuration_that_is_a_socket(config_dir: Path) -> None:
+    """Another error than a file that is elsewhere has no hint about that."""
+    (config_dir / "pg_hba.conf").unlink()
+    with socket.socket(socket.AF_UNIX) as server, chdir(config_dir):
+        server.bind("pg_hba.conf")
+    with pytest.raises(PostgresError, match=r"pg_hba\.conf is not .*: No such device or address$"):
+        PortableConfig(config_dir)
+
+
 @pytest.mark.parametrize("name", ["postgresql.auto.conf", "pg_ident.conf"])
 def test_dispensable_file_that_is_a_link(config_dir: Path, name: str) -> None:
     """A file that a server starts without is not read where it is a link."""
@@ -397,3 +416,29 @@ def test_server_agrees(pg: PostgresBinaries, make_cluster: ClusterFactory) -> No
     cluster.start()
     assert cluster.psql("SHOW archive_mode") == "off"
     assert cluster.psql("SHOW work_mem") == "5MB"
+
+
+@pytest.mark.postgres
+def test_make_portable(newest_pg: PostgresBinaries, make_cluster: ClusterFactory) -> None:
+    """A server that has crashed starts, and recovers, whatever its user has set."""
+    cluster = make_cluster(newest_pg)
+    cluster.start()
+    inside = f"{cluster.pgdata_dir}/access.conf"
+    cluster.psql(f"COPY (SELECT 'local all all trust') TO '{inside}'")
+    cluster.psql("ALTER SYSTEM SET huge_pages = on")
+    cluster.psql(f"ALTER SYSTEM SET hba_file = '{inside}'")
+    cluster.psql("CREATE TABLE t AS SELECT 1 AS i")
+    cluster.stop("immediate")
+    make_portable(cluster.pgdata_dir)
+    assert (cluster.pgdata_dir / "pg_hba.conf").read_text() == "local all all trust\n"
+    cluster.start()
+    assert cluster.psql("SELECT i FROM t") == "1"
+    assert cluster.psql("SHOW huge_pages") == "try"
+
+
+def test_make_portable_of_what_is(config_dir: Path) -> None:
+    """A file that is portable already is not written to."""
+    portable(config_dir, "work_mem = 1MB")
+    before = {path: path.stat() for path in config_dir.iterdir()}
+    make_portable(config_dir)
+    assert {path: path.stat() for path in config_dir.iterdir()} == before
