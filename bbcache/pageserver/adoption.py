@@ -20,12 +20,14 @@ from bbcache.errors import (
 )
 from bbcache.ids import TenantId, TimelineId
 from bbcache.pageserver.compute_dir import ComputeDir, compute_dirs, own_names
+from bbcache.pageserver.next_start import check_next_start
 from bbcache.pageserver.takeover import finish_takeover, take_over
 from bbcache.pageserver.tenants import PgdataTenantManager
 from bbcache.postgres.cluster import Cluster, PostgresBinaries
 from bbcache.postgres.control_file import ClusterState, ControlFile
 from bbcache.postgres.orphan import end_server
 from bbcache.postgres.pgdata import check_sendable, inspect_pgdata
+from bbcache.postgres.settings import make_portable
 
 _RECOVERY_TIMEOUT_S: Final = 3600.0
 
@@ -125,17 +127,21 @@ class Adoption:
         if ControlFile.read(directory.path).state is not ClusterState.SHUT_DOWN:
             self._recover(directory)
         _check_follows(directory.path, place)
+        check_next_start(directory.path, place, self._programs(directory), directory.settings())
         take_over(directory.path, place)
         directory.forget()
 
     def _recover(self, directory: ComputeDir) -> None:
         """Let a server replay the WAL that is there, and shut down; clients are not let in."""
-        binaries = self._binaries or PostgresBinaries.find(major=_major(directory.path))
+        make_portable(directory.path)
         settings = {**directory.settings(), "listen_addresses": ""}
         settings.pop("unix_socket_directories", None)  # a private one instead
-        with Cluster(binaries, directory.path, settings=settings) as cluster:
+        with Cluster(self._programs(directory), directory.path, settings=settings) as cluster:
             cluster.start(timeout_s=_RECOVERY_TIMEOUT_S)
             cluster.stop(timeout_s=_RECOVERY_TIMEOUT_S)
+
+    def _programs(self, directory: ComputeDir) -> PostgresBinaries:
+        return self._binaries or PostgresBinaries.find(major=_major(directory.path))
 
     def _remove(self, directory: ComputeDir) -> None:
         try:

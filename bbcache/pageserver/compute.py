@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from bbcache.errors import MissingExtraError, PostgresError
 from bbcache.ids import Lsn
 from bbcache.pageserver.compute_dir import ComputeDir
+from bbcache.pageserver.next_start import check_next_start
 from bbcache.pageserver.timeline import PgdataTimeline
 from bbcache.postgres.cluster import Cluster, PostgresBinaries, StopMode
 from bbcache.postgres.pgdata import inspect_pgdata
@@ -124,7 +125,7 @@ class ComputeNode:
         try:
             self._stop_cluster("fast")
             self._stop_following()
-            lsn = self._timeline.take_over(pgdata_dir)
+            lsn = self._timeline.take_over(pgdata_dir, self._check_next_start)
         except BaseException:
             self._timeline.refuse_until_takeover()
             self._reported_lsn = None  # its prepare cannot have succeeded
@@ -134,6 +135,14 @@ class ComputeNode:
         if self._reported_lsn != lsn:
             self._on_shutdown_checkpoint(lsn)
         return lsn
+
+    def _check_next_start(self) -> None:
+        check_next_start(
+            self.cluster.pgdata_dir,
+            self._timeline.pgdata_dir,
+            self.cluster.binaries,
+            self._directory.settings(),
+        )
 
     def kill(self) -> None:
         """Crash the server for good: what it wrote is lost, and its copy removed.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -123,7 +123,7 @@ class PgdataTimeline:
             self._tip = max(self._tip, lsn)
             self._moved.notify_all()
 
-    def take_over(self, pgdata_dir: Path) -> Lsn:
+    def take_over(self, pgdata_dir: Path, check: Callable[[], object] | None = None) -> Lsn:
         """Make a stopped compute node's directory the state of the timeline.
 
         Waits until no basebackup is being read. Durable and atomic: after a crash in
@@ -131,15 +131,22 @@ class PgdataTimeline:
         removed: after a failure it stays, and the timeline cannot be used until another
         call, or the next start, has taken it over.
 
+        Args:
+            pgdata_dir: the compute node's directory.
+            check: called when the directory can be sent; it refuses the directory by raising
+                `PostgresError`.
+
         Returns:
             The directory's new LSN.
 
         Raises:
-            TakeoverError: the compute node was not shut down cleanly, or the directory cannot
-                be sent, and nothing changes; or the disk has failed.
+            TakeoverError: the compute node was not shut down cleanly, the directory cannot
+                be sent or is refused, and nothing changes; or the disk has failed.
         """
         try:
             lsn = check_sendable(pgdata_dir).checkpoint_end_lsn
+            if check is not None:
+                check()
         except PostgresError as error:
             raise self._takeover_error(pgdata_dir, error) from error
         try:

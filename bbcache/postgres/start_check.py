@@ -8,30 +8,27 @@ server is started on a copy without the tables, which a start does not read.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import BinaryIO, Final
 
 from bbcache.errors import PostgresError
+from bbcache.postgres.binaries import PostgresBinaries
 from bbcache.postgres.cluster import Cluster
 from bbcache.postgres.leftovers import remove_tree
 from bbcache.postgres.pgdata import inspect_pgdata, walk_members
 from bbcache.postgres.pgdata_names import PG_CONTROL_NAME
 from bbcache.postgres.tar_writer import DIRECTORY_MODE, FILE_MODE
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-    from typing import BinaryIO
-
-    from bbcache.postgres.binaries import PostgresBinaries
-
 _TABLES: Final = ("base/", "global/", "pg_tblspc/")
 _OWN_PREFIX: Final = "pg_"
 _MAX_FOREIGN_BYTES: Final = 64 * 1024 * 1024  # of a file that is not PostgreSQL's own
 _PIECE_BYTES: Final = 1024 * 1024
 _TIMEOUT_S: Final = 120.0
-# Nothing that runs by itself: it would look for tables.
+# Nobody is let in, and nothing runs by itself, which would look for tables.
 _SETTINGS: Final = {
+    "listen_addresses": "",
     "autovacuum": "off",
     "fsync": "off",
     "max_logical_replication_workers": "0",
@@ -59,7 +56,9 @@ def check_starts(
     Raises:
         PostgresError: the server does not start; the last lines of its log are quoted.
     """
-    cluster = Cluster(binaries, scratch_dir, settings={**settings, **_SETTINGS})
+    effective = {**settings, **_SETTINGS}
+    effective.pop("unix_socket_directories", None)  # a private one instead
+    cluster = Cluster(binaries, scratch_dir, settings=effective)
     try:
         scratch_dir.mkdir(DIRECTORY_MODE)
         walk_members(pgdata_dir, inspect_pgdata(pgdata_dir), _Skeleton(scratch_dir))

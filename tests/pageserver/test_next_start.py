@@ -1,0 +1,86 @@
+"""What a compute node's user does to its directory keeps no other node from starting."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from helpers import wait_until
+from pageserver.compute_lives import is_running, leave_orphan
+
+from bbcache.errors import BrokenError, TakeoverError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pageserver.conftest import Address, Lab
+
+pytestmark = pytest.mark.postgres
+
+_TIED = (
+    "alter system set huge_pages = on",
+    "alter system set hba_file = '/nowhere/pg_hba.conf'",
+    "alter system set unix_socket_group = 'nobody_has_this_group'",
+)
+
+
+@pytest.fixture
+def address(lab: Lab) -> Address:
+    """A timeline with one row in a table."""
+    address = lab.add_timeline()
+    lab.play(address, "create table t as select 1 i")
+    return address
+
+
+def test_links_and_settings_of_the_place(lab: Lab, address: Address) -> None:
+    """The stop succeeds, and what was committed is what the next node finds."""
+    program = "cat > /dev/null; ln -s . loop; ln -s /proc/self me; mkfifo pipe"
+    lab.play(address, "insert into t values (2)", *_TIED, f"copy t to program '{program}'")
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+
+
+def correct(pgdata_dir: Path) -> None:
+    """Take a setting out of a directory by hand."""
+    path = pgdata_dir / "postgresql.auto.conf"
+    lines = [line for line in path.read_text().splitlines() if "no_such_library" not in line]
+    path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_setting_that_no_server_starts_with(
+    lab: Lab, address: Address, *, is_restarted: bool
+) -> None:
+    """The stop is refused, and the directory kept; corrected, it is taken over."""
+    compute = lab.boot(address)
+    pgdata_dir = compute.cluster.pgdata_dir
+    lab.sql(
+        compute,
+        "insert into t values (2)",
+        "alter system set shared_preload_libraries = 'no_such_library'",
+    )
+    with pytest.raises(TakeoverError, match="no_such_library") as caught:
+        compute.stop()
+    assert str(pgdata_dir) in str(caught.value)
+    if is_restarted:
+        lab.open()
+        with pytest.raises(BrokenError):
+            lab.pageserver.open_basebackup(*address)
+    assert pgdata_dir.is_dir()
+    correct(pgdata_dir)
+    if is_restarted:
+        lab.open()
+    else:
+        compute.stop()
+    assert os.listdir(lab.root / "computes") == []
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+
+
+def test_orphan_with_settings_of_the_place(lab: Lab, address: Address) -> None:
+    """A server that was killed after such settings is recovered without them."""
+    orphan = leave_orphan(lab, address, "insert into t values (2)", *_TIED)
+    os.kill(orphan.pid, signal.SIGQUIT)
+    wait_until(lambda: not is_running(orphan.pid))
+    lab.open()
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
