@@ -1,26 +1,34 @@
-"""Building one archive: its room, its temporary file, the writer, and what becomes of it.
+"""Building one archive: its temporary file, the writer, and what becomes of it.
 
 It is published, or, where it must not be, handed without a name to those who wait for it.
+Where the disk of the cache fails and somebody waits, the host is asked once more, and the
+archive is built in `unpublished_dir`.
 """
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+import tempfile
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bbcache import process
 from bbcache.archive import ArchiveWriter, check_sealed, pack_header
-from bbcache.errors import ClosingError, LimitError
+from bbcache.errors import ArchiveError, ClosingError, StoreError, text_of
 from bbcache.handout import Handout
-from bbcache.index import Entry, Proof
-from bbcache.job import Skip, own_limits, reason_of
-from bbcache.metrics import Phase, SkipReason
+from bbcache.index import Entry, Proof, split_key
+from bbcache.job import DiskError, Skip, own_disk, own_limits
+from bbcache.metrics import FallbackResult, Phase, SkipReason
+from bbcache.nameless import NamelessFile
+from bbcache.room import Room
 from bbcache.store import disk_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bbcache.accounting import Reservation
     from bbcache.archive import Seal
     from bbcache.config import BasebackupCacheConfig
     from bbcache.host import Timeline
@@ -32,6 +40,8 @@ if TYPE_CHECKING:
     from bbcache.store import Store, TempFile
 
 _WRITE_SIZE_BYTES: Final = 1 << 16
+
+log = logging.getLogger(__name__)
 
 
 class Built(NamedTuple):
@@ -48,75 +58,10 @@ class Built(NamedTuple):
     handout: Handout | None
 
 
-class _Room:
-    """Where the bytes of one build count: as an entry to be, or else as not published."""
-
-    def __init__(self, job: Job, index: Index, spools: Spools) -> None:
-        self._job = job
-        self._index = index
-        self._spools = spools
-        self.reservation: Reservation | None = None
-        self.spool = spools.open(self)  # of no bytes, unless the build may not be published
-        try:
-            if job.refusal is None:
-                self._reserve()
-        except BaseException:
-            self.give_back()
-            raise
-
-    @property
-    def size_bytes(self) -> int:
-        """What the build has taken."""
-        if self.reservation is None:
-            return self.spool.size_bytes
-        return self.reservation.held_bytes
-
-    def grow(self, size_bytes: int) -> None:
-        """Take room for a piece before it is written.
-
-        Raises:
-            LimitError: there is none.
-        """
-        if self.reservation is not None:
-            try:
-                self._index.grow(self.reservation, size_bytes)
-            except LimitError as error:
-                if not self._job.request.flight.is_awaited:
-                    raise
-                self._job.refusal = Skip(reason_of(error), error)
-                self.leave_index()
-            else:
-                return
-        self._spools.grow(self.spool, size_bytes)
-
-    def leave_index(self) -> None:
-        """From now on the build counts as one that is not published.
-
-        Raises:
-            LimitError: there is no room for that.
-        """
-        if self.reservation is not None:
-            self._spools.grow(self.spool, self.reservation.held_bytes)
-            self._index.release(self.reservation)
-            self.reservation = None
-
-    def give_back(self) -> None:
-        """The build is over; what is handed out keeps its own hold."""
-        if self.reservation is not None:
-            self._index.release(self.reservation)
-        self.spool.let_go(self)
-
-    def _reserve(self) -> None:
-        try:
-            self.reservation = self._index.reserve(self._job.request.key)
-        except LimitError as error:
-            self._job.refuse(reason_of(error), error)
-
-
 class _Output:
     """Brings an archive into its temporary file, a good deal at a time."""
 
-    def __init__(self, temp: TempFile, room: _Room) -> None:
+    def __init__(self, temp: TempFile, room: Room) -> None:
         self._temp = temp
         self._room = room
         self._held: list[bytes] = []
@@ -157,6 +102,8 @@ class Builder:
 
     Attributes:
         is_stopping: whether builds are to end; one read of memory.
+        disk_failure: what the disk has refused the last build that was to be published, in
+            one line; None where it was published.
     """
 
     def __init__(
@@ -177,6 +124,10 @@ class Builder:
         self._shelf = shelf
         self._metrics = metrics
         self._clock = clock
+        self._unpublished_dir = (
+            None if config.unpublished_dir is None else os.path.abspath(config.unpublished_dir)
+        )
+        self.disk_failure: str | None = None  # set by any worker: the last one counts
         self.is_stopping = False
         self._writers: set[ArchiveWriter] = set()  # changed by single steps only
 
@@ -191,15 +142,92 @@ class Builder:
 
         Raises:
             Skip: there is no room, no time, or nobody who wants it.
+            DiskError: the disk of the cache has failed, and nobody waits.
+            StoreError: it has failed, and so has the build in `unpublished_dir`.
             BbcacheError: it failed.
             BaseException: the host has raised it.
         """
-        with disk_step("use", self._store.data_dir):
-            self._shelf.ensure_home()
-        room = _Room(job, self._index, self._spools)
+        self.check_disk(job)
+        if job.disk_failure is None:
+            try:
+                return self._build(job, timeline)
+            except DiskError as failed:
+                self._meet(job, failed)
+        return self._build_aside(job, timeline)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the cache could not be written to when it was last looked at."""
+        return self._shelf.read_only_reason is not None
+
+    def check_disk(self, job: Job) -> None:
+        """Look whether the cache can be written to; where not, the archive is built elsewhere.
+
+        Raises:
+            Skip: the file system is read-only, and nobody waits.
+            DiskError: the directory cannot be used, and nobody waits.
+        """
+        if job.disk_failure is not None:
+            return
         try:
-            with own_limits(), disk_step("create a file in", self._store.tmp_dir):
-                temp = self._shelf.create_temp(job.request.key, job.request.lsn)
+            with own_disk("use", self._store.data_dir):
+                self._shelf.ensure_home()
+        except DiskError as failed:
+            self._meet(job, failed)
+        reason = self._shelf.read_only_reason
+        if reason is not None:
+            job.disk_failure = job.disk_failure or StoreError(reason, errno=errno.EROFS)
+            job.refuse(SkipReason.READ_ONLY)
+
+    def _meet(self, job: Job, failed: DiskError) -> None:
+        """Make a failure of the disk known; raises it where nobody waits for the archive."""
+        job.disk_failure = failed.error
+        self.disk_failure = str(failed.error).partition("\n")[0]
+        if not job.request.flight.is_awaited:
+            raise failed
+        log.error(
+            "the basebackup of %s at %s is built in unpublished_dir, since the cache's disk fails: "
+            "%s",
+            split_key(job.request.key),
+            job.request.lsn,
+            failed.error,
+        )
+
+    def _build_aside(self, job: Job, timeline: Timeline) -> Built:
+        """Build what the disk of the cache cannot take; raises as `build`."""
+        result = FallbackResult.ERROR
+        try:
+            built = self._build(job, timeline)
+            result = FallbackResult.OK
+        except Skip as skip:
+            if skip.why is None or skip is job.refusal:  # a close, or nobody waits any more
+                raise
+            raise Skip(skip.reason, self._both_failed(job, skip.why)) from skip
+        except DiskError as failed:
+            if failed.error is job.disk_failure:  # nobody waits any more
+                raise
+            job.failing = None  # no failure of a disk is held against the timeline
+            raise self._both_failed(job, failed.error) from failed.error
+        except BaseException as error:
+            raise self._both_failed(job, error) from error
+        finally:
+            self._metrics.fell_back(result)
+        return built
+
+    def _both_failed(self, job: Job, second: BaseException) -> StoreError:
+        """The error for everyone who waits; names the disk of the cache and what came after."""
+        first = job.disk_failure
+        assert first is not None
+        what, _, hint = str(first).partition("\nhint: ")
+        then, _, second_hint = text_of(second).partition("\nhint: ")
+        hint = second_hint or hint
+        text = f"{what}; the build in unpublished_dir has failed too: {then}"
+        return StoreError(f"{text}\nhint: {hint}" if hint else text, errno=first.errno)
+
+    def _build(self, job: Job, timeline: Timeline) -> Built:
+        room = Room(job, self._index, self._spools)
+        try:
+            temp = self._create_temp(job)
             try:
                 with self._metrics.timed(Phase.BUILD, self._clock):
                     seal = self._write(job, timeline, temp, room)
@@ -208,17 +236,26 @@ class Builder:
                 with self._metrics.timed(Phase.PUBLISH, self._clock):
                     return self._finish(job, seal, temp, room)
             except BaseException:
-                self._abandon(temp, room)
+                self._remove(temp, room)
                 raise
         finally:
             room.give_back()
+
+    def _create_temp(self, job: Job) -> TempFile:
+        key, lsn = job.request.key, job.request.lsn
+        if job.disk_failure is None:
+            with own_limits(), own_disk("create a file in", self._store.tmp_dir):
+                return self._shelf.create_temp(key, lsn)
+        with own_disk("create a file in", self._unpublished_dir or "the temporary directory"):
+            directory = self._unpublished_dir or tempfile.gettempdir()
+            return NamelessFile.create(directory, self._store.new_temp_name(key, lsn))
 
     def check_not_stopping(self) -> None:
         """Skip what runs when the cache closes."""
         if self.is_stopping:
             raise Skip(SkipReason.CLOSING)
 
-    def _write(self, job: Job, timeline: Timeline, temp: TempFile, room: _Room) -> Seal:
+    def _write(self, job: Job, timeline: Timeline, temp: TempFile, room: Room) -> Seal:
         output = _Output(temp, room)
         with own_limits():
             writer = ArchiveWriter(output.take, self._config.compression_level)
@@ -228,24 +265,27 @@ class Builder:
             with process.callback():
                 timeline.send_basebackup_tarball(writer, job.request.lsn)
             seal = writer.finish()
-            output.write()
         except BaseException:
             # What the writer has raised is the cause, whatever the host made of it.
+            if isinstance(writer.failure, StoreError):
+                raise DiskError(writer.failure) from None
             if writer.failure is not None:
                 with own_limits():
                     raise writer.failure from None
             raise
         else:
+            with own_disk("write", temp.path):
+                output.write()
             return seal
         finally:
             self._writers.discard(writer)
             writer.abort()
 
-    def _finish(self, job: Job, seal: Seal, temp: TempFile, room: _Room) -> Built:
+    def _finish(self, job: Job, seal: Seal, temp: TempFile, room: Room) -> Built:
         self.check_not_stopping()
-        with disk_step("write", temp.path):
+        with own_disk("write", temp.path):
             temp.patch(pack_header(seal, job.request.key, job.request.lsn))
-        if job.refusal is not None:
+        if not job.may_publish:
             with own_limits():
                 room.leave_index()
         entry = Entry(job.request.key, job.request.lsn, room.size_bytes)
@@ -253,10 +293,10 @@ class Builder:
             entry.proof = Proof.SEALED
         handout = self._hand_out(job, seal, temp, entry, room)
         try:
-            if job.refusal is None:
+            if job.may_publish:
                 self._publish(temp, entry, room)
             else:
-                self._shelf.drop(temp, entry.size_bytes)
+                self._remove(temp, room)
         except BaseException:
             if handout is not None:
                 handout.close()
@@ -264,39 +304,56 @@ class Builder:
         return Built(seal, entry, handout)
 
     def _hand_out(
-        self, job: Job, seal: Seal, temp: TempFile, entry: Entry, room: _Room
+        self, job: Job, seal: Seal, temp: TempFile, entry: Entry, room: Room
     ) -> Handout | None:
         """Open the archive for those who wait, checked once for all of them."""
         if not job.request.flight.is_awaited:
-            if job.refusal is not None:
-                raise job.refusal
+            if not job.may_publish:
+                raise job.why_unpublished()
             return None
         path = self._store.path_of(entry.key, entry.lsn)
-        with disk_step("open", temp.path):
-            if job.refusal is None:
-                handout = Handout(temp.path, entry, name=path)
+        with own_disk("open", temp.path):
+            if job.may_publish:
+                handout = Handout(temp.link, entry, name=path)
             else:
-                handout = Handout(temp.path, entry, name=temp.path, spool=room.spool)
+                handout = Handout(temp.link, entry, name=temp.path, spool=room.spool)
         try:
             if not entry.is_proven:
-                with disk_step("read", temp.path):
-                    check_sealed(handout.fileno(), entry.size_bytes, seal, with_digest=True)
+                with own_disk("read", temp.path):
+                    _check_read_back(handout, seal)
                 entry.proof = Proof.SEALED
         except BaseException:
             handout.close()
             raise
         return handout
 
-    def _publish(self, temp: TempFile, entry: Entry, room: _Room) -> None:
+    def _publish(self, temp: TempFile, entry: Entry, room: Room) -> None:
         assert room.reservation is not None
-        with disk_step("write", temp.path):
+        with own_disk("write", temp.path):
             temp.sync()
             temp.close()
-        with own_limits(), disk_step("publish", temp.path):
+        with own_limits(), own_disk("publish", temp.path):
             self._shelf.publish(temp, room.reservation, entry)
+        self.disk_failure = None
 
-    def _abandon(self, temp: TempFile, room: _Room) -> None:
-        if room.reservation is None:
+    def _remove(self, temp: TempFile, room: Room) -> None:
+        """Remove a file that is not published; who has it open reads it all the same."""
+        if isinstance(temp, NamelessFile):
+            with suppress(OSError):  # the kernel frees the descriptor even so
+                temp.close()
+        elif room.reservation is None:
             self._shelf.drop(temp, room.size_bytes)
         else:
             self._shelf.abandon(temp, room.reservation)
+
+
+def _check_read_back(handout: Handout, seal: Seal) -> None:
+    """Compare a finished file with what was written.
+
+    Raises:
+        OSError: it cannot be read, or other bytes come back.
+    """
+    try:
+        check_sealed(handout.fileno(), handout.entry.size_bytes, seal, with_digest=True)
+    except ArchiveError as error:
+        raise OSError(errno.EIO, f"{error}; the disk has not kept what was written") from error

@@ -53,6 +53,9 @@ class BasebackupCache:
     ) -> Self:
         """Take the directory and start; all else happens in the background.
 
+        On a read-only file system the directory is not locked: its entries are served, and
+        nothing is published or removed before it can be locked.
+
         Args:
             data_dir: where the archives are kept; made if need be. No other cache
                 may use it at the same time.
@@ -84,7 +87,7 @@ class BasebackupCache:
             os.makedirs(path, mode=0o700, exist_ok=True)
         dirlock = DirectoryLock(path)
         try:
-            dirlock.acquire()
+            dirlock.acquire_unless_read_only()
             cache = cls(engine := Engine(path, config, tenant_manager, dirlock, registry))
         except BaseException:
             dirlock.release()
@@ -96,6 +99,16 @@ class BasebackupCache:
     def is_enabled(self) -> bool:
         """Whether there is a configuration, so that the cache does anything at all."""
         return self._engine is not None
+
+    @property
+    def degraded_reason(self) -> str | None:
+        """Why nothing can be published now, in one line; None where nothing is known.
+
+        Either the file system of the directory is read-only, or its disk has refused the
+        last archive that was to be published. Entries are served all the same.
+        """
+        engine = self._live_engine()
+        return None if engine is None else engine.degraded_reason
 
     def get(self, tenant_id: TenantId, timeline_id: TimelineId, lsn: Lsn) -> BasebackupFile | None:
         """The open archive of the timeline at exactly `lsn`; None where there is none.
@@ -147,7 +160,9 @@ class BasebackupCache:
         However many ask at once, one build is made, by the same workers, checks and
         limits as for `send_prepare`; who asks while it is under way joins it. What must
         not be published (no room, too big, the timeline has gone on, the tenant's switch
-        is off) is handed out all the same, from a file without a name.
+        is off) is handed out all the same, from a file without a name. Where the disk of
+        the cache fails, the host is asked once more, and the archive is built in
+        `unpublished_dir` of the settings.
 
         It waits, so do not call it from a host callback, where it refuses to.
 

@@ -73,6 +73,8 @@ class Cleaner:
     def _step(self) -> None:
         if not self._try("use the cache directory", self._shelf.ensure_home):
             return
+        if self._shelf.read_only_reason is not None:
+            return
         # Before the host is asked: an entry born meanwhile is not judged.
         entries = self._index.by_key()
         entry_count = len(entries)

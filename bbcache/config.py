@@ -59,6 +59,9 @@ class BasebackupCacheConfig:
             only the total limits it.
         max_unpublished_size_bytes: bytes that archives may take, beside the total, which
             `BasebackupCache.get_or_prepare` hands out without publishing them, >= 1.
+        unpublished_dir: an existing directory where `BasebackupCache.get_or_prepare` has an
+            archive built, in a file without a name, when the disk of the cache fails;
+            None for the system's temporary directory.
         prepare_concurrency: basebackups built at once, >= 1; by default the
             number of CPUs, at most 4.
         wait_lsn_timeout: seconds that a prepare waits for its LSN, > 0.
@@ -77,6 +80,7 @@ class BasebackupCacheConfig:
     prepare_channel_size: int = 100
     max_entry_size_bytes: int | None = None
     max_unpublished_size_bytes: int = 1024**3
+    unpublished_dir: str | os.PathLike[str] | None = None
     prepare_concurrency: int = _default_concurrency()
     wait_lsn_timeout: float = 300.0
     compression_level: int = 2
@@ -95,6 +99,8 @@ class BasebackupCacheConfig:
             _check_int(key, getattr(self, key), least=1)
         if self.max_entry_size_bytes is not None:
             _check_int("max_entry_size_bytes", self.max_entry_size_bytes, least=1)
+        if self.unpublished_dir is not None:
+            _check_directory("unpublished_dir", self.unpublished_dir)
         _check_int("compression_level", self.compression_level, least=0, most=_MAX_LEVEL)
         if self.verify_reads not in VERIFY_READS:
             raise _bad_value("verify_reads", self.verify_reads, "one of always, first, never")
@@ -179,6 +185,12 @@ def _check_int(key: str, value: Any, *, least: int, most: int | None = None) -> 
     if not (is_int and least <= value and (most is None or value <= most)):
         upper = "" if most is None else f" and at most {most}"
         raise _bad_value(key, value, f"an int of at least {least}{upper}")
+
+
+def _check_directory(key: str, value: Any) -> None:
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else value
+    if not (isinstance(path, str) and path and "\0" not in path):
+        raise _bad_value(key, value, "the path of a directory, neither empty nor with a NUL")
 
 
 def _bad_value(key: str, value: object, wanted: str) -> ConfigError:

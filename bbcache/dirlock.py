@@ -28,6 +28,7 @@ LOCK_NAME: Final = ".bbcache.lock"
 _HOLDER_MAX_BYTES: Final = 4096
 _HOLDER_TRIES: Final = 5
 _HOLDER_PAUSE_S: Final = 0.01
+_PROBE_FLAGS: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class DirectoryLock:
@@ -77,6 +78,38 @@ class DirectoryLock:
         self._lock, self._identity = lock, self._acquired_identity
         self._device = device
 
+    def acquire_unless_read_only(self) -> None:
+        """Take the lock; on a read-only file system go on without it, until `retake`.
+
+        Raises:
+            StoreError: as `acquire`, or the directory cannot be looked at.
+        """
+        try:
+            self.acquire()
+        except StoreError as error:
+            if error.errno != errno.EROFS:
+                raise
+        else:
+            return
+        status = self._status_now()
+        self._identity, self._device = (status.st_dev, status.st_ino), status.st_dev
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this cache has the lock; one read of memory."""
+        return self._lock is not None
+
+    def is_read_only(self) -> bool:
+        """Whether the file system is read-only by now: only an attempt to write tells.
+
+        Where an error has made ext4 stop, for one, the mount is still said to be writable.
+        """
+        try:
+            os.close(os.open(self._path, _PROBE_FLAGS))
+        except OSError as error:
+            return error.errno == errno.EROFS
+        return False
+
     def release(self) -> None:
         """Free the lock; harmless when it is not held."""
         lock, self._lock, self._identity = self._lock, None, None
@@ -87,10 +120,11 @@ class DirectoryLock:
         """Whether the directory still has the very lock file that is held.
 
         False when the directory has vanished, was replaced, or its lock file was
-        removed: another cache may have it then.
+        removed: another cache may have it then. Without the lock, whether the directory
+        is still the same.
         """
         try:
-            status = os.lstat(self._path)
+            status = os.lstat(self._path) if self.is_held else os.stat(self._data_dir)
         except OSError:
             return False
         return (status.st_dev, status.st_ino) == self._identity
@@ -124,8 +158,11 @@ class DirectoryLock:
         )
 
     def _device_now(self) -> int:
+        return self._status_now().st_dev
+
+    def _status_now(self) -> os.stat_result:
         try:
-            return os.stat(self._data_dir).st_dev
+            return os.stat(self._data_dir)
         except OSError as error:
             text = f"cannot look at the cache directory {self._data_dir}: {error.strerror}"
             raise StoreError(text, errno=error.errno) from error

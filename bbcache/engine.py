@@ -92,7 +92,8 @@ class Engine:
         way, backoff = RightOfWay(), Backoff()
         self.cleaner = Cleaner(tenants, self.index, self._shelf, self._metrics, self.activity, way)
         self.reader = self._make_reader(way)
-        self._preparer = self._make_preparer(tenants, spools, backoff)
+        self._builder = self._make_builder(spools)
+        self._preparer = self._make_preparer(tenants, backoff)
         self.filler = self._make_filler(backoff)
         self._changed = Waiters()  # for a change of the next, or of is_serving
         self._is_initialized = self._is_abandoned = self._is_closed = False
@@ -116,8 +117,8 @@ class Engine:
             rebuild=self._rebuild,
         )
 
-    def _make_preparer(self, tenants: TenantManager, spools: Spools, backoff: Backoff) -> Preparer:
-        builder = Builder(
+    def _make_builder(self, spools: Spools) -> Builder:
+        return Builder(
             self._config,
             self.index,
             spools,
@@ -125,11 +126,13 @@ class Engine:
             shelf=self._shelf,
             metrics=self._metrics,
         )
+
+    def _make_preparer(self, tenants: TenantManager, backoff: Backoff) -> Preparer:
         return Preparer(
             self._config,
             tenants,
             self.index,
-            builder=builder,
+            builder=self._builder,
             queue=self._queue,
             metrics=self._metrics,
             activity=self.activity,
@@ -166,6 +169,11 @@ class Engine:
     def is_initialized(self) -> bool:
         """Whether the entries on disk are known."""
         return self._is_initialized
+
+    @property
+    def degraded_reason(self) -> str | None:
+        """See `BasebackupCache.degraded_reason`."""
+        return self._shelf.read_only_reason or self._builder.disk_failure
 
     def wait_initialized(self, timeout_s: float | None) -> bool:
         """Wait until the entries on disk are known; False when the cache closed before."""
@@ -286,6 +294,7 @@ class Engine:
         except ClosingError:
             return
         except Exception as error:
+            self._queue.open(for_fills_only=True)  # a sick disk must not stop a start
             hint = hint_for(error)
             log.exception("cannot load %s, trying again in %.2f s%s", self.data_dir, pause_s, hint)
             return

@@ -12,6 +12,7 @@ from bbcache.errors import (
     ClosingError,
     FillError,
     FillTimeoutError,
+    StoreError,
     text_of,
 )
 from bbcache.index import make_key, make_place, split_key
@@ -32,6 +33,18 @@ if TYPE_CHECKING:
     from bbcache.store import BasebackupFile
 
 _SLICE_S: Final = 0.2  # how long a caller may wait before it is asked whether it still does
+
+
+class _DamagedError(Exception):
+    """A finished archive cannot be read back, or not as it was written.
+
+    Attributes:
+        failure: how, for the error where the next build fails too.
+    """
+
+    def __init__(self, failure: StoreError) -> None:
+        super().__init__(failure)
+        self.failure = failure
 
 
 class _Patience:
@@ -145,6 +158,7 @@ class Filler:
             )
         key = make_key(tenant_shard_id.tenant_id, timeline_id)
         source, must_build = Source.HIT, False
+        disk_failure: StoreError | None = None
         while True:
             file = self._reader.read(tenant_shard_id.tenant_id, timeline_id, lsn)
             if file is not None:
@@ -158,8 +172,13 @@ class Filler:
                 self._clock(),
                 is_sent=False,
                 must_build=must_build,
+                disk_failure=disk_failure,
             )
-            file, landing = self._fly(fill, patience)
+            try:
+                file, landing = self._fly(fill, patience)
+            except _DamagedError as error:
+                disk_failure, must_build = error.failure, True
+                continue
             if file is not None:
                 return file
             # It is held after all: if it cannot be read even so, it is built beside that.
@@ -197,7 +216,7 @@ class Filler:
             if landing.handout is None:
                 return None, landing
             source = Source.BUILT if request is fill else Source.JOINED
-            return self._open(request, landing.handout, source), landing
+            return self._open(fill, landing.handout, source), landing
         finally:
             dropped = self._queue.leave(request)
             if dropped is not None:
@@ -212,17 +231,23 @@ class Filler:
             raise _closing()
         return request
 
-    def _open(self, request: Request, handout: Handout, source: Source) -> BasebackupFile:
+    def _open(self, fill: Request, handout: Handout, source: Source) -> BasebackupFile:
+        """Open what was built; raises `_DamagedError` where it has to be built elsewhere."""
         try:
             file = handout.open_file(source)
-            try:
-                self._reader.check_built(file, handout.entry)
-            except BaseException:
-                with suppress(OSError):  # one failure is enough
-                    file.close()
+        except OSError as error:
+            raise _failed(fill, error) from error
+        try:
+            self._reader.check_built(file, handout.entry)
+        except BaseException as error:
+            with suppress(OSError):  # one failure is enough
+                file.close()
+            if not isinstance(error, (ArchiveError, OSError)):
                 raise
-        except (ArchiveError, OSError) as error:
-            raise _failed(request, error) from error
+            if fill.disk_failure is not None:
+                raise _failed(fill, error) from error
+            failure = StoreError(f"cannot read the finished archive {file.name}: {text_of(error)}")
+            raise _DamagedError(failure) from error
         return file
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import StoreError
-from bbcache.store import BasebackupFile, open_archive
+from bbcache.store import BasebackupFile
 
 if TYPE_CHECKING:
     from bbcache.index import Entry
     from bbcache.metrics import Source
     from bbcache.spool import Spool
+
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC
 
 
 class Handout:
@@ -21,7 +24,7 @@ class Handout:
     not by the name. Thread-safe, but `close` comes after the last `open_file`.
 
     Args:
-        path: the finished temporary file.
+        path: the finished temporary file, or a link of the kernel's to it.
         entry: what is in it.
         name: what the files are to be called.
         spool: its room, where it will not be published.
@@ -34,7 +37,7 @@ class Handout:
         self.entry = entry
         self._spool = spool
         self._name = name
-        self._fd = open_archive(path)
+        self._fd = os.open(path, _FLAGS)
         if spool is not None:
             spool.hold(self)
 
@@ -50,7 +53,7 @@ class Handout:
         """
         try:
             # A link of the kernel's to the open file itself, for which names do not matter.
-            fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(f"/proc/self/fd/{self._fd}", _FLAGS)
         except OSError as error:
             raise StoreError(
                 f"cannot open the finished archive {self._name} again: {error.strerror}\n"
@@ -70,8 +73,9 @@ class Handout:
         return file
 
     def close(self) -> None:
-        """Close the descriptor: once, by whoever is the last."""
-        os.close(self._fd)
+        """Close the descriptor; once, after the last `open_file`."""
+        with suppress(OSError):  # the kernel frees the descriptor even so
+            os.close(self._fd)
         if self._spool is not None:
             self._spool.let_go(self)
 

@@ -105,6 +105,25 @@ def split_key(key: bytes) -> TenantTimelineId:
     return TenantTimelineId(TenantId(key[:ID_SIZE_BYTES]), TimelineId(key[ID_SIZE_BYTES:]))
 
 
+def newest_of_each(found: list[Entry]) -> tuple[dict[bytes, Entry], list[Entry]]:
+    """Split what a scan found into the newest of each timeline, by its key, and the others."""
+    newest = {entry.key: entry for entry in found}
+    if len(newest) == len(found):
+        return newest, []
+    newest.clear()
+    superseded = []
+    for entry in found:
+        held = newest.setdefault(entry.key, entry)
+        if held is entry:
+            continue
+        if held.lsn > entry.lsn:
+            superseded.append(entry)
+        else:
+            newest[entry.key] = entry
+            superseded.append(held)
+    return newest, superseded
+
+
 class Index:
     """Entries, reservations and books of one cache. Thread-safe.
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from bbcache.errors import CacheFullError, ClosingError, EntryTooBigError, LimitError
+from bbcache.errors import (
+    CacheFullError,
+    ClosingError,
+    EntryTooBigError,
+    LimitError,
+    StoreError,
+)
 from bbcache.metrics import SkipReason
+from bbcache.store import disk_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +36,20 @@ class Skip(Exception):  # noqa: N818 - not an error: it ends a prepare that is n
         self.why = why
 
 
+class DiskError(Exception):
+    """A build has failed in the cache's own work on the disk, and not in the host.
+
+    Internal, so that no host can raise it.
+
+    Attributes:
+        error: what the disk has refused.
+    """
+
+    def __init__(self, error: StoreError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class Job:
     """A request while a worker runs it; for one thread.
 
@@ -36,6 +57,8 @@ class Job:
         request: what was asked for.
         refusal: why its archive will not be published, but only handed to those who wait;
             None as long as it may be.
+        disk_failure: why the disk of the cache cannot take the archive, so that it is built
+            in `unpublished_dir`; None as long as the disk has not failed.
         is_outgrown: whether the timeline was past the LSN when it was last looked at.
         failing: what its failure would be held against, for a while: the timeline, or this
             one LSN of it; None while a failure has cost nothing.
@@ -44,8 +67,21 @@ class Job:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.refusal: Skip | None = None
+        self.disk_failure = request.disk_failure
         self.is_outgrown = False
         self.failing: bytes | None = None
+
+    @property
+    def may_publish(self) -> bool:
+        """Whether nothing is known that keeps the archive from being published."""
+        return self.refusal is None and self.disk_failure is None
+
+    def why_unpublished(self) -> Skip | DiskError:
+        """What ends the job where nobody waits for an archive that may not be published."""
+        if self.refusal is not None:
+            return self.refusal
+        assert self.disk_failure is not None
+        return DiskError(self.disk_failure)
 
     def refuse(self, reason: SkipReason, why: LimitError | None = None) -> None:
         """There is a reason not to publish.
@@ -69,6 +105,21 @@ class Job:
 def reason_of(error: LimitError) -> SkipReason:
     """Under which reason a limit is counted."""
     return SkipReason.TOO_BIG if isinstance(error, EntryTooBigError) else SkipReason.FULL
+
+
+@contextmanager
+def own_disk(doing: str, path: str) -> Iterator[None]:
+    """Turn what the disk does to the cache's own step into a `DiskError`.
+
+    Args:
+        doing: what the step does, such as ``write``.
+        path: what it does it to.
+    """
+    try:
+        with disk_step(doing, path):
+            yield
+    except StoreError as error:
+        raise DiskError(error) from error
 
 
 @contextmanager

@@ -62,6 +62,13 @@ class FillResult(StrEnum):
     CLOSING = "closing"
 
 
+class FallbackResult(StrEnum):
+    """How a build in `unpublished_dir` ended."""
+
+    OK = "ok"
+    ERROR = "error"
+
+
 class PrepareResult(StrEnum):
     """How a prepare ended."""
 
@@ -82,6 +89,7 @@ class SkipReason(StrEnum):
     COALESCED = "coalesced"
     QUEUE_FULL = "queue_full"
     GIVEN_UP = "given_up"
+    READ_ONLY = "read_only"
     CLOSING = "closing"
 
 
@@ -162,6 +170,12 @@ class Metrics:
         self._fills, self._fills_by = counter_by(
             "result", FillResult, f"{ours}_fills", "Calls of get_or_prepare, by how they ended."
         )
+        self._fallbacks, self._fallbacks_by = counter_by(
+            "result",
+            FallbackResult,
+            f"{ours}_fallback_builds",
+            "Builds in unpublished_dir after the disk of the cache has failed.",
+        )
         self._unpublished = ReadGauge(
             f"{ours}_unpublished_bytes",
             "Bytes of archives handed out without being published.",
@@ -220,6 +234,10 @@ class Metrics:
         """A `get_or_prepare` has ended."""
         self._fills_by[result].inc()
 
+    def fell_back(self, result: FallbackResult) -> None:
+        """A build in `unpublished_dir` has ended."""
+        self._fallbacks_by[result].inc()
+
     def timed(self, phase: Phase, clock: Callable[[], float]) -> AbstractContextManager[None]:
         """Observe the seconds of a block as one phase, also where it fails."""
         return _Timer(self, phase, clock)
@@ -257,7 +275,7 @@ class Metrics:
     def _collectors(self) -> list[Collector]:
         return [
             *(self._reads, self._prepares, self._entries, self._size, self._queue),
-            *(self._fills, self._unpublished),
+            *(self._fills, self._fallbacks, self._unpublished),
             *(self._other, self._skips, self._seconds, self._tar_bytes, self._archive_bytes),
             *(self._quarantined, self._unlink_failures, self._cleanup_errors, self._loaded),
         ]

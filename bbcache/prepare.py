@@ -16,7 +16,7 @@ from bbcache.errors import ClosingError, LimitError, PrepareError, StoreError, t
 from bbcache.flight import Landing
 from bbcache.host import TenantState, attached_shards_zero, wait_for_lsn
 from bbcache.index import split_key
-from bbcache.job import Job, Skip, reason_of
+from bbcache.job import DiskError, Job, Skip, reason_of
 from bbcache.metrics import Phase, SkipReason
 
 if TYPE_CHECKING:
@@ -102,9 +102,11 @@ class Preparer:
                 count, landing = self._ended(job, built), Landing(built.handout, is_built=True)
         except Skip as skip:
             count, landing = self._skip(job, skip), Landing(error=_failure_of(job, skip))
+        except DiskError as failed:  # a caller that has come since asks again, and then waits
+            _log_failure(request, failed.error, exc_info=False)
         except BaseException as error:  # noqa: BLE001 - SystemExit of a host must not end a worker
             is_own = isinstance(error, (StoreError, PrepareError))
-            _log_failure(request, error, exc_info=not is_own)
+            _log_failure(request, error, exc_info=not is_own or job.disk_failure is not None)
             landing = Landing(error=error)
         finally:
             if is_over:
@@ -134,6 +136,8 @@ class Preparer:
     def _ended(self, job: Job, built: Built) -> Callable[[], None]:
         if job.refusal is not None:
             return self._skip(job, job.refusal)
+        if job.disk_failure is not None:
+            return self._metrics.prepare_failed
         size_bytes = built.entry.size_bytes
         return lambda: self._metrics.prepared(built.seal.tar_bytes, size_bytes)
 
@@ -230,7 +234,7 @@ class Preparer:
         log.info(
             "basebackup of %s %s: %d bytes in %.3f s",
             built.entry,
-            "prepared" if job.refusal is None else "built, but not published",
+            "prepared" if job.may_publish else "built, but not published",
             built.entry.size_bytes,
             self._clock() - started_s,
         )
@@ -263,6 +267,8 @@ class Preparer:
         job.check_tip(timeline)
 
     def _check_room(self, job: Job) -> None:
+        if self._builder.is_read_only:  # else the build looks, once the LSN is reached
+            self._builder.check_disk(job)
         try:
             self._index.check_room(job.request.key)
         except LimitError as error:
@@ -271,6 +277,8 @@ class Preparer:
 
 def _spare_the_timeline(job: Job, timeline: Timeline) -> None:
     """Hold a failed build against its LSN alone, where that is no longer the tip."""
+    if job.failing is None:
+        return
     with (
         suppress(Exception),
         process.callback(),
@@ -284,7 +292,7 @@ def _failure_of(job: Job, skip: Skip) -> BaseException | None:
     if skip.reason is SkipReason.CLOSING:
         return ClosingError("the cache is closing")
     # Where a refusal to publish did not end it, there was no room but for the published.
-    return None if job.refusal in (None, skip) else skip.why
+    return None if job.may_publish or skip is job.refusal else skip.why
 
 
 def log_skip(

@@ -48,7 +48,7 @@ class PrepareQueue:
         self._running: dict[bytes, Request] = {}  # what has the slot of its timeline
         self._owes_look = False  # whether what is behind has the next turn
         self._capacity = capacity
-        self._is_open = False
+        self._is_open = self._is_open_for_fills = False
         self._is_closed = False
 
     def __len__(self) -> int:
@@ -56,10 +56,15 @@ class PrepareQueue:
         in_line = sum(map(len, list(self._waiting.values())))
         return in_line + len(self._fills) + len(self._later)
 
-    def open(self) -> None:
-        """Let workers take requests: until now they have only gathered."""
+    def open(self, *, for_fills_only: bool = False) -> None:
+        """Let workers take requests: until now they have only gathered.
+
+        Args:
+            for_fills_only: whether requests that nobody waits for gather on.
+        """
         with self._lock:
-            self._is_open = True
+            self._is_open_for_fills = True
+            self._is_open = not for_fills_only
             self._changed.notify_all()
 
     def put(self, request: Request) -> tuple[Request, SkipReason] | None:
@@ -268,6 +273,7 @@ class PrepareQueue:
         if not request.is_seen and self._fills.get(request.place) is not request:
             self._line_up_locked(request)
         request.must_build |= fill.must_build
+        request.disk_failure = request.disk_failure or fill.disk_failure
         if request.is_rebuild:  # it need not find the shard, nor insist on the tip
             request.tenant_shard_id = fill.tenant_shard_id
 
@@ -299,7 +305,7 @@ class PrepareQueue:
 
     def _next_locked(self) -> Request | None:
         """Take the first of the line; but every other time one whose LSN was not reached."""
-        if not self._is_open:
+        if not self._is_open_for_fills:
             return None
         is_turn, self._owes_look = self._owes_look, False
         behind = self._first_behind_locked(is_ahead=True) if is_turn else None
@@ -322,7 +328,7 @@ class PrepareQueue:
         for request in self._fills.values():
             if self._running.get(request.key) in (None, freed):
                 return request
-        for key, lsns in self._waiting.items():
+        for key, lsns in self._waiting.items() if self._is_open else ():
             if self._running.get(key) in (None, freed):
                 return lsns[max(lsns)]
         return None

@@ -8,6 +8,7 @@ from bbcache.flight import Flight
 from bbcache.index import make_place
 
 if TYPE_CHECKING:
+    from bbcache.errors import StoreError
     from bbcache.ids import Lsn, TenantShardId
 
 
@@ -24,6 +25,8 @@ class Request:
         is_sent: whether `send_prepare` or a rebuild has asked for it. Where False, only
             callers of `get_or_prepare` have, and without them it does not wait for its LSN.
         must_build: whether an entry that is held at the LSN will not do.
+        disk_failure: what the disk of the cache has done to the archive that a caller was
+            handed before; the next one is built elsewhere. None where nothing.
         is_seen: whether a worker has taken it.
         is_behind: whether a worker has put it behind what can run.
         is_reached: whether its LSN is known to be reached, and its build runs.
@@ -33,8 +36,8 @@ class Request:
     """
 
     __slots__ = (
-        *("flight", "is_behind", "is_claimed", "is_reached", "is_seen", "is_sent", "key", "lsn"),
-        *("must_build", "place", "queued_at_s", "tenant_shard_id", "waiting_since_s"),
+        *("disk_failure", "flight", "is_behind", "is_claimed", "is_reached", "is_seen", "is_sent"),
+        *("key", "lsn", "must_build", "place", "queued_at_s", "tenant_shard_id", "waiting_since_s"),
     )
 
     def __init__(
@@ -46,6 +49,7 @@ class Request:
         *,
         is_sent: bool = True,
         must_build: bool = False,
+        disk_failure: StoreError | None = None,
     ) -> None:
         self.key = key
         self.lsn = lsn
@@ -55,6 +59,7 @@ class Request:
         self.waiting_since_s: float | None = None
         self.is_sent = is_sent
         self.must_build = must_build
+        self.disk_failure = disk_failure
         self.is_claimed = self.is_seen = self.is_behind = self.is_reached = False
         self.flight = Flight()
 

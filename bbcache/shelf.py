@@ -15,7 +15,9 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from bbcache.errors import ClosingError, StoreError
+from bbcache.errors import ClosingError, StoreError, text_of
+from bbcache.home import Home
+from bbcache.index import newest_of_each
 from bbcache.store import hint_for, unlink
 
 if TYPE_CHECKING:
@@ -52,7 +54,8 @@ class Shelf:
     Args:
         store: the files.
         index: the entries; its lock is taken after the file lock, never before.
-        dirlock: the lock on the directory, already held.
+        dirlock: the lock on the directory, already held; not held where the file system
+            is read-only.
         metrics: counts quarantined files and failed unlinks.
     """
 
@@ -63,11 +66,10 @@ class Shelf:
         self._parked: dict[str, int] = {}  # path -> bytes of files that could not be unlinked
         self._strays: dict[str, int] = {}  # name -> bytes
         self._quarantined: dict[str, int] = {}  # path -> bytes, oldest first
-        self._is_stock_due = False  # another directory was locked, but not looked at yet
         self._is_stopped = False  # no more changes but of temporary files; set without the lock
         self._is_fenced = False
-        self._dirlock = dirlock
         self._store = store
+        self._home = Home(store, dirlock)
         self._index = index
         self._metrics = metrics
 
@@ -82,12 +84,14 @@ class Shelf:
         """
         with self._file_lock:
             self._check_not_stopped_locked()
-            self._store.make_directories()
-            failures = [
-                self._remove_locked(path, size_bytes)
-                for path, size_bytes in self._store.sweep_tmp().items()
-            ]
-            report, more_failures = self._take_stock_locked()
+            try:
+                failures = self._sweep_locked() if self._home.is_locked else []
+                report, more_failures = self._take_stock_locked()
+            except Exception as error:
+                self._home.load_failure = text_of(error)
+                raise
+            self._home.load_failure = None
+        self._home.tell()
         self._report([*failures, *more_failures])
         return report
 
@@ -95,30 +99,28 @@ class Shelf:
         """Make sure that the directory at the path is the one that is locked.
 
         One that was removed or replaced is made and locked again, and what is in it is
-        taken over.
+        taken over. So is one that was on a read-only file system and can be written to
+        again. Where it cannot, `read_only_reason` says why, and nothing is raised.
 
         Raises:
             OSError: it is not to be had; `DirectoryLockedError` where another cache
                 has taken it.
         """
         with self._file_lock:
-            is_home = self._dirlock.is_home()
-            if self._is_stopped or (is_home and not self._is_stock_due):
+            if self._is_stopped:
                 return
-            if not is_home:
-                with suppress(FileExistsError):
-                    os.mkdir(self._store.data_dir, 0o700)
-                self._is_stock_due = True  # also where only freeing the old lock fails
-                self._dirlock.retake()
-            self._store.make_directories()
-            report, failures = self._take_stock_locked()
-            self._is_stock_due = False
-        self._report(failures)
-        log.warning(
-            "the cache directory %s was replaced; it is locked again, with %d entries",
-            self._store.data_dir,
-            report.entry_count,
-        )
+            what = "replaced" if self._home.is_locked else "read-only"
+            self._home.come()
+            stock = self._take_over_locked() if self._home.is_stock_due else None
+        self._home.tell()
+        if stock is not None:
+            self._report(stock[1])
+            log.warning(
+                "the cache directory %s was %s; it is locked again, with %d entries",
+                self._store.data_dir,
+                what,
+                stock[0].entry_count,
+            )
 
     def create_temp(self, key: bytes, lsn: int) -> TempFile:
         """A new temporary file for a build.
@@ -133,7 +135,12 @@ class Shelf:
 
     def is_home(self) -> bool:
         """Whether the directory at the path is the locked one; one look at the disk."""
-        return self._dirlock.is_home()
+        return self._home.is_there()
+
+    @property
+    def read_only_reason(self) -> str | None:
+        """Why nothing in the directory may be changed, in one line; None where it may be."""
+        return self._home.read_only_reason
 
     def publish(self, temp: TempFile, reservation: Reservation, entry: Entry) -> None:
         """Put a finished file in its place and into the index, and unlink the old one.
@@ -175,14 +182,19 @@ class Shelf:
             Whether the entry was still held; False once the cache is closed.
 
         Raises:
-            OSError: the file cannot be moved; the entry stays, and stays unproven.
+            OSError: the file cannot be moved; the entry stays, and stays unproven. On a
+                read-only file system, where that would last, the entry goes and the
+                file stays.
         """
         with self._file_lock:
             if self._is_stopped or not self._index.holds(entry):
                 return False
             self._check_home_locked()
-            failures = self._trim_quarantine_locked(QUARANTINE_KEEPS - 1)
-            if self._index.move_to_quarantine(entry):
+            is_locked = self._home.is_locked
+            failures = self._trim_quarantine_locked(QUARANTINE_KEEPS - 1) if is_locked else []
+            if not is_locked:
+                self._index.remove(entry)
+            elif self._index.move_to_quarantine(entry):
                 self._move_locked(entry)
             elif self._index.doom(entry):
                 failures.append(self._unlink_doomed_locked(entry))
@@ -224,7 +236,7 @@ class Shelf:
                 if self._may_change_locked() and path in self._parked:
                     failure = _try_unlink(path)
                     if failure is None:
-                        self._index.remove_doomed(self._parked.pop(path))
+                        self._unpark_locked(path)
         with self._file_lock:
             if self._may_change_locked():
                 sizes = {
@@ -259,21 +271,35 @@ class Shelf:
         if self._is_stopped:
             raise ClosingError("the cache is closed")
 
-    def _may_change_locked(self) -> bool:
-        return not self._is_stopped and self._dirlock.is_home()
-
     def _check_home_locked(self) -> None:
-        if not self._dirlock.is_home():
+        if not self._home.is_there():
             raise StoreError(
                 f"the cache directory {self._store.data_dir} was removed or replaced\n"
                 "hint: Restore or remount it; else the next prepare or clean-up makes a new one.",
                 errno=errno.ENOENT,
             )
 
+    def _may_change_locked(self) -> bool:
+        return not self._is_stopped and self._home.may_change()
+
+    def _take_over_locked(self) -> tuple[LoadReport, list[OSError | None]]:
+        """Load a directory that was locked just now, over what is in the index."""
+        self._store.make_directories()
+        failures = self._sweep_locked() if self._home.is_sweep_due else []
+        report, more_failures = self._take_stock_locked()
+        self._home.is_stock_due = self._home.is_sweep_due = False
+        return report, [*failures, *more_failures]
+
+    def _sweep_locked(self) -> list[OSError | None]:
+        """Make the directories, and remove what builds have left in ``tmp/``."""
+        self._store.make_directories()
+        left = self._store.sweep_tmp()
+        return [self._remove_locked(path, size_bytes) for path, size_bytes in left.items()]
+
     def _take_stock_locked(self) -> tuple[LoadReport, list[OSError | None]]:
         """Make index and books those of what is in the directory; older entries go."""
         found = self._store.scan()
-        newest, superseded = _newest_of_each(found.entries)
+        newest, superseded = newest_of_each(found.entries)
         self._refresh_quarantine_locked()
         self._set_strays_locked(found.strays)
         self._index.load(newest)
@@ -288,11 +314,17 @@ class Shelf:
 
     def _remove_locked(self, path: str, size_bytes: int) -> OSError | None:
         """Unlink a file that is off the books, or park it."""
-        failure = _try_unlink(path)
-        if failure is not None and path not in self._parked:
+        failure = _try_unlink(path) if self._home.is_locked else OSError(errno.EROFS, "read-only")
+        if failure is None:
+            self._unpark_locked(path)
+        elif path not in self._parked:
             self._parked[path] = size_bytes
             self._index.add_doomed(size_bytes)
         return failure
+
+    def _unpark_locked(self, path: str) -> None:
+        if path in self._parked:
+            self._index.remove_doomed(self._parked.pop(path))
 
     def _remove_replaced_locked(self, old: Entry, new: Entry) -> OSError | None:
         same = old.lsn == new.lsn
@@ -309,11 +341,15 @@ class Shelf:
     def _move_locked(self, entry: Entry) -> None:
         try:
             path = self._store.quarantine(entry.key, entry.lsn)
-        except BaseException:
-            if os.path.lexists(self._path_of(entry)):
+        except BaseException as error:
+            path = self._path_of(entry)
+            if not os.path.lexists(path):  # somebody was quicker
+                self._index.remove_doomed(entry.size_bytes)
+            elif isinstance(error, OSError) and error.errno == errno.EROFS:
+                self._parked[path] = entry.size_bytes
+            else:
                 self._index.return_from_quarantine(entry)
                 raise
-            self._index.remove_doomed(entry.size_bytes)  # somebody was quicker
         else:
             self._quarantined[path] = entry.size_bytes
             self._index.settle_quarantined(entry)
@@ -322,8 +358,7 @@ class Shelf:
 
     def _forget_overwritten_locked(self, path: str) -> None:
         """A rename has replaced whatever waited, or lay astray, at `path`."""
-        if path in self._parked:
-            self._index.remove_doomed(self._parked.pop(path))
+        self._unpark_locked(path)
         if os.path.basename(path) in self._strays:
             del self._strays[os.path.basename(path)]
             self._set_strays_locked(self._strays)
@@ -344,8 +379,9 @@ class Shelf:
         self._index.set_quarantine(len(self._quarantined), sum(self._quarantined.values()))
 
     def _report(self, failures: Iterable[OSError | None]) -> None:
+        """Count and log what could not be removed; a read-only file system is told of once."""
         for failure in failures:
-            if failure is not None:
+            if failure is not None and failure.errno != errno.EROFS:
                 self._metrics.unlink_failed()
                 log.warning(
                     "cannot remove %s: %s; the next clean-up tries again%s",
@@ -353,25 +389,6 @@ class Shelf:
                     failure.strerror,
                     hint_for(failure),
                 )
-
-
-def _newest_of_each(found: list[Entry]) -> tuple[dict[bytes, Entry], list[Entry]]:
-    """Split what a scan found into the newest of each timeline, by its key, and the others."""
-    newest = {entry.key: entry for entry in found}
-    if len(newest) == len(found):
-        return newest, []
-    newest.clear()
-    superseded = []
-    for entry in found:
-        held = newest.setdefault(entry.key, entry)
-        if held is entry:
-            continue
-        if held.lsn > entry.lsn:
-            superseded.append(entry)
-        else:
-            newest[entry.key] = entry
-            superseded.append(held)
-    return newest, superseded
 
 
 def _try_unlink(path: str) -> OSError | None:

@@ -180,13 +180,22 @@ def _check_kind_and_size(fd: int, path: str, size_bytes: int) -> None:
 class TempFile:
     """A file being written in ``tmp/``; belongs to one build.
 
-    Attributes:
+    Args:
         path: its path, with a random token in the name.
+        fd: the file, where it is open already; None creates it.
+
+    Attributes:
+        path: the same.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, fd: int | None = None) -> None:
         self.path = path
-        self._fd: int | None = os.open(path, _CREATE_FLAGS, 0o600)
+        self._fd: int | None = os.open(path, _CREATE_FLAGS, 0o600) if fd is None else fd
+
+    @property
+    def link(self) -> str:
+        """A path by which the file can be opened once more, until it is closed."""
+        return self.path
 
     def append(self, data: bytes) -> None:
         """Write all of `data`, however short the single writes are."""
@@ -262,9 +271,12 @@ class Store:
 
     def create_temp(self, key: bytes, lsn: int) -> TempFile:
         """A new temporary file for a build."""
-        name = f"{os.path.basename(self.path_of(key, lsn))}.{secrets.token_hex(8)}"
         _make_directory(self.tmp_dir)
-        return TempFile(os.path.join(self.tmp_dir, name))
+        return TempFile(os.path.join(self.tmp_dir, self.new_temp_name(key, lsn)))
+
+    def new_temp_name(self, key: bytes, lsn: int) -> str:
+        """A name that no file has yet, with the entry's name in it."""
+        return f"{os.path.basename(self.path_of(key, lsn))}.{secrets.token_hex(8)}"
 
     def rename_temp(self, temp: TempFile, key: bytes, lsn: int) -> None:
         """Put a finished file under its entry's name, over whatever file is there."""

@@ -75,7 +75,7 @@ METRICS = {
     "pageserver_basebackup_cache_prepare_total": ["ok", "skip", "error"],
     "bbcache_prepare_skips_total": [
         *("not_shard_zero", "disabled", "up_to_date", "tip_moved", "full", "too_big"),
-        *("coalesced", "queue_full", "given_up", "closing"),
+        *("coalesced", "queue_full", "given_up", "read_only", "closing"),
     ],
     "bbcache_prepare_seconds_count": ["queue", "wait_lsn", "build", "publish"],
     "pageserver_basebackup_cache_entries_total": [],

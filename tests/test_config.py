@@ -10,6 +10,7 @@ import os
 import pickle
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ from bbcache.errors import BbcacheError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 COUNTS = [
     "max_total_size_bytes",
@@ -33,7 +33,7 @@ COUNTS = [
     "max_unpublished_size_bytes",
 ]
 DURATIONS = ["cleanup_period", "wait_lsn_timeout"]
-KEYS = [*COUNTS, *DURATIONS, "compression_level", "verify_reads"]
+KEYS = [*COUNTS, *DURATIONS, "compression_level", "unpublished_dir", "verify_reads"]
 GOOD: dict[str, Any] = {
     "cleanup_period": "1m 30s",
     "max_total_size_bytes": 5,
@@ -41,6 +41,7 @@ GOOD: dict[str, Any] = {
     "prepare_channel_size": 7,
     "max_entry_size_bytes": 8,
     "max_unpublished_size_bytes": 10,
+    "unpublished_dir": "/unpublished",
     "prepare_concurrency": 9,
     "wait_lsn_timeout": "500ms",
     "compression_level": 3,
@@ -94,6 +95,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "prepare_channel_size": 100,
         "max_entry_size_bytes": None,
         "max_unpublished_size_bytes": 1 << 30,
+        "unpublished_dir": None,
         "prepare_concurrency": min(4, os.cpu_count() or 1),
         "wait_lsn_timeout": 300.0,
         "compression_level": 2,
@@ -159,6 +161,20 @@ def test_durations_are_positive_numbers(key: str, value: float) -> None:
 def test_durations_are_nothing_else(key: str, value: object) -> None:
     """Zero, less, nan, infinity, bools and texts are refused by key, value and range."""
     check_refused(lambda: make(**{key: value}), key, repr(value), "number of seconds from")
+
+
+@pytest.mark.parametrize("path", ["/x", Path("/x"), "relative", None])
+def test_unpublished_dir_is_a_path(path: str | Path | None) -> None:
+    """A text or a Path is taken as it is; None stands for the temporary directory."""
+    assert make(unpublished_dir=path).unpublished_dir == path
+
+
+@pytest.mark.parametrize("value", ["", "a\0b", b"/x", 1, True, ["/x"], {}], ids=repr)
+def test_unpublished_dir_is_nothing_else(value: object) -> None:
+    """No empty path, no NUL, no bytes; by key, value and what it must be."""
+    check_refused(lambda: make(unpublished_dir=value), "unpublished_dir", repr(value), "path")
+    table = {"unpublished_dir": value}
+    check_refused(lambda: BasebackupCacheConfig.from_toml(table), "unpublished_dir", repr(value))
 
 
 @pytest.mark.parametrize("mode", ["always", "first", "never"])

@@ -33,7 +33,7 @@ from bbcache import (
     TenantState,
     TimelineId,
 )
-from bbcache.errors import ArgumentError, PrepareError, StoreError
+from bbcache.errors import ArgumentError, PrepareError
 from bbcache.prepare_queue import PrepareQueue
 from bbcache.store import Store, TempFile
 
@@ -162,11 +162,11 @@ def _error_of(worker: Worker) -> BaseException:
     return caught.value
 
 
-@pytest.mark.parametrize("what", ["not attached", "not active", "unknown", "the disk"])
+@pytest.mark.parametrize("what", ["not attached", "not active", "unknown"])
 def test_what_fails_before_the_build_fails_the_caller(
     rig: Rig, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tenant, the timeline or the disk: with the cause, and mended it works at once."""
+    """The tenant or the timeline: with the cause, and mended it works at once."""
     timeline = rig.timeline()
     cause: type[BaseException] = KeyError
     with monkeypatch.context() as patch:
@@ -174,24 +174,15 @@ def test_what_fails_before_the_build_fails_the_caller(
             patch.setitem(rig.host.tenants, rig.tenant.tenant_shard_id, None)
         elif what == "unknown":
             patch.delitem(rig.tenant.timelines, timeline.timeline_id)
-        elif what == "not active":
+        else:
             patch.setattr(rig.tenant, "state", TenantState.ATTACHING)
             cause = PrepareError
-        else:
-            patch.setattr(Store, "create_temp", _raise_no_space)
-            cause = StoreError
         shard_id = rig.tenant.tenant_shard_id
         with pytest.raises(FillError) as caught:
             rig.cache.get_or_prepare(shard_id, timeline.timeline_id, LSN_A, DEADLINE_S)
     assert isinstance(caught.value.__cause__, cause)
     assert str(caught.value).count("\nhint: ") == 1
-    if what == "the disk":
-        rig.engine.filler._backoff._failing.clear()
     assert filled(rig, timeline)[0] == "built"
-
-
-def _raise_no_space(*_: object) -> None:
-    raise OSError(28, os.strerror(28))
 
 
 def test_who_gives_up_does_not_stop_the_build(rig: Rig) -> None:

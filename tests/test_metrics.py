@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NEON = "pageserver_basebackup_cache_"
 REASONS = [
     *("not_shard_zero", "disabled", "up_to_date", "tip_moved", "full", "too_big"),
-    *("coalesced", "queue_full", "given_up", "closing"),
+    *("coalesced", "queue_full", "given_up", "read_only", "closing"),
 ]
 FILL_RESULTS = [
     *("hit", "joined", "built", "error", "timeout", "given_up", "backing_off", "closing"),
@@ -41,6 +41,7 @@ ZEROS = [
     f"{NEON}prepare_queue_size",
     *(f"bbcache_prepare_skips_total{{reason={reason}}}" for reason in REASONS),
     *(f"bbcache_fills_total{{result={result}}}" for result in FILL_RESULTS),
+    *(f"bbcache_fallback_builds_total{{result={result}}}" for result in ("ok", "error")),
     *(f"bbcache_prepare_seconds_count{{phase={phase}}}" for phase in PHASES),
     *(f"bbcache_prepare_seconds_sum{{phase={phase}}}" for phase in PHASES),
     "bbcache_prepare_tar_bytes_total",
@@ -65,6 +66,7 @@ COUNTERS = {
     f"{NEON}prepare",
     "bbcache_prepare_skips",
     "bbcache_fills",
+    "bbcache_fallback_builds",
     "bbcache_prepare_tar_bytes",
     "bbcache_prepare_archive_bytes",
     "bbcache_quarantined",

@@ -145,7 +145,7 @@ def test_what_is_public_of_the_cache() -> None:
     public = {name for name in vars(BasebackupCache) if not name.startswith("_")}
     assert public == {
         *("spawn", "is_enabled", "get", "send_prepare", "wait_initialized", "wait_idle"),
-        *("get_held", "get_or_prepare", "run_cleanup", "entries", "close"),
+        *("get_held", "get_or_prepare", "run_cleanup", "entries", "close", "degraded_reason"),
     }
 
 

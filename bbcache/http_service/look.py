@@ -35,7 +35,7 @@ code, .mono { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; 
   display: inline-block; padding: .05rem .6rem; border-radius: 1rem; font-size: .8rem;
   font-weight: 600; border: 1px solid currentColor;
 }
-.ready { color: var(--good); } .starting, .draining, .WARNING { color: var(--warn); }
+.ready { color: var(--good); } .starting, .draining, .degraded, .WARNING { color: var(--warn); }
 .ERROR, .CRITICAL { color: var(--bad); }
 .facts { margin: .35rem 0 1.4rem; color: var(--faint); }
 .grid {

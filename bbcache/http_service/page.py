@@ -64,12 +64,15 @@ def render(status: Status) -> str:
 def _header(status: Status) -> str:
     tokens = "tokens are asked for" if status.has_tokens else "no tokens are asked for"
     tls = "TLS" if status.has_tls else "no TLS"
+    why = status.degraded_reason
+    degraded = "" if why is None else f'<p class="text WARNING" id="degraded">{_e(why)}</p>'
     return f"""<header>
 <h1>bbcache</h1>
 <span class="pill {_e(status.state)}" id="state">{_e(status.state)}</span>
 </header>
 <p class="facts">Basebackups on <code>{_e(status.listen)}</code> · {tokens} · {tls} ·
-up {_e(duration(status.uptime_s))} · version {_e(status.version)} · pid {_e(status.pid)}</p>"""
+up {_e(duration(status.uptime_s))} · version {_e(status.version)} · pid {_e(status.pid)}</p>
+{degraded}"""
 
 
 def _hit_ratio(status: Status) -> str:

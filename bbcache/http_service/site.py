@@ -70,6 +70,9 @@ class Site:
         return text_response(HTTPStatus.OK, "ok")
 
     def _readyz(self, _: str) -> Response:
-        state = self._status.state()
-        is_ready = state is State.READY
+        """A degraded service is ready: it gives what it holds, and builds the rest."""
+        state, reason = self._status.state(), self._status.degraded_reason()
+        if state is State.DEGRADED and reason is not None:
+            return text_response(HTTPStatus.OK, f"{state}: {reason}")
+        is_ready = state in (State.READY, State.DEGRADED)
         return text_response(HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE, state)

@@ -34,6 +34,8 @@ MEANINGS: Final = {
     SkipReason.TOO_BIG: "the archive is above the limit for one",
     SkipReason.COALESCED: "another request for the timeline made it superfluous",
     SkipReason.QUEUE_FULL: "too many prepares were waiting",
+    SkipReason.GIVEN_UP: "no caller waited for it any more",
+    SkipReason.READ_ONLY: "the file system of the cache was read-only",
     SkipReason.CLOSING: "the cache was closing",
 }
 
@@ -43,6 +45,7 @@ class State(StrEnum):
 
     STARTING = "starting"
     READY = "ready"
+    DEGRADED = "degraded"
     DRAINING = "draining"
 
 
@@ -118,6 +121,7 @@ class Status:
         broken_count: how many tenants and timelines cannot be served.
         broken: some of them.
         errors: the last warnings and errors, newest first.
+        degraded_reason: why the cache can publish nothing now; None where nothing is known.
     """
 
     state: State
@@ -142,6 +146,7 @@ class Status:
     broken_count: int
     broken: tuple[ShownBroken, ...]
     errors: tuple[RecentError, ...]
+    degraded_reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON has it."""
@@ -196,7 +201,13 @@ class StatusReader:
         """Where in its life the service is."""
         if not self._service.is_serving:
             return State.DRAINING
-        return State.READY if self._cache.wait_initialized(0) else State.STARTING
+        if not self._cache.wait_initialized(0):
+            return State.STARTING
+        return State.READY if self.degraded_reason() is None else State.DEGRADED
+
+    def degraded_reason(self) -> str | None:
+        """Why the cache can publish nothing now; None where nothing is known."""
+        return self._cache.degraded_reason
 
     def read(self) -> Status:
         """All of it."""
@@ -249,6 +260,7 @@ class StatusReader:
             broken_count=len(broken),
             broken=tuple(map(_shown, broken[:MOST_BROKEN])),
             errors=tuple(self._errors.newest_first()),
+            degraded_reason=self.degraded_reason(),
         )
 
     def _meters(self, samples: _Samples, entry_count: int) -> tuple[Meter, ...]:

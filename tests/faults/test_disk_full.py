@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import subprocess
 import threading
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from cache_helpers import LSN_A, LSN_B, MIB, Rig, noise
+from disk_helpers import mount
 from helpers import file_names
 
 if TYPE_CHECKING:
@@ -73,16 +73,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     """A tmpfs of 8 MiB; tests are skipped where it cannot be mounted."""
     path = tmp_path / "disk"
     path.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", _DISK, "bbcache-test", path],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if mount.returncode:
-        if os.environ.get("BBCACHE_REQUIRE_TOOLS") == "1":
-            pytest.fail(f"no tmpfs can be mounted: {mount.stderr}")
-        pytest.skip(f"no tmpfs can be mounted: {mount.stderr}")
+    mount("-t", "tmpfs", "-o", _DISK, "bbcache-test", path)
     yield SmallDisk(path)
     gc.collect()  # a file still open would keep the file system busy
     subprocess.run(["umount", path], check=True)

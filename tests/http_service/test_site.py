@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import html
 import json
+import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import LSN_A
+from cache_helpers import LSN_A, fail_with
+from fill_helpers import fill
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
+
+from bbcache.store import TempFile
 
 if TYPE_CHECKING:
     from http_service.conftest import Whole
@@ -54,6 +60,29 @@ def test_health(whole: Whole) -> None:
     ready = whole.site.respond("/readyz", "")
     assert (ready.status, ready.body) == (HTTPStatus.SERVICE_UNAVAILABLE, b"draining\n")
     assert whole.site.respond("/healthz", "")[0] == HTTPStatus.OK
+
+
+def test_a_service_whose_cache_can_publish_nothing_is_degraded(
+    whole: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is ready all the same, and says why; once an archive is published it is well again."""
+    rig = whole.bench.rig
+    timeline = rig.timeline()
+    with monkeypatch.context() as patch:
+        fail_with(patch, TempFile, "sync", OSError(errno.EIO, "Input/output error"))
+        with fill(rig, timeline) as file:
+            assert file.source == "built"
+    ready = whole.site.respond("/readyz", "")
+    assert ready.status == HTTPStatus.OK
+    assert re.fullmatch(rb"degraded: cannot write .*: Input/output error\n", ready.body)
+    status = json.loads(whole.site.respond("/status.json", "").body)
+    assert status["state"] == "degraded"
+    assert f"degraded: {status['degraded_reason']}\n".encode() == ready.body
+    page = whole.site.respond("/", "").body.decode()
+    assert html.escape(status["degraded_reason"]) in page
+    rig.prepare(timeline)
+    assert whole.site.respond("/readyz", "").body == b"ready\n"
+    assert 'id="degraded"' not in whole.site.respond("/", "").body.decode()
 
 
 @pytest.mark.parametrize("path", ["", "//", "/index.html", "/metrics/", "/../etc/passwd", "*"])
