@@ -7,22 +7,27 @@ ready in about 30 ms.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 from bbcache.errors import PostgresError
 from bbcache.postgres.binaries import PostgresBinaries
+from bbcache.postgres.postmaster_file import PostmasterFile
 from bbcache.postgres.server_user import ServerUser
+from bbcache.postgres.socket_dir import make_socket_dir, quote_directory
+from bbcache.postgres.superuser import read_superuser
 from bbcache.postgres.write_behind import WriteBehind
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Cluster", "PostgresBinaries", "StopMode"]
 
@@ -34,15 +39,16 @@ _STOP_SIGNALS = {
 }
 _SUPERUSER = "postgres"
 _PORT = 5432  # names the socket only, which has a directory of its own
-# sun_path holds 107 bytes and the name in it is `.s.PGSQL.5432`, with a `.lock` beside it.
-_MAX_SOCKET_DIR_BYTES = 85
+# What the caller's PG* variables would set otherwise, each known to libpq since version 13.
+_PINNED = (
+    "hostaddr='' options='' sslmode=disable gssencmode=disable channel_binding=disable "
+    "sslrootcert='' target_session_attrs=any requirepeer=''"
+)
+_SOCKET_DIRS = "unix_socket_directories"
 _POLL_S = 0.002
 _LOG_TAIL_LINES = 12
 _EXIT_GRACE_S = 15.0  # a server kills its own children after 5 s
 _QUIT_INTERVAL_S = 0.1
-# postmaster.pid (miscadmin.h): line 1 the pid, line 3 the start time, line 8 the state.
-_PID_LINE, _START_LINE, _STATE_LINE = 0, 2, 7
-_READY_STATES = ("ready", "standby")
 
 
 class Cluster:
@@ -56,7 +62,8 @@ class Cluster:
         binaries: the programs to run; of the major version of the data directory.
         pgdata_dir: the data directory. As root, it and all in it are given to the
             server's user; it need not exist before `initdb`.
-        settings: server settings for every start, over the configuration files.
+        settings: server settings for every start, over the configuration files. Sockets are
+            in the directories of these and in a private one.
         log_path: where the server's log is appended to; `<pgdata_dir>.log` if None.
 
     Attributes:
@@ -81,6 +88,8 @@ class Cluster:
         self._user = ServerUser.current()
         self._server: subprocess.Popen[bytes] | None = None
         self._socket_dir: Path | None = None
+        self._port = str(_PORT)
+        self._superuser = _SUPERUSER
         self._log_offset = 0  # where the log of the last start begins
         self._ender: weakref.finalize[..., Cluster] | None = None
 
@@ -96,9 +105,11 @@ class Cluster:
         Raises:
             PostgresError: initdb failed, or the server's user cannot reach the place.
         """
-        self._user.require_reachable(self.pgdata_dir, "data directory")
-        self.pgdata_dir.mkdir(mode=0o700, exist_ok=True)
-        self._user.own_tree(self.pgdata_dir)
+        with self._naming_errors():
+            self._user.require_reachable(self.pgdata_dir, "data directory")
+            self.pgdata_dir.mkdir(mode=0o700, exist_ok=True)
+            if not any(self.pgdata_dir.iterdir()):  # else initdb refuses it
+                self._user.own_tree(self.pgdata_dir)
         self.binaries.run(
             "initdb",
             f"--pgdata={self.pgdata_dir}",
@@ -127,25 +138,39 @@ class Cluster:
         if self.is_running:
             raise PostgresError(f"the server on {self.pgdata_dir} runs already")
         self._forget_server()
-        self._check_version()
-        self._user.require_reachable(self.pgdata_dir, "data directory")
-        self._user.own_tree(self.pgdata_dir)
+        with self._naming_errors():
+            self._check_version()
+            self._user.require_reachable(self.pgdata_dir, "data directory")
+            self._user.own_tree(self.pgdata_dir)
         started_at_s = int(time.time())
         try:
             # In a thread: a Ctrl-C between the fork and its end would leave a server behind
             # that nobody knows.
-            with WriteBehind(self._launch, at_once=0) as behind:
+            with self._naming_errors(), WriteBehind(self._launch, at_once=0) as behind:
                 behind.put({**self._settings, **(settings or {})})
                 behind.finish()
             assert self._server is not None
             self._wait_ready(self._server, started_at_s, time.monotonic() + timeout_s)
+            self._superuser = self._find_superuser()
         except BaseException:
             self._kill()
             raise
 
+    @contextlib.contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        """Let an error of the operating system name the data directory, and the file."""
+        try:
+            yield
+        except OSError as error:
+            what = os.fsdecode(error.filename or self.pgdata_dir)
+            raise PostgresError(
+                f"the data directory {self.pgdata_dir} cannot be used: {what}: {error.strerror}"
+            ) from error
+
     def _check_version(self) -> None:
         try:
-            major = (self.pgdata_dir / "PG_VERSION").read_text().strip()
+            major = (self.pgdata_dir / "PG_VERSION").read_bytes()[:80].decode(errors="replace")
+            major = major.strip()
         except FileNotFoundError:
             raise PostgresError(
                 f"{self.pgdata_dir} is no data directory: it has no PG_VERSION"
@@ -160,19 +185,22 @@ class Cluster:
 
     def _launch(self, settings: Mapping[str, str]) -> None:
         """Start the server, and note all that it takes to end it."""
-        self._socket_dir = _make_socket_dir(self._user)
+        self._socket_dir = make_socket_dir(self._user)
         self._server = self._spawn(settings)
         self._ender = weakref.finalize(self, _end, os.getpid(), self._server, self._socket_dir)
 
     def _spawn(self, settings: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        assert self._socket_dir is not None
         effective = {
             "listen_addresses": "",
-            "unix_socket_directories": str(self._socket_dir),
             "port": str(_PORT),
             "logging_collector": "off",
             "log_destination": "stderr",
             **settings,
         }
+        socket_dirs = (quote_directory(self._socket_dir), settings.get(_SOCKET_DIRS))
+        effective[_SOCKET_DIRS] = ",".join(filter(None, socket_dirs))
+        self._port = effective["port"]
         flags = [f"--{name}={value}" for name, value in effective.items()]
         fd = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with open(fd, "ab") as log:
@@ -200,13 +228,12 @@ class Cluster:
     def _is_ready(self, pid: int, started_at_s: int) -> bool:
         """Whether postmaster.pid says so; one left behind by an earlier server does not."""
         try:
-            lines = (self.pgdata_dir / "postmaster.pid").read_text().splitlines()
-        except FileNotFoundError:
+            file = PostmasterFile.read(self.pgdata_dir)
+        except PostgresError:
+            return False  # the server says what it makes of it
+        if file is None or file.pid != pid or file.started_at_s is None:
             return False
-        if len(lines) <= _STATE_LINE:
-            return False
-        is_ours = lines[_PID_LINE] == str(pid) and int(lines[_START_LINE]) >= started_at_s - 1
-        return is_ours and lines[_STATE_LINE].strip() in _READY_STATES
+        return file.is_ready and file.started_at_s >= started_at_s - 1
 
     def stop(self, mode: StopMode = "fast", *, timeout_s: float = 60.0) -> None:
         """Stop the server and wait until it has ended; does nothing when none runs.
@@ -268,12 +295,31 @@ class Cluster:
     @property
     def port(self) -> int:
         """The port number that names the socket."""
-        return _PORT
+        return int(self._port, 0)
+
+    def _find_superuser(self) -> str:
+        try:
+            return read_superuser(self.pgdata_dir)
+        except PostgresError as error:  # of a server that is ready: another's format
+            log.warning("%s; taking %s for the superuser", error, _SUPERUSER)
+            return _SUPERUSER
+
+    @property
+    def superuser(self) -> str:
+        """The role that initdb made, whatever its name, as of the last start."""
+        return self._superuser
 
     def conninfo(self, dbname: str = "postgres") -> str:
-        """A libpq connection string for the superuser; raises when no server runs."""
-        host, quoted = _quote(str(self.socket_dir)), _quote(dbname)
-        return f"host={host} port={self.port} user={_SUPERUSER} dbname={quoted}"
+        """A libpq connection string for the superuser.
+
+        It holds against the caller's ``PG*`` variables, such as PGHOSTADDR and PGOPTIONS,
+        but not against a PGSERVICE that does not exist.
+
+        Raises:
+            PostgresError: no server runs.
+        """
+        host, user, quoted = _quote(str(self.socket_dir)), _quote(self.superuser), _quote(dbname)
+        return f"host={host} port={self.port} user={user} dbname={quoted} {_PINNED}"
 
     def psql(self, sql: str, dbname: str = "postgres", *, timeout_s: float = 120.0) -> str:
         """Run SQL with psql and return its rows, unaligned, without the last line end.
@@ -321,22 +367,6 @@ class Cluster:
             self.stop()
         else:
             self._kill()
-
-
-def _make_socket_dir(user: ServerUser) -> Path:
-    """A short private directory: mode 0700, the server's user its owner."""
-    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp is safe there
-        path = Path(tempfile.mkdtemp(prefix="bbcache-", dir=parent))
-        if len(os.fsencode(path)) <= _MAX_SOCKET_DIR_BYTES and user.blocking_dir(path) is None:
-            if user.is_dropped:
-                os.chown(path, user.uid, user.gid)
-            return path
-        path.rmdir()
-    raise PostgresError(
-        f"no directory for the server's socket: {tempfile.gettempdir()} and /tmp are too long "
-        f"or closed to user {user.name}\n"
-        "hint: Set TMPDIR to a short directory that every user may pass through."
-    )
 
 
 def _quote(value: str) -> str:

@@ -21,6 +21,7 @@ from bbcache.postgres.control_file import (
 from bbcache.postgres.left_out import LeftOut
 from bbcache.postgres.pgdata_names import PG_CONTROL_NAME
 from bbcache.postgres.pgdata_walk import MemberCheck, MemberSink, PgdataWalk, reading
+from bbcache.postgres.postmaster_file import PostmasterFile
 from bbcache.postgres.restore import restore_tarball
 from bbcache.postgres.settings import PortableConfig
 from bbcache.postgres.tar_writer import TarWriter, Writer
@@ -39,7 +40,6 @@ _REFUSED_FILES = {
     "recovery.signal": "it is to be recovered from an archive",
     "standby.signal": "it is a standby",
 }
-_MAX_PID_LINE_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,24 +169,16 @@ def _inspect(directory: Path) -> tuple[ControlFile, bytes]:
 
 def _refuse_running(directory: Path) -> None:
     """Raise if postmaster.pid names a process that is alive."""
-    path = directory / "postmaster.pid"
-    try:
-        with open(path, "rb", opener=open_without_waiting) as file:
-            first_line = file.readline(_MAX_PID_LINE_BYTES).decode("ascii", "replace").rstrip()
-    except FileNotFoundError:
+    file = PostmasterFile.read(directory)
+    if file is None:
         return
-    except OSError as error:
-        raise PostgresError(f"cannot read {path}: {error.strerror}") from error
-    if not first_line.lstrip("-").isdigit():
-        return  # cut short, so its server never came up
-    pid = abs(int(first_line))  # negative for a single-user server
     try:
-        os.kill(pid, 0)
+        os.kill(file.pid, 0)
     except ProcessLookupError:
         return
     except PermissionError:
         pass  # alive, and somebody else's
     raise PostgresError(
-        f"a server with pid {pid} is running on {directory}\n"
-        f"hint: Stop it; if that process is no PostgreSQL, remove {path}."
+        f"a server with pid {file.pid} is running on {directory}\n"
+        f"hint: Stop it; if that process is no PostgreSQL, remove {directory / 'postmaster.pid'}."
     )

@@ -23,6 +23,7 @@ _CANDIDATES = ("postgres", "nobody")
 # Programs are steered by arguments alone: a caller's PGHOST, PGDATA or PGOPTIONS
 # would send them elsewhere.
 _STEERING_PREFIX = "PG"
+_LEVELS_LOOKED_AT = 2  # `global` and its files, `base` and its directories
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,9 @@ class ServerUser:
         """
         if not self.is_dropped:
             return None
-        parents = [parent for parent in reversed(path.resolve().parents) if parent.exists()]
+        # Unlike Path.resolve, realpath takes a loop of links as it is.
+        real_path = Path(os.path.realpath(path))
+        parents = [parent for parent in reversed(real_path.parents) if parent.exists()]
         return next((parent for parent in parents if not self._may_pass(parent)), None)
 
     def _may_pass(self, directory: Path) -> bool:
@@ -115,22 +118,53 @@ class ServerUser:
             )
 
     def own_tree(self, directory: Path) -> None:
-        """Make this user the owner of `directory` and all in it; links are not followed.
+        """Make this user the owner of `directory` and all in it.
+
+        Links in it are not followed; `directory` itself may be one. A directory changes
+        hands after all in it. So where it is the user's already, its files are not looked
+        at, unless it is `directory` or right in it: that spares each start of a large
+        cluster a walk over all its files.
 
         Does nothing for the user of this process.
 
         Raises:
-            PostgresError: a file there has another owner and a second hard link, so
-                it may be a file of the system's.
+            PostgresError: a file cannot be given to the user, who cannot read it either, or
+                has another owner and a second hard link, so that it may be the system's.
         """
         if not self.is_dropped:
             return
-        self._own(str(directory), str(directory), None)
-        for parent, directories, files, dir_fd in os.fwalk(directory):
-            for name in (*directories, *files):
-                self._own(f"{parent}/{name}", name, dir_fd)
+        top = os.path.realpath(directory)
+        self._own_directory(top, top, None, _LEVELS_LOOKED_AT)
+
+    def _own_directory(self, path: str, name: str, parent_fd: int | None, levels: int) -> None:
+        """Own a directory; where it is owned, look into it still for so many levels.
+
+        By descriptors: the user could have a link take a directory's place meanwhile.
+        """
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        fd = os.open(name, flags, dir_fd=parent_fd)
+        try:
+            status = os.fstat(fd)
+            if status.st_uid == self.uid and levels <= 0:
+                return
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    entry_path = f"{path}/{entry.name}"
+                    if entry.is_dir(follow_symlinks=False):
+                        self._own_directory(entry_path, entry.name, fd, levels - 1)
+                    else:
+                        self._own(entry_path, entry.name, fd)
+            if status.st_uid != self.uid:
+                self._own(path, name, parent_fd)
+        finally:
+            os.close(fd)
 
     def _own(self, path: str, name: str, dir_fd: int | None) -> None:
+        """Make this user the owner of one file, directory or link.
+
+        What has to stay another's, such as configuration on a read-only mount, is let be
+        where the user can read it.
+        """
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         if status.st_uid == self.uid:
             return
@@ -139,4 +173,18 @@ class ServerUser:
                 f"{path} has {status.st_nlink} hard links, so it is not given to user {self.name}\n"
                 "hint: Copy the data directory instead of linking its files."
             )
-        os.chown(name, self.uid, self.gid, dir_fd=dir_fd, follow_symlinks=False)
+        try:
+            os.chown(name, self.uid, self.gid, dir_fd=dir_fd, follow_symlinks=False)
+        except OSError as error:
+            if not self._may_read(status):
+                raise PostgresError(
+                    f"{path} cannot be given to user {self.name}, which PostgreSQL runs as here: "
+                    f"{error.strerror}\nhint: Let that user read it, or give it to that user."
+                ) from error
+
+    def _may_read(self, status: os.stat_result) -> bool:
+        if stat.S_ISLNK(status.st_mode):
+            return True
+        others = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(status.st_mode) else 0)
+        wanted = others << 3 if status.st_gid == self.gid else others
+        return status.st_mode & wanted == wanted

@@ -7,6 +7,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import psycopg
 import psycopg2
 import pytest
 from helpers import wait_until
@@ -117,6 +118,23 @@ def test_the_tip_follows(streaming: Lab) -> None:
     ):
         streaming.sql(compute, statement)
         wait_until(lambda: timeline.get_last_record_lsn() == flushed())
+    compute.stop()
+
+
+def test_a_superuser_of_any_name(streaming: Lab) -> None:
+    """A compute node is followed where the superuser was renamed in an earlier one."""
+    address = streaming.add_timeline()
+    compute = streaming.boot(address)
+    streaming.sql(compute, "create role other superuser login")
+    host = compute.cluster.socket_dir
+    with psycopg.connect(f"host={host} user=other dbname=postgres", autocommit=True) as other:
+        other.execute('alter role postgres rename to "the boss"')
+    compute.stop()
+    compute = streaming.boot(address)
+    streaming.sql(compute, "create table t as select 1 i")
+    ((text,),) = streaming.sql(compute, "select pg_current_wal_flush_lsn()::text")
+    timeline = streaming.timeline(address)
+    wait_until(lambda: timeline.get_last_record_lsn() >= Lsn.from_str(text))
     compute.stop()
 
 

@@ -180,3 +180,52 @@ def test_hard_links_are_not_given_away(tmp_path: Path) -> None:
     assert outside.stat().st_uid == 0
     os.chown(outside, 65534, 65534)
     dropped().own_tree(tmp_path / "tree")
+
+
+@needs_root
+def test_a_tree_that_has_changed_hands_is_not_walked(tmp_path: Path) -> None:
+    """Files deep below directories of the user are not looked at; all else is."""
+    tree = tmp_path / "tree"
+    (tree / "base" / "5").mkdir(parents=True)
+    (tree / "global").mkdir()
+    names = ("postgresql.conf", "global/pg_control", "base/5/1259")
+    for name in names:
+        (tree / name).touch()
+    dropped().own_tree(tree)
+    assert {(tree / name).stat().st_uid for name in names} == {65534}
+    for name in (*names, "base"):
+        os.chown(tree / name, 0, 0)
+    dropped().own_tree(tree)
+    assert [(tree / name).stat().st_uid for name in names] == [65534, 65534, 0]
+    for name in ("base/5", names[2]):
+        os.chown(tree / name, 0, 0)
+    dropped().own_tree(tree)
+    assert {path.stat().st_uid for path in tree.rglob("*")} == {65534}
+
+
+@needs_root
+def test_a_walk_that_was_cut_short_goes_on(tmp_path: Path) -> None:
+    """A directory changes hands after its files, so that a failure within is not the last word."""
+    tree = tmp_path / "tree"
+    (tree / "base" / "5").mkdir(parents=True)
+    outside = tmp_path / "outside"
+    outside.touch()
+    (tree / "base" / "5" / "link").hardlink_to(outside)
+    (tree / "base" / "5" / "file").touch()
+    for _ in range(2):
+        with pytest.raises(PostgresError, match="link has 2 hard links"):
+            dropped().own_tree(tree)
+        assert {tree.stat().st_uid, (tree / "base/5").stat().st_uid} == {0}
+    outside.unlink()
+    dropped().own_tree(tree)
+    assert {path.stat().st_uid for path in (tree, *tree.rglob("*"))} == {65534}
+
+
+@needs_root
+def test_a_tree_behind_a_link(tmp_path: Path) -> None:
+    """A data directory may be a link; what it leads to changes hands."""
+    (tmp_path / "tree" / "base").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "tree")
+    dropped().own_tree(tmp_path / "link")
+    assert (tmp_path / "tree").stat().st_uid == (tmp_path / "tree" / "base").stat().st_uid == 65534
+    assert (tmp_path / "link").lstat().st_uid == 0
