@@ -5,20 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 import pwd
+import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bbcache.cli.stop_signals import stop_signals_raise
-from bbcache.errors import ConfigError, MissingExtraError, ParseError
+from bbcache.errors import ConfigError, LimitError, MissingExtraError, ParseError, printable
 from bbcache.ids import Lsn, TenantId, TimelineId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _LATEST: Final = "latest"
 _MAX_TOKEN_BYTES: Final = 64 * 1024
 _MIB: Final = 1024**2
+_MOST_NAME_CHARACTERS: Final = 64  # of a token's file; tokens are longer
+_MOST_ID_CHARACTERS: Final = 40
+_MAYBE_URL: Final = re.compile(r"://|[@=]")
+_SIZE: Final = re.compile(r"(\d{1,15})(B|KiB|MiB|GiB|TiB)?", re.ASCII)
+_SHIFTS: Final = {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
 _DESCRIPTION = """\
 Fetch a basebackup from a page service, and unpack it as it comes. DEST appears
 complete, checked and on disk, or not at all. What the service cannot give now is
@@ -38,6 +45,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="bbcache fetch [options] URL TENANT TIMELINE [LSN] DEST",
+        allow_abbrev=False,  # --token is not --token-file
     )
     parser.add_argument("url", metavar="URL", help="where: a libpq URL or connection string")
     parser.add_argument("tenant", metavar="TENANT", type=_id(TenantId), help="32 hex digits")
@@ -56,6 +64,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token-file", metavar="FILE", type=Path, help="a file with the token, or password"
     )
+    for name in ("--token", "--password"):
+        parser.add_argument(name, type=_refused_secret, help=argparse.SUPPRESS)
     parser.add_argument(
         "--attempts",
         metavar="N",
@@ -76,6 +86,20 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=60.0,
         help="how long nothing may come of an archive that has begun (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--max-size",
+        metavar="SIZE",
+        type=_size_bytes,
+        default="256GiB",
+        help="the largest uncompressed basebackup that is taken (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-members",
+        metavar="N",
+        type=int,
+        default=1_000_000,
+        help="the most files and directories that are taken (default: %(default)s)",
     )
     parser.add_argument(
         "--owner", metavar="USER", help="give all of it to this user and its group; for root"
@@ -101,6 +125,7 @@ def run(options: argparse.Namespace) -> bool:
     try:
         from bbcache.fetch.download import FetchRequest, fetch_basebackup  # noqa: PLC0415 - an extra
         from bbcache.fetch.retry import RetryPolicy  # noqa: PLC0415 - likewise
+        from bbcache.postgres.tar_reader import TarLimits  # noqa: PLC0415 - likewise
     except ImportError as error:
         raise MissingExtraError("bbcache fetch cannot start", "fetch", error) from error
 
@@ -111,14 +136,16 @@ def run(options: argparse.Namespace) -> bool:
         None if options.lsn == _LATEST else options.lsn,
         None if options.token_file is None else _read_token(options.token_file),
     )
-    with stop_signals_raise():
+    limits = TarLimits(options.max_size, options.max_members)
+    with stop_signals_raise(), _hints_at_limits():
         summary = fetch_basebackup(
             request,
             options.dest,
             policy=RetryPolicy(options.attempts, options.timeout, options.silence_timeout),
             owner=None if options.owner is None else _owner(options.owner),
             without_logical_replication=options.without_logical_replication,
-            tell=lambda line: print(f"bbcache: {line}", file=sys.stderr, flush=True),
+            limits=limits,
+            tell=lambda line: print(f"bbcache: {printable(line)}", file=sys.stderr, flush=True),
         )
     document = {
         "dest": str(options.dest),
@@ -146,11 +173,39 @@ def _sentence(document: dict[str, Any]) -> str:
 
 
 def _read_token(path: Path) -> str:
-    with path.open("rb") as file:
-        raw = file.read(_MAX_TOKEN_BYTES).strip()
+    # A token that was given in the place of its file must not be told to everyone.
+    shown = str(path) if len(path.name) <= _MOST_NAME_CHARACTERS else "--token-file"
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_TOKEN_BYTES).strip()
+    except OSError as error:
+        raise ConfigError(f"cannot read the token in {shown}: {error.strerror}") from None
     if not raw or b"\0" in raw or not raw.isascii():
-        raise ConfigError(f"{path} has no token in it")
+        raise ConfigError(f"{shown} has no token in it")
     return raw.decode("ascii")
+
+
+@contextmanager
+def _hints_at_limits() -> Iterator[None]:
+    try:
+        yield
+    except LimitError as error:
+        raise LimitError(
+            f"{error}\nhint: If that is right, allow more by --max-size or --max-members."
+        ) from error
+
+
+def _refused_secret(_: str) -> str:
+    raise argparse.ArgumentTypeError(
+        "every user of this machine can read a command line; use --token-file or PGPASSWORD"
+    )
+
+
+def _size_bytes(text: str) -> int:
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 512MiB, 256GiB or 1TiB")
+    return int(found[1]) << _SHIFTS[found[2] or "B"]
 
 
 def _owner(name: str) -> tuple[int, int]:
@@ -166,7 +221,7 @@ def _id(kind: type[TenantId | TimelineId]) -> Callable[[str], TenantId | Timelin
         try:
             return kind.from_str(text)
         except ParseError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise argparse.ArgumentTypeError(_without_secret(error, text)) from None
 
     return parse
 
@@ -175,4 +230,11 @@ def _lsn(text: str) -> Lsn | str:
     try:
         return text if text == _LATEST else Lsn.from_str(text)
     except ParseError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(_without_secret(error, text)) from None
+
+
+def _without_secret(error: ParseError, text: str) -> str:
+    """What is wrong with an argument, without one that may be a URL with a password, or a token."""
+    if len(text) <= _MOST_ID_CHARACTERS and not _MAYBE_URL.search(text):
+        return str(error)
+    return str(error).partition(", not ")[0]

@@ -13,7 +13,7 @@ from bbcache.cli import bench, demo, fetch, serve, verify
 from bbcache.cli.output import drop_unwritten, lasting_stderr, open_standard_streams
 from bbcache.cli.stop_signals import Stopped
 from bbcache.cli.verify import NoCacheError
-from bbcache.errors import BbcacheError
+from bbcache.errors import BbcacheError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +71,8 @@ def _run(argv: Sequence[str] | None) -> ExitCode:
 
 
 def _complain(what: str) -> None:
-    print(f"bbcache: {what}", file=sys.stderr)
+    """Tell it on stderr; a name or a service's text in it does nothing to a terminal."""
+    print(*map(printable, f"bbcache: {what}".split("\n")), sep="\n", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

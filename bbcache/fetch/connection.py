@@ -6,37 +6,27 @@ read by libpq's own functions, since every wait has to end in time.
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import os
 import select
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-from bbcache.errors import ConfigError, MissingExtraError
+from bbcache.errors import BbcacheError, ConfigError, MissingExtraError
 from bbcache.fetch import refusal
+from bbcache.fetch.conninfo import hidden, settings_of, without_quotes
 from bbcache.fetch.errors import FetchError, RefusedError, UnavailableError
 
 try:
     import psycopg
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+    from psycopg.conninfo import make_conninfo
     from psycopg.pq import ExecStatus
     from psycopg.pq.abc import PGresult
 except ImportError as error:
     raise MissingExtraError("bbcache.fetch cannot be imported", "fetch", error) from error
 
 
-_CONNECT_TIMEOUT_S: Final = 10
-_LEAST_CONNECT_TIMEOUT_S: Final = 2  # libpq has no shorter one
-_USER: Final = "bbcache"  # page services do not look at it, and a container may have no name
-_DEFAULTS: Final = {
-    "fallback_application_name": "bbcache fetch",
-    # A machine that has vanished is noticed in half a minute, also before the first byte.
-    "keepalives_idle": 15,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-}
 _FINAL_STATUSES: Final = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
 
 
@@ -59,54 +49,22 @@ def connect(
         RefusedError: the service does not let us in.
         UnavailableError: it cannot be reached now.
     """
-    try:
-        found = conninfo_to_dict(url)
-    except psycopg.ProgrammingError as error:
-        raise ConfigError(f"the URL cannot be understood: {str(error).strip()}") from None
-    left_s = deadline_s - clock()
-    settings: dict[str, Any] = {**_DEFAULTS, **found}
-    if "user" not in found and "PGUSER" not in os.environ:
-        settings["user"] = _USER
-    if "connect_timeout" not in found and "PGCONNECT_TIMEOUT" not in os.environ:
-        timeout_s = max(_LEAST_CONNECT_TIMEOUT_S, min(_CONNECT_TIMEOUT_S, math.ceil(left_s)))
-        settings["connect_timeout"] = timeout_s
-    if "sslmode" not in found and "PGSSLMODE" not in os.environ:
-        settings |= _default_tls(found)
-    if token is not None:
-        settings["password"] = token
+    settings = settings_of(url, token, deadline_s - clock())
+    failure: BbcacheError
+    secrets = [settings.get("password"), settings.get("sslpassword"), os.environ.get("PGPASSWORD")]
     try:
         return psycopg.connect(make_conninfo("", **settings), autocommit=True)
     except psycopg.OperationalError as error:
-        raise refusal.of_connect(error) from error
-    except psycopg.ProgrammingError as error:
-        raise ConfigError(f"the URL cannot be used: {str(error).strip()}") from None
+        failure = refusal.of_connect(hidden(str(error), [*secrets, _password_of(error)]))
+    except (psycopg.ProgrammingError, UnicodeEncodeError) as error:
+        failure = ConfigError(f"the URL cannot be used: {without_quotes(error)}")
+    raise failure
 
 
-def _default_tls(found: dict[str, str | int | None]) -> dict[str, str]:
-    """What is set where nothing says an sslmode."""
-    if found.get("service") or os.environ.get("PGSERVICE"):
-        raise ConfigError(
-            "the URL has a service, and where that leads to is known to libpq alone\n"
-            "hint: Say sslmode=verify-full or another one in the URL, too: without it, a password "
-            "could go to another machine in clear."
-        )
-    return {} if _is_local(found) else {"sslmode": "require"}
-
-
-def _is_local(found: dict[str, str | int | None]) -> bool:
-    """Whether all hosts are this machine, over loopback or a socket of its own."""
-    addresses = found.get("hostaddr") or os.environ.get("PGHOSTADDR")
-    hosts = addresses or found.get("host") or os.environ.get("PGHOST") or ""
-    return all(map(_is_loopback, str(hosts).split(",")))
-
-
-def _is_loopback(host: str) -> bool:
-    if host in ("", "localhost") or host.startswith(("/", "@")):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _password_of(error: psycopg.OperationalError) -> str | None:
+    """The password that libpq has found by itself, such as in a password file."""
+    found = getattr(error.pgconn, "password", None)
+    return found.decode(errors="replace") if found else None
 
 
 class CopyStream:
@@ -139,6 +97,7 @@ class CopyStream:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pgconn = connection.pgconn
+        self._password = connection.info.password
         self._deadline_s = deadline_s
         self._silence_timeout_s = math.inf
         self._clock = clock
@@ -167,18 +126,19 @@ class CopyStream:
             while self._pgconn.flush():
                 self._wait(select.POLLOUT)
         except psycopg.OperationalError as error:
-            raise refusal.of_broken(error) from error
+            raise self._broken(error) from None
         result = self._next_result()
         if result is None or result.status != ExecStatus.COPY_OUT:
-            raise _unwanted(result)
+            raise self._unwanted(result)
 
     def _next_piece(self) -> memoryview:
         """The next bytes; none at the end."""
         while True:
+            self._check_deadline()
             try:
                 size_bytes, data = self._pgconn.get_copy_data(1)
             except psycopg.OperationalError as error:
-                raise refusal.of_broken(error) from error
+                raise self._broken(error) from None
             if size_bytes > 0:
                 self.size_bytes += size_bytes
                 return memoryview(data)
@@ -191,9 +151,9 @@ class CopyStream:
         """Hear how it has ended."""
         result = self._next_result()
         if result is None or result.status != ExecStatus.COMMAND_OK:
-            raise _unwanted(result)
+            raise self._unwanted(result)
         if (more := self._next_result()) is not None:
-            raise _unwanted(more)
+            raise self._unwanted(more)
         self._is_at_end = True
 
     def _next_result(self) -> PGresult | None:
@@ -206,25 +166,34 @@ class CopyStream:
         try:
             self._pgconn.consume_input()
         except psycopg.OperationalError as error:
-            raise refusal.of_broken(error) from error
+            raise self._broken(error) from None
 
     def _wait(self, event: int) -> None:
+        left_s = self._check_deadline()
         poller = select.poll()
         poller.register(self._fd, event)
-        left_s = self._deadline_s - self._clock()
-        if poller.poll(max(0.0, min(left_s, self._silence_timeout_s)) * 1000):
+        if poller.poll(min(left_s, self._silence_timeout_s) * 1000):
             return
-        if left_s <= self._silence_timeout_s:
-            raise UnavailableError("the service has not sent all of it in time")
+        self._check_deadline()
         raise UnavailableError(f"the service has sent nothing for {self._silence_timeout_s:g} s")
 
+    def _check_deadline(self) -> float:
+        """How many seconds are left, however fast the bytes come; raises where none is."""
+        left_s = self._deadline_s - self._clock()
+        if left_s <= 0:
+            raise UnavailableError("the service has not sent all of it in time")
+        return left_s
 
-def _unwanted(result: PGresult | None) -> FetchError:
-    """What an answer means that is not the one wanted."""
-    if result is not None and result.status == ExecStatus.FATAL_ERROR:
-        return refusal.of_result(result)
-    if result is None or result.status in _FINAL_STATUSES:
-        return RefusedError(
-            "the service does not answer with a copy\nhint: Does the URL lead to a page service?"
-        )
-    return UnavailableError(f"the service answers with {ExecStatus(result.status).name}")
+    def _broken(self, error: psycopg.OperationalError) -> UnavailableError:
+        return refusal.of_broken(hidden(str(error), [self._password]))
+
+    def _unwanted(self, result: PGresult | None) -> FetchError:
+        """What an answer means that is not the one wanted."""
+        if result is not None and result.status == ExecStatus.FATAL_ERROR:
+            return refusal.of_result(result, lambda text: hidden(text, [self._password]))
+        if result is None or result.status in _FINAL_STATUSES:
+            return RefusedError(
+                "the service does not answer with a copy\n"
+                "hint: Does the URL lead to a page service?"
+            )
+        return UnavailableError(f"the service answers with {ExecStatus(result.status).name}")

@@ -6,9 +6,9 @@ import contextlib
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from bbcache.errors import ArchiveError, BbcacheError, PostgresError
 from bbcache.fetch.connection import CopyStream, connect
@@ -18,7 +18,11 @@ from bbcache.fetch.staging import Staging
 from bbcache.ids import Lsn, TenantId, TimelineId
 from bbcache.postgres.pgdata import inspect_pgdata
 from bbcache.postgres.restore import RestoreSummary, restore_tarball
+from bbcache.postgres.tar_reader import TarLimits
 from bbcache.postgres.wal_page import canonical_lsn
+
+DEFAULT_LIMITS: Final = TarLimits(max_size_bytes=256 << 30, max_member_count=1_000_000)
+"""What a fetch takes unless more is asked for: no service can fill a disk without an end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +38,11 @@ class FetchRequest:
             the URL's, PGPASSWORD or a password file.
     """
 
-    url: str
+    url: str = field(repr=False)  # it may have a password
     tenant_id: TenantId
     timeline_id: TimelineId
     lsn: Lsn | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
 
     @property
     def command(self) -> str:
@@ -76,6 +80,7 @@ def fetch_basebackup(
     policy: RetryPolicy | None = None,
     owner: tuple[int, int] | None = None,
     without_logical_replication: bool = False,
+    limits: TarLimits = DEFAULT_LIMITS,
     tell: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -98,6 +103,7 @@ def fetch_basebackup(
         owner: user id and group id for all that is created; for root. None is the
             caller's.
         without_logical_replication: as for `restore_tarball`.
+        limits: how much of a tar is taken.
         tell: gets a line for each attempt that failed and has another behind it.
         clock: seconds that only grow.
         sleep: waits so many seconds.
@@ -107,12 +113,13 @@ def fetch_basebackup(
         ConfigError: the URL cannot be understood.
         RefusedError: the service says no, and would again.
         FetchError: all attempts have failed, or it gave another basebackup than asked for.
+        LimitError: the basebackup is larger than `limits` allow.
         PostgresError: `dest` cannot be used, or there is no space for a file.
     """
     policy = policy or RetryPolicy()
     started_s = clock()
     with Staging(dest) as staging:
-        options = _RestoreOptions(owner, without_logical_replication)
+        options = _RestoreOptions(owner, without_logical_replication, limits)
         attempts = _Attempts(request, staging.pgdata_dir, policy, options, started_s, clock)
         while (failure := attempts.run_one()) is not None:
             pause_s = attempts.pause_s(failure, chance())
@@ -134,6 +141,7 @@ def fetch_basebackup(
 class _RestoreOptions(NamedTuple):
     owner: tuple[int, int] | None
     without_logical_replication: bool
+    limits: TarLimits
 
 
 class _Attempts:

@@ -10,13 +10,13 @@ PostgreSQL, and of libpq. Pure functions.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
 
-from bbcache.errors import MissingExtraError
+from bbcache.errors import MissingExtraError, printable
 from bbcache.fetch.errors import FetchError, RefusedError, UnavailableError
 
 try:
-    from psycopg import OperationalError
     from psycopg.pq import DiagnosticField
     from psycopg.pq.abc import PGresult
 except ImportError as error:
@@ -35,6 +35,8 @@ _LASTING_CONNECTS: Final = re.compile(
     r"|no password supplied|certificate verify failed|server certificate for "
     r"|root certificate file|server does not support SSL|invalid (port number|[a-z_]+ value)"
 )
+_MOST_CHARACTERS: Final = 500  # of each text of a service
+_SQLSTATE_CHARACTERS: Final = 5
 _NO_TLS: Final = "server does not support SSL"
 _NO_PASSWORD: Final = "no password supplied"  # noqa: S105 - what libpq says
 _TLS_HINT: Final = (
@@ -44,9 +46,8 @@ _TLS_HINT: Final = (
 _TOKEN_HINT: Final = "hint: Give the token in a file by --token-file, or in PGPASSWORD."  # noqa: S105
 
 
-def of_connect(error: OperationalError) -> FetchError:
-    """What it means that no connection came about."""
-    text = str(error)
+def of_connect(text: str) -> FetchError:
+    """What it means that no connection came about, by what libpq says."""
     found = _LASTING_CONNECTS.search(text)
     first = _one_line(found.string[found.start() :] if found else text)
     if found is None:
@@ -56,29 +57,35 @@ def of_connect(error: OperationalError) -> FetchError:
     return RefusedError(f"the service cannot be used: {first}" + (f"\n{hint}" if hint else ""))
 
 
-def of_result(result: PGresult) -> FetchError:
-    """What it means that the service has answered with an error."""
-    sqlstate = _field(result, DiagnosticField.SQLSTATE) or ""
-    text = _field(result, DiagnosticField.MESSAGE_PRIMARY) or _one_line(result.get_error_message())
+def of_result(result: PGresult, hide: Callable[[str], str]) -> FetchError:
+    """What it means that the service has answered with an error.
+
+    Args:
+        result: the answer.
+        hide: takes secrets out of a text of the service.
+    """
+
+    def field(name: DiagnosticField) -> str:
+        raw = result.error_field(name)
+        return "" if raw is None else hide(raw.decode(errors="replace"))
+
+    sqlstate = printable(field(DiagnosticField.SQLSTATE), _SQLSTATE_CHARACTERS)
+    text = field(DiagnosticField.MESSAGE_PRIMARY) or _one_line(hide(result.get_error_message()))
     lasts = sqlstate[:2] in _LASTING_CLASSES or _LASTING_ANSWERS.match(text)
-    detail = _field(result, DiagnosticField.MESSAGE_DETAIL)
-    hint = _field(result, DiagnosticField.MESSAGE_HINT)
-    message = f"the service says: {text}"
+    detail, hint = field(DiagnosticField.MESSAGE_DETAIL), field(DiagnosticField.MESSAGE_HINT)
+    message = f"the service says: {printable(text.strip(), _MOST_CHARACTERS)}"
     message += f": {_one_line(detail)}" if detail else ""
     message += f" ({sqlstate})" if sqlstate else ""
     message += f"\nhint: {_one_line(hint)}" if hint else ""
     return RefusedError(message) if lasts else UnavailableError(message)
 
 
-def of_broken(error: OperationalError) -> UnavailableError:
-    """What it means that an established connection has failed."""
-    return UnavailableError(f"the connection is broken: {_one_line(str(error))}")
-
-
-def _field(result: PGresult, field: DiagnosticField) -> str | None:
-    raw = result.error_field(field)
-    return None if raw is None else raw.decode(errors="replace")
+def of_broken(text: str) -> UnavailableError:
+    """What it means that an established connection has failed, by what libpq says."""
+    return UnavailableError(f"the connection is broken: {_one_line(text)}")
 
 
 def _one_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    """The first line that says something, of characters that do nothing to a terminal."""
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    return printable(first, _MOST_CHARACTERS)

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bbcache.errors import ArchiveError, PostgresError
+from bbcache.errors import ArchiveError, PostgresError, printable
 from bbcache.postgres.member_writer import MemberWriter, Part
 from bbcache.postgres.pgdata_names import PG_CONTROL_NAME
 from bbcache.postgres.sync import sync_all
-from bbcache.postgres.tar_reader import ByteSource, Member, TarReader, open_stream
+from bbcache.postgres.tar_reader import ByteSource, Member, TarLimits, TarReader, open_stream
 from bbcache.postgres.tar_writer import DIRECTORY_MODE
 from bbcache.postgres.write_behind import WriteBehind
 
@@ -54,6 +54,7 @@ def restore_tarball(
     owner: tuple[int, int] | None = None,
     sync: bool = False,
     without_logical_replication: bool = False,
+    limits: TarLimits | None = None,
 ) -> RestoreSummary:
     """Unpack a basebackup, gzip'd or plain, into a new data directory.
 
@@ -83,9 +84,11 @@ def restore_tarball(
         without_logical_replication: whether the copy starts no workers for subscriptions,
             by a line in its postgresql.auto.conf; settings of the command line go over it.
             ``ALTER SYSTEM RESET max_logical_replication_workers`` undoes it.
+        limits: how much is taken; None takes all that there is space for.
 
     Raises:
         ArchiveError: the archive is damaged, cut short or not a basebackup.
+        LimitError: the archive does not fit the limits.
         PostgresError: `dest` is not empty or cannot be made, the archive cannot be
             read, or there is no space for a file.
     """
@@ -99,6 +102,7 @@ def restore_tarball(
                 owner=owner,
                 sync=sync,
                 without_logical_replication=without_logical_replication,
+                limits=limits,
             )
     directory = Path(dest)
     is_new = _make_empty(directory)
@@ -106,7 +110,7 @@ def restore_tarball(
         dest_fd = os.open(directory, _OPEN_DIR)
     try:
         added = _NO_LOGICAL_REPLICATION if without_logical_replication else b""
-        return _Restore(directory, dest_fd, owner, added, sync=sync).run(archive)
+        return _Restore(directory, dest_fd, owner, added, sync=sync).run(archive, limits)
     except BaseException:
         _remove_all(directory, dest_fd, is_new=is_new)
         raise
@@ -176,8 +180,8 @@ class _Restore:
         self._control: bytes | None = None
         self._writer = MemberWriter(directory, dest_fd, owner)
 
-    def run(self, archive: ByteSource) -> RestoreSummary:
-        tar = TarReader(_named_errors(open_stream(archive)))
+    def run(self, archive: ByteSource, limits: TarLimits | None) -> RestoreSummary:
+        tar = TarReader(_named_errors(open_stream(archive)), limits)
         with contextlib.closing(self._writer):
             self._writer.settle_directory()
             with WriteBehind(self._writer.write, _AT_ONCE) as behind:
@@ -204,7 +208,9 @@ class _Restore:
         """All that is to be created, but for pg_control, which is kept."""
         while (member := tar.next_member()) is not None:
             if self._control is not None:
-                raise ArchiveError(f"{member.name} is in the tar behind {PG_CONTROL_NAME}")
+                raise ArchiveError(
+                    f"{printable(member.name)} is in the tar behind {PG_CONTROL_NAME}"
+                )
             if member.name == PG_CONTROL_NAME:
                 self._control = _control_bytes(member, tar)
             else:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, cast
 
 from isal import igzip_lib
 
-from bbcache.errors import ArchiveError
+from bbcache.errors import ArchiveError, ConfigError, LimitError, printable
 from bbcache.postgres.tar_writer import BLOCK_SIZE_BYTES, MAX_PARTS
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -21,6 +22,8 @@ _OUT_SIZE_BYTES = 512 * 1024
 _GzipError = cast("type[Exception]", igzip_lib.IsalError)  # the stub has an instance
 _ZERO_BLOCK = bytes(BLOCK_SIZE_BYTES)
 _MAX_NAME_BYTES = 4096  # PATH_MAX
+_NAME_BYTES = 64  # of a member, on average
+_MAX_PADDING_BYTES = 1 << 20  # tar pads to 10 KiB, by default
 _REGULAR_TYPES = (b"0", b"\0")
 _DIRECTORY_TYPE = b"5"
 _LONG_NAME_TYPE = b"L"
@@ -39,6 +42,28 @@ class ByteSource(Protocol):
     def read(self, size: int, /) -> bytes:
         """Up to `size` bytes, at least one before the end."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class TarLimits:
+    """How much of a tar is taken. Immutable, hence thread-safe.
+
+    Attributes:
+        max_size_bytes: size of the uncompressed tar.
+        max_member_count: files and directories; their names may have 64 bytes on average.
+
+    Raises:
+        ConfigError: (a `ValueError`) a limit is below 1.
+    """
+
+    max_size_bytes: int
+    max_member_count: int
+
+    def __post_init__(self) -> None:
+        for name in ("max_size_bytes", "max_member_count"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"{name} is {value}, but must be at least 1")
 
 
 class Member(NamedTuple):
@@ -96,13 +121,16 @@ class TarReader:
 
     Args:
         pieces: the tar's bytes.
+        limits: how much is taken; None takes all.
 
     Attributes:
         size_bytes: bytes of the tar so far.
     """
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
+    def __init__(self, pieces: Iterator[bytes], limits: TarLimits | None = None) -> None:
         self._pieces = pieces
+        self._limits = limits
+        self._name_bytes = 0
         self._piece = memoryview(b"")
         self._body_left = 0
         self._seen: dict[str, bool] = {}
@@ -118,6 +146,7 @@ class TarReader:
         Raises:
             ArchiveError: the tar is cut short or damaged, or the member is no file or
                 directory, has an unsafe name, a name met before, or no directory.
+            LimitError: the member does not fit the limits.
         """
         assert self._body_left == 0
         header = self._exactly(BLOCK_SIZE_BYTES)
@@ -130,6 +159,7 @@ class TarReader:
             header = self._exactly(BLOCK_SIZE_BYTES)
         member = _parse(header, long_name)
         self._check_place(member)
+        self._check_limits(member)
         self._body_left = member.size_bytes
         return member
 
@@ -160,10 +190,16 @@ class TarReader:
     def _check_end(self) -> None:
         if self._exactly(BLOCK_SIZE_BYTES) != _ZERO_BLOCK:
             raise ArchiveError("the tar's end marker is damaged")
+        padding_bytes = 0
         while True:
+            padding_bytes += len(self._piece)
             self.size_bytes += len(self._piece)
             if any(self._piece):
                 raise ArchiveError("the tar goes on behind its end marker")
+            if padding_bytes > _MAX_PADDING_BYTES:
+                raise ArchiveError(
+                    f"the tar has more than {_MAX_PADDING_BYTES} bytes of zeros behind its end"
+                )
             piece = next(self._pieces, None)
             if piece is None:
                 return
@@ -177,13 +213,30 @@ class TarReader:
         self._exactly(-size_bytes % BLOCK_SIZE_BYTES)
         return name.removesuffix(b"\0")
 
+    def _check_limits(self, member: Member) -> None:
+        """Raise where the member, by what its header says, is more than is taken."""
+        if self._limits is None:
+            return
+        most, most_members = self._limits.max_size_bytes, self._limits.max_member_count
+        size_bytes = self.size_bytes + member.size_bytes
+        if size_bytes > most:
+            raise LimitError(f"the tar has {size_bytes} bytes or more; {most} are allowed")
+        if len(self._seen) > most_members:
+            raise LimitError(f"the tar has more than {most_members} members, which are allowed")
+        self._name_bytes += len(member.name)
+        if self._name_bytes > most_members * _NAME_BYTES:
+            raise LimitError(
+                f"the names in the tar have more than {_NAME_BYTES} bytes for each of the "
+                f"{most_members} members that are allowed"
+            )
+
     def _check_place(self, member: Member) -> None:
         """Raise unless the name is new and lies in a directory met before."""
         parent, _, _ = member.name.rpartition("/")
         if member.name in self._seen:
-            raise ArchiveError(f"{member.name} is in the tar twice")
+            raise ArchiveError(f"{printable(member.name)} is in the tar twice")
         if parent and not self._seen.get(parent):
-            raise ArchiveError(f"{member.name} is in the tar before its directory")
+            raise ArchiveError(f"{printable(member.name)} is in the tar before its directory")
         self._seen[member.name] = member.is_directory
 
 

@@ -111,4 +111,4 @@ def test_every_option_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
     options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
     page = (Path(__file__).parents[2] / "docs/fetch.md").read_text()
     assert options == {option for option in options if f"`{option}" in page}
-    assert len(options) == 7
+    assert len(options) == 9

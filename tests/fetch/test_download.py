@@ -29,7 +29,12 @@ from hypothesis import strategies as st
 from isal import igzip
 
 from bbcache.errors import ConfigError, PostgresError
-from bbcache.fetch.download import FetchRequest, FetchSummary, fetch_basebackup
+from bbcache.fetch.download import (
+    DEFAULT_LIMITS,
+    FetchRequest,
+    FetchSummary,
+    fetch_basebackup,
+)
 from bbcache.fetch.errors import FetchError, RefusedError
 from bbcache.fetch.retry import RetryPolicy
 from bbcache.ids import Lsn
@@ -41,6 +46,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fetch.conftest import Archive
+
+    from bbcache.postgres.tar_reader import TarLimits
 
     Script = Callable[[Peer], None]
 
@@ -71,6 +78,7 @@ class Fetcher:
         *,
         parameters: str = "",
         token: str | None = None,
+        limits: TarLimits = DEFAULT_LIMITS,
         **policy: Any,
     ) -> FetchSummary:
         """Fetch from it."""
@@ -79,6 +87,7 @@ class Fetcher:
             FetchRequest(url, TENANT, TIMELINE, lsn, token),
             self.dest,
             policy=RetryPolicy(**policy),
+            limits=limits,
             tell=self.told.append,
             sleep=self._sleep,
             chance=lambda: 0.5,

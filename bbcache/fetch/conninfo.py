@@ -1,0 +1,138 @@
+"""What a URL says of a connection, and the secrets in it that no message may repeat."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+from bbcache.errors import ConfigError, MissingExtraError
+
+try:
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+except ImportError as error:
+    raise MissingExtraError("bbcache.fetch cannot be imported", "fetch", error) from error
+
+_CONNECT_TIMEOUT_S: Final = 10
+_LEAST_CONNECT_TIMEOUT_S: Final = 2  # libpq has no shorter one
+_USER: Final = "bbcache"  # page services do not look at it, and a container may have no name
+_DEFAULTS: Final = {
+    "fallback_application_name": "bbcache fetch",
+    # A machine that has vanished is noticed in half a minute, also before the first byte.
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+_SCHEMES: Final = ("postgresql://", "postgres://")
+_LEAST_SECRET_CHARACTERS: Final = 4  # a shorter one is in every other word
+_QUOTED: Final = re.compile(r'".*"', re.DOTALL)
+_URL_HINT: Final = (
+    "hint: A URL is postgresql://user:password@host:port/, with %40 for @, %2F for / and %3F for ? "
+    "in the password; better give that by --token-file or PGPASSWORD."
+)
+
+
+def settings_of(url: str, token: str | None, left_s: float) -> dict[str, Any]:
+    """The settings of a connection, with the defaults of a fetch.
+
+    Args:
+        url: a libpq connection string or URL.
+        token: the password, whatever the URL has; None leaves it to libpq.
+        left_s: how many seconds are left to connect.
+
+    Raises:
+        ConfigError: the URL cannot be understood, or has a service and no sslmode. The
+            text has nothing of the URL: what cannot be understood may be a password.
+    """
+    found = _parsed(url)
+    settings: dict[str, Any] = {**_DEFAULTS, **found}
+    if "user" not in found and "PGUSER" not in os.environ:
+        settings["user"] = _USER
+    if "sslmode" not in found and "PGSSLMODE" not in os.environ:
+        settings |= _default_tls(found)
+    if token is not None:
+        settings["password"] = token
+    wanted = found.get("connect_timeout", os.environ.get("PGCONNECT_TIMEOUT"))
+    settings["connect_timeout"] = _connect_timeout_s(wanted, left_s / len(_hosts(found)))
+    return settings
+
+
+def without_quotes(error: Exception) -> str:
+    """What libpq says of a connection string, without what it quotes of it."""
+    return _QUOTED.sub('"..."', str(error)).strip()
+
+
+def hidden(text: str, secrets: Iterable[str | None]) -> str:
+    """A text that may have come from a service, without the secrets that it may have repeated."""
+    known = {each for each in secrets if each and len(each) >= _LEAST_SECRET_CHARACTERS}
+    for secret in sorted(known, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _parsed(url: str) -> dict[str, Any]:
+    _check_escapes(url)
+    try:
+        found = conninfo_to_dict(url)
+    except UnicodeEncodeError:
+        raise ConfigError("the URL is not UTF-8") from None
+    except psycopg.ProgrammingError as error:
+        reason = without_quotes(error)
+    else:
+        if all(port.isdecimal() for port in str(found.get("port") or "0").split(",") if port):
+            return found
+        reason = "its port is no number"
+    raise ConfigError(f"the URL cannot be understood: {reason}\n{_URL_HINT}")
+
+
+def _check_escapes(url: str) -> None:
+    """Refuse an ambiguous URL: of its password, libpq would take a part for host or port."""
+    scheme = next((each for each in _SCHEMES if url.startswith(each)), None)
+    if scheme is None:
+        return
+    head = url.removeprefix(scheme).partition("?")[0]
+    authority, _, path = head.partition("/")
+    if authority.count("@") > 1 or "@" in path:
+        raise ConfigError(f"the URL cannot be understood: it has an @ too many\n{_URL_HINT}")
+
+
+def _connect_timeout_s(wanted: Any, left_s: float) -> int:
+    """Whole seconds for one host; a wish for more than is left, or for no limit, is not heard."""
+    try:
+        wanted_s = int(wanted or _CONNECT_TIMEOUT_S)
+    except ValueError:
+        raise ConfigError("connect_timeout is no whole number of seconds") from None
+    most_s = max(_LEAST_CONNECT_TIMEOUT_S, math.ceil(left_s))
+    return most_s if wanted_s <= 0 else max(_LEAST_CONNECT_TIMEOUT_S, min(wanted_s, most_s))
+
+
+def _default_tls(found: dict[str, Any]) -> dict[str, str]:
+    """What is set where nothing says an sslmode."""
+    if found.get("service") or os.environ.get("PGSERVICE"):
+        raise ConfigError(
+            "the URL has a service, and where that leads to is known to libpq alone\n"
+            "hint: Say sslmode=verify-full or another one in the URL, too: without it, a password "
+            "could go to another machine in clear."
+        )
+    return {} if all(map(_is_loopback, _hosts(found))) else {"sslmode": "require"}
+
+
+def _hosts(found: dict[str, Any]) -> list[str]:
+    """Where it leads to: addresses go before names."""
+    addresses = found.get("hostaddr") or os.environ.get("PGHOSTADDR")
+    hosts = addresses or found.get("host") or os.environ.get("PGHOST") or ""
+    return str(hosts).split(",")
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host is this machine, over loopback or a socket of its own."""
+    if host in ("", "localhost") or host.startswith(("/", "@")):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
