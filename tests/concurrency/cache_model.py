@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from concurrency.scripted_host import Build, ScriptedHost, Slot
 
-OK, ERROR, NO_ROOM = "ok", "error", "no room"
+OK, ERROR, NO_ROOM, AHEAD = "ok", "error", "no room", "ahead"
 MISSING, FOLDER, SPECIAL, CONTENT = "missing", "folder", "special", "content"
 HIT, MISS = "hit", "miss"
 OWN_NAMES: Final = {"tmp", "quarantine", ".bbcache.lock"}
@@ -207,7 +207,7 @@ class Model:
         """Run a prepare as far as it gets; whether its build was begun."""
         lsn = asked.lsn
         outcome = self._judge(slot, lsn, is_rebuild=not asked.is_asked)
-        is_begun = outcome is None
+        is_begun, outcome = outcome is None, ERROR if outcome == AHEAD else outcome
         if outcome is None and not self.is_home:
             self.take_stock()
         if outcome is None and slot.number not in self.held and not self._has_room():
@@ -232,7 +232,7 @@ class Model:
             return "tip_moved"
         if held is None and not self._has_room():
             return NO_ROOM
-        return ERROR if slot.tip < lsn else None
+        return AHEAD if slot.tip < lsn else None
 
     def _trouble(self, slot: Slot, *, is_rebuild: bool) -> str | None:
         """How a prepare ends because of what the host says of its tenant and timeline."""

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from cache_helpers import DEADLINE_S, Worker
-from concurrency.cache_model import NO_ROOM, OWN_NAMES, Model
+from concurrency.cache_model import NO_ROOM, OWN_NAMES
 from concurrency.scripted_host import ScriptedHost, Slot
+from concurrency.wait_model import WaitModel
 from helpers import count_descriptors, samples, wait_until
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 from prometheus_client import CollectorRegistry
@@ -54,7 +55,7 @@ class ComparedCache(RuleBasedStateMachine):
         self.host = ScriptedHost()
         tenants = [self.host.add_tenant() for _ in range(2)]
         self.slots = [Slot(number, tenants[number % 2]) for number in range(4)]
-        self.model = Model(str(self.dir), self.slots, self.host, {})
+        self.model = WaitModel(str(self.dir), self.slots, self.host, {})
         self.pending: dict[int, set[Lsn]] = {}  # by timeline: prepares that are left running
         self.outgrown: set[int] = set()  # timelines whose entry clean-up saw as such meanwhile
         self.open_files: list[tuple[BasebackupFile, bytes]] = []
@@ -73,9 +74,7 @@ class ComparedCache(RuleBasedStateMachine):
 
     def start(self, options: dict[str, Any]) -> None:
         """Start a cache on the directory as it is."""
-        config = BasebackupCacheConfig(
-            cleanup_period=3600.0, wait_lsn_timeout=0.005, prepare_concurrency=3, **options
-        )
+        config = BasebackupCacheConfig(cleanup_period=3600.0, prepare_concurrency=3, **options)
         self.registry = CollectorRegistry()
         self.sent = 0
         self.reads: Counter[str] = Counter()
@@ -138,6 +137,7 @@ class ComparedCache(RuleBasedStateMachine):
         self.totals["quarantined"] += int(values["bbcache_quarantined_total"])
         self.model.builds.clear()
         self.model.waiting.clear()
+        self.model.ahead.clear()
 
     def open_gates(self) -> None:
         """Let every stopped build go on."""
@@ -178,6 +178,7 @@ class ComparedCache(RuleBasedStateMachine):
             limit_bytes = max(self.model.config.max_total_size_bytes, self.bytes_before)
             assert self.engine.index.total_size_bytes <= limit_bytes
         else:
+            self.model.look_ahead()
             self.wait_until_quiet()
             self.check()
 

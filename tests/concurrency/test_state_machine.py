@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from concurrency.cache_model import CONTENT, FOLDER, MISSING, SPECIAL
 from concurrency.used_cache import LSNS, NUMBERS, UsedCache
+from concurrency.wait_model import PATIENT_S
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule, run_state_machine_as_test
@@ -48,8 +49,9 @@ _REPLACED: Final = ("unlink", "link", "fifo", "folder")
 _STRAYS: Final = ("lost+found", ".DS_Store", "basebackup_old.tar.gz", "core.7", "notes.txt")
 
 ARCHIVES = st.tuples(NUMBERS, LSNS, st.sampled_from(["sealed", "plain", "broken", "junk"]))
-SETTINGS = st.fixed_dictionaries(
+LIMITED = st.fixed_dictionaries(
     {
+        "wait_lsn_timeout": st.just(0.005),
         "verify_reads": st.sampled_from(["always", "always", "first", "never"]),
         "max_total_size_bytes": st.sampled_from([1 << 30, 1 << 30, 8000, 4000, 1500]),
         "max_size_entries": st.sampled_from([10_000, 10_000, 4, 3, 2]),
@@ -57,6 +59,14 @@ SETTINGS = st.fixed_dictionaries(
         "prepare_channel_size": st.sampled_from([100, 100, 1]),
     }
 )
+# Nothing but a tip decides then how a wait ends: what a build takes for a moment does not.
+PATIENT = st.fixed_dictionaries(
+    {
+        "wait_lsn_timeout": st.just(PATIENT_S),
+        "verify_reads": st.sampled_from(["always", "first", "never"]),
+    }
+)
+SETTINGS = LIMITED | PATIENT
 
 
 class CacheMachine(UsedCache):
@@ -266,8 +276,12 @@ def damaged(content: bytes, kind: str, place: int) -> bytes:
 
 
 @pytest.fixture
-def _without_log() -> Iterator[None]:
-    """What goes wrong on purpose is logged, with a traceback, thousands of times."""
+def _without_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What goes wrong on purpose is logged, with a traceback, thousands of times.
+
+    And it pauses no `get_or_prepare`, since no model knows the time.
+    """
+    monkeypatch.setattr("bbcache.backoff.FIRST_PAUSE_S", 0.0)
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from cache_helpers import DEADLINE_S
-from concurrency.cache_model import ERROR, HIT, MISS
+from concurrency.cache_model import AHEAD, ERROR, HIT, MISS
 from concurrency.compared_cache import ComparedCache
 from concurrency.scripted_host import FAILURES, GOOD, LSN_STEP, STOPS, TIP_MOVES, Build
 from hypothesis import strategies as st
@@ -18,6 +18,8 @@ from bbcache import (
     BasebackupCache,
     BasebackupCacheConfig,
     DirectoryLockedError,
+    FillError,
+    FillTimeoutError,
     TenantShardId,
     TenantState,
 )
@@ -48,8 +50,19 @@ class UsedCache(ComparedCache):
 
     @rule(number=NUMBERS, steps=st.integers(1, 2))
     def advance(self, number: int, steps: int) -> None:
-        """A timeline goes on."""
-        self.slots[number].move(steps)
+        """A timeline goes on, and reaches what waits for it."""
+        if number in self.model.ahead:
+            self.settle()
+            if number in self.model.builds:
+                return
+        self.move(self.slots[number], steps)
+
+    def move(self, slot: Slot, steps: int) -> None:
+        """Move a tip; a prepare that waits for it runs at once."""
+        slot.move(steps)
+        if slot.number in self.model.ahead:
+            self.model.look_ahead()
+            self.wait_until_quiet()
 
     @rule(
         number=NUMBERS,
@@ -61,7 +74,8 @@ class UsedCache(ComparedCache):
         """Prepare, and wait for how it ends."""
         self.settle()
         slot = self.slots[number]
-        slot.size_bytes, slot.mode = size_bytes, GOOD if number in self.model.builds else mode
+        is_plain = number in self.model.builds or number in self.model.ahead
+        slot.size_bytes, slot.mode = size_bytes, GOOD if is_plain else mode
         slot.version += 1
         self.send(slot, self.lsn_of(slot, lsn), slot.mode)
         self.wait_until_quiet()
@@ -77,7 +91,8 @@ class UsedCache(ComparedCache):
         """As hosts do nearly always, when timelines have gone on."""
         self.settle()
         for number in numbers:
-            self.slots[number].move(has_moved)
+            if has_moved and not (number in self.model.builds and number in self.model.ahead):
+                self.move(self.slots[number], 1)
             self.prepare(number, "tip", size_bytes, GOOD)
 
     @rule(number=NUMBERS)
@@ -85,7 +100,8 @@ class UsedCache(ComparedCache):
         """Prepare, and stop the host in the middle, for as many steps as it takes."""
         self.settle()
         slot = self.slots[number]
-        if number in self.model.builds or len(self.model.builds) == _MOST_STOPPED:
+        is_taken = number in self.model.builds or number in self.model.ahead
+        if is_taken or len(self.model.builds) == _MOST_STOPPED:
             return
         slot.version += 1
         slot.move()
@@ -114,8 +130,11 @@ class UsedCache(ComparedCache):
         for number, lsn in asked:
             slot, held = self.slots[number], self.model.held.get(number)
             is_damaged = held is not None and slot.name(held.lsn) in self.model.damage
-            if number not in self.model.builds and not is_damaged and self.model.is_home:
-                wanted = self.lsn_of(slot, lsn)
+            is_taken = number in self.model.builds or number in self.model.ahead
+            wanted = self.lsn_of(slot, lsn)
+            if wanted > slot.tip and self.model.is_patient:
+                wanted = slot.tip
+            if not is_taken and not is_damaged and self.model.is_home:
                 self.pending.setdefault(number, set()).add(wanted)
                 self.sent += 1
                 self.cache.send_prepare(
@@ -225,6 +244,32 @@ class UsedCache(ComparedCache):
         self.open_files.append((file, content))
         if not is_kept or len(self.open_files) > _MOST_FILES:
             self.read_kept(-1)
+
+    @rule(number=NUMBERS, which=LSNS, size_bytes=SIZES)
+    def fill(self, number: int, which: str, size_bytes: int) -> None:
+        """Get what is held, or have it built; a wait for an LSN beyond the tip is given up."""
+        self.settle()
+        slot, lsn = self.slots[number], self.lsn_of(self.slots[number], which)
+        is_damaged = slot.name(lsn) in self.model.damage or not self.model.is_home
+        if is_damaged or number in self.model.builds:
+            return
+        slot.size_bytes = size_bytes
+        slot.version += 1
+        before = len(self.model.outcomes)
+        expected = self.model.fill(slot, lsn)
+        self.sent += len(self.model.outcomes) - before
+        self.reads[HIT if expected == HIT else MISS] += 1
+        ids = slot.tenant.tenant_shard_id, slot.timeline.timeline_id, lsn
+        if expected in {AHEAD, ERROR}:
+            with pytest.raises(FillTimeoutError if expected == AHEAD else FillError):
+                self.cache.get_or_prepare(*ids, 0.01 if expected == AHEAD else DEADLINE_S)
+            return
+        file = self.cache.get_or_prepare(*ids, DEADLINE_S)
+        held = self.model.held.get(number)
+        is_held = held is not None and held.lsn == lsn
+        self.open_files.append((file, held.content if held and is_held else slot.archive(lsn)))
+        assert (file.lsn, file.source) == (lsn, expected)
+        self.read_kept(-1 if len(self.open_files) % 2 else 0)
 
     @rule()
     def read_one(self) -> None:
