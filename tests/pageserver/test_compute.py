@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cache_helpers import Gate, stop_before
@@ -14,6 +15,7 @@ from helpers import wait_until
 
 from bbcache import Lsn
 from bbcache.errors import ArchiveError, PostgresError, PrepareError
+from bbcache.pageserver.wal_stream import WalStream
 from bbcache.postgres.wal import WalFollower
 
 if TYPE_CHECKING:
@@ -236,6 +238,35 @@ def test_following_that_is_far_behind(
     assert lab.prepares() == {"ok": 1, "skip": 0, "error": 0}
     assert lab.read(address, "select count(*)::int from t") == [(2,)]
     assert lab.reads() == {"hit": 1, "miss": 1, "error": 0}
+
+
+@pytest.mark.parametrize("streams_wal", [False, True], ids=["files", "stream"])
+def test_an_idle_compute_node_is_polled_seldom(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, *, streams_wal: bool
+) -> None:
+    """While nothing is written; what is written then is followed, and a stop prepared for."""
+    lab.open(streams_wal=streams_wal)
+    address = lab.add_timeline()
+    follower = WalStream if streams_wal else WalFollower
+    poll, polls = follower.poll, []
+
+    def note(self: Any) -> Any:
+        polls.append(time.monotonic())
+        return poll(self)
+
+    monkeypatch.setattr(follower, "poll", note)
+    compute = lab.boot(address)
+    wait_until(lambda: len(polls) > 6 and time.monotonic() > polls[0] + 3)
+    begun_s = time.monotonic()
+    polls.clear()
+    wait_until(lambda: time.monotonic() > begun_s + 2)
+    assert len(polls) <= 10
+    lsn = lab.timeline(address).get_last_record_lsn()
+    lab.sql(compute, "create table t as select 1 i")
+    lab.wait_tip_past(address, lsn)
+    compute.stop()
+    lab.wait_idle()
+    assert lab.prepares() == {"ok": 1, "skip": 0, "error": 0}
 
 
 def outdated(lab: Lab, address: Address) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -49,3 +50,23 @@ def test_it_gives_up_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_is_gone_is_fine(tmp_path: Path) -> None:
     """There is nothing to remove then."""
     remove_tree(tmp_path / "nothing")
+
+
+def test_a_tree_deeper_than_python_and_paths_can_go(tmp_path: Path) -> None:
+    """A server's user can make one; no link in it is followed."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    directory = tmp_path / "pgdata"
+    directory.mkdir()
+    fd = os.open(directory, os.O_RDONLY)
+    for _ in range(3000):
+        os.symlink(outside, "link", dir_fd=fd)
+        os.mkdir("deeper", dir_fd=fd)
+        below = os.open("deeper", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    remove_tree(directory)
+    assert not directory.exists()
+    assert (outside / "kept").exists()

@@ -1,0 +1,205 @@
+"""What a user of a compute node puts into its data directory costs no commit."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bbcache.errors import TakeoverError
+from bbcache.pageserver import takeover
+from bbcache.postgres.leftovers import remove_tree
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pageserver.conftest import Address, Lab
+
+pytestmark = pytest.mark.postgres
+
+# Run in the data directory, as the server's user.
+HARMLESS = {
+    "a link to itself": "ln -s loop loop",
+    "a link to its directory": "ln -s . loop",
+    "a link to the process": "ln -s /proc/self proc",
+    "a link to everything": "ln -s / everything; ln -s / base/everything",
+    "a dangling link": "ln -s nowhere dangling",
+    "a pipe": "mkfifo pipe",
+    "a pipe among relations": "mkfifo base/pipe",
+    "no UTF-8": r"touch \"$(printf 'a\\377b')\"",
+    "a line end in a name": r"touch \"$(printf 'a\\nb')\"",
+    "no rights": "mkdir closed; chmod 0 closed",
+    "a link in the place of a tablespace": "ln -s / pg_tblspc/elsewhere",
+    "a link to the tablespaces": "ln -s pg_tblspc tablespaces",
+}
+
+_NEST = "copy (select 1) to program 'cat > /dev/null; for i in $(seq {}); do mkdir d; cd d; done'"
+
+
+@pytest.fixture
+def address(lab: Lab) -> Address:
+    """A timeline with one row in a table."""
+    address = lab.add_timeline()
+    lab.play(address, "create table t as select 1 i")
+    return address
+
+
+@pytest.mark.parametrize("command", HARMLESS.values(), ids=HARMLESS)
+def test_what_postgres_does_not_need_is_in_nobodys_way(
+    lab: Lab, address: Address, command: str
+) -> None:
+    """The stop succeeds, and the next compute node has the row."""
+    compute = lab.boot(address)
+    quoted = command.replace("\\", "\\\\").replace("'", "\\'")
+    lab.sql(compute, f"copy (select 1) to program E'cat > /dev/null; {quoted}'")
+    lab.sql(compute, "insert into t values (2)")
+    compute.stop()
+    lab.wait_idle()
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+
+
+def test_a_tree_too_deep_is_refused_and_kept(lab: Lab, address: Address) -> None:
+    """The stop names the directory; without the tree the same node can be stopped."""
+    compute = lab.boot(address)
+    lab.sql(compute, "insert into t values (2)", _NEST.format(1500))
+    pgdata_dir = compute.cluster.pgdata_dir
+    with pytest.raises(TakeoverError, match=re.escape(str(pgdata_dir))):
+        compute.stop()
+    remove_tree(pgdata_dir / "d")
+    compute.stop()
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+
+
+def test_what_is_refused_can_be_mended_on_the_node(lab: Lab, address: Address) -> None:
+    """A node of a failed stop starts again; mended, it is stopped and prepared for."""
+    compute = lab.boot(address)
+    lab.sql(compute, "insert into t values (2)", _NEST.format(200))
+    with pytest.raises(TakeoverError, match="parts"):
+        compute.stop()
+    compute.start(lab.settings)
+    lab.sql(compute, "insert into t values (3)")
+    lab.sql(compute, "copy (select 1) to program 'cat > /dev/null; rm -r d'")
+    compute.stop()
+    lab.wait_idle()
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,), (3,)]
+    assert lab.reads()["hit"] == 2
+
+
+def test_a_killed_node_with_a_deep_tree_is_removed(lab: Lab, address: Address) -> None:
+    """However deep a user has made it."""
+    compute = lab.boot(address)
+    lab.sql(compute, _NEST.format(1500))
+    compute.kill()
+    assert not compute.cluster.pgdata_dir.exists()
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_stop_keeps_the_directory(
+    lab: Lab,
+    address: Address,
+    monkeypatch: pytest.MonkeyPatch,
+    interruption: type[BaseException],
+) -> None:
+    """A Ctrl-C in the takeover, and the kill of a clean-up after it, lose nothing."""
+    compute = lab.boot(address)
+    lab.sql(compute, "insert into t values (2)")
+
+    def interrupt(_fd: int) -> None:
+        raise interruption
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupt)
+        with pytest.raises(interruption):
+            compute.stop()
+    compute.kill()
+    assert compute.cluster.pgdata_dir.is_dir()
+    lab.open()
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+
+
+def test_a_stop_that_takes_too_long_keeps_the_directory(
+    lab: Lab, address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that does not end in time is named; the next start waits for it."""
+    compute = lab.boot(address)
+    lab.sql(compute, "insert into t values (2)")
+    os.kill(compute.cluster.pid, signal.SIGSTOP)
+    stop = type(compute.cluster).stop
+    monkeypatch.setattr(
+        type(compute.cluster), "stop", lambda self, mode: stop(self, mode, timeout_s=0.01)
+    )
+    with pytest.raises(Exception, match="did not stop within"):
+        compute.stop()
+    monkeypatch.undo()
+    os.kill(compute.cluster.pid, signal.SIGCONT)
+    compute.kill()
+    lab.open()
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+
+
+def test_an_old_state_that_cannot_be_removed_is_in_nobodys_way(
+    lab: Lab, address: Address, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An immutable file in it costs a warning; stops, takeovers and starts go on."""
+    immutable = lab.timeline(address).pgdata_dir / "immutable"
+    immutable.touch()
+    if subprocess.run(["chattr", "+i", immutable], check=False, capture_output=True).returncode:
+        pytest.skip("no file can be made immutable here")
+    lab.open()
+    try:
+        for _ in range(3):
+            lab.play(address, "insert into t values (2)")
+        assert "cannot be removed" in caplog.text
+        lab.open()
+        assert len(lab.read(address, "select i from t")) == 4
+    finally:
+        for path in immutable.parents[1].glob("*.old*/immutable"):
+            subprocess.run(["chattr", "-i", path], check=True)
+
+
+def test_lost_slots_are_named(lab: Lab, address: Address, caplog: pytest.LogCaptureFixture) -> None:
+    """The stop warns of replication slots, which no basebackup has."""
+    lab.settings = {**lab.settings, "wal_level": "logical"}
+    compute = lab.boot(address)
+    lab.sql(
+        compute,
+        "select pg_create_physical_replication_slot('for_standby', true)",
+        "select pg_create_logical_replication_slot('for_subscriber', 'pgoutput')",
+        "insert into t values (2)",
+    )
+    compute.stop()
+    warnings = [each.getMessage() for each in caplog.records if "slots" in each.message]
+    assert len(warnings) == 1
+    assert (
+        f"{address.timeline_id} has the replication slots for_standby, for_subscriber,"
+        in (warnings[0])
+    )
+    caplog.clear()
+    lab.play(address)
+    assert "slots" not in caplog.text
+
+
+def test_names_that_vanish_while_they_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not there any more needs no sync."""
+    for name in ("a", "b", "c/d", "e/f"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    fsync = os.fsync
+
+    def vanishing(fd: int) -> None:
+        fsync(fd)
+        for name in ("a", "b"):
+            (tmp_path / name).unlink(missing_ok=True)
+        for name in ("c", "e"):
+            remove_tree(tmp_path / name)
+
+    monkeypatch.setattr(os, "fsync", vanishing)
+    takeover.sync_tree(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,72 @@
+"""Ending servers that another process has started."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from helpers import wait_until
+
+from bbcache.postgres.control_file import ClusterState, ControlFile
+from bbcache.postgres.orphan import end_server
+
+if TYPE_CHECKING:
+    from conftest import ClusterFactory
+
+    from bbcache.postgres.cluster import PostgresBinaries
+
+pytestmark = pytest.mark.postgres
+
+
+def test_a_server_is_shut_down_fast(pg: PostgresBinaries, make_cluster: ClusterFactory) -> None:
+    """It leaves a clean directory, though it was stopped (SIGSTOP); another server goes on."""
+    cluster, other = make_cluster(pg), make_cluster(pg)
+    cluster.start()
+    other.start()
+    os.kill(cluster.pid, signal.SIGSTOP)
+    end_server(cluster.pgdata_dir)
+    wait_until(lambda: not cluster.is_running)  # its last steps, in which it runs no code
+    assert ControlFile.read(cluster.pgdata_dir).state is ClusterState.SHUT_DOWN
+    assert other.psql("select 1") == "1"
+
+
+def test_a_pid_of_another_process_is_left_alone(
+    newest_pg: PostgresBinaries, make_cluster: ClusterFactory
+) -> None:
+    """A postmaster.pid with the pid of this process goes; then a server can start."""
+    cluster = make_cluster(newest_pg)
+    cluster.start()
+    cluster.psql("create table t ()")
+    pid_path = cluster.pgdata_dir / "postmaster.pid"
+    lines = pid_path.read_text().splitlines()
+    cluster.stop("immediate")
+    pid_path.write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
+    end_server(cluster.pgdata_dir)
+    assert not pid_path.exists()
+    cluster.start()
+    assert cluster.psql("select count(*) from t") == "0"
+
+
+def test_backends_without_their_first_process_are_ended(
+    newest_pg: PostgresBinaries, make_cluster: ClusterFactory
+) -> None:
+    """They may not notice by themselves, and would keep the directory in use."""
+    cluster = make_cluster(newest_pg)
+    cluster.start()
+    pid = cluster.pid
+    children = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    for child in children:
+        os.kill(child, signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not cluster.is_running)
+    end_server(cluster.pgdata_dir)
+    assert not any(Path(f"/proc/{child}/exe").is_file() for child in children)
+
+
+def test_where_no_server_runs(tmp_path: Path) -> None:
+    """Nothing happens, nor where there is no directory."""
+    end_server(tmp_path)
+    end_server(tmp_path / "nothing")
