@@ -181,8 +181,9 @@ class PgdataWalk:
         kind = _KINDS.get(stat.S_IFMT(mode), "special files")
         if holds_data(path, name):
             raise PostgresError(
-                f"{self._directory / path} is one of the {kind}, which cannot be sent, and "
-                "PostgreSQL keeps data under that name\nhint: Put what it stands for in its place."
+                f"{self._directory / path} is a {kind.removesuffix('s')}, which cannot be sent, "
+                "and PostgreSQL keeps data under that name\n"
+                "hint: Put what it stands for in its place."
             )
         self._left_out.add(kind, path)
 

@@ -32,7 +32,9 @@ _PRIVATE: Final = 0o600
 _MARK: Final = b"# not portable: "
 _MOVED_MARK: Final = b"  # made relative: "
 _ACCESS_FILES: Final = {"hba_file": "pg_hba.conf", "ident_file": "pg_ident.conf"}
-_LIBRARIES: Final = frozenset({"shared_preload_libraries", "session_preload_libraries"})
+_SESSION_LIBRARIES: Final = "session_preload_libraries"
+_LIBRARIES: Final = frozenset({"shared_preload_libraries", _SESSION_LIBRARIES})
+_PLUGINS: Final = "$libdir/plugins/"
 _INCLUDES: Final = frozenset({"include", "include_if_exists", "include_dir"})
 _FALSE: Final = frozenset({"off", "false", "no", "0", "of", "f", "fa", "fal", "fals", "n"})
 # What a server with ssl on reads at its start, with the defaults.
@@ -88,6 +90,17 @@ class PortableConfig:
         self._leave_out_broken_ssl()
         self._add_access_files()
         self.log_dir = posixpath.normpath(self._effective.get("log_directory") or "log")
+
+    @property
+    def preloaded_libraries(self) -> str:
+        """The libraries that a server or a session of the copy loads, as one list."""
+        effective = self._effective
+        lists = [effective.get("shared_preload_libraries"), effective.get(_SESSION_LIBRARIES)]
+        # A plain user may name those of one directory only, and names them without it.
+        for name in effective.get("local_preload_libraries", "").split(","):
+            plain = name.strip().strip('"')
+            lists.append(f'"{_PLUGINS}{plain.removeprefix(_PLUGINS)}"' if plain else "")
+        return ",".join(filter(None, lists))
 
     def _add(self, file: str) -> None:
         """Take in the configuration file `file` and those that it includes."""

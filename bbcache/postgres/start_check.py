@@ -19,6 +19,7 @@ from bbcache.postgres.cluster import Cluster
 from bbcache.postgres.leftovers import remove_tree
 from bbcache.postgres.pgdata import inspect_pgdata, walk_members
 from bbcache.postgres.pgdata_names import PG_CONTROL_NAME
+from bbcache.postgres.settings import PortableConfig
 from bbcache.postgres.tar_writer import DIRECTORY_MODE, FILE_MODE
 
 _TABLES: Final = ("base/", "global/", "pg_tblspc/")
@@ -56,7 +57,9 @@ def check_starts(
     Raises:
         PostgresError: the server does not start; the last lines of its log are quoted.
     """
-    effective = {**settings, **_SETTINGS}
+    # A session that cannot load its libraries ends, so all sessions would: load them, too.
+    libraries = PortableConfig(pgdata_dir).preloaded_libraries
+    effective = {"shared_preload_libraries": libraries, **settings, **_SETTINGS}
     effective.pop("unix_socket_directories", None)  # a private one instead
     cluster = Cluster(binaries, scratch_dir, settings=effective)
     try:

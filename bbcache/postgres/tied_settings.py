@@ -15,6 +15,7 @@ data_directory                   the copy is one itself
 hba_file, ident_file             see `bbcache.postgres.settings`
 ssl_passphrase_command           it runs a program of the machine
 unix_socket_group                the group may not be there, which stops a start
+unix_socket_permissions          they are for the socket of the original's machine
 bonjour, bonjour_name            two servers would announce one name
 huge_pages = on, huge_page_size  the pages may not be there, which stops a start
 io_method = io_uring,            the kernel or file system may not have it, which stops
@@ -57,6 +58,7 @@ _ALWAYS: Final = frozenset(
         "synchronous_standby_names",
         "unix_socket_directories",
         "unix_socket_group",
+        "unix_socket_permissions",
     }
 )
 _WITH_VALUE: Final = {

@@ -51,6 +51,7 @@ def portable(config_dir: Path, *lines: str, file: str = "postgresql.conf") -> st
         "listen_addresses = 'localhost, 10.0.0.5'",
         "unix_socket_directories = 'it''s \\'here\\', /there'",
         "unix_socket_group = 'staff'",
+        "unix_socket_permissions = 0000",
         "huge_pages = on",
         "huge_pages = 'TRUE'",
         "huge_page_size = '1GB'",

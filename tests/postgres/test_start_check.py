@@ -55,6 +55,8 @@ def test_too_few_prepared_transactions(busy: BusyPgdata, make_cluster: ClusterFa
     ("line", "reason"),
     [
         ("shared_preload_libraries = 'no_such_library'", 'could not access file "no_such_library"'),
+        ("session_preload_libraries = 'no_such'", 'could not access file "no_such"'),
+        ("local_preload_libraries = 'no_such'", 'could not access file "[^"]*/plugins/no_such"'),
         ("shared_buffers = '7TB'", "could not map anonymous shared memory"),
         ("wal_level = minimal", "requires"),
         ("lc_messages = 'xx_YY'", "invalid value for parameter"),
@@ -71,6 +73,14 @@ def test_setting_that_no_server_starts_with(
         conf.write(f"{line}\n")
     with pytest.raises(PostgresError, match=rf"(?s)no server would start .*({reason}).*\nhint: "):
         check(stopped, make_cluster.new_dir())
+
+
+def test_libraries_that_are_there(stopped: Cluster, make_cluster: ClusterFactory) -> None:
+    """A server starts with the libraries of all lists, and with none."""
+    with (stopped.pgdata_dir / "postgresql.auto.conf").open("a") as conf:
+        conf.write("shared_preload_libraries = 'pg_stat_statements, \"auth_delay\"'\n")
+        conf.write("session_preload_libraries = 'auto_explain'\nlocal_preload_libraries = ''\n")
+    check(stopped, make_cluster.new_dir())
 
 
 def test_wrong_access_rule(stopped: Cluster, make_cluster: ClusterFactory) -> None:
