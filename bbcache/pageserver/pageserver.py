@@ -79,10 +79,10 @@ class Pageserver:
             root / "basebackup_cache", config, self.tenants, registry
         )
         try:
-            self._metrics = PageserverMetrics(registry, self.tenants)
             _make_passable(self._computes_dir)
             Adoption(self._computes_dir, binaries, self.tenants).run()
             self.tenants.attach_all()
+            self._metrics = PageserverMetrics(registry, self.tenants)
         except BaseException:
             self.cache.close()
             raise

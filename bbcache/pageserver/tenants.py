@@ -126,8 +126,14 @@ class PgdataTenant:
         return timeline
 
     def check_usable(self, timeline_id: TimelineId) -> None:
-        """Raise `BrokenError` if the tenant or its timeline is broken; else do nothing."""
-        self._find(timeline_id)
+        """Raise `BrokenError` if the tenant or its timeline is broken; else do nothing.
+
+        A timeline that only its last build has found damaged passes: its tip is known, and
+        the next build tells whether it is mended.
+        """
+        timeline = self._find(timeline_id)
+        if timeline is not None:
+            timeline.check_usable()
 
     def list_timelines(self) -> list[PgdataTimeline | BrokenTimeline]:
         """All timelines, also the broken ones; complete once the tenant is ACTIVE."""

@@ -59,6 +59,11 @@ class PgdataTimeline:
             self._check_usable_locked()
             return self._tip
 
+    def check_usable(self) -> None:
+        """Raise `BrokenError` if a takeover has failed; else do nothing."""
+        with self._moved:
+            self._check_usable_locked()
+
     def canonical_lsn(self, lsn: Lsn) -> Lsn:
         """The one name of a position that has two; see `bbcache.postgres.wal.canonical_lsn`."""
         return canonical_lsn(lsn, self._wal_segment_size_bytes)

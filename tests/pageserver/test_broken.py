@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import google_crc32c
 import pytest
 from helpers import TENANT, TIMELINE
+from prometheus_client import REGISTRY
 
-from bbcache import Lsn, StoreError, TenantState
+from bbcache import BasebackupCacheConfig, Lsn, StoreError, TenantState
 from bbcache.errors import BrokenError, PostgresError
-from bbcache.pageserver import PgdataTenantManager
+from bbcache.pageserver import Pageserver, PgdataTenantManager
 from bbcache.pageserver.broken import BrokenRegister
 
 if TYPE_CHECKING:
@@ -317,6 +318,34 @@ def test_a_timeline_breaks_and_is_mended_while_it_is_served(
     lab.pageserver.open_basebackup(*address).file.close()
     assert tenants.broken.list() == []
     assert "works again" in caplog.text
+
+
+def test_a_timeline_whose_takeover_has_failed_has_no_hits(lab: Lab) -> None:
+    """What the compute node has left is newer than the cache's entry; others have their hits."""
+    address, other = lab.add_timeline(), lab.add_timeline()
+    tenants = lab.pageserver.tenants
+    tenants.check_usable(*address)
+    lab.timeline(address).refuse_until_takeover()
+    with pytest.raises(BrokenError, match="a takeover has failed"):
+        tenants.check_usable(*address)
+    tenants.check_usable(*other)
+
+
+def test_a_start_that_fails_leaves_no_metrics(lab: Lab) -> None:
+    """The next one in the process counts from scratch, also in the default registry."""
+    root, program = lab.root, lab.binaries
+    lab.close()
+    (root / "tenants").rename(root / "away")
+    (root / "tenants").touch()
+    with pytest.raises(StoreError, match="cannot be listed"):
+        Pageserver(root, program, BasebackupCacheConfig())
+    (root / "tenants").unlink()
+    (root / "away").rename(root / "tenants")
+    name, labels = "bbcache_pageserver_tenants", {"state": "broken"}
+    for _ in range(2):
+        with Pageserver(root, program, BasebackupCacheConfig()):
+            assert REGISTRY.get_sample_value(name, labels) == 0
+    assert REGISTRY.get_sample_value(name, labels) is None
 
 
 def test_the_disk_of_the_client_does_not_break_a_timeline(lab: Lab) -> None:
