@@ -13,6 +13,7 @@ from bbcache.errors import PostgresError
 from bbcache.postgres.control_file import ControlFile
 from bbcache.postgres.left_out import LeftOut
 from bbcache.postgres.pgdata_names import EMPTIED_DIRS, holds_data, is_dropped, is_own_directory
+from bbcache.postgres.pgdata_paths import PgdataPaths
 from bbcache.postgres.settings import PortableConfig
 from bbcache.postgres.tar_writer import MAX_NAME_BYTES, MAX_PARTS
 
@@ -93,6 +94,8 @@ class PgdataWalk:
         self._sink = sink
         self._left_out = left_out
         self._version_dir = f"PG_{control.major_version}_{control.catalog_version_no}"
+        self._paths = PgdataPaths(directory)
+        self._root_fd = -1
         self._linked: frozenset[_Inode] = frozenset()
 
     def send(self) -> None:
@@ -102,6 +105,7 @@ class PgdataWalk:
             PostgresError: something cannot be sent, cannot be read, or was written to.
         """
         with self._opened(None, str(self._directory), "", follow=True) as root_fd:
+            self._root_fd = root_fd
             self._linked = frozenset(self._linked_directories(root_fd))
             self._send_entries(root_fd, "")
             self._send_moved_files(root_fd)
@@ -119,10 +123,22 @@ class PgdataWalk:
 
     def _linked_directories(self, root_fd: int) -> Iterator[_Inode]:
         """Yield what pg_wal and pg_tblspc lead to; inside the directory it is sent there only."""
-        links = [f"pg_tblspc/{oid}" for oid in _names(root_fd, "pg_tblspc") if oid.isdigit()]
-        for path in ("pg_wal", *(f"{link}/{self._version_dir}" for link in links)):
+        oids = [oid for oid in _names(root_fd, "pg_tblspc") if oid.isdigit()]
+        tablespaces = [f"{self._place_of(f'pg_tblspc/{oid}')}/{self._version_dir}" for oid in oids]
+        for path in (self._place_of("pg_wal"), *tablespaces):
             with contextlib.suppress(OSError):
                 yield _inode(os.stat(path, dir_fd=root_fd))
+
+    def _place_of(self, path: str) -> str:
+        """Return the path of what a link leads to, if that is in this directory.
+
+        An absolute link leads nowhere, or into another directory, once its own was moved.
+        """
+        try:
+            target = os.readlink(path, dir_fd=self._root_fd)
+        except OSError:
+            return path  # it is no link, or will be found not to be there
+        return (self._paths.inside(target) if target.startswith("/") else None) or path
 
     @contextlib.contextmanager
     def _opened(
@@ -209,7 +225,7 @@ class PgdataWalk:
     def _send_wal(self, root_fd: int) -> None:
         """Send pg_wal, which may be a link, with the segments of the last checkpoint."""
         self._sink.add_directory("pg_wal")
-        with self._opened(root_fd, "pg_wal", "pg_wal", follow=True) as fd:
+        with self._opened(root_fd, self._place_of("pg_wal"), "pg_wal", follow=True) as fd:
             segments = dict(self._needed_segments())
             # The segment in which a timeline began has pages of its parent, which are
             # accepted only with the history of the timeline.
@@ -254,16 +270,16 @@ class PgdataWalk:
         """Send pg_tblspc with real directories, of this version, in place of its links."""
         self._sink.add_directory("pg_tblspc")
         with self._opened(root_fd, "pg_tblspc", "pg_tblspc") as tblspc_fd:
-            for oid, _ in _sorted_entries(tblspc_fd, "pg_tblspc/"):
-                if oid.isdigit():
-                    self._send_tablespace(tblspc_fd, oid)
+            oids = [name for name, _ in _sorted_entries(tblspc_fd, "pg_tblspc/") if name.isdigit()]
+        for oid in oids:
+            self._send_tablespace(root_fd, oid)
 
-    def _send_tablespace(self, tblspc_fd: int, oid: str) -> None:
+    def _send_tablespace(self, root_fd: int, oid: str) -> None:
         """Send the part that is this cluster's of a place that other versions may use too."""
         name = self._version_dir
         path = f"pg_tblspc/{oid}"
         self._sink.add_directory(path)
-        with self._opened(tblspc_fd, oid, path, follow=True) as fd:
+        with self._opened(root_fd, self._place_of(path), path, follow=True) as fd:
             if name in os.listdir(fd):
                 self._sink.add_directory(f"{path}/{name}")
                 with self._opened(fd, name, f"{path}/{name}") as version_fd:

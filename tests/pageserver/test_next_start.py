@@ -41,6 +41,28 @@ def test_links_and_settings_of_the_place(lab: Lab, address: Address) -> None:
     assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
 
 
+def test_tablespace_and_wal_inside(lab: Lab, address: Address) -> None:
+    """Links that lead into the node's directory lead into the timeline's once it was moved."""
+    compute = lab.boot(address)
+    pgdata_dir = compute.cluster.pgdata_dir
+    program = "cat > /dev/null; mkdir space; mv pg_wal wal; ln -s $PWD/wal pg_wal"
+    lab.sql(
+        compute,
+        f"copy t to program '{program}'",
+        f"create tablespace inside location '{pgdata_dir}/space'",
+        "create table spaced tablespace inside as select 2 i",
+    )
+    compute.stop()
+    assert not pgdata_dir.exists()
+    lab.wait_idle()
+    assert lab.read(address, "select i from t union select i from spaced order by i") == [
+        (1,),
+        (2,),
+    ]
+    names = [path.name for path in lab.timeline(address).pgdata_dir.glob("space/*")]
+    assert len(names) == 1
+
+
 def correct(pgdata_dir: Path) -> None:
     """Take a setting out of a directory by hand."""
     path = pgdata_dir / "postgresql.auto.conf"

@@ -241,21 +241,22 @@ def test_special_file_in_the_place_of_data(
 def test_tablespace_inside_is_sent_once(
     newest_pg: PostgresBinaries, make_cluster: ClusterFactory
 ) -> None:
-    """A tablespace, or pg_wal, that lies in the data directory is sent under one name."""
+    """A tablespace, or pg_wal, in the data directory has one name, wherever that was moved."""
     cluster = make_cluster(newest_pg)
     (cluster.pgdata_dir / "pg_wal").rename(cluster.pgdata_dir / "wal")
-    (cluster.pgdata_dir / "pg_wal").symlink_to("wal")
+    (cluster.pgdata_dir / "pg_wal").symlink_to(cluster.pgdata_dir / "wal")
     (cluster.pgdata_dir / "my/space").mkdir(parents=True)
     cluster.start()
     cluster.psql(f"CREATE TABLESPACE inside LOCATION '{cluster.pgdata_dir}/my/space'")
     cluster.psql("CREATE TABLE t TABLESPACE inside AS SELECT generate_series(1, 1000) i")
     cluster.stop()
-    names = [member.name for member in members_of(cluster.pgdata_dir)]
+    moved = cluster.pgdata_dir.rename(make_cluster.new_dir())
+    names = [member.name for member in members_of(moved)]
     assert "my/space" in names
     assert not [name for name in names if name.startswith(("my/space/", "wal"))]
     copy = make_cluster.on(newest_pg, make_cluster.new_dir())
     tar = io.BytesIO()
-    send_pgdata_tarball(cluster.pgdata_dir, tar)
+    send_pgdata_tarball(moved, tar)
     restore_tarball(io.BytesIO(tar.getvalue()), copy.pgdata_dir)
     copy.start()
     assert copy.psql("SELECT count(*), sum(i) FROM t") == "1000|500500"
