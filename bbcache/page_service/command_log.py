@@ -104,5 +104,5 @@ def _log(ended: EndedCommand, *, more_follows: bool = False) -> None:
 def one_line(error: BaseException) -> str:
     """An error as a line in the log."""
     if isinstance(error, PageServiceError):
-        return ascii(PageServiceError.simple_text(error))[1:-1]
+        return ascii(error.log_text())[1:-1]
     return type(error).__name__

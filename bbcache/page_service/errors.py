@@ -8,6 +8,7 @@ SQLSTATEs are PostgreSQL's (errcodes.txt); Neon has ``XX000`` for most.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import ClassVar, Final
 
 from bbcache.errors import BbcacheError, names_a_path, text_of
@@ -28,12 +29,17 @@ class PageServiceError(BbcacheError):
 
     def simple_text(self) -> str:
         """The message for who sent a simple query: with all its causes."""
-        texts = [plain_text(self)]
-        cause = self.__cause__
-        while cause is not None:
-            texts.append(plain_text(cause))
-            cause = cause.__cause__
-        return ": ".join(texts)
+        return ": ".join(map(plain_text, self._chain()))
+
+    def log_text(self) -> str:
+        """The message for the log: with all causes, and with paths."""
+        return ": ".join(map(_own_text, self._chain()))
+
+    def _chain(self) -> Iterator[BaseException]:
+        error: BaseException | None = self
+        while error is not None:
+            yield error
+            error = error.__cause__
 
     def extended_text(self) -> str:
         """The message for who speaks the extended protocol: without causes."""
@@ -45,12 +51,10 @@ class PageServiceError(BbcacheError):
 
     def hint(self) -> str | None:
         """What to do about it, of this error or the first of its causes that says so."""
-        error: BaseException | None = self
-        while error is not None:
+        for error in self._chain():
             _, mark, hint = text_of(error).partition(_HINT)
-            if mark:
+            if mark and (isinstance(error, PageServiceError) or not names_a_path(hint)):
                 return hint
-            error = error.__cause__
         return None
 
 
@@ -157,10 +161,14 @@ def plain_text(error: BaseException) -> str:
     A foreign exception's text may have anything in it, and is for the log. So is a text that
     names a path of the service's machine: of that, clients learn what the disk has said.
     """
-    if not isinstance(error, BbcacheError):
-        return type(error).__name__
-    text = text_of(error).partition(_HINT)[0]
+    text = _own_text(error)
     if isinstance(error, PageServiceError) or not names_a_path(text):
         return text
     number = error.errno if isinstance(error, OSError) else None
     return os.strerror(number) if number else "the log of the service has the reason"
+
+
+def _own_text(error: BaseException) -> str:
+    if not isinstance(error, BbcacheError):
+        return type(error).__name__
+    return text_of(error).partition(_HINT)[0]
