@@ -99,7 +99,7 @@ class Adoption:
         for name in own_names(self._computes_dir):
             path = self._computes_dir / name
             if name.partition(".")[0] not in wanted and (path.is_symlink() or not path.is_dir()):
-                path.unlink(missing_ok=True)
+                self._unlink(path)
 
     def _adopt_any(self, owner: tuple[TenantId, TimelineId], found: list[ComputeDir]) -> None:
         """End the servers of a timeline's compute nodes, and take over the only one."""
@@ -142,6 +142,12 @@ class Adoption:
 
     def _programs(self, directory: ComputeDir) -> PostgresBinaries:
         return self._binaries or PostgresBinaries.find(major=_major(directory.path))
+
+    def _unlink(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s is of no use any more, and stays: %s", path, error)
 
     def _remove(self, directory: ComputeDir) -> None:
         try:

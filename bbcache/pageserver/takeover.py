@@ -86,7 +86,8 @@ def timeline_names(directory: Path) -> set[str]:
 
 def pending_takeover(source: Path, place: Path) -> Path:
     """Where the state is that a failed takeover of `source` was about."""
-    return source if source.exists() else _beside(place, _NEW)
+    places = (source, _beside(place, _NEW), place)
+    return next((path for path in places if path.exists()), place)
 
 
 def sync_tree(directory: Path) -> None:

@@ -2,16 +2,20 @@
 
 Its processes are found by their working directory, which is the data directory: a pid in
 ``postmaster.pid`` may belong to another process by now, and a server whose first process
-was killed has none that the file names.
+was killed has none that the file names. In a container root may not be allowed to see
+working directories of other users (CAP_SYS_PTRACE); then the first process is found by its
+command line, and the others by their parent.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from bbcache.errors import PostgresError
 
@@ -40,7 +44,8 @@ def end_server(pgdata_dir: Path) -> None:
     if not _PROC.is_dir():
         return
     _end_processes(pgdata_dir)
-    (pgdata_dir / "postmaster.pid").unlink(missing_ok=True)
+    if not _Servers.scan(pgdata_dir).hidden:  # else PostgreSQL's own checks have to do
+        (pgdata_dir / "postmaster.pid").unlink(missing_ok=True)
 
 
 def _end_processes(pgdata_dir: Path) -> None:
@@ -90,30 +95,79 @@ def _first_processes(pgdata_dir: Path) -> set[int]:
 
 def _processes(pgdata_dir: Path) -> set[int]:
     """The processes of a server on this directory; what its users have started is none."""
+    return _Servers.scan(pgdata_dir).found
+
+
+@dataclass(slots=True)
+class _Servers:
+    """The processes of PostgreSQL servers, as far as they matter to one directory.
+
+    Attributes:
+        found: those of the server on the directory.
+        hidden: those of which it cannot be told.
+    """
+
+    found: set[int]
+    hidden: set[int]
+
+    @classmethod
+    def scan(cls, pgdata_dir: Path) -> Self:
+        servers = cls(set(), set())
+        try:
+            status = pgdata_dir.stat()
+        except OSError:
+            return servers
+        for name in os.listdir(_PROC):
+            if name.isdigit():
+                servers._add(int(name), status)
+        first = {pid for pid in servers.hidden if _is_started_on(pid, status)}
+        servers.found |= {pid for pid in servers.hidden if {pid, _parent(pid)} & first}
+        servers.hidden -= servers.found
+        return servers
+
+    def _add(self, pid: int, directory: os.stat_result) -> None:
+        try:
+            cwd = os.stat(_PROC / str(pid) / "cwd")
+            if os.path.samestat(cwd, directory) and _program(pid) == _PROGRAM:
+                self.found.add(pid)
+        except PermissionError:
+            if _name(pid) == _PROGRAM:
+                self.hidden.add(pid)
+        except OSError:  # it has ended
+            pass
+
+
+def _is_started_on(pid: int, directory: os.stat_result) -> bool:
+    """Whether a process has the directory in its command line, as a first process has."""
     try:
-        status = pgdata_dir.stat()
-        names = os.listdir(_PROC)
+        arguments = (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
     except OSError:
-        return set()
-    return {int(name) for name in names if name.isdigit() and _is_server(name, status)}
-
-
-def _is_server(pid: str, directory: os.stat_result) -> bool:
-    try:
-        cwd = os.stat(_PROC / pid / "cwd")
-        return os.path.samestat(cwd, directory) and _program(pid) == _PROGRAM
-    except OSError:  # it has ended, or is somebody else's
         return False
+    for argument in arguments[1:]:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(argument), directory):
+                return True
+    return False
 
 
-def _program(pid: str) -> str:
+def _program(pid: int) -> str:
     """The name of a process' program, which may have been replaced since it was started."""
-    return os.path.basename(os.readlink(_PROC / pid / "exe").removesuffix(" (deleted)"))
+    path = os.readlink(_PROC / str(pid) / "exe")
+    return os.path.basename(path.removesuffix(" (deleted)"))
+
+
+def _name(pid: int) -> str:
+    return _stat(pid).partition("(")[2].rpartition(")")[0]
 
 
 def _parent(pid: int) -> int | None:
+    fields = _stat(pid).rpartition(")")[2].split()
+    return int(fields[_PPID_FIELD]) if fields else None
+
+
+def _stat(pid: int) -> str:
+    """What everyone may know of a process; empty where it has ended."""
     try:
-        status = (_PROC / str(pid) / "stat").read_text(errors="replace")
+        return (_PROC / str(pid) / "stat").read_text(errors="replace")
     except OSError:
-        return None
-    return int(status.rpartition(")")[2].split()[_PPID_FIELD])
+        return ""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import wait_until
+from helpers import tool, wait_until
 
 from bbcache.postgres.control_file import ClusterState, ControlFile
 from bbcache.postgres.orphan import end_server
@@ -64,6 +66,21 @@ def test_backends_without_their_first_process_are_ended(
     wait_until(lambda: not cluster.is_running)
     end_server(cluster.pgdata_dir)
     assert not any(Path(f"/proc/{child}/exe").is_file() for child in children)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user sees its own processes")
+def test_root_in_a_container(newest_pg: PostgresBinaries, make_cluster: ClusterFactory) -> None:
+    """Without the right to see working directories of other users, the server is found."""
+    cluster, other = make_cluster(newest_pg), make_cluster(newest_pg)
+    cluster.start()
+    other.start()
+    code = "import sys, pathlib; from bbcache.postgres.orphan import end_server; "
+    code += "end_server(pathlib.Path(sys.argv[1]))"
+    argv = [tool("setpriv"), "--bounding-set=-sys_ptrace", sys.executable, "-c", code]
+    subprocess.run([*argv, str(cluster.pgdata_dir)], check=True)
+    wait_until(lambda: not cluster.is_running)
+    assert ControlFile.read(cluster.pgdata_dir).state is ClusterState.SHUT_DOWN
+    assert other.psql("select 1") == "1"
 
 
 def test_where_no_server_runs(tmp_path: Path) -> None:
