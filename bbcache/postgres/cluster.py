@@ -47,7 +47,8 @@ _PINNED = (
 _SOCKET_DIRS = "unix_socket_directories"
 _POLL_S = 0.002
 _LOG_TAIL_LINES = 12
-_EXIT_GRACE_S = 15.0  # a server kills its own children after 5 s
+_EXIT_GRACE_S = 5.0
+_QUIT_PATIENCE_S = 15.0  # a server kills its own children after 5 s
 _QUIT_INTERVAL_S = 0.1
 
 
@@ -388,7 +389,7 @@ def _end(owner_pid: int, server: subprocess.Popen[bytes], socket_dir: Path) -> N
 
 def _quit(server: subprocess.Popen[bytes]) -> None:
     """End a server at once; by SIGKILL, which leaves its files behind, only after a while."""
-    deadline_s = time.monotonic() + _EXIT_GRACE_S
+    deadline_s = time.monotonic() + _QUIT_PATIENCE_S
     while server.poll() is None:
         # Again and again: one that has only just been started may still ignore it.
         is_patient = time.monotonic() < deadline_s

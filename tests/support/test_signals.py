@@ -1,0 +1,45 @@
+"""The tests say the same in the background as in the foreground."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_IN_A_BACKGROUND = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+# They raise signals in the tests' process, and end a server and commands by them.
+_REPRESENTATIVE = (
+    "tests/cli/test_stop_signals.py",
+    "tests/postgres/test_cluster.py::test_start_in_no_time",
+    f"tests/cli/test_serve.py::test_a_signal_lets_clients_end_what_they_are_at[{signal.SIGINT:d}]",
+)
+
+
+def ignore() -> None:
+    """As nohup, cron, a shell's background and some CI runners have it."""
+    for number in _IN_A_BACKGROUND:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def block() -> None:
+    """As a parent has it that waits for signals in a thread of its own."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*_IN_A_BACKGROUND, signal.SIGTERM})
+
+
+@pytest.mark.parametrize("how", [ignore, block])
+def test_tests_of_signals_in_the_background(how: object) -> None:
+    """Tests that send signals pass, whatever the dispositions that pytest starts with."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *_REPRESENTATIVE],
+        cwd=_ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        preexec_fn=how,  # type: ignore[call-overload]
+    )
+    assert done.returncode == 0, done.stdout
