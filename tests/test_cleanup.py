@@ -20,6 +20,7 @@ from cache_helpers import (
 from helpers import wait_until
 
 from bbcache import NotReadyError, TenantShardId, TenantState
+from bbcache.errors import BrokenError
 from bbcache.shelf import Shelf
 from bbcache.testing import MemoryHost, MemoryTenant, MemoryTimeline
 
@@ -282,6 +283,20 @@ def test_one_timeline_that_raises_keeps_itself_alone(
     assert (rig.holds(broken), rig.holds(gone)) == (True, False)
     for part in (rig.tenant.tenant_id, broken.timeline_id, LSN_A):
         assert str(part) in caplog.text
+
+
+def test_a_broken_timeline_keeps_its_entry_in_silence(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The host has reported it: no step counts an error or logs a line about it again."""
+    broken, outgrown = rig.prepared(), rig.prepared()
+    put(broken, "get_last_record_lsn", _raiser(BrokenError("it is cut")))
+    outgrown.advance(LSN_B)
+    rig.cache.run_cleanup()
+    rig.cache.run_cleanup()
+    assert (rig.holds(broken), rig.holds(outgrown)) == (True, False)
+    assert rig.value("bbcache_cleanup_errors_total") == 0
+    assert "it is cut" not in caplog.text
 
 
 def test_the_period_runs_steps_and_survives_whatever_they_raise(tmp_path: Path) -> None:

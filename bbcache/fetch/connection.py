@@ -56,7 +56,7 @@ def connect(
         return psycopg.connect(make_conninfo("", **settings), autocommit=True)
     except psycopg.OperationalError as error:
         failure = refusal.of_connect(hidden(str(error), [*secrets, _password_of(error)]))
-    except (psycopg.ProgrammingError, UnicodeEncodeError) as error:
+    except (psycopg.Error, UnicodeEncodeError) as error:
         failure = ConfigError(f"the URL cannot be used: {without_quotes(error)}")
     raise failure
 

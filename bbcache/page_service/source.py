@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import BinaryIO, Final, NamedTuple, Protocol, runtime_checkable
 
 from bbcache.cache import BasebackupCache
@@ -15,7 +16,6 @@ from bbcache.errors import (
     FillError,
     NotReadyError,
     PrepareError,
-    text_of,
 )
 from bbcache.host import (
     Tenant,
@@ -33,6 +33,7 @@ from bbcache.page_service.errors import (
     NotFoundError,
     PageServiceError,
     ShutdownError,
+    plain_text,
 )
 from bbcache.page_service.own_build import OwnBuilder
 
@@ -97,7 +98,11 @@ class BrokenKnowing(Protocol):
     """What a host may have besides: it knows what it cannot serve, without being asked for it."""
 
     def check_usable(self, tenant_id: TenantId, timeline_id: TimelineId) -> None:
-        """Raise `BrokenError` if the tenant or timeline is broken; never waits."""
+        """Raise `BrokenError` if the tenant or timeline cannot be served; never waits."""
+        ...
+
+    def check_sound(self, tenant_id: TenantId, timeline_id: TimelineId) -> None:
+        """Raise `BrokenError` also if the last build has found it damaged; never waits."""
         ...
 
 
@@ -132,9 +137,7 @@ class CacheSource:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tenant_manager = tenant_manager
-        self._check_usable = (
-            tenant_manager.check_usable if isinstance(tenant_manager, BrokenKnowing) else None
-        )
+        self._knower = tenant_manager if isinstance(tenant_manager, BrokenKnowing) else None
         self._cache = cache
         self._wait_lsn_timeout_s = wait_lsn_timeout_s
         self._own_builder = OwnBuilder(max_own_builds, build_dir)
@@ -147,11 +150,9 @@ class CacheSource:
         """
         if command.is_full or command.lsn is None:
             return None
-        if self._check_usable is not None:
-            try:
-                self._check_usable(command.tenant_id, command.timeline_id)
-            except BrokenError as error:
-                raise CommandError(text_of(error)) from None
+        if self._knower is not None:
+            with _refusing():
+                self._knower.check_usable(command.tenant_id, command.timeline_id)
         file = self._cache.get_held(command.tenant_id, command.timeline_id, command.lsn)
         if file is None:
             return None
@@ -192,6 +193,9 @@ class CacheSource:
         except ClosingError as error:
             raise ShutdownError("the cache is closing") from error
         except BackingOffError as error:  # what the cause says may be for the log alone
+            if self._knower is not None:
+                with _refusing():
+                    self._knower.check_sound(shard_id.tenant_id, timeline.timeline_id)
             raise CommandError(
                 f"the basebackup is not tried before {error.until}: it has failed "
                 f"{error.failure_count} times in a row\n"
@@ -236,11 +240,21 @@ class CacheSource:
         return still_waits
 
 
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Put to the client what a host says of a broken tenant or timeline."""
+    try:
+        yield
+    except BrokenError as error:
+        raise CommandError(plain_text(error)) from None
+
+
 def _timeline(tenant: Tenant, command: BasebackupCommand) -> Timeline:
     try:
-        return tenant.get_timeline(command.timeline_id)
-    except BrokenError as error:
-        raise CommandError(text_of(error)) from None
+        with _refusing():
+            return tenant.get_timeline(command.timeline_id)
+    except CommandError:
+        raise
     except Exception as error:
         state = tenant.current_state()
         if state is not TenantState.ACTIVE:

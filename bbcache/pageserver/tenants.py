@@ -271,6 +271,13 @@ class PgdataTenantManager:
         if tenant is not None:
             tenant.check_usable(timeline_id)
 
+    def check_sound(self, tenant_id: TenantId, timeline_id: TimelineId) -> None:
+        """Raise `BrokenError` if the timeline was found damaged and not mended since."""
+        for each in (None, timeline_id):
+            broken = self.broken.find(tenant_id, each)
+            if broken is not None:
+                raise broken.error()
+
     def create_tenant(self) -> PgdataTenant:
         """A new tenant without timelines; it is on disk when this returns.
 

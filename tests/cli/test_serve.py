@@ -619,6 +619,7 @@ def test_a_root_that_vanishes_while_it_is_served(
     assert str(tmp_path) not in error
     if what:
         assert "is broken: PG_VERSION is not there" in error
+        assert "is broken: PG_VERSION is not there" in refusal(served, command)  # not tried again
         assert served.status()["broken_count"] == 1
     assert not (root / "tenants").exists()
     if not what:  # the cache may have made its own directory again
