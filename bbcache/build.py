@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bbcache import process
 from bbcache.archive import ArchiveWriter, check_sealed, pack_header
-from bbcache.errors import ArchiveError, ClosingError, StoreError, text_of
+from bbcache.errors import ArchiveError, ClosingError, StoreError
 from bbcache.handout import Handout
 from bbcache.index import Entry, Proof, split_key
-from bbcache.job import DiskError, Skip, own_disk, own_limits
+from bbcache.job import DiskError, Skip, both_failed, own_disk, own_limits
 from bbcache.metrics import FallbackResult, Phase, SkipReason
 from bbcache.nameless import NamelessFile
 from bbcache.room import Room
@@ -195,34 +195,25 @@ class Builder:
 
     def _build_aside(self, job: Job, timeline: Timeline) -> Built:
         """Build what the disk of the cache cannot take; raises as `build`."""
-        result = FallbackResult.ERROR
+        first, result = job.disk_failure, FallbackResult.ERROR
+        assert first is not None
         try:
             built = self._build(job, timeline)
             result = FallbackResult.OK
         except Skip as skip:
             if skip.why is None or skip is job.refusal:  # a close, or nobody waits any more
                 raise
-            raise Skip(skip.reason, self._both_failed(job, skip.why)) from skip
+            raise Skip(skip.reason, both_failed(first, skip.why)) from skip
         except DiskError as failed:
-            if failed.error is job.disk_failure:  # nobody waits any more
+            if failed.error is first:  # nobody waits any more
                 raise
             job.failing = None  # no failure of a disk is held against the timeline
-            raise self._both_failed(job, failed.error) from failed.error
+            raise both_failed(first, failed.error) from failed.error
         except BaseException as error:
-            raise self._both_failed(job, error) from error
+            raise both_failed(first, error) from error
         finally:
             self._metrics.fell_back(result)
         return built
-
-    def _both_failed(self, job: Job, second: BaseException) -> StoreError:
-        """The error for everyone who waits; names the disk of the cache and what came after."""
-        first = job.disk_failure
-        assert first is not None
-        what, _, hint = str(first).partition("\nhint: ")
-        then, _, second_hint = text_of(second).partition("\nhint: ")
-        hint = second_hint or hint
-        text = f"{what}; the build in unpublished_dir has failed too: {then}"
-        return StoreError(f"{text}\nhint: {hint}" if hint else text, errno=first.errno)
 
     def _build(self, job: Job, timeline: Timeline) -> Built:
         room = Room(job, self._index, self._spools)

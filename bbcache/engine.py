@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -152,6 +153,7 @@ class Engine:
 
     def start(self) -> None:
         """Start the threads; when that fails, everything is undone."""
+        self._warn_of_settings()
         self.activity.begin()  # the start itself
         process.close_at_exit(self)
         try:
@@ -164,6 +166,15 @@ class Engine:
             self.close(None)
             self._metrics.withdraw()
             raise
+
+    def _warn_of_settings(self) -> None:
+        path = self._config.unpublished_dir
+        if path is not None and not os.path.isdir(path):
+            log.warning(
+                "unpublished_dir %s is no directory: get_or_prepare fails when the disk of the "
+                "cache does\nhint: Make the directory; no restart is needed.",
+                os.fspath(path),
+            )
 
     @property
     def is_initialized(self) -> bool:

@@ -16,6 +16,7 @@ from bbcache.errors import (
     text_of,
 )
 from bbcache.index import make_key, make_place, split_key
+from bbcache.job import both_failed
 from bbcache.metrics import FillResult, SkipReason, Source
 from bbcache.request import Request
 
@@ -235,19 +236,17 @@ class Filler:
         """Open what was built; raises `_DamagedError` where it has to be built elsewhere."""
         try:
             file = handout.open_file(source)
-        except OSError as error:
-            raise _failed(fill, error) from error
-        try:
-            self._reader.check_built(file, handout.entry)
-        except BaseException as error:
-            with suppress(OSError):  # one failure is enough
-                file.close()
-            if not isinstance(error, (ArchiveError, OSError)):
+            try:
+                self._reader.check_built(file, handout.entry)
+            except BaseException:
+                with suppress(OSError):  # one failure is enough
+                    file.close()
                 raise
+        except (ArchiveError, OSError) as error:
             if fill.disk_failure is not None:
-                raise _failed(fill, error) from error
-            failure = StoreError(f"cannot read the finished archive {file.name}: {text_of(error)}")
-            raise _DamagedError(failure) from error
+                raise _failed(fill, both_failed(fill.disk_failure, error)) from error
+            what = f"cannot read the finished archive back: {text_of(error)}"
+            raise _DamagedError(StoreError(what)) from error
         return file
 
 

@@ -24,7 +24,7 @@ class Handout:
     not by the name. Thread-safe, but `close` comes after the last `open_file`.
 
     Args:
-        path: the finished temporary file, or a link of the kernel's to it.
+        path: the link of the kernel's to the finished temporary file.
         entry: what is in it.
         name: what the files are to be called.
         spool: its room, where it will not be published.

@@ -11,6 +11,7 @@ from bbcache.errors import (
     EntryTooBigError,
     LimitError,
     StoreError,
+    text_of,
 )
 from bbcache.metrics import SkipReason
 from bbcache.store import disk_step
@@ -100,6 +101,15 @@ class Job:
         self.is_outgrown = tip > self.request.lsn
         if self.is_outgrown or (self.request.is_rebuild and tip != self.request.lsn):
             self.refuse(SkipReason.TIP_MOVED)
+
+
+def both_failed(first: StoreError, second: BaseException) -> StoreError:
+    """The error that names the failure of the cache's disk, and that of the build elsewhere."""
+    what, _, hint = str(first).partition("\nhint: ")
+    then, _, second_hint = text_of(second).partition("\nhint: ")
+    hint = second_hint or hint
+    text = f"{what}; the build in unpublished_dir has failed too: {then}"
+    return StoreError(f"{text}\nhint: {hint}" if hint else text, errno=first.errno)
 
 
 def reason_of(error: LimitError) -> SkipReason:

@@ -44,8 +44,3 @@ class NamelessFile(TempFile):
             os.close(fd)
             raise
         return cls(path, fd)
-
-    @property
-    def link(self) -> str:
-        """A path by which the file can be opened once more, until it is closed."""
-        return f"/proc/self/fd/{self._descriptor}"

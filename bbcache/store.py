@@ -181,11 +181,8 @@ class TempFile:
     """A file being written in ``tmp/``; belongs to one build.
 
     Args:
-        path: its path, with a random token in the name.
+        path: its path, with a random token in the name; an attribute, too.
         fd: the file, where it is open already; None creates it.
-
-    Attributes:
-        path: the same.
     """
 
     def __init__(self, path: str, fd: int | None = None) -> None:
@@ -194,8 +191,8 @@ class TempFile:
 
     @property
     def link(self) -> str:
-        """A path by which the file can be opened once more, until it is closed."""
-        return self.path
+        """A path by which this very file can be opened once more, until it is closed."""
+        return f"/proc/self/fd/{self._descriptor}"
 
     def append(self, data: bytes) -> None:
         """Write all of `data`, however short the single writes are."""

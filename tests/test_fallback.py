@@ -328,6 +328,16 @@ def test_both_failures_are_named(
     assert filled(rig, timeline)[0] == "built"
 
 
+def test_an_unpublished_dir_that_is_not_there_is_told_at_the_start(
+    tmp_path: Path, aside: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rather than when it is wanted; it stops no start of the cache."""
+    with Rig(tmp_path / "cache", unpublished_dir=aside):
+        assert "unpublished_dir" not in caplog.text
+    with Rig(tmp_path / "cache", unpublished_dir=str(aside / "lost")):
+        assert caplog.text.count(f"unpublished_dir {aside}/lost is no directory") == 1
+
+
 def test_a_host_that_fails_the_second_time_is_named_too(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ class Column(NamedTuple):
 COLUMNS: Final = {
     "EIO": Column("error", errno.EIO),
     "ENOSPC": Column("error", errno.ENOSPC),
+    "EROFS": Column("error", errno.EROFS),
     "EACCES": Column("error", errno.EACCES),
     "EMFILE": Column("error", errno.EMFILE),
     "short write of one byte": Column("short-one", only="write,pwrite"),

@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from bbcache import shelf
+from bbcache.build import Builder
 from bbcache.dirlock import DirectoryLock
 from bbcache.index import Index
 from bbcache.reader import Reader
@@ -19,6 +20,8 @@ from bbcache.store import Store, TempFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from bbcache.job import Job
 
 
 def _replace(owner: object, name: str, function: object) -> None:
@@ -93,6 +96,13 @@ def _raise_from_get() -> None:
     _replace(Reader, "_failed", failed)
 
 
+def _fail_with_the_disk() -> None:
+    def fail(_builder: Builder, job: Job, _timeline: object) -> None:
+        raise job.disk_failure or AssertionError
+
+    _replace(Builder, "_build_aside", fail)
+
+
 def _count_too_many() -> None:
     _replace(Index, "entry_count", property(lambda index: index.snapshot().__len__() + 1))
 
@@ -120,4 +130,6 @@ PROMISES: Final[dict[str, Callable[[], None]]] = {
     "counts too many": _count_too_many,
     "keeps its lock": lambda: _replace(DirectoryLock, "release", lambda _: None),
 }
-ALL: Final = {**ORDER, **PROMISES}
+# What a life must notice when the disk fails.
+UNDER_FAULTS: Final[dict[str, Callable[[], None]]] = {"does not fall back": _fail_with_the_disk}
+ALL: Final = {**ORDER, **PROMISES, **UNDER_FAULTS}

@@ -177,6 +177,8 @@ class Disk:
     def _opened(self, call: Call, path: str) -> bool:
         numbers = self._names.get(path, [None])
         number, is_new = numbers[-1], numbers[-1] is None
+        if number is None and not call.offset & os.O_CREAT:  # by a link of the kernel's
+            return False
         if number is None:
             number = self._add(File())
             self._bind(path, number, call.number == 0)

@@ -159,6 +159,8 @@ static void track(int fd, const char *path) {
 /* Make `path`, relative to the directory open as `at`, absolute. */
 static void resolve(int at, const char *path, char out[PATH_MAX]) {
   char base[PATH_MAX] = "", link[64];
+  int fd;
+  if (sscanf(path, "/proc/self/fd/%d", &fd) == 1 && path_of(fd)) path = path_of(fd);
   if (path[0] != '/') {
     snprintf(link, sizeof link, at == AT_FDCWD ? "/proc/self/cwd" : "/proc/self/fd/%d", at);
     if (readlink(link, base, sizeof base - 1) < 0) base[0] = 0;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from faults import matrix, mutations, world
+from faults import matrix, mutations, shim, world
 from faults.shim import Fault
 
 if TYPE_CHECKING:
@@ -33,6 +33,19 @@ def test_a_broken_promise_is_found(bed: Bed, mutation: str) -> None:
     hang_s = 2.0 if mutation == "hangs" else 60.0
     lived = bench.zygote.run("life", data_dir, mutation=mutation, hang_s=hang_s)
     assert _FOUND_OUT_BY[mutation] in "\n".join(lived.complaints())
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "rename", "open"])
+def test_a_start_that_a_sick_disk_stops_is_found(bed: Bed, call: str) -> None:
+    """A cache that fails its callers with its disk ends with a complaint; ours does not."""
+    bench = bed.benches[0]
+    data_dir = bench.directory / "sick"
+    for mutation in ("does not fall back", None):
+        world.seed(data_dir)
+        told = shim.settings(data_dir, Fault("error", 9, only=call, count=0))
+        lived = bench.zygote.run("life", data_dir, told=told, mutation=mutation, is_lasting=True)
+        stopped = [each for each in lived.complaints() if each.startswith("get_or_prepare of")]
+        assert bool(stopped) == bool(mutation)
 
 
 def test_a_lost_entry_is_found(bed: Bed) -> None:

@@ -250,8 +250,12 @@ def test_nothing_escapes_the_shim(bed: Bed, tmp_path: Path) -> None:
 
 def _seen_by_kernel(trace: str, data_dir: Path) -> Counter[str]:
     """Calls at or below the directory, by the shim's names."""
+    lines = trace.splitlines()
     below = re.escape(str(data_dir)) + r'(?:/[^">]*)?'
     on_fd = re.compile(rf"\d+ +(\w+)\(\d+<{below}(?: \(deleted\))?>")
     on_path = re.compile(rf'\d+ +(\w+)\((?:AT_FDCWD(?:<[^>]*>)?, )?"{below}"')
-    found = (on_fd.match(line) or on_path.match(line) for line in trace.splitlines())
+    # A thread's call may end on another line, so what it has opened is not to be seen here.
+    again = re.compile(r'\d+ +(\w+)\(AT_FDCWD(?:<[^>]*>)?, "/proc/self/fd/\d+"')
+    patterns = (on_fd, on_path, again)
+    found = (next(filter(None, (each.match(line) for each in patterns)), None) for line in lines)
     return Counter(_PATH_CALLS.get(match[1], match[1]) for match in found if match)

@@ -37,11 +37,12 @@ BAD = "bad"  # held from before, with a flipped byte
 MOVED = "moved"  # held from before, but its tip has moved on
 DROPPED = "dropped"  # held from before, but the host does not know it
 FIRST, BIG, HURT, CUT, LOST = "first", "big", "hurt", "cut", "lost"  # prepared in the life
+WANTED = "wanted"  # prepared in the life by a caller that waits for it
 LOAD = "load"  # and a number: those of a cache under load
 UNHEARD = "unheard"  # known to no life, prepared after it
 HELD: Final = (STEADY, PLAIN, SUPERSEDED, REFRESHED, BAD, MOVED, DROPPED)
 MADE: Final = (FIRST, BIG, HURT, CUT, LOST)
-ALL: Final = HELD + MADE
+ALL: Final = (*HELD, *MADE, WANTED)
 # Of these some entry is on disk at every moment.
 SURVIVORS: Final = (STEADY, PLAIN, SUPERSEDED, REFRESHED)
 UNTOUCHED: Final = (STEADY, PLAIN, SUPERSEDED)
