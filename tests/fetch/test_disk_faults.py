@@ -93,7 +93,7 @@ class Life:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["mkdir", "write", "fsync", "rename"])
+@pytest.mark.parametrize("op", ["mkdir", "pwrite", "fsync", "rename"])
 @pytest.mark.parametrize("kind", ["error", "kill-after"])
 def test_calls(library: Path, place: Path, small: bytes, kind: shim.Kind, op: str) -> None:
     """The first call of a kind and the last one, of all that bring something to the disk."""
@@ -102,6 +102,7 @@ def test_calls(library: Path, place: Path, small: bytes, kind: shim.Kind, op: st
         life = Life(library, place, server)
         assert life.run() == 0
         count = [call.op for call in read_log(life.log) if call.number].count(op)
+        assert count
         for at in (1, count):
             subprocess.run(["rm", "-r", "--", life.dest], check=False)
             status = life.run(Fault(kind, at, errno.EIO, op))
