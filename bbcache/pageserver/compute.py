@@ -20,10 +20,10 @@ from bbcache.postgres.cluster import Cluster, PostgresBinaries, StopMode
 from bbcache.postgres.pgdata import inspect_pgdata
 from bbcache.postgres.wal import WalFollower
 
-# The WAL is looked at so often while something is written or the server stops, ...
 if TYPE_CHECKING:  # an extra
     from bbcache.pageserver.wal_stream import WalStream
 
+# The WAL is looked at so often while something is written or the server stops, ...
 _SHORTEST_PAUSE_S: Final = 0.02
 _LONGEST_PAUSE_S: Final = 0.64  # ... and so seldom while nothing is
 _STREAM_TIMEOUT_S: Final = 10.0
@@ -91,8 +91,10 @@ class ComputeNode:
             PostgresError: it did not start.
             OSError: it cannot be noted that there may be commits from now on.
         """
-        self._directory.note_start({**_SETTINGS, **(settings or {})})
+        effective = {**_SETTINGS, **(settings or {})}
+        self._directory.note_start(effective)
         self.cluster.start(settings)
+        self._directory.note_started(effective)
         if self._is_to_be_kept:
             self._timeline.resume_compute()
         if self._stream is not None:

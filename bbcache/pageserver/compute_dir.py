@@ -8,7 +8,7 @@ Below ``<root>/computes/`` a compute node has:
     its server's log;
 ``<tenant>_<timeline>_<random>.started``
     a sign that its server was started, so that there may be commits in the data directory;
-    the settings of that start, as JSON.
+    the settings of the last start that succeeded, or else of the first one, as JSON.
 
 What initdb makes there for a new timeline has a random name of 32 digits.
 """
@@ -16,6 +16,7 @@ What initdb makes there for a new timeline has a random name of 32 digits.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import uuid
 from collections.abc import Mapping
@@ -28,10 +29,14 @@ from bbcache.postgres.leftovers import remove_tree
 
 _ID: Final = "[0-9a-f]{32}"
 _NAME: Final = re.compile(rf"(?P<tenant>{_ID})_(?P<timeline>{_ID})_[0-9a-f]{{8}}")
-_OWN_NAME: Final = re.compile(rf"{_ID}(_{_ID}_[0-9a-f]{{8}})?(\.log|\.started)?")
+_OWN_NAME: Final = re.compile(rf"{_ID}(_{_ID}_[0-9a-f]{{8}})?(\.log|\.started|\.starting)?")
 _RANDOM_DIGITS: Final = 8
 _LOG: Final = ".log"
 _STARTED: Final = ".started"
+_STARTING: Final = ".starting"  # a `.started` that is being written
+_BESIDE: Final = (_LOG, _STARTED, _STARTING)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,20 @@ class ComputeDir:
 
     def note_start(self, settings: Mapping[str, str]) -> None:
         """Note, before it is so, that a server is started; raises `OSError`."""
-        self._beside(_STARTED).write_text(json.dumps(dict(settings)))
+        if not self.was_started:
+            self._note(settings)
+
+    def note_started(self, settings: Mapping[str, str]) -> None:
+        """Note the settings that a server has started with; raises `OSError`.
+
+        Those of a start that failed would keep the next from recovering what is there.
+        """
+        if self.settings() != settings:
+            self._note(settings)
+
+    def _note(self, settings: Mapping[str, str]) -> None:
+        self._beside(_STARTING).write_text(json.dumps(dict(settings)))
+        self._beside(_STARTING).rename(self._beside(_STARTED))
 
     def settings(self) -> dict[str, str]:
         """The settings of the last start; none where a power loss has taken them."""
@@ -80,9 +98,12 @@ class ComputeDir:
         return {str(name): str(value) for name, value in found.items()}
 
     def forget(self) -> None:
-        """Remove what lies beside the data directory; the directory belongs to nothing then."""
-        self._beside(_STARTED).unlink(missing_ok=True)
-        self._beside(_LOG).unlink(missing_ok=True)
+        """Remove what lies beside a data directory that was taken over, as far as possible."""
+        for suffix in _BESIDE:
+            try:
+                self._beside(suffix).unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("%s stays: %s", self._beside(suffix), error)
 
     def remove(self) -> None:
         """Remove the data directory, which a kill in the middle must not leave as one of use.
@@ -108,5 +129,5 @@ def compute_dirs(computes_dir: Path) -> list[ComputeDir]:
     return [
         ComputeDir(path)
         for path in paths
-        if not path.name.endswith((_LOG, _STARTED)) and path.is_dir() and not path.is_symlink()
+        if not path.name.endswith(_BESIDE) and path.is_dir() and not path.is_symlink()
     ]
