@@ -1,4 +1,4 @@
-"""For the tests of those who embed bbcache: a host in memory, and a pytest plugin.
+"""For the tests of those who embed bbcache: a host in memory, `check_host`, a pytest plugin.
 
 Use the plugin with ``pytest -p bbcache.testing.plugin`` or, in the top-level
 ``conftest.py``, ``pytest_plugins = ["bbcache.testing.plugin"]``.
@@ -10,5 +10,13 @@ from bbcache.testing.host import (
     MemoryTimeline,
     make_tarball,
 )
+from bbcache.testing.host_rules import HostRuleError, check_host
 
-__all__ = ["MemoryHost", "MemoryTenant", "MemoryTimeline", "make_tarball"]
+__all__ = [
+    "HostRuleError",
+    "MemoryHost",
+    "MemoryTenant",
+    "MemoryTimeline",
+    "check_host",
+    "make_tarball",
+]
