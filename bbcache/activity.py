@@ -9,29 +9,24 @@ from weakref import WeakSet
 from bbcache.waiters import Waiters
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
 
 class Activity:
-    """A count of pieces of work under way. Thread-safe."""
+    """The work that is under way. Thread-safe.
 
-    def __init__(self) -> None:
-        self._lock = threading.RLock()  # guards the next two
-        self._count = 0
+    Args:
+        is_rest_idle: whether nothing is under way but the blocks of `under_way`; called
+            without a lock.
+    """
+
+    def __init__(self, is_rest_idle: Callable[[], bool] = lambda: True) -> None:
+        self._lock = threading.RLock()  # guards _blocks
         self._blocks: WeakSet[threading.Lock] = WeakSet()  # locked while they run
+        self._is_rest_idle = is_rest_idle
         self._is_over = False
         self._waiters = Waiters()
-
-    def begin(self) -> None:
-        """Count one more piece of work."""
-        with self._lock:
-            self._count += 1
-
-    def end(self) -> None:
-        """Count one piece of work less; call once for each `begin`."""
-        with self._lock:
-            self._count -= 1
-        self.changed()
 
     def under_way(self) -> AbstractContextManager[object]:
         """Count a piece of work for the time of a block; call `changed` behind it.
@@ -45,14 +40,15 @@ class Activity:
         return block
 
     def changed(self) -> None:
-        """Wake the threads that wait, where nothing is under way any more."""
-        if self.is_idle():
-            self._waiters.wake_all()
+        """Let the threads that wait look again: a piece of work has ended."""
+        self._waiters.wake_all()
 
     def is_idle(self) -> bool:
         """Whether nothing is under way at this moment."""
         with self._lock:
-            return self._count == 0 and not any(block.locked() for block in self._blocks)
+            if any(block.locked() for block in self._blocks):
+                return False
+        return self._is_rest_idle()
 
     def wait_idle(self, timeout_s: float | None) -> bool:
         """Wait until nothing is under way.

@@ -80,7 +80,7 @@ class Engine:
         self.data_dir = data_dir
         self.is_serving = True
         self.index = Index(Accounting.from_config(config))
-        self.activity = Activity()
+        self.activity = Activity(self._are_prepares_idle)
         self._config = config
         self._dirlock = dirlock
         self._queue = PrepareQueue(config.prepare_channel_size)
@@ -146,15 +146,13 @@ class Engine:
             self._queue,
             backoff=backoff,
             metrics=self._metrics,
-            activity=self.activity,
-            settle_skipped=self._preparer.settle_skipped,
+            settle_fallen=self._preparer.settle_fallen,
             is_own_thread=lambda: threading.current_thread() in self._own_threads,
         )
 
     def start(self) -> None:
         """Start the threads; when that fails, everything is undone."""
         self._warn_of_settings()
-        self.activity.begin()  # the start itself
         process.close_at_exit(self)
         try:
             for _ in range(self._config.prepare_concurrency):
@@ -213,8 +211,8 @@ class Engine:
     def begin_close(self) -> None:
         """Stop every thread soon, and cancel what waits; without waiting. Idempotent."""
         self._stop()
-        for request in self._queue.close():
-            self._preparer.settle_skipped(request, SkipReason.CLOSING)
+        self._queue.close()
+        self._preparer.settle_fallen()
         for request in self._queue.running():  # nobody waits for a worker that may be stuck
             request.flight.land(CLOSED)
 
@@ -258,10 +256,12 @@ class Engine:
         self._changed.wake_all()
 
     def _enqueue(self, request: Request) -> None:
-        self.activity.begin()
-        dropped = self._queue.put(request)
-        if dropped is not None:
-            self._preparer.settle_skipped(*dropped)
+        self._queue.put(request)
+        self._preparer.settle_fallen()
+
+    def _are_prepares_idle(self) -> bool:
+        self._preparer.settle_fallen()
+        return self._is_initialized and self._queue.is_idle()
 
     def _rebuild(self, entry: Entry) -> None:
         self._enqueue(Request(entry.key, entry.lsn, None, time.monotonic()))
@@ -317,7 +317,7 @@ class Engine:
             self._is_initialized = True
             self._changed.wake_all()
             self._queue.open()
-            self.activity.end()
+            self.activity.changed()
 
     def _announce(self, report: LoadReport) -> None:
         log.info(

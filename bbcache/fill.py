@@ -17,13 +17,12 @@ from bbcache.errors import (
 )
 from bbcache.index import make_key, make_place, split_key
 from bbcache.job import both_failed
-from bbcache.metrics import FillResult, SkipReason, Source
+from bbcache.metrics import FillResult, Source
 from bbcache.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bbcache.activity import Activity
     from bbcache.backoff import Backoff
     from bbcache.flight import Flight, Landing
     from bbcache.handout import Handout
@@ -91,8 +90,7 @@ class Filler:
         queue: of prepares.
         backoff: knows what has failed lately.
         metrics: counts how each call ends.
-        activity: knows of every request that is queued.
-        settle_skipped: called with a request that falls out of the queue, and why.
+        settle_fallen: settles the requests that have fallen out of the queue.
         is_own_thread: whether the caller is one of the threads that builds need.
         clock: seconds that only grow.
     """
@@ -104,8 +102,7 @@ class Filler:
         *,
         backoff: Backoff,
         metrics: Metrics,
-        activity: Activity,
-        settle_skipped: Callable[[Request, SkipReason], None],
+        settle_fallen: Callable[[], None],
         is_own_thread: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -113,8 +110,7 @@ class Filler:
         self._queue = queue
         self._backoff = backoff
         self._metrics = metrics
-        self._activity = activity
-        self._settle_skipped = settle_skipped
+        self._settle_fallen = settle_fallen
         self._is_own_thread = is_own_thread
         self._clock = clock
 
@@ -128,21 +124,17 @@ class Filler:
     ) -> BasebackupFile:
         """See `BasebackupCache.get_or_prepare`."""
         patience = _Patience(timeout_s, go_on, self._clock)
-        result = FillResult.ERROR
+        file: BasebackupFile | None = None
         try:
             file = self._get(tenant_shard_id, timeline_id, lsn, patience)
-            result = FillResult(file.source)
-        except ClosingError:
-            result = FillResult.CLOSING
+            self._metrics.filled(FillResult(file.source))
+        except BaseException as error:
+            if file is not None:  # interrupted in the last line
+                with suppress(OSError):  # one failure is enough
+                    file.close()
+            else:
+                self._metrics.filled(FillResult.GIVEN_UP if patience.is_at_end else _result(error))
             raise
-        except FillTimeoutError:
-            result = FillResult.TIMEOUT
-            raise
-        except BackingOffError:
-            result = FillResult.BACKING_OFF
-            raise
-        finally:
-            self._metrics.filled(FillResult.GIVEN_UP if patience.is_at_end else result)
         return file
 
     def _get(
@@ -205,8 +197,10 @@ class Filler:
 
     def _fly(self, fill: Request, patience: _Patience) -> tuple[BasebackupFile | None, Landing]:
         """Wait for the one build; a file where it has handed one out."""
-        request = self._board(fill)
         try:
+            request = self._queue.join(fill)
+            if request is None:
+                raise _closing()
             landing = patience.wait(request.flight)
             if landing is None:
                 raise _timed_out(request)
@@ -219,18 +213,15 @@ class Filler:
             source = Source.BUILT if request is fill else Source.JOINED
             return self._open(fill, landing.handout, source), landing
         finally:
-            dropped = self._queue.leave(request)
-            if dropped is not None:
-                self._settle_skipped(*dropped)
+            try:
+                self._leave(fill)
+            except KeyboardInterrupt:  # once more: it may not even have begun
+                self._leave(fill)
+                raise
 
-    def _board(self, fill: Request) -> Request:
-        self._activity.begin()
-        request = self._queue.join(fill)
-        if request is not fill:
-            self._activity.end()
-        if request is None:
-            raise _closing()
-        return request
+    def _leave(self, fill: Request) -> None:
+        self._queue.leave(fill)
+        self._settle_fallen()
 
     def _open(self, fill: Request, handout: Handout, source: Source) -> BasebackupFile:
         """Open what was built; raises `_DamagedError` where it has to be built elsewhere."""
@@ -248,6 +239,18 @@ class Filler:
             what = f"cannot read the finished archive back: {text_of(error)}"
             raise _DamagedError(StoreError(what)) from error
         return file
+
+
+def _result(error: BaseException) -> FillResult:
+    """Under what a call that has raised is counted."""
+    for kind, result in (
+        (ClosingError, FillResult.CLOSING),
+        (FillTimeoutError, FillResult.TIMEOUT),
+        (BackingOffError, FillResult.BACKING_OFF),
+    ):
+        if isinstance(error, kind):
+            return result
+    return FillResult.ERROR
 
 
 def _failed(fill: Request, cause: BaseException) -> FillError:

@@ -31,21 +31,21 @@ class Flight:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # guards the next two
-        self._aboard_count = 0
+        self._seats: set[object] = set()  # one for each caller aboard
         self._landing: Landing | None = None
         self._waiters = Waiters()
 
     @property
     def is_awaited(self) -> bool:
         """Whether anybody waits at this moment; one read of memory."""
-        return self._aboard_count > 0
+        return bool(self._seats)
 
-    def board(self) -> bool:
-        """Be one of those who wait, until `leave`; False where it is too late for that."""
+    def board(self, seat: object) -> bool:
+        """Take a seat, which is hashable, until `leave`; False where it is too late for that."""
         with self._lock:
             if self._landing is not None:
                 return False
-            self._aboard_count += 1
+            self._seats.add(seat)
             return True
 
     def wait(self, timeout_s: float | None) -> Landing | None:
@@ -56,18 +56,18 @@ class Flight:
     def land(self, landing: Landing) -> None:
         """The build has ended; the first call counts, and wakes everyone at once."""
         with self._lock:
-            is_taken = self._landing is None and self._aboard_count > 0
+            is_taken = self._landing is None and self.is_awaited
             if self._landing is None:
                 self._landing = landing if is_taken else Landing()
         self._waiters.wake_all()
         if landing.handout is not None and not is_taken:
             landing.handout.close()
 
-    def leave(self) -> None:
-        """Wait no more; the last one closes what was handed out. Once for each `board`."""
+    def leave(self, seat: object) -> None:
+        """Give a seat up; harmless twice. The last caller closes what was handed out."""
         with self._lock:
-            self._aboard_count -= 1
-            is_last = self._aboard_count == 0
+            self._seats.discard(seat)
+            is_last = not self._seats
             handout = self._landing.handout if self._landing is not None and is_last else None
         if handout is not None:
             handout.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import StoreError
@@ -37,9 +36,11 @@ class Handout:
         self.entry = entry
         self._spool = spool
         self._name = name
+        self._holder = object()  # not the handout itself: one that is dropped must be collected
+        self._fd = -1
         self._fd = os.open(path, _FLAGS)
         if spool is not None:
-            spool.hold(self)
+            spool.hold(self._holder)
 
     def fileno(self) -> int:
         """The descriptor, whose offset is neither used nor moved."""
@@ -51,33 +52,39 @@ class Handout:
         Raises:
             StoreError: it cannot be opened.
         """
+        kind = BasebackupFile if self._spool is None else _SpooledFile
         try:
             # A link of the kernel's to the open file itself, for which names do not matter.
-            fd = os.open(f"/proc/self/fd/{self._fd}", _FLAGS)
+            file = kind.open_whatever(f"/proc/self/fd/{self._fd}", _FLAGS)
         except OSError as error:
             raise StoreError(
                 f"cannot open the finished archive {self._name} again: {error.strerror}\n"
                 "hint: It takes /proc, and a free descriptor (ulimit -n).",
                 errno=error.errno,
             ) from error
-        kind = BasebackupFile if self._spool is None else _SpooledFile
         try:
-            file = kind(fd, "rb")
+            file.name, file.lsn, file.size_bytes = self._name, self.entry.lsn, self.entry.size_bytes
+            file.source = source
+            if isinstance(file, _SpooledFile) and self._spool is not None:
+                file.keep(self._spool)
         except BaseException:
-            os.close(fd)
+            file.close()
             raise
-        file.name, file.lsn, file.size_bytes = self._name, self.entry.lsn, self.entry.size_bytes
-        file.source = source
-        if isinstance(file, _SpooledFile) and self._spool is not None:
-            file.keep(self._spool)
         return file
 
     def close(self) -> None:
-        """Close the descriptor; once, after the last `open_file`."""
-        with suppress(OSError):  # the kernel frees the descriptor even so
-            os.close(self._fd)
+        """Close the descriptor, after the last `open_file`; harmless twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            try:  # noqa: SIM105 - an interrupt may come after each call: this must be the first
+                os.close(fd)
+            except OSError:  # the kernel frees the descriptor even so
+                pass
         if self._spool is not None:
-            self._spool.let_go(self)
+            self._spool.let_go(self._holder)
+
+    def __del__(self) -> None:
+        self.close()  # where the last caller was interrupted before it could
 
 
 class _SpooledFile(BasebackupFile):
@@ -88,12 +95,12 @@ class _SpooledFile(BasebackupFile):
     def keep(self, spool: Spool) -> None:
         """Take part in keeping the bytes on the disk."""
         holder = object()  # not the file itself: one that is dropped must be collected
-        spool.hold(holder)
         self._kept = spool, holder
+        spool.hold(holder)
 
     def close(self) -> None:
-        """Close the file, and give its room back."""
-        super().close()
+        """Give the room back, and close the file: what is open still is closed when dropped."""
         if self._kept is not None:
             spool, holder = self._kept
             spool.let_go(holder)
+        super().close()

@@ -82,6 +82,7 @@ class Preparer:
         while (request := self._queue.take()) is not None:
             with suppress(BaseException):  # of a log handler, say; the request has been settled
                 self.run(request)
+                self.settle_fallen()
 
     def stop(self) -> None:
         """Make builds under way fail at their next write, and waits at their next slice."""
@@ -112,21 +113,31 @@ class Preparer:
             if is_over:
                 self._end_wait(request)
                 self._note(job, landing)
+                self.settle(request, count)
                 self._queue.done(request)
                 self._metrics.refresh()
-                self.settle(request, count)
+                self._activity.changed()
                 request.flight.land(landing)
 
     def settle(self, request: Request, count: Callable[[], None]) -> None:
-        """Count a request, unless that was done, and end its activity."""
+        """Count a request, unless that was done."""
         if self._queue.claim(request):
             count()
-            self._activity.end()
+
+    def settle_fallen(self) -> None:
+        """Settle what has fallen out of the queue, whichever thread has made it fall.
+
+        A thread that is interrupted leaves the rest to the next one.
+        """
+        for request, reason in self._queue.fallen():
+            self.settle_skipped(request, reason)
 
     def settle_skipped(self, request: Request, reason: SkipReason) -> None:
         """Count a request that is skipped while it waits, and tell its callers."""
         self.settle(request, lambda: self._metrics.skipped(reason))
         request.flight.land(CLOSED if reason is SkipReason.CLOSING else Landing())
+        self._queue.forget(request)
+        self._activity.changed()
         log_skip(request.key, request.lsn, reason)
         if reason is SkipReason.QUEUE_FULL:
             log.warning(
@@ -169,16 +180,13 @@ class Preparer:
         self._check_room(job)
         job.failing = request.place
         if self._gives_way(job) or not self._wait_lsn(timeline, request):
-            dropped = self._queue.postpone(request)
-            if dropped is not None:
-                self.settle_skipped(*dropped)
+            self._queue.postpone(request)
+            self.settle_fallen()
             return None
-        outgrown = self._queue.start(request)
-        if outgrown is None:
+        if not self._queue.start(request):
             return None
         self._end_wait(request)
-        for each in outgrown:
-            self.settle_skipped(each, SkipReason.COALESCED)
+        self.settle_fallen()
         return self._build(job, timeline, started_s)
 
     def _gives_way(self, job: Job) -> bool:

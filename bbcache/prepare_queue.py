@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from bbcache.index import make_place
 from bbcache.metrics import SkipReason
+from bbcache.waiters import Waiters
 
 if TYPE_CHECKING:
     from bbcache.ids import Lsn
@@ -28,10 +29,10 @@ _MOST_LSNS: Final = 16  # of one timeline in the line
 class PrepareQueue:
     """Prepares that wait, and those that run. Thread-safe.
 
-    The lock is taken itself, not by its condition: a KeyboardInterrupt that comes while a
-    condition is entered would leave it locked. A caller notifies before it changes
-    anything, and adds a request before it removes it elsewhere, so that an interrupt
-    between the two leaves no request that no worker sees.
+    A KeyboardInterrupt may end a step of a caller anywhere. So it wakes the workers, which
+    then wait for the lock, before it changes anything, and adds a request before it removes
+    it elsewhere: an interrupt between the two leaves no request that no worker sees. What
+    falls out of the queue is kept until it is settled, by whichever thread comes next.
 
     Args:
         capacity: how many timelines may have requests in the line that no caller waits for;
@@ -40,12 +41,13 @@ class PrepareQueue:
 
     def __init__(self, capacity: int) -> None:
         self._lock = threading.RLock()  # guards all that follows
-        self._changed = threading.Condition(self._lock)  # only workers wait
+        self._workers = Waiters()
         self._fills: dict[bytes, Request] = {}  # the line of what callers wait for, by place
         self._waiting: dict[bytes, dict[Lsn, Request]] = {}  # the line after it, by timeline
         self._later: dict[bytes, Request] = {}  # what is behind the line, by place
         self._polled: set[Request] = set()  # of these, what workers look at
         self._running: dict[bytes, Request] = {}  # what has the slot of its timeline
+        self._fallen: dict[Request, SkipReason] = {}  # what is out, but not settled
         self._owes_look = False  # whether what is behind has the next turn
         self._capacity = capacity
         self._is_open = self._is_open_for_fills = False
@@ -65,36 +67,36 @@ class PrepareQueue:
         with self._lock:
             self._is_open_for_fills = True
             self._is_open = not for_fills_only
-            self._changed.notify_all()
+            self._workers.wake_all()
 
-    def put(self, request: Request) -> tuple[Request, SkipReason] | None:
-        """Queue a request that no caller waits for.
+    def put(self, request: Request) -> None:
+        """Queue a request that no caller waits for; once closed, it falls out.
 
         A newer LSN makes an older one superfluous when it is known to be reached, no sooner.
-
-        Returns:
-            The request that falls out, this one or another, and why; None where
-            none does. Once closed, every request falls out.
         """
         with self._lock:
-            if self._is_closed:
-                return request, SkipReason.CLOSING
-            if self._is_covered_locked(request):
-                return request, SkipReason.COALESCED
             lsns = self._waiting.get(request.key)
-            if lsns is None and self._unawaited_count_locked() >= self._capacity:
-                return request, SkipReason.QUEUE_FULL
-            fallen = None if lsns is None else lsns.get(request.lsn)  # a rebuild
-            self._line_up_locked(request)
-            if lsns is not None and len(lsns) > _MOST_LSNS:
-                # Not the newest one, and not the first one that will be reached.
-                fallen = lsns.pop(sorted(lsns)[len(lsns) // 2])
-            return None if fallen is None else (fallen, SkipReason.COALESCED)
+            if self._is_closed:
+                self._fallen[request] = SkipReason.CLOSING
+            elif self._is_covered_locked(request):
+                self._fallen[request] = SkipReason.COALESCED
+            elif lsns is None and self._unawaited_count_locked() >= self._capacity:
+                self._fallen[request] = SkipReason.QUEUE_FULL
+            else:
+                replaced = None if lsns is None else lsns.get(request.lsn)
+                if replaced is not None:  # a rebuild
+                    self._fallen[replaced] = SkipReason.COALESCED
+                self._line_up_locked(request)
+                if lsns is not None and len(lsns) > _MOST_LSNS:
+                    # Not the newest one, and not the first one that will be reached.
+                    lsn = sorted(lsns)[len(lsns) // 2]
+                    self._fallen[lsns[lsn]] = SkipReason.COALESCED
+                    del lsns[lsn]
 
     def join(self, fill: Request) -> Request | None:
         """Board the flight of a request at the same LSN; where there is none, queue this one.
 
-        What callers wait for is taken first.
+        What callers wait for is taken first. Call `leave` in any case, interrupted or not.
 
         Returns:
             The request whose flight was boarded; None once closed.
@@ -103,34 +105,54 @@ class PrepareQueue:
             if self._is_closed:
                 return None
             for other in self._at_locked(fill.key, fill.lsn):
-                if other.flight.board():
+                fill.joined = other
+                if other.flight.board(fill):
                     self._adopt_locked(other, fill)
                     return other
-            fill.flight.board()
+            fill.joined = fill
+            fill.flight.board(fill)
             self._line_up_locked(fill)
             return fill
 
-    def leave(self, request: Request) -> tuple[Request, SkipReason] | None:
-        """Get off a request's flight.
+    def leave(self, fill: Request) -> None:
+        """Get off the flight that was boarded; harmless twice.
 
         What nobody wants any more goes behind what can run, and does not wait for its LSN.
-
-        Returns:
-            The request that falls out, and why; None where none does.
         """
-        request.flight.leave()
+        request = fill.joined
+        if request is None:
+            return
+        request.flight.leave(fill)
         with self._lock:
             if request.flight.is_awaited or request.is_sent:
-                return None
+                return
             if self._fills.get(request.place) is request:
-                self._changed.notify()
+                self._workers.wake_all()
                 self._later[request.place] = request
                 del self._fills[request.place]
-                return self._overflow_locked()
-            if request.is_seen and request in self._idle_locked():
+                self._overflow_locked()
+            elif request.is_seen and request in self._idle_locked():
+                self._fallen[request] = SkipReason.GIVEN_UP
                 del self._later[request.place]
-                return request, SkipReason.GIVEN_UP
-            return None
+
+    def fallen(self) -> list[tuple[Request, SkipReason]]:
+        """The requests that have fallen out of the queue, and why, until they are forgotten."""
+        if not self._fallen:  # one read of memory
+            return []
+        with self._lock:
+            return list(self._fallen.items())
+
+    def forget(self, request: Request) -> None:
+        """A request that has fallen out is settled; harmless twice."""
+        with self._lock:
+            self._fallen.pop(request, None)
+
+    def is_idle(self) -> bool:
+        """Whether no request waits, runs or is to be settled."""
+        with self._lock:
+            return not (
+                self._waiting or self._fills or self._later or self._running or self._fallen
+            )
 
     def has(self, key: bytes, lsn: Lsn) -> bool:
         """Whether a request at exactly `lsn` waits or runs."""
@@ -142,16 +164,20 @@ class PrepareQueue:
 
         One from the line has the slot of its timeline, one from behind has not.
         """
-        with self._lock:
-            while not self._is_closed:
-                request = self._next_locked()
+        taken: list[Request] = []
+
+        def is_over() -> bool:
+            with self._lock:
+                request = None if self._is_closed else self._next_locked()
                 if request is not None:
                     request.is_seen = True
+                    taken.append(request)
                     if len(self._later) > len(self._polled):
-                        self._changed.notify()
-                    return request
-                self._changed.wait()
-            return None
+                        self._workers.wake_all()
+                return self._is_closed or bool(taken)
+
+        self._workers.wait_for(is_over, None)
+        return taken[0] if taken else None
 
     def has_other(self, request: Request) -> bool:
         """Whether another request can run if this one, which is taken, goes behind."""
@@ -165,48 +191,47 @@ class PrepareQueue:
                 return _GLANCE_S
             return max(_LEAST_SLICE_S, WAIT_SLICE_S / max(1, len(self._later)))
 
-    def postpone(self, request: Request) -> tuple[Request, SkipReason] | None:
-        """Put a taken request behind what can run, and free the slot of its timeline.
-
-        Returns:
-            The request that falls out, and why; None where none does.
-        """
+    def postpone(self, request: Request) -> None:
+        """Put a taken request behind what can run, and free the slot of its timeline."""
         with self._lock:
-            if self._is_closed:
-                return request, SkipReason.CLOSING
             request.is_behind = True
-            if request in self._polled:
+            if self._is_closed:
+                self._fallen[request] = SkipReason.CLOSING
+                self.done(request)
+            elif request in self._polled:
                 self._polled.discard(request)
-                return None
-            self._owes_look = False  # it was just looked at
-            del self._running[request.key]
-            self._later[request.place] = request
-            self._changed.notify()
-            return self._overflow_locked()
+            else:
+                self._owes_look = False  # it was just looked at
+                del self._running[request.key]
+                self._later[request.place] = request
+                self._workers.wake_all()
+                self._overflow_locked()
 
-    def start(self, request: Request) -> list[Request] | None:
+    def start(self, request: Request) -> bool:
         """Take the timeline's slot for the build of a taken request whose LSN is reached.
 
+        Requests at older LSNs that no caller waits for fall out.
+
         Returns:
-            The requests that it makes superfluous: those at older LSNs that no caller waits
-            for. None where another request has the slot: then this one is in the line again.
+            False where another request has the slot: then this one is in the line again.
         """
         with self._lock:
             if self._is_closed:
-                return []
+                return True
             if request in self._polled:
                 self._polled.discard(request)
                 if request.key in self._running:
                     self._line_up_locked(request)
-                    return None
+                    return False
                 del self._later[request.place]
                 self._running[request.key] = request
             request.is_reached = True
             waiting = [*self._waiting.get(request.key, {}).values(), *self._idle_locked()]
             outgrown = [r for r in waiting if r.key == request.key and r.lsn < request.lsn]
             for each in outgrown:
+                self._fallen[each] = SkipReason.COALESCED
                 self._withdraw_locked(each)
-            return outgrown
+            return True
 
     def done(self, request: Request) -> None:
         """A taken request has ended: its timeline is free for the next."""
@@ -217,7 +242,7 @@ class PrepareQueue:
                 self._polled.discard(request)
                 self._withdraw_locked(request)
             if self._waiting or self._fills or self._later:  # else a worker would wake in vain
-                self._changed.notify()
+                self._workers.wake_all()
 
     def claim(self, request: Request) -> bool:
         """Whether the caller is the first to settle the request, so that it counts once."""
@@ -225,17 +250,17 @@ class PrepareQueue:
             is_first, request.is_claimed = not request.is_claimed, True
             return is_first
 
-    def close(self) -> list[Request]:
-        """Take no more requests and wake the workers; returns those that waited."""
+    def close(self) -> None:
+        """Take no more requests and wake the workers; what waits falls out."""
         with self._lock:
-            self._changed.notify_all()
+            self._workers.wake_all()
             self._is_closed = True
             waiting = [each for lsns in self._waiting.values() for each in lsns.values()]
-            cancelled = [*waiting, *self._fills.values(), *self._later.values()]
+            for each in (*waiting, *self._fills.values(), *self._later.values()):
+                self._fallen[each] = SkipReason.CLOSING
             self._waiting.clear()
             self._fills.clear()
             self._later.clear()
-            return cancelled
 
     def running(self) -> list[Request]:
         """The requests that have the slots of their timelines."""
@@ -279,12 +304,14 @@ class PrepareQueue:
 
     def _line_up_locked(self, request: Request) -> None:
         """Put a request in the part of the line where it belongs now."""
-        self._changed.notify()
+        self._workers.wake_all()
         if request.flight.is_awaited:
             self._fills[request.place] = request
             self._drop_waiting_locked(request)
+        elif request.key in self._waiting:
+            self._waiting[request.key][request.lsn] = request
         else:
-            self._waiting.setdefault(request.key, {})[request.lsn] = request
+            self._waiting[request.key] = {request.lsn: request}
         if self._later.get(request.place) is request:
             del self._later[request.place]
 
@@ -354,12 +381,12 @@ class PrepareQueue:
         left = sum(not each.flight.is_awaited for each in self._fills.values())
         return len(self._waiting) + left
 
-    def _overflow_locked(self) -> tuple[Request, SkipReason] | None:
+    def _overflow_locked(self) -> None:
         """Of too many behind the line, the oldest of the timeline with the most falls out."""
         idle = self._idle_locked()
         if len(idle) <= self._capacity:
-            return None
+            return
         counts = Counter(each.key for each in idle)
         oldest = min(idle, key=lambda each: (-counts[each.key], each.queued_at_s))
+        self._fallen[oldest] = SkipReason.QUEUE_FULL
         del self._later[oldest.place]
-        return oldest, SkipReason.QUEUE_FULL

@@ -33,11 +33,13 @@ class Request:
         is_claimed: whether it is settled.
         waiting_since_s: when the wait for its LSN began; None before and after the wait.
         flight: the callers that wait for it.
+        joined: the request that a caller's own one has joined, maybe itself; None before.
     """
 
     __slots__ = (
         *("disk_failure", "flight", "is_behind", "is_claimed", "is_reached", "is_seen", "is_sent"),
-        *("key", "lsn", "must_build", "place", "queued_at_s", "tenant_shard_id", "waiting_since_s"),
+        *("joined", "key", "lsn", "must_build", "place", "queued_at_s", "tenant_shard_id"),
+        "waiting_since_s",
     )
 
     def __init__(
@@ -62,6 +64,7 @@ class Request:
         self.disk_failure = disk_failure
         self.is_claimed = self.is_seen = self.is_behind = self.is_reached = False
         self.flight = Flight()
+        self.joined: Request | None = None
 
     @property
     def is_rebuild(self) -> bool:

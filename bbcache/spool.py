@@ -23,6 +23,11 @@ class Spool:
         self._spools = spools
         self._holders: set[object] = set()
 
+    @property
+    def is_held(self) -> bool:
+        """Whether anybody keeps the bytes on the disk; one read of memory."""
+        return bool(self._holders)
+
     def hold(self, holder: object) -> None:
         """`holder`, which is hashed by identity, keeps the bytes on the disk."""
         self._holders.add(holder)
@@ -49,7 +54,7 @@ class Spools:
     @property
     def size_bytes(self) -> int:
         """What all of them take now."""
-        return sum(spool.size_bytes for spool in list(self._held))
+        return sum(spool.size_bytes for spool in list(self._held) if spool.is_held)
 
     def open(self, holder: object) -> Spool:
         """Room for one archive, of no bytes yet, kept by `holder`."""

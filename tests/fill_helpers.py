@@ -63,7 +63,7 @@ def aboard(rig: Rig) -> int:
         waiting = {each for lsns in queue._waiting.values() for each in lsns.values()}
         behind, running = queue._later.values(), queue._running.values()
         requests = {*waiting, *queue._fills.values(), *behind, *running}
-    return sum(request.flight._aboard_count for request in requests)
+    return sum(len(request.flight._seats) for request in requests)
 
 
 def fills(rig: Rig) -> dict[str, int]:

@@ -6,13 +6,14 @@ import os
 import shutil
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from bbcache.archive import ArchiveWriter, pack_header
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.index import make_key
+from bbcache.prepare_queue import PrepareQueue
 from bbcache.request import Request
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-    from bbcache.prepare_queue import PrepareQueue
+    from bbcache.metrics import SkipReason
 
 TENANT: Final = TenantId.from_str("de200bd42b49cc1814412c7e592dd6e9")
 TIMELINE: Final = TimelineId.from_str("11223344556677889900aabbccddeeff")
@@ -103,7 +104,69 @@ def make_request(key: bytes, lsn: int = 1, *, is_rebuild: bool = False) -> Reque
     return Request(key, Lsn(lsn), None if is_rebuild else TenantShardId(TENANT), 0.0)
 
 
-def take_all(queue: PrepareQueue) -> list[Request]:
+class SettledQueue:
+    """A queue whose every step returns what it makes fall out, which then is settled."""
+
+    def __init__(self, capacity: int) -> None:
+        self.queue = PrepareQueue(capacity)
+        self._fills: dict[Request, list[Request]] = {}  # who has joined a request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.queue, name)
+
+    def __len__(self) -> int:
+        return len(self.queue)
+
+    def put(self, request: Request) -> tuple[Request, SkipReason] | None:
+        """Queue a request."""
+        self.queue.put(request)
+        return self._settle_one()
+
+    def join(self, fill: Request) -> Request | None:
+        """Join a request, or queue one."""
+        request = self.queue.join(fill)
+        if request is not None:
+            self._fills.setdefault(request, []).append(fill)
+        return request
+
+    def leave(self, request: Request) -> tuple[Request, SkipReason] | None:
+        """Leave a request: the last of those that have joined it."""
+        self.queue.leave(self._fills[request].pop())
+        return self._settle_one()
+
+    def take(self) -> Request | None:
+        """Wait for a request."""
+        return self.queue.take()
+
+    def postpone(self, request: Request) -> tuple[Request, SkipReason] | None:
+        """Put a request behind."""
+        self.queue.postpone(request)
+        return self._settle_one()
+
+    def start(self, request: Request) -> list[Request] | None:
+        """Begin a build; None where it cannot begin."""
+        is_started = self.queue.start(request)
+        fallen = self._settle()
+        return list(fallen) if is_started else None
+
+    def close(self) -> list[Request]:
+        """Close the queue."""
+        self.queue.close()
+        return list(self._settle())
+
+    def _settle_one(self) -> tuple[Request, SkipReason] | None:
+        fallen = self._settle()
+        assert len(fallen) <= 1
+        return next(iter(fallen.items()), None)
+
+    def _settle(self) -> dict[Request, SkipReason]:
+        fallen = dict(self.queue.fallen())
+        for request in fallen:
+            self.queue.forget(request)
+        return fallen
+
+
+def take_all(queue: SettledQueue) -> list[Request]:
     """Take what can be taken now, in order, and find each LSN reached."""
     taken = []
     while len(queue):

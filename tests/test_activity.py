@@ -19,20 +19,19 @@ def test_a_new_one_is_idle() -> None:
 def test_wait_idle_gives_up_after_its_timeout() -> None:
     """Work that goes on makes the wait end False, at once where the timeout is 0."""
     activity = Activity()
-    activity.begin()
-    assert not activity.wait_idle(0)
-    assert not activity.wait_idle(0.01)
-    activity.end()
+    with activity.under_way():
+        assert not activity.wait_idle(0)
+        assert not activity.wait_idle(0.01)
     assert activity.wait_idle(0)
 
 
-def test_every_piece_of_work_must_end() -> None:
-    """Two begun and one ended is not idle."""
-    activity = Activity()
-    activity.begin()
-    activity.begin()
-    activity.end()
+def test_the_rest_must_be_idle_too() -> None:
+    """What is under way elsewhere is asked for at each look."""
+    is_rest_idle = False
+    activity = Activity(lambda: is_rest_idle)
     assert not activity.wait_idle(0)
+    is_rest_idle = True
+    assert activity.wait_idle(0)
 
 
 def test_under_way_ends_also_where_the_block_raises() -> None:
@@ -54,24 +53,26 @@ def test_under_way_ends_also_where_the_block_raises() -> None:
 def test_the_end_wakes_all_who_wait() -> None:
     """Every waiter returns True when the last piece of work ends."""
     activity = Activity()
-    activity.begin()
     results: list[bool] = []
+    is_waited_for = threading.Event()
+
+    def work() -> None:
+        with activity.under_way():
+            is_waited_for.set()
+            wait_until(lambda: len(activity._waiters) == 3)
+        activity.changed()
 
     def wait() -> None:
+        is_waited_for.wait()
         results.append(activity.wait_idle(30))
 
-    def end() -> None:
-        wait_until(lambda: len(activity._waiters) == 3)
-        activity.end()
-
-    run_threads([wait, wait, wait, end])
+    run_threads([wait, wait, wait, work])
     assert results == [True, True, True]
 
 
 def test_giving_up_wakes_all_who_wait() -> None:
     """A close with work left makes every wait end False, at once and for ever."""
-    activity = Activity()
-    activity.begin()
+    activity = Activity(lambda: False)
     results: list[bool] = []
 
     def give_up() -> None:
@@ -100,6 +101,7 @@ def test_no_piece_of_work_is_lost_between_threads() -> None:
             with activity.under_way():
                 if activity.wait_idle(0):
                     is_held.set()
+            activity.changed()
 
     run_threads([hammer] * 4)
     assert activity.wait_idle(0)

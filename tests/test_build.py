@@ -109,12 +109,12 @@ def test_what_is_given_up_at_the_very_end_has_not_succeeded(
     def send(writer: TarballWriter, lsn: Lsn) -> None:
         (running,) = rig.engine._queue._running.values()
         flights.append(running.flight)
-        assert running.flight.board()
+        assert running.flight.board(0)
         writer.write(timeline.tarball(lsn))
         timeline.advance(LSN_B)
 
     def leave() -> None:
-        flights[0].leave()
+        flights[0].leave(0)
 
     timeline.on_send = send
     stop_before(monkeypatch, TempFile, "patch", leave)

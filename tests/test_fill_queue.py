@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import TENANT, make_keys, make_request, take_all
+from helpers import TENANT, SettledQueue, make_keys, make_request, take_all
 
 from bbcache.flight import Landing
 from bbcache.ids import Lsn, TenantShardId
 from bbcache.metrics import SkipReason
-from bbcache.prepare_queue import WAIT_SLICE_S, PrepareQueue
+from bbcache.prepare_queue import WAIT_SLICE_S
 from bbcache.request import Request
 
 if TYPE_CHECKING:
@@ -26,15 +26,15 @@ def fill(key: bytes, lsn: int = 1, *, must_build: bool = False) -> Request:
 
 
 @pytest.fixture
-def queue() -> Iterator[PrepareQueue]:
+def queue() -> Iterator[SettledQueue]:
     """An open queue of two; closed at the end."""
-    made = PrepareQueue(2)
+    made = SettledQueue(2)
     made.open()
     yield made
     made.close()
 
 
-def test_the_first_fill_is_queued_and_the_next_join_it(queue: PrepareQueue) -> None:
+def test_the_first_fill_is_queued_and_the_next_join_it(queue: SettledQueue) -> None:
     """One request an LSN, whether it waits or runs, and everyone is aboard its flight."""
     first = fill(A)
     assert queue.join(first) is first
@@ -54,7 +54,7 @@ def test_the_first_fill_is_queued_and_the_next_join_it(queue: PrepareQueue) -> N
 
 @pytest.mark.parametrize("is_running", [False, True])
 @pytest.mark.parametrize("is_rebuild", [False, True])
-def test_a_fill_joins_a_prepare(queue: PrepareQueue, *, is_running: bool, is_rebuild: bool) -> None:
+def test_a_fill_joins_a_prepare(queue: SettledQueue, *, is_running: bool, is_rebuild: bool) -> None:
     """At its LSN; a rebuild that is joined need not find the shard any more."""
     asked = make_request(A, is_rebuild=is_rebuild)
     queue.put(asked)
@@ -69,7 +69,7 @@ def test_a_fill_joins_a_prepare(queue: PrepareQueue, *, is_running: bool, is_reb
     assert take_all(queue) == ([] if is_running else [asked])
 
 
-def test_another_lsn_is_another_request(queue: PrepareQueue) -> None:
+def test_another_lsn_is_another_request(queue: SettledQueue) -> None:
     """A caller wants exactly the LSN that it names: a fill is not coalesced."""
     prepared, older, newer = make_request(A, 4), fill(A, 1), fill(A, 3)
     queue.put(prepared)
@@ -79,7 +79,7 @@ def test_another_lsn_is_another_request(queue: PrepareQueue) -> None:
     assert take_all(queue) == [older, newer, prepared]
 
 
-def test_one_build_a_timeline_at_a_time(queue: PrepareQueue) -> None:
+def test_one_build_a_timeline_at_a_time(queue: SettledQueue) -> None:
     """Fills of one timeline wait for each other, those of others pass them."""
     first, second, other = fill(A, 1), fill(A, 2), fill(B)
     for each in (first, second, other):
@@ -90,7 +90,7 @@ def test_one_build_a_timeline_at_a_time(queue: PrepareQueue) -> None:
     assert queue.take() is second
 
 
-def test_a_newer_prepare_replaces_nothing_that_is_waited_for(queue: PrepareQueue) -> None:
+def test_a_newer_prepare_replaces_nothing_that_is_waited_for(queue: SettledQueue) -> None:
     """Neither a fill nor a prepare that a fill has joined."""
     joined, newer = make_request(A, 1), make_request(A, 2)
     queue.put(joined)
@@ -102,7 +102,7 @@ def test_a_newer_prepare_replaces_nothing_that_is_waited_for(queue: PrepareQueue
 @pytest.mark.parametrize("is_running", [False, True])
 @pytest.mark.parametrize("is_rebuild", [False, True])
 def test_a_fill_covers_a_prepare_at_its_lsn_alone(
-    queue: PrepareQueue, *, is_running: bool, is_rebuild: bool
+    queue: SettledQueue, *, is_running: bool, is_rebuild: bool
 ) -> None:
     """A client that names an LSN of the future costs the timeline no prepare."""
     running = fill(A, 5)
@@ -119,7 +119,7 @@ def test_a_fill_covers_a_prepare_at_its_lsn_alone(
         assert queue.put(older) is None
 
 
-def test_what_is_waited_for_goes_first(queue: PrepareQueue) -> None:
+def test_what_is_waited_for_goes_first(queue: SettledQueue) -> None:
     """Also a prepare that is joined late; among themselves in order."""
     first, second, awaited = make_request(A), make_request(B), fill(C)
     queue.put(first)
@@ -129,7 +129,7 @@ def test_what_is_waited_for_goes_first(queue: PrepareQueue) -> None:
     assert take_all(queue) == [awaited, second, first]
 
 
-def test_waiting_callers_are_not_bounded_by_the_capacity(queue: PrepareQueue) -> None:
+def test_waiting_callers_are_not_bounded_by_the_capacity(queue: SettledQueue) -> None:
     """Their own number bounds them; prepares keep their places beside them."""
     fills = [fill(key) for key in (A, B, C)]
     for each in fills:
@@ -141,7 +141,7 @@ def test_waiting_callers_are_not_bounded_by_the_capacity(queue: PrepareQueue) ->
     assert take_all(queue) == [*fills, first, second]
 
 
-def test_what_is_given_up_goes_behind_what_can_run(queue: PrepareQueue) -> None:
+def test_what_is_given_up_goes_behind_what_can_run(queue: SettledQueue) -> None:
     """As many as a queue of prepares would hold; of what is beyond the oldest falls out."""
     fills = [fill(key) for key in (A, B, C)]
     for each in fills:
@@ -155,7 +155,7 @@ def test_what_is_given_up_goes_behind_what_can_run(queue: PrepareQueue) -> None:
     assert take_all(queue) == [asked[0], fills[0], fills[1], fills[2]]
 
 
-def test_too_many_that_are_given_up_fall_out(queue: PrepareQueue) -> None:
+def test_too_many_that_are_given_up_fall_out(queue: SettledQueue) -> None:
     """The oldest one of the timeline that has the most."""
     fills = [fill(A), fill(B, 1), fill(B, 2)]
     for each in fills:
@@ -169,7 +169,7 @@ class TestNotReached:
     """Fills whose LSN is not reached."""
 
     @pytest.fixture
-    def ahead(self, queue: PrepareQueue) -> Request:
+    def ahead(self, queue: SettledQueue) -> Request:
         """One whose worker has put it behind what can run."""
         made = fill(A, 9)
         queue.join(made)
@@ -178,7 +178,7 @@ class TestNotReached:
         assert queue.postpone(made) is None
         return made
 
-    def test_it_is_joined_and_stays_behind(self, queue: PrepareQueue, ahead: Request) -> None:
+    def test_it_is_joined_and_stays_behind(self, queue: SettledQueue, ahead: Request) -> None:
         """Another caller makes it no more urgent."""
         assert queue.has(A, Lsn(9))
         assert queue.join(fill(A, 9)) is ahead
@@ -186,7 +186,7 @@ class TestNotReached:
         queue.join(other)
         assert take_all(queue) == [other, ahead]
 
-    def test_it_ends_with_its_last_caller(self, queue: PrepareQueue, ahead: Request) -> None:
+    def test_it_ends_with_its_last_caller(self, queue: SettledQueue, ahead: Request) -> None:
         """At once; where a worker looks at it, that ends it."""
         queue.join(fill(A, 9))
         assert queue.leave(ahead) is None
@@ -194,7 +194,7 @@ class TestNotReached:
         assert len(queue) == 0
 
     def test_one_that_is_looked_at_is_left_to_its_worker(
-        self, queue: PrepareQueue, ahead: Request
+        self, queue: SettledQueue, ahead: Request
     ) -> None:
         """It holds no slot, is joined all the same, and goes behind again."""
         assert queue.take() is ahead
@@ -211,7 +211,7 @@ class TestNotReached:
         assert len(queue) == 0
 
     def test_a_prepare_of_it_outlasts_its_callers(
-        self, queue: PrepareQueue, ahead: Request
+        self, queue: SettledQueue, ahead: Request
     ) -> None:
         """The host has asked for it by now."""
         late = make_request(A, 9)
@@ -219,7 +219,7 @@ class TestNotReached:
         assert queue.leave(ahead) is None
         assert queue.take() is ahead
 
-    def test_reached_it_waits_for_the_slot(self, queue: PrepareQueue, ahead: Request) -> None:
+    def test_reached_it_waits_for_the_slot(self, queue: SettledQueue, ahead: Request) -> None:
         """One build a timeline: it is in the line again, as what a caller waits for."""
         assert queue.take() is ahead
         build = make_request(A, 1)
@@ -232,7 +232,7 @@ class TestNotReached:
         assert queue.take() is ahead
         assert queue.running() == [ahead]
 
-    def test_it_has_a_turn_after_each_other(self, queue: PrepareQueue, ahead: Request) -> None:
+    def test_it_has_a_turn_after_each_other(self, queue: SettledQueue, ahead: Request) -> None:
         """Whatever can run all the time, it is looked at."""
         others = [fill(B, lsn) for lsn in (1, 2)]
         for each in others:
@@ -245,7 +245,7 @@ class TestNotReached:
             queue.postpone(request) if request is ahead else queue.done(request)
         assert taken == [others[0], ahead, others[1], ahead]
 
-    def test_how_long_it_is_looked_at(self, queue: PrepareQueue, ahead: Request) -> None:
+    def test_how_long_it_is_looked_at(self, queue: SettledQueue, ahead: Request) -> None:
         """A slice where it is alone; less where others are, and hardly while one can run."""
         assert queue.slice_s(ahead) == WAIT_SLICE_S
         for lsn in range(10, 13):
@@ -258,7 +258,7 @@ class TestNotReached:
         queue.join(fill(A, 1))
         assert queue.slice_s(ahead) < WAIT_SLICE_S / 20
 
-    def test_a_close_cancels_it(self, queue: PrepareQueue, ahead: Request) -> None:
+    def test_a_close_cancels_it(self, queue: SettledQueue, ahead: Request) -> None:
         """Also while a worker looks at it, which then neither postpones nor starts it."""
         assert queue.take() is ahead
         assert queue.close() == [ahead]
@@ -268,7 +268,7 @@ class TestNotReached:
         assert len(queue) == 0
 
 
-def test_what_was_given_up_can_be_joined_again(queue: PrepareQueue) -> None:
+def test_what_was_given_up_can_be_joined_again(queue: SettledQueue) -> None:
     """It is still the one request of its LSN."""
     first = fill(A)
     queue.join(first)
@@ -277,7 +277,7 @@ def test_what_was_given_up_can_be_joined_again(queue: PrepareQueue) -> None:
     assert first.flight.is_awaited
 
 
-def test_what_runs_goes_on_when_it_is_given_up(queue: PrepareQueue) -> None:
+def test_what_runs_goes_on_when_it_is_given_up(queue: SettledQueue) -> None:
     """Leaving takes nothing out that a worker has taken."""
     first = fill(A)
     queue.join(first)
@@ -286,7 +286,7 @@ def test_what_runs_goes_on_when_it_is_given_up(queue: PrepareQueue) -> None:
     assert queue.running() == [first]
 
 
-def test_what_has_landed_is_not_joined(queue: PrepareQueue) -> None:
+def test_what_has_landed_is_not_joined(queue: SettledQueue) -> None:
     """Between its end and its leaving the queue a new request is made, which waits its turn."""
     first, second = fill(A), fill(A)
     queue.join(first)
@@ -296,7 +296,7 @@ def test_what_has_landed_is_not_joined(queue: PrepareQueue) -> None:
     assert len(queue) == 1
 
 
-def test_a_closed_queue_takes_no_fill(queue: PrepareQueue) -> None:
+def test_a_closed_queue_takes_no_fill(queue: SettledQueue) -> None:
     """Those that wait come back to be told; later ones get nothing."""
     waiting, prepared = fill(A), make_request(B)
     queue.join(waiting)

@@ -10,65 +10,207 @@ import functools
 import os
 import shutil
 import tempfile
+import threading
 import warnings
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import Rig, Worker
-from fill_helpers import unpublished_bytes
+from cache_helpers import LSN_A, LSN_B, Rig, Worker
+from fill_helpers import aboard, filled, fillers, unpublished_bytes
+from helpers import count_descriptors, wait_until
 from interrupts import interrupted, interruptible, places_of
+
+from bbcache import FillError, FillTimeoutError, TenantShardId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from bbcache import Lsn
+    from bbcache.host import TarballWriter
+
+_FEW = 10
 _SHM_DIR = Path("/dev/shm")  # noqa: S108 - mkdtemp is safe there
 
-
-def _get_hit(rig: Rig) -> Callable[[], object]:
-    timeline = rig.prepared()
-    return functools.partial(rig.get_archive, timeline)
+_SCENARIOS: dict[str, Callable[[Rig], Iterator[Callable[[], object]]]] = {}
 
 
-def _get_hit_proven(rig: Rig) -> Callable[[], object]:
+def scenario(
+    make: Callable[[Rig], Iterator[Callable[[], object]]],
+) -> Callable[[Rig], Iterator[Callable[[], object]]]:
+    """One call to interrupt: what comes before it, the call, and what comes after it."""
+    _SCENARIOS[make.__name__] = make
+    return make
+
+
+@contextmanager
+def busy_worker(rig: Rig, until: Callable[[], object] = lambda: False) -> Iterator[None]:
+    """Keep the only worker busy in a block, unless something is so before."""
+    begun, is_over = threading.Event(), threading.Event()
+    timeline = rig.timeline()
+
+    def send(writer: TarballWriter, lsn: Lsn) -> None:
+        begun.set()
+        wait_until(lambda: is_over.is_set() or until())
+        writer.write(timeline.tarball(lsn))
+
+    timeline.on_send = send
+    rig.send(timeline)
+    begun.wait()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+@scenario
+def get_hit(rig: Rig) -> Iterator[Callable[[], object]]:
+    """The digest is checked."""
+    yield functools.partial(rig.get_archive, rig.prepared())
+
+
+@scenario
+def get_proven_hit(rig: Rig) -> Iterator[Callable[[], object]]:
+    """The digest was checked before."""
     timeline = rig.prepared()
     rig.get_archive(timeline)
-    return functools.partial(rig.get_archive, timeline)
+    yield functools.partial(rig.get_archive, timeline)
 
 
-def _get_miss(rig: Rig) -> Callable[[], object]:
-    return functools.partial(rig.open_file, rig.timeline())
+@scenario
+def get_miss(rig: Rig) -> Iterator[Callable[[], object]]:
+    """There is no entry."""
+    yield functools.partial(rig.open_file, rig.timeline())
 
 
-# What sets a call up, and gives it.
-SCENARIOS: dict[str, Callable[[Rig], Callable[[], object]]] = {
-    "get: hit": _get_hit,
-    "get: hit, proven": _get_hit_proven,
-    "get: miss": _get_miss,
-}
+@scenario
+def send(rig: Rig) -> Iterator[Callable[[], object]]:
+    """A worker takes it at once."""
+    yield functools.partial(rig.send, rig.timeline())
+
+
+@scenario
+def send_to_a_full_queue(rig: Rig) -> Iterator[Callable[[], object]]:
+    """It falls out."""
+    with busy_worker(rig):
+        rig.send(rig.timeline())
+        yield functools.partial(rig.send, rig.timeline())
+
+
+@scenario
+def send_once_more(rig: Rig) -> Iterator[Callable[[], object]]:
+    """It is coalesced with the one that waits."""
+    with busy_worker(rig):
+        timeline = rig.timeline()
+        rig.send(timeline)
+        yield functools.partial(rig.send, timeline)
+
+
+@scenario
+def send_a_newer_one(rig: Rig) -> Iterator[Callable[[], object]]:
+    """One at an older LSN waits."""
+    with busy_worker(rig):
+        timeline = rig.timeline(LSN_B)
+        rig.send(timeline, LSN_A)
+        yield functools.partial(rig.send, timeline, LSN_B)
+
+
+@scenario
+def send_to_another_shard(rig: Rig) -> Iterator[Callable[[], object]]:
+    """It is skipped."""
+    shard_id = TenantShardId(rig.tenant.tenant_id, 1, 2)
+    yield functools.partial(rig.cache.send_prepare, shard_id, rig.timeline().timeline_id, LSN_A)
+
+
+@scenario
+def fill_hit(rig: Rig) -> Iterator[Callable[[], object]]:
+    """Nothing is built."""
+    yield functools.partial(filled, rig, rig.prepared())
+
+
+@scenario
+def fill_build(rig: Rig) -> Iterator[Callable[[], object]]:
+    """It is built for this call."""
+    yield functools.partial(filled, rig, rig.timeline())
+
+
+@scenario
+def fill_unpublished(rig: Rig) -> Iterator[Callable[[], object]]:
+    """The timeline has gone on: the archive is handed out and not published."""
+    yield functools.partial(filled, rig, rig.timeline(LSN_B), LSN_A)
+
+
+@scenario
+def fill_join(rig: Rig) -> Iterator[Callable[[], object]]:
+    """Another thread waits for the same build, which goes on when both do."""
+    with busy_worker(rig, until=lambda: aboard(rig) == 2):
+        timeline = rig.timeline()
+        (other,) = fillers(rig, timeline, 1)
+        yield functools.partial(filled, rig, timeline)
+    other.result()
+
+
+@scenario
+def fill_join_what_was_sent(rig: Rig) -> Iterator[Callable[[], object]]:
+    """A prepare that no caller has waited for."""
+    with busy_worker(rig, until=lambda: aboard(rig) == 1):
+        timeline = rig.timeline()
+        rig.send(timeline)
+        yield functools.partial(filled, rig, timeline)
+
+
+@scenario
+def fill_in_no_time(rig: Rig) -> Iterator[Callable[[], object]]:
+    """The call gives up, and its request goes behind what can run."""
+    with busy_worker(rig):
+        timeline = rig.timeline()
+
+        def fill_in_vain() -> None:
+            with suppress(FillTimeoutError):
+                filled(rig, timeline, timeout_s=0)
+
+        yield fill_in_vain
+
+
+@scenario
+def fill_that_fails(rig: Rig) -> Iterator[Callable[[], object]]:
+    """The host raises."""
+    timeline = rig.timeline()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the host fails")
+
+    def fill_in_vain() -> None:
+        with suppress(FillError):
+            filled(rig, timeline)
+
+    timeline.on_send = fail
+    yield fill_in_vain
 
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
-    """A cache in memory, where there is such a place, with one worker."""
+    """A cache in memory, where there is such a place, with one worker and a short queue."""
     base = _SHM_DIR if _SHM_DIR.is_dir() and os.access(_SHM_DIR, os.W_OK) else None
     parent = Path(tempfile.mkdtemp(prefix="bbcache-", dir=base))
-    with Rig(parent / "cache", prepare_concurrency=1) as made:
+    with Rig(parent / "cache", prepare_concurrency=1, prepare_channel_size=1) as made:
         yield made
     shutil.rmtree(parent)
 
 
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def _check(rig: Rig, descriptors: int) -> None:
-    """In another thread: whatever the main thread holds, this one has to wait for."""
+    """After each interrupt, in another thread: what the main thread holds is waited for."""
     rig.wait_idle()
+    rig.cache.entries()
+    assert count_descriptors() == descriptors
+
+
+def _check_all(rig: Rig) -> None:
+    """After a few, for it takes longer."""
     assert rig.value("pageserver_basebackup_cache_prepare_queue_size") == 0
     assert unpublished_bytes(rig) == 0
     rig.check_books()
-    assert _descriptors() == descriptors
     timeline = rig.timeline()
     rig.prepare(timeline)
     assert rig.get(timeline) is not None
@@ -78,21 +220,24 @@ def _check(rig: Rig, descriptors: int) -> None:
     rig.check_books()
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", _SCENARIOS)
 def test_an_interrupt_anywhere_does_no_harm(rig: Rig, name: str) -> None:
     """At each place that the call passes."""
-    make_call, count = SCENARIOS[name], 0
-    places = places_of(make_call(rig))
+    play, count = contextmanager(_SCENARIOS[name]), 0
+    with play(rig) as call:
+        places = places_of(call)
     rig.wait_idle()
-    descriptors = _descriptors()
+    descriptors = count_descriptors()
     with interruptible(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
-        for place in places:
-            call = make_call(rig)
-            count += interrupted(call, place)
+        for number, place in enumerate(places, start=1):
             try:
+                with play(rig) as call:
+                    count += interrupted(call, place)
                 Worker(call).result()  # it takes up what the other has begun
                 Worker(_check, rig, descriptors).result()
+                if number % _FEW == 0 or place is places[-1]:
+                    Worker(_check_all, rig).result()
             except BaseException as error:
                 raise AssertionError(f"interrupted at {place}") from error
     assert count > len(places) / 2

@@ -6,13 +6,12 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import TENANT, make_keys, make_request, run_threads, take_all, wait_until
+from helpers import TENANT, SettledQueue, make_keys, make_request, run_threads, take_all, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bbcache.ids import TenantShardId
 from bbcache.metrics import SkipReason
-from bbcache.prepare_queue import PrepareQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,21 +23,20 @@ SHARD = TenantShardId(TENANT)
 
 
 @pytest.fixture
-def queue() -> Iterator[PrepareQueue]:
+def queue() -> Iterator[SettledQueue]:
     """An open queue of three; closed at the end, so that no taker is left waiting."""
-    made = PrepareQueue(3)
+    made = SettledQueue(3)
     made.open()
     yield made
     made.close()
 
 
-def waiters(queue: PrepareQueue) -> int:
+def waiters(queue: SettledQueue) -> int:
     """How many threads wait in take."""
-    with queue._lock:
-        return len(queue._changed._waiters)  # type: ignore[attr-defined]
+    return len(queue._workers)
 
 
-def test_requests_are_taken_in_order(queue: PrepareQueue) -> None:
+def test_requests_are_taken_in_order(queue: SettledQueue) -> None:
     """The oldest first."""
     made = [make_request(key) for key in (C, A, B)]
     assert [queue.put(each) for each in made] == [None] * 3
@@ -47,7 +45,7 @@ def test_requests_are_taken_in_order(queue: PrepareQueue) -> None:
     assert len(queue) == 0
 
 
-def test_the_newest_lsn_of_a_timeline_is_taken_first(queue: PrepareQueue) -> None:
+def test_the_newest_lsn_of_a_timeline_is_taken_first(queue: SettledQueue) -> None:
     """Where its LSN is reached, those at older LSNs fall out; other timelines keep their places."""
     old, other, new, older = (
         make_request(A, 2),
@@ -61,7 +59,7 @@ def test_the_newest_lsn_of_a_timeline_is_taken_first(queue: PrepareQueue) -> Non
     assert take_all(queue) == [other]
 
 
-def test_an_lsn_that_is_not_reached_makes_no_other_superfluous(queue: PrepareQueue) -> None:
+def test_an_lsn_that_is_not_reached_makes_no_other_superfluous(queue: SettledQueue) -> None:
     """Whether it is newer or older, comes before or after: the other has its turn at once."""
     bogus, true = make_request(A, 9), make_request(A, 2)
     queue.put(bogus)
@@ -76,7 +74,7 @@ def test_an_lsn_that_is_not_reached_makes_no_other_superfluous(queue: PrepareQue
     assert queue.take() is bogus
 
 
-def test_an_equal_request_falls_out(queue: PrepareQueue) -> None:
+def test_an_equal_request_falls_out(queue: SettledQueue) -> None:
     """One request an LSN is enough, wherever it waits."""
     first = make_request(A, 2)
     queue.put(first)
@@ -88,7 +86,7 @@ def test_an_equal_request_falls_out(queue: PrepareQueue) -> None:
 
 
 @pytest.mark.parametrize("lsn", [1, 2])
-def test_a_build_covers_what_is_not_newer(queue: PrepareQueue, lsn: int) -> None:
+def test_a_build_covers_what_is_not_newer(queue: SettledQueue, lsn: int) -> None:
     """The LSN of a build is known to be reached: an older or equal one is superfluous."""
     first, late = make_request(A, 2), make_request(A, lsn)
     queue.put(first)
@@ -98,7 +96,7 @@ def test_a_build_covers_what_is_not_newer(queue: PrepareQueue, lsn: int) -> None
     assert len(queue) == 0
 
 
-def test_few_lsns_of_a_timeline_wait(queue: PrepareQueue) -> None:
+def test_few_lsns_of_a_timeline_wait(queue: SettledQueue) -> None:
     """Of more the one in the middle falls out: not the newest, nor the first to be reached."""
     made = [make_request(A, lsn) for lsn in range(1, 18)]
     assert [queue.put(each) for each in made] == [
@@ -109,7 +107,7 @@ def test_few_lsns_of_a_timeline_wait(queue: PrepareQueue) -> None:
     assert queue.start(made[-1]) == [*made[:8], *made[9:-1]]
 
 
-def test_a_newer_request_waits_for_the_running_one(queue: PrepareQueue) -> None:
+def test_a_newer_request_waits_for_the_running_one(queue: SettledQueue) -> None:
     """One build a timeline at a time; other timelines pass it."""
     running, newer, other = make_request(A, 1), make_request(A, 2), make_request(B)
     queue.put(running)
@@ -122,7 +120,7 @@ def test_a_newer_request_waits_for_the_running_one(queue: PrepareQueue) -> None:
     assert queue.take() is newer
 
 
-def test_an_ordinary_request_replaces_a_rebuild_at_its_lsn(queue: PrepareQueue) -> None:
+def test_an_ordinary_request_replaces_a_rebuild_at_its_lsn(queue: SettledQueue) -> None:
     """It builds wherever the rebuild would, and need not find the shard."""
     rebuild, ordinary = make_request(A, 1, is_rebuild=True), make_request(A, 1)
     assert rebuild.is_rebuild
@@ -132,7 +130,7 @@ def test_an_ordinary_request_replaces_a_rebuild_at_its_lsn(queue: PrepareQueue) 
     assert take_all(queue) == [ordinary]
 
 
-def test_an_ordinary_request_waits_behind_a_running_rebuild(queue: PrepareQueue) -> None:
+def test_an_ordinary_request_waits_behind_a_running_rebuild(queue: SettledQueue) -> None:
     """The rebuild may give up where the ordinary one does not."""
     rebuild, ordinary = make_request(A, 1, is_rebuild=True), make_request(A, 1)
     queue.put(rebuild)
@@ -143,7 +141,7 @@ def test_an_ordinary_request_waits_behind_a_running_rebuild(queue: PrepareQueue)
 @pytest.mark.parametrize("is_running_rebuild", [False, True])
 @pytest.mark.parametrize("lsn", [1, 2])
 def test_a_rebuild_waits_behind_a_running_prepare(
-    queue: PrepareQueue, lsn: int, *, is_running_rebuild: bool
+    queue: SettledQueue, lsn: int, *, is_running_rebuild: bool
 ) -> None:
     """The one that runs may have relied on the very archive that was found bad since."""
     running = make_request(A, 2, is_rebuild=is_running_rebuild)
@@ -157,7 +155,7 @@ def test_a_rebuild_waits_behind_a_running_prepare(
 
 @pytest.mark.parametrize("is_first_rebuild", [False, True])
 def test_a_rebuild_is_covered_by_either_at_its_lsn(
-    queue: PrepareQueue, *, is_first_rebuild: bool
+    queue: SettledQueue, *, is_first_rebuild: bool
 ) -> None:
     """A second rebuild, or one beside an ordinary prepare, is superfluous."""
     queue.put(make_request(A, 1, is_rebuild=is_first_rebuild))
@@ -172,7 +170,7 @@ def test_the_best_request_of_a_timeline_is_run_last(
     steps: list[tuple[int, bool, bool]],
 ) -> None:
     """However requests and runs mix, every request ends once and the best is not lost."""
-    queue = PrepareQueue(1)
+    queue = SettledQueue(1)
     queue.open()
     fallen: list[Request] = []
     run: list[Request] = []
@@ -206,7 +204,7 @@ def test_the_best_request_of_a_timeline_is_run_last(
         assert best in [(each.lsn, not each.is_rebuild) for each in run]
 
 
-def test_capacity_bounds_what_waits(queue: PrepareQueue) -> None:
+def test_capacity_bounds_what_waits(queue: SettledQueue) -> None:
     """The request too many is the one that falls out."""
     made = [make_request(key) for key in (A, B, C)]
     for each in made:
@@ -217,7 +215,7 @@ def test_capacity_bounds_what_waits(queue: PrepareQueue) -> None:
     assert take_all(queue) == made
 
 
-def test_a_full_queue_still_coalesces(queue: PrepareQueue) -> None:
+def test_a_full_queue_still_coalesces(queue: SettledQueue) -> None:
     """Another LSN of a timeline that waits needs no place."""
     old, new = make_request(B, 1), make_request(B, 2)
     for each in (make_request(A), old, make_request(C)):
@@ -227,7 +225,7 @@ def test_a_full_queue_still_coalesces(queue: PrepareQueue) -> None:
     assert queue.put(stale) == (stale, SkipReason.COALESCED)
 
 
-def test_what_runs_takes_no_place(queue: PrepareQueue) -> None:
+def test_what_runs_takes_no_place(queue: SettledQueue) -> None:
     """The capacity is for those that wait."""
     for key in (A, B, C):
         queue.put(make_request(key))
@@ -235,7 +233,7 @@ def test_what_runs_takes_no_place(queue: PrepareQueue) -> None:
     assert queue.put(make_request(D)) is None
 
 
-def test_a_full_queue_has_no_place_behind_a_running_one(queue: PrepareQueue) -> None:
+def test_a_full_queue_has_no_place_behind_a_running_one(queue: SettledQueue) -> None:
     """A newer one for a busy timeline needs a place of its own."""
     queue.put(make_request(A, 1))
     queue.take()
@@ -247,7 +245,7 @@ def test_a_full_queue_has_no_place_behind_a_running_one(queue: PrepareQueue) -> 
 
 def test_requests_gather_until_the_queue_is_opened() -> None:
     """Before the start is done prepares wait, and no worker gets one."""
-    queue = PrepareQueue(3)
+    queue = SettledQueue(3)
     made = make_request(A)
     queue.put(made)
     taken: list[Request | None] = []
@@ -264,7 +262,7 @@ def test_requests_gather_until_the_queue_is_opened() -> None:
     assert taken == [made]
 
 
-def test_take_waits_and_is_woken_by_a_put(queue: PrepareQueue) -> None:
+def test_take_waits_and_is_woken_by_a_put(queue: SettledQueue) -> None:
     """A worker sleeps until there is work."""
     made = make_request(A)
     taken: list[Request | None] = []
@@ -277,7 +275,7 @@ def test_take_waits_and_is_woken_by_a_put(queue: PrepareQueue) -> None:
     assert taken == [made]
 
 
-def test_take_is_woken_by_the_end_of_a_run(queue: PrepareQueue) -> None:
+def test_take_is_woken_by_the_end_of_a_run(queue: SettledQueue) -> None:
     """A worker that waits for a busy timeline goes on when it is free."""
     running, newer = make_request(A, 1), make_request(A, 2)
     queue.put(running)
@@ -293,7 +291,7 @@ def test_take_is_woken_by_the_end_of_a_run(queue: PrepareQueue) -> None:
     assert taken == [newer]
 
 
-def test_a_put_for_a_busy_timeline_does_not_swallow_the_next(queue: PrepareQueue) -> None:
+def test_a_put_for_a_busy_timeline_does_not_swallow_the_next(queue: SettledQueue) -> None:
     """A worker woken in vain waits on, and is woken again."""
     running = make_request(A, 1)
     queue.put(running)
@@ -310,7 +308,7 @@ def test_a_put_for_a_busy_timeline_does_not_swallow_the_next(queue: PrepareQueue
     assert taken == [other]
 
 
-def test_running_lists_what_runs(queue: PrepareQueue) -> None:
+def test_running_lists_what_runs(queue: SettledQueue) -> None:
     """From take to done."""
     made = [make_request(A), make_request(B)]
     for each in made:
@@ -322,7 +320,7 @@ def test_running_lists_what_runs(queue: PrepareQueue) -> None:
     assert queue.running() == made[1:]
 
 
-def test_a_request_is_claimed_once(queue: PrepareQueue) -> None:
+def test_a_request_is_claimed_once(queue: SettledQueue) -> None:
     """Of all that want to count a request, the first may."""
     made = make_request(A)
     won: list[bool] = []
@@ -330,7 +328,7 @@ def test_a_request_is_claimed_once(queue: PrepareQueue) -> None:
     assert sorted(won) == [False, False, False, True]
 
 
-def test_close_gives_back_what_waits(queue: PrepareQueue) -> None:
+def test_close_gives_back_what_waits(queue: SettledQueue) -> None:
     """Cancelled are those that wait, not those that run, and only once."""
     running, second, third = make_request(A), make_request(B), make_request(C)
     for each in (running, second, third):
@@ -344,7 +342,7 @@ def test_close_gives_back_what_waits(queue: PrepareQueue) -> None:
     assert queue.running() == []
 
 
-def test_closed_queue_takes_and_gives_nothing(queue: PrepareQueue) -> None:
+def test_closed_queue_takes_and_gives_nothing(queue: SettledQueue) -> None:
     """Every request falls out as closing, and takers end."""
     queue.close()
     late = make_request(A)
@@ -356,7 +354,7 @@ def test_closed_queue_takes_and_gives_nothing(queue: PrepareQueue) -> None:
 
 def test_close_wakes_every_taker() -> None:
     """Workers end, also where the queue was never opened."""
-    queue = PrepareQueue(3)
+    queue = SettledQueue(3)
     taken: list[Request | None] = []
 
     def close() -> None:
@@ -367,7 +365,7 @@ def test_close_wakes_every_taker() -> None:
     assert taken == [None, None, None]
 
 
-def test_length_is_read_without_the_lock(queue: PrepareQueue) -> None:
+def test_length_is_read_without_the_lock(queue: SettledQueue) -> None:
     """A scrape never waits for the queue."""
     queue.put(make_request(A))
     seen: list[int] = []
@@ -378,7 +376,7 @@ def test_length_is_read_without_the_lock(queue: PrepareQueue) -> None:
 
 def test_workers_and_senders_lose_nothing() -> None:
     """Every request ends exactly once, and no two of a timeline run at once."""
-    queue = PrepareQueue(5)
+    queue = SettledQueue(5)
     queue.open()
     lock = threading.Lock()
     busy: set[bytes] = set()

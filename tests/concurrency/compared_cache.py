@@ -88,8 +88,8 @@ class ComparedCache(RuleBasedStateMachine):
 
     def wait_until_quiet(self) -> None:
         """Wait until nothing goes on but what has been stopped."""
-        stopped = self.model.in_flight_count
-        wait_until(lambda: self.engine.activity._count == stopped)
+        stopped, queue = self.model.in_flight_count, self.engine._queue
+        wait_until(lambda: len(queue) + len(queue._running) + len(queue._fallen) == stopped)
 
     def settle(self) -> None:
         """Wait for what was left running, and take over how it ended."""
