@@ -330,7 +330,9 @@ def test_an_ext4_that_an_error_has_stopped(tmp_path: Path) -> None:
         file.truncate(8 << 20)
     subprocess.run([tool("mkfs.ext4"), "-q", image], check=True)
     path.mkdir()
-    mount("-o", "loop,errors=remount-ro", image, path)
+    command = ["mount", "-o", "loop,errors=remount-ro", str(image), str(path)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("no image of a file system can be mounted here")
     try:
         with Rig(path / "cache") as rig:
             held, missing = rig.prepared(), rig.timeline()

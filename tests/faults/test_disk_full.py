@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from cache_helpers import LSN_A, LSN_B, MIB, Rig, noise
+from cache_helpers import LSN_A, LSN_B, MIB, Rig, Worker, noise, tar_of
 from disk_helpers import mount
+from fill_helpers import filled
 from helpers import file_names
+
+from bbcache import FillError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -184,6 +188,66 @@ def test_a_disk_out_of_inodes_costs_the_prepares(disk: SmallDisk, rig: Rig) -> N
     disk.free()
     rig.prepare(late)
     assert rig.get(late) is not None
+    rig.check_books()
+
+
+@pytest.mark.parametrize("is_sent_before", [False, True])
+def test_callers_get_their_bytes_from_a_full_disk(
+    disk: SmallDisk, rig: Rig, tmp_path: Path, *, is_sent_before: bool
+) -> None:
+    """The disk fills in the middle of their archive, which is then built beside it."""
+    (tmp_path / "aside").mkdir()
+    rig.open(prepare_concurrency=2, unpublished_dir=tmp_path / "aside")
+    held, timeline = rig.prepared(LSN_A, _HELD_BYTES), rig.timeline()
+    build(disk, timeline)
+    if is_sent_before:
+        rig.send(timeline)  # most often they join it
+    workers = [Worker(filled, rig, timeline) for _ in range(3)]
+    assert {worker.result()[1] for worker in workers} == {noise(_BUILT_BYTES)}  # type: ignore[index]
+    assert filled(rig, held) == ("hit", noise(_HELD_BYTES, LSN_A))
+    assert not rig.holds(timeline)
+    assert "No space left on device" in (rig.cache.degraded_reason or "")
+    rig.wait_idle()
+    rig.check_books()
+    disk.free()
+    timeline.on_send = None
+    assert filled(rig, timeline) == ("built", tar_of(timeline))
+    assert rig.cache.degraded_reason is None
+    rig.check_books()
+
+
+def test_callers_get_their_bytes_from_a_disk_out_of_inodes(
+    disk: SmallDisk, rig: Rig, tmp_path: Path
+) -> None:
+    """No file can be made in the cache."""
+    (tmp_path / "aside").mkdir()
+    rig.open(unpublished_dir=tmp_path / "aside")
+    timeline = rig.timeline()
+    disk.use_up_inodes()
+    assert filled(rig, timeline) == ("built", tar_of(timeline))
+    disk.free()
+    assert filled(rig, timeline) == ("built", tar_of(timeline))
+    rig.check_books()
+
+
+@pytest.mark.parametrize("both_on", ["the same disk", "a limit"])
+def test_a_full_disk_without_another_is_named_twice(
+    disk: SmallDisk, rig: Rig, both_on: str
+) -> None:
+    """`unpublished_dir` on the disk that is full, or no room within its limit."""
+    aside = disk.path / "aside"
+    aside.mkdir()
+    limit = 1 if both_on == "a limit" else 1 << 30
+    rig.open(unpublished_dir=aside, max_unpublished_size_bytes=limit)
+    timeline = rig.timeline()
+    build(disk, timeline)
+    with pytest.raises(FillError) as caught:
+        filled(rig, timeline)
+    text = str(caught.value)
+    assert text.count("No space left on device") == (2 if both_on == "the same disk" else 1)
+    assert ("max_unpublished_size_bytes 1" in text) == (both_on == "a limit")
+    assert os.listdir(aside) == []
+    rig.wait_idle()
     rig.check_books()
 
 
