@@ -118,18 +118,18 @@ class TarWriter:
         self._put(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
 
     def _copy(self, name: str, fd: int, size_bytes: int) -> None:
-        try:
-            for hole_bytes, data_bytes in _extents(fd, size_bytes):
-                self._put_zeros(hole_bytes)
-                self._copy_data(name, fd, data_bytes)
-        except OSError as error:
-            raise PostgresError(f"cannot read {name}: {error.strerror}") from error
+        for hole_bytes, data_bytes in _extents(name, fd, size_bytes):
+            self._put_zeros(hole_bytes)
+            self._copy_data(name, fd, data_bytes)
 
     def _copy_data(self, name: str, fd: int, size_bytes: int) -> None:
         left = size_bytes
         while left:
             room = self._room(left)
-            got = os.readv(fd, [self._buffer[self._filled : self._filled + room]])
+            try:
+                got = os.readv(fd, [self._buffer[self._filled : self._filled + room]])
+            except OSError as error:
+                raise _unreadable(name, error) from error
             if not got:
                 raise PostgresError(
                     f"{name} became shorter while it was read: {left} of {size_bytes} bytes are "
@@ -173,7 +173,11 @@ class TarWriter:
         self._filled = 0
 
 
-def _extents(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
+def _unreadable(name: str, error: OSError) -> PostgresError:
+    return PostgresError(f"cannot read {name}: {error.strerror}")
+
+
+def _extents(name: str, fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
     """Yield the bytes of each hole and of the data behind it; the file is placed at the data."""
     status = os.fstat(fd)
     missing_bytes = status.st_size - status.st_blocks * _STAT_BLOCK_SIZE_BYTES
@@ -182,11 +186,15 @@ def _extents(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
         return
     end = 0
     while end < size_bytes:
-        start = min(_next_data(fd, end), size_bytes)
-        hole_bytes = start - end
-        end = start if start == size_bytes else min(os.lseek(fd, start, os.SEEK_HOLE), size_bytes)
-        os.lseek(fd, start, os.SEEK_SET)
-        yield hole_bytes, end - start
+        position = end
+        try:
+            start = min(_next_data(fd, position), size_bytes)
+            end = start if start == size_bytes else os.lseek(fd, start, os.SEEK_HOLE)
+            os.lseek(fd, start, os.SEEK_SET)
+        except OSError as error:
+            raise _unreadable(name, error) from error
+        end = min(end, size_bytes)
+        yield start - position, end - start
 
 
 def _next_data(fd: int, position: int) -> int:
