@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from bbcache.errors import BrokenError, PostgresError, PrepareError, TakeoverError, text_of
 from bbcache.host import TarballWriter
@@ -15,6 +16,8 @@ from bbcache.pageserver.takeover import pending_takeover, take_over
 from bbcache.postgres.control_file import ControlFile
 from bbcache.postgres.pgdata import check_sendable, inspect_pgdata, send_pgdata_tarball
 from bbcache.postgres.wal import canonical_lsn
+
+_MAX_VERSION_BYTES: Final = 16  # of PG_VERSION
 
 
 class PgdataTimeline:
@@ -231,6 +234,14 @@ class PgdataTimeline:
 
 def _inspect(pgdata_dir: Path) -> ControlFile:
     """Check that PostgreSQL would start on the directory, as far as two small files tell."""
-    if not (pgdata_dir / "PG_VERSION").is_file():
-        raise PostgresError(f"{pgdata_dir}/PG_VERSION is not there, or is no file")
-    return inspect_pgdata(pgdata_dir)
+    path = pgdata_dir / "PG_VERSION"
+    if not path.is_file():
+        raise PostgresError(f"{path} is not there, or is no file")
+    control = inspect_pgdata(pgdata_dir)
+    with path.open("rb") as file:
+        version = file.read(_MAX_VERSION_BYTES).strip()
+    if version != str(control.major_version).encode():
+        raise PostgresError(
+            f"{path} does not say {control.major_version}, of which its pg_control is"
+        )
+    return control

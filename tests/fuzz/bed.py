@@ -2,7 +2,8 @@
 
 Each way to play ends in an AssertionError where a promise is broken: something other than a
 `PageServiceError` comes out, the answer is not made of whole messages, it depends on how the
-stream was cut, the log has a traceback, or bytes of an archive reach who may not have them.
+stream was cut, the log has a traceback or a piece of a token, or a client gets bytes of an
+archive that it may not have.
 """
 
 from __future__ import annotations
@@ -47,20 +48,27 @@ if TYPE_CHECKING:
 CONTENT: Final = b"what only its owner may see " * 8
 _SEND_TIMEOUT_S: Final = 60.0
 _PATIENCE_S: Final = 0.01
+_PIECE_CHARACTERS: Final = 8  # of the token: as many as no line has by chance
 _COPY_KINDS: Final = frozenset("HdcC")
 
 
 class Log(logging.Handler):
-    """Keeps what is logged with a traceback, or as an error."""
+    """Keeps what is logged with a traceback, as an error, or with a piece of the token."""
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.DEBUG)
         self.bad: list[str] = []
+        self.token = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a line."""
-        if record.exc_info or record.levelno >= logging.ERROR:
-            self.bad.append(self.format(record))
+        text = self.format(record)
+        if record.exc_info or record.levelno >= logging.ERROR or self._has_token(text):
+            self.bad.append(text)
+
+    def _has_token(self, text: str) -> bool:
+        pieces = range(0, len(self.token) - _PIECE_CHARACTERS, _PIECE_CHARACTERS)
+        return any(self.token[at : at + _PIECE_CHARACTERS] in text for at in pieces)
 
 
 class _Verifier:
@@ -107,6 +115,8 @@ class FuzzBed:
         """Prepare the archive, and start the services."""
         logger = logging.getLogger("bbcache")
         logger.addHandler(self._log)
+        self._opened.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.DEBUG)
         self._opened.callback(logger.removeHandler, self._log)
         self._opened.enter_context(self._rig)
         timeline = self._rig.timeline()
@@ -121,6 +131,7 @@ class FuzzBed:
         token = signer.sign(scope="tenant", tenant_id=str(TenantId.generate()))
         keys = TokenKeys(signer.write_public(self._directory / "key.pem"))
         self._verifier = _Verifier(keys, token)
+        self._log.token = token
         self.vocabulary = Vocabulary(_commands(tenant_id, timeline.timeline_id), token)
         self._metrics = ServiceMetrics(CollectorRegistry(), lambda: 0)
         self._command_log = CommandLog()

@@ -117,6 +117,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "has 0 bytes",
     ),
     "PG_VERSION missing": (lambda p: (p / "PG_VERSION").unlink(), "PG_VERSION is not there"),
+    "PG_VERSION of another version": (
+        lambda p: (p / "PG_VERSION").write_text("9\n"),
+        "PG_VERSION does not say ",
+    ),
+    "PG_VERSION empty": (lambda p: os.truncate(p / "PG_VERSION", 0), "PG_VERSION does not say "),
     "PG_VERSION a FIFO": (lambda p: replace(p / "PG_VERSION", os.mkfifo), "PG_VERSION is not"),
     "empty": (empty, "PG_VERSION is not there"),
     "a file": (as_file, "is not a directory"),
