@@ -79,11 +79,11 @@ def open_standard_streams() -> None:
     """
     for fd, (name, mode) in enumerate(_STREAMS):
         if getattr(sys, name) is None:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-            os.open(os.devnull, os.O_RDWR)  # the lowest descriptor that is free: this one
-            os.set_inheritable(fd, True)  # noqa: FBT003 - as a standard stream is
-            setattr(sys, name, open(fd, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+            try:
+                os.fstat(fd)  # somebody may have opened it since
+            except OSError:
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003 - the lowest that is free: this one
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
