@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from bbcache.errors import CacheFullError, EntryTooBigError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from bbcache.config import BasebackupCacheConfig
 
 
@@ -111,6 +113,17 @@ class Accounting:
     def other_bytes(self) -> int:
         """Bytes of strays, doomed files and quarantine."""
         return self.strays.size_bytes + self.doomed.size_bytes + self.quarantine.size_bytes
+
+    def recount(self, doomed_sizes: Collection[int], open_ones: Collection[Reservation]) -> None:
+        """Count again what no scan of the directory tells.
+
+        Args:
+            doomed_sizes: the bytes of the files that are to be removed.
+            open_ones: the reservations of the builds under way.
+        """
+        self.doomed = Tally(len(doomed_sizes), sum(doomed_sizes))
+        self.building_slots = sum(each.charged_slots for each in open_ones)
+        self.building_bytes = sum(each.charged_bytes for each in open_ones)
 
     def open_reservation(self, key: bytes, credit_bytes: int | None) -> Reservation:
         """Take the slot of an archive about to be built.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import TYPE_CHECKING
-from weakref import WeakSet
 
 from bbcache.waiters import Waiters
 
@@ -23,7 +23,7 @@ class Activity:
 
     def __init__(self, is_rest_idle: Callable[[], bool] = lambda: True) -> None:
         self._lock = threading.RLock()  # guards _blocks
-        self._blocks: WeakSet[threading.Lock] = WeakSet()  # locked while they run
+        self._blocks: list[weakref.ref[threading.Lock]] = []  # locked while they run
         self._is_rest_idle = is_rest_idle
         self._is_over = False
         self._waiters = Waiters()
@@ -36,7 +36,9 @@ class Activity:
         """
         block = threading.Lock()
         with self._lock:
-            self._blocks.add(block)
+            # No WeakSet: its own finalisers are written in Python, and swallow an interrupt.
+            self._blocks = [ref for ref in self._blocks if ref() is not None]
+            self._blocks.append(weakref.ref(block))
         return block
 
     def changed(self) -> None:
@@ -46,8 +48,10 @@ class Activity:
     def is_idle(self) -> bool:
         """Whether nothing is under way at this moment."""
         with self._lock:
-            if any(block.locked() for block in self._blocks):
-                return False
+            for ref in self._blocks:
+                block = ref()
+                if block is not None and block.locked():
+                    return False
         return self._is_rest_idle()
 
     def wait_idle(self, timeout_s: float | None) -> bool:

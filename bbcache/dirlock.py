@@ -105,7 +105,9 @@ class DirectoryLock:
         Where an error has made ext4 stop, for one, the mount is still said to be writable.
         """
         try:
-            os.close(os.open(self._path, _PROBE_FLAGS))
+            # As in BasebackupFile.open_whatever, no interrupt comes between the two.
+            (fd,) = map(os.open, (self._path,), (_PROBE_FLAGS,))
+            os.close(fd)
         except OSError as error:
             return error.errno == errno.EROFS
         return False

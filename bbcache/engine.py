@@ -261,6 +261,8 @@ class Engine:
 
     def _are_prepares_idle(self) -> bool:
         self._preparer.settle_fallen()
+        with suppress(OSError):  # a later look may succeed
+            self._shelf.settle_doubt()
         return self._is_initialized and self._queue.is_idle()
 
     def _rebuild(self, entry: Entry) -> None:

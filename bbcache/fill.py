@@ -215,7 +215,7 @@ class Filler:
         finally:
             try:
                 self._leave(fill)
-            except KeyboardInterrupt:  # once more: it may not even have begun
+            except BaseException:  # interrupted: it may not even have begun
                 self._leave(fill)
                 raise
 

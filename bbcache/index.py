@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -176,6 +177,17 @@ class Index:
             for key, reservation in self._reservations.items():
                 held = self._entries.get(key)
                 self._books.set_credit(reservation, None if held is None else held.size_bytes)
+
+    def recount(self, entries: dict[bytes, Entry], doomed_sizes: Collection[int]) -> None:
+        """Like `load`, after a step that was broken off: nothing that is counted is relied on.
+
+        Args:
+            entries: by their timelines' keys; the index's own from now on.
+            doomed_sizes: the bytes of the files that are to be removed.
+        """
+        with self._lock:
+            self._books.recount(doomed_sizes, self._reservations.values())
+            self.load(entries)
 
     def check_room(self, key: bytes) -> None:
         """Check that `reserve` would find a slot now.

@@ -149,7 +149,7 @@ class Reader:
             self._activity.changed()
         elif isinstance(error, FileNotFoundError) and self._shelf.is_home():
             # Replaced or removed since the look-up, or by somebody else: no ghost stays.
-            self._index.remove(entry)
+            self._shelf.forget(entry)
             self._metrics.misses.inc()
         else:
             self._metrics.read_errors.inc()

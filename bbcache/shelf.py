@@ -68,6 +68,7 @@ class Shelf:
         self._quarantined: dict[str, int] = {}  # path -> bytes, oldest first
         self._is_stopped = False  # no more changes but of temporary files; set without the lock
         self._is_fenced = False
+        self._doubt = _Doubt()  # set without the lock
         self._store = store
         self._home = Home(store, dirlock)
         self._index = index
@@ -112,6 +113,7 @@ class Shelf:
             what = "replaced" if self._home.is_locked else "read-only"
             self._home.come()
             stock = self._take_over_locked() if self._home.is_stock_due else None
+        self.settle_doubt()
         self._home.tell()
         if stock is not None:
             self._report(stock[1])
@@ -165,12 +167,29 @@ class Shelf:
             Whether the entry was still held; False, too, where the directory is not
             this cache's any more.
         """
-        with self._file_lock:
+        with self._file_lock, self._doubt:
             if not self._may_change_locked() or not self._index.doom(entry):
                 return False
             failure = self._unlink_doomed_locked(entry)
         self._report([failure])
         return True
+
+    def forget(self, entry: Entry) -> None:
+        """Drop this very entry, whose file is gone. Takes no file lock, since a read calls it."""
+        with self._doubt:
+            self._index.remove(entry)
+
+    def settle_doubt(self) -> None:
+        """Count what is in the directory again, where a step was broken off in the middle.
+
+        Raises:
+            OSError: the directory cannot be listed; a later call may do it.
+        """
+        if not self._doubt.is_there:  # one read of memory
+            return
+        with self._file_lock:
+            if self._doubt.is_there and not self._is_stopped:
+                self._take_stock_locked()
 
     def quarantine(self, entry: Entry) -> bool:
         """Take this very entry, proven bad, out and keep its file for inspection.
@@ -186,7 +205,7 @@ class Shelf:
                 read-only file system, where that would last, the entry goes and the
                 file stays.
         """
-        with self._file_lock:
+        with self._file_lock, self._doubt:
             if self._is_stopped or not self._index.holds(entry):
                 return False
             self._check_home_locked()
@@ -232,12 +251,12 @@ class Shelf:
         with self._file_lock:
             parked = list(self._parked)
         for path in parked:
-            with self._file_lock:
+            with self._file_lock, self._doubt:
                 if self._may_change_locked() and path in self._parked:
                     failure = _try_unlink(path)
                     if failure is None:
                         self._unpark_locked(path)
-        with self._file_lock:
+        with self._file_lock, self._doubt:
             if self._may_change_locked():
                 sizes = {
                     name: self._store.restat_stray(name, size_bytes)
@@ -259,7 +278,9 @@ class Shelf:
         Returns:
             False when it did not end in that time: the directory must stay locked then.
         """
-        if not self._file_lock.acquire(timeout=timeout_s):
+        # As in BasebackupFile.open_whatever, no interrupt comes between this and the `try`.
+        (is_acquired,) = map(self._file_lock.acquire, (True,), (timeout_s,))
+        if not is_acquired:
             return False
         try:
             self._is_stopped = self._is_fenced = True
@@ -302,7 +323,11 @@ class Shelf:
         newest, superseded = newest_of_each(found.entries)
         self._refresh_quarantine_locked()
         self._set_strays_locked(found.strays)
-        self._index.load(newest)
+        if self._doubt.is_there:
+            self._index.recount(newest, self._parked.values())
+            self._doubt.is_there = False
+        else:
+            self._index.load(newest)
         for entry in newest.values() if self._parked else ():
             self._forget_overwritten_locked(self._path_of(entry))
         failures = [self._remove_locked(self._path_of(e), e.size_bytes) for e in superseded]
@@ -389,6 +414,22 @@ class Shelf:
                     failure.strerror,
                     hint_for(failure),
                 )
+
+
+class _Doubt:
+    """Whether a step was broken off in the middle, by a KeyboardInterrupt, say.
+
+    A context manager round each step that a caller's thread may do.
+    """
+
+    is_there = False
+
+    def __enter__(self) -> None:
+        """Begin a step."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not issubclass(kind, OSError):  # these, a step expects
+            self.is_there = True
 
 
 def _try_unlink(path: str) -> OSError | None:

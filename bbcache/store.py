@@ -164,11 +164,6 @@ class BasebackupFile(io.FileIO):
             raise
 
 
-def open_archive(path: str) -> int:
-    """A descriptor for reading a file, which the caller closes."""
-    return os.open(path, _OPEN_FLAGS)
-
-
 def _check_kind_and_size(fd: int, path: str, size_bytes: int) -> None:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):

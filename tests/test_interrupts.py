@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from bbcache import Lsn
     from bbcache.host import TarballWriter
+    from bbcache.testing import MemoryTimeline
 
 _FEW = 10
 _SHM_DIR = Path("/dev/shm")  # noqa: S108 - mkdtemp is safe there
@@ -45,10 +46,15 @@ def scenario(
 
 
 @contextmanager
-def busy_worker(rig: Rig, until: Callable[[], object] = lambda: False) -> Iterator[None]:
+def busy_worker(
+    rig: Rig,
+    timeline: MemoryTimeline | None = None,
+    lsn: Lsn = LSN_A,
+    until: Callable[[], object] = lambda: False,
+) -> Iterator[None]:
     """Keep the only worker busy in a block, unless something is so before."""
     begun, is_over = threading.Event(), threading.Event()
-    timeline = rig.timeline()
+    timeline = timeline or rig.timeline()
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
         begun.set()
@@ -56,7 +62,7 @@ def busy_worker(rig: Rig, until: Callable[[], object] = lambda: False) -> Iterat
         writer.write(timeline.tarball(lsn))
 
     timeline.on_send = send
-    rig.send(timeline)
+    rig.send(timeline, lsn)
     begun.wait()
     try:
         yield
@@ -82,6 +88,56 @@ def get_proven_hit(rig: Rig) -> Iterator[Callable[[], object]]:
 def get_miss(rig: Rig) -> Iterator[Callable[[], object]]:
     """There is no entry."""
     yield functools.partial(rig.open_file, rig.timeline())
+
+
+@scenario
+def get_vanished(rig: Rig) -> Iterator[Callable[[], object]]:
+    """Its file was removed by hand."""
+    timeline = rig.prepared()
+    rig.path(timeline).unlink()
+    yield functools.partial(rig.open_file, timeline)
+
+
+@scenario
+def get_bad(rig: Rig) -> Iterator[Callable[[], object]]:
+    """It is quarantined, and built again."""
+    timeline = rig.prepared()
+    path = rig.path(timeline)
+    path.write_bytes(bytes(path.stat().st_size))
+    yield functools.partial(rig.open_file, timeline)
+
+
+@scenario
+def get_bad_beside_a_build(rig: Rig) -> Iterator[Callable[[], object]]:
+    """A refresh of it is under way, and counts on its bytes."""
+    timeline = rig.prepared()
+    path = rig.path(timeline)
+    path.write_bytes(bytes(path.stat().st_size))
+    timeline.advance(LSN_B)
+    with busy_worker(rig, timeline, LSN_B):
+        yield functools.partial(rig.open_file, timeline)
+
+
+@scenario
+def clean_up(rig: Rig) -> Iterator[Callable[[], object]]:
+    """One entry is outgrown."""
+    timeline = rig.prepared()
+    timeline.advance(LSN_B)
+    rig.prepared()
+    yield rig.cache.run_cleanup
+
+
+@scenario
+def look_on(rig: Rig) -> Iterator[Callable[[], object]]:
+    """What waits, and what lists."""
+    with busy_worker(rig):
+
+        def look() -> None:
+            assert rig.cache.wait_initialized()
+            rig.cache.wait_idle(0.001)
+            assert isinstance(rig.cache.entries(), list)
+
+        yield look
 
 
 @scenario

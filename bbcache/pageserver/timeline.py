@@ -44,7 +44,9 @@ class PgdataTimeline:
         self._health = health
         control = _inspect(pgdata_dir)
         self._wal_segment_size_bytes = control.wal_segment_size_bytes
-        self._moved = threading.Condition()  # guards all that follows
+        # Taken itself: an interrupt while a condition is entered would leave it locked.
+        self._lock = threading.RLock()  # guards all that follows
+        self._moved = threading.Condition(self._lock)
         self._directory_lsn = control.checkpoint_end_lsn
         self._tip = self._directory_lsn
         self._reader_count = 0
@@ -58,13 +60,13 @@ class PgdataTimeline:
         Raises:
             BrokenError: a takeover has failed.
         """
-        with self._moved:
+        with self._lock:
             self._check_usable_locked()
             return self._tip
 
     def check_usable(self) -> None:
         """Raise `BrokenError` if a takeover has failed; else do nothing."""
-        with self._moved:
+        with self._lock:
             self._check_usable_locked()
 
     def canonical_lsn(self, lsn: Lsn) -> Lsn:
@@ -81,7 +83,7 @@ class PgdataTimeline:
         Raises:
             TimeoutError: none of these is so after `timeout` seconds.
         """
-        with self._moved:
+        with self._lock:
             if not self._moved.wait_for(
                 lambda: self._directory_lsn >= lsn or self._tip > lsn or not self._has_compute,
                 timeout,
@@ -119,7 +121,7 @@ class PgdataTimeline:
             BrokenError: a takeover has failed.
             PrepareError: there is one already.
         """
-        with self._moved:
+        with self._lock:
             self._check_usable_locked()
             if self._has_compute:
                 raise PrepareError(f"timeline {self.timeline_id} has a compute node already")
@@ -127,7 +129,7 @@ class PgdataTimeline:
 
     def advance(self, lsn: Lsn) -> None:
         """A WAL record that ends at `lsn` has been seen."""
-        with self._moved:
+        with self._lock:
             self._tip = max(self._tip, lsn)
             self._moved.notify_all()
 
@@ -158,7 +160,7 @@ class PgdataTimeline:
         except PostgresError as error:
             raise self._takeover_error(pgdata_dir, error) from error
         try:
-            with self._moved:
+            with self._lock:
                 self._is_moving = True
                 self._moved.wait_for(lambda: self._reader_count == 0)
             take_over(pgdata_dir, self.pgdata_dir)
@@ -167,7 +169,7 @@ class PgdataTimeline:
             if isinstance(error, OSError):
                 raise self._takeover_error(pgdata_dir, error) from error
             raise
-        with self._moved:
+        with self._lock:
             self._is_moving = False
             self._has_compute = False
             self._failure = None
@@ -184,7 +186,7 @@ class PgdataTimeline:
     def refuse_until_takeover(self) -> None:
         """Refuse all use from now on: what the compute node has left was not taken over."""
         failure = self._health.broken("a takeover has failed half-way, or was stopped")
-        with self._moved:
+        with self._lock:
             self._is_moving = False
             self._has_compute = False  # no reader waits for it
             self._failure = failure
@@ -192,7 +194,7 @@ class PgdataTimeline:
 
     def resume_compute(self) -> None:
         """Note that the compute node of a failed takeover runs again."""
-        with self._moved:
+        with self._lock:
             self._has_compute = True
             self._failure = None
             self._moved.notify_all()
@@ -200,7 +202,7 @@ class PgdataTimeline:
 
     def give_up_compute(self) -> None:
         """The compute node is lost, and what it wrote with it: back to the directory."""
-        with self._moved:
+        with self._lock:
             self._has_compute = False
             self._tip = self._directory_lsn
             self._moved.notify_all()
@@ -208,7 +210,7 @@ class PgdataTimeline:
     @contextmanager
     def _reading(self) -> Iterator[Lsn]:
         """Keep the directory as it is for the time of a block."""
-        with self._moved:
+        with self._lock:
             self._moved.wait_for(lambda: not self._is_moving)
             self._check_usable_locked()
             self._reader_count += 1
@@ -216,7 +218,7 @@ class PgdataTimeline:
         try:
             yield lsn
         finally:
-            with self._moved:
+            with self._lock:
                 self._reader_count -= 1
                 self._moved.notify_all()
 

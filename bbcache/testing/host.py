@@ -48,18 +48,20 @@ class MemoryTimeline:
         self.piece_size_bytes = 8192
         self.on_send: Callable[[TarballWriter, Lsn], None] | None = None
         self.on_wait: Callable[[Lsn, float], None] | None = None
-        self._moved = threading.Condition()  # guards _lsn
+        # Taken itself: an interrupt while a condition is entered would leave it locked.
+        self._lock = threading.RLock()  # guards _lsn
+        self._moved = threading.Condition(self._lock)
         self._lsn = lsn
 
     def advance(self, lsn: Lsn) -> None:
         """Move the tip to `lsn`."""
-        with self._moved:
+        with self._lock:
             self._lsn = lsn
             self._moved.notify_all()
 
     def get_last_record_lsn(self) -> Lsn:
         """The tip."""
-        with self._moved:
+        with self._lock:
             return self._lsn
 
     def wait_lsn(self, lsn: Lsn, timeout: float) -> None:
@@ -67,7 +69,7 @@ class MemoryTimeline:
         if self.on_wait is not None:
             self.on_wait(lsn, timeout)
             return
-        with self._moved:
+        with self._lock:
             if not self._moved.wait_for(lambda: self._lsn >= lsn, timeout):
                 raise TimeoutError(f"{self.timeline_id} is at {self._lsn}, not at {lsn}")
 
