@@ -24,7 +24,6 @@ from fill_helpers import fill, filled, fillers, fills, unpublished_bytes
 import bbcache.build
 from bbcache import FillError, StoreError
 from bbcache.errors import BackingOffError
-from bbcache.nameless import NamelessFile
 from bbcache.shelf import Shelf
 from bbcache.store import Store, TempFile
 
@@ -493,29 +492,6 @@ def test_a_close_ends_a_fallback(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> N
             worker.result()
         rig.cache.close()
     assert rig.skips == {"closing": 1}
-
-
-def test_a_nameless_file_is_gone_with_its_descriptor(aside: Path) -> None:
-    """It can be opened once more as long as it is open, and has no name."""
-    file = NamelessFile.create(str(aside), "name")
-    file.append(b"bytes")
-    assert os.listdir(aside) == []
-    fd = os.open(file.link, os.O_RDONLY)
-    file.close()
-    assert os.pread(fd, 10, 0) == b"bytes"
-    os.close(fd)
-
-
-def test_a_nameless_file_leaves_nothing_where_it_cannot_be_unlinked(
-    aside: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is no file then, and its descriptor is closed."""
-    monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)  # refused for writing
-    before = os.listdir("/proc/self/fd")
-    fail_with(monkeypatch, os, "unlink", PermissionError(errno.EACCES, "Permission denied"))
-    with pytest.raises(PermissionError):
-        NamelessFile.create(str(aside), "name")
-    assert os.listdir("/proc/self/fd") == before
 
 
 def test_an_archive_that_cannot_be_closed_fails_no_caller(

@@ -262,6 +262,28 @@ def test_requests_gather_until_the_queue_is_opened() -> None:
     assert taken == [made]
 
 
+def test_a_queue_that_is_open_for_fills_keeps_the_rest() -> None:
+    """What a caller waits for is taken; what nobody waits for gathers until it is opened."""
+    queue = SettledQueue(3)
+    sent, fill = make_request(A), make_request(B)
+    queue.put(sent)
+    assert queue.join(fill) is fill
+    queue.open(for_fills_only=True)
+    assert queue.take() is fill
+    assert not queue.has_other(fill)
+    queue.done(fill)
+    joined = make_request(A)
+    assert queue.join(joined) is sent
+    assert queue.take() is sent
+    queue.done(sent)
+    late = make_request(C)
+    queue.put(late)
+    assert not queue.has_other(sent)
+    queue.open()
+    assert take_all(queue) == [late]
+    queue.close()
+
+
 def test_take_waits_and_is_woken_by_a_put(queue: SettledQueue) -> None:
     """A worker sleeps until there is work."""
     made = make_request(A)
