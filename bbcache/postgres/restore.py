@@ -63,7 +63,8 @@ def restore_tarball(
     it holds files and directories inside `dest` only, each once, and that
     ``global/pg_control`` is the last. Directories get mode 0700 and files 0600,
     whatever the tar says. After a failure `dest` is as empty as before; after a kill
-    it may hold files, but no pg_control.
+    it may hold files, but no pg_control. Long runs of zeros take no space, except in WAL
+    segments, whose space is reserved.
 
     A copy that runs beside its original has the same subscriptions, and takes changes
     away from it: each change goes to one of the two. Restore such a copy with
