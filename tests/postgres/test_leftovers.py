@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +15,7 @@ from bbcache.postgres import leftovers
 from bbcache.postgres.leftovers import remove_tree
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 
 def test_it_tries_again_while_somebody_writes(
@@ -52,12 +55,20 @@ def test_what_is_gone_is_fine(tmp_path: Path) -> None:
     remove_tree(tmp_path / "nothing")
 
 
-def test_a_tree_deeper_than_python_and_paths_can_go(tmp_path: Path) -> None:
+@pytest.fixture
+def deep_dir() -> Iterator[Path]:
+    """A directory that pytest, which cannot remove a very deep one, never comes across."""
+    path = Path(tempfile.mkdtemp(prefix="bbcache-deep-"))
+    yield path
+    subprocess.run(["rm", "-rf", "--", path], check=True)
+
+
+def test_a_tree_deeper_than_python_and_paths_can_go(deep_dir: Path) -> None:
     """A server's user can make one; no link in it is followed."""
-    outside = tmp_path / "outside"
+    outside = deep_dir / "outside"
     outside.mkdir()
     (outside / "kept").touch()
-    directory = tmp_path / "pgdata"
+    directory = deep_dir / "pgdata"
     directory.mkdir()
     fd = os.open(directory, os.O_RDONLY)
     for _ in range(3000):
