@@ -1,9 +1,8 @@
 """The queue of prepares: what can run, what is behind that, one build of a timeline at a time.
 
 A request comes in the *line*. Its worker finds out whether its LSN is reached. If not, the
-request goes *behind*: its worker looks at other requests, and comes back to it when there is
-nothing else to run, or after a run. So an LSN that is never reached costs short looks, and
-neither a worker nor the build of another LSN.
+request goes *behind*: workers look at it when nothing else can run, or after a run. So an
+LSN that is never reached costs short looks, and no worker nor the build of another LSN.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from bbcache.request import Request
 
 WAIT_SLICE_S: Final = 0.2  # the longest look at a request whose LSN is not reached
-_LEAST_SLICE_S: Final = 0.005  # where many are looked at in turn: it bounds what that costs
-_GLANCE_S: Final = 0.001  # while something else can run
+_LEAST_SLICE_S: Final = 0.01  # where many are looked at in turn: it bounds what that costs
+_GLANCE_S: Final = 0.001  # while something else can run, or where nobody waits
 _MOST_LSNS: Final = 16  # of one timeline in the line
 
 
@@ -36,7 +35,8 @@ class PrepareQueue:
 
     Args:
         capacity: how many timelines may have requests in the line that no caller waits for;
-            and how many such requests may be behind it.
+            and how many requests may be behind it that `send_prepare` has asked for, or that
+            their callers have given up.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -130,7 +130,7 @@ class PrepareQueue:
                 self._workers.wake_all()
                 self._later[request.place] = request
                 del self._fills[request.place]
-                self._overflow_locked()
+                self._overflow_locked(request)
             elif request.is_seen and request in self._idle_locked():
                 self._fallen[request] = SkipReason.GIVEN_UP
                 del self._later[request.place]
@@ -187,7 +187,7 @@ class PrepareQueue:
     def slice_s(self, request: Request) -> float:
         """How long a worker may wait for the LSN of a request before it looks at another."""
         with self._lock:
-            if self.has_other(request):
+            if self.has_other(request) or not (request.is_sent or request.flight.is_awaited):
                 return _GLANCE_S
             return max(_LEAST_SLICE_S, WAIT_SLICE_S / max(1, len(self._later)))
 
@@ -201,11 +201,12 @@ class PrepareQueue:
             elif request in self._polled:
                 self._polled.discard(request)
             else:
-                self._owes_look = False  # it was just looked at
+                if not self._later:
+                    self._owes_look = False  # this one was just looked at
                 del self._running[request.key]
                 self._later[request.place] = request
                 self._workers.wake_all()
-                self._overflow_locked()
+                self._overflow_locked(request)
 
     def start(self, request: Request) -> bool:
         """Take the timeline's slot for the build of a taken request whose LSN is reached.
@@ -364,11 +365,13 @@ class PrepareQueue:
         """The first request behind the line that a worker can look at.
 
         Args:
-            is_ahead: whether it must be one whose LSN was not reached.
+            is_ahead: whether it must be the next to be reached of its timeline.
         """
-        for request in self._later.values():
+        ahead = [r for r in self._later.values() if is_ahead and r.waiting_since_s is not None]
+        lowest = {r.key: r for r in sorted(ahead, key=lambda r: r.lsn, reverse=True)}
+        for request in ahead if is_ahead else self._later.values():
             is_free = request not in self._polled and request.key not in self._running
-            if is_free and (request.waiting_since_s is not None or not is_ahead):
+            if is_free and lowest.get(request.key, request) is request:
                 return request
         return None
 
@@ -381,12 +384,15 @@ class PrepareQueue:
         left = sum(not each.flight.is_awaited for each in self._fills.values())
         return len(self._waiting) + left
 
-    def _overflow_locked(self) -> None:
-        """Of too many behind the line, the oldest of the timeline with the most falls out."""
-        idle = self._idle_locked()
+    def _overflow_locked(self, added: Request) -> None:
+        """Of too many behind the line, the highest LSN of the timeline with the most falls out.
+
+        What `send_prepare` has asked for, and what callers have given up, are counted apart.
+        """
+        idle = [each for each in self._idle_locked() if each.is_sent == added.is_sent]
         if len(idle) <= self._capacity:
             return
         counts = Counter(each.key for each in idle)
-        oldest = min(idle, key=lambda each: (-counts[each.key], each.queued_at_s))
-        self._fallen[oldest] = SkipReason.QUEUE_FULL
-        del self._later[oldest.place]
+        least_likely = max(idle, key=lambda each: (counts[each.key], each.lsn))
+        self._fallen[least_likely] = SkipReason.QUEUE_FULL
+        del self._later[least_likely.place]

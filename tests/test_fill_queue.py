@@ -156,13 +156,29 @@ def test_what_is_given_up_goes_behind_what_can_run(queue: SettledQueue) -> None:
 
 
 def test_too_many_that_are_given_up_fall_out(queue: SettledQueue) -> None:
-    """The oldest one of the timeline that has the most."""
+    """The highest LSN of the timeline that has the most."""
     fills = [fill(A), fill(B, 1), fill(B, 2)]
     for each in fills:
         queue.join(each)
-    assert [queue.leave(each) for each in fills] == [None, None, (fills[1], SkipReason.QUEUE_FULL)]
-    assert take_all(queue) == [fills[0], fills[2]]
-    assert queue.join(fill(B)) is not fills[1]
+    assert [queue.leave(each) for each in fills] == [None, None, (fills[2], SkipReason.QUEUE_FULL)]
+    assert take_all(queue) == [fills[0], fills[1]]
+    assert queue.join(fill(B, 2)) is not fills[2]
+
+
+def test_what_is_given_up_takes_no_place_of_what_waits_for_its_lsn(queue: SettledQueue) -> None:
+    """The two are counted apart: callers that come and go drop no prepare."""
+    ahead = [make_request(A, lsn) for lsn in (8, 9)]
+    for each in ahead:
+        queue.put(each)
+        assert queue.take() is each
+        each.waiting_since_s = 0.0
+        assert queue.postpone(each) is None
+    for lsn in range(10, 20):
+        given_up = fill(A, lsn)
+        queue.join(given_up)
+        dropped = queue.leave(given_up)
+        assert dropped is None or dropped[0] not in ahead
+    assert queue.take() is ahead[0]
 
 
 class TestNotReached:
@@ -244,6 +260,21 @@ class TestNotReached:
             taken.append(request)
             queue.postpone(request) if request is ahead else queue.done(request)
         assert taken == [others[0], ahead, others[1], ahead]
+
+    def test_others_that_are_not_reached_keep_no_turn_from_it(
+        self, queue: SettledQueue, ahead: Request
+    ) -> None:
+        """However many come; and of a timeline the LSN is looked at that is reached first."""
+        taken = []
+        for lsn in range(10, 14):
+            queue.join(fill(A, lsn))
+            for _ in range(2):
+                request = queue.take()
+                assert request is not None
+                request.waiting_since_s = 0.0
+                queue.postpone(request)
+                taken.append(int(request.lsn))
+        assert taken == [10, ahead.lsn, 11, ahead.lsn, 12, ahead.lsn, 13, ahead.lsn]
 
     def test_how_long_it_is_looked_at(self, queue: SettledQueue, ahead: Request) -> None:
         """A slice where it is alone; less where others are, and hardly while one can run."""
