@@ -44,6 +44,7 @@ _CHECK_SIZE_BYTES: Final = 8
 _TRAILER: Final = struct.Struct("<II")
 _NOT_PATCHED: Final = b"\0" * (_SEAL.size + _CHECK_SIZE_BYTES)
 
+HEAD_SIZE_BYTES: Final = 512  # of a tarball: a header of its first member
 HEADER_SIZE_BYTES: Final = len(_HEAD) + len(_NOT_PATCHED)
 _READ_SIZE_BYTES: Final = 1 << 18
 # Writes that are compared with zeros one by one, and not only once they fill a piece.
@@ -190,16 +191,24 @@ class ArchiveWriter(io.BufferedIOBase):
         emit: takes the bytes of the file in order, header first; may raise to end
             the build.
         level: ISA-L level, 0 to 3.
+        check_head: called once, with the first `HEAD_SIZE_BYTES` bytes, or all where they are
+            fewer, before any of them is compressed; what it raises ends the archive.
 
     Attributes:
         failure: what a write, or the end, has raised. The build has failed then, even where the
             host swallows the error and returns.
     """
 
-    def __init__(self, emit: Callable[[bytes], None], level: int) -> None:
+    def __init__(
+        self,
+        emit: Callable[[bytes], None],
+        level: int,
+        check_head: Callable[[bytes], None] | None = None,
+    ) -> None:
         super().__init__()
         self.failure: BaseException | None = None
         self._emit = emit
+        self._check_head = check_head
         self._deflate = Deflate(self._put, level)
         self._hasher = xxh3_128()
         self._body_bytes = 0
@@ -209,6 +218,7 @@ class ArchiveWriter(io.BufferedIOBase):
         self._piece = _spare_piece()  # what is held, unless that is zeros
         self._held_bytes = 0  # less than a piece
         self._holds_zeros = True
+        self._head = None if check_head is None else bytearray()  # None once it is checked
         self._like_last = bytearray()  # zeros, as many as were compared last
         emit(_HEAD + _NOT_PATCHED)
 
@@ -278,6 +288,8 @@ class ArchiveWriter(io.BufferedIOBase):
             self._has_ended = True
 
     def _take(self, data: Buffer) -> int:
+        if self._head is not None:
+            self._look_at_head(data)
         if type(data) is bytes:
             size_bytes = len(data)
         else:
@@ -288,6 +300,18 @@ class ArchiveWriter(io.BufferedIOBase):
             with _view_of(data) as view:
                 self._take_across(view)
         return size_bytes
+
+    def _look_at_head(self, data: Buffer) -> None:
+        assert self._head is not None
+        with _view_of(data) as view:
+            self._head += view[: HEAD_SIZE_BYTES - len(self._head)]
+        if len(self._head) == HEAD_SIZE_BYTES:
+            self._end_head()
+
+    def _end_head(self) -> None:
+        if self._head and self._check_head is not None:
+            self._check_head(bytes(self._head))
+        self._head = None
 
     def _hold(self, data: Buffer, size_bytes: int) -> None:
         """Keep what does not fill the piece."""
@@ -332,6 +356,7 @@ class ArchiveWriter(io.BufferedIOBase):
         self._holds_zeros = True
 
     def _end(self) -> Seal:
+        self._end_head()
         if self._held_bytes:
             self._add_held()
         deflate = self._deflate

@@ -25,6 +25,7 @@ from bbcache.metrics import FallbackResult, Phase, SkipReason
 from bbcache.nameless import NamelessFile
 from bbcache.room import Room
 from bbcache.store import disk_step
+from bbcache.tar_head import check_tar_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -249,7 +250,7 @@ class Builder:
     def _write(self, job: Job, timeline: Timeline, temp: TempFile, room: Room) -> Seal:
         output = _Output(temp, room)
         with own_limits():
-            writer = ArchiveWriter(output.take, self._config.compression_level)
+            writer = ArchiveWriter(output.take, self._config.compression_level, check_tar_head)
         self._writers.add(writer)
         try:
             self.check_not_stopping()

@@ -13,6 +13,7 @@ import re
 import stat
 import subprocess
 import sys
+import tarfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -338,8 +339,11 @@ def disk_bytes(data_dir: Path) -> int:
 
 
 def noise(size_bytes: int, seed: int = 0) -> bytes:
-    """Bytes that do not compress, the same for the same seed."""
-    return random.Random(seed).randbytes(size_bytes)
+    """Bytes that do not compress, the same for the same seed; as a tar, if there is room."""
+    member = tarfile.TarInfo("noise")
+    member.size = max(0, size_bytes - tarfile.BLOCKSIZE)
+    head = member.tobuf()[: size_bytes if size_bytes >= tarfile.BLOCKSIZE else 0]
+    return head + random.Random(seed).randbytes(size_bytes - len(head))
 
 
 def tar_of(timeline: MemoryTimeline, lsn: Lsn = LSN_A) -> bytes:

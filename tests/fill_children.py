@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import DEADLINE_S, LSN_A, LSN_B, Gate, Rig, stop_while_sending, tar_of
+from cache_helpers import DEADLINE_S, LSN_A, LSN_B, Gate, Rig, noise, stop_while_sending, tar_of
 from fill_helpers import aboard, fill, filled, fillers, unpublished_bytes
 from helpers import wait_until
 
@@ -68,7 +68,7 @@ def exit_while_they_wait(data_dir: str, kind: str) -> None:
     def write(writer: TarballWriter, _lsn: Lsn) -> None:
         busy.set()
         while True:
-            writer.write(bytes(1000))
+            writer.write(noise(1000))
 
     timeline.on_send = write
 
@@ -94,7 +94,7 @@ def die_while_it_is_built(data_dir: str) -> None:
     assert filled(rig, timeline, LSN_A) == ("built", tar_of(timeline))
 
     def send(writer: TarballWriter, _lsn: Lsn) -> None:
-        writer.write(bytes(1 << 21))
+        writer.write(noise(1 << 21))
         assert len(rig.temp_files()) == 1
         os.kill(os.getpid(), signal.SIGKILL)
 

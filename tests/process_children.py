@@ -250,7 +250,7 @@ def hold(data_dir: str) -> None:
 
 def _write_slowly(writer: TarballWriter, _lsn: Lsn) -> None:
     while True:
-        writer.write(b"x" * 1000)
+        writer.write(noise(1000))
         threading.Event().wait(0.001)
 
 

@@ -79,7 +79,7 @@ def test_close_cancels_what_waits_and_stops_what_runs(rig: Rig) -> None:
     endless = threading.Event()
 
     def send(writer: TarballWriter, _lsn: Lsn) -> None:
-        writer.write(b"x")
+        writer.write(noise(1000))
         endless.set()
         while True:
             writer.write(b"y" * 1000)

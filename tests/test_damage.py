@@ -96,7 +96,7 @@ def test_damage_is_never_served_and_is_built_again(
 ) -> None:
     """With `always`, no damage of any kind is served; the next `get` has the right bytes."""
     with Rig(tmp_path / "cache", verify_reads="always") as rig:
-        timeline = rig.prepared(size_bytes=300)
+        timeline = rig.prepared(size_bytes=700)
         count = _sweep(rig, timeline, ways(rig.path(timeline).read_bytes()))
         assert len(rig.quarantined()) == min(count, 8)
     with capsys.disabled():
@@ -107,7 +107,7 @@ def test_damage_is_never_served_and_is_built_again(
 def test_damage_before_the_first_open_is_never_served(tmp_path: Path, ways: Sweep) -> None:
     """With `first`, damage done before the first open of an entry in a life is found."""
     with Rig(tmp_path / "cache", verify_reads="first") as rig:
-        timeline = rig.prepared(size_bytes=100)
+        timeline = rig.prepared(size_bytes=600)
         whole = rig.path(timeline).read_bytes()
         for content in list(ways(whole))[::7]:
             _damage(rig.path(timeline), content)
@@ -120,7 +120,7 @@ def test_damage_before_the_first_open_is_never_served(tmp_path: Path, ways: Swee
 def test_damage_done_between_two_lives_is_never_served(tmp_path: Path, ways: Sweep) -> None:
     """An entry found at the start is unproven: what happened to it meanwhile is found."""
     with Rig(tmp_path / "cache") as rig:
-        timeline = rig.prepared(size_bytes=100)
+        timeline = rig.prepared(size_bytes=600)
         for content in list(ways(rig.path(timeline).read_bytes()))[::29]:
             rig.cache.close()
             _damage(rig.path(timeline), content)
@@ -136,7 +136,7 @@ def test_a_file_of_another_timeline_or_lsn_is_never_served(
 ) -> None:
     """A whole archive under another's name, or sealed for another LSN, is bad."""
     with Rig(tmp_path / "cache", verify_reads=verify_reads) as rig:
-        first, second = rig.prepared(size_bytes=300), rig.prepared(size_bytes=300)
+        first, second = rig.prepared(size_bytes=700), rig.prepared(size_bytes=800)
         first_bytes, second_bytes = (rig.path(t).read_bytes() for t in (first, second))
         _damage(rig.path(first), second_bytes)
         _damage(rig.path(second), first_bytes)
@@ -178,7 +178,7 @@ def test_nothing_is_built_again_once_the_timeline_has_gone_on(tmp_path: Path) ->
 def test_never_still_refuses_what_has_another_size(tmp_path: Path) -> None:
     """With `never`, the size is compared all the same, and a start reads the header."""
     with Rig(tmp_path / "cache", verify_reads="never") as rig:
-        timeline = rig.prepared(size_bytes=100)
+        timeline = rig.prepared(size_bytes=600)
         whole = rig.path(timeline).read_bytes()
         for content in (whole[:-1], whole + b"x", b""):
             _damage(rig.path(timeline), content)
@@ -197,7 +197,7 @@ def test_never_still_refuses_what_has_another_size(tmp_path: Path) -> None:
 def test_an_audit_finds_every_damage(tmp_path: Path) -> None:
     """What a read refuses, `Audit` calls bad, whether or not a cache is running."""
     with Rig(tmp_path / "cache") as rig:
-        timeline = rig.prepared(size_bytes=100)
+        timeline = rig.prepared(size_bytes=600)
         path = rig.path(timeline)
         whole = path.read_bytes()
         assert [f.verdict for f in Audit(rig.dir).run()] == [Verdict.GOOD]

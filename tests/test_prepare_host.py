@@ -410,7 +410,7 @@ def test_a_write_that_fails_after_the_callback_returned_fails_the_build(
             real_append(temp, data)
 
         def send(writer: TarballWriter, _lsn: Lsn) -> None:
-            writer.write(b"before")
+            writer.write(noise(1000))
             workers.append(Worker(writer.write, noise(2 * MIB)))
             gate.wait_for()
 

@@ -185,7 +185,7 @@ def failing(error: BaseException) -> Callable[[TarballWriter, Lsn], None]:
     """A host whose build fails half-way."""
 
     def send(writer: TarballWriter, _: Lsn) -> None:
-        writer.write(b"x" * 1000)
+        writer.write(noise(1000))
         raise error
 
     return send
