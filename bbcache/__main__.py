@@ -1,0 +1,7 @@
+"""``python -m bbcache``."""
+
+import sys
+
+from bbcache.cli.main import main
+
+sys.exit(main())
