@@ -61,7 +61,7 @@ def test_the_extra_that_is_missing_is_named(
             "bbcache.http_service.server",
             "bbcache.page_service.server",
         ),
-        *("bbcache.cli", "bbcache.postgres.cluster", "bbcache.postgres.tar_reader"),
+        *("bbcache.cli", "bbcache.postgres.binaries", "bbcache.postgres.tar_reader"),
     ],
 )
 def test_what_needs_no_extra_goes_without(module: str) -> None:
