@@ -100,7 +100,10 @@ def cluster(newest_pg: PostgresBinaries, make_cluster: ClusterFactory) -> Cluste
 
 
 @pytest.mark.postgres
-@pytest.mark.parametrize("first_line", [str(2**70), "²", "0", "-1", "1", str(os.getpid())])
+@pytest.mark.parametrize(
+    "first_line",
+    [str(2**70), "²", "0", "-1", "1", pytest.param(str(os.getpid()), id="own")],
+)
 def test_a_start_beside_an_odd_file(cluster: Cluster, first_line: str) -> None:
     """The server starts, or the error names the data directory; the pid's owner lives on."""
     (cluster.pgdata_dir / "postmaster.pid").write_text(first_line + _REST)
