@@ -38,10 +38,12 @@ class BasebackupCache:
     closed in the background.
     """
 
+    _engine: Engine | None = None  # until it is made: an interrupted spawn drops the cache before
+
     def __init__(self, engine: Engine | None) -> None:
         """Not for callers: see `spawn`."""
-        self._engine = engine
         self._generation = process.generation()
+        self._engine = engine
 
     @classmethod
     def spawn(

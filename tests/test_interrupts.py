@@ -7,6 +7,7 @@ none any more, no descriptor open, and gauges that agree with the disk.
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -17,12 +18,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import LSN_A, LSN_B, Rig, Worker
+from cache_helpers import DEADLINE_S, LSN_A, LSN_B, Rig, Worker
 from fill_helpers import aboard, filled, fillers, unpublished_bytes
 from helpers import count_descriptors, wait_until
 from interrupts import interrupted, interruptible, places_of
+from prometheus_client import CollectorRegistry
 
-from bbcache import FillError, FillTimeoutError, TenantShardId
+from bbcache import (
+    BasebackupCache,
+    BasebackupCacheConfig,
+    DirectoryLockedError,
+    FillError,
+    FillTimeoutError,
+    TenantShardId,
+)
+from bbcache.dirlock import DirectoryLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -297,3 +307,87 @@ def test_an_interrupt_anywhere_does_no_harm(rig: Rig, name: str) -> None:
             except BaseException as error:
                 raise AssertionError(f"interrupted at {place}") from error
     assert count > len(places) / 2
+
+
+def _close_is_done(rig: Rig) -> None:
+    """In another thread: the interrupted close can be finished, and the directory is free."""
+    rig.cache.close(DEADLINE_S)
+    assert rig.living() == rig.living("cleanup") == []
+    assert rig.value("pageserver_basebackup_cache_prepare_queue_size") == 0
+    assert rig.temp_files() == []
+    rig.open()
+
+
+def test_an_interrupt_anywhere_in_a_close_does_no_harm(rig: Rig) -> None:
+    """A build runs and another prepare waits; both end, and the next cache may start."""
+
+    def make_call() -> Callable[[], object]:
+        rig.reopen()
+        rig.prepared()
+        timeline = rig.timeline()
+        begun = threading.Event()
+
+        def send(writer: TarballWriter, _lsn: Lsn) -> None:
+            begun.set()
+            while True:
+                writer.write(bytes(1000))
+
+        timeline.on_send = send
+        rig.send(timeline)
+        begun.wait()
+        rig.send(rig.timeline())
+        return rig.cache.close
+
+    # Those in `threading` are in the gate of filelock, which an interrupt leaves locked.
+    places = [p for p in places_of(make_call()) if p.code.co_filename != threading.__file__]
+    count = 0
+    descriptors = count_descriptors()
+    with interruptible():
+        for place in places:
+            try:
+                count += interrupted(make_call(), place)
+                Worker(_close_is_done, rig).result()
+                rig.cache.close()
+                assert count_descriptors() == descriptors
+            except BaseException as error:
+                raise AssertionError(f"interrupted at {place}") from error
+    assert count > len(places) / 2
+
+
+def test_an_interrupt_anywhere_in_a_spawn_frees_the_directory(rig: Rig) -> None:
+    """And leaves no thread; but for the places in `threading` and `concurrent.futures`."""
+    rig.cache.close()
+
+    def spawn() -> BasebackupCache:
+        return BasebackupCache.spawn(
+            rig.dir, BasebackupCacheConfig(), rig.host, CollectorRegistry()
+        )
+
+    caches: list[BasebackupCache] = []
+
+    def spawn_one() -> None:
+        caches.append(spawn())
+
+    places = [p for p in places_of(spawn_one) if p.code.co_filename != threading.__file__]
+    caches.pop().close()
+    with interruptible(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        for place in places:
+            try:
+                interrupted(spawn_one, place)
+                while caches:
+                    caches.pop().close()
+                gc.collect()
+                Worker(wait_until, functools.partial(_is_free, rig.dir)).result()
+            except BaseException as error:
+                raise AssertionError(f"interrupted at {place}") from error
+
+
+def _is_free(data_dir: Path) -> bool:
+    lock = DirectoryLock(str(data_dir))
+    try:
+        lock.acquire()
+    except DirectoryLockedError:
+        return False
+    lock.release()
+    return True
