@@ -346,6 +346,11 @@ def noise(size_bytes: int, seed: int = 0) -> bytes:
     return head + random.Random(seed).randbytes(size_bytes - len(head))
 
 
+def small_tar(size_bytes: int, seed: int) -> bytes:
+    """A tar whose archive has about so many bytes, which may be fewer than a tar's own header."""
+    return noise(tarfile.BLOCKSIZE) + random.Random(seed).randbytes(max(16, size_bytes - 90))
+
+
 def tar_of(timeline: MemoryTimeline, lsn: Lsn = LSN_A) -> bytes:
     """The tarball that a timeline in memory writes unless told otherwise."""
     return make_tarball(timeline.timeline_id, lsn)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from cache_helpers import noise
+
 from bbcache import TenantTimelineId
 from bbcache.bench.entries import LSN, make_config, spawn_ready, write_entries
 from bbcache.bench.pipeline import Pipeline
@@ -26,11 +28,11 @@ def test_two_workers_build_in_the_block_and_nothing_is_left(tmp_path: Path) -> N
     builds = threading.Semaphore(0)
 
     def send(writer: TarballWriter) -> None:
-        writer.write(b"tar" * 1000)
+        writer.write(noise(3000))
         builds.release()
 
     with Pipeline(tmp_path, make_config(WORKERS)) as pipeline:
-        kept = pipeline.add_timeline(b"kept" * 1000, 1000)
+        kept = pipeline.add_timeline(noise(4000), 1000)
         pipeline.prepare(kept)
         with building(pipeline, send):
             for _ in range(3 * WORKERS):

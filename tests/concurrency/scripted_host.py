@@ -7,7 +7,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from cache_helpers import DEADLINE_S, noise
+from cache_helpers import DEADLINE_S, small_tar
 from helpers import seal_archive
 
 from bbcache import Lsn
@@ -104,7 +104,7 @@ class Slot:
 
     def tar(self, lsn: Lsn) -> bytes:
         """What a build at `lsn` writes now."""
-        return noise(self.size_bytes, hash((self.number, int(lsn), self.version)))
+        return small_tar(self.size_bytes, hash((self.number, int(lsn), self.version)))
 
     def archive(self, lsn: Lsn) -> bytes:
         """What is published then."""

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shutil
+import tarfile
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from helpers import seal_archive
@@ -80,7 +81,8 @@ def tarball(name: str, lsn: int) -> bytes:
         return make_tarball(timeline_id(name), Lsn(lsn), 3000)
     words = random.Random(lsn).choices([b"%d " % number for number in range(300)], k=1000)
     text = b"".join(words)
-    return (text * (_BIG_TAR_BYTES // len(text) + 1))[:_BIG_TAR_BYTES]
+    head = tarfile.TarInfo("big").tobuf()
+    return (head + text * (_BIG_TAR_BYTES // len(text) + 1))[:_BIG_TAR_BYTES]
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import tarfile
 import threading
 import time
 from collections import Counter
@@ -120,7 +121,7 @@ class FuzzBed:
         self._opened.callback(logger.removeHandler, self._log)
         self._opened.enter_context(self._rig)
         timeline = self._rig.timeline()
-        timeline.tarball = lambda _: CONTENT
+        timeline.tarball = lambda _: tarfile.TarInfo("secret").tobuf() + CONTENT
         self._rig.prepare(timeline)
         self._archive = self._rig.path(timeline).read_bytes()
         signer = Signer()
