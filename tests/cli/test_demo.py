@@ -65,6 +65,12 @@ def tmpdir_for_demo(make_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatc
     return path
 
 
+@pytest.fixture(autouse=True)
+def _small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the slow codecs little to do, where the demo runs in this process."""
+    monkeypatch.setattr(demo_scenario, "_SAMPLE_SIZE_BYTES", 1 << 20)
+
+
 def servers_below(directory: Path) -> list[str]:
     """The command lines of processes that were given a path in a directory, or work there."""
     found = []

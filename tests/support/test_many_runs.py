@@ -50,8 +50,8 @@ def test_each_kind_of_run_has_its_circumstances(tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_green_is_told(tmp_path: Path) -> None:
     """By the status, in the closing line, and with what the tests have printed."""
-    status, lines = run(tmp_path, (True, True, True), "busy=1")
+    status, lines = run(tmp_path, (True, True, True), "plain=1")
     assert status == 1
-    assert lines[0].startswith("busy: status 1 after ")
+    assert lines[0].startswith("plain: status 1 after ")
     assert any("AssertionError" in line for line in lines)
     assert lines[-1] == "1 runs were not green"
