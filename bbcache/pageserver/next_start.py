@@ -17,9 +17,10 @@ def check_next_start(
 ) -> None:
     """Check that the next compute node would start from what the last one has left.
 
-    A server is started to find out, if the configuration is not that of the timeline, from
-    which the last compute node has started. The copy for that is made beside `pgdata_dir`,
-    under a name that the next start of a pageserver removes.
+    A server is started to find out, unless the directory has the configuration, the version
+    and the directories of the timeline, from which the last compute node has started. The
+    copy for that is made beside `pgdata_dir`, under a name that the next start of a
+    pageserver removes.
 
     Args:
         pgdata_dir: the directory of the last compute node, shut down cleanly.
@@ -30,7 +31,7 @@ def check_next_start(
     Raises:
         PostgresError: it would not start.
     """
-    if not _has_same_configuration(pgdata_dir, place):
+    if not (_has_same_configuration(pgdata_dir, place) and _is_complete(pgdata_dir, place)):
         check_starts(pgdata_dir, binaries, settings, pgdata_dir.with_name(uuid.uuid4().hex))
 
 
@@ -39,3 +40,22 @@ def _has_same_configuration(one: Path, other: Path) -> bool:
         return PortableConfig(one).contents == PortableConfig(other).contents
     except PostgresError:
         return False
+
+
+def _is_complete(pgdata_dir: Path, place: Path) -> bool:
+    """Whether nothing that a start needs has been removed or exchanged since the last one."""
+    try:
+        is_same_version = _version(pgdata_dir) == _version(place)
+        return is_same_version and _own_names(pgdata_dir) >= _own_names(place)
+    except OSError:
+        return False
+
+
+def _version(pgdata_dir: Path) -> bytes:
+    return (pgdata_dir / "PG_VERSION").read_bytes()
+
+
+def _own_names(pgdata_dir: Path) -> set[str]:
+    """The names of PostgreSQL's own directories, and of those in them but for databases."""
+    paths = [*pgdata_dir.glob("pg_*"), *pgdata_dir.glob("pg_*/*")]
+    return {str(path.relative_to(pgdata_dir)) for path in paths if path.is_dir()}

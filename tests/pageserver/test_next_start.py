@@ -99,6 +99,28 @@ def test_setting_that_no_server_starts_with(
     assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
 
 
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        ("rm -r pg_replslot", "pg_replslot"),
+        ("rm PG_VERSION", "PG_VERSION"),
+        ("echo 12 > PG_VERSION", "PostgreSQL 12"),
+    ],
+)
+def test_what_no_server_starts_without(lab: Lab, address: Address, command: str, word: str) -> None:
+    """The stop is refused, and the directory kept, if the user has removed what a start needs."""
+    compute = lab.boot(address)
+    lab.sql(
+        compute,
+        "insert into t values (2)",
+        f"copy t to program 'cat > /dev/null; {command}'",
+    )
+    with pytest.raises(TakeoverError, match=word) as caught:
+        compute.stop()
+    assert str(compute.cluster.pgdata_dir) in str(caught.value)
+    assert compute.cluster.pgdata_dir.is_dir()
+
+
 def test_orphan_with_settings_of_the_place(lab: Lab, address: Address) -> None:
     """A server that was killed after such settings is recovered without them."""
     orphan = leave_orphan(lab, address, "insert into t values (2)", *_TIED)
