@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from bbcache.index import make_place
 from bbcache.metrics import SkipReason
+from bbcache.request import most_likely
 from bbcache.waiters import Waiters
 
 if TYPE_CHECKING:
@@ -352,13 +353,13 @@ class PrepareQueue:
         return behind
 
     def _first_in_line_locked(self, freed: Request | None = None) -> Request | None:
-        """The first request that can run where `freed` has no slot; of a timeline the newest."""
+        """The first request that can run where `freed` has no slot."""
         for request in self._fills.values():
             if self._running.get(request.key) in (None, freed):
                 return request
         for key, lsns in self._waiting.items() if self._is_open else ():
             if self._running.get(key) in (None, freed):
-                return lsns[max(lsns)]
+                return most_likely(lsns.values(), (r for r in self._later.values() if r.key == key))
         return None
 
     def _first_behind_locked(self, *, is_ahead: bool = False) -> Request | None:

@@ -8,6 +8,8 @@ from bbcache.flight import Flight
 from bbcache.index import make_place
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
     from bbcache.errors import StoreError
     from bbcache.ids import Lsn, TenantShardId
 
@@ -70,3 +72,21 @@ class Request:
     def is_rebuild(self) -> bool:
         """Whether it replaces a bad archive, if the tip still stands there."""
         return self.tenant_shard_id is None
+
+
+def most_likely(waiting: Collection[Request], behind: Iterable[Request]) -> Request:
+    """Of the requests of one timeline, the newest one whose LSN may be reached.
+
+    An LSN above one that was not reached comes last, the lowest of these first. So a flood
+    of LSNs that are not reached does not keep a true one from its look.
+
+    Args:
+        waiting: those that no worker has looked at, at least one.
+        behind: those whose LSN was not reached, and those that have given way to others.
+    """
+    unreached = [each.lsn for each in behind if each.waiting_since_s is not None]
+    bound = min(unreached, default=None)
+    below = [each for each in waiting if bound is None or each.lsn < bound]
+    if below:
+        return max(below, key=lambda each: each.lsn)
+    return min(waiting, key=lambda each: each.lsn)

@@ -276,6 +276,26 @@ class TestNotReached:
                 taken.append(int(request.lsn))
         assert taken == [10, ahead.lsn, 11, ahead.lsn, 12, ahead.lsn, 13, ahead.lsn]
 
+    def test_a_flood_of_prepares_that_are_not_reached_keeps_no_look_from_a_true_one(
+        self, queue: SettledQueue
+    ) -> None:
+        """One below an LSN that is not reached goes before newer ones, however many come."""
+        for lsn in range(1000, 1030):
+            queue.put(make_request(A, lsn))
+        true = make_request(A, 9)
+        queue.put(true)
+        taken = []
+        for lsn in range(1030, 1060):
+            request = queue.take()
+            assert request is not None
+            taken.append(request)
+            if request is true:
+                break
+            request.waiting_since_s = 0.0
+            queue.postpone(request)
+            queue.put(make_request(A, lsn))
+        assert taken[-1] is true
+
     def test_how_long_it_is_looked_at(self, queue: SettledQueue, ahead: Request) -> None:
         """A slice where it is alone; less where others are, and hardly while one can run."""
         assert queue.slice_s(ahead) == WAIT_SLICE_S
