@@ -6,6 +6,7 @@ same wherever it is made. Every function is thread-safe.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from typing import Final
 
@@ -38,13 +39,21 @@ def check_methods(name: str, value: object, wanted: str, methods: tuple[str, ...
         methods: the names of the methods.
 
     Raises:
-        ArgumentError: (a `TypeError`) it is a class, or lacks one of the methods.
+        ArgumentError: (a `TypeError`) it is a class, or lacks one of the methods, or has one
+            that is ``async``.
     """
     if isinstance(value, type):
         raise wrong_type(name, value, wanted, f"Pass an object of it: {value.__name__}(...).")
     missing = [each for each in methods if not callable(getattr(value, each, None))]
     if missing:
         raise wrong_type(name, value, wanted, f"Give it the missing {_listed(missing)}.")
+    if found := [each for each in methods if is_async(getattr(value, each))]:
+        raise wrong_type(name, value, wanted, f"Make its {_listed(found)} plain, not async.")
+
+
+def is_async(function: object) -> bool:
+    """Whether a call of it only makes a coroutine, or an asynchronous generator."""
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
 def seconds(name: str, value: object) -> float | None:

@@ -273,6 +273,8 @@ def _way_to(wanted: type, value: object) -> str:
     part = "timeline_id" if wanted is TimelineId else "tenant_id"
     owner = "tenant_shard_id." if isinstance(value, TenantShardId) else "its "
     is_id = issubclass(wanted, _Id)
+    if isinstance(value, bool | type):
+        return ""
     ways = (
         (isinstance(value, wanted), f"It is {with_article(name)} already."),
         (isinstance(value, str), f"Use {name}.from_str(text)."),
@@ -280,6 +282,7 @@ def _way_to(wanted: type, value: object) -> str:
         (is_id and isinstance(getattr(value, part, None), wanted), f"Pass {owner}{part}."),
         (isinstance(value, _Id), "Pass the tenant's id before the timeline's."),
         (is_id and isinstance(value, bytes | bytearray | memoryview), f"Use {name}(data)."),
-        (wanted is Lsn and hasattr(value, "__index__"), "Use Lsn(number)."),
+        (wanted is Lsn and isinstance(value, int), "Use Lsn(number)."),
+        (wanted is Lsn and hasattr(type(value), "__index__"), "Use Lsn(int(number))."),
     )
     return next((hint for applies, hint in ways if applies), "")

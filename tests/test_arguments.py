@@ -55,8 +55,25 @@ WRONG_PLACES: list[tuple[str, object, str, str]] = [
     ("lsn", "0/16B5A50", "an Lsn, not the str '0/16B5A50'", "Lsn.from_str(text)."),
     ("lsn", 4711, "an Lsn, not the int 4711", "Lsn(number)."),
     ("lsn", 1.5, "an Lsn, not the float 1.5", ""),
+    ("lsn", True, "an Lsn, not True", ""),
+    ("lsn", Lsn, "an Lsn, not the class Lsn", ""),
     ("lsn", None, "an Lsn, not None", ""),
 ]
+
+
+class _NumPyLike:
+    """An integer that is no int, as those of NumPy."""
+
+    def __index__(self) -> int:
+        return 5
+
+
+def test_an_integer_that_is_no_int_is_told_the_way() -> None:
+    """The hint works also where `Lsn` itself was called."""
+    with pytest.raises(TypeError, match=r"must be an int, not a _NumPyLike\nhint: .*int\(number\)"):
+        Lsn(_NumPyLike())  # type: ignore[arg-type]
+
+
 RIGHT = {"tenant_id": TENANT, "tenant_shard_id": SHARD, "timeline_id": TIMELINE, "lsn": LSN}
 
 
@@ -227,6 +244,11 @@ def test_go_on_must_be_callable(rig: Rig) -> None:
     )
 
 
+class _AsyncHost(MemoryHost):
+    async def list(self) -> Any:  # type: ignore[override]
+        return []
+
+
 class _HalfAHost:
     """A host without one of the methods."""
 
@@ -252,6 +274,7 @@ class _HalfAHost:
         ("tenant_manager", None, "a bbcache.TenantManager, not None", "list and get_attached_ten"),
         ("tenant_manager", _HalfAHost(), "not a _HalfAHost", "method get_attached_tenant_shard."),
         ("tenant_manager", MemoryHost, "not the class MemoryHost", "MemoryHost(...)."),
+        ("tenant_manager", _AsyncHost(), "not a _AsyncHost", "method list plain, not async."),
         ("registry", {}, "CollectorRegistry or None, not a dict", "register and unregister."),
         ("registry", CollectorRegistry, "not the class CollectorRegistry", "Registry(...)."),
     ],

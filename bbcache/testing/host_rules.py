@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
+from bbcache.arguments import is_async
 from bbcache.errors import BbcacheError, NotReadyError, text_of
 from bbcache.host import Tenant, TenantManager, TenantState, Timeline
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
@@ -18,6 +19,7 @@ _SHORT_S: Final = 0.2  # one slice of the cache's own waits
 _PATIENCE_S: Final = 60.0  # for a busy machine: what takes longer hangs
 _LEAST_SHARE: Final = 0.5  # of its time that a wait has to take
 _THREADS: Final = 4
+_PLAIN: Final = "Make it a plain function: callbacks are called in threads, not awaited."
 _UNREACHED: Final = Lsn(2**64 - 1)
 
 
@@ -98,7 +100,9 @@ def _need(is_kept: object, seen: str, hint: str) -> None:
 
 def _find_subject(host: TenantManager) -> _Subject:
     for name in ("list", "get_attached_tenant_shard"):
-        _need(callable(getattr(host, name, None)), f"there is no {name}()", "Implement it.")
+        method = getattr(host, name, None)
+        _need(callable(method), f"there is no {name}()", "Implement it.")
+        _need(not is_async(method), f"{name}() is async", _PLAIN)
     try:
         rows = list(host.list())
     except NotReadyError:
@@ -131,6 +135,9 @@ def _check_methods(thing: object, what: str, protocol: type) -> None:
     public = (name for name in vars(protocol) if not name.startswith("_"))
     missing = [name for name in public if not hasattr(thing, name)]
     _need(not missing, f"{what} has no {' and no '.join(missing)}", "Implement it.")
+    found = [name for name in vars(protocol) if is_async(getattr(thing, name, None))]
+    seen = f"{what} has async {' and '.join(found)}"
+    _need(not found, seen, _PLAIN)
 
 
 def _switch(subject: _Subject) -> None:

@@ -219,6 +219,21 @@ def test_every_rule_can_be_broken() -> None:
     assert {rule for rule, _, _ in _BROKEN} == rules
 
 
+async def _coroutine(*_: object) -> None:
+    """Stands for a callback that is never awaited."""
+
+
+@pytest.mark.parametrize("name", ["list", "get_timeline", "wait_lsn"])
+def test_async_callbacks_are_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the manager, a tenant and a timeline; none of them is called."""
+    host = MemoryHost()
+    tenant = host.add_tenant()
+    things = {"list": host, "get_timeline": tenant, "wait_lsn": tenant.add_timeline(LSN_A)}
+    monkeypatch.setattr(things[name], name, _coroutine)
+    with pytest.raises(HostRuleError, match=rf"{name}\(\) is async|has async {name}"):
+        check_host(host)
+
+
 def test_all_broken_rules_are_told_at_once() -> None:
     """So that a new host takes one run, not one for each mistake."""
     host = MemoryHost()
