@@ -329,7 +329,7 @@ class Builder:
         self.disk_failure = None
 
     def _remove(self, temp: TempFile, room: Room) -> None:
-        """Remove a file that is not published; who has it open reads it all the same."""
+        """Remove a file that is not published; a reader that has it open can go on."""
         if isinstance(temp, NamelessFile):
             with suppress(OSError):  # the kernel frees the descriptor even so
                 temp.close()

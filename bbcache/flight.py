@@ -27,11 +27,11 @@ class Landing(NamedTuple):
 
 
 class Flight:
-    """What becomes of a build, for the callers aboard. Thread-safe."""
+    """The result of a build, for the callers that wait for it. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # guards the next two
-        self._seats: set[object] = set()  # one for each caller aboard
+        self._seats: set[object] = set()  # one for each caller that waits
         self._landing: Landing | None = None
         self._waiters = Waiters()
 

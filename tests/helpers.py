@@ -109,7 +109,7 @@ class SettledQueue:
 
     def __init__(self, capacity: int) -> None:
         self.queue = PrepareQueue(capacity)
-        self._fills: dict[Request, list[Request]] = {}  # who has joined a request
+        self._fills: dict[Request, list[Request]] = {}  # the callers that have joined a request
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.queue, name)

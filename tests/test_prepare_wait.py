@@ -60,7 +60,7 @@ def until_looked_at(timeline: MemoryTimeline) -> Gate:
 
 @pytest.mark.parametrize("kind", ["prepare", "fill"])
 def test_the_true_prepare_passes_one_that_waits(rig: Rig, kind: str) -> None:
-    """Of the same timeline, whoever has asked for the LSN that never comes."""
+    """A prepare at the tip passes, whichever call asked for the LSN that never comes."""
     timeline = rig.timeline()
     looked = until_looked_at(timeline)
     waiting = fillers(rig, timeline, 1, BOGUS) if kind == "fill" else []
@@ -186,7 +186,7 @@ def test_the_wait_is_observed_once_and_whole(rig: Rig) -> None:
 
 
 def test_a_wait_ends_with_its_last_caller(rig: Rig) -> None:
-    """It is a skip, and no failure: who asks again waits again."""
+    """It is a skip, and no failure: a caller that asks again waits again."""
     timeline = rig.timeline()
     for count in (1, 2):
         with pytest.raises(FillTimeoutError, match="has not reached the LSN"):

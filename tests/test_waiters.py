@@ -46,7 +46,7 @@ def test_a_change_is_seen_though_nobody_wakes(
 
 
 def test_a_wait_that_raises_leaves_nothing_behind() -> None:
-    """What is asked may raise."""
+    """The predicate may raise."""
 
     def interrupt() -> bool:
         raise KeyboardInterrupt

@@ -24,8 +24,8 @@ _BEFORE_COMMENT: Final = re.compile(rb'(?:"[^"]*(?:"|$)|[^#"])*')
 class AccessFiles:
     """The access files of a data directory, as they go into its tarball. Not thread-safe.
 
-    Lines are kept: one that is left out could let in whom it rejects. Names of files
-    inside the data directory become relative; others are refused.
+    Every line is kept: without a line that rejects clients, they could log in. Names of
+    files inside the data directory become relative; others are refused.
 
     Args:
         pgdata_dir: the data directory.

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class LeftOut:
-    """What is left out of the tarball of a directory, by kind. Not thread-safe.
+    """The names that the tarball of a directory leaves out, by kind. Not thread-safe.
 
     Args:
         directory: the data directory.

@@ -247,7 +247,7 @@ class UsedCache(ComparedCache):
 
     @rule(number=NUMBERS, which=LSNS, size_bytes=SIZES)
     def fill(self, number: int, which: str, size_bytes: int) -> None:
-        """Get what is held, or have it built; a wait for an LSN beyond the tip is given up."""
+        """Get an entry, or have it built; give up a wait for an LSN beyond the tip."""
         self.settle()
         slot, lsn = self.slots[number], self.lsn_of(self.slots[number], which)
         is_damaged = slot.name(lsn) in self.model.damage or not self.model.is_home

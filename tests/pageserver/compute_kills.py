@@ -81,8 +81,8 @@ class Killer:
 
     Attributes:
         killed_in: how many kills there were in each phase.
-        left: how often what was left: a compute node that runs, one that has ended, one
-            that was never started, and a takeover half-way.
+        left: how often each was found after a kill: a compute node that runs, one that
+            has ended, one that was never started, and a takeover half-way.
     """
 
     def __init__(self, lab: Lab, address: Address, numbers: Path, rng: random.Random) -> None:

@@ -156,7 +156,7 @@ def test_one_that_the_timeline_has_left_behind_is_kept(
 
 
 def test_without_programs_some_are_looked_for(lab: Lab, address: Address) -> None:
-    """A pageserver that only serves still recovers what was left."""
+    """A pageserver that only serves still recovers compute nodes of the last one."""
     orphan = leave_orphan(lab, address, "insert into t values (2)")
     os.kill(orphan.pid, signal.SIGKILL)
     wait_until(lambda: not is_running(orphan.pid))

@@ -225,7 +225,7 @@ STEERING = {
 def test_a_callers_environment(
     newest_pg: PostgresBinaries, make_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PG* variables lead neither psql astray nor a driver in this process."""
+    """Neither psql nor a driver in this process follows the caller's PG* variables."""
     for name, value in STEERING.items():
         monkeypatch.setenv(name, value)
     assert works(make_cluster(newest_pg))

@@ -38,7 +38,7 @@ def test_setting_is_added(tmp_path: Path, *, sync: bool) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_owner_of_the_file(tmp_path: Path) -> None:
-    """A file that the switch creates belongs to whom all else does."""
+    """A file that the switch creates has the owner of the other files."""
     restored(make_tar(), tmp_path / "d", without_logical_replication=True, owner=(65534, 65533))
     status = (tmp_path / "d" / _AUTO_CONF).stat()
     assert (status.st_uid, status.st_gid) == (65534, 65533)
