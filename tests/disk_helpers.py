@@ -21,6 +21,17 @@ def mount(*arguments: str | Path) -> None:
         refuse(f"nothing can be mounted: {done.stderr}")
 
 
+def fill_disk(directory: Path) -> None:
+    """Write a file ``filler`` until nothing fits any more, not even one byte."""
+    with (directory / "filler").open("ab", buffering=0) as file:
+        for size_bytes in (65536, 1):
+            try:
+                while file.write(bytes(size_bytes)):
+                    pass
+            except OSError:
+                continue
+
+
 def remount(options: str, path: Path) -> None:
     """Change the options of a mount of the test's own."""
     subprocess.run(["mount", "-o", f"remount,{options}", path], check=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from cache_helpers import LSN_A, LSN_B, MIB, Rig, Worker, noise, tar_of
-from disk_helpers import mount
+from disk_helpers import fill_disk, mount
 from fill_helpers import filled
 from helpers import file_names
 
@@ -46,17 +46,11 @@ class SmallDisk:
         self._other_dir.mkdir()
 
     def fill(self) -> None:
-        """Write until nothing fits any more, not even one byte.
+        """Write until nothing fits any more.
 
         A build that fails frees what it has written: less than the others still want.
         """
-        with (self._other_dir / "filler").open("ab", buffering=0) as file:
-            for size_bytes in (65536, 1):
-                try:
-                    while file.write(bytes(size_bytes)):
-                        pass
-                except OSError:
-                    continue
+        fill_disk(self._other_dir)
 
     def use_up_inodes(self) -> None:
         """Make files until no more can be made."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from disk_helpers import mount
+from disk_helpers import fill_disk, mount
 
 from bbcache.errors import BbcacheError, PostgresError
 
@@ -34,22 +34,11 @@ def small_lab(make_lab: Callable[..., Lab], newest_pg: PostgresBinaries) -> Iter
     subprocess.run(["umount", lab.root], check=True)
 
 
-def fill(lab: Lab) -> None:
-    """Write until nothing fits any more."""
-    with (lab.root / "filler").open("ab", buffering=0) as file:
-        for size_bytes in (65536, 1):
-            try:
-                while file.write(bytes(size_bytes)):
-                    pass
-            except OSError:
-                continue
-
-
 def commit_until_it_fails(lab: Lab, address: Address) -> int:
     """Commit rows on a new compute node until its server has crashed; return how many."""
     compute = lab.boot(address)
     connection = psycopg.connect(compute.cluster.conninfo(), autocommit=True)
-    fill(lab)
+    fill_disk(lab.root)
     count = 0
     with contextlib.suppress(psycopg.Error), connection:
         while True:
