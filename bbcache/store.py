@@ -154,14 +154,14 @@ class BasebackupFile(io.FileIO):
         Raises:
             OSError: it cannot be opened, or is a directory.
         """
-        # A KeyboardInterrupt may come after each call, but not between an unpacking and the
-        # call behind it. An opener would be as safe, at the price of a system call.
-        (fd,) = map(os.open, (path,), (flags,))
-        try:
-            return cls(fd, "rb")
-        except OSError:
-            os.close(fd)
-            raise
+
+        def opener(name: str, _flags: int) -> int:
+            # A KeyboardInterrupt may come after each call, and in the audit hooks of the
+            # constructor, but not between an unpacking and a return.
+            (fd,) = map(os.open, (name,), (flags,))
+            return fd
+
+        return cls(path, "rb", opener=opener)
 
 
 def _check_kind_and_size(fd: int, path: str, size_bytes: int) -> None:
