@@ -76,7 +76,8 @@ def key(name: str) -> bytes:
 def tarball(name: str, lsn: int) -> bytes:
     """The tarball of a timeline at an LSN."""
     if name.startswith(LOAD):
-        return random.Random(f"{name} {lsn}").randbytes(_LOAD_TAR_BYTES)
+        noise = random.Random(f"{name} {lsn}").randbytes(_LOAD_TAR_BYTES)
+        return (tarfile.TarInfo(name).tobuf() + noise)[:_LOAD_TAR_BYTES]
     if name != BIG:
         return make_tarball(timeline_id(name), Lsn(lsn), 3000)
     words = random.Random(lsn).choices([b"%d " % number for number in range(300)], k=1000)
