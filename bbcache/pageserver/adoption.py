@@ -108,7 +108,7 @@ class Adoption:
                 end_server(directory.path)
                 if len(found) == 1:
                     self._adopt(directory, owner)
-            except (BbcacheError, OSError) as error:
+            except Exception as error:
                 path, reason = str(directory.path), text_of(error)
                 raise TakeoverError(str(owner[1]), path, reason) from error
         if len(found) > 1:

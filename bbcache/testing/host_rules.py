@@ -32,7 +32,8 @@ class HostRuleError(BbcacheError, AssertionError):
 
     def __init__(self, broken: dict[str, str]) -> None:
         listed = "\n".join(f"- {rule}: {text}" for rule, text in broken.items())
-        super().__init__(f"the host breaks {len(broken)} rules of bbcache.host\n{listed}")
+        count = f"{len(broken)} rule{'s' if len(broken) > 1 else ''}"
+        super().__init__(f"the host breaks {count} of bbcache.host\n{listed}")
         self.broken = broken
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -113,6 +113,22 @@ def test_a_failed_adoption_keeps_the_directory(
     assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
 
 
+def test_whatever_fails_the_directory_is_named(
+    lab: Lab, address: Address, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A record of the start that is JSON but no object keeps the directory, and names it."""
+    orphan = leave_orphan(lab, address, "insert into t values (2)")
+    os.kill(orphan.pid, signal.SIGQUIT)
+    wait_until(lambda: not is_running(orphan.pid))
+    record = orphan.started_path.read_bytes()
+    orphan.started_path.write_text("[]")
+    lab.open()
+    assert_refused(lab, address, caplog, str(orphan.pgdata_dir))
+    orphan.started_path.write_bytes(record)
+    lab.open()
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+
+
 def test_two_directories_of_one_timeline_are_both_kept(
     lab: Lab, address: Address, caplog: pytest.LogCaptureFixture
 ) -> None:
