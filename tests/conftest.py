@@ -43,7 +43,9 @@ FAST_SETTINGS = {
 _NOT_QUICK = frozenset(
     {
         *("test_cache_faults.py", "test_damage.py", "test_dirlock.py", "test_docs.py"),
-        *("test_fill_close.py", "test_process.py", "test_public_api.py", "test_reader_races.py"),
+        *("test_extras.py", "test_fill_close.py", "test_interrupts.py", "test_process.py"),
+        *("test_multiprocess_metrics.py", "test_public_api.py", "test_reader_races.py"),
+        "test_read_only.py",
     }
 )
 

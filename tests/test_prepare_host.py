@@ -336,6 +336,7 @@ def test_a_write_under_way_when_the_callback_returns_spoils_nothing(
         timeline = rig.timeline()
         real_append = TempFile.append
         workers: list[Worker] = []
+        tar = noise(2 * MIB)
 
         def append(temp: TempFile, data: bytes) -> None:
             if isinstance(threading.current_thread(), Worker):
@@ -343,8 +344,8 @@ def test_a_write_under_way_when_the_callback_returns_spoils_nothing(
             real_append(temp, data)
 
         def send(writer: TarballWriter, _lsn: Lsn) -> None:
-            writer.write(b"before")
-            workers.append(Worker(writer.write, noise(2 * MIB)))
+            writer.write(tar[:1000])
+            workers.append(Worker(writer.write, tar[1000:]))
             gate.wait_for()
 
         monkeypatch.setattr(TempFile, "append", append)
@@ -357,7 +358,7 @@ def test_a_write_under_way_when_the_callback_returns_spoils_nothing(
             wait_until(lambda: not workers[0].is_alive())
         syncing.open()
         rig.wait_idle()
-        assert rig.get(timeline) in {None, b"before" + noise(2 * MIB)}
+        assert rig.get(timeline) in {None, tar}
 
 
 def test_a_write_under_way_when_the_callback_raises_takes_no_room(
