@@ -44,8 +44,8 @@ _NOT_QUICK = frozenset(
     {
         *("test_cache_faults.py", "test_damage.py", "test_dirlock.py", "test_docs.py"),
         *("test_extras.py", "test_fill_close.py", "test_interrupts.py", "test_process.py"),
-        *("test_multiprocess_metrics.py", "test_public_api.py", "test_reader_races.py"),
-        "test_read_only.py",
+        *("test_multiprocess_metrics.py", "test_packaging.py", "test_public_api.py"),
+        *("test_read_only.py", "test_reader_races.py"),
     }
 )
 
