@@ -176,9 +176,10 @@ def step_of(stack: Stack) -> str:
         native.append(frame)
     python = [frame for frame in reversed(stack.frames) if frame.is_python]
     found = next((rule.step for rule in _NATIVE if any(map(rule.matches, native))), None)
-    found = found or _nameless_step(native)
+    # Python 3.13 waits for a lock in functions without a name: the Python frame says more.
     waits = None if found == GIL else _first_match(_WAITS, python[:1])
-    return waits or found or _first_match(_PYTHON, python) or OTHER
+    found = waits or found or _nameless_step(native)
+    return found or _first_match(_PYTHON, python) or OTHER
 
 
 def _nameless_step(native: list[Frame]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,8 @@ def test_a_bar_is_profiled_for_the_docs(tmp_path: Path) -> None:
     assert text.startswith(f"{head}**`get-miss`**: ")
     assert text.endswith(rest)
     assert "| get | " in text  # what was measured was seen
-    assert "\n| all | 100% | " in text
+    # On a busy machine other threads are seen as well, and the row is called "all threads".
+    assert re.search(r"\n\| all( threads)? \| 100% \| ", text)
     assert text.split("-->\n")[1].partition("<!--")[0] in ended.stdout
     assert (tmp_path / "profile-get-miss.svg").read_text().startswith("<svg ")
     assert {path.name for path in tmp_path.iterdir()} == {"page.md", "profile-get-miss.svg"}
