@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from bbcache.archive import ArchiveWriter, pack_header
+from bbcache.dirlock import DirectoryLock
+from bbcache.errors import DirectoryLockedError
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.index import make_key
 from bbcache.prepare_queue import PrepareQueue
@@ -92,6 +94,17 @@ def samples(registry: CollectorRegistry) -> dict[str, float]:
 def file_names(directory: str | Path) -> set[str]:
     """Names of all that is in a directory, itself included in none of them."""
     return set(os.listdir(directory))
+
+
+def is_free(directory: Path) -> bool:
+    """Whether another cache could take the directory."""
+    lock = DirectoryLock(str(directory))
+    try:
+        lock.acquire()
+    except DirectoryLockedError:
+        return False
+    lock.release()
+    return True
 
 
 def count_descriptors() -> int:

@@ -20,19 +20,17 @@ from typing import TYPE_CHECKING
 import pytest
 from cache_helpers import DEADLINE_S, LSN_A, LSN_B, Rig, Worker
 from fill_helpers import aboard, filled, fillers, unpublished_bytes
-from helpers import count_descriptors, wait_until
+from helpers import count_descriptors, is_free, wait_until
 from interrupts import interrupted, interruptible, places_of
 from prometheus_client import CollectorRegistry
 
 from bbcache import (
     BasebackupCache,
     BasebackupCacheConfig,
-    DirectoryLockedError,
     FillError,
     FillTimeoutError,
     TenantShardId,
 )
-from bbcache.dirlock import DirectoryLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -387,16 +385,6 @@ def test_an_interrupt_anywhere_in_a_spawn_frees_the_directory(rig: Rig) -> None:
                 while caches:
                     caches.pop().close()
                 gc.collect()
-                Worker(wait_until, functools.partial(_is_free, rig.dir)).result()
+                Worker(wait_until, functools.partial(is_free, rig.dir)).result()
             except BaseException as error:
                 raise AssertionError(f"interrupted at {place}") from error
-
-
-def _is_free(data_dir: Path) -> bool:
-    lock = DirectoryLock(str(data_dir))
-    try:
-        lock.acquire()
-    except DirectoryLockedError:
-        return False
-    lock.release()
-    return True

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from cache_helpers import fail_with
-from helpers import count_descriptors, file_names, make_keys, run_threads, samples, wait_until
+from helpers import (
+    count_descriptors,
+    file_names,
+    is_free,
+    make_keys,
+    run_threads,
+    samples,
+    wait_until,
+)
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -1097,17 +1105,6 @@ def test_a_replaced_directory_that_cannot_be_listed_is_looked_at_again(
     entry = kit.publish(A)
     kit.shelf.ensure_home()  # at home again: the very entry stays
     assert kit.index.holds(entry)
-
-
-def is_free(directory: Path) -> bool:
-    """Whether another cache could take the directory."""
-    lock = DirectoryLock(str(directory))
-    try:
-        lock.acquire()
-    except DirectoryLockedError:
-        return False
-    lock.release()
-    return True
 
 
 def test_a_file_that_waits_to_be_removed_is_not_unlinked_under_its_entry(kit: Kit) -> None:

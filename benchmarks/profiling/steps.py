@@ -76,7 +76,6 @@ _NATIVE: Final = (
             "*pthread_mutex_*",
         ),
     ),
-    Rule(ASLEEP, ("_queue_SimpleQueue_get*",)),  # a wait of the cache
     Rule("locks", ("PyThread_*_lock*", "_PySemaphore_*", "sem_*wait*", "sem_post*")),
     Rule(
         ASLEEP,

@@ -48,7 +48,15 @@ PYTEST: Final = (
     *("-p", "_hypothesis_pytestplugin", "--hypothesis-seed=0", "--no-header", "--tb=line"),
 )
 ENVIRONMENT: Final = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-COPIED: Final = ("bbcache", "tests", "docs", "setup.cfg", "pyproject.toml", "README.md")
+COPIED: Final = (
+    "bbcache",
+    "benchmarks",
+    "tests",
+    "docs",
+    "setup.cfg",
+    "pyproject.toml",
+    "README.md",
+)
 QUICK: Final = ["tests", "-m", "quick"]
 QUICK_BAR_PERCENT: Final = 100 * 2 / 3
 KILLED, SURVIVED, TIMED_OUT = "killed", "survived", "timed out"

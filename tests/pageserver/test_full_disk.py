@@ -54,7 +54,7 @@ def commit_until_it_fails(lab: Lab, address: Address) -> int:
 
 def test_no_commit_is_lost(small_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once there is room again, a start recovers what the crash has left."""
-    stop = functools.partialmethod(Cluster.stop, timeout_s=3.0)  # a full disk may keep it from it
+    stop = functools.partialmethod(Cluster.stop, timeout_s=3.0)  # it may hang on a full disk
     monkeypatch.setattr(Cluster, "stop", stop)
     lab = small_lab
     lab.open()
