@@ -14,6 +14,7 @@ import struct
 import subprocess
 import tarfile
 import threading
+import time
 import tracemalloc
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -846,9 +847,14 @@ def test_a_write_under_way_when_the_archive_ends_does_no_harm() -> None:
 
     made = Made(emit=stopping(emitted, gate))
 
+    def pieces() -> Iterator[bytes]:
+        while True:  # without a pause the lock may never be free for the other thread
+            yield RANDOM
+            time.sleep(0.001)
+
     def host() -> None:
         with pytest.raises(ValueError, match=r"detached|ended"):
-            made.writer.writelines([RANDOM] * 100)
+            made.writer.writelines(pieces())
 
     def finish() -> None:
         gate.wait_for()
