@@ -17,6 +17,7 @@ from bbcache.pageserver.compute_dir import ComputeDir
 from bbcache.pageserver.next_start import check_next_start
 from bbcache.pageserver.timeline import PgdataTimeline
 from bbcache.postgres.cluster import Cluster, PostgresBinaries, StopMode
+from bbcache.postgres.orphan import end_server
 from bbcache.postgres.pgdata import inspect_pgdata
 from bbcache.postgres.wal import WalFollower
 
@@ -173,6 +174,8 @@ class ComputeNode:
         self._is_ending = True
         self._news.set()
         self.cluster.stop(mode)
+        # A user may have restarted the server with pg_ctl: that one is no child of this process.
+        end_server(self.cluster.pgdata_dir)
 
     def _start_following(self) -> None:
         self._has_server_ended = False

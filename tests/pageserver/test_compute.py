@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cache_helpers import Gate, stop_before
 from helpers import wait_until
+from pageserver.compute_lives import is_running
 
 from bbcache import Lsn
 from bbcache.errors import ArchiveError, PostgresError, PrepareError
 from bbcache.pageserver.wal_stream import WalStream
+from bbcache.postgres.postmaster_file import PostmasterFile
 from bbcache.postgres.wal import WalFollower
 
 if TYPE_CHECKING:
@@ -310,6 +312,44 @@ def test_a_compute_node_that_does_not_start_can_be_killed(lab: Lab) -> None:
         compute.start({"no_such_setting": "1"})
     compute.kill()
     lab.boot(address).stop()
+
+
+def restart_by_user(lab: Lab, compute: ComputeNode) -> int:
+    """Restart the server with pg_ctl, as its user may from within; returns the new pid."""
+    pgdata_dir = compute.cluster.pgdata_dir
+    before = PostmasterFile.read(pgdata_dir)
+    assert before is not None
+    command = f"setsid {lab.binaries.tool('pg_ctl')} restart -D {pgdata_dir} -l {pgdata_dir}/log"
+    lab.sql(compute, f"copy (select 1) to program '{command} >/dev/null 2>&1 </dev/null &'")
+
+    def is_ready() -> bool:
+        file = PostmasterFile.read(pgdata_dir)
+        return file is not None and file.pid != before.pid and file.is_ready
+
+    wait_until(is_ready)
+    file = PostmasterFile.read(pgdata_dir)
+    assert file is not None
+    return file.pid
+
+
+def test_a_kill_after_a_restart_by_a_user(lab: Lab) -> None:
+    """The server that runs now is ended, and does not write on into a removed directory."""
+    compute = lab.boot(lab.add_timeline())
+    pid = restart_by_user(lab, compute)
+    compute.kill()
+    assert not is_running(pid)
+    assert not compute.cluster.pgdata_dir.exists()
+
+
+def test_a_stop_after_a_restart_by_a_user(lab: Lab) -> None:
+    """The server that runs now is shut down, and what it has committed is taken over."""
+    address = lab.add_timeline()
+    compute = lab.boot(address)
+    lab.sql(compute, "create table t as select 1 i")
+    pid = restart_by_user(lab, compute)
+    compute.stop()
+    assert not is_running(pid)
+    assert lab.read(address, "select i from t") == [(1,)]
 
 
 _FORGETFUL = """
