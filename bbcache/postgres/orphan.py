@@ -38,14 +38,24 @@ def end_server(pgdata_dir: Path) -> None:
     server refuse a directory that is in use.
 
     Raises:
-        OSError: its ``postmaster.pid`` cannot be removed.
-        PostgresError: a process of it cannot be ended.
+        PostgresError: a process of it cannot be ended, or its ``postmaster.pid`` cannot be
+            removed.
     """
     if not _PROC.is_dir():
         return
     _end_processes(pgdata_dir)
     if not _Servers.scan(pgdata_dir).hidden:  # else PostgreSQL's own checks have to do
-        (pgdata_dir / "postmaster.pid").unlink(missing_ok=True)
+        _remove_pid_file(pgdata_dir / "postmaster.pid")
+
+
+def _remove_pid_file(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise PostgresError(
+            f"cannot remove {path}: {error.strerror}\n"
+            "hint: Remove what has that name; no server starts while it is there."
+        ) from error
 
 
 def _end_processes(pgdata_dir: Path) -> None:

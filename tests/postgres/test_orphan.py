@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from helpers import tool, wait_until
 
+from bbcache.errors import PostgresError
 from bbcache.postgres.control_file import ClusterState, ControlFile
 from bbcache.postgres.orphan import end_server
 
@@ -87,3 +88,23 @@ def test_where_no_server_runs(tmp_path: Path) -> None:
     """Nothing happens, nor where there is no directory."""
     end_server(tmp_path)
     end_server(tmp_path / "nothing")
+
+
+def test_a_pid_file_that_cannot_be_removed_is_named(tmp_path: Path) -> None:
+    """A directory in its place is an error with the full path, and stays."""
+    path = tmp_path / "postmaster.pid"
+    path.mkdir()
+    with pytest.raises(PostgresError, match=rf"^cannot remove {path}: Is a directory\nhint: "):
+        end_server(tmp_path)
+    assert path.is_dir()
+
+
+def test_a_link_or_pipe_as_pid_file_is_removed(tmp_path: Path) -> None:
+    """What is odd and can be removed is; a link's target is left alone."""
+    path, target = tmp_path / "postmaster.pid", tmp_path / "target"
+    target.touch()
+    path.symlink_to(target)
+    end_server(tmp_path)
+    os.mkfifo(path)
+    end_server(tmp_path)
+    assert os.listdir(tmp_path) == ["target"]
