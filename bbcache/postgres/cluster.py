@@ -90,7 +90,7 @@ class Cluster:
         self._server: subprocess.Popen[bytes] | None = None
         self._socket_dir: Path | None = None
         self._port = str(_PORT)
-        self._superuser = _SUPERUSER
+        self._superuser: str | None = None  # not read yet
         self._log_offset = 0  # where the log of the last start begins
         self._ender: weakref.finalize[..., Cluster] | None = None
 
@@ -139,6 +139,7 @@ class Cluster:
         if self.is_running:
             raise PostgresError(f"the server on {self.pgdata_dir} runs already")
         self._forget_server()
+        self._superuser = None
         with self._naming_errors():
             self._check_version()
             self._user.require_reachable(self.pgdata_dir, "data directory")
@@ -152,7 +153,6 @@ class Cluster:
                 behind.finish()
             assert self._server is not None
             self._wait_ready(self._server, started_at_s, time.monotonic() + timeout_s)
-            self._superuser = self._find_superuser()
         except BaseException:
             self._kill()
             raise
@@ -298,16 +298,15 @@ class Cluster:
         """The port number that names the socket."""
         return int(self._port, 0)
 
-    def _find_superuser(self) -> str:
-        try:
-            return read_superuser(self.pgdata_dir)
-        except PostgresError as error:  # of a server that is ready: another's format
-            log.warning("%s; taking %s for the superuser", error, _SUPERUSER)
-            return _SUPERUSER
-
     @property
     def superuser(self) -> str:
-        """The role that initdb made, whatever its name, as of the last start."""
+        """The role that initdb made, whatever its name; read at its first use after a start."""
+        if self._superuser is None:
+            try:
+                self._superuser = read_superuser(self.pgdata_dir)
+            except PostgresError as error:  # of a server that is ready: an unknown format
+                log.warning("%s; taking %s for the superuser", error, _SUPERUSER)
+                self._superuser = _SUPERUSER
         return self._superuser
 
     def conninfo(self, dbname: str = "postgres") -> str:

@@ -67,8 +67,9 @@ def check_starts(
         walk_members(pgdata_dir, inspect_pgdata(pgdata_dir), _Skeleton(scratch_dir))
         control = (pgdata_dir / PG_CONTROL_NAME).read_bytes()
         _write(scratch_dir / PG_CONTROL_NAME, control)
-        cluster.start(timeout_s=_TIMEOUT_S)
-        cluster.stop("immediate")
+        with cluster:  # whatever is raised, no server is left on what is removed
+            cluster.start(timeout_s=_TIMEOUT_S)
+            cluster.stop("immediate")
     except PostgresError as error:
         raise PostgresError(
             f"no server would start on a copy of {pgdata_dir}: {error}\n"

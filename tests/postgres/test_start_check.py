@@ -75,12 +75,15 @@ def test_setting_that_no_server_starts_with(
         check(stopped, make_cluster.new_dir())
 
 
-def test_libraries_that_are_there(stopped: Cluster, make_cluster: ClusterFactory) -> None:
-    """A server starts with the libraries of all lists, and with none."""
+def test_libraries_that_are_there(
+    stopped: Cluster, make_cluster: ClusterFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server starts with the libraries of all lists, and with none, and warns of nothing."""
     with (stopped.pgdata_dir / "postgresql.auto.conf").open("a") as conf:
         conf.write("shared_preload_libraries = 'pg_stat_statements, \"auth_delay\"'\n")
         conf.write("session_preload_libraries = 'auto_explain'\nlocal_preload_libraries = ''\n")
     check(stopped, make_cluster.new_dir())
+    assert caplog.messages == []
 
 
 def test_wrong_access_rule(stopped: Cluster, make_cluster: ClusterFactory) -> None:
