@@ -1,8 +1,8 @@
 """Real PostgreSQL clusters for every test that wants one.
 
-`pg` runs a test once for each PostgreSQL that is installed. `make_cluster` gives
-it as many clusters as it asks for, copied from a template that initdb made once,
-all below one short directory, on tmpfs where there is room.
+`pg` runs a test on the newest PostgreSQL that is installed, or on those that ``--postgres``
+names. `make_cluster` gives it as many clusters as it asks for, copied from a template that
+initdb made once, all below one short directory, on tmpfs where there is room.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,16 +51,34 @@ _NOT_QUICK = frozenset(
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of the core that together take half a minute."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the quick tests of the core; leave out what has run without ``--postgres older``."""
+    if config.getoption("--postgres") == "older":
+        left_out = {i for i in items if "pg" not in getattr(i, "fixturenames", ())}
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [i for i in items if i not in left_out]
     for item in items:
         if item.path.parent == Path(__file__).parent and item.path.name not in _NOT_QUICK:
             item.add_marker(pytest.mark.quick)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the caller choose the versions of PostgreSQL."""
+    parser.addoption(
+        "--postgres",
+        choices=["newest", "older", "all"],
+        default="newest",
+        help="on which of the installed versions the tests with the fixture `pg` run; "
+        "with `older` these tests alone",
+    )
+
+
 def pytest_configure() -> None:
     """Make the suite the same in the foreground and in the background."""
     give_children_default_signals()
+    # A run starts hundreds of interpreters, of which each would compile the package again.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @functools.cache
@@ -72,16 +91,19 @@ def _installations() -> list[PostgresBinaries]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes `pg` on every PostgreSQL that is installed."""
+    """Run a test that takes `pg` on the versions of PostgreSQL that ``--postgres`` names."""
     if "pg" in metafunc.fixturenames:
         found = _installations()
+        wanted = metafunc.config.getoption("--postgres")
+        if wanted != "all":
+            found = found[-1:] if wanted == "newest" else found[:-1]
         ids = [f"pg{binaries.major}" for binaries in found]
         metafunc.parametrize("pg", found, ids=ids, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
 def pg(request: pytest.FixtureRequest) -> PostgresBinaries:
-    """One PostgreSQL installation; the test runs on each."""
+    """One PostgreSQL installation of those that ``--postgres`` names."""
     binaries: PostgresBinaries = request.param
     return binaries
 
