@@ -118,12 +118,21 @@ def whole_column(column: Column, calls: list[Call]) -> list[Fault]:
     return [column.fault_at(number) for number, _ in _numbered(column, calls)]
 
 
-def share_of_column(column: Column, calls: list[Call], rng: random.Random) -> list[Fault]:
-    """The fault at one call, chosen at random, of each group of calls that are alike."""
-    groups: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+def share_of_column(
+    column: Column, calls: list[Call], rng: random.Random, groups: slice = slice(None)
+) -> list[Fault]:
+    """The fault at one call, chosen at random, of each group of calls that are alike.
+
+    Args:
+        column: how they fail.
+        calls: of a life without fault.
+        rng: chooses.
+        groups: which groups, of all that there are in their order.
+    """
+    alike: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for number, call in _numbered(column, calls):
-        groups[call.op, _kind_of_file(call.path)].append(number)
-    return [column.fault_at(rng.choice(numbers)) for _, numbers in sorted(groups.items())]
+        alike[call.op, _kind_of_file(call.path)].append(number)
+    return [column.fault_at(rng.choice(numbers)) for _, numbers in sorted(alike.items())[groups]]
 
 
 def _numbered(column: Column, calls: list[Call]) -> list[tuple[int, Call]]:

@@ -1,7 +1,8 @@
 """Whatever call fails: no hang, no crash, nothing wrong served, and a good start after it.
 
-The normal run takes a share, chosen anew by each: every way to fail at one call of each
-group of calls that are alike. ``BBCACHE_FAULTS=all`` takes every call.
+The normal run takes a share, which each run chooses at random: of each group of calls that are
+alike, one call fails in a third of all ways, and every way to fail meets a third of the groups.
+``BBCACHE_FAULTS=all`` takes every call.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from faults.calls import Call
 
 _TAKES_ALL: Final = os.environ.get("BBCACHE_FAULTS") == "all"
+_SHARE: Final = 3  # a normal run takes one in so many
+_FIRST: Final = random.randrange(_SHARE)
 
 
 @pytest.mark.slow
@@ -30,13 +33,15 @@ def test_a_life_outlives_every_fault(
 ) -> None:
     """A call that fails, or ends the process, costs at most a miss."""
     column, calls = matrix.COLUMNS[name], life_calls[story]
-    faults = matrix.share_of_column(column, calls, random.Random(random.random()))
+    first = (_FIRST + list(matrix.COLUMNS).index(name)) % _SHARE
+    groups = slice(None) if column.only else slice(first, None, _SHARE)
+    faults = matrix.share_of_column(column, calls, random.Random(random.random()), groups)
     if _TAKES_ALL:
         faults = matrix.whole_column(column, calls)
     summary = matrix.run(bed, faults, story)
     assert not summary.bad, "\n".join([str(summary), *map(str, summary.bad[:5])])
     # Lives differ by a few calls; and what transfers one byte cannot be short.
-    assert summary.met_count >= len(faults) * (0.3 if column.only else 0.8), str(summary)
+    assert summary.met_count >= len(faults) * (0.3 if column.only else 0.5), str(summary)
 
 
 def test_a_life_uses_every_kind_of_call(life_calls: dict[str, list[Call]]) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from faults.bed import Bed
 
 _TAKES_ALL: Final = os.environ.get("BBCACHE_FAULTS") == "all"
-_STARTS: Final = 60
+_STARTS: Final = 20
 
 
 @pytest.mark.slow
