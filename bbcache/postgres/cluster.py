@@ -342,6 +342,7 @@ class Cluster:
         return PostgresError(
             f"the server on {self.pgdata_dir} {what}; the end of {self.log_path}:\n"
             + "\n".join(f"    {line}" for line in tail)
+            + self._user.permission_hint(self.pgdata_dir, "\n".join(tail))
         )
 
     def read_log(self) -> str:

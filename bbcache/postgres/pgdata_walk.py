@@ -145,7 +145,7 @@ class PgdataWalk:
         self, parent_fd: int | None, name: str, path: str, *, follow: bool = False
     ) -> Iterator[int]:
         flags = _OPEN_DIR if follow else _OPEN_DIR | os.O_NOFOLLOW
-        with reading(path or name):
+        with self._reading(path):
             fd = os.open(name, flags, dir_fd=parent_fd)
         try:
             yield fd
@@ -156,7 +156,7 @@ class PgdataWalk:
         """Send what is in an open directory; `prefix` ends in a slash or is empty."""
         if prefix.count("/") >= MAX_PARTS:
             raise self._too_deep(prefix, f"has more than {MAX_PARTS} parts")
-        for name, entry in _sorted_entries(dir_fd, prefix):
+        for name, entry in self._sorted_entries(dir_fd, prefix):
             path = prefix + name
             if is_dropped(path, name):
                 continue
@@ -192,7 +192,7 @@ class PgdataWalk:
 
     def _leave_out(self, dir_fd: int, name: str, path: str) -> None:
         """Leave out what is no file or directory, unless it stands where data belongs."""
-        with reading(path):
+        with self._reading(path):
             mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
         kind = _KINDS.get(stat.S_IFMT(mode), "special files")
         if holds_data(path, name):
@@ -210,17 +210,32 @@ class PgdataWalk:
         )
 
     def _send_file(self, dir_fd: int, name: str, path: str, used_bytes: int | None = None) -> None:
-        with reading(path):
+        with self._reading(path):
             fd = os.open(name, _OPEN_FILE, dir_fd=dir_fd)
         try:
             before = os.fstat(fd)
             if not stat.S_ISREG(before.st_mode):
-                raise _changed(path)
+                raise self._changed(path)
             self._sink.add_file(path, fd, before.st_size, used_bytes=used_bytes)
             if _snapshot(os.fstat(fd)) != _snapshot(before):
-                raise _changed(path)
+                raise self._changed(path)
         finally:
             os.close(fd)
+
+    def _sorted_entries(self, dir_fd: int, path: str) -> list[tuple[str, os.DirEntry[str]]]:
+        with self._reading(path), os.scandir(dir_fd) as entries:
+            return sorted(
+                ((entry.name, entry) for entry in entries), key=lambda pair: os.fsencode(pair[0])
+            )
+
+    def _reading(self, path: str) -> contextlib.AbstractContextManager[None]:
+        return reading(str(self._directory / path))
+
+    def _changed(self, path: str) -> PostgresError:
+        return PostgresError(
+            f"{self._directory / path} was written to while it was read\n"
+            "hint: Nothing may write to a data directory that is being sent."
+        )
 
     def _send_wal(self, root_fd: int) -> None:
         """Send pg_wal, which may be a link, with the segments of the last checkpoint."""
@@ -230,7 +245,7 @@ class PgdataWalk:
             # The segment in which a timeline began has pages of its parent, which are
             # accepted only with the history of the timeline.
             history_name = f"{self._control.tli:08X}.history"
-            for name, entry in _sorted_entries(fd, "pg_wal/"):
+            for name, entry in self._sorted_entries(fd, "pg_wal/"):
                 path = f"pg_wal/{name}"
                 if path in EMPTIED_DIRS and entry.is_dir():
                     self._sink.add_directory(path)
@@ -270,7 +285,9 @@ class PgdataWalk:
         """Send pg_tblspc with real directories, of this version, in place of its links."""
         self._sink.add_directory("pg_tblspc")
         with self._opened(root_fd, "pg_tblspc", "pg_tblspc") as tblspc_fd:
-            oids = [name for name, _ in _sorted_entries(tblspc_fd, "pg_tblspc/") if name.isdigit()]
+            oids = [
+                name for name, _ in self._sorted_entries(tblspc_fd, "pg_tblspc/") if name.isdigit()
+            ]
         for oid in oids:
             self._send_tablespace(root_fd, oid)
 
@@ -305,20 +322,6 @@ def _names(root_fd: int, path: str) -> list[str]:
         return os.listdir(fd)
     finally:
         os.close(fd)
-
-
-def _sorted_entries(dir_fd: int, path: str) -> list[tuple[str, os.DirEntry[str]]]:
-    with reading(path or "the data directory"), os.scandir(dir_fd) as entries:
-        return sorted(
-            ((entry.name, entry) for entry in entries), key=lambda pair: os.fsencode(pair[0])
-        )
-
-
-def _changed(path: str) -> PostgresError:
-    return PostgresError(
-        f"{path} was written to while it was read\n"
-        "hint: Nothing may write to a data directory that is being sent."
-    )
 
 
 def _inode(status: os.stat_result) -> _Inode:

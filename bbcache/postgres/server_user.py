@@ -8,10 +8,11 @@ itself. No user is created and no mode of a directory that is not ours is change
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pwd
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -123,7 +124,8 @@ class ServerUser:
         Links in it are not followed; `directory` itself may be one. A directory changes
         hands after all in it. So where it is the user's already, its files are not looked
         at, unless it is `directory` or right in it: that spares each start of a large
-        cluster a walk over all its files.
+        cluster a walk over all its files. A file that root puts deeper stays root's: the server
+        fails at it when it opens it, at the start or in a query, and `find_closed` names it.
 
         Does nothing for the user of this process.
 
@@ -182,9 +184,70 @@ class ServerUser:
                     f"{error.strerror}\nhint: Let that user read it, or give it to that user."
                 ) from error
 
+    def permission_hint(self, directory: Path, log_text: str) -> str:
+        """Name what in a data directory is closed to a server that was refused permission.
+
+        Args:
+            directory: the data directory.
+            log_text: what the server has logged; it names what it was looking for, which may
+                be deep below what has the wrong mode.
+
+        Returns:
+            A hint on a line of its own; empty where there is nothing to say.
+        """
+        is_refused = os.strerror(errno.EACCES) in log_text
+        closed = self.find_closed(directory) if is_refused else None
+        return f"\nhint: Let user {self.name} read and write {closed}." if closed else ""
+
+    def find_closed(self, directory: Path) -> str | None:
+        """Find what in a data directory this user cannot use, and why, in words.
+
+        Looks at the mode and owner of all files, so it is for a server that has failed.
+        What cannot be read comes before what can only be read.
+
+        Returns:
+            The path, its mode and its owner; None where nothing is closed to the user.
+        """
+        closed = None
+        for path, status in _files_of_server(directory):
+            if not self._may_read(status):
+                return _describe(path, status)
+            if closed is None and status.st_uid == self.uid and not status.st_mode & stat.S_IWUSR:
+                closed = _describe(path, status)
+        return closed
+
     def _may_read(self, status: os.stat_result) -> bool:
         if stat.S_ISLNK(status.st_mode):
             return True
-        others = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(status.st_mode) else 0)
-        wanted = others << 3 if status.st_gid == self.gid else others
+        wanted = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(status.st_mode) else 0)
+        if status.st_uid == self.uid:
+            wanted <<= 6
+        elif status.st_gid == self.gid:
+            wanted <<= 3
         return status.st_mode & wanted == wanted
+
+
+def _files_of_server(directory: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield files and directories, each after its own; as PostgreSQL, follow two kinds of links."""
+    waiting = [os.path.realpath(directory)]
+    for path in waiting:  # it grows meanwhile
+        with contextlib.suppress(OSError):  # it is closed, and was yielded, or has just gone
+            status = os.stat(path)
+            if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+                continue
+            yield path, status
+            if stat.S_ISDIR(status.st_mode):
+                follows = os.path.basename(path) == "pg_tblspc"
+                with os.scandir(path) as entries:
+                    waiting += [
+                        entry.path
+                        for entry in entries
+                        if follows or entry.name == "pg_wal" or not entry.is_symlink()
+                    ]
+
+
+def _describe(path: str, status: os.stat_result) -> str:
+    owner = str(status.st_uid)
+    with contextlib.suppress(KeyError):
+        owner = pwd.getpwuid(status.st_uid).pw_name
+    return f"{path} (mode {stat.S_IMODE(status.st_mode):04o}, owner {owner})"

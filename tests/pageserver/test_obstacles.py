@@ -6,17 +6,16 @@ import os
 import re
 import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from bbcache.errors import TakeoverError
+from bbcache.errors import PostgresError, TakeoverError
 from bbcache.pageserver import takeover
 from bbcache.postgres.leftovers import remove_tree
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pageserver.conftest import Address, Lab
 
 pytestmark = pytest.mark.postgres
@@ -88,6 +87,22 @@ def test_what_is_refused_can_be_mended_on_the_node(lab: Lab, address: Address) -
     lab.wait_idle()
     assert lab.read(address, "select i from t order by i") == [(1,), (2,), (3,)]
     assert lab.reads()["hit"] == 2
+
+
+@pytest.mark.parametrize("name", [".", "base", "pg_wal", "global/pg_control"])
+def test_a_mode_that_keeps_the_server_out_is_named(lab: Lab, address: Address, name: str) -> None:
+    """The stop names the path whose mode is wrong; the node can be mended, and loses nothing."""
+    compute = lab.boot(address)
+    lab.sql(compute, "insert into t values (2)", f"copy (select 1) to program 'chmod 0 {name}'")
+    path = Path(os.path.realpath(compute.cluster.pgdata_dir / name))
+    mode = 0o700 if path.is_dir() else 0o600
+    for step in (compute.stop, lambda: compute.start(lab.settings)):
+        with pytest.raises(PostgresError, match=rf"\nhint: Let .* {path} \(mode 0000, owner"):
+            step()
+    path.chmod(mode)
+    compute.start(lab.settings)
+    compute.stop()
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
 
 
 def test_a_killed_node_with_a_deep_tree_is_removed(lab: Lab, address: Address) -> None:

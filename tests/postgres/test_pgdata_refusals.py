@@ -229,7 +229,7 @@ def test_file_that_vanishes(newest_cluster: Cluster, large_file: Path) -> None:
     """A file that is removed before it is read is named."""
     other = large_file.with_name("1_other")
     other.touch()
-    with pytest.raises(PostgresError, match="cannot read 1_other: No such file"):
+    with pytest.raises(PostgresError, match=f"cannot read {other}: No such file"):
         send_pgdata_tarball(newest_cluster.pgdata_dir, HookedWriter(other.unlink))
 
 

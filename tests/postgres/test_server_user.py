@@ -18,6 +18,8 @@ from bbcache.postgres.server_user import ServerUser
 if TYPE_CHECKING:
     from conftest import ClusterFactory
 
+    from bbcache.postgres.cluster import PostgresBinaries
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="privileges are dropped by root only")
 
 
@@ -229,3 +231,37 @@ def test_a_tree_behind_a_link(tmp_path: Path) -> None:
     dropped().own_tree(tmp_path / "link")
     assert (tmp_path / "tree").stat().st_uid == (tmp_path / "tree" / "base").stat().st_uid == 65534
     assert (tmp_path / "link").lstat().st_uid == 0
+
+
+def test_what_is_closed_to_the_user_is_found(tmp_path: Path) -> None:
+    """What cannot be read comes first, then what cannot be written; links are not followed."""
+    user = ServerUser.current()
+    data_dir, other = tmp_path / "data", tmp_path / "other"
+    for directory in (data_dir, data_dir / "base", data_dir / "pg_tblspc", other):
+        directory.mkdir(0o700)
+    for path in (data_dir / "base/1", other / "2"):
+        path.touch(0o600)
+    for path in (*tmp_path.rglob("*"), data_dir):
+        os.chown(path, user.uid, user.gid)
+    (data_dir / "stray").symlink_to(other)
+    (other / "2").chmod(0)
+    assert user.find_closed(data_dir) is None
+    (data_dir / "base/1").chmod(0o400)
+    assert user.find_closed(data_dir) == f"{data_dir}/base/1 (mode 0400, owner {user.name})"
+    (data_dir / "pg_tblspc/1").symlink_to(other)
+    assert user.find_closed(data_dir) == f"{data_dir}/pg_tblspc/1/2 (mode 0000, owner {user.name})"
+
+
+@needs_root
+def test_a_file_that_root_puts_deep_is_named(
+    newest_pg: PostgresBinaries, make_cluster: ClusterFactory
+) -> None:
+    """A start does not look for it; where the server fails at it, the error has its path."""
+    cluster = make_cluster(newest_pg)
+    cluster.start()
+    cluster.psql("SELECT pg_create_physical_replication_slot('slot', true)")
+    cluster.stop()
+    path = cluster.pgdata_dir / "pg_replslot/slot/state"
+    os.chown(path, 0, 0)
+    with pytest.raises(PostgresError, match=rf"\nhint: .* {path} \(mode 0600, owner root\)"):
+        cluster.start()
