@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from bbcache.errors import PostgresError
+from bbcache.postgres.catalog_rows import read_catalog
 from bbcache.postgres.control_file import ControlFile
 from bbcache.postgres.left_out import LeftOut
 from bbcache.postgres.pgdata_names import EMPTIED_DIRS, holds_data, is_dropped, is_own_directory
@@ -19,6 +20,7 @@ from bbcache.postgres.tar_writer import MAX_NAME_BYTES, MAX_PARTS
 
 _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_PG_TABLESPACE_OID: Final = 1213
 _SHOWN_CHARACTERS: Final = 80  # of a path too long to be shown
 _LOST_AND_FOUND: Final = "lost+found"  # of a file system that is mounted there
 _KINDS: Final = {
@@ -123,7 +125,7 @@ class PgdataWalk:
 
     def _linked_directories(self, root_fd: int) -> Iterator[_Inode]:
         """Yield what pg_wal and pg_tblspc lead to; inside the directory it is sent there only."""
-        oids = [oid for oid in _names(root_fd, "pg_tblspc") if oid.isdigit()]
+        oids = self._tablespaces(_names(root_fd, "pg_tblspc"))
         tablespaces = [f"{self._place_of(f'pg_tblspc/{oid}')}/{self._version_dir}" for oid in oids]
         for path in (self._place_of("pg_wal"), *tablespaces):
             with contextlib.suppress(OSError):
@@ -281,26 +283,51 @@ class PgdataWalk:
             )
         self._send_file(dir_fd, name, path, used_bytes)
 
+    def _tablespaces(self, names: list[str]) -> list[str]:
+        """Return those of the names in pg_tblspc that may be tablespaces of the catalog.
+
+        Also of one that was dropped or rolled back: a row does not tell these for certain.
+        """
+        numbers = [name for name in names if name.isdecimal()]
+        if not numbers:
+            return []
+        oids = {str(row.oid) for row in read_catalog(self._directory, _PG_TABLESPACE_OID)}
+        return [name for name in numbers if name in oids]
+
     def _send_tablespaces(self, root_fd: int) -> None:
         """Send pg_tblspc with real directories, of this version, in place of its links."""
         self._sink.add_directory("pg_tblspc")
         with self._opened(root_fd, "pg_tblspc", "pg_tblspc") as tblspc_fd:
-            oids = [
-                name for name, _ in self._sorted_entries(tblspc_fd, "pg_tblspc/") if name.isdigit()
-            ]
+            names = [name for name, _ in self._sorted_entries(tblspc_fd, "pg_tblspc/")]
+        oids = self._tablespaces(names)
         for oid in oids:
             self._send_tablespace(root_fd, oid)
+        for name in names:
+            if name.isdecimal() and name not in oids:
+                self._left_out.add("what belongs to no tablespace", self._shown_link(name))
 
     def _send_tablespace(self, root_fd: int, oid: str) -> None:
         """Send the part that is this cluster's of a place that other versions may use too."""
         name = self._version_dir
-        path = f"pg_tblspc/{oid}"
+        path, shown = f"pg_tblspc/{oid}", self._shown_link(oid)
         self._sink.add_directory(path)
-        with self._opened(root_fd, self._place_of(path), path, follow=True) as fd:
-            if name in os.listdir(fd):
-                self._sink.add_directory(f"{path}/{name}")
-                with self._opened(fd, name, f"{path}/{name}") as version_fd:
-                    self._send_entries(version_fd, f"{path}/{name}/")
+        with self._opened(root_fd, self._place_of(path), shown, follow=True) as fd:
+            if name not in os.listdir(fd):
+                raise PostgresError(
+                    f"the tablespace {self._directory / shown} has no {name}, where its data is\n"
+                    "hint: Is its file system mounted?"
+                )
+            self._sink.add_directory(f"{path}/{name}")
+            with self._opened(fd, name, f"{path}/{name}") as version_fd:
+                self._send_entries(version_fd, f"{path}/{name}/")
+
+    def _shown_link(self, oid: str) -> str:
+        """Return a name in pg_tblspc, with what it leads to where it is a link."""
+        path = f"pg_tblspc/{oid}"
+        try:
+            return f"{path} -> {os.readlink(path, dir_fd=self._root_fd)}"
+        except OSError:
+            return path
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ from bbcache.pageserver import takeover
 from bbcache.postgres.leftovers import remove_tree
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pageserver.conftest import Address, Lab
 
 pytestmark = pytest.mark.postgres
@@ -103,6 +105,62 @@ def test_a_mode_that_keeps_the_server_out_is_named(lab: Lab, address: Address, n
     compute.start(lab.settings)
     compute.stop()
     assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+
+
+def test_links_of_no_tablespace_are_left_out(
+    lab: Lab,
+    address: Address,
+    server_dir: Callable[[Path], Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """PostgreSQL starts with them as well; they are named, and a tablespace is kept."""
+    compute = lab.boot(address)
+    pgdata_dir = compute.cluster.pgdata_dir
+    place, stray = server_dir(pgdata_dir), server_dir(pgdata_dir)
+    lab.sql(
+        compute,
+        f"create tablespace elsewhere location '{place}'",
+        "create table u tablespace elsewhere as select 2 i",
+    )
+    targets = {"99991": stray, "99992": "/nowhere", "99993": "99993", "99994": "/dev/null"}
+    for name, target in targets.items():
+        lab.sql(compute, f"copy (select 1) to program 'ln -s {target} pg_tblspc/{name}'")
+    lab.sql(compute, "copy (select 1) to program 'mkdir pg_tblspc/99995'")
+    compute.cluster.stop()
+    compute.start(lab.settings)
+    compute.stop()
+    lab.wait_idle()
+    left_out = next(line for line in caplog.messages if "belongs to no tablespace" in line)
+    for name, target in targets.items():
+        assert f"pg_tblspc/{name} -> {target}" in left_out
+    assert left_out.endswith("pg_tblspc/99995")
+    assert lab.read(address, "select i from t union select i from u order by i") == [(1,), (2,)]
+
+
+def test_a_tablespace_that_is_not_mounted_is_refused_and_kept(
+    lab: Lab, address: Address, server_dir: Callable[[Path], Path]
+) -> None:
+    """Its link and target are named, whether there is nothing or an empty directory."""
+    compute = lab.boot(address)
+    place = server_dir(compute.cluster.pgdata_dir)
+    aside = place.with_name("aside")
+    lab.sql(
+        compute,
+        f"create tablespace elsewhere location '{place}'",
+        "create table u tablespace elsewhere as select 2 i",
+        "checkpoint",
+    )
+    compute.cluster.stop()
+    place.rename(aside)
+    with pytest.raises(TakeoverError, match=rf"/pg_tblspc/\d+ -> {place}: No such file"):
+        compute.stop()
+    place.mkdir()
+    with pytest.raises(TakeoverError, match=rf"/pg_tblspc/\d+ -> {place} has no PG_"):
+        compute.stop()
+    place.rmdir()
+    aside.rename(place)
+    compute.stop()
+    assert lab.read(address, "select i from u") == [(2,)]
 
 
 def test_a_killed_node_with_a_deep_tree_is_removed(lab: Lab, address: Address) -> None:
