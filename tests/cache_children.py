@@ -117,7 +117,7 @@ def out_of_descriptors_at_the_start() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptor + 1, limits[1]))
         os.close(descriptor)
         rig.open(wait=False)
-        with rig._opened:
+        with rig.opened:
             assert not rig.cache.wait_initialized(0.1)
             assert rig.get(timeline) is None
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -182,7 +182,7 @@ def unlistable_directory() -> None:
             timeline = rig.prepared()
         directory.chmod(0o300)
         rig.open(wait=False)
-        with rig._opened:
+        with rig.opened:
             assert not rig.cache.wait_initialized(0.1)
             assert rig.cache.entries() == []
             directory.chmod(0o700)

@@ -142,6 +142,10 @@ class Rig:
     """A cache on one directory, and a host in memory with one tenant.
 
     A context manager: entering opens the cache, leaving closes it.
+
+    Attributes:
+        opened: closes every cache that was opened.
+        threads: those that the newest cache has started.
     """
 
     def __init__(self, data_dir: Path, **settings: Any) -> None:
@@ -149,7 +153,8 @@ class Rig:
         self.host = MemoryHost()
         self.tenant = self.host.add_tenant()
         self.settings: dict[str, Any] = {"cleanup_period": 3600.0, **settings}
-        self._opened = ExitStack()
+        self.opened = ExitStack()
+        self.threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
         self.open()
@@ -161,15 +166,21 @@ class Rig:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._opened.close()
+        self.opened.close()
 
     def open(self, *, wait: bool = True, **settings: Any) -> None:
         """Start a cache, with a registry of its own."""
         self.settings.update(settings)
         self.registry = CollectorRegistry()
         self.config = BasebackupCacheConfig(**self.settings)
+        before = set(threading.enumerate())
         self.cache = BasebackupCache.spawn(self.dir, self.config, self.host, self.registry)
-        self._opened.callback(self.cache.close, DEADLINE_S)
+        self.threads = [
+            thread
+            for thread in threading.enumerate()
+            if thread not in before and thread.name.startswith("bbcache-")
+        ]
+        self.opened.callback(self.cache.close, DEADLINE_S)
         if wait:
             assert self.cache.wait_initialized(DEADLINE_S)
 
@@ -186,7 +197,7 @@ class Rig:
     def living(self, kind: str = "prepare") -> list[threading.Thread]:
         """The living threads of the cache: its workers, or that of its clean-up."""
         name = f"bbcache-{kind}"
-        return [t for t in self.engine._own_threads if t.name.startswith(name) and t.is_alive()]
+        return [t for t in self.threads if t.name.startswith(name) and t.is_alive()]
 
     def timeline(self, lsn: Lsn = LSN_A, tenant: MemoryTenant | None = None) -> MemoryTimeline:
         """A new timeline with its tip at `lsn`."""

@@ -61,7 +61,7 @@ def exit_while_they_wait(data_dir: str, kind: str) -> None:
     """End without a close; threads wait without limit for a build and for an LSN."""
     rig = Rig(Path(data_dir), prepare_concurrency=1)
     rig.open()
-    rig._opened.pop_all()
+    rig.opened.pop_all()
     busy = threading.Event()
     timeline, other = rig.timeline(), rig.timeline()
 
@@ -81,7 +81,7 @@ def exit_while_they_wait(data_dir: str, kind: str) -> None:
     for asked in (timeline, timeline, other):
         threading.Thread(target=ask, args=(asked,), daemon=kind == "daemon").start()
     assert busy.wait(DEADLINE_S)
-    wait_until(lambda: aboard(rig) == 3)
+    wait_until(lambda: aboard() == 3)
     sys.exit(3)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cache_helpers import DEADLINE_S, LSN_A, Worker
 from helpers import wait_until
+from support.threads import waiting
 
 if TYPE_CHECKING:
     from cache_helpers import Rig
@@ -49,21 +50,16 @@ def fillers(
     timeout_s: float | None = None,
 ) -> list[Worker]:
     """So many threads that ask, all of them aboard the one flight."""
-    before = aboard(rig)
+    before = aboard()
     ask = functools.partial(filled, rig, timeline, lsn, timeout_s)
     workers = [Worker(ask) for _ in range(count)]
-    wait_until(lambda: aboard(rig) == before + count)
+    wait_until(lambda: aboard() == before + count)
     return workers
 
 
-def aboard(rig: Rig) -> int:
-    """How many wait for a build."""
-    queue = rig.engine._queue
-    with queue._lock:
-        waiting = {each for lsns in queue._waiting.values() for each in lsns.values()}
-        behind, running = queue._later.values(), queue._running.values()
-        requests = {*waiting, *queue._fills.values(), *behind, *running}
-    return sum(len(request.flight._seats) for request in requests)
+def aboard() -> int:
+    """How many threads of this process wait for a build."""
+    return len(waiting("get_or_prepare"))
 
 
 def fills(rig: Rig) -> dict[str, int]:

@@ -222,7 +222,7 @@ def open_together(data_dir: str) -> None:
         say(f"locked by {error.pid}")
     else:
         say("open")
-        with rig._opened:
+        with rig.opened:
             wait_for_the_test()
 
 
@@ -311,7 +311,7 @@ def exit_after_dropping(data_dir: str) -> None:
     rig.open()
     timeline.on_send = _write_slowly
     rig.send(timeline)
-    rig._opened.pop_all()
+    rig.opened.pop_all()
     del rig.cache
     gc.collect()
 

@@ -80,7 +80,7 @@ def test_the_start_opens_no_file(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> N
         fail_with(patch, Store, "open", AssertionError("a file was opened"))
         fail_with(patch, os, "pread", AssertionError("a file was read"))
         rig.open()
-    with rig._opened:
+    with rig.opened:
         assert rig.value("bbcache_loaded_entries") == 3
         assert rig.get(good, LSN_B) == tar_of(good, LSN_B)
         assert rig.get(empty, LSN_B) is None
@@ -262,7 +262,7 @@ def test_a_superseded_file_that_cannot_go_is_parked(
     with monkeypatch.context() as patch:
         fail_with(patch, shelf, "unlink", OSError(errno.EACCES, "no", "x"))
         rig.open()
-    with rig._opened:
+    with rig.opened:
         assert rig.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
         assert rig.value("bbcache_unlink_failures_total") == 1
         assert rig.value("bbcache_other_bytes") == rig.path(timeline, LSN_A).stat().st_size
@@ -278,7 +278,7 @@ def test_a_directory_that_cannot_be_listed_is_tried_again(
     rig.seed(timeline)
     fail_with(monkeypatch, Store, "scan", OSError(errno.EIO, "Input/output error"), times=4)
     rig.open(wait=False)
-    with rig._opened:
+    with rig.opened:
         rig.send(new)
         assert rig.cache.wait_initialized(DEADLINE_S)
         rig.wait_idle()
@@ -318,7 +318,7 @@ def test_nothing_is_served_until_the_start_is_done(
     with monkeypatch.context() as patch:
         fail_with(patch, Store, step, OSError(errno.EACCES, "Permission denied"))
         rig.open(wait=False)
-        with rig._opened:
+        with rig.opened:
             assert not rig.cache.wait_initialized(0.1)
             assert not rig.cache.wait_idle(0)
             assert rig.cache.entries() == []
@@ -335,7 +335,7 @@ def test_a_start_that_keeps_failing_can_be_closed(
     """Close does not wait for the next try; who waits for the start is told."""
     fail_with(monkeypatch, Store, "scan", OSError(errno.EIO, "Input/output error"))
     rig.open(wait=False)
-    with rig._opened:
+    with rig.opened:
         waiting = Worker(rig.cache.wait_initialized)
         idle = Worker(rig.engine.activity.wait_idle, None)
         rig.send(rig.timeline())
@@ -353,7 +353,7 @@ def test_a_start_left_behind_by_its_close_removes_nothing(
     built, held = rig.timeline(), rig.timeline(LSN_B)
     for lsn in (LSN_A, LSN_B):
         rig.seed(held, lsn)
-    with rig._opened, Gate() as loading, Gate() as building:
+    with rig.opened, Gate() as loading, Gate() as building:
         with monkeypatch.context() as patch:
             stop_before(patch, Shelf, "load", loading)
             rig.open(wait=False)

@@ -227,7 +227,7 @@ def test_run_cleanup_before_the_start_is_done_does_nothing(
     with Gate() as gate:
         stop_before(monkeypatch, Store, "scan", gate)
         rig.open(wait=False)
-        with rig._opened:
+        with rig.opened:
             gate.wait_for()
             rig.cache.run_cleanup()
             gate.open()

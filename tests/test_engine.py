@@ -127,7 +127,7 @@ def test_send_prepare_never_raises(
 def test_prepares_wait_for_the_whole_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker takes a request before the sweep and the scan are done."""
     rig = Rig(tmp_path)
-    with rig._opened, Gate() as gate:
+    with rig.opened, Gate() as gate:
         stop_before(monkeypatch, Shelf, "load", gate)
         rig.open(wait=False)
         timeline = rig.timeline()

@@ -407,7 +407,7 @@ def test_a_directory_that_cannot_be_loaded_stops_no_start(
     with monkeypatch.context() as patch:
         fail_with(patch, Store, "scan", OSError(errno.EIO, "Input/output error"))
         rig.open(wait=False)
-        with rig._opened:
+        with rig.opened:
             rig.send(sent)
             for timeline in (held, missing):
                 assert filled(rig, timeline)[1] == tar_of(timeline)

@@ -196,7 +196,7 @@ def test_who_gives_up_does_not_stop_the_build(rig: Rig) -> None:
             with pytest.raises(TimeoutError, match=r"not ready in time\nhint: ") as caught:
                 fill(rig, timeline, timeout_s=timeout_s)
             assert type(caught.value) is FillTimeoutError
-        assert aboard(rig) == 2
+        assert aboard() == 2
         gate.open()
         assert {worker.result() for worker in patient} == {
             ("built", tar_of(timeline)),
@@ -233,7 +233,7 @@ def test_a_caller_that_is_told_to_give_up(rig: Rig) -> None:
     asked: list[int] = []
 
     def go_on() -> None:
-        asked.append(aboard(rig))
+        asked.append(aboard())
         if len(asked) == 2:
             raise Gone
 
@@ -244,11 +244,34 @@ def test_a_caller_that_is_told_to_give_up(rig: Rig) -> None:
             rig.cache.get_or_prepare(
                 rig.shard_of(timeline), timeline.timeline_id, LSN_A, go_on=go_on
             )
-        assert asked == [2, 2]  # it keeps its seat while it is asked
-        assert aboard(rig) == 1
+        assert asked == [2, 2]
+        assert aboard() == 1
         gate.open()
         assert patient.result() == ("built", tar_of(timeline))
     assert fills(rig) == {"given_up": 1, "built": 1}
+
+
+def test_a_caller_that_is_asked_whether_to_go_on_waits_all_the_while(rig: Rig) -> None:
+    """A build that ends meanwhile is for it: nothing is built twice, or thrown away."""
+    timeline, builds = rig.timeline(LSN_B), []
+    with Gate() as gate:
+
+        def send(writer: TarballWriter, lsn: Lsn) -> None:
+            builds.append(lsn)
+            gate()
+            writer.write(timeline.tarball(lsn))
+
+        def go_on() -> None:
+            gate.open()
+            rig.wait_idle()
+            rig.prepared()  # by the one worker, which has told all that wait by then
+
+        timeline.on_send = send
+        with rig.cache.get_or_prepare(
+            rig.shard_of(timeline), timeline.timeline_id, LSN_A, go_on=go_on
+        ) as file:
+            assert file.source == "built"
+    assert builds == [LSN_A]
 
 
 def test_a_caller_that_may_go_on_has_its_time_and_no_more(rig: Rig) -> None:
@@ -315,7 +338,7 @@ def test_a_caller_that_is_interrupted_leaves(rig: Rig, monkeypatch: pytest.Monke
             with pytest.raises(KeyboardInterrupt):
                 fill(rig, timeline)
         gate.wait_for()
-        assert aboard(rig) == 0
+        assert aboard() == 0
         gate.open()
         rig.wait_idle()
     assert filled(rig, timeline)[0] == "hit"
@@ -443,7 +466,7 @@ def test_before_the_start_is_done_a_caller_waits_for_it(tmp_path: Path) -> None:
     with Gate() as gate, pytest.MonkeyPatch.context() as patch:
         stop_before(patch, Store, "scan", gate)
         rig.open(wait=False)
-        with rig._opened:
+        with rig.opened:
             workers = [*fillers(rig, held, 1), *fillers(rig, missing, 1)]
             with pytest.raises(FillTimeoutError):
                 fill(rig, held, timeout_s=0)
@@ -642,6 +665,6 @@ def test_the_pool_goes_on(rig: Rig) -> None:
             with pytest.raises(FillTimeoutError):
                 fill(rig, timeline, timeout_s=0)
     assert filled(rig, rig.timeline())[0] == "built"
-    wait_until(lambda: aboard(rig) == 0)
+    wait_until(lambda: aboard() == 0)
     rig.wait_idle()
     rig.check_books()

@@ -151,7 +151,7 @@ def test_a_cache_that_is_dropped_while_they_wait(tmp_path: Path) -> None:
         stop_while_sending(timeline, gate)
         workers = fillers(rig, timeline, 2)
         gate.wait_for()
-        rig._opened.pop_all()
+        rig.opened.pop_all()
         del rig.cache, cache
         assert engine.is_serving
         gate.open()
@@ -171,14 +171,14 @@ def test_nobody_is_left_aboard_after_many_closes(tmp_path: Path) -> None:
         timelines = [rig.timeline() for _ in range(3)]
         workers = [Worker(filled, rig, each, LSN_A, None) for each in timelines * 4]
         if round_number % 2:
-            wait_until(lambda: fills(rig) or aboard(rig))
+            wait_until(lambda: fills(rig) or aboard())
         rig.cache.close(DEADLINE_S)
         for worker in workers:
             try:
                 assert worker.result()
             except ClosingError:
                 continue
-        assert aboard(rig) == 0
+        assert aboard() == 0
         assert unpublished_bytes(rig) == 0
 
 

@@ -208,7 +208,7 @@ def fill_unpublished(rig: Rig) -> Iterator[Callable[[], object]]:
 @scenario
 def fill_join(rig: Rig) -> Iterator[Callable[[], object]]:
     """Another thread waits for the same build, which goes on when both do."""
-    with busy_worker(rig, until=lambda: aboard(rig) == 2):
+    with busy_worker(rig, until=lambda: aboard() == 2):
         timeline = rig.timeline()
         (other,) = fillers(rig, timeline, 1)
         yield functools.partial(filled, rig, timeline)
@@ -218,7 +218,7 @@ def fill_join(rig: Rig) -> Iterator[Callable[[], object]]:
 @scenario
 def fill_join_what_was_sent(rig: Rig) -> Iterator[Callable[[], object]]:
     """A prepare that no caller has waited for."""
-    with busy_worker(rig, until=lambda: aboard(rig) == 1):
+    with busy_worker(rig, until=lambda: aboard() == 1):
         timeline = rig.timeline()
         rig.send(timeline)
         yield functools.partial(filled, rig, timeline)

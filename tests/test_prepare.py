@@ -290,7 +290,7 @@ def test_requests_before_the_start_is_done_wait(
     with Gate() as gate:
         stop_before(monkeypatch, Store, "scan", gate)
         rig.open(wait=False)
-        with rig._opened:
+        with rig.opened:
             gate.wait_for()
             rig.send(new)
             rig.send(overflow)

@@ -218,7 +218,7 @@ def test_waits_of_one_timeline_end_in_order(rig: Rig) -> None:
     for worker, lsn in ((workers[2], LSN_B), (workers[1], LSN_C)):
         timeline.advance(lsn)
         assert worker.result() == ("built", tar_of(timeline, lsn))
-    assert aboard(rig) == 1
+    assert aboard() == 1
 
 
 def test_a_wait_notices_that_its_tenant_goes(rig: Rig) -> None:

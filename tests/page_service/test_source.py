@@ -35,10 +35,10 @@ CLIENTS = 500
 def ask_all(bench: Bench, timeline: MemoryTimeline, count: int) -> list[WireClient]:
     """So many clients that all wait for one build."""
     clients = [bench.logged_in() for _ in range(count)]
-    before = aboard(bench.rig)
+    before = aboard()
     for client in clients:
         client.send(wire.query(bench.command(timeline, LSN_A, "gzip")))
-    wait_until(lambda: aboard(bench.rig) == before + count)
+    wait_until(lambda: aboard() == before + count)
     return clients
 
 
@@ -154,9 +154,9 @@ def test_an_end_of_the_service_waits_for_no_build(bench: Bench) -> None:
         stop_while_sending(timeline, gate)
         ask_all(bench, timeline, 1)
         assert not bench.service.drain(0)
-        assert aboard(bench.rig) == 1
+        assert aboard() == 1
         bench.service.close(DEADLINE_S)
-        assert aboard(bench.rig) == 0
+        assert aboard() == 0
         assert bench.service.connection_count == 0
 
 
@@ -244,7 +244,7 @@ def test_who_is_ahead_and_goes_ends_its_wait(bench: Bench) -> None:
     clients = [bench.logged_in() for _ in range(2)]
     for client in clients:
         client.send(wire.query(bench.command(timeline, LSN_B, "gzip")))
-    wait_until(lambda: aboard(bench.rig) == 2)
+    wait_until(lambda: aboard() == 2)
     for client in clients:
         client.close()
     bench.wait_gone()
