@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import signal
 import sys
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bbcache._version import __version__
 from bbcache.cli import bench, demo, fetch, serve, verify
-from bbcache.cli.output import drop_unwritten, lasting_stderr, open_standard_streams
+from bbcache.cli.output import (
+    drop_unwritten,
+    lasting_stderr,
+    named_stdout,
+    open_standard_streams,
+)
 from bbcache.cli.stop_signals import Stopped
 from bbcache.cli.verify import NoCacheError
-from bbcache.errors import BbcacheError, printable
+from bbcache.errors import BbcacheError, printable, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +39,20 @@ class ExitCode(IntEnum):
     TERMINATED = 128 + signal.SIGTERM
 
 
+_HINTS: Final = {
+    errno.ENOENT: "Is the name spelled right, and is the file system mounted?",
+    errno.ENOTDIR: "Name a directory.",
+    errno.EISDIR: "Name a file.",
+    errno.EACCES: "Run the command as a user with permission.",
+    errno.EPERM: "Run the command as a user with permission.",
+    errno.ENOSPC: "Free space on the file system.",
+    errno.EDQUOT: "Raise the disk quota, or free space.",
+    errno.EROFS: "Remount the file system read-write, or name another place.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+    errno.EIO: "The disk or its file system is failing; look at the kernel log.",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. To be called from the main thread, where signals arrive.
 
@@ -43,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     open_standard_streams()
     try:
-        with lasting_stderr():
+        with lasting_stderr(), named_stdout():
             return _run(argv)
     finally:
         drop_unwritten(sys.stdout)
@@ -64,10 +85,24 @@ def _run(argv: Sequence[str] | None) -> ExitCode:
     except NoCacheError as error:
         _complain(f"error: {error}")
         return ExitCode.NO_CACHE
-    except (BbcacheError, OSError) as error:
+    except BbcacheError as error:
         _complain(f"error: {error}")
         return ExitCode.ERROR
+    except OSError as error:
+        _complain(f"error: {_explain(error, options.command)}")
+        return ExitCode.ERROR
     return ExitCode.OK if is_well else ExitCode.FAILED
+
+
+def _explain(error: OSError, command: str) -> str:
+    """Say where a command was refused something by the operating system, and what to do."""
+    paths = [os.fsdecode(each) for each in (error.filename, error.filename2) if each is not None]
+    place = f" at {' and '.join(paths)}" if paths else ""
+    hint = _HINTS.get(error.errno or 0)
+    return (
+        f"{command} has failed{place}: {error.strerror or text_of(error)}"
+        f"{f'{chr(10)}hint: {hint}' if hint else ''}"
+    )
 
 
 def _complain(what: str) -> None:
@@ -83,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         "3 no cache to verify, 128 + n stopped by signal n",
     )
     parser.add_argument("--version", action="version", version=f"bbcache {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", dest="command", required=True
+    )
     demo.add_parser(commands)
     bench.add_parser(commands)
     fetch.add_parser(commands)

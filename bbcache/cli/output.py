@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 _STREAMS: Final = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 
-class _Lasting:
-    """A text stream that drops what cannot be written, and has all else of another one."""
+class _Named:
+    """A text stream whose errors name it, and that has all else of another one."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, name: str) -> None:
         self._stream = stream
-        self.has_failed = False
+        self._name = name
 
     def write(self, text: str) -> int:
-        with self._dropping():
+        with self._writing():
             self._stream.write(text)
         return len(text)
 
@@ -32,18 +32,38 @@ class _Lasting:
             self.write(line)
 
     def flush(self) -> None:
-        with self._dropping():
+        with self._writing():
             self._stream.flush()
 
     @contextmanager
-    def _dropping(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # a broken pipe stays one
+            raise OSError(error.errno, error.strerror, self._name) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Lasting(_Named):
+    """A text stream that drops what cannot be written."""
+
+    has_failed = False
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError):  # ValueError: it is closed
             self.has_failed = True
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+
+@contextmanager
+def named_stdout() -> Iterator[None]:
+    """Let an error of a write to stdout name it in a block."""
+    with contextlib.redirect_stdout(cast("TextIO", _Named(sys.stdout, "standard output"))):
+        yield
 
 
 @contextmanager
@@ -62,7 +82,7 @@ def lasting_stderr() -> Iterator[None]:
 
 @contextmanager
 def _lasting(stream: TextIO) -> Iterator[TextIO]:
-    lasting = _Lasting(stream)
+    lasting = _Lasting(stream, "")
     try:
         yield cast("TextIO", lasting)
     finally:

@@ -216,7 +216,10 @@ def test_output_that_cannot_be_written(tmp_path: Path) -> None:
         argv = [sys.executable, "-m", "bbcache.cli", "verify", str(tmp_path)]
         done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, check=False, env=BUFFERED)
     assert done.returncode == 2
-    assert done.stderr == b"bbcache: error: [Errno 28] No space left on device\n"
+    assert done.stderr == (
+        b"bbcache: error: verify has failed at standard output: No space left on device\n"
+        b"hint: Free space on the file system.\n"
+    )
 
 
 def test_output_that_is_closed(tmp_path: Path) -> None:

@@ -61,10 +61,24 @@ def test_json_has_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ]
 
 
-def test_no_directory_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What cannot be listed is an error that names it."""
-    assert main(["verify", str(tmp_path / "nowhere")]) == 2
-    assert str(tmp_path / "nowhere") in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "reason", "hint"),
+    [
+        ("nowhere", "No such file or directory", "Is the name spelled right"),
+        ("file", "Not a directory", "Name a directory."),
+        ("loop", "Too many levels of symbolic links", ""),
+    ],
+)
+def test_what_cannot_be_listed_exits_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, reason: str, hint: str
+) -> None:
+    """The error says what was tried, names the path in full, and has a hint where there is one."""
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    assert main(["verify", str(tmp_path / name)]) == 2
+    told, _, told_hint = capsys.readouterr().err.partition("\n")
+    assert told == f"bbcache: error: verify has failed at {tmp_path / name}: {reason}"
+    assert told_hint.startswith(f"hint: {hint}" if hint else "")
 
 
 def test_a_directory_that_is_no_cache_exits_with_3(
