@@ -12,6 +12,7 @@ from isal import igzip
 
 from bbcache.host import Buffer, Timeline
 from bbcache.ids import Lsn
+from bbcache.tar_head import BLOCK_SIZE_BYTES, check_tar_head
 
 _LEVEL: Final = 2
 _SLICE_S: Final = 0.2
@@ -45,6 +46,7 @@ class OwnBuilder:
             caller closes it.
 
         Raises:
+            ArchiveError: the host wrote no tar.
             OSError: it cannot be written.
             Exception: the host has raised it.
         """
@@ -62,7 +64,9 @@ class OwnBuilder:
         try:
             stream: AbstractContextManager[BinaryIO] = igzip.open(file, "wb", compresslevel=_LEVEL)  # type: ignore[no-untyped-call]  # isal has no types for it
             with stream as gzip:
-                timeline.send_basebackup_tarball(_Watched(gzip, go_on), lsn)
+                watched = _Watched(gzip, go_on)
+                timeline.send_basebackup_tarball(watched, lsn)
+                watched.finish()
             size_bytes = file.tell()
             file.seek(0)
         except BaseException:
@@ -72,12 +76,37 @@ class OwnBuilder:
 
 
 class _Watched:
-    """A writer that stops where nobody waits for what is written any more."""
+    """A writer that takes a tar only, and stops where nobody waits for it any more.
+
+    What it has raised once ends the build, whatever the host makes of it.
+    """
 
     def __init__(self, writer: BinaryIO, go_on: Callable[[], None]) -> None:
         self._writer = writer
         self._go_on = go_on
+        self._head = b""  # the first block, as far as it is written
+        self._failure: BaseException | None = None
 
     def write(self, data: Buffer, /) -> int:
-        self._go_on()
-        return self._writer.write(data)
+        if self._failure is not None:
+            raise self._failure
+        try:
+            self._go_on()
+            if len(self._head) < BLOCK_SIZE_BYTES:
+                self._look_at_head(data)
+            return self._writer.write(data)
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def finish(self) -> None:
+        """Raise what ended the build, or what is wrong with a tar of less than a block."""
+        if self._failure is not None:
+            raise self._failure
+        if len(self._head) < BLOCK_SIZE_BYTES:
+            check_tar_head(self._head)
+
+    def _look_at_head(self, data: Buffer) -> None:
+        self._head = (self._head + memoryview(data).tobytes())[:BLOCK_SIZE_BYTES]
+        if len(self._head) == BLOCK_SIZE_BYTES:
+            check_tar_head(self._head)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,7 @@ from page_service import wire
 from page_service.wire import copied, kinds
 
 from bbcache import BasebackupCache, Lsn, TenantState
-from bbcache.errors import PostgresError, PrepareError
+from bbcache.errors import ArchiveError, PostgresError, PrepareError
 from bbcache.page_service.command import BasebackupCommand
 from bbcache.page_service.errors import ShutdownError
 from bbcache.page_service.source import CacheSource
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from page_service.conftest import Bench
     from page_service.wire import Reply, WireClient
 
-    from bbcache.host import TarballWriter
+    from bbcache.host import Buffer, TarballWriter
     from bbcache.testing import MemoryTimeline
 
 CLIENTS = 500
@@ -429,6 +430,7 @@ class TestOwnBuilds:
 
         def send(writer: TarballWriter, _: Lsn) -> None:
             try:
+                writer.write(timeline.tarball(LSN_A))
                 while True:
                     writer.write(b"x" * 100)
             except BaseException:
@@ -459,6 +461,36 @@ class TestOwnBuilds:
             replies = self.full(bench, timeline)
         assert kinds(replies) == "EZ"
         assert replies[0].fields()["M"] == text
+        timeline.on_send = None
+        assert copied(self.full(bench, timeline)) == timeline.tarball(LSN_A)
+
+    @pytest.mark.parametrize(
+        "pieces",
+        [
+            [gzip.compress(bytes(10_240))],
+            [b"x"] * 600,
+            [b"short"],
+            [memoryview(bytes(10_240))],
+            [],
+        ],
+        ids=["gzip", "bytes", "short", "zeros", "nothing"],
+    )
+    def test_what_is_no_tar_is_refused(
+        self, bench: Bench, pieces: list[Buffer], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """As the cache refuses it, also where the host swallows what the writer raises."""
+        timeline = bench.rig.timeline()
+
+        def send(writer: TarballWriter, _: Lsn) -> None:
+            for piece in pieces:
+                with suppress(ArchiveError):
+                    writer.write(piece)
+
+        timeline.on_send = send
+        replies = self.full(bench, timeline)
+        assert kinds(replies) == "EZ"
+        assert replies[0].fields()["M"].startswith("cannot build the basebackup")
+        assert "the host wrote" in caplog.text
         timeline.on_send = None
         assert copied(self.full(bench, timeline)) == timeline.tarball(LSN_A)
 
