@@ -20,7 +20,15 @@ from bbcache.archive import ArchiveWriter, check_sealed, pack_header
 from bbcache.errors import ArchiveError, ClosingError, StoreError
 from bbcache.handout import Handout
 from bbcache.index import Entry, Proof, split_key
-from bbcache.job import DiskError, Skip, both_failed, own_disk, own_limits
+from bbcache.job import (
+    PROCESS_LIMITS,
+    DiskError,
+    Skip,
+    both_failed,
+    hint_for_unpublished,
+    own_disk,
+    own_limits,
+)
 from bbcache.metrics import FallbackResult, Phase, SkipReason
 from bbcache.nameless import NamelessFile
 from bbcache.room import Room
@@ -144,7 +152,8 @@ class Builder:
         Raises:
             Skip: there is no room, no time, or nobody who wants it.
             DiskError: the disk of the cache has failed, and nobody waits.
-            StoreError: it has failed, and so has the build in `unpublished_dir`.
+            StoreError: it has failed, and so has the build in `unpublished_dir`; or the
+                process is out of descriptors or memory.
             BbcacheError: it failed.
             BaseException: the host has raised it.
         """
@@ -181,7 +190,15 @@ class Builder:
             job.refuse(SkipReason.READ_ONLY)
 
     def _meet(self, job: Job, failed: DiskError) -> None:
-        """Make a failure of the disk known; raises it where nobody waits for the archive."""
+        """Make a failure of the disk known.
+
+        Raises:
+            DiskError: it is the disk's, and nobody waits for the archive.
+            StoreError: it is a limit of the process, which is held against nobody.
+        """
+        if failed.error.errno in PROCESS_LIMITS:
+            job.failing = None
+            raise failed.error
         job.disk_failure = failed.error
         self.disk_failure = str(failed.error).partition("\n")[0]
         if not job.request.flight.is_awaited:
@@ -209,7 +226,9 @@ class Builder:
             if failed.error is first:  # nobody waits any more
                 raise
             job.failing = None  # no failure of a disk is held against the timeline
-            raise both_failed(first, failed.error) from failed.error
+            raise both_failed(
+                first, failed.error, hint_for_unpublished(failed.error)
+            ) from failed.error
         except BaseException as error:
             raise both_failed(first, error) from error
         finally:
@@ -238,8 +257,9 @@ class Builder:
         if job.disk_failure is None:
             with own_limits(), own_disk("create a file in", self._store.tmp_dir):
                 return self._shelf.create_temp(key, lsn)
-        with own_disk("create a file in", self._unpublished_dir or "the temporary directory"):
+        with own_disk("find", "the temporary directory"):
             directory = self._unpublished_dir or tempfile.gettempdir()
+        with own_disk("create a file in", directory):
             return NamelessFile.create(directory, self._store.new_temp_name(key, lsn))
 
     def check_not_stopping(self) -> None:

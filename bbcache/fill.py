@@ -16,9 +16,10 @@ from bbcache.errors import (
     text_of,
 )
 from bbcache.index import make_key, make_place, split_key
-from bbcache.job import both_failed
+from bbcache.job import PROCESS_LIMITS, both_failed
 from bbcache.metrics import FillResult, Source
 from bbcache.request import Request
+from bbcache.store import hint_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -237,6 +238,8 @@ class Filler:
             if fill.disk_failure is not None:
                 raise _failed(fill, both_failed(fill.disk_failure, error)) from error
             what = f"cannot read the finished archive back: {text_of(error)}"
+            if isinstance(error, OSError) and error.errno in PROCESS_LIMITS:
+                raise _failed(fill, StoreError(what + hint_for(error))) from error
             raise _DamagedError(StoreError(what)) from error
         return file
 

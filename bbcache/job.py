@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import (
     CacheFullError,
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
     from bbcache.host import Timeline
     from bbcache.request import Request
+
+
+# These are limits of this process or machine: a build elsewhere would meet them again, and the
+# disk is not to blame. Every other errno of the cache's own step says that the disk has failed.
+PROCESS_LIMITS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
 class Skip(Exception):  # noqa: N818 - not an error: it ends a prepare that is not needed
@@ -103,11 +109,17 @@ class Job:
             self.refuse(SkipReason.TIP_MOVED)
 
 
-def both_failed(first: StoreError, second: BaseException) -> StoreError:
-    """The error that names the failure of the cache's disk, and that of the build elsewhere."""
+def both_failed(first: StoreError, second: BaseException, own_hint: str = "") -> StoreError:
+    """The error that names the failure of the cache's disk, and that of the build elsewhere.
+
+    Args:
+        first: of the cache's disk.
+        second: of the build elsewhere.
+        own_hint: what to do about the second; in the place of the hints in the texts.
+    """
     what, _, hint = str(first).partition("\nhint: ")
     then, _, second_hint = text_of(second).partition("\nhint: ")
-    hint = second_hint or hint
+    hint = own_hint or second_hint or hint
     text = f"{what}; the build in unpublished_dir has failed too: {then}"
     return StoreError(f"{text}\nhint: {hint}" if hint else text, errno=first.errno)
 
@@ -115,6 +127,15 @@ def both_failed(first: StoreError, second: BaseException) -> StoreError:
 def reason_of(error: LimitError) -> SkipReason:
     """Under which reason a limit is counted."""
     return SkipReason.TOO_BIG if isinstance(error, EntryTooBigError) else SkipReason.FULL
+
+
+def hint_for_unpublished(error: StoreError) -> str:
+    """What to do about a disk error in `unpublished_dir`."""
+    if error.errno in PROCESS_LIMITS:
+        return str(error).partition("\nhint: ")[2]
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Free space there, or set unpublished_dir to a directory on another file system."
+    return "Make that directory usable for this process, or set unpublished_dir to another one."
 
 
 @contextmanager

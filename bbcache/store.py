@@ -40,6 +40,7 @@ _CREATE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O
 _HINTS: Final = {
     errno.EMFILE: "Raise the limit of open files (ulimit -n), or close archives sooner.",
     errno.ENFILE: "The machine is out of open files; raise fs.file-max.",
+    errno.ENOMEM: "The process is out of memory; raise its limit, or lower prepare_concurrency.",
     errno.ENOSPC: "Free space on the file system, or lower max_total_size_bytes.",
     errno.EDQUOT: "Raise the disk quota, or lower max_total_size_bytes.",
     errno.EROFS: "Remount the file system read-write; prepares work again by themselves.",

@@ -24,6 +24,8 @@ from fill_helpers import fill, filled, fillers, fills, unpublished_bytes
 import bbcache.build
 from bbcache import FillError, StoreError
 from bbcache.errors import BackingOffError
+from bbcache.handout import Handout
+from bbcache.nameless import NamelessFile
 from bbcache.shelf import Shelf
 from bbcache.store import Store, TempFile
 
@@ -43,7 +45,7 @@ STEPS: Final = [
 ]
 ERRNOS: Final = [
     *(errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE),
-    *(errno.EMFILE, errno.ENXIO, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR),
+    *(errno.ENXIO, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR),
 ]
 
 
@@ -120,6 +122,69 @@ def test_whatever_step_fails_the_caller_gets_the_bytes(
     assert rig.holds(timeline)
     assert rig.cache.degraded_reason is None
     rig.check_books()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+@pytest.mark.parametrize(
+    ("owner", "step"), [(Store, "create_temp"), (bbcache.build, "Handout"), (Shelf, "publish")]
+)
+def test_a_limit_of_the_process_is_no_failure_of_the_disk(
+    rig: Rig, owner: object, step: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build elsewhere would meet it, too: an error at once, with its hint and no pause."""
+    timeline = rig.timeline()
+    builds = count_builds(timeline)
+    with monkeypatch.context() as patch:
+        fail_with(patch, owner, step, OSError(code, os.strerror(code)), times=1)
+        with pytest.raises(FillError, match=f"{os.strerror(code)}\nhint: .*(limit|file-max)"):
+            fill(rig, timeline)
+    rig.wait_idle()
+    assert len(builds) <= 1
+    assert (rig.counts(), fallbacks(rig)) == ({"error": 1}, {})
+    assert rig.cache.degraded_reason is None
+    assert filled(rig, timeline) == ("built", tar_of(timeline))
+    rig.check_books()
+
+
+def test_a_caller_without_a_descriptor_asks_the_host_for_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive is built and published; only the caller's own open has failed."""
+    timeline = rig.timeline()
+    builds = count_builds(timeline)
+    error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    with monkeypatch.context() as patch:
+        fail_with(patch, Handout, "open_file", error, times=1)
+        with pytest.raises(FillError, match=r"Too many open files\nhint: Raise the limit"):
+            fill(rig, timeline)
+    assert filled(rig, timeline) == ("hit", tar_of(timeline))
+    assert len(builds) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        (errno.ENOSPC, "Free space there"),
+        (errno.EACCES, "Make that directory usable"),
+        (errno.EROFS, "Make that directory usable"),
+        (errno.ENOENT, "Make that directory usable"),
+    ],
+)
+def test_the_hint_about_an_unpublished_dir_names_its_setting(
+    rig: Rig, aside: Path, code: int, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the cache directory, and not the limits of the cache."""
+    timeline = rig.timeline()
+    disk_fails(monkeypatch)
+    fail_with(monkeypatch, NamelessFile, "create", OSError(code, os.strerror(code)))
+    with pytest.raises(FillError) as caught:
+        fill(rig, timeline)
+    text, _, told = str(caught.value).partition("\nhint: ")
+    assert f"cannot create a file in {aside}: {os.strerror(code)}" in text
+    assert told.startswith(hint)
+    assert "unpublished_dir" in told
+    assert "cache" not in told
+    assert "max_total" not in told
 
 
 def test_nothing_is_synced_or_renamed_there(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

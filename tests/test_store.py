@@ -858,7 +858,7 @@ def test_unlink_wants_the_file_gone(tmp_path: Path, entry: Path) -> None:
 @pytest.mark.parametrize(
     "number",
     [
-        *(errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EROFS),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EROFS),
         *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.EIO),
     ],
     ids=errno.errorcode.__getitem__,
