@@ -8,6 +8,7 @@ must not is written down as a problem; the life goes on all the same.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import threading
@@ -23,7 +24,14 @@ from faults.world import LSN_A, LSN_B, LSN_C
 from helpers import samples
 from prometheus_client import CollectorRegistry
 
-from bbcache import BasebackupCache, BasebackupCacheConfig, Lsn, StoreError, TenantShardId
+from bbcache import (
+    BasebackupCache,
+    BasebackupCacheConfig,
+    FillError,
+    Lsn,
+    StoreError,
+    TenantShardId,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -134,9 +142,18 @@ class Life:
         return data
 
     def fill(self, name: str, lsn: Lsn) -> None:
-        """Get or prepare, which must give the exact bytes whatever the disk of the cache does."""
+        """Get or prepare, which must give the exact bytes whatever the disk of the cache does.
+
+        A limit of the process is no failure of the disk: the error names it.
+        """
         with self.witness.nothing_raised(f"get_or_prepare of {name}"):
-            file = self.cache.get_or_prepare(SHARD, world.timeline_id(name), lsn, PATIENCE_S)
+            try:
+                file = self.cache.get_or_prepare(SHARD, world.timeline_id(name), lsn, PATIENCE_S)
+            except FillError as error:
+                if os.strerror(errno.EMFILE) not in str(error):
+                    raise
+                self.witness.notes.append(f"caller was refused {name}: {error}")
+                return
             try:
                 with file:
                     data = file.read()
