@@ -11,7 +11,7 @@ as the README says, and runs all its tests:
     setsid  in a session without a terminal
     tmpfs   with TMPDIR in memory
 
-It prints a line for each run, and exits with 1 when one of them was not green.
+It prints a line for each run, and exits with 1 when one of them failed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 pythons[is_user] = _prepare(Path(name), options, is_user=is_user)
             python, checkout = pythons[is_user]
             red_count += not _run(kind, [python, "-m", "pytest", *options.pytest], checkout)
-    say(f"{red_count} runs were not green" if red_count else "all runs were green")
+    run_count = sum(options.kinds.values())
+    say(f"{red_count} of {run_count} runs failed" if red_count else "all runs passed")
     return 1 if red_count else 0
 
 
@@ -114,7 +115,7 @@ def _prepare(directory: Path, options: argparse.Namespace, *, is_user: bool) -> 
 
 
 def _run(kind: str, command: Sequence[str], checkout: Path) -> bool:
-    """Run the tests once and print how that ended; returns whether they were green."""
+    """Run the tests once and print how that ended; returns whether they passed."""
     begun_s = time.monotonic()
     with _circumstances(kind, command) as (args, settings), tempfile.TemporaryFile("w+") as out:
         status = subprocess.run(

@@ -45,7 +45,7 @@ def test_each_kind_of_run_has_its_circumstances(tmp_path: Path) -> None:
         assert status == 0, lines
         assert lines[0].startswith(f"{kind}: status 0 after ")
         assert "1 passed" in lines[0]
-        assert lines[-1] == "all runs were green"
+        assert lines[-1] == "all runs passed"
 
 
 def test_a_run_that_is_not_green_is_told(tmp_path: Path) -> None:
@@ -54,4 +54,4 @@ def test_a_run_that_is_not_green_is_told(tmp_path: Path) -> None:
     assert status == 1
     assert lines[0].startswith("plain: status 1 after ")
     assert any("AssertionError" in line for line in lines)
-    assert lines[-1] == "1 runs were not green"
+    assert lines[-1] == "1 of 1 runs failed"
