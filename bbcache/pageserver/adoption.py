@@ -19,7 +19,12 @@ from bbcache.errors import (
     text_of,
 )
 from bbcache.ids import TenantId, TimelineId
-from bbcache.pageserver.compute_dir import ComputeDir, compute_dirs, own_names
+from bbcache.pageserver.compute_dir import (
+    ComputeDir,
+    compute_dirs,
+    may_be_directory,
+    own_names,
+)
 from bbcache.pageserver.next_start import check_next_start
 from bbcache.pageserver.takeover import finish_takeover, take_over
 from bbcache.pageserver.tenants import PgdataTenantManager
@@ -84,7 +89,7 @@ class Adoption:
         try:
             assert directory.owner is not None
             return directory.was_started and self._tenants.find_place(*directory.owner) is not None
-        except (BbcacheError, OSError):  # unknown is not gone
+        except Exception:  # noqa: BLE001 - unknown is not gone, and one must not end the start
             return True
 
     def _sweep(self) -> None:
@@ -98,7 +103,7 @@ class Adoption:
                 self._remove(directory)
         for name in own_names(self._computes_dir):
             path = self._computes_dir / name
-            if name.partition(".")[0] not in wanted and (path.is_symlink() or not path.is_dir()):
+            if name.partition(".")[0] not in wanted and not may_be_directory(path):
                 self._unlink(path)
 
     def _adopt_any(self, owner: tuple[TenantId, TimelineId], found: list[ComputeDir]) -> None:

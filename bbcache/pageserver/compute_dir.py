@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import stat
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -124,10 +125,20 @@ def own_names(computes_dir: Path) -> list[str]:
 
 
 def compute_dirs(computes_dir: Path) -> list[ComputeDir]:
-    """The data directories there."""
+    """The data directories there, and what may be one as far as can be told."""
     paths = (computes_dir / name for name in own_names(computes_dir))
     return [
         ComputeDir(path)
         for path in paths
-        if not path.name.endswith(_BESIDE) and path.is_dir() and not path.is_symlink()
+        if not path.name.endswith(_BESIDE) and may_be_directory(path)
     ]
+
+
+def may_be_directory(path: Path) -> bool:
+    """Whether there is a directory, and no link to one; also where that cannot be told."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True

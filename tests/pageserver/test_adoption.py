@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers import wait_until
@@ -19,6 +21,8 @@ from bbcache.postgres.cluster import Cluster
 from bbcache.postgres.orphan import end_server
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pageserver.conftest import Address, Lab
 
 pytestmark = pytest.mark.postgres
@@ -125,6 +129,41 @@ def test_whatever_fails_the_directory_is_named(
     lab.open()
     assert_refused(lab, address, caplog, str(orphan.pgdata_dir))
     orphan.started_path.write_bytes(record)
+    lab.open()
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("suffix", ["", ".started"])
+def test_one_that_cannot_be_looked_at_is_kept_and_named(
+    lab: Lab,
+    address: Address,
+    suffix: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A failing disk does not end the start: the other timelines are served."""
+    other = lab.add_timeline()
+    orphan = leave_orphan(lab, address, "insert into t values (2)")
+    os.kill(orphan.pid, signal.SIGQUIT)
+    wait_until(lambda: not is_running(orphan.pid))
+    sick = f"{orphan.pgdata_dir}{suffix}"
+    wal_dir, aside = orphan.pgdata_dir / "pg_wal", lab.root / "aside"
+    wal_dir.rename(aside)  # the disk has no WAL either, so that nothing can be adopted
+    real_stat, real_lstat = os.stat, os.lstat
+
+    def failing(path: Any, *, really: Callable[..., Any], **kwargs: Any) -> Any:
+        if isinstance(path, str | os.PathLike) and os.fspath(path) == sick:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), sick)
+        return really(path, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", partial(failing, really=real_stat))
+        patch.setattr(os, "lstat", partial(failing, really=real_lstat))
+        lab.open()
+    assert_refused(lab, address, caplog, str(orphan.pgdata_dir))
+    lab.boot(other).kill()
+    assert orphan.started_path.exists()
+    aside.rename(wal_dir)
     lab.open()
     assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
 
