@@ -20,8 +20,8 @@ from bbcache.errors import (
 )
 from bbcache.host import Tenant, TenantManager, TenantState, Timeline
 from bbcache.ids import Lsn, TenantId, TenantShardId, TenantTimelineId, TimelineId
-from bbcache.index import EntryInfo
-from bbcache.store import BasebackupFile
+from bbcache.storage.files import BasebackupFile
+from bbcache.storage.index import EntryInfo
 
 __all__ = [
     "BackingOffError",

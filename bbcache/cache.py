@@ -10,16 +10,16 @@ from typing import Final, Self
 
 from prometheus_client import CollectorRegistry
 
-from bbcache import process
+from bbcache import lifecycle as process
 from bbcache.arguments import check_methods, seconds, wrong_type
 from bbcache.config import BasebackupCacheConfig
-from bbcache.dirlock import DirectoryLock
 from bbcache.engine import Engine
 from bbcache.errors import BbcacheError, ClosingError, FillError, StoreError
 from bbcache.host import TenantManager
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId, check_ids, check_shard_ids
-from bbcache.index import EntryInfo
-from bbcache.store import BasebackupFile, disk_step
+from bbcache.storage.dirlock import DirectoryLock
+from bbcache.storage.files import BasebackupFile, disk_step
+from bbcache.storage.index import EntryInfo
 
 EXIT_TIMEOUT_S: Final = 10.0  # how long leaving a `with` block waits
 
@@ -252,7 +252,7 @@ class BasebackupCache:
         return engine is not None and engine.activity.wait_idle(timeout)
 
     def run_cleanup(self) -> None:
-        """Run one clean-up step now, in the caller's thread; see `bbcache.cleanup`."""
+        """Run one clean-up step now, in the caller's thread; see `bbcache.upkeep.cleanup`."""
         engine = self._live_engine()
         if engine is not None and engine.is_initialized:
             engine.cleaner.step()

@@ -11,27 +11,27 @@ from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
-from bbcache import process
-from bbcache.accounting import Accounting
-from bbcache.activity import Activity
-from bbcache.backoff import Backoff
-from bbcache.build import Builder
-from bbcache.cleanup import Cleaner
+from bbcache import lifecycle as process
 from bbcache.errors import ArgumentError, ClosingError
-from bbcache.fill import Filler
 from bbcache.ids import check_shard_ids
-from bbcache.index import Index, make_key
 from bbcache.metrics import Metrics, SkipReason
-from bbcache.prepare import CLOSED, Preparer, log_refused, log_skip
-from bbcache.prepare_queue import PrepareQueue
-from bbcache.reader import Reader
-from bbcache.request import Request
-from bbcache.right_of_way import RightOfWay
-from bbcache.shelf import Shelf
-from bbcache.spool import Spools
-from bbcache.store import Store, hint_for
+from bbcache.pacer import RightOfWay
+from bbcache.prepare.backoff import Backoff
+from bbcache.prepare.builder import Builder
+from bbcache.prepare.on_demand import Filler
+from bbcache.prepare.queue import PrepareQueue
+from bbcache.prepare.request import Request
+from bbcache.prepare.worker import CLOSED, Preparer, log_refused, log_skip
+from bbcache.storage.accounting import Accounting
+from bbcache.storage.catalog import Shelf
+from bbcache.storage.files import Store, hint_for
+from bbcache.storage.index import Index, make_key
+from bbcache.storage.reader import Reader
+from bbcache.storage.unpublished import Spools
 from bbcache.ticker import Ticker
+from bbcache.upkeep.cleanup import Cleaner
 from bbcache.waiters import Waiters
+from bbcache.work_counter import Activity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from bbcache.config import BasebackupCacheConfig
-    from bbcache.dirlock import DirectoryLock
     from bbcache.host import TenantManager
     from bbcache.ids import Lsn, TenantShardId, TimelineId
-    from bbcache.index import Entry
-    from bbcache.shelf import LoadReport
+    from bbcache.storage.catalog import LoadReport
+    from bbcache.storage.dirlock import DirectoryLock
+    from bbcache.storage.index import Entry
 
 _FIRST_PAUSE_S: Final = 0.02  # before a directory that cannot be listed is tried again
 _LONGEST_PAUSE_S: Final = 5.0

@@ -15,7 +15,7 @@ import pytest
 from bbcache.bench.inputs import Inputs, make_inputs
 from bbcache.bench.peers import PeerMissingError, require_postgres_tool
 from bbcache.errors import PostgresError
-from bbcache.postgres.cluster import PostgresBinaries
+from bbcache.postgres.server.cluster import PostgresBinaries
 from benchmarks.ratios import Row, tables
 
 if TYPE_CHECKING:

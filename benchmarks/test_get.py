@@ -10,8 +10,8 @@ import pytest
 from bbcache import TimelineId
 from bbcache.bench.entries import LSN, make_places, make_unready_host, spawn_ready, write_entries
 from bbcache.bench.reads import check_hit, dict_look_up, fill_diskcache
-from bbcache.index import make_key
-from bbcache.store import Store
+from bbcache.storage.files import Store
+from bbcache.storage.index import make_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from bbcache.bench.restores import (
     igzip_tar,
     tar_xzf,
 )
-from bbcache.postgres.pgdata import restore_tarball
+from bbcache.postgres.pgdata.tarball import restore_tarball
 
 if TYPE_CHECKING:
     from collections.abc import Callable

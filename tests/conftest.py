@@ -22,7 +22,7 @@ import pytest
 from support.signals import give_children_default_signals
 
 from bbcache.errors import PostgresError
-from bbcache.postgres.cluster import Cluster, PostgresBinaries
+from bbcache.postgres.server.cluster import Cluster, PostgresBinaries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -40,11 +40,13 @@ FAST_SETTINGS = {
 }
 
 
+# The rooms of the core, and the tests of what lies in no room.
+_CORE = frozenset((".", "archive", "cache", "prepare", "storage", "upkeep"))
 # Tests of the core that start processes, or take their time; the others of the core are `quick`.
 _NOT_QUICK = frozenset(
     {
         *("test_cache_faults.py", "test_damage.py", "test_dirlock.py", "test_docs.py"),
-        *("test_extras.py", "test_fill_close.py", "test_interrupts.py", "test_process.py"),
+        *("test_extras.py", "test_on_demand_close.py", "test_interrupts.py", "test_lifecycle.py"),
         *("test_multiprocess_metrics.py", "test_packaging.py", "test_public_api.py"),
         *("test_read_only.py", "test_reader_races.py"),
     }
@@ -58,7 +60,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [i for i in items if i not in left_out]
     for item in items:
-        if item.path.parent == Path(__file__).parent and item.path.name not in _NOT_QUICK:
+        room = item.path.parent.relative_to(Path(__file__).parent)
+        if str(room) in _CORE and item.path.name not in _NOT_QUICK:
             item.add_marker(pytest.mark.quick)
 
 

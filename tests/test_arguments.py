@@ -8,9 +8,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache_helpers import LSN_A, Rig, samples
-from helpers import LSN, TENANT, TIMELINE
 from prometheus_client import CollectorRegistry
+from support.cache_helpers import LSN_A, Rig, samples
+from support.helpers import LSN, TENANT, TIMELINE
 
 from bbcache import (
     BasebackupCache,

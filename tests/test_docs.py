@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from bbcache.accounting import Accounting
 from bbcache.cli import serve
 from bbcache.config import BasebackupCacheConfig
-from bbcache.index import Index
 from bbcache.metrics import Metrics, SkipReason
 from bbcache.page_service.config import PageServiceConfig
 from bbcache.page_service.metrics import ServiceMetrics
+from bbcache.storage.accounting import Accounting
+from bbcache.storage.index import Index
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

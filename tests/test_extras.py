@@ -32,11 +32,21 @@ def imported(module: str, *missing: str) -> str:
     ("module", "missing", "what", "extra"),
     [
         ("bbcache.postgres.wal", "google_crc32c", "bbcache.postgres", "postgres"),
-        ("bbcache.postgres.control_file", "google_crc32c", "bbcache.postgres", "postgres"),
+        (
+            "bbcache.postgres.pgdata.control_file",
+            "google_crc32c",
+            "bbcache.postgres",
+            "postgres",
+        ),
         ("bbcache.pageserver", "google_crc32c", "bbcache.postgres", "postgres"),
         ("bbcache.pageserver.wal_stream", "psycopg2", "bbcache.pageserver.wal_stream", "replica"),
-        ("bbcache.page_service.tokens", "jwt", "bbcache.page_service.tokens", "serve"),
-        ("bbcache.page_service.tokens", "cryptography", "bbcache.page_service.tokens", "serve"),
+        ("bbcache.page_service.auth.tokens", "jwt", "bbcache.page_service.auth.tokens", "serve"),
+        (
+            "bbcache.page_service.auth.tokens",
+            "cryptography",
+            "bbcache.page_service.auth.tokens",
+            "serve",
+        ),
         ("bbcache.fetch.download", "psycopg", "bbcache.fetch", "fetch"),
         ("bbcache.fetch.connection", "psycopg", "bbcache.fetch", "fetch"),
         ("bbcache.fetch.refusal", "psycopg", "bbcache.fetch", "fetch"),
@@ -61,7 +71,11 @@ def test_the_extra_that_is_missing_is_named(
             "bbcache.http_service.server",
             "bbcache.page_service.server",
         ),
-        *("bbcache.cli", "bbcache.postgres.binaries", "bbcache.postgres.tar_reader"),
+        *(
+            "bbcache.cli",
+            "bbcache.postgres.server.binaries",
+            "bbcache.postgres.pgdata.tar_reader",
+        ),
     ],
 )
 def test_what_needs_no_extra_goes_without(module: str) -> None:

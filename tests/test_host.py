@@ -8,10 +8,10 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import LSN, TENANT, TIMELINE, run_threads, seal_archive, wait_until
+from support.helpers import LSN, TENANT, TIMELINE, run_threads, seal_archive, wait_until
 
 import bbcache
-from bbcache.archive import ArchiveWriter
+from bbcache.archive.format import ArchiveWriter
 from bbcache.errors import NotReadyError
 from bbcache.host import Tenant, TenantManager, TenantState, Timeline
 from bbcache.ids import Lsn, TenantId, TenantShardId

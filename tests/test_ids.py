@@ -9,9 +9,9 @@ import string
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import LSN, TENANT, TIMELINE
 from hypothesis import given
 from hypothesis import strategies as st
+from support.helpers import LSN, TENANT, TIMELINE
 
 from bbcache.errors import BbcacheError, ParseError, repr_of
 from bbcache.ids import Lsn, TenantId, TenantShardId, TenantTimelineId, TimelineId

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import DEADLINE_S, LSN_A, LSN_B, Rig, Worker
-from fill_helpers import aboard, filled, fillers, unpublished_bytes
-from helpers import count_descriptors, is_free, wait_until
-from interrupts import interrupted, interruptible, places_of
 from prometheus_client import CollectorRegistry
+from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, Rig, Worker
+from support.fill_helpers import aboard, filled, fillers, unpublished_bytes
+from support.helpers import count_descriptors, is_free, wait_until
+from support.interrupts import interrupted, interruptible, places_of
 
 from bbcache import (
     BasebackupCache,

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import run_threads, samples
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
+from support.helpers import run_threads, samples
 
-from bbcache.accounting import Accounting
 from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import ConfigError
 from bbcache.ids import Lsn
-from bbcache.index import Entry, Index
 from bbcache.metrics import Metrics, Phase, SkipReason
+from bbcache.storage.accounting import Accounting
+from bbcache.storage.index import Entry, Index
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

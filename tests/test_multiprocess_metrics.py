@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-from cache_helpers import end_child, start_child
-from helpers import samples
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from support.cache_helpers import end_child, start_child
+from support.helpers import samples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,8 @@ def test_counters_and_gauges_add_up_over_processes(
     shared_dir.mkdir()
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(shared_dir))
     children = [
-        start_child("multiprocess_children:use_a_cache", tmp_path / name) for name in ("a", "b")
+        start_child("support.multiprocess_children:use_a_cache", tmp_path / name)
+        for name in ("a", "b")
     ]
     try:
         assert all(child.stdout is not None for child in children)

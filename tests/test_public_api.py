@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache_helpers import TESTS_DIR
+from support.cache_helpers import TESTS_DIR
 
 import bbcache
 import bbcache.testing

@@ -7,7 +7,7 @@ import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import DEADLINE_S, LSN_A, LSN_B, Worker
+from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, Worker
 
 from bbcache import (
     NotReadyError,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 import pytest
-from cache_helpers import DEADLINE_S, Worker
-from helpers import run_threads, wait_until
+from support.cache_helpers import DEADLINE_S, Worker
+from support.helpers import run_threads, wait_until
 
 from bbcache import waiters as waiters_module
 from bbcache.waiters import Waiters

@@ -17,7 +17,7 @@ from bbcache.bench.entries import LSN, make_host, make_unready_host, spawn, spaw
 from bbcache.bench.latency import P50, Latencies, get_latencies, open_latencies
 from bbcache.bench.rounds import timed
 from bbcache.bench.scene import FEW_ENTRIES
-from bbcache.index import make_key
+from bbcache.storage.index import make_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable

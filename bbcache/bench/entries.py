@@ -16,9 +16,9 @@ from bbcache import (
     TenantTimelineId,
     TimelineId,
 )
-from bbcache.archive import ArchiveWriter, pack_header
-from bbcache.index import make_key
-from bbcache.store import Store
+from bbcache.archive.format import ArchiveWriter, pack_header
+from bbcache.storage.files import Store
+from bbcache.storage.index import make_key
 from bbcache.testing import MemoryHost
 from bbcache.testing.host import MemoryTimeline
 

@@ -7,15 +7,15 @@ import os
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from bbcache.postgres.cluster import Cluster
-from bbcache.postgres.pgdata import inspect_pgdata, send_pgdata_tarball
-from bbcache.postgres.tar_writer import TarWriter
-from bbcache.postgres.wal_segment import segment_name
+from bbcache.postgres.pgdata.tar_writer import TarWriter
+from bbcache.postgres.pgdata.tarball import inspect_pgdata, send_pgdata_tarball
+from bbcache.postgres.server.cluster import Cluster
+from bbcache.postgres.wal.segment import segment_name
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bbcache.postgres.cluster import PostgresBinaries
+    from bbcache.postgres.server.cluster import PostgresBinaries
 
 _PG_CONTROL: Final = "global/pg_control"
 _LEAN_FILES: Final = re.compile(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bbcache.errors import BbcacheError, PostgresError
 
 if TYPE_CHECKING:
-    from bbcache.postgres.cluster import PostgresBinaries
+    from bbcache.postgres.server.cluster import PostgresBinaries
 
 
 class PeerMissingError(BbcacheError):

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from isal import isal_zlib
 
+from bbcache.archive.deflate import PIECE_SIZE_BYTES
 from bbcache.bench.entries import LSN, spawn_ready, wait_idle
-from bbcache.deflate import PIECE_SIZE_BYTES
-from bbcache.postgres.pgdata import send_pgdata_tarball
+from bbcache.postgres.pgdata.tarball import send_pgdata_tarball
 from bbcache.testing import MemoryHost
 
 if TYPE_CHECKING:

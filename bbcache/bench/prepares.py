@@ -19,8 +19,8 @@ from bbcache.bench.contest import Contest, Figures
 from bbcache.bench.peers import require_postgres_tool, require_tool
 from bbcache.bench.pipeline import Pipeline, publish_limit, publish_with
 from bbcache.bench.rounds import checked, timed
-from bbcache.postgres.cluster import Cluster
-from bbcache.postgres.server_user import ServerUser
+from bbcache.postgres.server.cluster import Cluster
+from bbcache.postgres.server.user import ServerUser
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from prometheus_client import Counter
 
 from bbcache import TenantId, TenantTimelineId, TimelineId
+from bbcache.archive.deflate import PIECE_SIZE_BYTES
 from bbcache.bench.bars import Bar, Sense
 from bbcache.bench.contest import Contest, Figures
 from bbcache.bench.entries import (
@@ -35,10 +36,9 @@ from bbcache.bench.pipeline import Pipeline
 from bbcache.bench.rounds import timed_beside
 from bbcache.bench.scene import FEW_ENTRIES
 from bbcache.bench.treadmill import WORKERS, building, cleaning, compressing
-from bbcache.deflate import PIECE_SIZE_BYTES
-from bbcache.index import make_key
-from bbcache.postgres.pgdata import send_pgdata_tarball
-from bbcache.store import Store
+from bbcache.postgres.pgdata.tarball import send_pgdata_tarball
+from bbcache.storage.files import Store
+from bbcache.storage.index import make_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -18,7 +18,7 @@ from bbcache.bench.contest import Contest, Figures
 from bbcache.bench.entries import LSN, make_places, make_unready_host, spawn_ready, write_entries
 from bbcache.bench.peers import require_tool
 from bbcache.bench.rounds import timed
-from bbcache.postgres.pgdata import restore_tarball
+from bbcache.postgres.pgdata.tarball import restore_tarball
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,8 +14,8 @@ from bbcache.bench.inputs import Inputs, make_inputs, make_pgdata
 from bbcache.bench.peers import PeerMissingError, require_postgres_tool
 from bbcache.bench.rounds import Pace
 from bbcache.errors import PostgresError
-from bbcache.postgres.cluster import PostgresBinaries
-from bbcache.postgres.leftovers import remove_tree
+from bbcache.postgres.pgdata.leftovers import remove_tree
+from bbcache.postgres.server.cluster import PostgresBinaries
 from bbcache.testing import make_tarball
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bbcache.cli.stop_signals import stop_signals_raise
 from bbcache.errors import ConfigError, MissingExtraError
-from bbcache.postgres.leftovers import remove_tree
+from bbcache.postgres.pgdata.leftovers import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

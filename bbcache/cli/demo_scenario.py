@@ -17,7 +17,7 @@ from bbcache.cli.demo_service import DemoService
 from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import BbcacheError, PostgresError
 from bbcache.pageserver import Pageserver, make_root
-from bbcache.postgres.cluster import PostgresBinaries
+from bbcache.postgres.server.cluster import PostgresBinaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,10 +13,10 @@ from bbcache.http_service.recent_errors import RecentErrors
 from bbcache.http_service.server import HttpService
 from bbcache.http_service.site import Site
 from bbcache.http_service.status import StatusReader
+from bbcache.page_service.auth.tls import Certificate
+from bbcache.page_service.auth.tokens import TokenKeys
 from bbcache.page_service.server import PageService
 from bbcache.page_service.source import CacheSource
-from bbcache.page_service.tls import Certificate
-from bbcache.page_service.tokens import TokenKeys
 from bbcache.pageserver import Pageserver, PgdataTimeline, make_root
 
 if TYPE_CHECKING:

@@ -125,7 +125,7 @@ def run(options: argparse.Namespace) -> bool:
     try:
         from bbcache.fetch.download import FetchRequest, fetch_basebackup  # noqa: PLC0415 - an extra
         from bbcache.fetch.retry import RetryPolicy  # noqa: PLC0415 - likewise
-        from bbcache.postgres.tar_reader import TarLimits  # noqa: PLC0415 - likewise
+        from bbcache.postgres.pgdata.tar_reader import TarLimits  # noqa: PLC0415 - likewise
     except ImportError as error:
         raise MissingExtraError("bbcache fetch cannot start", "fetch", error) from error
 

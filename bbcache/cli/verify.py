@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bbcache.audit import Audit, Finding, Verdict
-from bbcache.dirlock import LOCK_NAME
 from bbcache.errors import BbcacheError
+from bbcache.storage.dirlock import LOCK_NAME
+from bbcache.storage.verify import Audit, Finding, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

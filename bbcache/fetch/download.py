@@ -16,10 +16,10 @@ from bbcache.fetch.errors import FetchError, UnavailableError
 from bbcache.fetch.retry import RetryPolicy
 from bbcache.fetch.staging import Staging
 from bbcache.ids import Lsn, TenantId, TimelineId
-from bbcache.postgres.pgdata import inspect_pgdata
-from bbcache.postgres.restore import RestoreSummary, restore_tarball
-from bbcache.postgres.tar_reader import TarLimits
-from bbcache.postgres.wal_page import canonical_lsn
+from bbcache.postgres.pgdata.restore import RestoreSummary, restore_tarball
+from bbcache.postgres.pgdata.tar_reader import TarLimits
+from bbcache.postgres.pgdata.tarball import inspect_pgdata
+from bbcache.postgres.wal.page import canonical_lsn
 
 DEFAULT_LIMITS: Final = TarLimits(max_size_bytes=256 << 30, max_member_count=1_000_000)
 """What a fetch takes unless more is asked for: no service can fill a disk without an end."""

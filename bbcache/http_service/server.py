@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Self
 
-from bbcache import process
+from bbcache import lifecycle as process
 from bbcache.http_service.config import HttpConfig
 from bbcache.http_service.handler import Handler, Response
 from bbcache.page_service import inherited

@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from bbcache.metrics import Source
-from bbcache.page_service.command import BasebackupCommand
 from bbcache.page_service.errors import (
     CanceledError,
     DisconnectedError,
@@ -16,6 +15,7 @@ from bbcache.page_service.errors import (
 )
 from bbcache.page_service.line_handler import MORE_FOLLOWS
 from bbcache.page_service.metrics import Result
+from bbcache.page_service.protocol.command import BasebackupCommand
 
 _MOST_WAITING: Final = 64
 _NO_ORIGIN: Final = "none"

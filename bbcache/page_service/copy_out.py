@@ -8,9 +8,9 @@ from typing import BinaryIO, Final
 
 from bbcache.errors import ArchiveError, PostgresError
 from bbcache.page_service.errors import CommandError
-from bbcache.page_service.replies import copy_data_head
+from bbcache.page_service.protocol.backend import copy_data_head
 from bbcache.page_service.transport import Transport
-from bbcache.postgres.tar_reader import open_stream
+from bbcache.postgres.pgdata.tar_reader import open_stream
 
 PIECE_SIZE_BYTES: Final = 1 << 20  # measured best with psql, which holds a piece in memory
 _READ_SIZE_BYTES: Final = 1 << 18

@@ -10,9 +10,9 @@ from typing import BinaryIO, Final
 
 from isal import igzip
 
+from bbcache.archive.tar_head import BLOCK_SIZE_BYTES, check_tar_head
 from bbcache.host import Buffer, Timeline
 from bbcache.ids import Lsn
-from bbcache.tar_head import BLOCK_SIZE_BYTES, check_tar_head
 
 _LEVEL: Final = 2
 _SLICE_S: Final = 0.2

@@ -13,8 +13,9 @@ from typing import Final, Self
 
 from prometheus_client import CollectorRegistry
 
-from bbcache import process
-from bbcache.page_service import inherited, replies
+from bbcache import lifecycle as process
+from bbcache.page_service import inherited
+from bbcache.page_service.auth.tls import Certificate
 from bbcache.page_service.command_log import CommandLog
 from bbcache.page_service.config import Address, PageServiceConfig
 from bbcache.page_service.connections import Connection, Connections
@@ -22,9 +23,9 @@ from bbcache.page_service.errors import PageServiceError, ShutdownError
 from bbcache.page_service.listener import Listener
 from bbcache.page_service.lookout import Lookout
 from bbcache.page_service.metrics import Ending, ServiceMetrics
+from bbcache.page_service.protocol import backend as replies
 from bbcache.page_service.session import Session, Verifier
 from bbcache.page_service.source import BasebackupSource
-from bbcache.page_service.tls import Certificate
 from bbcache.page_service.transport import Transport
 
 _EXIT_TIMEOUT_S: Final = 10.0

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from bbcache import process
+from bbcache import lifecycle as process
 from bbcache.metrics import Source
-from bbcache.page_service import conversation as c
-from bbcache.page_service.command import BasebackupCommand, NoOpCommand, parse_command
+from bbcache.page_service.auth.permission import EVERYTHING, Permission
 from bbcache.page_service.command_log import CommandLog, EndedCommand, one_line
 from bbcache.page_service.config import PageServiceConfig
 from bbcache.page_service.connections import Connection, Connections
@@ -30,7 +29,8 @@ from bbcache.page_service.errors import (
     UnauthorizedError,
 )
 from bbcache.page_service.metrics import Ending, ServiceMetrics
-from bbcache.page_service.permission import EVERYTHING, Permission
+from bbcache.page_service.protocol import conversation as c
+from bbcache.page_service.protocol.command import BasebackupCommand, NoOpCommand, parse_command
 from bbcache.page_service.source import BasebackupSource, OpenBasebackup
 
 _FAREWELL_TIMEOUT_S: Final = 1.0
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class Verifier(Protocol):
-    """Proves tokens; `bbcache.page_service.tokens.TokenKeys` is one. Thread-safe."""
+    """Proves tokens; `bbcache.page_service.auth.tokens.TokenKeys` is one. Thread-safe."""
 
     def verify(self, token: str) -> Permission:
         """What the token opens; raises `BadTokenError` where it proves nothing."""

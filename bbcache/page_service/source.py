@@ -27,7 +27,6 @@ from bbcache.host import (
 )
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.metrics import Source
-from bbcache.page_service.command import BasebackupCommand
 from bbcache.page_service.errors import (
     CommandError,
     NotFoundError,
@@ -36,6 +35,7 @@ from bbcache.page_service.errors import (
     plain_text,
 )
 from bbcache.page_service.own_build import OwnBuilder
+from bbcache.page_service.protocol.command import BasebackupCommand
 
 _WAIT_SLICE_S: Final = 0.2
 _TIP_TRIES: Final = 3  # of a tip that goes on while it is built

@@ -28,11 +28,11 @@ from bbcache.pageserver.compute_dir import (
 from bbcache.pageserver.next_start import check_next_start
 from bbcache.pageserver.takeover import finish_takeover, take_over
 from bbcache.pageserver.tenants import PgdataTenantManager
-from bbcache.postgres.cluster import Cluster, PostgresBinaries
-from bbcache.postgres.control_file import ClusterState, ControlFile
-from bbcache.postgres.orphan import end_server
-from bbcache.postgres.pgdata import check_sendable, inspect_pgdata
-from bbcache.postgres.settings import make_portable
+from bbcache.postgres.pgdata.control_file import ClusterState, ControlFile
+from bbcache.postgres.pgdata.settings import make_portable
+from bbcache.postgres.pgdata.tarball import check_sendable, inspect_pgdata
+from bbcache.postgres.server.cluster import Cluster, PostgresBinaries
+from bbcache.postgres.server.orphan import end_server
 
 _RECOVERY_TIMEOUT_S: Final = 3600.0
 

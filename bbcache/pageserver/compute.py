@@ -16,9 +16,9 @@ from bbcache.ids import Lsn
 from bbcache.pageserver.compute_dir import ComputeDir
 from bbcache.pageserver.next_start import check_next_start
 from bbcache.pageserver.timeline import PgdataTimeline
-from bbcache.postgres.cluster import Cluster, PostgresBinaries, StopMode
-from bbcache.postgres.orphan import end_server
-from bbcache.postgres.pgdata import inspect_pgdata
+from bbcache.postgres.pgdata.tarball import inspect_pgdata
+from bbcache.postgres.server.cluster import Cluster, PostgresBinaries, StopMode
+from bbcache.postgres.server.orphan import end_server
 from bbcache.postgres.wal import WalFollower
 
 if TYPE_CHECKING:  # an extra

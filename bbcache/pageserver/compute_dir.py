@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from bbcache.ids import TenantId, TimelineId
-from bbcache.postgres.leftovers import remove_tree
+from bbcache.postgres.pgdata.leftovers import remove_tree
 
 _ID: Final = "[0-9a-f]{32}"
 _NAME: Final = re.compile(rf"(?P<tenant>{_ID})_(?P<timeline>{_ID})_[0-9a-f]{{8}}")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bbcache.errors import PostgresError
-from bbcache.postgres.cluster import PostgresBinaries
-from bbcache.postgres.settings import PortableConfig
-from bbcache.postgres.start_check import check_starts
+from bbcache.postgres.pgdata.settings import PortableConfig
+from bbcache.postgres.server.cluster import PostgresBinaries
+from bbcache.postgres.server.start_check import check_starts
 
 
 def check_next_start(

@@ -21,8 +21,8 @@ from bbcache.pageserver.compute_dir import ComputeDir
 from bbcache.pageserver.metrics import PageserverMetrics
 from bbcache.pageserver.tenants import PgdataTenant, PgdataTenantManager
 from bbcache.pageserver.timeline import PgdataTimeline
-from bbcache.postgres.cluster import Cluster, PostgresBinaries
-from bbcache.postgres.pgdata import inspect_pgdata, restore_tarball
+from bbcache.postgres.pgdata.tarball import inspect_pgdata, restore_tarball
+from bbcache.postgres.server.cluster import Cluster, PostgresBinaries
 
 _ON_REQUEST_LEVEL = 2
 

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from bbcache.postgres.leftovers import remove_tree
-from bbcache.postgres.slots import replication_slots
-from bbcache.postgres.sync import sync_all
+from bbcache.postgres.pgdata.leftovers import remove_tree
+from bbcache.postgres.pgdata.slots import replication_slots
+from bbcache.postgres.pgdata.sync import sync_all
 
 _NEW: Final = ".new"
 _OLD: Final = ".old"

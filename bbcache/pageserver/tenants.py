@@ -23,7 +23,7 @@ from bbcache.pageserver.takeover import (
     timeline_names,
 )
 from bbcache.pageserver.timeline import PgdataTimeline
-from bbcache.postgres.pgdata import check_sendable
+from bbcache.postgres.pgdata.tarball import check_sendable
 
 _IdT = TypeVar("_IdT", TenantId, TimelineId)
 

@@ -13,8 +13,12 @@ from bbcache.host import TarballWriter
 from bbcache.ids import Lsn, TimelineId
 from bbcache.pageserver.broken import TimelineHealth
 from bbcache.pageserver.takeover import pending_takeover, take_over
-from bbcache.postgres.control_file import ControlFile
-from bbcache.postgres.pgdata import check_sendable, inspect_pgdata, send_pgdata_tarball
+from bbcache.postgres.pgdata.control_file import ControlFile
+from bbcache.postgres.pgdata.tarball import (
+    check_sendable,
+    inspect_pgdata,
+    send_pgdata_tarball,
+)
 from bbcache.postgres.wal import canonical_lsn
 
 _MAX_VERSION_BYTES: Final = 16  # of PG_VERSION

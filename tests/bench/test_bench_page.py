@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import pytest
-from bench_helpers import make_report
+from support.bench_helpers import make_report
 
 from bbcache.bench.contest import Curve, Figures
 from bbcache.bench.latency import Distribution

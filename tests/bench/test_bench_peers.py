@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from bench_helpers import make_scene
+from support.bench_helpers import make_scene
 
 from bbcache.bench.bars import Verdict
 from bbcache.bench.peers import (
@@ -16,7 +16,7 @@ from bbcache.bench.peers import (
     require_tool,
 )
 from bbcache.bench.suite import run, select
-from bbcache.postgres.cluster import PostgresBinaries
+from bbcache.postgres.server.cluster import PostgresBinaries
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +60,7 @@ def test_without_postgres_its_bars_say_so(tmp_path: Path, monkeypatch: pytest.Mo
     """Those that need an input name what to install; those that need none are measured."""
     scene = make_scene(tmp_path)
     del scene.inputs
-    monkeypatch.setattr("bbcache.postgres.binaries._candidates", lambda _: iter(()))
+    monkeypatch.setattr("bbcache.postgres.server.binaries._candidates", lambda _: iter(()))
     outcomes, _ = run(select(["prepare-lean", "get-miss"]), scene, lambda *_: None)
     by_name = {outcome.bar.name: outcome for outcome in outcomes}
     assert by_name["prepare-lean"].verdict is Verdict.MISSING

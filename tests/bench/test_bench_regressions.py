@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bench_helpers import COST, GAIN, SIZE, make_report
+from support.bench_helpers import COST, GAIN, SIZE, make_report
 
 from bbcache.bench.bars import Bar, judge
 from bbcache.bench.regressions import Locked, read_locked, regressions

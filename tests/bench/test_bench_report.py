@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from bench_helpers import make_report
+from support.bench_helpers import make_report
 
 from bbcache.bench.report import Report, read_report
 from bbcache.errors import ConfigError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from bench_helpers import TINY, make_scene
+from support.bench_helpers import TINY, make_scene
 
 from bbcache.bench import service, service_crowds
 from bbcache.bench.bars import Verdict

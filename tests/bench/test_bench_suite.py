@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
-from bench_helpers import COST, GAIN, TINY, make_scene
+from support.bench_helpers import COST, GAIN, TINY, make_scene
 
 from bbcache.bench.bars import Verdict
 from bbcache.bench.codec_plots import SLOW, VERY_SLOW

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench_helpers import COST, GAIN, make_report
+from support.bench_helpers import COST, GAIN, make_report
 
 from bbcache.bench.bars import Bar, judge
 from bbcache.bench.suite import CONTESTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from cache_helpers import noise
+from support.cache_helpers import noise
 
 from bbcache import TenantTimelineId
 from bbcache.bench.entries import LSN, make_config, spawn_ready, write_entries

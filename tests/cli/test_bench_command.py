@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from bench_helpers import TINY, make_report
+from support.bench_helpers import TINY, make_report
 
 from bbcache.bench import regressions, scene
 from bbcache.bench.report import read_report

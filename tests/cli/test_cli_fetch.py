@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cli.test_cli_usage import _WITHOUT, run_python
-from helpers import TENANT, TIMELINE
+from support.helpers import TENANT, TIMELINE
 
 from bbcache.cli import main
 from bbcache.cli.fetch import add_parser

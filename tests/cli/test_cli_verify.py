@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import Rig
+from support.cache_helpers import Rig
 
 from bbcache.cli import main
 

@@ -21,7 +21,7 @@ from bbcache.cli import demo, demo_scenario, main
 from bbcache.cli.demo_scenario import Scenario
 from bbcache.errors import PrepareError
 from bbcache.pageserver import ComputeNode
-from bbcache.postgres.cluster import PostgresBinaries
+from bbcache.postgres.server.cluster import PostgresBinaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cli.test_cli_usage import BUFFERED
-from helpers import TENANT, TIMELINE
+from support.helpers import TENANT, TIMELINE
 
 if TYPE_CHECKING:
     from pathlib import Path

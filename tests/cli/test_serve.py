@@ -23,19 +23,19 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import psycopg2
 import pytest
-from cache_helpers import CHILD_DEADLINE_S, DEADLINE_S
-from helpers import TENANT, TIMELINE, tool, wait_until
 from page_service import wire
 from page_service.certificates import write_certificate
 from page_service.tokens import Signer
 from page_service.wire import WireClient, copied, kinds
 from pageserver.conftest import Lab
+from support.cache_helpers import CHILD_DEADLINE_S, DEADLINE_S
+from support.helpers import TENANT, TIMELINE, tool, wait_until
 
 from bbcache import BasebackupCache, BasebackupCacheConfig, TimelineId
 from bbcache.cli import main
 from bbcache.cli.stop_signals import STOP_SIGNALS
-from bbcache.postgres.restore import restore_tarball
-from bbcache.postgres.server_user import ServerUser
+from bbcache.postgres.pgdata.restore import restore_tarball
+from bbcache.postgres.server.user import ServerUser
 from bbcache.testing import MemoryHost
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pageserver.conftest import Address
 
     from bbcache import Lsn, TenantId
-    from bbcache.postgres.cluster import PostgresBinaries
+    from bbcache.postgres.server.cluster import PostgresBinaries
 
 
 class Served:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from concurrency.scripted_host import FAILURES, GOOD, STOPS, TIP_MOVES
 
 from bbcache import BasebackupCacheConfig, Lsn, TenantState
-from bbcache.archive import HEADER_SIZE_BYTES
+from bbcache.archive.format import HEADER_SIZE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -10,13 +10,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from cache_helpers import DEADLINE_S, Worker
 from concurrency.cache_model import NO_ROOM, OWN_NAMES
 from concurrency.scripted_host import ScriptedHost, Slot
 from concurrency.wait_model import WaitModel
-from helpers import count_descriptors, samples, wait_until
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 from prometheus_client import CollectorRegistry
+from support.cache_helpers import DEADLINE_S, Worker
+from support.helpers import count_descriptors, samples, wait_until
 
 from bbcache import BasebackupCache, BasebackupCacheConfig
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from concurrency.scene import Scene
-from helpers import wait_until
+from support.helpers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

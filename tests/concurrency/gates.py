@@ -6,7 +6,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from cache_helpers import DEADLINE_S
+from support.cache_helpers import DEADLINE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable

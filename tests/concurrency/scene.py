@@ -14,12 +14,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from cache_helpers import DEADLINE_S, LSN_A, LSN_B, Rig, Worker, fail_with, noise
 from concurrency.gates import Step, StepGate, WatchedLock, watch_waits
-from helpers import wait_until
+from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, Rig, Worker, fail_with, noise
+from support.helpers import wait_until
 
-import bbcache.shelf
-from bbcache.store import TempFile
+import bbcache.storage.catalog
+from bbcache.storage.files import TempFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from bbcache import Lsn
     from bbcache.host import TarballWriter
-    from bbcache.request import Request
+    from bbcache.prepare.request import Request
 
 TAR_BYTES: Final = 600
 RESULTS: Final = ("ok", "skip", "error")
@@ -159,7 +159,7 @@ class Scene:
             "index": engine.index,
             "store": engine.store,
             "temp": TempFile,
-            "disk": bbcache.shelf,
+            "disk": bbcache.storage.catalog,
             "reader": engine.reader,
             "engine": engine,
             "preparer": engine._preparer,
@@ -266,7 +266,7 @@ def _parked(scene: Scene) -> None:
     timelines = scene.rig.tenant.timelines
     del timelines[scene.timeline.timeline_id]
     with pytest.MonkeyPatch.context() as patch:
-        fail_with(patch, bbcache.shelf, "unlink", PermissionError(13, "not permitted"))
+        fail_with(patch, bbcache.storage.catalog, "unlink", PermissionError(13, "not permitted"))
         scene.rig.cache.run_cleanup()
     timelines[scene.timeline.timeline_id] = scene.timeline
     assert scene.rig.engine._shelf._parked

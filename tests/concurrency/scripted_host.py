@@ -7,11 +7,11 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from cache_helpers import DEADLINE_S, small_tar
-from helpers import seal_archive
+from support.cache_helpers import DEADLINE_S, small_tar
+from support.helpers import seal_archive
 
 from bbcache import Lsn
-from bbcache.index import make_key
+from bbcache.storage.index import make_key
 from bbcache.testing import MemoryHost, MemoryTenant
 
 if TYPE_CHECKING:

@@ -12,15 +12,23 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import DEADLINE_S, LSN_A, Gate, Rig, Worker, stop_before, stop_while_sending
 from concurrency.scene import ACTIONS, Scene, clean_up, files_in, get
 from concurrency.test_interleavings import CASES, STEPS
-from helpers import wait_until
 from prometheus_client import CollectorRegistry
+from support.cache_helpers import (
+    DEADLINE_S,
+    LSN_A,
+    Gate,
+    Rig,
+    Worker,
+    stop_before,
+    stop_while_sending,
+)
+from support.helpers import wait_until
 
 import bbcache.engine
 from bbcache import BasebackupCache, BasebackupCacheConfig, DirectoryLockedError
-from bbcache.shelf import Shelf
+from bbcache.storage.catalog import Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Callable

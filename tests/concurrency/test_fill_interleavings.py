@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from cache_helpers import DEADLINE_S, LSN_A, Worker, disk_bytes
 from concurrency.scene import ACTIONS, Scene
-from fill_helpers import fill, filled, unpublished_bytes
+from support.cache_helpers import DEADLINE_S, LSN_A, Worker, disk_bytes
+from support.fill_helpers import fill, filled, unpublished_bytes
 
 from bbcache import ClosingError
 

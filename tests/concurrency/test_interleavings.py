@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from cache_helpers import LSN_A, LSN_B, Worker, disk_bytes
 from concurrency.scene import ACTIONS, STATES, Scene, get
-from helpers import wait_until
+from support.cache_helpers import LSN_A, LSN_B, Worker, disk_bytes
+from support.helpers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -6,12 +6,12 @@ import errno
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import LSN_A, LSN_B, MIB, Worker, fail_with
 from concurrency.scene import Scene, clean_up, flip_bit, get, prepare, refresh
 from concurrency.test_interleavings import STEPS
-from helpers import wait_until
+from support.cache_helpers import LSN_A, LSN_B, MIB, Worker, fail_with
+from support.helpers import wait_until
 
-from bbcache.store import Store
+from bbcache.storage.files import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,9 +16,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from cache_helpers import LSN_A, Rig, Worker, noise
 from concurrency.scene import prepare_results
-from helpers import count_descriptors, wait_until
+from support.cache_helpers import LSN_A, Rig, Worker, noise
+from support.helpers import count_descriptors, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
-from bbcache.archive import HEADER_SIZE_BYTES
+from bbcache.archive.format import HEADER_SIZE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -281,7 +281,7 @@ def _without_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     And it pauses no `get_or_prepare`, since no model knows the time.
     """
-    monkeypatch.setattr("bbcache.backoff.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("bbcache.prepare.backoff.FIRST_PAUSE_S", 0.0)
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)

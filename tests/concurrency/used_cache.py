@@ -6,13 +6,13 @@ import os
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from cache_helpers import DEADLINE_S
 from concurrency.cache_model import AHEAD, ERROR, HIT, MISS
 from concurrency.compared_cache import ComparedCache
 from concurrency.scripted_host import FAILURES, GOOD, LSN_STEP, STOPS, TIP_MOVES, Build
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 from prometheus_client import CollectorRegistry
+from support.cache_helpers import DEADLINE_S
 
 from bbcache import (
     BasebackupCache,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from concurrency.cache_model import AHEAD, ERROR, HIT, NO_ROOM, Model, Waiting
 from concurrency.scripted_host import GOOD
 
-from bbcache.archive import HEADER_SIZE_BYTES
+from bbcache.archive.format import HEADER_SIZE_BYTES
 
 if TYPE_CHECKING:
     from concurrency.scripted_host import Slot

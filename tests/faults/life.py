@@ -17,12 +17,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cache_helpers import disk_bytes
 from faults import world
 from faults.shim import hits, outside
 from faults.world import LSN_A, LSN_B, LSN_C
-from helpers import samples
 from prometheus_client import CollectorRegistry
+from support.cache_helpers import disk_bytes
+from support.helpers import samples
 
 from bbcache import (
     BasebackupCache,

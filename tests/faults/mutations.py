@@ -10,18 +10,18 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Final
 
-from bbcache import shelf
-from bbcache.build import Builder
-from bbcache.dirlock import DirectoryLock
-from bbcache.index import Index
-from bbcache.reader import Reader
-from bbcache.shelf import Shelf
-from bbcache.store import Store, TempFile
+from bbcache.prepare.builder import Builder
+from bbcache.storage import catalog as shelf
+from bbcache.storage.catalog import Shelf
+from bbcache.storage.dirlock import DirectoryLock
+from bbcache.storage.files import Store, TempFile
+from bbcache.storage.index import Index
+from bbcache.storage.reader import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bbcache.job import Job
+    from bbcache.prepare.job import Job
 
 
 def _replace(owner: object, name: str, function: object) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from faults import world
 from faults.life import PATIENCE_S, SHARD, Life, Witness
 from faults.world import LSN_D
-from helpers import samples
+from support.helpers import samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

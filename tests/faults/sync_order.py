@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from faults import world
 
-from bbcache.archive import HEADER_SIZE_BYTES
+from bbcache.archive.format import HEADER_SIZE_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path

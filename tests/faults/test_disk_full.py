@@ -10,10 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from cache_helpers import LSN_A, LSN_B, MIB, Rig, Worker, noise, tar_of
-from disk_helpers import fill_disk, mount
-from fill_helpers import filled
-from helpers import file_names
+from support.cache_helpers import LSN_A, LSN_B, MIB, Rig, Worker, noise, tar_of
+from support.disk_helpers import fill_disk, mount
+from support.fill_helpers import filled
+from support.helpers import file_names
 
 from bbcache import FillError
 

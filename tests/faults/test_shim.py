@@ -16,7 +16,7 @@ from faults import shim, world
 from faults.calls import Call, read_log
 from faults.shim import Fault
 from faults.zygote import HANG_S, TESTS_DIR, python_path
-from helpers import tool
+from support.helpers import tool
 
 if TYPE_CHECKING:
     from pathlib import Path

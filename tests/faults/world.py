@@ -15,10 +15,10 @@ import shutil
 import tarfile
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from helpers import seal_archive
+from support.helpers import seal_archive
 
 from bbcache import Lsn, TenantId, TenantShardId, TimelineId
-from bbcache.index import make_key
+from bbcache.storage.index import make_key
 from bbcache.testing import MemoryHost, MemoryTenant, MemoryTimeline, make_tarball
 
 if TYPE_CHECKING:

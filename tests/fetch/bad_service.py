@@ -8,7 +8,7 @@ import struct
 import threading
 from typing import TYPE_CHECKING, Final, Self
 
-from bbcache.page_service import replies
+from bbcache.page_service.protocol import backend as replies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

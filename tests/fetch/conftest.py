@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from isal import igzip
 
-from bbcache.postgres.pgdata import send_pgdata_tarball
+from bbcache.postgres.pgdata.tarball import send_pgdata_tarball
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from conftest import ClusterFactory, Templates
 
     from bbcache import Lsn
-    from bbcache.postgres.cluster import PostgresBinaries
+    from bbcache.postgres.server.cluster import PostgresBinaries
 
 
 class Archive(NamedTuple):

@@ -11,16 +11,16 @@ import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import CHILD_DEADLINE_S
 from faults import shim
 from faults.calls import read_log
 from faults.conftest import compiler  # noqa: F401 - a fixture
 from faults.shim import Fault
 from fetch.bad_service import BadService, serves
-from helpers import TENANT, TIMELINE
 from isal import igzip
+from support.cache_helpers import CHILD_DEADLINE_S
+from support.helpers import TENANT, TIMELINE
 
-from bbcache.postgres.pgdata import inspect_pgdata
+from bbcache.postgres.pgdata.tarball import inspect_pgdata
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,6 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache_helpers import CHILD_DEADLINE_S, Worker
 from fetch.bad_service import (
     BadService,
     Peer,
@@ -23,10 +22,11 @@ from fetch.bad_service import (
     says,
     serves,
 )
-from helpers import TENANT, TIMELINE, wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from isal import igzip
+from support.cache_helpers import CHILD_DEADLINE_S, Worker
+from support.helpers import TENANT, TIMELINE, wait_until
 
 from bbcache.errors import ConfigError, PostgresError
 from bbcache.fetch.download import (
@@ -38,8 +38,8 @@ from bbcache.fetch.download import (
 from bbcache.fetch.errors import FetchError, RefusedError
 from bbcache.fetch.retry import RetryPolicy
 from bbcache.ids import Lsn
-from bbcache.page_service import replies
-from bbcache.postgres.pgdata import inspect_pgdata
+from bbcache.page_service.protocol import backend as replies
+from bbcache.postgres.pgdata.tarball import inspect_pgdata
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from fetch.conftest import Archive
 
-    from bbcache.postgres.tar_reader import TarLimits
+    from bbcache.postgres.pgdata.tar_reader import TarLimits
 
     Script = Callable[[Peer], None]
 

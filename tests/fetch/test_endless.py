@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 from fetch.bad_service import BadService, Peer, serves
 from fetch.test_download import Fetcher
-from helpers import TENANT, TIMELINE
 from isal import igzip
-from restore_helpers import directory, file, make_tar
+from support.helpers import TENANT, TIMELINE
+from support.restore_helpers import directory, file, make_tar
 
 from bbcache.cli import main
 from bbcache.errors import ArchiveError, ConfigError, LimitError
 from bbcache.fetch.download import FetchRequest, fetch_basebackup
 from bbcache.fetch.errors import FetchError
 from bbcache.fetch.retry import RetryPolicy
-from bbcache.page_service import replies
-from bbcache.postgres.tar_reader import TarLimits
+from bbcache.page_service.protocol import backend as replies
+from bbcache.postgres.pgdata.tar_reader import TarLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fetch.bad_service import BadService, Peer, greets_with, says, serves
-from helpers import TENANT, TIMELINE
-from restore_helpers import directory, make_tar
+from support.helpers import TENANT, TIMELINE
+from support.restore_helpers import directory, make_tar
 
 from bbcache.cli import main
 from bbcache.fetch.download import FetchRequest
-from bbcache.page_service import replies
+from bbcache.page_service.protocol import backend as replies
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,11 +13,11 @@ from pageserver.conftest import make_lab  # noqa: F401 - a fixture
 from prometheus_client import CollectorRegistry
 
 from bbcache.cli import main
+from bbcache.page_service.auth.tokens import TokenKeys
 from bbcache.page_service.config import Address, PageServiceConfig
 from bbcache.page_service.server import PageService
 from bbcache.page_service.source import CacheSource
-from bbcache.page_service.tokens import TokenKeys
-from bbcache.postgres.server_user import ServerUser
+from bbcache.postgres.server.user import ServerUser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pageserver.conftest import Lab
 
     from bbcache.ids import TenantId
-    from bbcache.postgres.cluster import PostgresBinaries
+    from bbcache.postgres.server.cluster import PostgresBinaries
 
 pytestmark = pytest.mark.postgres
 

@@ -8,7 +8,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import stop_before
+from support.cache_helpers import stop_before
 
 from bbcache.errors import PostgresError
 from bbcache.fetch import staging

@@ -18,25 +18,25 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, Self
 
-from cache_helpers import DEADLINE_S, LSN_A, LSN_B, Rig
 from fuzz.scripts import Vocabulary, Who
-from helpers import count_descriptors, wait_until
 from page_service import wire
 from page_service.tokens import Signer
 from prometheus_client import CollectorRegistry
+from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, Rig
+from support.helpers import count_descriptors, wait_until
 
 from bbcache import TenantId, TimelineId
-from bbcache.page_service import conversation as c
-from bbcache.page_service.command import BasebackupCommand, parse_command
+from bbcache.page_service.auth.tokens import TokenKeys
 from bbcache.page_service.command_log import CommandLog
 from bbcache.page_service.config import Address, PageServiceConfig
 from bbcache.page_service.connections import Connections
 from bbcache.page_service.errors import PageServiceError
 from bbcache.page_service.metrics import ServiceMetrics
+from bbcache.page_service.protocol import conversation as c
+from bbcache.page_service.protocol.command import BasebackupCommand, parse_command
 from bbcache.page_service.server import PageService
 from bbcache.page_service.session import Session
 from bbcache.page_service.source import CacheSource
-from bbcache.page_service.tokens import TokenKeys
 from bbcache.page_service.transport import Transport
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from fuzz.scripts import Script
 
-    from bbcache.page_service.permission import Permission
+    from bbcache.page_service.auth.permission import Permission
 
 CONTENT: Final = b"what only its owner may see " * 8
 _SEND_TIMEOUT_S: Final = 60.0

@@ -12,12 +12,12 @@ import pytest
 from fuzz.bed import FuzzBed
 from fuzz.engines import random_inputs
 from fuzz.scripts import Script, Who
-from helpers import wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from page_service import wire
+from support.helpers import wait_until
 
-from bbcache.page_service.permission import EVERYTHING
+from bbcache.page_service.auth.permission import EVERYTHING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,7 @@ def test_a_leak_would_be_noticed(bed: FuzzBed, monkeypatch: pytest.MonkeyPatch, 
     query = next(each for each in bed.vocabulary.messages if b"basebackup" in each)
     script = Script(who, [wire.startup(user="u"), wire.password("x"), query], 0)
     bed.serve(script)
-    monkeypatch.setattr("bbcache.page_service.tokens.TokenKeys.verify", lambda *_: EVERYTHING)
+    monkeypatch.setattr("bbcache.page_service.auth.tokens.TokenKeys.verify", lambda *_: EVERYTHING)
     with pytest.raises(AssertionError):
         bed.serve(script)
     with pytest.raises(AssertionError):

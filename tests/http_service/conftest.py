@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from cache_helpers import DEADLINE_S
 from page_service.conftest import ANY_PORT, Bench, make_bench  # noqa: F401 - a fixture
+from support.cache_helpers import DEADLINE_S
 
 from bbcache.http_service.config import HttpConfig
 from bbcache.http_service.recent_errors import RecentErrors

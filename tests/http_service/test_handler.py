@@ -6,9 +6,9 @@ import socket
 from http import HTTPStatus
 
 import pytest
-from cache_helpers import DEADLINE_S
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.cache_helpers import DEADLINE_S
 
 from bbcache.http_service.config import HttpConfig
 from bbcache.http_service.handler import Handler, Response, text_response

@@ -9,8 +9,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import DEADLINE_S, MIB, Gate, Worker
-from helpers import count_descriptors, wait_until
+from support.cache_helpers import DEADLINE_S, MIB, Gate, Worker
+from support.helpers import count_descriptors, wait_until
 
 from bbcache.errors import ConfigError
 from bbcache.http_service.config import HttpConfig

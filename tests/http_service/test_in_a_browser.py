@@ -11,8 +11,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import tool
 from http_service.test_page import HOSTILE, make_status
+from support.helpers import tool
 
 from bbcache.http_service.handler import Response
 from bbcache.http_service.look import CONTENT_SECURITY_POLICY

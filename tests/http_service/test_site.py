@@ -10,12 +10,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import LSN_A, fail_with
-from fill_helpers import fill
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
+from support.cache_helpers import LSN_A, fail_with
+from support.fill_helpers import fill
 
-from bbcache.store import TempFile
+from bbcache.storage.files import TempFile
 
 if TYPE_CHECKING:
     from http_service.conftest import Whole

@@ -7,9 +7,9 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import DEADLINE_S, LSN_A, LSN_B, Gate, noise, stop_while_sending
-from fill_helpers import fill
-from helpers import TENANT
+from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, Gate, noise, stop_while_sending
+from support.fill_helpers import fill
+from support.helpers import TENANT
 
 from bbcache import TimelineId
 from bbcache.http_service.status import MEANINGS, MOST_ENTRIES, State, StatusReader

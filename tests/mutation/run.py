@@ -1,7 +1,7 @@
 """How good are the tests? Break bbcache in many small ways, and see which ways they notice.
 
 python tests/mutation/run.py                    every module of settings.toml
-python tests/mutation/run.py index store        only these
+python tests/mutation/run.py storage.index      only this one
 python tests/mutation/run.py --resume FILE      go on: what FILE says is killed is not run again
 python tests/mutation/run.py --quick 60         60 mutants of all modules under `pytest -m quick`
 
@@ -96,9 +96,10 @@ class Bench:
             self._write(module, source_of(module))
 
     def _write(self, module: str, source: str) -> None:
-        (self._tree / "bbcache" / f"{module}.py").write_text(source)
+        path = file_of(module, self._tree)
+        path.write_text(source)
         # Two mutants of one size may be written within one tick of the clock.
-        for stale in (self._tree / "bbcache" / "__pycache__").glob(f"{module}.*"):
+        for stale in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
             stale.unlink()
 
     def _pytest(self, words: list[str], timeout_s: float) -> str:
@@ -195,9 +196,14 @@ class Session:
         return Plan(quick, wide, 30 + 3 * (time.monotonic() - started_s))
 
 
+def file_of(module: str, tree: Path = ROOT) -> Path:
+    """The file of a module, such as ``storage.index``, in a copy of the repository."""
+    return tree / "bbcache" / f"{module.replace('.', '/')}.py"
+
+
 def source_of(module: str) -> str:
     """The text of a module as it is."""
-    return (ROOT / "bbcache" / f"{module}.py").read_text()
+    return file_of(module).read_text()
 
 
 def is_accepted(mutant: Mutant, accepted: list[dict[str, Any]]) -> bool:

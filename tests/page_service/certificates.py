@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from bbcache.page_service.tls import Certificate
+from bbcache.page_service.auth.tls import Certificate
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache_helpers import DEADLINE_S, Rig
-from helpers import samples, wait_until
 from page_service.wire import WireClient
 from prometheus_client import CollectorRegistry
+from support.cache_helpers import DEADLINE_S, Rig
+from support.helpers import samples, wait_until
 
 from bbcache.page_service.config import Address, PageServiceConfig
 from bbcache.page_service.server import PageService

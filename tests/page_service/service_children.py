@@ -9,11 +9,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache_helpers import DEADLINE_S, LSN_A, LSN_B
-from helpers import wait_until
 from page_service import wire
 from page_service.conftest import ANY_PORT, Bench
 from page_service.wire import kinds
+from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B
+from support.helpers import wait_until
 
 from bbcache.http_service.config import HttpConfig
 from bbcache.http_service.handler import text_response
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bbcache.http_service.handler import Response
-    from bbcache.page_service.command import BasebackupCommand
+    from bbcache.page_service.protocol.command import BasebackupCommand
     from bbcache.page_service.server import PageService
     from bbcache.page_service.source import BasebackupSource, OpenBasebackup
 

@@ -6,15 +6,15 @@ import logging
 import threading
 
 import pytest
-from cache_helpers import DEADLINE_S, Worker
-from helpers import LSN, TENANT, TIMELINE
+from support.cache_helpers import DEADLINE_S, Worker
+from support.helpers import LSN, TENANT, TIMELINE
 
 from bbcache.metrics import Source
 from bbcache.page_service import command_log
-from bbcache.page_service.command import BasebackupCommand
 from bbcache.page_service.command_log import CommandLog, EndedCommand
 from bbcache.page_service.errors import CanceledError, CommandError
 from bbcache.page_service.line_handler import MORE_FOLLOWS
+from bbcache.page_service.protocol.command import BasebackupCommand
 
 COMMAND = BasebackupCommand(TENANT, TIMELINE, LSN, is_gzip=True)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 
 import pytest
-from cache_helpers import Worker
-from helpers import wait_until
+from support.cache_helpers import Worker
+from support.helpers import wait_until
 
 from bbcache.page_service import connections as connections_module
 from bbcache.page_service.connections import Connections

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from cache_helpers import DEADLINE_S, Worker
+from support.cache_helpers import DEADLINE_S, Worker
 
 from bbcache.page_service.line_handler import MORE_FOLLOWS, LineHandler
 

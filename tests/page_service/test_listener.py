@@ -8,8 +8,8 @@ import socket
 import threading
 
 import pytest
-from cache_helpers import DEADLINE_S
 from page_service.conftest import ANY_PORT
+from support.cache_helpers import DEADLINE_S
 
 from bbcache.page_service import listener as listener_module
 from bbcache.page_service.listener import Listener

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import DEADLINE_S
-from helpers import count_descriptors, wait_until
+from support.cache_helpers import DEADLINE_S
+from support.helpers import count_descriptors, wait_until
 
 from bbcache.page_service import lookout
 from bbcache.page_service.lookout import Lookout

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 import psycopg
 import psycopg2
 import pytest
-from cache_helpers import LSN_A, MIB
-from helpers import samples, tool
 from page_service import wire
 from page_service.certificates import certificate
 from page_service.tokens import Signer
@@ -21,13 +19,15 @@ from page_service.wire import WireClient, copied, kinds
 from pageserver.conftest import make_lab  # noqa: F401 - a fixture
 from prometheus_client import CollectorRegistry
 from psycopg import pq
+from support.cache_helpers import LSN_A, MIB
+from support.helpers import samples, tool
 
+from bbcache.page_service.auth.tokens import TokenKeys
 from bbcache.page_service.config import Address, PageServiceConfig
 from bbcache.page_service.server import PageService
 from bbcache.page_service.source import CacheSource
-from bbcache.page_service.tokens import TokenKeys
-from bbcache.postgres.restore import restore_tarball
-from bbcache.postgres.server_user import ServerUser
+from bbcache.postgres.pgdata.restore import restore_tarball
+from bbcache.postgres.server.user import ServerUser
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from page_service.conftest import Bench
     from pageserver.conftest import Lab
 
-    from bbcache.postgres.cluster import PostgresBinaries
+    from bbcache.postgres.server.cluster import PostgresBinaries
 
 
 def conninfo(address: Address, **parameters: object) -> str:

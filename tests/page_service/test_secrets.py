@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from page_service import wire
 from page_service.tokens import Signer
 
-from bbcache.page_service import conversation as c
-from bbcache.page_service import messages as m
+from bbcache.page_service.auth.tokens import TokenKeys
 from bbcache.page_service.errors import BadTokenError, ProtocolError
-from bbcache.page_service.frames import Frame
-from bbcache.page_service.tokens import TokenKeys
+from bbcache.page_service.protocol import conversation as c
+from bbcache.page_service.protocol import frontend as m
+from bbcache.page_service.protocol.frames import Frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from page_service.conftest import Bench
 
-    from bbcache.page_service.permission import Permission
+    from bbcache.page_service.auth.permission import Permission
 
 _PIECE_BYTES = 4
 _SECRETS = {

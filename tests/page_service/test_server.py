@@ -7,10 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache_helpers import LSN_A, LSN_B, MIB, Worker, noise
-from helpers import wait_until
 from page_service import wire
 from page_service.wire import copied, kinds
+from support.cache_helpers import LSN_A, LSN_B, MIB, Worker, noise
+from support.helpers import wait_until
 
 from bbcache.errors import PostgresError, PrepareError
 from bbcache.ids import TenantId, TimelineId
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from bbcache.host import TarballWriter
     from bbcache.ids import Lsn
-    from bbcache.page_service.command import BasebackupCommand
+    from bbcache.page_service.protocol.command import BasebackupCommand
 
 
 def test_a_hit(bench: Bench) -> None:

@@ -8,12 +8,12 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import DEADLINE_S, LSN_A, LSN_B, MIB, Worker
-from helpers import count_descriptors, wait_until
 from page_service import wire
 from page_service.conftest import ANY_PORT
 from page_service.wire import copied, kinds
 from prometheus_client import CollectorRegistry
+from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, MIB, Worker
+from support.helpers import count_descriptors, wait_until
 
 from bbcache.errors import ConfigError
 from bbcache.page_service.config import Address, PageServiceConfig

@@ -6,8 +6,8 @@ import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from cache_helpers import DEADLINE_S, end_child, run_child, start_child
 from page_service.wire import WireClient, kinds, query
+from support.cache_helpers import DEADLINE_S, end_child, run_child, start_child
 
 if TYPE_CHECKING:
     from pathlib import Path

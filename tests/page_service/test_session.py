@@ -8,11 +8,11 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from cache_helpers import DEADLINE_S, LSN_A, Worker
 from page_service import wire
 from page_service.certificates import certificate
 from page_service.wire import WireClient, copied, kinds
 from prometheus_client import CollectorRegistry
+from support.cache_helpers import DEADLINE_S, LSN_A, Worker
 
 from bbcache.page_service.command_log import CommandLog, EndedCommand
 from bbcache.page_service.config import PageServiceConfig

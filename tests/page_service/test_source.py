@@ -9,16 +9,25 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache_helpers import DEADLINE_S, LSN_A, LSN_B, LSN_C, Gate, Worker, noise, stop_while_sending
-from fill_helpers import aboard, fills, unpublished_bytes
-from helpers import wait_until
 from page_service import wire
 from page_service.wire import copied, kinds
+from support.cache_helpers import (
+    DEADLINE_S,
+    LSN_A,
+    LSN_B,
+    LSN_C,
+    Gate,
+    Worker,
+    noise,
+    stop_while_sending,
+)
+from support.fill_helpers import aboard, fills, unpublished_bytes
+from support.helpers import wait_until
 
 from bbcache import BasebackupCache, Lsn, TenantState
 from bbcache.errors import ArchiveError, PostgresError, PrepareError
-from bbcache.page_service.command import BasebackupCommand
 from bbcache.page_service.errors import ShutdownError
+from bbcache.page_service.protocol.command import BasebackupCommand
 from bbcache.page_service.source import CacheSource
 
 if TYPE_CHECKING:

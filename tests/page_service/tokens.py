@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from helpers import TENANT
+from support.helpers import TENANT
 
 if TYPE_CHECKING:
     from pathlib import Path

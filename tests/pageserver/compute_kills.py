@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from bbcache import BasebackupCacheConfig, TenantId, TimelineId
 from bbcache.pageserver import Pageserver
-from bbcache.postgres.cluster import PostgresBinaries
+from bbcache.postgres.server.cluster import PostgresBinaries
 
 if TYPE_CHECKING:
     import random

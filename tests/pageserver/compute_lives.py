@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bbcache import TenantId, TimelineId
 from bbcache.pageserver import Pageserver
-from bbcache.postgres.cluster import PostgresBinaries
+from bbcache.postgres.server.cluster import PostgresBinaries
 
 if TYPE_CHECKING:
     from pageserver.conftest import Address, Lab

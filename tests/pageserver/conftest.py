@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 import pytest
-from helpers import samples, wait_until
 from prometheus_client import CollectorRegistry
+from support.helpers import samples, wait_until
 
 from bbcache import BasebackupCacheConfig
 from bbcache.pageserver import Pageserver, make_root
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from bbcache import Lsn, TenantId, TenantShardId, TimelineId
     from bbcache.pageserver import ComputeNode, PgdataTenant, PgdataTimeline
-    from bbcache.postgres.cluster import PostgresBinaries
+    from bbcache.postgres.server.cluster import PostgresBinaries
 
 # Neither lasting nor busy in the background: what a test sees is what it did itself.
 _SETTINGS = {

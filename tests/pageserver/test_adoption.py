@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import wait_until
 from pageserver.compute_lives import is_running, leave_orphan
+from support.helpers import wait_until
 
 from bbcache.errors import BrokenError
 from bbcache.pageserver import Pageserver
-from bbcache.postgres.cluster import Cluster
-from bbcache.postgres.orphan import end_server
+from bbcache.postgres.server.cluster import Cluster
+from bbcache.postgres.server.orphan import end_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable

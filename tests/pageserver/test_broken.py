@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import google_crc32c
 import pytest
-from helpers import TENANT, TIMELINE
 from prometheus_client import REGISTRY
+from support.helpers import TENANT, TIMELINE
 
 from bbcache import BasebackupCacheConfig, Lsn, StoreError, TenantState
 from bbcache.errors import BrokenError, PostgresError

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache_helpers import Gate, stop_before
-from helpers import wait_until
 from pageserver.compute_lives import is_running
+from support.cache_helpers import Gate, stop_before
+from support.helpers import wait_until
 
 from bbcache import Lsn
 from bbcache.errors import ArchiveError, PostgresError, PrepareError
 from bbcache.pageserver.wal_stream import WalStream
-from bbcache.postgres.postmaster_file import PostmasterFile
+from bbcache.postgres.pgdata.postmaster_file import PostmasterFile
 from bbcache.postgres.wal import WalFollower
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pageserver.conftest import Address, Lab
 
     from bbcache.pageserver import ComputeNode
-    from bbcache.postgres.cluster import PostgresBinaries
+    from bbcache.postgres.server.cluster import PostgresBinaries
 
 pytestmark = pytest.mark.postgres
 
@@ -357,7 +357,7 @@ import sys
 from pathlib import Path
 from bbcache import TenantId, TimelineId
 from bbcache.pageserver import Pageserver
-from bbcache.postgres.cluster import PostgresBinaries
+from bbcache.postgres.server.cluster import PostgresBinaries
 root, bindir, tenant, timeline = sys.argv[1:]
 address = TenantId.from_str(tenant), TimelineId.from_str(timeline)
 pageserver = Pageserver(Path(root), PostgresBinaries.find(bindir), None)

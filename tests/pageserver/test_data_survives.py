@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pageserver.conftest import Lab
 
-    from bbcache.postgres.cluster import PostgresBinaries
+    from bbcache.postgres.server.cluster import PostgresBinaries
 
 pytestmark = pytest.mark.postgres
 

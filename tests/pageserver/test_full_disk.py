@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from disk_helpers import fill_disk, mount
+from support.disk_helpers import fill_disk, mount
 
 from bbcache.errors import BbcacheError, PostgresError
-from bbcache.postgres.cluster import Cluster
+from bbcache.postgres.server.cluster import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pageserver.conftest import Address, Lab
 
-    from bbcache.postgres.cluster import PostgresBinaries
+    from bbcache.postgres.server.cluster import PostgresBinaries
 
 pytestmark = pytest.mark.postgres
 

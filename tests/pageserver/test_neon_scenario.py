@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import wait_until
+from support.helpers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pageserver.conftest import Lab
 
-    from bbcache.postgres.cluster import PostgresBinaries
+    from bbcache.postgres.server.cluster import PostgresBinaries
 
 pytestmark = pytest.mark.postgres
 

@@ -7,8 +7,8 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import wait_until
 from pageserver.compute_lives import is_running, leave_orphan
+from support.helpers import wait_until
 
 from bbcache.errors import BrokenError, TakeoverError
 

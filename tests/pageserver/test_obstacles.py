@@ -13,7 +13,7 @@ import pytest
 
 from bbcache.errors import PostgresError, TakeoverError
 from bbcache.pageserver import takeover
-from bbcache.postgres.leftovers import remove_tree
+from bbcache.postgres.pgdata.leftovers import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable

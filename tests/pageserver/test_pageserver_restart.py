@@ -6,9 +6,9 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import Gate, Worker, stop_before
-from helpers import samples
 from prometheus_client import CollectorRegistry
+from support.cache_helpers import Gate, Worker, stop_before
+from support.helpers import samples
 
 from bbcache import (
     BasebackupCache,

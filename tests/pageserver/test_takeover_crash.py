@@ -15,7 +15,7 @@ import pytest
 
 from bbcache import TenantId, TimelineId
 from bbcache.pageserver import Pageserver, PgdataTenantManager, takeover
-from bbcache.postgres.cluster import PostgresBinaries
+from bbcache.postgres.server.cluster import PostgresBinaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,12 +9,12 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from cache_helpers import Gate, Worker
-from helpers import wait_until
+from support.cache_helpers import Gate, Worker
+from support.helpers import wait_until
 
 from bbcache.errors import BrokenError, PostgresError, PrepareError, TakeoverError
 from bbcache.pageserver import takeover
-from bbcache.postgres.pgdata import inspect_pgdata
+from bbcache.postgres.pgdata.tarball import inspect_pgdata
 
 if TYPE_CHECKING:
     from pageserver.conftest import Lab

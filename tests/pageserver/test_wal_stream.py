@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import psycopg
 import psycopg2
 import pytest
-from helpers import wait_until
+from support.helpers import wait_until
 
 from bbcache import Lsn
 from bbcache.pageserver.wal_stream import WalStream
-from bbcache.postgres.pgdata import inspect_pgdata
+from bbcache.postgres.pgdata.tarball import inspect_pgdata
 from bbcache.postgres.wal import WalError, WalFollower, WalReader
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from conftest import ClusterFactory
     from pageserver.conftest import Lab
 
-    from bbcache.postgres.cluster import Cluster, PostgresBinaries
+    from bbcache.postgres.server.cluster import Cluster, PostgresBinaries
     from bbcache.postgres.wal import WalRecord
 
 pytestmark = pytest.mark.postgres
@@ -323,7 +323,7 @@ sys.modules["psycopg2"] = None
 from pathlib import Path
 from bbcache import BasebackupCacheConfig, ConfigError, TenantId, TimelineId
 from bbcache.pageserver import Pageserver
-from bbcache.postgres.cluster import PostgresBinaries
+from bbcache.postgres.server.cluster import PostgresBinaries
 root, bindir, tenant, timeline = sys.argv[1:]
 binaries = PostgresBinaries.find(Path(bindir))
 ids = TenantId.from_str(tenant), TimelineId.from_str(timeline)

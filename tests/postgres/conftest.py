@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from bbcache.postgres.cluster import Cluster, PostgresBinaries
+from bbcache.postgres.server.cluster import Cluster, PostgresBinaries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

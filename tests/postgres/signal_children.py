@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from bbcache.errors import PostgresError
-from bbcache.postgres.cluster import Cluster, PostgresBinaries
-from bbcache.postgres.server_user import ServerUser
+from bbcache.postgres.server.cluster import Cluster, PostgresBinaries
+from bbcache.postgres.server.user import ServerUser
 
 
 def _arrive(how: str) -> None:

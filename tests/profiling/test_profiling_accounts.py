@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from profiling_stacks import BESIDE, FSYNC, TIMED, WAIT, main_thread, service, worker
+from support.profiling_stacks import BESIDE, FSYNC, TIMED, WAIT, main_thread, service, worker
 
 from benchmarks.profiling.accounts import account, functions, holders
 from benchmarks.profiling.steps import GIL, HAND_OVER
 
-ASLEEP = f"PrepareQueue.take (bbcache/prepare_queue.py:176);{WAIT}"
-COMPRESS = "_Compressor._compress (bbcache/archive.py:226);0x7f (isal/isal_zlib.so)"
+ASLEEP = f"PrepareQueue.take (bbcache/prepare/queue.py:176);{WAIT}"
+COMPRESS = "_Compressor._compress (bbcache/archive/format.py:226);0x7f (isal/isal_zlib.so)"
 CODEC = "ISA-L: compress, inflate, CRC"
 
 
@@ -19,7 +19,7 @@ def test_workers_count_where_the_round_waits_for_them() -> None:
         [
             main_thread(f"{TIMED};{WAIT}", 80),
             main_thread(f"{TIMED};wait (threading.py:331);take_gil (libpython3.11.so.1.0)", 15),
-            main_thread(f"{TIMED};PrepareQueue.put (bbcache/prepare_queue.py:66)", 5),
+            main_thread(f"{TIMED};PrepareQueue.put (bbcache/prepare/queue.py:66)", 5),
             main_thread("start (bbcache/bench/suite.py:1)", 500),  # no round
             worker(f"{FSYNC};fsync (libc.so.6)", 30),
             worker(COMPRESS, 50),
@@ -53,7 +53,7 @@ def test_a_round_that_works_itself_counts_with_its_helpers() -> None:
     """And what it does before the clock runs does not."""
     found = account(
         [
-            main_thread(f"{TIMED};restore_tarball (bbcache/postgres/restore.py:5)", 60),
+            main_thread(f"{TIMED};restore_tarball (bbcache/postgres/pgdata/restore.py:5)", 60),
             main_thread(f"{TIMED};_emptied (bbcache/bench/restores.py:75)", 400),
             worker(COMPRESS, 30),
         ]
@@ -92,7 +92,7 @@ def test_every_thread_may_hold_the_gil() -> None:
 
 def test_a_function_has_what_it_calls_outside_of_bbcache() -> None:
     """Of two functions of bbcache, one in the other, the inner one has it."""
-    publish = "Builder._publish (bbcache/build.py:266)"
+    publish = "Builder._publish (bbcache/prepare/builder.py:266)"
     found = account(
         [
             main_thread(f"{TIMED};{WAIT}", 100),
@@ -101,6 +101,6 @@ def test_a_function_has_what_it_calls_outside_of_bbcache() -> None:
         ]
     )
     assert functions(found) == {
-        "TempFile.sync (bbcache/store.py)": 0.3,
-        "Builder._publish (bbcache/build.py)": 0.2,
+        "TempFile.sync (bbcache/storage/files.py)": 0.3,
+        "Builder._publish (bbcache/prepare/builder.py)": 0.2,
     }

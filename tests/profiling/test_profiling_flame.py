@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as ET
 
-from profiling_stacks import FSYNC, worker
+from support.profiling_stacks import FSYNC, worker
 
 from benchmarks.profiling.flame import labels_of, merge, picture, shortened
 
-WRITE = "Builder.build (bbcache/build.py:1);_Compressor._compress (bbcache/archive.py:2)"
+WRITE = (
+    "Builder.build (bbcache/prepare/builder.py:1);"
+    "_Compressor._compress (bbcache/archive/format.py:2)"
+)
 STACKS = [
     worker(f"Thread.run (threading.py:9);{WRITE};0x7f (isal/zlib.so);0x80 (isal/zlib.so)", 60),
-    worker(f"Builder.build (bbcache/build.py:7);{FSYNC};fsync (libc.so.6)", 30),
-    worker("Builder.build (bbcache/build.py:7)", 10),
+    worker(f"Builder.build (bbcache/prepare/builder.py:7);{FSYNC};fsync (libc.so.6)", 30),
+    worker("Builder.build (bbcache/prepare/builder.py:7)", 10),
 ]
 
 

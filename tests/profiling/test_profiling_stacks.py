@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from profiling_stacks import FSYNC, main_thread, one, service, worker
+from support.profiling_stacks import FSYNC, main_thread, one, service, worker
 
 from benchmarks.profiling.stacks import Frame
 
@@ -15,7 +15,7 @@ def test_a_line_is_a_stack() -> None:
     assert stack.sample_count == 74
     assert stack.frames == (
         Frame("Thread.run", "threading.py"),
-        Frame("TempFile.sync", "bbcache/store.py"),
+        Frame("TempFile.sync", "bbcache/storage/files.py"),
         Frame("os_fsync", "libpython3.11.so.1.0"),
         Frame("fsync", "libc.so.6"),
     )

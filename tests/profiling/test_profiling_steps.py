@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from profiling_stacks import FSYNC, TIMED, WAIT, main_thread, service, worker
+from support.profiling_stacks import FSYNC, TIMED, WAIT, main_thread, service, worker
 
 from benchmarks.profiling.steps import ASLEEP, GIL, OTHER, is_untimed, step_of
 
-COMPRESS = "_Compressor._compress (bbcache/archive.py:226)"
+COMPRESS = "_Compressor._compress (bbcache/archive/format.py:226)"
 
 
 @pytest.mark.parametrize(
@@ -25,21 +25,27 @@ COMPRESS = "_Compressor._compress (bbcache/archive.py:226)"
         (f"{FSYNC};0x7fb1fa30 (libc.so.6)", GIL),
         (f"{COMPRESS};realloc (libc.so.6);0x7f (libc.so.6)", "memory: copy, compare, allocate"),
         (
-            "scan (bbcache/store.py:1);os_lstat (libpython3.so);fstatat64 (libc.so.6)",
+            "scan (bbcache/storage/files.py:1);os_lstat (libpython3.so);fstatat64 (libc.so.6)",
             "kernel: stat",
         ),
         ("inc (prometheus_client/metrics.py:3)", "metrics"),
-        ("close (bbcache/reader.py:1);basename (<frozen posixpath>:144)", "get"),
-        ("load (bbcache/index.py:1);gc_collect_main (libpython3.11.so.1.0)", "garbage collector"),
+        ("close (bbcache/storage/reader.py:1);basename (<frozen posixpath>:144)", "get"),
+        (
+            "load (bbcache/storage/index.py:1);gc_collect_main (libpython3.11.so.1.0)",
+            "garbage collector",
+        ),
         ("new_one (bbcache/not_known_yet.py:1)", "rest of bbcache"),
         ("run (somewhere.py:1)", OTHER),
-        (f"PrepareQueue.take (bbcache/prepare_queue.py:176);{WAIT}", ASLEEP),
+        (f"PrepareQueue.take (bbcache/prepare/queue.py:176);{WAIT}", ASLEEP),
         (
-            "RightOfWay.rest (bbcache/right_of_way.py:5);clock_nanosleep (libc.so.6)",
+            "RightOfWay.rest (bbcache/pacer.py:5);clock_nanosleep (libc.so.6)",
             "rests, so that reads go before",
         ),
         ("Condition.wait (threading.py:331);pthread_cond_timedwait (libc.so.6)", GIL),
-        ("f (bbcache/index.py:1);PyThread_acquire_lock_timed (libpython3.11.so.1.0)", "locks"),
+        (
+            "f (bbcache/storage/index.py:1);PyThread_acquire_lock_timed (libpython3.11.so.1.0)",
+            "locks",
+        ),
         ("f (bbcache/page_service/x.py:1);select_poll (x.c:1);epoll_wait (libc.so.6)", ASLEEP),
         ("f (bbcache/page_service/x.py:1);sock_send (x.c:1);send (libc.so.6)", "kernel: send"),
     ],

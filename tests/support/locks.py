@@ -19,7 +19,7 @@ class WatchedLock:
     """A lock of `threading` that knows its owner.
 
     Attributes:
-        maker: the module that has made it, such as ``bbcache.index``.
+        maker: the module that has made it, such as ``bbcache.storage.index``.
         waiting: how many threads wait for it now.
     """
 

@@ -14,7 +14,7 @@ _IN_A_BACKGROUND = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 # They raise signals in the tests' process, and end a server and commands by them.
 _REPRESENTATIVE = (
     "tests/cli/test_stop_signals.py",
-    "tests/postgres/test_cluster.py::test_start_in_no_time",
+    "tests/postgres/server/test_cluster.py::test_start_in_no_time",
     f"tests/cli/test_serve.py::test_a_signal_lets_clients_end_what_they_are_at[{signal.SIGINT:d}]",
 )
 

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cache_helpers import LSN_A
+from support.cache_helpers import LSN_A
 
 from bbcache import BbcacheError, Lsn, TenantShardId
 from bbcache.testing import HostRuleError, MemoryHost, check_host, host_rules, make_tarball

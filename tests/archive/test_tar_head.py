@@ -1,0 +1,131 @@
+"""What a host writes is told by its first block: a tar, or what it looks like instead."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.cache_helpers import LSN_A, Rig, noise
+from support.helpers import TIMELINE
+
+from bbcache import FillError
+from bbcache.archive.tar_head import BLOCK_SIZE_BYTES, check_tar_head
+from bbcache.errors import ArchiveError
+from bbcache.testing import make_tarball
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from bbcache.host import TarballWriter
+
+TAR = make_tarball(TIMELINE, LSN_A)
+
+
+def _zipped() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("PG_VERSION", "16")
+    return buffer.getvalue()
+
+
+FOREIGN: list[tuple[bytes, str]] = [
+    (gzip.compress(TAR), "what looks like gzip"),
+    (bz2.compress(TAR), "what looks like bzip2"),
+    (lzma.compress(TAR), "what looks like xz"),
+    (b"\x28\xb5\x2f\xfd" + noise(1000)[512:], "what looks like zstd"),
+    (_zipped(), "what looks like zip"),
+    (b"ERROR: no such timeline\n" * 100, "text: b'ERROR: no such timeline"),
+    (b"ERROR", "text: b'ERROR'"),
+    ("Fehler: Zeitleiste nicht gefunden \u2014 ä".encode() * 30, "text: b'Fehler"),
+    (noise(1000)[512:], "other bytes: b'"),
+    (TAR[1:], "other bytes: b'estart.lsn"),
+    (TAR[:100], "other bytes: b'restart.lsn"),
+]
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("name", ["PG_VERSION", "n" * 300, "ünïcödé"])
+def test_every_kind_of_tar_passes(form: int, name: str) -> None:
+    """Those of tarfile, with long names and names that are not ASCII."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
+        try:
+            tar.addfile(tarfile.TarInfo(name))
+        except ValueError:
+            pytest.skip("this format has no such names")
+    check_tar_head(buffer.getvalue()[:BLOCK_SIZE_BYTES])
+
+
+def test_a_tar_of_an_old_program_passes() -> None:
+    """Its checksum adds up signed bytes, and it has no magic."""
+    block = bytearray(TAR[:BLOCK_SIZE_BYTES])
+    block[257:265] = bytes(8)
+    block[0:2] = b"\xe4\xf6"
+    block[148:156] = b" " * 8
+    signed = sum(each - 256 * (each >> 7) for each in block)
+    block[148:156] = b"%06o\0 " % signed
+    check_tar_head(bytes(block))
+
+
+@pytest.mark.parametrize(("data", "kind"), FOREIGN)
+def test_what_is_no_tar_is_refused(data: bytes, kind: str) -> None:
+    """The error says what it looks like, and what to do."""
+    with pytest.raises(ArchiveError) as caught:
+        check_tar_head(data[:BLOCK_SIZE_BYTES])
+    first, hint = str(caught.value).split("\n")
+    assert kind in first.replace("\\x00", "")
+    assert hint.startswith("hint: Write the tar itself, uncompressed")
+
+
+@pytest.fixture(name="rig")
+def make_rig(tmp_path: Path) -> Iterator[Rig]:
+    """A running cache."""
+    with Rig(tmp_path / "cache") as rig:
+        yield rig
+
+
+@pytest.mark.parametrize("piece_size_bytes", [1, 511, 513, 8192])
+@pytest.mark.parametrize(("data", "kind"), [FOREIGN[0], FOREIGN[5], FOREIGN[6]])
+def test_a_host_that_writes_no_tar_is_refused_by_the_first_block(
+    rig: Rig, data: bytes, kind: str, piece_size_bytes: int
+) -> None:
+    """In pieces of any size; the host's write fails, and the caller is told."""
+    timeline = rig.timeline()
+    timeline.tarball = lambda _: data
+    timeline.piece_size_bytes = piece_size_bytes
+    with pytest.raises(FillError, match="the host wrote no tar") as caught:
+        rig.cache.get_or_prepare(rig.shard_of(timeline), timeline.timeline_id, LSN_A, 60.0)
+    assert kind in str(caught.value)
+    rig.wait_idle()
+    assert rig.counts() == {"error": 1}
+    assert rig.entry_files() == rig.temp_files() == []
+
+
+@pytest.mark.parametrize("size_bytes", [1024, 10240, 1 << 21])
+def test_an_archive_without_members_is_refused(rig: Rig, size_bytes: int) -> None:
+    """Zeros alone are an empty tar, and no basebackup."""
+    timeline = rig.timeline()
+    timeline.tarball = lambda _: bytes(size_bytes)
+    with pytest.raises(FillError, match="the host wrote an empty basebackup"):
+        rig.cache.get_or_prepare(rig.shard_of(timeline), timeline.timeline_id, LSN_A, 60.0)
+
+
+def test_what_ends_in_the_first_block_is_refused_at_its_end(rig: Rig) -> None:
+    """A host that writes too little is told as well, though no block is full."""
+    timeline = rig.timeline()
+    sent: list[Any] = []
+
+    def send(writer: TarballWriter, _: object) -> None:
+        sent.append(writer.write(TAR[:511]))
+
+    timeline.on_send = send
+    rig.prepare(timeline)
+    assert sent == [511]
+    assert rig.counts() == {"error": 1}

@@ -1,0 +1,444 @@
+"""The cache as its user sees it: spawn, waiting, entries, two in one process, metrics."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import math
+import os
+import socket
+import stat
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from support.cache_helpers import (
+    DEADLINE_S,
+    ENTRY_NAME,
+    LSN_A,
+    LSN_B,
+    Gate,
+    Rig,
+    Worker,
+    fail_with,
+    samples,
+    stop_before,
+    stop_while_sending,
+    tar_of,
+)
+from support.helpers import run_threads
+
+from bbcache import (
+    BasebackupCache,
+    BasebackupCacheConfig,
+    DirectoryLockedError,
+    EntryInfo,
+    StoreError,
+    TenantId,
+    TimelineId,
+)
+from bbcache.storage import catalog as shelf_module
+from bbcache.storage.files import Store
+from bbcache.testing import MemoryHost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """A running cache."""
+    with Rig(tmp_path / "cache") as opened:
+        yield opened
+
+
+def test_three_rounds_of_start_and_stop(rig: Rig) -> None:
+    """A timeline that stops, starts and writes: a hit each time, one file, gone afterwards."""
+    timeline = rig.timeline()
+    tips = [LSN_A, LSN_A + 0x100, LSN_A + 0x200]
+    for number, tip in enumerate(tips, start=1):
+        timeline.advance(tip)
+        rig.prepare(timeline, tip)
+        assert rig.get(timeline, tip) == tar_of(timeline, tip)
+        assert rig.counts() == {"ok": number}
+        assert rig.reads == {"hit": number}
+        assert rig.entry_files() == [rig.path(timeline, tip).name]
+    timeline.advance(LSN_B)
+    rig.cache.run_cleanup()
+    assert rig.entry_files() == []
+    assert rig.get(timeline, tips[-1]) is None
+    assert rig.reads == {"hit": 3, "miss": 1}
+
+
+def test_without_settings_the_cache_is_disabled(tmp_path: Path) -> None:
+    """`spawn(config=None)` makes a cache that does nothing, touches nothing and waits for none."""
+    before = threading.active_count()
+    registry = CollectorRegistry()
+    with BasebackupCache.spawn(tmp_path / "none", None, MemoryHost(), registry) as cache:
+        assert not cache.is_enabled
+        assert cache.wait_initialized()
+        assert cache.wait_idle()
+        assert cache.get(TenantId.generate(), TimelineId.generate(), LSN_A) is None
+        cache.send_prepare(None, None, None)  # type: ignore[arg-type]
+        cache.run_cleanup()
+        assert cache.entries() == []
+    assert not (tmp_path / "none").exists()
+    assert threading.active_count() == before
+    assert samples(registry) == {}
+
+
+def test_entries_is_a_snapshot(rig: Rig) -> None:
+    """It lists what is published at that moment, by public types."""
+    timeline = rig.prepared()
+    size_bytes = rig.path(timeline).stat().st_size
+    before = rig.cache.entries()
+    expected = EntryInfo(rig.tenant.tenant_id, timeline.timeline_id, LSN_A, size_bytes)
+    assert before == [expected]
+    assert type(before[0].tenant_id) is TenantId
+    assert type(before[0].timeline_id) is TimelineId
+    rig.prepared()
+    assert before == [expected]
+    assert len(rig.cache.entries()) == 2
+
+
+def test_names_and_modes_on_disk(tmp_path: Path) -> None:
+    """Directories are 0700 and files 0600, whatever the umask; the names are Neon's."""
+    old_umask = os.umask(0)
+    try:
+        with Rig(tmp_path / "deep" / "cache") as rig:
+            timeline = rig.prepared()
+            path = rig.path(timeline)
+            expected = f"basebackup_{rig.tenant.tenant_id}_{timeline.timeline_id}_"
+            assert path.name == f"{expected}0000000000001000.tar.gz"
+            assert ENTRY_NAME.fullmatch(path.name)
+            assert set(os.listdir(rig.dir)) == {path.name, "tmp", "quarantine", ".bbcache.lock"}
+            for directory in (rig.dir, rig.dir / "tmp", rig.dir / "quarantine"):
+                assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+            for file in (path, rig.dir / ".bbcache.lock"):
+                assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    finally:
+        os.umask(old_umask)
+
+
+def test_the_lock_file_names_its_holder(rig: Rig) -> None:
+    """It is one line of JSON for people and for errors, and never unlinked."""
+    path = rig.dir / ".bbcache.lock"
+    (line,) = path.read_text().splitlines()
+    holder = json.loads(line)
+    assert holder["pid"] == os.getpid()
+    assert holder["host"] == socket.gethostname()
+    since = datetime.fromisoformat(holder["since"])
+    assert abs(datetime.now(UTC) - since) < timedelta(minutes=5)
+    before = path.stat().st_ino
+    rig.reopen()
+    rig.cache.close()
+    assert path.stat().st_ino == before
+
+
+def test_a_temporary_file_has_a_random_name_and_mode_0600(rig: Rig) -> None:
+    """Two builds of one LSN never share a name."""
+    names = set()
+    timeline = rig.timeline()
+    for _ in range(2):
+        with Gate() as gate:
+            stop_while_sending(timeline, gate)
+            rig.send(timeline)
+            gate.wait_for()
+            (name,) = rig.temp_files()
+            assert stat.S_IMODE((rig.dir / "tmp" / name).stat().st_mode) == 0o600
+            names.add(name)
+            timeline.advance(LSN_B)
+        rig.wait_idle()
+        timeline.advance(LSN_A)
+    assert len(names) == 2
+
+
+def test_a_relative_directory_is_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that changes its working directory later does not move the cache."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    monkeypatch.chdir(first)
+    host = MemoryHost()
+    tenant = host.add_tenant()
+    timeline = tenant.add_timeline(LSN_A)
+    config = BasebackupCacheConfig()
+    with BasebackupCache.spawn("cache", config, host, CollectorRegistry()) as cache:
+        monkeypatch.chdir(second)
+        cache.send_prepare(tenant.tenant_shard_id, timeline.timeline_id, LSN_A)
+        assert cache.wait_idle(DEADLINE_S)
+        assert len(cache.entries()) == 1
+    assert os.listdir(second) == []
+    assert len(os.listdir(first / "cache")) == 4
+
+
+def test_a_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
+    """`spawn` raises StoreError, also an OSError, that names the path."""
+    path = tmp_path / "cache"
+    path.write_text("a file")
+    with pytest.raises(StoreError, match=str(path)) as caught:
+        BasebackupCache.spawn(path, BasebackupCacheConfig(), MemoryHost(), CollectorRegistry())
+    assert isinstance(caught.value, OSError)
+    assert caught.value.errno is not None
+
+
+def test_a_relative_directory_of_a_process_that_is_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has removed the working directory: a StoreError like any other."""
+    lost = tmp_path / "lost"
+    lost.mkdir()
+    monkeypatch.chdir(lost)
+    lost.rmdir()
+    with pytest.raises(StoreError, match=r"cache.*\nhint: ") as caught:
+        BasebackupCache.spawn("cache", BasebackupCacheConfig(), MemoryHost())
+    assert caught.value.errno == errno.ENOENT
+
+
+def test_a_path_that_can_be_none(tmp_path: Path) -> None:
+    """Also what Python itself refuses as a path is a StoreError."""
+    with pytest.raises(StoreError, match="NUL"):
+        BasebackupCache.spawn(f"{tmp_path}/a\0b", BasebackupCacheConfig(), MemoryHost())
+
+
+def test_an_empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is not set must not make a cache of the working directory."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match="is empty\nhint: Name a directory"):
+        BasebackupCache.spawn("", BasebackupCacheConfig(), MemoryHost())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", [os.mkdir, os.mkfifo])
+def test_a_lock_file_that_is_none(tmp_path: Path, place: Callable[[Path], None]) -> None:
+    """A folder or FIFO in the place of the lock file is a StoreError with a hint."""
+    place(tmp_path / ".bbcache.lock")
+    with pytest.raises(StoreError, match="hint: "):
+        BasebackupCache.spawn(tmp_path, BasebackupCacheConfig(), MemoryHost(), CollectorRegistry())
+
+
+def test_a_linked_lock_file_is_not_followed(tmp_path: Path) -> None:
+    """A symlink in the place of the lock file is refused, and its target left as it was."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    directory = tmp_path / "cache"
+    directory.mkdir()
+    (directory / ".bbcache.lock").symlink_to(victim)
+    with pytest.raises(StoreError, match="lock"):
+        BasebackupCache.spawn(directory, BasebackupCacheConfig(), MemoryHost(), CollectorRegistry())
+    assert victim.read_text() == "precious"
+
+
+def test_a_second_cache_on_the_directory_is_refused(rig: Rig) -> None:
+    """The error names the holder's pid, from this thread and from another; nothing is hurt."""
+    other = Rig(rig.dir)
+
+    def open_other() -> None:
+        with pytest.raises(DirectoryLockedError) as caught:
+            other.open()
+        assert caught.value.pid == os.getpid()
+        assert str(os.getpid()) in str(caught.value)
+        assert caught.value.data_dir == str(rig.dir)
+        assert isinstance(caught.value, StoreError)
+
+    open_other()
+    Worker(open_other).result()
+    timeline = rig.prepared()
+    assert rig.get(timeline) == tar_of(timeline)
+    assert samples(other.registry) == {}
+
+
+def test_two_caches_in_one_process(tmp_path: Path) -> None:
+    """With directories and registries of their own they do not clash."""
+    with Rig(tmp_path / "one") as one, Rig(tmp_path / "two") as two:
+        first, second = one.prepared(), two.prepared()
+        two.cache.send_prepare(one.tenant.tenant_shard_id, first.timeline_id, LSN_A)
+        two.wait_idle()
+        assert one.get(first) == tar_of(first)
+        assert two.get(second) == tar_of(second)
+        assert two.cache.get(one.tenant.tenant_id, first.timeline_id, LSN_A) is None
+        assert one.counts() == {"ok": 1}
+        assert two.counts() == {"ok": 1, "error": 1}
+        one.cache.close()
+        assert two.get(second) == tar_of(second)
+        two.check_books()
+
+
+CALLBACKS = {
+    "MemoryHost": ["list", "get_attached_tenant_shard"],
+    "MemoryTenant": [
+        *("current_state", "basebackup_cache_enabled", "get_timeline", "list_timelines")
+    ],
+    "MemoryTimeline": ["get_last_record_lsn", "wait_lsn", "send_basebackup_tarball"],
+}
+
+
+def test_wait_idle_covers_queue_build_and_removal(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is False while anything is queued, built, or unlinked for the first time."""
+    timeline = rig.prepared()
+    assert rig.cache.wait_idle(0)
+    with Gate() as gate, monkeypatch.context() as patch:
+        timeline.advance(LSN_B)
+        stop_while_sending(timeline, gate)
+        rig.send(timeline, LSN_B)
+        gate.wait_for()
+        assert not rig.cache.wait_idle(0)
+        unlinking = Gate()
+        with unlinking:
+            stop_before(patch, shelf_module, "unlink", unlinking)
+            gate.open()
+            unlinking.wait_for()
+            assert rig.holds(timeline, LSN_B)  # published, the old file still there
+            assert not rig.cache.wait_idle(0.01)
+        waiter = Worker(rig.cache.wait_idle)
+        assert waiter.result() is True
+
+
+def test_wait_idle_covers_a_clean_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is False from the beginning of a step until what is outgrown has been unlinked."""
+    for owner, name in ((rig.host, "list"), (shelf_module, "unlink")):
+        rig.prepared().advance(LSN_B)
+        with Gate() as gate, monkeypatch.context() as patch:
+            stop_before(patch, owner, name, gate)
+            cleaning = Worker(rig.cache.run_cleanup)
+            gate.wait_for()
+            assert not rig.cache.wait_idle(0)
+            gate.open()
+            cleaning.result()
+        assert rig.cache.wait_idle(0)
+
+
+def test_wait_idle_covers_a_quarantine(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is False from the proof of badness until the file is away and the rebuild has ended."""
+    timeline = rig.prepared()
+    rig.path(timeline).write_bytes(b"bad")
+    with Gate() as gate, monkeypatch.context() as patch:
+        stop_before(patch, Store, "quarantine", gate)
+        reading = Worker(rig.get, timeline)
+        gate.wait_for()
+        assert not rig.cache.wait_idle(0)
+        gate.open()
+        reading.result()
+    rig.wait_idle()
+    assert rig.counts() == {"ok": 2}
+
+
+@pytest.mark.parametrize("timeout_s", [math.inf, 1e300, 1e10])
+def test_any_timeout_can_be_waited_for(rig: Rig, timeout_s: float) -> None:
+    """One that is longer than the system can wait is none."""
+    with Gate() as gate:
+        timeline = rig.timeline()
+        stop_while_sending(timeline, gate)
+        rig.send(timeline)
+        gate.wait_for()
+        idle = Worker(rig.cache.wait_idle, timeout_s)
+        assert rig.cache.wait_initialized(timeout_s)
+        gate.open()
+        assert idle.result() is True
+    rig.cache.close(timeout_s)
+    assert rig.living() == []
+
+
+def test_waiting_threads_are_all_woken(rig: Rig) -> None:
+    """Any number of threads may wait for the same idle moment."""
+    timeline = rig.timeline()
+    with Gate() as gate:
+        stop_while_sending(timeline, gate)
+        rig.send(timeline)
+        gate.wait_for()
+        waiters = [Worker(rig.cache.wait_idle, DEADLINE_S) for _ in range(5)]
+        gate.open()
+        assert [waiter.result() for waiter in waiters] == [True] * 5
+
+
+def test_a_start_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a thread cannot be started, spawn raises, and nothing is left behind."""
+    rig, registry = Rig(tmp_path), CollectorRegistry()
+    real_start = threading.Thread.start
+    for name in ("bbcache-cleanup", "bbcache-prepare"):
+        with monkeypatch.context() as patch:
+
+            def start(thread: Any, name: str = name) -> None:
+                if thread.name.startswith(name):
+                    raise RuntimeError("can't start new thread")
+                real_start(thread)
+
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(RuntimeError, match="can't start"):
+                BasebackupCache.spawn(tmp_path, BasebackupCacheConfig(), rig.host, registry)
+        assert list(registry.collect()) == []
+    with rig:
+        rig.prepared()
+
+
+def test_use_from_many_threads_at_once(rig: Rig) -> None:
+    """Every method may be called from any thread at any time."""
+    timelines = [rig.timeline() for _ in range(6)]
+
+    def use() -> None:
+        for timeline in timelines * 4:
+            rig.send(timeline)
+            found = rig.get(timeline)
+            assert found in {None, tar_of(timeline)}
+            rig.cache.run_cleanup()
+            rig.cache.entries()
+            rig.cache.wait_idle(0)
+
+    run_threads([use] * 4)
+    rig.wait_idle()
+    rig.check_books()
+    assert sum(rig.counts().values()) == 4 * 24
+
+
+def test_no_log_or_disk_or_callback_under_the_index_lock(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`get` waits for nothing: the index lock is held for changes of memory alone."""
+    index_lock, file_lock = rig.engine.index._lock, rig.engine._shelf._file_lock
+    under_index: list[str] = []
+    under_file: list[str] = []
+
+    def look(what: str) -> bool:
+        if index_lock._is_owned():
+            under_index.append(what)
+        if file_lock._is_owned():
+            under_file.append(what)
+        return True
+
+    class WatchedOs:
+        def __getattr__(self, name: str) -> Any:
+            look(name)
+            return getattr(os, name)
+
+    for part in ("archive.format", "storage.dirlock", "storage.catalog", "storage.files"):
+        monkeypatch.setattr(f"bbcache.{part}.os", WatchedOs())
+    caplog.set_level("DEBUG")
+    monkeypatch.setattr(caplog.handler, "filters", [lambda _record: look("log")])
+    timeline = rig.prepared()
+    for owner in (rig.host, rig.tenant, timeline):
+        for name in CALLBACKS[type(owner).__name__]:
+            stop_before(monkeypatch, owner, name, functools.partial(look, name))
+    timeline.advance(LSN_B)
+    rig.prepare(timeline, LSN_B)
+    rig.path(timeline, LSN_B).write_bytes(b"bad")
+    assert rig.get(timeline, LSN_B) is None
+    rig.wait_idle()
+    rig.path(timeline, LSN_B).unlink()
+    assert rig.get(timeline, LSN_B) is None
+    with monkeypatch.context() as patch:
+        fail_with(patch, shelf_module, "unlink", OSError(13, "no", "x"))
+        rig.prepared().advance(LSN_B)
+        rig.cache.run_cleanup()
+    rig.cache.run_cleanup()
+    assert under_index == []
+    callbacks = {name for names in CALLBACKS.values() for name in names}
+    assert ({"log", "fsync", "write"} | callbacks) & set(under_file) == set()
+    assert {"unlink", "rename"} <= set(under_file)

@@ -1,0 +1,395 @@
+"""Close: what it cancels, what it leaves behind, and that nothing happens after it."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import itertools
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client import CollectorRegistry
+from support.cache_helpers import (
+    DEADLINE_S,
+    LSN_A,
+    LSN_B,
+    MIB,
+    Gate,
+    Rig,
+    Worker,
+    fail_with,
+    noise,
+    samples,
+    stop_before,
+    stop_while_sending,
+    tar_of,
+)
+from support.helpers import run_threads, wait_until
+
+from bbcache import (
+    BasebackupCache,
+    BasebackupCacheConfig,
+    DirectoryLockedError,
+    TenantShardId,
+)
+from bbcache.errors import ClosingError
+from bbcache.storage.catalog import Shelf
+from bbcache.storage.dirlock import DirectoryLock
+from bbcache.testing import MemoryHost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from bbcache import Lsn
+    from bbcache.host import TarballWriter
+    from bbcache.testing import MemoryTimeline
+
+
+CALLBACKS = [
+    *("get_attached_tenant_shard", "basebackup_cache_enabled", "current_state"),
+    *("get_timeline", "get_last_record_lsn", "wait_lsn", "send_basebackup_tarball"),
+]
+
+
+CLEANUP_CALLBACKS = ["list", "current_state", "list_timelines", "get_last_record_lsn"]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """A running cache with two workers."""
+    with Rig(tmp_path / "cache", prepare_concurrency=2) as opened:
+        yield opened
+
+
+def _owner(rig: Rig, timeline: MemoryTimeline, callback: str) -> object:
+    return next(o for o in (rig.host, rig.tenant, timeline) if hasattr(o, callback))
+
+
+def _tree(data_dir: Path) -> dict[str, int]:
+    """Every path of the directory with its size."""
+    return {str(path.relative_to(data_dir)): path.lstat().st_size for path in data_dir.rglob("*")}
+
+
+def test_close_cancels_what_waits_and_stops_what_runs(rig: Rig) -> None:
+    """Queued prepares are skips, builds stop at their next write, waits at their next slice."""
+    writing, waiting, *queued = (rig.timeline() for _ in range(5))
+    endless = threading.Event()
+
+    def send(writer: TarballWriter, _lsn: Lsn) -> None:
+        writer.write(noise(1000))
+        endless.set()
+        while True:
+            writer.write(b"y" * 1000)
+
+    writing.on_send = send
+    rig.send(writing)
+    assert endless.wait(DEADLINE_S)
+    rig.send(waiting, LSN_B)
+    wait_until(lambda: rig.value("pageserver_basebackup_cache_prepare_queue_size") == 0)
+    for timeline in queued:
+        rig.send(timeline)
+    rig.cache.close()
+    assert rig.counts() == {"skip": 5}
+    assert rig.skips == {"closing": 5}
+    assert rig.temp_files() == rig.entry_files() == []
+    assert rig.living() == []
+    rig.open()
+    rig.check_books()
+
+
+def test_the_writer_says_why(rig: Rig) -> None:
+    """A host that writes during the close gets ClosingError, also from a thread of its own."""
+    timeline = rig.timeline()
+    seen: list[str] = []
+    with Gate() as gate:
+
+        def send(writer: TarballWriter, _lsn: Lsn) -> None:
+            gate()
+            for data in (b"x", noise(2 * MIB)):
+                try:
+                    writer.write(data)
+                except ClosingError as error:
+                    seen.append(str(error))
+
+        timeline.on_send = send
+        rig.send(timeline)
+        gate.wait_for()
+        closing = Worker(rig.cache.close)
+        wait_until(lambda: not rig.engine.is_serving)
+        wait_until(lambda: rig.engine._has_closer)
+        gate.open()
+        closing.result()
+    assert seen == ["the cache is closing"] * 2
+    assert rig.skips == {"closing": 1}
+
+
+def _at_call(number: int, then: Callable[[], object]) -> Callable[[], object]:
+    """Something that does `then` at its call of this number, and nothing at others."""
+    calls = itertools.count(1)
+    return lambda: then() if next(calls) == number else None
+
+
+@pytest.mark.parametrize(
+    ("callback", "number"),
+    [*((callback, 1) for callback in CALLBACKS), *(("get_last_record_lsn", n) for n in (2, 3))],
+)
+def test_close_from_a_callback_of_a_prepare(
+    rig: Rig, callback: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The callback is not waited for; nothing is published, and the directory is free."""
+    timeline = rig.timeline()
+    with monkeypatch.context() as patch:
+        owner, close = _owner(rig, timeline, callback), rig.cache.close
+        stop_before(patch, owner, callback, _at_call(number, close))
+        rig.send(timeline)
+        wait_until(lambda: not rig.living())
+    assert rig.skips == {"closing": 1}
+    assert rig.entry_files() == []
+    rig.open()
+    rig.check_books()
+
+
+def test_close_from_two_workers_at_once(rig: Rig) -> None:
+    """Workers that close at the same moment do not wait for each other for ever."""
+    both = threading.Barrier(2)
+    timelines = [rig.timeline() for _ in range(2)]
+
+    def close(_writer: TarballWriter, _lsn: Lsn) -> None:
+        both.wait(DEADLINE_S)
+        rig.cache.close()
+
+    for timeline in timelines:
+        timeline.on_send = close
+        rig.send(timeline)
+    wait_until(lambda: not rig.living())
+    assert rig.skips == {"closing": 2}
+    rig.open()
+    rig.check_books()
+
+
+def test_close_from_a_callback_and_from_outside(rig: Rig) -> None:
+    """A callback that closes while the host closes too holds nobody up."""
+    timeline = rig.timeline()
+    with Gate() as gate:
+
+        def close(_writer: TarballWriter, _lsn: Lsn) -> None:
+            gate()
+            rig.cache.close()
+
+        timeline.on_send = close
+        rig.send(timeline)
+        gate.wait_for()
+        closing = Worker(rig.cache.close)
+        wait_until(lambda: rig.engine._has_closer)
+        gate.open()
+        closing.result()
+    assert rig.living() == []
+    rig.open()
+
+
+@pytest.mark.parametrize("callback", CLEANUP_CALLBACKS)
+@pytest.mark.parametrize("is_periodic", [True, False], ids=["periodic", "run_cleanup"])
+def test_close_from_a_callback_of_clean_up(
+    rig: Rig, callback: str, is_periodic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the thread that cleans up may close the cache; the step removes nothing then."""
+    timeline = rig.prepared()
+    timeline.advance(LSN_B)
+    with monkeypatch.context() as patch, Gate() as gate:
+
+        def close() -> None:
+            gate()
+            rig.cache.close(DEADLINE_S)
+
+        stop_before(patch, _owner(rig, timeline, callback), callback, close)
+        if is_periodic:
+            rig.cache.close()
+            rig.open(wait=False, cleanup_period=0.01)
+            gate.open()
+            wait_until(lambda: not rig.living("cleanup"))
+        else:
+            gate.open()
+            rig.cache.run_cleanup()
+            rig.cache.close()  # below run_cleanup it was done in the background
+    rig.open(cleanup_period=3600.0)
+    assert rig.holds(timeline)
+    rig.check_books()
+
+
+def test_close_twice_and_from_two_threads(rig: Rig) -> None:
+    """Every close returns once the cache is closed, whoever was first."""
+    rig.prepared()
+    run_threads([rig.cache.close] * 4)
+    assert rig.living() == []
+    rig.cache.close()
+    rig.cache.close(0)
+    with rig.cache as same:
+        assert same is rig.cache
+    rig.open()
+
+
+def test_a_second_close_waits_for_the_first(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has closed the cache may open the next: the directory is free by then."""
+    with Gate() as gate:
+        stop_before(monkeypatch, Shelf, "fence", gate)
+        first = Worker(rig.cache.close)
+        gate.wait_for()
+        second = Worker(rig.cache.close)
+        second.join(0.2)
+        assert second.is_alive()
+        gate.open()
+        second.result()
+        rig.open()
+        first.result()
+
+
+def test_a_second_close_waits_no_longer_than_it_was_told(rig: Rig) -> None:
+    """While the first waits for a host that is blocked, the second gives up in its time."""
+    timeline = rig.timeline()
+    with Gate() as gate:
+        timeline.on_send = gate
+        rig.send(timeline)
+        gate.wait_for()
+        first = Worker(rig.cache.close)
+        wait_until(lambda: rig.engine._has_closer)
+        rig.cache.close(0.05)
+        assert first.is_alive()
+        with pytest.raises(DirectoryLockedError):
+            Rig(rig.dir).open()
+        gate.open()
+        first.result()
+    rig.open()
+
+
+def test_a_close_that_is_interrupted_can_be_finished(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a Ctrl-C while it waited, another close ends what the first has begun."""
+    fail_with(monkeypatch, rig.engine, "_join", KeyboardInterrupt(), times=1)
+    with pytest.raises(KeyboardInterrupt):
+        rig.cache.close()
+    rig.cache.close()
+    rig.open()
+    rig.check_books()
+
+
+def test_a_lock_that_cannot_be_freed_is_told_and_the_close_ends(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the disk does at the very end reaches no caller of close."""
+    fail_with(monkeypatch, DirectoryLock, "release", OSError(errno.EIO, "the disk fails"), times=1)
+    dirlock = rig.engine._dirlock
+    rig.cache.close()
+    assert "cannot unlock" in caplog.text
+    dirlock.release()
+    assert _can_open(rig.dir)
+
+
+def test_use_after_close(rig: Rig) -> None:
+    """Every method is harmless then, and nothing is counted."""
+    timeline = rig.prepared()
+    cache = rig.cache
+    cache.close()
+    before, tree = samples(rig.registry), _tree(rig.dir)
+    assert cache.get(rig.tenant.tenant_id, timeline.timeline_id, LSN_A) is None
+    rig.send(timeline, LSN_B)
+    cache.send_prepare(TenantShardId(rig.tenant.tenant_id, 1, 2), timeline.timeline_id, LSN_A)
+    cache.send_prepare(None, None, None)  # type: ignore[arg-type]
+    cache.run_cleanup()
+    assert cache.entries() == []
+    assert cache.is_enabled
+    assert not cache.wait_idle()
+    assert not cache.wait_initialized()
+    assert samples(rig.registry) == before
+    assert _tree(rig.dir) == tree
+
+
+def test_leaving_the_block_waits_ten_seconds_at_most(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`with` closes with a timeout, also when the block raises, and lets its error through."""
+    timeouts_s: list[float] = []
+    real_close: Callable[[float], None] = rig.engine.close
+
+    def close(timeout_s: float) -> None:
+        timeouts_s.append(timeout_s)
+        real_close(timeout_s)
+
+    monkeypatch.setattr(rig.engine, "close", close)
+    with pytest.raises(LookupError), rig.cache:
+        raise LookupError
+    assert timeouts_s == [10.0]
+    rig.open()
+
+
+def test_waiting_threads_are_told(rig: Rig) -> None:
+    """Who waits for an idle moment that will not come is woken by the close."""
+    timeline = rig.timeline()
+    with Gate() as gate:
+        timeline.on_send = gate
+        rig.send(timeline)
+        gate.wait_for()
+        waiters = [Worker(rig.cache.wait_idle) for _ in range(2)]
+        rig.cache.close(0)
+        assert all(waiter.result() in {True, False} for waiter in waiters)
+
+
+def test_close_beside_use_in_many_threads(rig: Rig) -> None:
+    """Requests and reads at the moment of the close end well, each counted at most once."""
+    timelines = [rig.prepared() for _ in range(3)]
+    sent: list[None] = []
+    closing = threading.Event()
+
+    def use() -> None:
+        while not closing.is_set():
+            for timeline in timelines:
+                assert rig.get(timeline) in {None, tar_of(timeline)}
+                rig.send(timeline, LSN_A)
+                sent.append(None)
+                rig.cache.run_cleanup()
+                rig.cache.entries()
+
+    def close() -> None:
+        wait_until(lambda: len(sent) > 50)
+        rig.cache.close()
+        closing.set()
+
+    run_threads([use, use, use, close])
+    assert sum(rig.counts().values()) <= 3 + len(sent)
+    rig.open()
+    assert len(rig.cache.entries()) == 3
+    rig.check_books()
+
+
+def test_a_dropped_cache_is_closed_in_the_background(tmp_path: Path) -> None:
+    """It gives a ResourceWarning, its threads end, and the directory is free."""
+    host = MemoryHost()
+    tenant = host.add_tenant()
+    timeline = tenant.add_timeline(LSN_A)
+    registry = CollectorRegistry()
+    cache = BasebackupCache.spawn(tmp_path, BasebackupCacheConfig(), host, registry)
+    assert cache.wait_initialized(DEADLINE_S)
+    assert cache._engine is not None
+    engine, threads = weakref.ref(cache._engine), list(cache._engine._own_threads)
+    with Gate() as gate:
+        stop_while_sending(timeline, gate)
+        cache.send_prepare(tenant.tenant_shard_id, timeline.timeline_id, LSN_A)
+        gate.wait_for()
+        with pytest.warns(ResourceWarning, match=str(tmp_path)):
+            del cache
+    wait_until(lambda: not any(thread.is_alive() for thread in threads))
+    wait_until(lambda: _can_open(tmp_path))
+    wait_until(lambda: gc.collect() >= 0 and engine() is None)
+
+
+def _can_open(data_dir: Path) -> bool:
+    try:
+        with Rig(data_dir) as rig:
+            assert rig.entry_files() == []
+            assert rig.temp_files() == []
+    except DirectoryLockedError:
+        return False
+    return True

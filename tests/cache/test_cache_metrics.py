@@ -1,0 +1,106 @@
+"""The metrics of a cache, and the registries that they are in."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge, generate_latest
+from support.cache_helpers import (
+    DEADLINE_S,
+    Rig,
+    samples,
+)
+
+from bbcache import (
+    BasebackupCache,
+    BasebackupCacheConfig,
+    ConfigError,
+)
+from bbcache.testing import MemoryHost
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """A running cache."""
+    with Rig(tmp_path / "cache") as opened:
+        yield opened
+
+
+def test_the_default_registry(tmp_path: Path) -> None:
+    """Without a registry the metrics are in Prometheus' default one until the close."""
+    before = generate_latest(REGISTRY)
+    config = BasebackupCacheConfig()
+    with BasebackupCache.spawn(tmp_path / "one", config, MemoryHost()) as cache:
+        assert b"pageserver_basebackup_cache_read_total" in generate_latest(REGISTRY)
+        with pytest.raises(ConfigError, match="hint: "):
+            BasebackupCache.spawn(tmp_path / "two", config, MemoryHost())
+        cache.close()
+        assert b"basebackup_cache" not in generate_latest(REGISTRY)
+        with BasebackupCache.spawn(tmp_path / "two", config, MemoryHost()) as other:
+            assert other.wait_initialized(DEADLINE_S)
+    names = {line.split(b" ")[0] for line in generate_latest(REGISTRY).splitlines()}
+    assert names == {line.split(b" ")[0] for line in before.splitlines()}
+
+
+def test_a_registry_that_refuses_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Collectors are registered all or none, and the directory is free again."""
+    registry = CollectorRegistry()
+    Gauge("bbcache_other_bytes", "of somebody else", registry=registry)
+    names, before = set(samples(registry)), threading.enumerate()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="metrics of another cache"):
+            BasebackupCache.spawn(tmp_path, BasebackupCacheConfig(), MemoryHost(), registry)
+    assert set(samples(registry)) == names
+    assert not {thread for thread in threading.enumerate() if thread not in before}
+    with Rig(tmp_path) as rig:
+        assert rig.cache.is_enabled
+
+
+def test_a_registry_of_ones_own_stays_readable(rig: Rig) -> None:
+    """After the close the last values are there to be read."""
+    rig.prepared()
+    before = samples(rig.registry)
+    rig.cache.close()
+    assert samples(rig.registry) == before
+
+
+METRICS = {
+    "pageserver_basebackup_cache_read_total": ["hit", "miss", "error"],
+    "pageserver_basebackup_cache_prepare_total": ["ok", "skip", "error"],
+    "bbcache_prepare_skips_total": [
+        *("not_shard_zero", "disabled", "up_to_date", "tip_moved", "full", "too_big"),
+        *("coalesced", "queue_full", "given_up", "read_only", "closing"),
+    ],
+    "bbcache_prepare_seconds_count": ["queue", "wait_lsn", "build", "publish"],
+    "pageserver_basebackup_cache_entries_total": [],
+    "pageserver_basebackup_cache_size_bytes": [],
+    "pageserver_basebackup_cache_prepare_queue_size": [],
+    "bbcache_other_bytes": [],
+    "bbcache_loaded_entries": [],
+    "bbcache_prepare_tar_bytes_total": [],
+    "bbcache_prepare_archive_bytes_total": [],
+    "bbcache_quarantined_total": [],
+    "bbcache_unlink_failures_total": [],
+    "bbcache_cleanup_errors_total": [],
+}
+
+
+def test_every_metric_is_there_at_zero(rig: Rig) -> None:
+    """Neon's names and labels, and ours beside them, exist from the start."""
+    found = samples(rig.registry)
+    for name, labels in METRICS.items():
+        values = {
+            sample.partition("=")[2][:-1]: value
+            for sample, value in found.items()
+            if sample == name or sample.startswith(name + "{")
+        }
+        assert values == dict.fromkeys(labels or [""], 0)
+    text = generate_latest(rig.registry).decode()
+    assert "# TYPE pageserver_basebackup_cache_read_total counter" in text
+    assert "# TYPE pageserver_basebackup_cache_entries_total gauge" in text

@@ -1,0 +1,370 @@
+"""The conversation goes as PostgreSQL's protocol and Neon's pageserver have it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from page_service import wire
+
+from bbcache.page_service.errors import (
+    BadTokenError,
+    CommandError,
+    NotFoundError,
+    PageServiceError,
+    ProtocolError,
+    ShutdownError,
+    TlsRequiredError,
+    UnauthorizedError,
+)
+from bbcache.page_service.protocol import conversation as c
+from bbcache.page_service.protocol.conversation import Conversation
+
+LIMIT_BYTES = 4096
+GOOD = c.TokenGiven("good")
+KEY = b"\0\0\0\7abcd"
+
+
+def make(*, wants_token: bool = False, has_tls: bool = False) -> Conversation:
+    """A conversation that has not begun."""
+    return Conversation(
+        LIMIT_BYTES, wants_token=wants_token, has_tls=has_tls, process_id=7, secret=b"abcd"
+    )
+
+
+def said(conversation: Conversation) -> str:
+    """The types of what is to be sent now."""
+    replies, rest = wire.split(conversation.take_output())
+    assert rest == b""
+    return wire.kinds(replies)
+
+
+def begun() -> Conversation:
+    """A conversation with a client that was let in."""
+    conversation = make()
+    conversation.feed(wire.startup(user="u"))
+    assert conversation.next_event() is None
+    conversation.take_output()
+    return conversation
+
+
+def test_trust() -> None:
+    """A client that need not prove anything is let in, and told what Neon tells it."""
+    conversation = make()
+    conversation.feed(wire.startup(user="u", options="-c neon.compute_mode=primary"))
+    assert conversation.next_event() is None
+    assert conversation.is_let_in
+    replies, _ = wire.split(conversation.take_output())
+    settings = [reply.body for reply in replies if reply.kind == "S"]
+    assert wire.kinds(replies) == "RSSSKZ"
+    assert settings == [
+        wire.text("client_encoding", "UTF8"),
+        wire.text("integer_datetimes", "on"),
+        wire.text("server_version", "14.1"),
+    ]
+    assert conversation.parameters["options"] == "-c neon.compute_mode=primary"
+
+
+def test_token() -> None:
+    """The password is the token; before it is found good, nothing else is taken."""
+    conversation = make(wants_token=True)
+    conversation.feed(wire.startup(user="u") + wire.password("a.b.c"))
+    assert conversation.next_event() == c.TokenGiven("a.b.c")
+    assert not conversation.is_let_in
+    assert conversation.take_output() == b"R\0\0\0\x08\0\0\0\3"
+    conversation.let_in()
+    assert said(conversation) == "RSKZ"
+
+
+@pytest.mark.parametrize(
+    "message", [wire.query("basebackup"), wire.SYNC, wire.parse("x"), wire.FLUSH, wire.execute()]
+)
+def test_nothing_before_the_token(message: bytes) -> None:
+    """Who gives a command in place of the token is sent away."""
+    conversation = make(wants_token=True)
+    conversation.feed(wire.startup(user="u") + message)
+    with pytest.raises(ProtocolError, match="a password is wanted"):
+        conversation.next_event()
+
+
+def test_bad_token() -> None:
+    """It is refused with Neon's words and no more, and that is the end."""
+    conversation = make(wants_token=True)
+    conversation.feed(wire.startup(user="u") + wire.password("x"))
+    conversation.next_event()
+    conversation.take_output()
+    conversation.fail(BadTokenError("it has expired"))
+    (reply,), _ = wire.split(conversation.take_output())
+    assert reply.fields() == {"S": "FATAL", "C": "XX000", "M": "JWT authentication error"}
+    assert conversation.is_closed
+    conversation.feed(wire.query("basebackup"))
+    assert conversation.next_event() is None
+
+
+def test_without_tls() -> None:
+    """Both kinds of encryption are refused, once each, and the client goes on."""
+    conversation = make()
+    conversation.feed(wire.gss_request() + wire.ssl_request())
+    assert conversation.next_event() == c.TlsRequested()
+    assert not conversation.answer_tls()
+    assert conversation.take_output() == b"NN"
+    conversation.feed(wire.ssl_request())
+    with pytest.raises(ProtocolError, match="asked for before"):
+        conversation.next_event()
+
+
+def test_with_tls() -> None:
+    """It is granted; within it, it cannot be asked for again."""
+    conversation = make(has_tls=True)
+    conversation.feed(wire.ssl_request())
+    assert conversation.next_event() == c.TlsRequested()
+    assert conversation.answer_tls()
+    assert conversation.take_output() == b"S"
+    conversation.feed(wire.gss_request())
+    with pytest.raises(ProtocolError, match="asked for before"):
+        conversation.next_event()
+
+
+def test_tls_is_a_must_where_it_is_there() -> None:
+    """A client that goes on in clear is sent away."""
+    conversation = make(has_tls=True)
+    conversation.feed(wire.startup(user="u"))
+    with pytest.raises(TlsRequiredError) as raised:
+        conversation.next_event()
+    conversation.fail(raised.value)
+    (reply,), _ = wire.split(conversation.take_output())
+    assert reply.fields()["M"] == "must connect with TLS"
+    assert conversation.is_closed
+
+
+def test_bytes_behind_the_request_for_tls() -> None:
+    """What was sent in clear must not be taken for what comes through TLS."""
+    conversation = make(has_tls=True)
+    conversation.feed(wire.ssl_request() + wire.startup(user="u"))
+    conversation.next_event()
+    with pytest.raises(ProtocolError, match="behind the request"):
+        conversation.answer_tls()
+
+
+def test_newer_protocol() -> None:
+    """A newer minor version and unknown options are talked down, and the client goes on."""
+    conversation = make()
+    conversation.feed(wire.startup(2, user="u", **{"_pq_.x": "1"}))
+    assert conversation.next_event() is None
+    replies, _ = wire.split(conversation.take_output())
+    assert wire.kinds(replies) == "vRSSSKZ"
+    assert replies[0].body == b"\0\3\0\0\0\0\0\1_pq_.x\0"
+
+
+def test_cancel_request() -> None:
+    """It has an event and no answer."""
+    conversation = make(wants_token=True)
+    conversation.feed(wire.cancel_request(KEY))
+    assert conversation.next_event() == c.CancelRequested(7, b"abcd")
+    assert conversation.is_closed
+    assert conversation.take_output() == b""
+
+
+def test_simple_query() -> None:
+    """A copy and its end, then ready for the next."""
+    conversation = begun()
+    conversation.feed(wire.query("one") + wire.query("two"))
+    assert conversation.next_event() == c.CommandGiven("one")
+    conversation.begin_copy()
+    assert said(conversation) == "H"
+    conversation.end_copy()
+    assert conversation.take_output().startswith(b"c\0\0\0\4C\0\0\0\x0dSELECT 1\0Z")
+    assert conversation.next_event() == c.CommandGiven("two")
+    conversation.complete("")
+    assert said(conversation) == "IZ"
+    assert conversation.next_event() is None
+
+
+def test_extended_query() -> None:
+    """As rust-postgres has it: named and described, then run, and ready at each Sync only."""
+    conversation = begun()
+    conversation.feed(wire.parse("one", "s0") + wire.describe("s0") + wire.SYNC)
+    assert conversation.next_event() is None
+    assert said(conversation) == "1tnZ"
+    conversation.feed(wire.bind("s0") + wire.execute() + wire.SYNC)
+    assert conversation.next_event() == c.CommandGiven("one")
+    assert said(conversation) == "2"
+    conversation.begin_copy()
+    conversation.end_copy()
+    assert said(conversation) == "HcC"
+    assert conversation.next_event() is None
+    assert said(conversation) == "Z"
+
+
+def test_a_failed_extended_query_is_over_at_the_sync() -> None:
+    """All up to the Sync is passed over, and the next query is good."""
+    conversation = begun()
+    conversation.feed(
+        wire.parse("one") + wire.bind() + wire.execute() + wire.execute() + wire.query("no")
+    )
+    conversation.next_event()
+    conversation.take_output()
+    conversation.fail(CommandError("no"))
+    assert conversation.next_event() is None
+    assert said(conversation) == "E"
+    conversation.feed(wire.SYNC + wire.query("yes"))
+    assert conversation.next_event() == c.CommandGiven("yes")
+    assert said(conversation) == "Z"
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        (wire.bind("nobody"), "there is no statement 'nobody'"),
+        (wire.describe("nobody"), "there is no statement 'nobody'"),
+        (wire.packed(b"D", b"Pnobody\0"), "there is no portal 'nobody'"),
+        (wire.execute("nobody"), "there is no portal 'nobody'"),
+        (
+            wire.parse("one") + wire.packed(b"B", b"\0\0\0\0\0\1\xff\xff\xff\xff\0\0"),
+            "takes no parameters, not 1",
+        ),
+        (
+            b"".join(wire.parse("x", f"s{number}") for number in range(17)),
+            "a connection has 16 named statements at most",
+        ),
+    ],
+)
+def test_wrong_extended_queries(messages: bytes, complaint: str) -> None:
+    """What is wrong is said, and it is over at the Sync."""
+    conversation = begun()
+    conversation.feed(messages + wire.SYNC)
+    assert conversation.next_event() is None
+    replies, _ = wire.split(conversation.take_output())
+    assert wire.kinds(replies).endswith("EZ")
+    assert complaint in replies[-2].fields()["M"]
+    assert conversation.is_let_in
+
+
+def test_portals_end_with_the_sync_and_statements_when_closed() -> None:
+    """A name means nothing afterwards."""
+    conversation = begun()
+    conversation.feed(wire.parse("one") + wire.bind() + wire.SYNC + wire.execute() + wire.SYNC)
+    conversation.next_event()
+    assert said(conversation) == "12ZEZ"
+    conversation.feed(wire.packed(b"C", b"S\0") + wire.bind() + wire.SYNC)
+    conversation.next_event()
+    assert said(conversation) == "3EZ"
+
+
+def caused(error: PageServiceError, cause: BaseException) -> PageServiceError:
+    """An error with a cause."""
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "simple", "extended"),
+    [
+        (NotFoundError("timeline is archived"), "not found", "Not found: timeline is archived"),
+        (
+            UnauthorizedError("Tenant id mismatch. Permission denied"),
+            "JWT authentication error",
+            "Unauthorized: Tenant id mismatch. Permission denied",
+        ),
+        (
+            caused(CommandError("invalid basebackup lsn"), CommandError("too old")),
+            "invalid basebackup lsn: too old",
+            "invalid basebackup lsn",
+        ),
+        (
+            caused(CommandError("cannot build"), ValueError("/secret/path")),
+            "cannot build: ValueError",
+            "cannot build",
+        ),
+    ],
+)
+def test_errors_in_both_protocols(error: PageServiceError, simple: str, extended: str) -> None:
+    """The words are Neon's, in the one and in the other."""
+    conversation = begun()
+    conversation.feed(wire.query("x"))
+    conversation.next_event()
+    conversation.fail(error)
+    (reply, ready), _ = wire.split(conversation.take_output())
+    assert (reply.fields()["M"], reply.fields()["C"]) == (simple, "XX000")
+    assert ready.kind == "Z"
+    conversation.feed(wire.parse("x") + wire.bind() + wire.execute())
+    conversation.next_event()
+    conversation.take_output()
+    conversation.fail(error)
+    (reply,), _ = wire.split(conversation.take_output())
+    assert (reply.fields()["M"], reply.fields()["C"]) == (extended, "XX000")
+
+
+def test_a_hint_is_a_field_of_its_own() -> None:
+    """Clients show it as they show PostgreSQL's."""
+    conversation = begun()
+    conversation.feed(wire.query("x"))
+    conversation.next_event()
+    conversation.fail(CommandError("no\nhint: Try again."))
+    reply = wire.split(conversation.take_output())[0][0]
+    assert reply.fields() == {"S": "ERROR", "C": "XX000", "M": "no", "H": "Try again."}
+
+
+def test_shutdown_ends_the_conversation() -> None:
+    """The error is the last that is said, in the middle of a copy, too."""
+    conversation = begun()
+    conversation.feed(wire.query("x"))
+    conversation.next_event()
+    conversation.begin_copy()
+    conversation.fail(ShutdownError("the service ends"))
+    replies, _ = wire.split(conversation.take_output())
+    assert wire.kinds(replies) == "HE"
+    assert (replies[1].fields()["C"], replies[1].fields()["M"]) == ("57P01", "shutdown")
+    assert conversation.is_closed
+
+
+def test_good_bye() -> None:
+    """Terminate ends it without an answer."""
+    conversation = begun()
+    conversation.feed(wire.TERMINATE + wire.query("x"))
+    assert conversation.next_event() == c.Ended()
+    assert conversation.next_event() is None
+    assert conversation.take_output() == b""
+
+
+MESSAGES = st.sampled_from(
+    [
+        *(wire.startup(user="u"), wire.startup(7), wire.ssl_request(), wire.gss_request()),
+        *(wire.cancel_request(KEY), wire.password("good"), wire.password("bad"), wire.query("x")),
+        *(wire.parse("x"), wire.bind(), wire.describe(), wire.execute(), wire.SYNC, wire.FLUSH),
+        *(wire.TERMINATE, wire.packed(b"d", b"x"), wire.packed(b"C", b"S\0")),
+    ]
+)
+
+
+@given(
+    pieces=st.lists(MESSAGES | st.binary(max_size=30), max_size=20),
+    wants_token=st.booleans(),
+    has_tls=st.booleans(),
+)
+def test_hostile_clients(pieces: list[bytes], *, wants_token: bool, has_tls: bool) -> None:
+    """Whatever is said in whatever order, no command is given by who was not let in."""
+    conversation = make(wants_token=wants_token, has_tls=has_tls)
+    has_proved = not wants_token
+    is_encrypted = False
+    for piece in pieces:
+        conversation.feed(piece)
+        try:
+            while (event := conversation.next_event()) is not None:
+                if isinstance(event, c.TlsRequested):
+                    is_encrypted = conversation.answer_tls()
+                elif isinstance(event, c.TokenGiven) and event == GOOD:
+                    has_proved = True
+                    conversation.let_in()
+                elif isinstance(event, c.TokenGiven):
+                    conversation.fail(BadTokenError("no"))
+                elif isinstance(event, c.CommandGiven):
+                    assert has_proved
+                    assert is_encrypted or not has_tls
+                    conversation.complete("X")
+        except PageServiceError as error:
+            assert error.is_fatal  # noqa: PT017 - no error is fine, too
+            conversation.fail(error)
+        if conversation.is_closed:
+            return
+        assert not conversation.is_let_in or has_proved

@@ -1,0 +1,323 @@
+"""Building: the room that a build takes and gives back, its file, and its descriptors."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.cache_helpers import LSN_A, LSN_B, MIB, Rig, fail_with, noise, stop_before, tar_of
+from support.fill_helpers import fill, filled, unpublished_bytes
+from support.helpers import count_descriptors
+
+import bbcache.prepare.builder
+from bbcache import BackingOffError, FillError, TimelineId
+from bbcache.errors import ArchiveError, BbcacheError, CacheFullError, EntryTooBigError
+from bbcache.storage.catalog import Shelf
+from bbcache.storage.files import Store, TempFile
+from bbcache.storage.index import make_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from bbcache import Lsn
+    from bbcache.host import TarballWriter
+    from bbcache.prepare.singleflight import Flight
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """A running cache with one worker."""
+    with Rig(tmp_path / "cache", prepare_concurrency=1) as opened:
+        yield opened
+
+
+def _open_rooms(rig: Rig) -> set[object]:
+    """The rooms of builds that have not ended, and of files that are being read."""
+    rooms: set[object] = rig.engine._preparer._builder._spools._held
+    return rooms
+
+
+def _not_to_be_called(*_: object) -> None:
+    raise AssertionError
+
+
+def _fail(_writer: TarballWriter, _lsn: Lsn) -> None:
+    raise RuntimeError("the host fails")
+
+
+def test_a_slot_that_goes_during_the_wait_is_missed_at_the_build(tmp_path: Path) -> None:
+    """It is looked for again when the build begins: a skip, before the host is asked."""
+    with Rig(tmp_path / "cache", max_size_entries=1) as rig:
+        timeline = rig.timeline()
+        other = make_key(rig.tenant.tenant_id, TimelineId.generate())
+        taken: list[Any] = []
+        timeline.on_wait = lambda *_: taken.append(rig.engine.index.reserve(other))
+        timeline.on_send = _not_to_be_called
+        rig.prepare(timeline)
+        assert rig.skips == {"full": 1}
+        assert _open_rooms(rig) == set()
+        rig.engine.index.release(taken[0])
+        rig.check_books()
+
+
+def test_a_slot_that_goes_during_the_wait_is_not_needed_for_a_caller(tmp_path: Path) -> None:
+    """Who waits gets the archive, and nothing is published."""
+    with Rig(tmp_path / "cache", max_size_entries=1) as rig:
+        timeline = rig.timeline()
+        other = make_key(rig.tenant.tenant_id, TimelineId.generate())
+        taken: list[Any] = []
+        timeline.on_wait = lambda *_: taken.append(rig.engine.index.reserve(other))
+        assert filled(rig, timeline) == ("built", tar_of(timeline))
+        rig.wait_idle()
+        assert rig.skips == {"full": 1}
+        rig.engine.index.release(taken[0])
+        rig.check_books()
+
+
+def test_a_build_that_spills_gives_its_place_back_at_once(tmp_path: Path) -> None:
+    """Not at its end: all that it has written counts as not published from then on."""
+    with Rig(tmp_path / "cache", max_entry_size_bytes=2 * MIB) as rig:
+        timeline = rig.timeline()
+
+        def send(writer: TarballWriter, _lsn: Lsn) -> None:
+            for seed in range(4):
+                writer.write(noise(MIB, seed))
+            (temp,) = (rig.dir / "tmp").iterdir()
+            assert rig.engine.index.total_count == rig.engine.index.total_size_bytes == 0
+            assert unpublished_bytes(rig) == temp.stat().st_size > 2 * MIB
+
+        timeline.on_send = send
+        fill(rig, timeline).close()
+        rig.wait_idle()
+        assert rig.skips == {"too_big": 1}
+        rig.check_books()
+
+
+def test_what_is_given_up_at_the_very_end_has_not_succeeded(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outgrown, and with nobody left to have it: a skip, and the pause goes on."""
+    rig.engine.filler._backoff._clock = lambda: 0.0
+    timeline = rig.timeline()
+    timeline.on_send = _fail
+    with pytest.raises(FillError, match="the host fails"):
+        fill(rig, timeline)
+    flights: list[Flight] = []
+
+    def send(writer: TarballWriter, lsn: Lsn) -> None:
+        (running,) = rig.engine._queue._running.values()
+        flights.append(running.flight)
+        assert running.flight.board(0)
+        writer.write(timeline.tarball(lsn))
+        timeline.advance(LSN_B)
+
+    def leave() -> None:
+        flights[0].leave(0)
+
+    timeline.on_send = send
+    stop_before(monkeypatch, TempFile, "patch", leave)
+    rig.prepare(timeline)
+    assert rig.skips == {"tip_moved": 1}
+    with pytest.raises(BackingOffError):
+        fill(rig, timeline, LSN_B)
+    rig.check_books()
+
+
+def test_every_build_gives_its_room_back(rig: Rig) -> None:
+    """Whether it is published, fails, or is read by nobody any more."""
+    failing, outgrown = rig.timeline(), rig.timeline(LSN_B)
+    failing.on_send = _fail
+    rig.prepared()
+    rig.prepare(failing)
+    fill(rig, outgrown).close()
+    rig.wait_idle()
+    assert _open_rooms(rig) == set()
+    rig.check_books()
+
+
+@pytest.mark.parametrize("is_outgrown", [False, True])
+def test_a_failed_build_leaves_nothing(rig: Rig, *, is_outgrown: bool) -> None:
+    """Neither its file nor its bytes stay, be it to be published or not."""
+    timeline = rig.timeline(LSN_B if is_outgrown else LSN_A)
+
+    def send(writer: TarballWriter, _lsn: Lsn) -> None:
+        writer.write(noise(3 * MIB))
+        raise RuntimeError("the host fails")
+
+    timeline.on_send = send
+    descriptor_count = count_descriptors()
+    with pytest.raises(FillError, match="the host fails"):
+        fill(rig, timeline)
+    rig.wait_idle()
+    assert unpublished_bytes(rig) == 0
+    assert _open_rooms(rig) == set()
+    assert count_descriptors() == descriptor_count
+    rig.check_books()
+
+
+def test_a_build_that_is_published_leaves_no_descriptor_open(rig: Rig) -> None:
+    """Its temporary file is closed, and so is what was handed to who waited."""
+    descriptor_count = count_descriptors()
+    rig.prepared()
+    assert count_descriptors() == descriptor_count
+    fill(rig, rig.timeline()).close()
+    rig.wait_idle()
+    assert count_descriptors() == descriptor_count
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(bbcache.prepare.builder, "check_sealed"), (Shelf, "publish"), (TempFile, "sync")],
+)
+def test_what_fails_after_it_was_opened_for_a_caller_is_closed(
+    rig: Rig, owner: object, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller that gets an error gets no descriptor, and none stays behind."""
+    timeline = rig.timeline()
+    descriptor_count = count_descriptors()
+    with monkeypatch.context() as patch:
+        fail_with(patch, owner, name, ArchiveError("it is damaged"))
+        with pytest.raises(FillError, match="it is damaged"):
+            fill(rig, timeline)
+        rig.wait_idle()
+    assert count_descriptors() == descriptor_count
+    rig.check_books()
+
+
+def test_a_drop_that_fails_closes_what_was_opened_for_a_caller(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of an archive that was not to be published."""
+    descriptor_count = count_descriptors()
+    with monkeypatch.context() as patch:
+        fail_with(patch, Shelf, "drop", ArchiveError("it cannot be dropped"), times=1)
+        with pytest.raises(FillError, match="it cannot be dropped"):
+            fill(rig, rig.timeline(LSN_B))
+        rig.wait_idle()
+    assert count_descriptors() == descriptor_count
+    assert unpublished_bytes(rig) == 0
+    rig.check_books()
+
+
+def test_a_file_gets_its_name_once_its_bytes_are_safe(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last piece, the header, the fsync, the close, and only then the rename."""
+    steps: list[str] = []
+
+    def note(owner: type, name: str) -> None:
+        original: Callable[..., object] = getattr(owner, name)
+
+        def noted(*args: object) -> object:
+            steps.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    for name in ("append", "patch", "sync", "close"):
+        note(TempFile, name)
+    note(Store, "rename_temp")
+    rig.prepared()
+    assert steps[steps.index("append") :] == [
+        *(["append"] * steps.count("append")),
+        *("patch", "sync", "close", "rename_temp"),
+    ]
+
+
+def test_a_stop_before_the_host_is_asked_asks_it_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that was not there yet to be cancelled is not used at all."""
+    timeline = rig.timeline()
+    real_create, was_called = Store.create_temp, []
+
+    def create(store: Store, key: bytes, lsn: int) -> TempFile:
+        rig.engine._preparer.stop()
+        return real_create(store, key, lsn)
+
+    monkeypatch.setattr(Store, "create_temp", create)
+    timeline.on_send = lambda *_: was_called.append(True)
+    rig.prepare(timeline)
+    assert rig.skips == {"closing": 1}
+    assert was_called == []
+    rig.check_books()
+
+
+def test_a_stop_fails_the_writes_that_come_after(rig: Rig) -> None:
+    """Of all builds under way, whatever their host makes of it."""
+    timeline = rig.timeline()
+    raised: list[BbcacheError] = []
+
+    def send(writer: TarballWriter, lsn: Lsn) -> None:
+        writer.write(timeline.tarball(lsn)[:700])
+        rig.engine._preparer.stop()
+        try:
+            writer.write(timeline.tarball(lsn)[700:])
+        except BbcacheError as error:
+            raised.append(error)
+
+    timeline.on_send = send
+    rig.prepare(timeline)
+    assert [str(error) for error in raised] == ["the cache is closing"]
+    assert rig.skips == {"closing": 1}
+    rig.check_books()
+
+
+@pytest.mark.parametrize(
+    ("limit", "error_type", "reason"),
+    [
+        ("max_entry_size_bytes", EntryTooBigError, "too_big"),
+        ("max_total_size_bytes", CacheFullError, "full"),
+    ],
+)
+def test_the_cause_is_what_the_writer_raised(
+    tmp_path: Path, limit: str, error_type: type[BbcacheError], reason: str
+) -> None:
+    """A host may raise something else instead: it was the limit all the same."""
+    with Rig(tmp_path / "cache", **{limit: 2 * MIB}) as rig:
+        if limit == "max_total_size_bytes":
+            rig.prepared(size_bytes=MIB)
+        timeline = rig.timeline()
+
+        def send(writer: TarballWriter, _lsn: Lsn) -> None:
+            try:
+                for seed in range(4):
+                    writer.write(noise(MIB, seed) if seed < 2 else noise(MIB // 2, seed))
+            except error_type:
+                raise RuntimeError("the host has an error of its own") from None
+
+        timeline.on_send = send
+        rig.prepare(timeline)
+        assert rig.skips == {reason: 1}
+        rig.check_books()
+
+
+def test_a_writer_that_is_not_used_any_more_is_not_kept(rig: Rig) -> None:
+    """Neither of a build that succeeded, nor of one that failed."""
+    rig.prepared()
+    failing = rig.timeline()
+    failing.on_send = _fail
+    rig.prepare(failing)
+    assert rig.engine._preparer._builder._writers == set()
+
+
+def test_what_nobody_waits_for_is_opened_for_nobody(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain prepare costs no second look at its bytes."""
+    monkeypatch.setattr(bbcache.prepare.builder, "Handout", _not_to_be_called)
+    rig.prepared()
+    assert rig.counts() == {"ok": 1}
+
+
+def test_a_missing_directory_is_made_again_before_the_build(rig: Rig) -> None:
+    """A build has its file in the directory that is at the path now."""
+    timeline = rig.prepared()
+    moved = rig.dir.with_name("moved")
+    os.rename(rig.dir, moved)
+    rig.prepare(rig.timeline())
+    assert rig.counts() == {"ok": 2}
+    assert not rig.holds(timeline)
+    rig.check_books()

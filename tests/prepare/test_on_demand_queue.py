@@ -1,0 +1,357 @@
+"""Fills in the queue: joining, their order, their places, giving up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from support.helpers import TENANT, SettledQueue, make_keys, make_request, take_all
+
+from bbcache.ids import Lsn, TenantShardId
+from bbcache.metrics import SkipReason
+from bbcache.prepare.queue import WAIT_SLICE_S
+from bbcache.prepare.request import Request
+from bbcache.prepare.singleflight import Landing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+A, B, C, D = make_keys(4)
+SHARD = TenantShardId(TENANT)
+
+
+def fill(key: bytes, lsn: int = 1, *, must_build: bool = False) -> Request:
+    """A request that somebody waits for."""
+    return Request(key, Lsn(lsn), SHARD, 0.0, is_sent=False, must_build=must_build)
+
+
+@pytest.fixture
+def queue() -> Iterator[SettledQueue]:
+    """An open queue of two; closed at the end."""
+    made = SettledQueue(2)
+    made.open()
+    yield made
+    made.close()
+
+
+def test_the_first_fill_is_queued_and_the_next_join_it(queue: SettledQueue) -> None:
+    """One request an LSN, whether it waits or runs, and everyone is aboard its flight."""
+    first = fill(A)
+    assert queue.join(first) is first
+    assert queue.join(fill(A)) is first
+    assert len(queue) == 1
+    assert queue.take() is first
+    assert queue.join(fill(A)) is first
+    assert len(queue) == 0
+    assert queue.has(A, Lsn(1))
+    for _ in range(3):
+        assert first.flight.is_awaited
+        queue.leave(first)
+    assert not first.flight.is_awaited
+    queue.done(first)
+    assert not queue.has(A, Lsn(1))
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+@pytest.mark.parametrize("is_rebuild", [False, True])
+def test_a_fill_joins_a_prepare(queue: SettledQueue, *, is_running: bool, is_rebuild: bool) -> None:
+    """At its LSN; a rebuild that is joined need not find the shard any more."""
+    asked = make_request(A, is_rebuild=is_rebuild)
+    queue.put(asked)
+    if is_running:
+        assert queue.take() is asked
+    assert queue.has(A, Lsn(1))
+    assert queue.join(fill(A, must_build=True)) is asked
+    assert asked.flight.is_awaited
+    assert asked.must_build
+    assert not asked.is_rebuild
+    assert len(queue) == (0 if is_running else 1)
+    assert take_all(queue) == ([] if is_running else [asked])
+
+
+def test_another_lsn_is_another_request(queue: SettledQueue) -> None:
+    """A caller wants exactly the LSN that it names: a fill is not coalesced."""
+    prepared, older, newer = make_request(A, 4), fill(A, 1), fill(A, 3)
+    queue.put(prepared)
+    assert queue.join(older) is older
+    assert queue.join(newer) is newer
+    assert len(queue) == 3
+    assert take_all(queue) == [older, newer, prepared]
+
+
+def test_one_build_a_timeline_at_a_time(queue: SettledQueue) -> None:
+    """Fills of one timeline wait for each other, those of others pass them."""
+    first, second, other = fill(A, 1), fill(A, 2), fill(B)
+    for each in (first, second, other):
+        queue.join(each)
+    assert queue.take() is first
+    assert queue.take() is other
+    queue.done(first)
+    assert queue.take() is second
+
+
+def test_a_newer_prepare_replaces_nothing_that_is_waited_for(queue: SettledQueue) -> None:
+    """Neither a fill nor a prepare that a fill has joined."""
+    joined, newer = make_request(A, 1), make_request(A, 2)
+    queue.put(joined)
+    queue.join(fill(A, 1))
+    assert queue.put(newer) is None
+    assert [int(each.lsn) for each in take_all(queue)] == [1, 2]
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+@pytest.mark.parametrize("is_rebuild", [False, True])
+def test_a_fill_covers_a_prepare_at_its_lsn_alone(
+    queue: SettledQueue, *, is_running: bool, is_rebuild: bool
+) -> None:
+    """A client that names an LSN of the future costs the timeline no prepare."""
+    running = fill(A, 5)
+    queue.join(running)
+    if is_running:
+        queue.take()
+    same, older = (
+        make_request(A, 5, is_rebuild=is_rebuild),
+        make_request(A, 4, is_rebuild=is_rebuild),
+    )
+    is_covered = not (is_running and is_rebuild)  # it may have relied on what was bad
+    assert queue.put(same) == ((same, SkipReason.COALESCED) if is_covered else None)
+    if is_covered:
+        assert queue.put(older) is None
+
+
+def test_what_is_waited_for_goes_first(queue: SettledQueue) -> None:
+    """Also a prepare that is joined late; among themselves in order."""
+    first, second, awaited = make_request(A), make_request(B), fill(C)
+    queue.put(first)
+    queue.put(second)
+    queue.join(awaited)
+    queue.join(fill(B))
+    assert take_all(queue) == [awaited, second, first]
+
+
+def test_waiting_callers_are_not_bounded_by_the_capacity(queue: SettledQueue) -> None:
+    """Their own number bounds them; prepares keep their places beside them."""
+    fills = [fill(key) for key in (A, B, C)]
+    for each in fills:
+        assert queue.join(each) is each
+    first, second, third = make_request(D), make_request(A, 2), make_request(B, 2)
+    assert queue.put(first) is None
+    assert queue.put(second) is None
+    assert queue.put(third) == (third, SkipReason.QUEUE_FULL)
+    assert take_all(queue) == [*fills, first, second]
+
+
+def test_what_is_given_up_goes_behind_what_can_run(queue: SettledQueue) -> None:
+    """As many as a queue of prepares would hold; of what is beyond the oldest falls out."""
+    fills = [fill(key) for key in (A, B, C)]
+    for each in fills:
+        queue.join(each)
+    queue.join(fill(C))
+    assert [queue.leave(each) for each in fills] == [None] * 3
+    asked = [make_request(key) for key in (D, A)]
+    assert queue.put(asked[0]) is None  # they have no places of prepares
+    assert queue.put(asked[1]) == (asked[1], SkipReason.COALESCED)  # and is what was given up
+    assert queue.leave(fills[2]) is None
+    assert take_all(queue) == [asked[0], fills[0], fills[1], fills[2]]
+
+
+def test_too_many_that_are_given_up_fall_out(queue: SettledQueue) -> None:
+    """The highest LSN of the timeline that has the most."""
+    fills = [fill(A), fill(B, 1), fill(B, 2)]
+    for each in fills:
+        queue.join(each)
+    assert [queue.leave(each) for each in fills] == [None, None, (fills[2], SkipReason.QUEUE_FULL)]
+    assert take_all(queue) == [fills[0], fills[1]]
+    assert queue.join(fill(B, 2)) is not fills[2]
+
+
+def test_what_is_given_up_takes_no_place_of_what_waits_for_its_lsn(queue: SettledQueue) -> None:
+    """The two are counted apart: callers that come and go drop no prepare."""
+    ahead = [make_request(A, lsn) for lsn in (8, 9)]
+    for each in ahead:
+        queue.put(each)
+        assert queue.take() is each
+        each.waiting_since_s = 0.0
+        assert queue.postpone(each) is None
+    for lsn in range(10, 20):
+        given_up = fill(A, lsn)
+        queue.join(given_up)
+        dropped = queue.leave(given_up)
+        assert dropped is None or dropped[0] not in ahead
+    assert queue.take() is ahead[0]
+
+
+class TestNotReached:
+    """Fills whose LSN is not reached."""
+
+    @pytest.fixture
+    def ahead(self, queue: SettledQueue) -> Request:
+        """One whose worker has put it behind what can run."""
+        made = fill(A, 9)
+        queue.join(made)
+        assert queue.take() is made
+        made.waiting_since_s = 0.0
+        assert queue.postpone(made) is None
+        return made
+
+    def test_it_is_joined_and_stays_behind(self, queue: SettledQueue, ahead: Request) -> None:
+        """Another caller makes it no more urgent."""
+        assert queue.has(A, Lsn(9))
+        assert queue.join(fill(A, 9)) is ahead
+        other = fill(A, 1)
+        queue.join(other)
+        assert take_all(queue) == [other, ahead]
+
+    def test_it_ends_with_its_last_caller(self, queue: SettledQueue, ahead: Request) -> None:
+        """At once; where a worker looks at it, that ends it."""
+        queue.join(fill(A, 9))
+        assert queue.leave(ahead) is None
+        assert queue.leave(ahead) == (ahead, SkipReason.GIVEN_UP)
+        assert len(queue) == 0
+
+    def test_one_that_is_looked_at_is_left_to_its_worker(
+        self, queue: SettledQueue, ahead: Request
+    ) -> None:
+        """It holds no slot, is joined all the same, and goes behind again."""
+        assert queue.take() is ahead
+        assert queue.running() == []
+        assert queue.leave(ahead) is None
+        assert queue.join(fill(A, 9)) is ahead
+        other = fill(A, 1)
+        queue.join(other)
+        assert queue.take() is other
+        assert queue.postpone(ahead) is None
+        queue.done(other)
+        assert queue.take() is ahead
+        queue.done(ahead)
+        assert len(queue) == 0
+
+    def test_a_prepare_of_it_outlasts_its_callers(
+        self, queue: SettledQueue, ahead: Request
+    ) -> None:
+        """The host has asked for it by now."""
+        late = make_request(A, 9)
+        assert queue.put(late) == (late, SkipReason.COALESCED)
+        assert queue.leave(ahead) is None
+        assert queue.take() is ahead
+
+    def test_reached_it_waits_for_the_slot(self, queue: SettledQueue, ahead: Request) -> None:
+        """One build a timeline: it is in the line again, as what a caller waits for."""
+        assert queue.take() is ahead
+        build = make_request(A, 1)
+        queue.put(build)
+        assert queue.take() is build
+        assert queue.start(build) == []
+        assert queue.start(ahead) is None
+        queue.put(make_request(B))
+        queue.done(build)
+        assert queue.take() is ahead
+        assert queue.running() == [ahead]
+
+    def test_it_has_a_turn_after_each_other(self, queue: SettledQueue, ahead: Request) -> None:
+        """Whatever can run all the time, it is looked at."""
+        others = [fill(B, lsn) for lsn in (1, 2)]
+        for each in others:
+            queue.join(each)
+        taken = []
+        for _ in range(4):
+            request = queue.take()
+            assert request is not None
+            taken.append(request)
+            queue.postpone(request) if request is ahead else queue.done(request)
+        assert taken == [others[0], ahead, others[1], ahead]
+
+    def test_others_that_are_not_reached_keep_no_turn_from_it(
+        self, queue: SettledQueue, ahead: Request
+    ) -> None:
+        """However many come; and of a timeline the LSN is looked at that is reached first."""
+        taken = []
+        for lsn in range(10, 14):
+            queue.join(fill(A, lsn))
+            for _ in range(2):
+                request = queue.take()
+                assert request is not None
+                request.waiting_since_s = 0.0
+                queue.postpone(request)
+                taken.append(int(request.lsn))
+        assert taken == [10, ahead.lsn, 11, ahead.lsn, 12, ahead.lsn, 13, ahead.lsn]
+
+    def test_a_flood_of_prepares_that_are_not_reached_keeps_no_look_from_a_true_one(
+        self, queue: SettledQueue
+    ) -> None:
+        """One below an LSN that is not reached goes before newer ones, however many come."""
+        for lsn in range(1000, 1030):
+            queue.put(make_request(A, lsn))
+        true = make_request(A, 9)
+        queue.put(true)
+        taken = []
+        for lsn in range(1030, 1060):
+            request = queue.take()
+            assert request is not None
+            taken.append(request)
+            if request is true:
+                break
+            request.waiting_since_s = 0.0
+            queue.postpone(request)
+            queue.put(make_request(A, lsn))
+        assert taken[-1] is true
+
+    def test_how_long_it_is_looked_at(self, queue: SettledQueue, ahead: Request) -> None:
+        """A slice where it is alone; less where others are, and hardly while one can run."""
+        assert queue.slice_s(ahead) == WAIT_SLICE_S
+        for lsn in range(10, 13):
+            more = fill(A, lsn)
+            queue.join(more)
+            while queue.take() is not more:
+                pass
+            queue.postpone(more)
+        assert queue.slice_s(ahead) == WAIT_SLICE_S / 4
+        queue.join(fill(A, 1))
+        assert queue.slice_s(ahead) < WAIT_SLICE_S / 20
+
+    def test_a_close_cancels_it(self, queue: SettledQueue, ahead: Request) -> None:
+        """Also while a worker looks at it, which then neither postpones nor starts it."""
+        assert queue.take() is ahead
+        assert queue.close() == [ahead]
+        assert queue.postpone(ahead) == (ahead, SkipReason.CLOSING)
+        assert queue.start(ahead) == []
+        queue.done(ahead)
+        assert len(queue) == 0
+
+
+def test_what_was_given_up_can_be_joined_again(queue: SettledQueue) -> None:
+    """It is still the one request of its LSN."""
+    first = fill(A)
+    queue.join(first)
+    assert queue.leave(first) is None
+    assert queue.join(fill(A)) is first
+    assert first.flight.is_awaited
+
+
+def test_what_runs_goes_on_when_it_is_given_up(queue: SettledQueue) -> None:
+    """Leaving takes nothing out that a worker has taken."""
+    first = fill(A)
+    queue.join(first)
+    assert queue.take() is first
+    assert queue.leave(first) is None
+    assert queue.running() == [first]
+
+
+def test_what_has_landed_is_not_joined(queue: SettledQueue) -> None:
+    """Between its end and its leaving the queue a new request is made, which waits its turn."""
+    first, second = fill(A), fill(A)
+    queue.join(first)
+    queue.take()
+    first.flight.land(Landing())
+    assert queue.join(second) is second
+    assert len(queue) == 1
+
+
+def test_a_closed_queue_takes_no_fill(queue: SettledQueue) -> None:
+    """Those that wait come back to be told; later ones get nothing."""
+    waiting, prepared = fill(A), make_request(B)
+    queue.join(waiting)
+    queue.put(prepared)
+    assert set(queue.close()) == {waiting, prepared}
+    assert queue.join(fill(A)) is None
+    assert len(queue) == 0

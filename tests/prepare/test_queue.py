@@ -1,0 +1,447 @@
+"""The queue of prepares: coalescing, bounds, order, waking, closing."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.helpers import (
+    TENANT,
+    SettledQueue,
+    make_keys,
+    make_request,
+    run_threads,
+    take_all,
+    wait_until,
+)
+
+from bbcache.ids import TenantShardId
+from bbcache.metrics import SkipReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bbcache.prepare.request import Request
+
+A, B, C, D = make_keys(4)
+SHARD = TenantShardId(TENANT)
+
+
+@pytest.fixture
+def queue() -> Iterator[SettledQueue]:
+    """An open queue of three; closed at the end, so that no taker is left waiting."""
+    made = SettledQueue(3)
+    made.open()
+    yield made
+    made.close()
+
+
+def waiters(queue: SettledQueue) -> int:
+    """How many threads wait in take."""
+    return len(queue._workers)
+
+
+def test_requests_are_taken_in_order(queue: SettledQueue) -> None:
+    """The oldest first."""
+    made = [make_request(key) for key in (C, A, B)]
+    assert [queue.put(each) for each in made] == [None] * 3
+    assert len(queue) == 3
+    assert take_all(queue) == made
+    assert len(queue) == 0
+
+
+def test_the_newest_lsn_of_a_timeline_is_taken_first(queue: SettledQueue) -> None:
+    """Where its LSN is reached, those at older LSNs fall out; other timelines keep their places."""
+    old, other, new, older = (
+        make_request(A, 2),
+        make_request(B),
+        make_request(A, 3),
+        make_request(A, 1),
+    )
+    assert [queue.put(each) for each in (old, other, new, older)] == [None] * 4
+    assert queue.take() is new
+    assert queue.start(new) == [old, older]
+    assert take_all(queue) == [other]
+
+
+def test_an_lsn_that_is_not_reached_makes_no_other_superfluous(queue: SettledQueue) -> None:
+    """Whether it is newer or older, comes before or after: the other has its turn at once."""
+    bogus, true = make_request(A, 9), make_request(A, 2)
+    queue.put(bogus)
+    assert queue.put(true) is None
+    assert queue.take() is bogus
+    assert queue.has_other(bogus)
+    assert queue.postpone(bogus) is None
+    assert queue.take() is true
+    assert queue.put(late := make_request(A, 1)) is None
+    assert queue.start(true) == [late]
+    queue.done(true)
+    assert queue.take() is bogus
+
+
+def test_an_equal_request_falls_out(queue: SettledQueue) -> None:
+    """One request an LSN is enough, wherever it waits."""
+    first = make_request(A, 2)
+    queue.put(first)
+    assert queue.put(late := make_request(A, 2)) == (late, SkipReason.COALESCED)
+    queue.take()
+    queue.postpone(first)
+    assert queue.put(late) == (late, SkipReason.COALESCED)
+    assert take_all(queue) == [first]
+
+
+@pytest.mark.parametrize("lsn", [1, 2])
+def test_a_build_covers_what_is_not_newer(queue: SettledQueue, lsn: int) -> None:
+    """The LSN of a build is known to be reached: an older or equal one is superfluous."""
+    first, late = make_request(A, 2), make_request(A, lsn)
+    queue.put(first)
+    assert queue.take() is first
+    assert queue.start(first) == []
+    assert queue.put(late) == (late, SkipReason.COALESCED)
+    assert len(queue) == 0
+
+
+def test_few_lsns_of_a_timeline_wait(queue: SettledQueue) -> None:
+    """Of more the one in the middle falls out: not the newest, nor the first to be reached."""
+    made = [make_request(A, lsn) for lsn in range(1, 18)]
+    assert [queue.put(each) for each in made] == [
+        *[None] * 16,
+        (made[8], SkipReason.COALESCED),
+    ]
+    assert queue.take() is made[-1]
+    assert queue.start(made[-1]) == [*made[:8], *made[9:-1]]
+
+
+def test_a_newer_request_waits_for_the_running_one(queue: SettledQueue) -> None:
+    """One build a timeline at a time; other timelines pass it."""
+    running, newer, other = make_request(A, 1), make_request(A, 2), make_request(B)
+    queue.put(running)
+    assert queue.take() is running
+    assert queue.put(newer) is None
+    assert queue.put(other) is None
+    assert queue.take() is other
+    assert len(queue) == 1
+    queue.done(running)
+    assert queue.take() is newer
+
+
+def test_an_ordinary_request_replaces_a_rebuild_at_its_lsn(queue: SettledQueue) -> None:
+    """It builds wherever the rebuild would, and need not find the shard."""
+    rebuild, ordinary = make_request(A, 1, is_rebuild=True), make_request(A, 1)
+    assert rebuild.is_rebuild
+    assert not ordinary.is_rebuild
+    queue.put(rebuild)
+    assert queue.put(ordinary) == (rebuild, SkipReason.COALESCED)
+    assert take_all(queue) == [ordinary]
+
+
+def test_an_ordinary_request_waits_behind_a_running_rebuild(queue: SettledQueue) -> None:
+    """The rebuild may give up where the ordinary one does not."""
+    rebuild, ordinary = make_request(A, 1, is_rebuild=True), make_request(A, 1)
+    queue.put(rebuild)
+    queue.take()
+    assert queue.put(ordinary) is None
+
+
+@pytest.mark.parametrize("is_running_rebuild", [False, True])
+@pytest.mark.parametrize("lsn", [1, 2])
+def test_a_rebuild_waits_behind_a_running_prepare(
+    queue: SettledQueue, lsn: int, *, is_running_rebuild: bool
+) -> None:
+    """The one that runs may have relied on the very archive that was found bad since."""
+    running = make_request(A, 2, is_rebuild=is_running_rebuild)
+    rebuild = make_request(A, lsn, is_rebuild=True)
+    queue.put(running)
+    queue.take()
+    assert queue.put(rebuild) is None
+    queue.done(running)
+    assert queue.take() is rebuild
+
+
+@pytest.mark.parametrize("is_first_rebuild", [False, True])
+def test_a_rebuild_is_covered_by_either_at_its_lsn(
+    queue: SettledQueue, *, is_first_rebuild: bool
+) -> None:
+    """A second rebuild, or one beside an ordinary prepare, is superfluous."""
+    queue.put(make_request(A, 1, is_rebuild=is_first_rebuild))
+    rebuild = make_request(A, 1, is_rebuild=True)
+    assert queue.put(rebuild) == (rebuild, SkipReason.COALESCED)
+
+
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.booleans()), max_size=20),
+)
+def test_the_best_request_of_a_timeline_is_run_last(
+    steps: list[tuple[int, bool, bool]],
+) -> None:
+    """However requests and runs mix, every request ends once and the best is not lost."""
+    queue = SettledQueue(1)
+    queue.open()
+    fallen: list[Request] = []
+    run: list[Request] = []
+    put: list[Request] = []
+    running: Request | None = None
+    for lsn, is_rebuild, is_taken in steps:
+        put.append(make_request(A, lsn, is_rebuild=is_rebuild))
+        dropped = queue.put(put[-1])
+        if dropped is not None:
+            assert dropped[1] is SkipReason.COALESCED
+            fallen.append(dropped[0])
+        if is_taken and running is None and len(queue):
+            running = queue.take()
+            assert running is not None
+            fallen += queue.start(running) or []
+        elif running is not None:
+            queue.done(running)
+            run.append(running)
+            running = None
+    if running is not None:
+        queue.done(running)
+        run.append(running)
+    while len(queue):
+        run.append(queue.take() or pytest.fail("closed"))
+        fallen += queue.start(run[-1]) or []
+        queue.done(run[-1])
+    assert {*fallen, *run} == set(put)
+    assert len(fallen) + len(run) == len(put)
+    if put:
+        best = max((each.lsn, not each.is_rebuild) for each in put)
+        assert best in [(each.lsn, not each.is_rebuild) for each in run]
+
+
+def test_capacity_bounds_what_waits(queue: SettledQueue) -> None:
+    """The request too many is the one that falls out."""
+    made = [make_request(key) for key in (A, B, C)]
+    for each in made:
+        queue.put(each)
+    late = make_request(D)
+    assert queue.put(late) == (late, SkipReason.QUEUE_FULL)
+    assert len(queue) == 3
+    assert take_all(queue) == made
+
+
+def test_a_full_queue_still_coalesces(queue: SettledQueue) -> None:
+    """Another LSN of a timeline that waits needs no place."""
+    old, new = make_request(B, 1), make_request(B, 2)
+    for each in (make_request(A), old, make_request(C)):
+        queue.put(each)
+    assert queue.put(new) is None
+    stale = make_request(B, 1)
+    assert queue.put(stale) == (stale, SkipReason.COALESCED)
+
+
+def test_what_runs_takes_no_place(queue: SettledQueue) -> None:
+    """The capacity is for those that wait."""
+    for key in (A, B, C):
+        queue.put(make_request(key))
+    queue.take()
+    assert queue.put(make_request(D)) is None
+
+
+def test_a_full_queue_has_no_place_behind_a_running_one(queue: SettledQueue) -> None:
+    """A newer one for a busy timeline needs a place of its own."""
+    queue.put(make_request(A, 1))
+    queue.take()
+    for key in (B, C, D):
+        queue.put(make_request(key))
+    newer = make_request(A, 2)
+    assert queue.put(newer) == (newer, SkipReason.QUEUE_FULL)
+
+
+def test_requests_gather_until_the_queue_is_opened() -> None:
+    """Before the start is done prepares wait, and no worker gets one."""
+    queue = SettledQueue(3)
+    made = make_request(A)
+    queue.put(made)
+    taken: list[Request | None] = []
+
+    def take() -> None:
+        taken.append(queue.take())
+
+    def open_it() -> None:
+        wait_until(lambda: waiters(queue) == 1)
+        assert (len(queue), taken) == (1, [])
+        queue.open()
+
+    run_threads([take, open_it])
+    assert taken == [made]
+
+
+def test_a_queue_that_is_open_for_fills_keeps_the_rest() -> None:
+    """What a caller waits for is taken; what nobody waits for gathers until it is opened."""
+    queue = SettledQueue(3)
+    sent, fill = make_request(A), make_request(B)
+    queue.put(sent)
+    assert queue.join(fill) is fill
+    queue.open(for_fills_only=True)
+    assert queue.take() is fill
+    assert not queue.has_other(fill)
+    queue.done(fill)
+    joined = make_request(A)
+    assert queue.join(joined) is sent
+    assert queue.take() is sent
+    queue.done(sent)
+    late = make_request(C)
+    queue.put(late)
+    assert not queue.has_other(sent)
+    queue.open()
+    assert take_all(queue) == [late]
+    queue.close()
+
+
+def test_take_waits_and_is_woken_by_a_put(queue: SettledQueue) -> None:
+    """A worker sleeps until there is work."""
+    made = make_request(A)
+    taken: list[Request | None] = []
+
+    def put() -> None:
+        wait_until(lambda: waiters(queue) == 1)
+        queue.put(made)
+
+    run_threads([lambda: taken.append(queue.take()), put])
+    assert taken == [made]
+
+
+def test_take_is_woken_by_the_end_of_a_run(queue: SettledQueue) -> None:
+    """A worker that waits for a busy timeline goes on when it is free."""
+    running, newer = make_request(A, 1), make_request(A, 2)
+    queue.put(running)
+    queue.take()
+    queue.put(newer)
+    taken: list[Request | None] = []
+
+    def done() -> None:
+        wait_until(lambda: waiters(queue) == 1)
+        queue.done(running)
+
+    run_threads([lambda: taken.append(queue.take()), done])
+    assert taken == [newer]
+
+
+def test_a_put_for_a_busy_timeline_does_not_swallow_the_next(queue: SettledQueue) -> None:
+    """A worker woken in vain waits on, and is woken again."""
+    running = make_request(A, 1)
+    queue.put(running)
+    queue.take()
+    other = make_request(B)
+    taken: list[Request | None] = []
+
+    def put() -> None:
+        wait_until(lambda: waiters(queue) == 1)
+        queue.put(make_request(A, 2))
+        queue.put(other)
+
+    run_threads([lambda: taken.append(queue.take()), put])
+    assert taken == [other]
+
+
+def test_running_lists_what_runs(queue: SettledQueue) -> None:
+    """From take to done."""
+    made = [make_request(A), make_request(B)]
+    for each in made:
+        queue.put(each)
+    assert queue.running() == []
+    assert [queue.take(), queue.take()] == made
+    assert queue.running() == made
+    queue.done(made[0])
+    assert queue.running() == made[1:]
+
+
+def test_a_request_is_claimed_once(queue: SettledQueue) -> None:
+    """Of all that want to count a request, the first may."""
+    made = make_request(A)
+    won: list[bool] = []
+    run_threads([lambda: won.append(queue.claim(made))] * 4)
+    assert sorted(won) == [False, False, False, True]
+
+
+def test_close_gives_back_what_waits(queue: SettledQueue) -> None:
+    """Cancelled are those that wait, not those that run, and only once."""
+    running, second, third = make_request(A), make_request(B), make_request(C)
+    for each in (running, second, third):
+        queue.put(each)
+    assert queue.take() is running
+    assert queue.close() == [second, third]
+    assert len(queue) == 0
+    assert queue.close() == []
+    assert queue.running() == [running]
+    queue.done(running)
+    assert queue.running() == []
+
+
+def test_closed_queue_takes_and_gives_nothing(queue: SettledQueue) -> None:
+    """Every request falls out as closing, and takers end."""
+    queue.close()
+    late = make_request(A)
+    assert queue.put(late) == (late, SkipReason.CLOSING)
+    assert queue.take() is None
+    queue.open()
+    assert queue.take() is None
+
+
+def test_close_wakes_every_taker() -> None:
+    """Workers end, also where the queue was never opened."""
+    queue = SettledQueue(3)
+    taken: list[Request | None] = []
+
+    def close() -> None:
+        wait_until(lambda: waiters(queue) == 3)
+        queue.close()
+
+    run_threads([lambda: taken.append(queue.take())] * 3 + [close])
+    assert taken == [None, None, None]
+
+
+def test_length_is_read_without_the_lock(queue: SettledQueue) -> None:
+    """A scrape never waits for the queue."""
+    queue.put(make_request(A))
+    seen: list[int] = []
+    with queue._lock:
+        run_threads([lambda: seen.append(len(queue))])
+    assert seen == [1]
+
+
+def test_workers_and_senders_lose_nothing() -> None:
+    """Every request ends exactly once, and no two of a timeline run at once."""
+    queue = SettledQueue(5)
+    queue.open()
+    lock = threading.Lock()
+    busy: set[bytes] = set()
+    is_double = threading.Event()
+    ended: list[Request] = []
+    sent: list[Request] = []
+    all_keys = make_keys(6)
+
+    def work() -> None:
+        while (taken := queue.take()) is not None:
+            with lock:
+                if taken.key in busy:
+                    is_double.set()
+                busy.add(taken.key)
+            outgrown = queue.start(taken)
+            assert outgrown is not None
+            with lock:
+                busy.discard(taken.key)
+                ended.extend([taken, *outgrown])
+            queue.done(taken)
+
+    def send() -> None:
+        for lsn in range(300):
+            made = make_request(all_keys[lsn % 6], lsn)
+            dropped = queue.put(made)
+            with lock:
+                sent.append(made)
+                if dropped is not None:
+                    ended.append(dropped[0])
+
+    def end() -> None:
+        wait_until(lambda: len(sent) == 900 and not len(queue) and not queue.running())
+        queue.close()
+
+    run_threads([work] * 4 + [send] * 3 + [end])
+    assert not is_double.is_set()
+    assert len(ended) == len(sent) == 900
+    assert set(ended) == set(sent)

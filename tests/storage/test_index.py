@@ -1,0 +1,698 @@
+"""The map of entries with its books: identity, credits, limits, threads."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from support.helpers import KEY, LSN, TENANT, TIMELINE, make_keys, run_threads
+
+from bbcache.errors import CacheFullError, EntryTooBigError, LimitError
+from bbcache.ids import Lsn, TenantTimelineId
+from bbcache.storage.accounting import Accounting
+from bbcache.storage.index import Entry, EntryInfo, Index, Proof, make_key, make_place, split_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bbcache.storage.accounting import Reservation
+
+A, B, C, D = make_keys(4)
+sizes = st.integers(0, 60)
+keys = st.sampled_from([A, B, C, D])
+
+
+def make_index(max_entries: int = 3, max_bytes: int = 100, max_entry: int = 50) -> Index:
+    """An index with small limits."""
+    return Index(Accounting(max_entries, max_bytes, max_entry))
+
+
+def publish(index: Index, key: bytes, size_bytes: int, lsn: int = 1) -> Entry:
+    """Reserve, grow and commit an entry."""
+    reservation = index.reserve(key)
+    index.grow(reservation, size_bytes)
+    entry = Entry(key, Lsn(lsn), size_bytes)
+    index.commit(reservation, entry)
+    return entry
+
+
+def by_key(entries: Iterable[Entry]) -> dict[bytes, Entry]:
+    """Entries as a start gives them to an index."""
+    return {entry.key: entry for entry in entries}
+
+
+def totals(index: Index) -> tuple[int, int]:
+    """Files and bytes that count."""
+    return index.total_count, index.total_size_bytes
+
+
+def test_keys_are_both_ids_in_a_row() -> None:
+    """A key is 32 bytes and gives both ids back, of their own kinds."""
+    key = make_key(TENANT, TIMELINE)
+    assert (type(key), len(key)) == (bytes, 32)
+    ids = split_key(key)
+    assert ids == TenantTimelineId(TENANT, TIMELINE)
+    assert [type(each) for each in ids] == [type(TENANT), type(TIMELINE)]
+
+
+def test_places_are_one_lsn_of_a_timeline() -> None:
+    """Two of them differ where timeline or LSN do, up to the greatest."""
+    lsns = [Lsn(0), Lsn(1), Lsn(2**64 - 2), Lsn(2**64 - 1)]
+    assert len({make_place(key, lsn) for key in (A, B) for lsn in lsns}) == 8
+    assert make_place(A, LSN) == make_place(A, LSN)
+    assert A not in {make_place(key, lsn) for key in (A, B) for lsn in lsns}
+
+
+def test_entry_shows_itself() -> None:
+    """An entry tells its ids, LSN and size, and is unproven at first."""
+    entry = Entry(KEY, LSN, 7)
+    assert entry.info() == EntryInfo(TENANT, TIMELINE, LSN, 7)
+    assert str(entry) == f"{TENANT}/{TIMELINE} at {LSN}"
+    assert entry.proof is Proof.NONE
+
+
+@pytest.mark.parametrize("number", [0, 1, 2**63, 2**64 - 2, 2**64 - 1])
+def test_what_an_entry_packs_comes_out_again(number: int) -> None:
+    """Whatever is proven of it and taken back, and however great its neighbours are."""
+    most = 2**64 - 1
+    for lsn, size_bytes in ((number, 0), (number, most), (0, number), (most, number)):
+        entry = Entry(KEY, Lsn(lsn), size_bytes)
+        for proof in (Proof.NONE, *Proof, Proof.PLAIN, Proof.NONE, Proof.SEALED, Proof.NONE):
+            entry.proof = proof
+            assert entry.proof is proof
+            assert entry.is_proven == (proof is not Proof.NONE)
+            assert (entry.lsn, entry.size_bytes) == (lsn, size_bytes)
+    assert len(set(Proof)) == 3
+
+
+def test_entries_are_compared_by_identity() -> None:
+    """A re-publish of the same archive is another entry."""
+    assert Entry(KEY, LSN, 7) != Entry(KEY, LSN, 7)
+
+
+def test_find_wants_the_exact_lsn() -> None:
+    """An entry is for one exact LSN, and newest tells of it at any."""
+    index = make_index()
+    entry = publish(index, A, 10, lsn=5)
+    assert index.find(A, 5) is entry
+    assert index.newest(A) is entry
+    for key, lsn in ((A, 4), (A, 6), (B, 5)):
+        assert index.find(key, lsn) is None
+    assert index.newest(B) is None
+
+
+def test_holds_and_remove_judge_identity() -> None:
+    """An entry that was replaced by an equal one is not held, and not removed."""
+    index = make_index()
+    old, new = publish(index, A, 10), publish(index, A, 10)
+    assert not index.holds(old)
+    assert not index.remove(old)
+    assert not index.doom(old)
+    assert index.holds(new)
+    assert index.remove(new)
+    assert not index.remove(new)
+    assert totals(index) == (0, 0)
+
+
+def test_snapshot_is_a_copy() -> None:
+    """What is removed later is still in it, what comes later is not."""
+    index = make_index()
+    entry = publish(index, A, 10)
+    snapshot = index.snapshot()
+    publish(index, B, 10)
+    index.remove(entry)
+    assert snapshot == [entry]
+
+
+def test_load_takes_over_whatever_the_limits_say() -> None:
+    """A directory over its limits is kept, and nothing new is admitted until it is below."""
+    index = make_index(max_entries=2, max_bytes=100)
+    entries = [Entry(key, Lsn(1), 40) for key in (A, B, C)]
+    index.load(by_key(entries))
+    assert totals(index) == (3, 120)
+    with pytest.raises(CacheFullError):
+        index.reserve(D)
+    with pytest.raises(CacheFullError):
+        index.check_room(D)
+    index.check_room(A)
+    index.release(index.reserve(A))
+    index.remove(entries[0])
+    with pytest.raises(CacheFullError):
+        index.reserve(D)
+    index.remove(entries[1])
+    index.reserve(D)
+
+
+def test_load_again_counts_nothing_twice() -> None:
+    """A start that failed half-way is tried again."""
+    index = make_index()
+    for _ in range(2):
+        index.load(by_key([Entry(A, Lsn(1), 10), Entry(B, Lsn(1), 20)]))
+    assert (index.entry_count, index.entries_size_bytes) == (2, 30)
+
+
+def test_commit_returns_what_it_replaces() -> None:
+    """The first entry of a timeline replaces none, the second the first."""
+    index = make_index()
+    first, second = Entry(A, Lsn(1), 10), Entry(A, Lsn(2), 20)
+    reservation = index.reserve(A)
+    index.grow(reservation, 10)
+    assert index.commit(reservation, first) is None
+    reservation = index.reserve(A)
+    index.grow(reservation, 20)
+    assert index.commit(reservation, second) is first
+    assert (index.entry_count, index.entries_size_bytes) == (1, 20)
+    assert totals(index) == (1, 20)
+
+
+def test_check_room_reserves_nothing() -> None:
+    """It raises as a reservation would, and changes no book."""
+    index = make_index(max_entries=1)
+    index.check_room(A)
+    assert totals(index) == (0, 0)
+    publish(index, A, 10)
+    with pytest.raises(CacheFullError):
+        index.check_room(B)
+    index.check_room(A)
+    assert totals(index) == (1, 10)
+
+
+def test_check_room_sees_builds_under_way() -> None:
+    """A slot that a build has taken is gone."""
+    index = make_index(max_entries=1)
+    index.reserve(A)
+    with pytest.raises(CacheFullError):
+        index.check_room(B)
+
+
+def test_release_gives_back_once_and_harms_no_later_build() -> None:
+    """The release of a finished reservation leaves the next one of its timeline alone."""
+    index = make_index()
+    first = index.reserve(A)
+    index.grow(first, 10)
+    index.commit(first, Entry(A, Lsn(1), 10))
+    second = index.reserve(A)
+    index.grow(second, 20)
+    for _ in range(2):
+        index.release(first)
+        index.abandon(first)
+    assert second.is_open
+    assert totals(index) == (1, 20)
+    index.release(second)
+    assert totals(index) == (1, 10)
+
+
+def test_limits_hold_for_builds_at_once() -> None:
+    """Two builds share the room that is there."""
+    index = make_index(max_bytes=100, max_entry=100)
+    first, second = index.reserve(A), index.reserve(B)
+    index.grow(first, 60)
+    with pytest.raises(CacheFullError):
+        index.grow(second, 41)
+    index.grow(second, 40)
+    assert totals(index) == (2, 100)
+
+
+def test_an_entry_too_big_harms_no_other() -> None:
+    """What can never fit is refused, and all entries are still there."""
+    index = make_index(max_bytes=100, max_entry=50)
+    entry = publish(index, A, 40)
+    reservation = index.reserve(B)
+    with pytest.raises(EntryTooBigError):
+        index.grow(reservation, 51)
+    index.release(reservation)
+    assert index.snapshot() == [entry]
+    assert totals(index) == (1, 40)
+
+
+def test_a_full_cache_refreshes_what_it_holds() -> None:
+    """A refresh of the same size needs no room at all."""
+    index = make_index(max_entries=2, max_bytes=80)
+    publish(index, A, 40)
+    publish(index, B, 40)
+    reservation = index.reserve(A)
+    index.grow(reservation, 40)
+    assert totals(index) == (2, 80)
+    with pytest.raises(CacheFullError):
+        index.grow(reservation, 1)
+    assert index.commit(reservation, Entry(A, Lsn(2), 40)) is not None
+    assert totals(index) == (2, 80)
+
+
+def test_credit_is_gone_with_the_entry() -> None:
+    """A refresh whose entry is removed meanwhile pays in full."""
+    index = make_index()
+    entry = publish(index, A, 40)
+    reservation = index.reserve(A)
+    index.grow(reservation, 45)
+    assert totals(index) == (1, 45)
+    index.remove(entry)
+    assert totals(index) == (1, 45)
+    assert (reservation.charged_slots, reservation.charged_bytes) == (1, 45)
+    index.release(reservation)
+    assert totals(index) == (0, 0)
+
+
+def test_credit_comes_back_with_the_entry() -> None:
+    """An entry that could not be moved away is replaced again, not added to."""
+    index = make_index()
+    entry = publish(index, A, 40)
+    reservation = index.reserve(A)
+    index.grow(reservation, 10)
+    assert index.move_to_quarantine(entry)
+    assert (reservation.charged_slots, reservation.charged_bytes) == (1, 10)
+    index.return_from_quarantine(entry)
+    assert (reservation.charged_slots, reservation.charged_bytes) == (0, 0)
+    assert totals(index) == (1, 40)
+    assert index.other_bytes == 0
+
+
+def test_doomed_file_counts_and_keeps_the_credit_until_the_first_attempt() -> None:
+    """Between the index change and the unlink, file and build are not both charged."""
+    index = make_index()
+    entry = publish(index, A, 40)
+    reservation = index.reserve(A)
+    index.grow(reservation, 45)
+    assert index.doom(entry)
+    assert index.find(A, 1) is None
+    assert (index.entry_count, index.other_bytes) == (0, 40)
+    assert totals(index) == (1, 45)
+    index.settle_doomed(entry, is_unlinked=True)
+    assert totals(index) == (1, 45)
+    assert index.other_bytes == 0
+
+
+def test_doomed_file_that_stays_counts_beside_the_build() -> None:
+    """After a failed unlink the credit is gone and the file is still charged."""
+    index = make_index()
+    entry = publish(index, A, 40)
+    reservation = index.reserve(A)
+    index.grow(reservation, 45)
+    index.doom(entry)
+    index.settle_doomed(entry, is_unlinked=False)
+    assert totals(index) == (2, 85)
+    index.remove_doomed(40)
+    assert totals(index) == (1, 45)
+    index.release(reservation)
+    assert totals(index) == (0, 0)
+
+
+def test_settling_spares_the_credit_of_an_entry_that_has_come_since() -> None:
+    """The timeline holds another entry by then: its credit is not touched."""
+    index = make_index(max_bytes=200)
+    old = publish(index, A, 40)
+    index.doom(old)
+    new = publish(index, A, 30, lsn=2)
+    reservation = index.reserve(A)
+    index.settle_doomed(old, is_unlinked=True)
+    assert index.holds(new)
+    assert reservation.credit_bytes == 30
+    assert totals(index) == (1, 30)
+
+
+def test_abandoned_file_stays_on_the_books() -> None:
+    """A temporary file that could not be removed counts, once."""
+    index = make_index()
+    reservation = index.reserve(A)
+    index.grow(reservation, 30)
+    for _ in range(2):
+        index.abandon(reservation)
+    assert totals(index) == (1, 30)
+    assert index.other_bytes == 30
+    index.remove_doomed(30)
+    assert totals(index) == (0, 0)
+
+
+def test_replaced_file_that_stays_counts() -> None:
+    """The old file of a refresh counts again when its unlink has failed."""
+    index = make_index()
+    publish(index, A, 40)
+    publish(index, A, 30, lsn=2)
+    assert totals(index) == (1, 30)
+    index.add_doomed(40)
+    assert totals(index) == (2, 70)
+    index.remove_doomed(40)
+    assert totals(index) == (1, 30)
+
+
+def test_quarantine_counts_its_bytes_but_no_slot() -> None:
+    """A bad archive frees its slot and keeps its bytes."""
+    index = make_index(max_entries=1, max_bytes=100)
+    entry = publish(index, A, 40)
+    assert index.move_to_quarantine(entry)
+    assert totals(index) == (1, 40)
+    assert index.snapshot() == []
+    index.settle_quarantined(entry)
+    assert totals(index) == (0, 40)
+    assert (index.entry_count, index.other_bytes) == (0, 40)
+    publish(index, B, 50)
+    index.set_quarantine(1, 10)
+    assert totals(index) == (1, 60)
+
+
+def test_quarantine_is_refused_where_a_refresh_leaves_no_room() -> None:
+    """The refresh would lose its credit and pass the limit: nothing changes."""
+    index = make_index(max_bytes=100)
+    entry = publish(index, A, 40)
+    publish(index, B, 50)
+    reservation = index.reserve(A)
+    index.grow(reservation, 40)
+    assert not index.move_to_quarantine(entry)
+    assert index.holds(entry)
+    assert reservation.credit_bytes == 40
+    assert totals(index) == (2, 90)
+
+
+def test_quarantine_is_refused_where_a_refresh_leaves_no_slot() -> None:
+    """While the file is on its way both it and the build would need one."""
+    index = make_index(max_entries=1)
+    entry = publish(index, A, 40)
+    index.reserve(A)
+    assert not index.move_to_quarantine(entry)
+    assert index.holds(entry)
+    assert totals(index) == (1, 40)
+
+
+def test_quarantine_of_a_cache_over_its_limit_needs_no_room() -> None:
+    """Without a build of that timeline the bytes only change their kind."""
+    index = make_index(max_bytes=100)
+    entries = [Entry(key, Lsn(1), 90) for key in (A, B)]
+    index.load(by_key(entries))
+    assert index.move_to_quarantine(entries[0])
+    index.settle_quarantined(entries[0])
+    assert index.total_size_bytes == 180
+
+
+def test_return_from_quarantine_passes_no_limit() -> None:
+    """The slot of an entry on its way is not given away before the move is certain."""
+    index = make_index(max_entries=1)
+    entry = publish(index, A, 40)
+    index.move_to_quarantine(entry)
+    with contextlib.suppress(LimitError):
+        index.reserve(B)
+    index.return_from_quarantine(entry)
+    assert index.total_count <= 1
+
+
+def test_strays_and_quarantine_are_set_as_they_are_seen() -> None:
+    """Each look at the directory replaces the one before."""
+    index = make_index()
+    index.set_strays(2, 30)
+    index.set_quarantine(5, 20)
+    assert totals(index) == (2, 50)
+    assert index.other_bytes == 50
+    index.set_strays(0, 0)
+    index.set_quarantine(0, 0)
+    assert totals(index) == (0, 0)
+
+
+def test_gauges_are_read_without_the_lock() -> None:
+    """A scrape never waits for the index."""
+    index = make_index()
+    publish(index, A, 10)
+    index.add_doomed(5)
+    seen: list[tuple[int, int, int]] = []
+
+    def scrape() -> None:
+        seen.append((index.entry_count, index.entries_size_bytes, index.other_bytes))
+
+    with index._lock:
+        run_threads([scrape])
+    assert seen == [(1, 10, 5)]
+
+
+def test_lock_is_reentrant() -> None:
+    """One step of the index is made of others."""
+    index = make_index()
+    with index._lock:
+        entry = publish(index, A, 10)
+        assert index.find(A, 1) is entry
+        assert index.remove(entry)
+
+
+def test_an_entry_takes_little_memory() -> None:
+    """Ten thousand entries, the default limit, are a few megabytes."""
+    count = 10_000
+    made = make_keys(count)
+    index = make_index(max_entries=count, max_bytes=2**40)
+    tracemalloc.start()
+    try:
+        index.load(
+            by_key(
+                Entry(bytes(bytearray(key)), Lsn(2**40 + n), 25_000) for n, key in enumerate(made)
+            )
+        )
+        used_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used_bytes / count < 400
+
+
+class IndexMachine(RuleBasedStateMachine):
+    """All that happens to an index, with one step on the disk at a time, as the shelf has it.
+
+    What the design lets pass a limit is told apart: files that could not be removed,
+    and files of others. Without them no limit is ever passed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = make_index()
+        self.held: dict[bytes, Entry] = {}
+        self.open: dict[bytes, Reservation] = {}
+        self.credits: dict[bytes, int | None] = {}
+        self.on_disk: Entry | None = None  # doomed, its unlink under way
+        self.moving: Entry | None = None  # on its way into the quarantine
+        self.doomed: list[int] = []
+        self.quarantined: list[int] = []
+        self.strays: list[int] = []
+        self.is_pushed_over = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a step on the disk is under way: there is one at a time."""
+        return self.on_disk is not None or self.moving is not None
+
+    @rule(key=keys)
+    def reserve(self, key: bytes) -> None:
+        """Begin a build."""
+        if key in self.open:
+            return
+        try:
+            self.index.check_room(key)
+        except CacheFullError:
+            with pytest.raises(CacheFullError):
+                self.index.reserve(key)
+            assert key not in self.held
+            return
+        self.open[key] = self.index.reserve(key)
+        self.credits[key] = self.held[key].size_bytes if key in self.held else None
+
+    @rule(key=keys, size_bytes=sizes)
+    def grow(self, key: bytes, size_bytes: int) -> None:
+        """Write a piece."""
+        if key in self.open:
+            before = totals(self.index)
+            try:
+                self.index.grow(self.open[key], size_bytes)
+            except LimitError:
+                assert totals(self.index) == before
+
+    @rule(key=keys)
+    def commit(self, key: bytes) -> None:
+        """Publish, and remove the file before it."""
+        if key not in self.open or self.is_busy:
+            return
+        reservation = self.open.pop(key)
+        entry = Entry(key, Lsn(1), reservation.held_bytes)
+        assert self.index.commit(reservation, entry) is self.held.get(key)
+        self.held[key] = entry
+
+    @rule(key=keys, is_removed=st.booleans())
+    def give_up(self, key: bytes, *, is_removed: bool) -> None:
+        """A build fails, and its file can be removed or not."""
+        reservation = self.open.pop(key, None)
+        if reservation is None:
+            return
+        if is_removed:
+            self.index.release(reservation)
+        else:
+            self.index.abandon(reservation)
+            self.doomed.append(reservation.held_bytes)
+            self.is_pushed_over = True
+
+    @rule(key=keys)
+    def remove(self, key: bytes) -> None:
+        """A reader finds the file gone."""
+        if key in self.held:
+            assert self.index.remove(self.held.pop(key))
+            self.credits[key] = None
+
+    @rule(key=keys)
+    def doom(self, key: bytes) -> None:
+        """An entry is dropped and its file is about to be unlinked."""
+        if key in self.held and not self.is_busy:
+            self.on_disk = self.held.pop(key)
+            assert self.index.doom(self.on_disk)
+
+    @rule(is_unlinked=st.booleans())
+    def settle(self, *, is_unlinked: bool) -> None:
+        """The first attempt to unlink it."""
+        if self.on_disk is None:
+            return
+        self.index.settle_doomed(self.on_disk, is_unlinked=is_unlinked)
+        if not is_unlinked:
+            self.doomed.append(self.on_disk.size_bytes)
+            self.is_pushed_over = True
+        self.credits[self.on_disk.key] = None
+        self.on_disk = None
+
+    @rule()
+    def unlink_at_last(self) -> None:
+        """A file that could not be removed is gone."""
+        if self.doomed:
+            self.index.remove_doomed(self.doomed.pop())
+
+    @rule(key=keys)
+    def begin_quarantine(self, key: bytes) -> None:
+        """An entry is proven bad."""
+        if key not in self.held or self.is_busy:
+            return
+        before = totals(self.index)
+        if self.index.move_to_quarantine(self.held[key]):
+            self.moving = self.held.pop(key)
+            self.credits[key] = None
+        else:
+            assert key in self.open
+            assert totals(self.index) == before
+
+    @rule(is_moved=st.booleans())
+    def end_quarantine(self, *, is_moved: bool) -> None:
+        """Its file has been moved, or not."""
+        entry, self.moving = self.moving, None
+        if entry is None:
+            return
+        if is_moved:
+            self.index.settle_quarantined(entry)
+            self.quarantined.append(entry.size_bytes)
+        else:
+            self.index.return_from_quarantine(entry)
+            self.held[entry.key] = entry
+            self.credits[entry.key] = entry.size_bytes
+
+    @rule(found=st.dictionaries(keys, sizes, max_size=3))
+    def take_stock(self, found: dict[bytes, int]) -> None:
+        """The directory was replaced: what is in it now is held, and nothing else."""
+        if self.is_busy:
+            return
+        self.held = {key: Entry(key, Lsn(1), size_bytes) for key, size_bytes in found.items()}
+        self.index.load(self.held.copy())
+        self.credits = dict(found)
+        self.is_pushed_over = True
+
+    @rule()
+    def trim_quarantine(self) -> None:
+        """The oldest evidence goes."""
+        del self.quarantined[:1]
+        self.index.set_quarantine(len(self.quarantined), sum(self.quarantined))
+
+    @rule(size_bytes=sizes)
+    def stray(self, size_bytes: int) -> None:
+        """Others put a file into the directory."""
+        self.strays.append(size_bytes)
+        self.index.set_strays(len(self.strays), sum(self.strays))
+        self.is_pushed_over = True
+
+    @invariant()
+    def entries_are_those_held(self) -> None:
+        """The gauges count the published entries and nothing else."""
+        assert {entry.key: entry for entry in self.index.snapshot()} == self.held
+        assert self.index.entry_count == len(self.held)
+        assert self.index.entries_size_bytes == sum(e.size_bytes for e in self.held.values())
+
+    @invariant()
+    def books_are_the_sums(self) -> None:
+        """Each total is the sum of its parts, and no credit is forgotten."""
+        for key, reservation in self.open.items():
+            assert reservation.credit_bytes == self.credits.get(key)
+        going = [each.size_bytes for each in (self.on_disk, self.moving) if each is not None]
+        charged = [(each.charged_slots, each.charged_bytes) for each in self.open.values()]
+        others = [*self.strays, *self.doomed, *going]
+        assert self.index.other_bytes == sum(others) + sum(self.quarantined)
+        assert self.index.total_count == len(self.held) + len(others) + sum(n for n, _ in charged)
+        assert self.index.total_size_bytes == (
+            self.index.entries_size_bytes + self.index.other_bytes + sum(n for _, n in charged)
+        )
+
+    @invariant()
+    def limits_hold(self) -> None:
+        """No build, publication, removal or quarantine ever passes a limit."""
+        if not self.is_pushed_over:
+            assert self.index.total_count <= 3
+            assert self.index.total_size_bytes <= 100
+
+    def teardown(self) -> None:
+        """With everything gone the books are at zero."""
+        self.settle(is_unlinked=True)
+        self.end_quarantine(is_moved=True)
+        for key in (A, B, C, D):
+            self.give_up(key, is_removed=True)
+            self.remove(key)
+        while self.doomed:
+            self.unlink_at_last()
+        self.index.set_strays(0, 0)
+        self.index.set_quarantine(0, 0)
+        assert totals(self.index) == (0, 0)
+
+
+IndexMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestIndexMachine = IndexMachine.TestCase
+
+
+def build_much(index: Index, key: bytes, seed: int) -> None:
+    """Build and publish one timeline's entries, as fast as the limits allow."""
+    numbers = random.Random(seed)
+    for lsn in range(300):
+        try:
+            reservation = index.reserve(key)
+        except CacheFullError:
+            continue
+        try:
+            for _ in range(3):
+                index.grow(reservation, numbers.randrange(20))
+        except LimitError:
+            index.release(reservation)
+        else:
+            index.commit(reservation, Entry(key, Lsn(lsn), reservation.held_bytes))
+
+
+def clean_much(index: Index, seed: int) -> None:
+    """Remove entries at random; the limits are never passed."""
+    numbers = random.Random(seed)
+    for _ in range(600):
+        for entry in index.snapshot():
+            if numbers.random() < 0.5 and index.doom(entry):
+                index.settle_doomed(entry, is_unlinked=True)
+            index.find(entry.key, entry.lsn)
+        assert index.total_count <= 3
+        assert index.total_size_bytes <= 100
+
+
+def test_limits_and_books_hold_between_threads() -> None:
+    """Builds, removals and look-ups at once pass no limit and leave zeros behind."""
+    index = make_index(max_entries=3, max_bytes=100, max_entry=50)
+    run_threads(
+        [functools.partial(build_much, index, key, n) for n, key in enumerate(make_keys(8))]
+        + [functools.partial(clean_much, index, seed) for seed in (100, 200)]
+    )
+    assert index.total_count == index.entry_count
+    for entry in index.snapshot():
+        assert index.remove(entry)
+    assert totals(index) == (0, 0)

@@ -1,0 +1,123 @@
+"""Checking a whole directory, beside a cache and without one."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+from support.cache_helpers import LSN_A, LSN_B, Rig
+
+from bbcache.storage.verify import Audit, Finding, Verdict
+
+
+def _verdicts(directory: Path) -> dict[str, Verdict]:
+    return {Path(finding.path).name: finding.verdict for finding in Audit(directory).run()}
+
+
+def test_good_archives_of_both_kinds_are_good(tmp_path: Path) -> None:
+    """Sealed archives and plain ones, as Neon writes them, pass."""
+    with Rig(tmp_path / "cache") as rig:
+        sealed, plain = rig.prepared(), rig.timeline()
+        rig.seed(plain, content=gzip.compress(plain.tarball(LSN_A)))
+        assert _verdicts(rig.dir) == {
+            rig.path(sealed).name: Verdict.GOOD,
+            rig.path(plain).name: Verdict.GOOD,
+        }
+
+
+def test_strays_are_listed_and_left_alone(tmp_path: Path) -> None:
+    """What has no entry's name, or is no file, is a stray, also when quarantining."""
+    with Rig(tmp_path / "cache") as rig:
+        (rig.dir / "notes.txt").write_text("hello")
+        os.mkfifo(rig.dir / "pipe")
+        os.symlink("/etc/passwd", rig.path(rig.timeline()))
+        findings = list(Audit(rig.dir).run(quarantine=True))
+        assert {finding.verdict for finding in findings} == {Verdict.STRAY}
+        assert len(findings) == 3
+        assert len(Audit(rig.dir)) == 0
+        assert rig.quarantined() == []
+
+
+def test_quarantine_moves_bad_archives_only(tmp_path: Path) -> None:
+    """With `quarantine`, what is bad is moved away and the rest untouched."""
+    with Rig(tmp_path / "cache") as rig:
+        good, bad = rig.prepared(), rig.prepared()
+        rig.path(bad).write_bytes(b"bad")
+        rig.cache.close()
+        moved = [finding for finding in Audit(rig.dir).run(quarantine=True) if finding.reason]
+        assert [(f.path, f.is_quarantined) for f in moved] == [(str(rig.path(bad)), True)]
+        assert rig.entry_files() == [rig.path(good).name]
+        assert [name.endswith(rig.path(bad).name) for name in rig.quarantined()] == [True]
+
+
+def test_quarantine_beside_a_running_cache_costs_a_miss(tmp_path: Path) -> None:
+    """A running cache misses what an audit has taken away, and can prepare it again."""
+    with Rig(tmp_path / "cache") as rig:
+        timeline = rig.prepared()
+        with rig.path(timeline).open("r+b") as file:
+            file.truncate(10)
+        (finding,) = Audit(rig.dir).run(quarantine=True)
+        assert finding.is_quarantined
+        assert rig.get(timeline) is None
+        assert rig.reads == {"miss": 1}
+        rig.prepare(timeline)
+        assert rig.get(timeline) == timeline.tarball(LSN_A)
+        rig.cache.run_cleanup()
+        rig.check_books()
+
+
+def test_a_file_that_vanishes_meanwhile_is_passed_over(tmp_path: Path) -> None:
+    """A running cache may remove an entry between the listing and the check."""
+    with Rig(tmp_path / "cache") as rig:
+        timeline = rig.prepared()
+        audit = Audit(rig.dir)
+        timeline.advance(LSN_B)
+        rig.cache.run_cleanup()
+        assert list(audit.run(quarantine=True)) == []
+
+
+def test_a_file_that_changes_meanwhile_is_not_called_bad(tmp_path: Path) -> None:
+    """Another size than was listed proves nothing: the file was replaced."""
+    with Rig(tmp_path / "cache") as rig:
+        timeline = rig.prepared()
+        audit = Audit(rig.dir)
+        rig.path(timeline).write_bytes(b"other")
+        (finding,) = audit.run(quarantine=True)
+        assert finding.verdict is Verdict.UNREADABLE
+        assert rig.entry_files() == [rig.path(timeline).name]
+
+
+def test_a_file_published_over_the_one_read_is_not_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the very file that was found bad is quarantined."""
+    with Rig(tmp_path / "cache") as rig:
+        timeline = rig.prepared()
+        path = rig.path(timeline)
+        good = path.read_bytes()
+        path.write_bytes(bytes(len(good)))
+
+        def replace(_first: object, _second: object) -> bool:
+            aside = path.with_name("aside")
+            aside.write_bytes(good)
+            os.rename(aside, path)
+            return original(_first, os.lstat(path))  # type: ignore[arg-type]
+
+        original = os.path.samestat
+        monkeypatch.setattr("bbcache.storage.verify.os.path.samestat", replace)
+        (finding,) = Audit(rig.dir).run(quarantine=True)
+        assert (finding.verdict, finding.is_quarantined) == (Verdict.BAD, False)
+        assert path.read_bytes() == good
+
+
+def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    """An audit of nothing is no good result."""
+    with pytest.raises(FileNotFoundError):
+        Audit(tmp_path / "nowhere")
+
+
+def test_a_finding_speaks_for_itself() -> None:
+    """A good file needs no reason and was not moved."""
+    assert Finding("p", Verdict.GOOD, 1) == ("p", "good", 1, "", False)

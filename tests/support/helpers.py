@@ -1,0 +1,201 @@
+"""Small things that the tests of the core share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from bbcache.archive.format import ArchiveWriter, pack_header
+from bbcache.errors import DirectoryLockedError
+from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
+from bbcache.prepare.queue import PrepareQueue
+from bbcache.prepare.request import Request
+from bbcache.storage.dirlock import DirectoryLock
+from bbcache.storage.index import make_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from prometheus_client import CollectorRegistry
+
+    from bbcache.metrics import SkipReason
+
+TENANT: Final = TenantId.from_str("de200bd42b49cc1814412c7e592dd6e9")
+TIMELINE: Final = TimelineId.from_str("11223344556677889900aabbccddeeff")
+KEY: Final = make_key(TENANT, TIMELINE)
+LSN: Final = Lsn.from_str("0/16B5A50")
+_DEADLINE_S: Final = 60.0
+
+
+def make_keys(count: int) -> list[bytes]:
+    """Keys of `count` timelines of one tenant."""
+    return [make_key(TENANT, TimelineId(number.to_bytes(16, "big"))) for number in range(count)]
+
+
+def wait_until(is_so: Callable[[], object], timeout_s: float = _DEADLINE_S) -> None:
+    """Poll until `is_so()` holds; fails the test when it never does."""
+    deadline_s = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline_s, "what was waited for has not come"
+        time.sleep(0.001)
+
+
+def run_threads(targets: Iterable[Callable[[], object]]) -> None:
+    """Run every target in a thread of its own, started together; raises the first failure."""
+    targets = list(targets)
+    barrier = threading.Barrier(len(targets))
+    failures: list[BaseException] = []
+
+    def run(target: Callable[[], object]) -> None:
+        try:
+            barrier.wait(_DEADLINE_S)
+            target()
+        except BaseException as error:  # noqa: BLE001 - raised again in the test's thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(target,), daemon=True) for target in targets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(_DEADLINE_S)
+    if failures:
+        raise failures[0]
+    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
+
+
+def seal_archive(tar: bytes, key: bytes = KEY, lsn: int = LSN, level: int = 2) -> bytes:
+    """The bytes of a whole sealed archive of `tar`."""
+    pieces: list[bytes] = []
+    writer = ArchiveWriter(pieces.append, level)
+    writer.write(tar)
+    seal = writer.finish()
+    whole = b"".join(pieces)
+    header = pack_header(seal, key, lsn)
+    return header + whole[len(header) :]
+
+
+def samples(registry: CollectorRegistry) -> dict[str, float]:
+    """Every sample of a registry, such as ``{"name{label=value}": 1.0}``."""
+    return {
+        sample.name + "".join(f"{{{name}={text}}}" for name, text in sample.labels.items()): (
+            sample.value
+        )
+        for family in registry.collect()
+        for sample in family.samples
+    }
+
+
+def file_names(directory: str | Path) -> set[str]:
+    """Names of all that is in a directory, itself included in none of them."""
+    return set(os.listdir(directory))
+
+
+def is_free(directory: Path) -> bool:
+    """Whether another cache could take the directory."""
+    lock = DirectoryLock(str(directory))
+    try:
+        lock.acquire()
+    except DirectoryLockedError:
+        return False
+    lock.release()
+    return True
+
+
+def count_descriptors() -> int:
+    """How many files this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def make_request(key: bytes, lsn: int = 1, *, is_rebuild: bool = False) -> Request:
+    """A request for a timeline, which nobody waits for."""
+    return Request(key, Lsn(lsn), None if is_rebuild else TenantShardId(TENANT), 0.0)
+
+
+class SettledQueue:
+    """A queue whose every step returns what it makes fall out, which then is settled."""
+
+    def __init__(self, capacity: int) -> None:
+        self.queue = PrepareQueue(capacity)
+        self._fills: dict[Request, list[Request]] = {}  # the callers that have joined a request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.queue, name)
+
+    def __len__(self) -> int:
+        return len(self.queue)
+
+    def put(self, request: Request) -> tuple[Request, SkipReason] | None:
+        """Queue a request."""
+        self.queue.put(request)
+        return self._settle_one()
+
+    def join(self, fill: Request) -> Request | None:
+        """Join a request, or queue one."""
+        request = self.queue.join(fill)
+        if request is not None:
+            self._fills.setdefault(request, []).append(fill)
+        return request
+
+    def leave(self, request: Request) -> tuple[Request, SkipReason] | None:
+        """Leave a request: the last of those that have joined it."""
+        self.queue.leave(self._fills[request].pop())
+        return self._settle_one()
+
+    def take(self) -> Request | None:
+        """Wait for a request."""
+        return self.queue.take()
+
+    def postpone(self, request: Request) -> tuple[Request, SkipReason] | None:
+        """Put a request behind."""
+        self.queue.postpone(request)
+        return self._settle_one()
+
+    def start(self, request: Request) -> list[Request] | None:
+        """Begin a build; None where it cannot begin."""
+        is_started = self.queue.start(request)
+        fallen = self._settle()
+        return list(fallen) if is_started else None
+
+    def close(self) -> list[Request]:
+        """Close the queue."""
+        self.queue.close()
+        return list(self._settle())
+
+    def _settle_one(self) -> tuple[Request, SkipReason] | None:
+        fallen = self._settle()
+        assert len(fallen) <= 1
+        return next(iter(fallen.items()), None)
+
+    def _settle(self) -> dict[Request, SkipReason]:
+        fallen = dict(self.queue.fallen())
+        for request in fallen:
+            self.queue.forget(request)
+        return fallen
+
+
+def take_all(queue: SettledQueue) -> list[Request]:
+    """Take what can be taken now, in order, and find each LSN reached."""
+    taken = []
+    while len(queue):
+        each = queue.take()
+        assert each is not None
+        taken.append(each)
+        assert queue.start(each) is not None
+        queue.done(each)
+    return taken
+
+
+def tool(name: str) -> str:
+    """The path of a program; skips the test without it, or fails where it is required."""
+    path = shutil.which(name)
+    if path is None:
+        if os.environ.get("BBCACHE_REQUIRE_TOOLS") == "1":
+            pytest.fail(f"{name} is not installed, but BBCACHE_REQUIRE_TOOLS is set")
+        pytest.skip(f"{name} is not installed")
+    return path

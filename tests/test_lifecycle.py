@@ -1,0 +1,279 @@
+"""Processes: fork, exit without close, kill at any step, two on one directory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from support.cache_helpers import (
+    DEADLINE_S,
+    LSN_A,
+    LSN_B,
+    Rig,
+    Worker,
+    end_child,
+    run_child,
+    start_child,
+)
+from support.helpers import wait_until
+from support.process_children import DEATHS, LATER_DEATHS, fixed_rig
+
+from bbcache import DirectoryLockedError
+from bbcache import lifecycle as process
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """Where the caches of several processes are, one at a time."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Children that are killed at the end, if they still run."""
+    children: list[subprocess.Popen[str]] = []
+    yield children
+    for child in children:
+        child.kill()
+        end_child(child)
+
+
+def _line(child: subprocess.Popen[str]) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+def _tell(child: subprocess.Popen[str]) -> None:
+    assert child.stdin is not None
+    child.stdin.write("go on\n")
+    child.stdin.flush()
+
+
+def _check_restart(data_dir: Path) -> set[int]:
+    """Restart on what a process has left: good entries, no strays; returns their LSNs."""
+    rig, timeline = fixed_rig(str(data_dir))
+    timeline.advance(LSN_B)
+    with rig:
+        rig.check_books()
+        held = {int(entry.lsn) for entry in rig.cache.entries()}
+        for lsn in (LSN_A, LSN_B):
+            expected = timeline.tarball(lsn) if lsn in held else None
+            assert rig.get(timeline, lsn) == expected
+        rig.prepare(timeline, LSN_B)
+        assert rig.get(timeline, LSN_B) == timeline.tarball(LSN_B)
+        rig.check_books()
+    return held
+
+
+def test_a_forked_child_wants_no_lock_and_holds_none(data_dir: Path) -> None:
+    """Forked while every lock is held, the child finds an inert cache, and harms nothing."""
+    run_child("support.process_children:fork_while_locks_are_held", data_dir)
+    assert _check_restart(data_dir) == {LSN_B}
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        *(("get_attached_tenant_shard", "exit"), ("get_timeline", "raise"), ("wait_lsn", "return")),
+        *(("get_last_record_lsn", "exit"), ("list", "exit"), ("list_timelines", "raise")),
+        *(("send_basebackup_tarball", how) for how in ("exit", "raise", "return")),
+    ],
+)
+def test_a_child_forked_in_a_callback_does_not_come_out_of_it(
+    data_dir: Path, name: str, how: str
+) -> None:
+    """It ends there, and the work that it was forked in the middle of is its parent's alone."""
+    run_child("support.process_children:fork_in_a_callback", data_dir, name, how)
+    assert _check_restart(data_dir) == {LSN_B}
+
+
+def test_children_of_a_killed_process_do_not_hold_the_directory(
+    data_dir: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    """Neither a forked child nor a program started with all descriptors has the lock."""
+    parent = start_child("support.process_children:leave_children_behind", data_dir)
+    started.append(parent)
+    pids = [int(pid) for pid in _line(parent).split()]
+    with pytest.raises(DirectoryLockedError) as caught:
+        Rig(data_dir).open()
+    assert caught.value.pid == parent.pid
+    parent.send_signal(signal.SIGKILL)
+    parent.wait(DEADLINE_S)
+    wait_until(lambda: _is_free(data_dir))
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)  # raises when it is gone already
+
+
+def _is_free(data_dir: Path) -> bool:
+    try:
+        with Rig(data_dir):
+            return True
+    except DirectoryLockedError:
+        return False
+
+
+def test_the_lock_of_a_killed_process_is_taken_at_once(
+    data_dir: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    """While it lives the error names its pid; once it is killed the next start is fine."""
+    child = start_child("support.process_children:hold", data_dir)
+    started.append(child)
+    assert _line(child) == "open"
+    with pytest.raises(DirectoryLockedError, match=f"pid {child.pid}") as caught:
+        Rig(data_dir).open()
+    assert caught.value.pid == child.pid
+    child.send_signal(signal.SIGKILL)
+    child.wait(DEADLINE_S)
+    assert _check_restart(data_dir) == {LSN_A}
+
+
+def test_of_many_processes_at_once_one_gets_the_directory(
+    data_dir: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    """The others are told the pid of the one, however close they came."""
+    open_together = "support.process_children:open_together"
+    started.extend(start_child(open_together, data_dir) for _ in range(5))
+    for child in started:
+        assert _line(child) == "ready"
+    for child in started:
+        _tell(child)
+    answers = {child.pid: _line(child) for child in started}
+    (winner,) = [pid for pid, answer in answers.items() if answer == "open"]
+    del answers[winner]
+    assert set(answers.values()) == {f"locked by {winner}"}
+
+
+@pytest.mark.parametrize("doing", ["wait", "write"])
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [("exit", 3), ("raise", 1), ("interrupt", -signal.SIGINT), ("terminate", 3), ("end", 0)],
+)
+def test_exit_without_close(data_dir: Path, doing: str, how: str, code: int) -> None:
+    """A process that ends without close ends promptly, and leaves a directory in order."""
+    child = start_child("support.process_children:exit_without_close", data_dir, doing, how)
+    found, _, err = end_child(child)
+    assert found == code, err
+    last_line = err.strip().rpartition("\n")[2]
+    expected = {"raise": "LookupError: the end", "interrupt": "KeyboardInterrupt"}
+    assert last_line == expected.get(how, ""), err
+    assert os.listdir(data_dir / "tmp") == []
+    assert _check_restart(data_dir) == {LSN_A}
+
+
+def test_exit_while_the_start_fails(data_dir: Path) -> None:
+    """A directory that cannot be listed does not hold up the exit."""
+    code, _, err = end_child(
+        start_child("support.process_children:exit_while_the_start_fails", data_dir)
+    )
+    assert code == 3, err
+
+
+def test_exit_after_dropping_the_cache(data_dir: Path) -> None:
+    """A cache that closes in the background does not hold up the exit."""
+    run_child("support.process_children:exit_after_dropping", data_dir)
+    assert _check_restart(data_dir) == set()
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_kill_in_a_refresh_leaves_the_old_or_the_new(data_dir: Path, death: str) -> None:
+    """Killed at any step of publishing: afterwards the old entry is there, or the new one."""
+    code, _, err = end_child(
+        start_child("support.process_children:die_in_a_refresh", data_dir, death)
+    )
+    assert code == -signal.SIGKILL, err
+    is_renamed = death == "after_rename_temp1" or "commit" in death or "unlink" in death
+    assert _check_restart(data_dir) == {LSN_B if is_renamed else LSN_A}
+
+
+@pytest.mark.parametrize("death", LATER_DEATHS)
+def test_a_kill_in_a_start_or_a_quarantine(data_dir: Path, death: str) -> None:
+    """Killed at any step of a start or of a quarantine: the next start is as any other."""
+    rig, timeline = fixed_rig(str(data_dir))
+    rig.seed(timeline, LSN_A)
+    rig.seed(timeline, LSN_B, b"bad")
+    (data_dir / "tmp").mkdir()
+    (data_dir / "tmp" / f"{rig.path(timeline).name}.half").write_bytes(b"an archive")
+    child = start_child("support.process_children:die_at_the_start_or_in_a_read", data_dir, death)
+    code, _, err = end_child(child)
+    assert code == -signal.SIGKILL, err
+    with rig:
+        assert len(rig.entry_files()) == (0 if death == "after_quarantine" else 1)
+        assert rig.get(timeline, LSN_B) is None
+        assert len(rig.quarantined()) == 1
+        rig.wait_idle()
+        rig.check_books()
+
+
+def test_the_exit_of_the_interpreter_closes_in_two_steps(data_dir: Path) -> None:
+    """First every cache stops its threads, before they are joined; then it is closed for good."""
+    rig, timeline = fixed_rig(str(data_dir))
+    with rig:
+        rig.prepare(timeline)
+        process._begin_closes()
+        assert rig.get(timeline) is None
+        with pytest.raises(DirectoryLockedError):
+            Rig(data_dir).open()
+        process._finish_closes()
+        assert _is_free(data_dir)
+
+
+class _Closing:
+    """A cache, as far as the exit is concerned."""
+
+    def begin_close(self) -> None:
+        """Begin to do nothing."""
+
+    def close(self, timeout: float | None = None) -> None:
+        """Do nothing for no time."""
+
+
+def test_caches_that_come_and_go_at_the_exit_do_not_disturb_it() -> None:
+    """One that closes in the background must not keep the others from being closed."""
+    caches, has_ended = [_Closing() for _ in range(50)], threading.Event()
+    interval_s = sys.getswitchinterval()
+
+    def come_and_go() -> None:
+        while not has_ended.is_set():
+            for cache in caches[:20]:
+                process.close_at_exit(cache)
+            for cache in caches[:20]:
+                process.forget(cache)
+
+    for cache in caches:
+        process.close_at_exit(cache)
+    moving = Worker(come_and_go)
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(5000):
+            process._begin_closes()
+    finally:
+        sys.setswitchinterval(interval_s)
+        has_ended.set()
+        moving.result()
+        for cache in caches:
+            process.forget(cache)
+
+
+def test_a_cache_of_the_parent_is_inert_in_a_child(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the hook of a fork changes is enough: no cache of before does anything."""
+    rig, timeline = fixed_rig(str(data_dir))
+    with rig:
+        rig.prepare(timeline)
+        with monkeypatch.context() as patch:
+            patch.setattr(process, "_generation", process.generation())
+            process._in_forked_child()
+            assert rig.get(timeline) is None
+            assert rig.cache.entries() == []
+            rig.cache.close()
+        assert rig.get(timeline) == timeline.tarball(LSN_A)

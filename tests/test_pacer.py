@@ -1,0 +1,159 @@
+"""Long work rests slice by slice, longer where somebody reads, and ends all the same."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import pytest
+from support.cache_helpers import LSN_A, LSN_B, Rig, tar_of
+from support.helpers import run_threads
+
+from bbcache.pacer import NAP_S, PAUSE_S, SLICE_S, RightOfWay
+from bbcache.upkeep.cleanup import Cleaner
+from bbcache.work_counter import Activity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from bbcache.testing import MemoryTimeline
+
+
+class _Road:
+    """A right of way whose time passes only in rests and where a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.rests_s: list[float] = []
+        self.way = RightOfWay(lambda: self.now_s, self.sleep)
+
+    def sleep(self, rest_s: float) -> None:
+        self.rests_s.append(rest_s)
+        self.now_s += rest_s
+
+    def work(self, step_s: float, count: int, *, is_read: bool = False) -> Iterator[int]:
+        """Steps of so many seconds each, with a read in each where wanted."""
+        for number in range(count):
+            self.now_s += step_s
+            self.way.is_taken |= is_read
+            yield number
+
+
+def test_work_of_less_than_a_slice_does_not_rest() -> None:
+    """A small clean-up pays nothing."""
+    road = _Road()
+    assert [*road.way.paced(road.work(SLICE_S / 10, 9))] == [*range(9)]
+    assert road.rests_s == []
+
+
+def test_a_nap_comes_with_the_end_of_each_slice() -> None:
+    """All items come, in order, and between slices any other thread gets in."""
+    road = _Road()
+    assert [*road.way.paced(road.work(SLICE_S / 3.5, 41))] == [*range(41)]
+    assert road.rests_s == [NAP_S] * 10
+
+
+def test_whoever_reads_gets_a_pause_and_only_one() -> None:
+    """A read makes the next rest a pause; without another the one after is a nap again."""
+    road = _Road()
+    road.way.is_taken = True
+    for _ in range(3):
+        road.way.rest()
+    assert road.rests_s == [PAUSE_S, NAP_S, NAP_S]
+
+
+def test_a_read_in_a_pause_asks_for_the_next() -> None:
+    """What comes while the work rests is not forgotten."""
+    rests_s: list[float] = []
+
+    def sleep(rest_s: float) -> None:
+        way.is_taken = len(rests_s) == 0
+        rests_s.append(rest_s)
+
+    way = RightOfWay(lambda: 0.0, sleep)
+    for _ in range(3):
+        way.rest()
+    assert rests_s == [NAP_S, PAUSE_S, NAP_S]
+
+
+def test_reads_without_end_make_work_five_times_as_long() -> None:
+    """However many read, the work gets its share and ends."""
+    road = _Road()
+    began_s, work_s = road.now_s, 1000 * SLICE_S / 8
+    for _ in road.way.paced(road.work(SLICE_S / 8, 1000, is_read=True)):
+        pass
+    assert 4.5 * work_s < road.now_s - began_s <= 5 * work_s
+
+
+def test_one_slow_step_is_one_rest() -> None:
+    """What a host's callback takes is not made up for."""
+    road = _Road()
+    assert [*road.way.paced(road.work(100 * SLICE_S, 2))] == [0, 1]
+    assert road.rests_s == [NAP_S] * 2
+
+
+def _step(rig: Rig, way: RightOfWay) -> None:
+    """A clean-up step of a running cache, by a way of its own; `wait_idle` does not wait for it."""
+    engine = rig.engine
+    Cleaner(rig.host, engine.index, engine._shelf, engine._metrics, Activity(), way).step()
+
+
+def test_a_clean_up_rests_without_any_lock(tmp_path: Path) -> None:
+    """In its rests others can read and publish; what is published stays, what is outgrown goes."""
+    with Rig(tmp_path / "cache") as rig:
+        gone, *kept = [rig.prepared() for _ in range(3)]
+        gone.advance(LSN_B)
+        born: list[MemoryTimeline] = []
+
+        def use() -> None:
+            assert rig.get(kept[0]) == tar_of(kept[0])
+            born.append(rig.prepared())
+
+        always_due = itertools.count(0, 1).__next__
+        _step(rig, RightOfWay(always_due, lambda _: run_threads([use])))
+        assert len(born) >= 3  # the tenant, its timelines, what is left
+        assert not rig.holds(gone)
+        assert all(rig.holds(timeline) for timeline in [*kept, *born])
+        rig.check_books()
+
+
+@pytest.mark.parametrize("rest", range(4))
+def test_a_ctrl_c_in_a_rest_ends_the_step(tmp_path: Path, rest: int) -> None:
+    """It passes through to the caller, with nothing removed half-way."""
+    rests = itertools.count()
+
+    def sleep(_: float) -> None:
+        if next(rests) == rest:
+            raise KeyboardInterrupt
+
+    with Rig(tmp_path / "cache") as rig:
+        timeline = rig.prepared()
+        timeline.advance(LSN_B)
+        way = RightOfWay(itertools.count(0, 1).__next__, sleep)
+        with pytest.raises(KeyboardInterrupt):
+            _step(rig, way)
+        assert rig.holds(timeline)
+        _step(rig, way)
+        assert not rig.holds(timeline)
+
+
+def test_every_read_takes_the_way(tmp_path: Path) -> None:
+    """Hits, misses and fills alike; what only asks the index does not."""
+    with Rig(tmp_path / "cache") as rig:
+        way, timeline = rig.engine.reader._way, rig.prepared()
+        assert way is rig.engine.cleaner._way
+        way.is_taken = False
+        assert rig.holds(timeline)
+        assert not way.is_taken
+        reads: list[Callable[[], object]] = [
+            lambda: rig.get(timeline),
+            lambda: rig.open_file(timeline, LSN_B),
+            lambda: rig.cache.get_or_prepare(
+                rig.tenant.tenant_shard_id, timeline.timeline_id, LSN_A
+            ).close(),
+        ]
+        for read in reads:
+            way.is_taken = False
+            read()
+            assert way.is_taken

@@ -1,0 +1,387 @@
+"""Clean-up: what goes, what stays because it is unknown, and its races with publishing."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.cache_helpers import (
+    LSN_A,
+    LSN_B,
+    LSN_C,
+    Rig,
+    fail_with,
+    put,
+    tar_of,
+)
+from support.helpers import wait_until
+
+from bbcache import NotReadyError, TenantShardId, TenantState
+from bbcache.errors import BrokenError
+from bbcache.storage.catalog import Shelf
+from bbcache.testing import MemoryHost, MemoryTenant, MemoryTimeline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+UNKNOWN_STATES = [state for state in TenantState if state is not TenantState.ACTIVE]
+
+
+FAILURES = [
+    *(RuntimeError("the host broke"), KeyError("x"), OSError(5, "EIO"), TimeoutError()),
+    *(SystemExit(1), GeneratorExit(), asyncio.CancelledError()),
+]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """A running cache whose periodic clean-up does not come in a test's time."""
+    with Rig(tmp_path / "cache") as opened:
+        yield opened
+
+
+def _set_rows(rig: Rig, *rows: tuple[tuple[int, int], MemoryTenant | None]) -> None:
+    """Make the host list its one tenant as these shards: (number, count) and the tenant."""
+    tenant_id = rig.tenant.tenant_id
+    listed = [(TenantShardId(tenant_id, *shard), tenant) for shard, tenant in rows]
+    put(rig.host, "list", lambda: listed)
+
+
+def _no_row(rig: Rig, _timeline: MemoryTimeline) -> None:
+    _set_rows(rig)
+
+
+def _only_none_rows(rig: Rig, _timeline: MemoryTimeline) -> None:
+    _set_rows(rig, ((0, 0), None), ((0, 4), None))
+
+
+def _only_other_shards(rig: Rig, _timeline: MemoryTimeline) -> None:
+    _set_rows(rig, ((1, 4), rig.tenant), ((3, 4), rig.tenant), ((2, 4), None))
+
+
+def _not_listed(rig: Rig, timeline: MemoryTimeline) -> None:
+    del rig.tenant.timelines[timeline.timeline_id]
+
+
+def _passed(_rig: Rig, timeline: MemoryTimeline) -> None:
+    timeline.advance(LSN_B + 1)
+
+
+def _passed_on_every_row(rig: Rig, timeline: MemoryTimeline) -> None:
+    timeline.advance(LSN_C)
+    other = MemoryTenant(TenantShardId(rig.tenant.tenant_id, 0, 4))
+    _set_rows(rig, ((0, 0), rig.tenant), ((0, 4), other), ((0, 2), None))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_no_row, _only_none_rows, _only_other_shards, _not_listed, _passed, _passed_on_every_row],
+    ids=lambda change: change.__name__[1:],
+)
+def test_what_is_outgrown_goes(rig: Rig, change: Callable[[Rig, MemoryTimeline], None]) -> None:
+    """An entry goes with its tenant's shard zero, its timeline, or once the tip is past it."""
+    timeline = rig.prepared(LSN_B)
+    path = rig.path(timeline, LSN_B)
+    change(rig, timeline)
+    rig.cache.run_cleanup()
+    assert rig.cache.entries() == []
+    assert not path.exists()
+    rig.check_books()
+
+
+def _nothing(_rig: Rig, _timeline: MemoryTimeline) -> None:
+    pass
+
+
+def _tip_before(_rig: Rig, timeline: MemoryTimeline) -> None:
+    timeline.advance(LSN_A)
+
+
+def _one_of_two_rows_holds_it(rig: Rig, _timeline: MemoryTimeline) -> None:
+    other = MemoryTenant(TenantShardId(rig.tenant.tenant_id, 0, 4))
+    _set_rows(rig, ((0, 4), other), ((0, 0), rig.tenant))
+
+
+def _one_row_is_none(rig: Rig, _timeline: MemoryTimeline) -> None:
+    _set_rows(rig, ((0, 4), None), ((0, 0), rig.tenant), ((0, 2), None))
+
+
+def _one_of_two_rows_is_attaching(rig: Rig, timeline: MemoryTimeline) -> None:
+    timeline.advance(LSN_C)
+    other = MemoryTenant(TenantShardId(rig.tenant.tenant_id, 0, 4))
+    other.state = TenantState.ATTACHING
+    _set_rows(rig, ((0, 0), rig.tenant), ((0, 4), other))
+
+
+def _not_ready(rig: Rig, _timeline: MemoryTimeline) -> None:
+    rig.host.tenants.clear()
+    rig.host.is_ready = False
+
+
+def _not_ready_half_way(rig: Rig, _timeline: MemoryTimeline) -> None:
+    def rows() -> Iterator[tuple[TenantShardId, MemoryTenant | None]]:
+        yield TenantShardId(rig.tenant.tenant_id, 1, 2), rig.tenant
+        raise NotReadyError
+
+    put(rig.host, "list", rows)
+
+
+def _rows_of_nonsense(rig: Rig, _timeline: MemoryTimeline) -> None:
+    put(rig.host, "list", lambda: [None])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(_nothing, _tip_before, _one_of_two_rows_holds_it, _one_row_is_none),
+        *(_one_of_two_rows_is_attaching, _not_ready, _not_ready_half_way, _rows_of_nonsense),
+    ],
+    ids=lambda change: change.__name__[1:],
+)
+def test_what_is_wanted_or_unknown_stays(
+    rig: Rig, change: Callable[[Rig, MemoryTimeline], None]
+) -> None:
+    """Unknown is not gone: wherever the host cannot say, the entry stays."""
+    timeline = rig.prepared(LSN_B)
+    change(rig, timeline)
+    rig.cache.run_cleanup()
+    assert rig.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
+    rig.check_books()
+
+
+@pytest.mark.parametrize("state", UNKNOWN_STATES)
+def test_a_tenant_that_is_not_active_keeps_its_entries(rig: Rig, state: TenantState) -> None:
+    """In every state but ACTIVE a tenant's timelines are unknown, listed or not, moved or not."""
+    timelines = [rig.prepared() for _ in range(3)]
+    timelines[0].advance(LSN_B)
+    del rig.tenant.timelines[timelines[1].timeline_id]
+    rig.tenant.state = state
+    rig.cache.run_cleanup()
+    assert len(rig.cache.entries()) == 3
+    rig.tenant.state = TenantState.ACTIVE
+    rig.cache.run_cleanup()
+    assert [entry.timeline_id for entry in rig.cache.entries()] == [timelines[2].timeline_id]
+
+
+@pytest.mark.parametrize("state", UNKNOWN_STATES)
+def test_a_tenant_that_stops_while_it_lists_keeps_its_entries(rig: Rig, state: TenantState) -> None:
+    """A list made by a tenant that was not ACTIVE at its end may be short: it proves nothing."""
+    timeline = rig.prepared()
+
+    def list_timelines() -> list[MemoryTimeline]:
+        rig.tenant.state = state
+        return []
+
+    put(rig.tenant, "list_timelines", list_timelines)
+    rig.cache.run_cleanup()
+    assert rig.holds(timeline)
+
+
+def test_a_restart_throws_nothing_away(rig: Rig) -> None:
+    """Neither the start itself nor steps while tenants attach remove anything."""
+    timelines = [rig.prepared() for _ in range(3)]
+    known = dict(rig.tenant.timelines)
+    rig.tenant.state = TenantState.ATTACHING
+    rig.tenant.timelines.clear()
+    rig.host.is_ready = False
+    rig.reopen()
+    rig.cache.run_cleanup()
+    rig.host.is_ready = True
+    rig.cache.run_cleanup()
+    rig.tenant.timelines.update(known)
+    rig.tenant.state = TenantState.ACTIVE
+    rig.cache.run_cleanup()
+    assert [rig.get(timeline) for timeline in timelines] == [tar_of(t) for t in timelines]
+    assert rig.reads == {"hit": 3}
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("is_half_way", [False, True], ids=["at_once", "half_way"])
+def test_a_list_that_raises_keeps_everything(
+    rig: Rig, error: BaseException, is_half_way: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`TenantManager.list` that raises, also after some rows, judges nobody."""
+    timelines = [rig.prepared(), rig.prepared()]
+    timelines[0].advance(LSN_B)
+
+    def rows() -> Iterator[tuple[TenantShardId, MemoryTenant | None]]:
+        if is_half_way:
+            yield rig.tenant.tenant_shard_id, rig.tenant
+        raise error
+
+    put(rig.host, "list", rows)
+    rig.cache.run_cleanup()
+    assert len(rig.cache.entries()) == 2
+    assert "clean-up keeps everything" in caplog.text
+    assert rig.value("bbcache_cleanup_errors_total") == 1
+
+
+def _state_raises(broken: Any, error: BaseException) -> None:
+    broken.current_state = _raiser(error)
+
+
+def _listing_raises(broken: Any, error: BaseException) -> None:
+    broken.list_timelines = _raiser(error)
+
+
+def _listing_raises_half_way(broken: Any, error: BaseException) -> None:
+    def list_timelines() -> Iterator[MemoryTimeline]:
+        yield from ()
+        raise error
+
+    broken.list_timelines = list_timelines
+
+
+def _tip_raises(broken: Any, error: BaseException) -> None:
+    for timeline in broken.timelines.values():
+        timeline.get_last_record_lsn = _raiser(error)
+
+
+def _raiser(error: BaseException) -> Callable[..., Any]:
+    def raise_it(*_: object) -> None:
+        raise error
+
+    return raise_it
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "breaking", [_state_raises, _listing_raises, _listing_raises_half_way, _tip_raises]
+)
+def test_a_tenant_that_raises_keeps_what_it_was_asked_about(
+    rig: Rig,
+    breaking: Callable[[Any, BaseException], None],
+    error: BaseException,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A callback that raises keeps the entries it is about; all others are judged."""
+    broken = rig.host.add_tenant()
+    kept = rig.timeline(tenant=broken)
+    rig.prepare(kept)
+    gone, wanted = rig.prepared(), rig.prepared()
+    gone.advance(LSN_B)
+    kept.advance(LSN_B)
+    breaking(broken, error)
+    rig.cache.run_cleanup()
+    assert (rig.holds(kept), rig.holds(gone), rig.holds(wanted)) == (True, False, True)
+    assert str(broken.tenant_id) in caplog.text
+
+
+def test_one_timeline_that_raises_keeps_itself_alone(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of one tenant, timelines that answer are judged beside one that raises."""
+    broken, gone = rig.prepared(), rig.prepared()
+    gone.advance(LSN_B)
+    put(broken, "get_last_record_lsn", _raiser(RuntimeError("no tip")))
+    rig.cache.run_cleanup()
+    assert (rig.holds(broken), rig.holds(gone)) == (True, False)
+    for part in (rig.tenant.tenant_id, broken.timeline_id, LSN_A):
+        assert str(part) in caplog.text
+
+
+def test_a_broken_timeline_keeps_its_entry_in_silence(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The host has reported it: no step counts an error or logs a line about it again."""
+    broken, outgrown = rig.prepared(), rig.prepared()
+    put(broken, "get_last_record_lsn", _raiser(BrokenError("it is cut")))
+    outgrown.advance(LSN_B)
+    rig.cache.run_cleanup()
+    rig.cache.run_cleanup()
+    assert (rig.holds(broken), rig.holds(outgrown)) == (True, False)
+    assert rig.value("bbcache_cleanup_errors_total") == 0
+    assert "it is cut" not in caplog.text
+
+
+def test_the_period_runs_steps_and_survives_whatever_they_raise(tmp_path: Path) -> None:
+    """Steps come period by period, not at the start, also after one has raised anything."""
+    rig = Rig(tmp_path / "cache", cleanup_period=0.02)
+    calls: list[bool] = []
+    ready: list[bool] = []
+
+    class Host(MemoryHost):
+        def list(self) -> list[tuple[TenantShardId, MemoryTenant | None]]:
+            calls.append(rig.cache.wait_initialized(0))
+            if len(calls) == 1:
+                raise SystemExit
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return super().list() if ready else raise_not_ready()
+
+    def raise_not_ready() -> Any:
+        raise NotReadyError
+
+    rig.host = Host()
+    rig.tenant = rig.host.add_tenant()
+    with rig:
+        timeline = rig.prepared()
+        timeline.advance(LSN_B)
+        wait_until(lambda: len(calls) > 3)
+        assert rig.holds(timeline)
+        ready.append(True)
+        wait_until(lambda: not rig.cache.entries())
+        assert all(calls)
+
+
+@pytest.mark.parametrize("error", [SystemExit("no"), KeyboardInterrupt(), GeneratorExit()])
+def test_a_tenant_that_raises_anything_does_not_save_the_others(
+    tmp_path: Path, error: BaseException
+) -> None:
+    """Also SystemExit or a Ctrl-C of one tenant's own leaves the others to be judged."""
+    with Rig(tmp_path / "cache", cleanup_period=0.02) as rig:
+        broken = rig.host.add_tenant()
+        rig.host.tenants = {broken.tenant_shard_id: broken, **rig.host.tenants}
+        rig.prepare(rig.timeline(tenant=broken))
+        kept, gone = rig.cache.entries()[0], rig.prepared()
+        put(broken, "list_timelines", _raiser(error))
+        gone.advance(LSN_B)
+        wait_until(lambda: not rig.holds(gone), 5)
+        assert kept in rig.cache.entries()
+        assert rig.value("bbcache_cleanup_errors_total") >= 1
+
+
+@pytest.mark.parametrize("callback", ["list", "list_timelines", "get_last_record_lsn"])
+def test_a_ctrl_c_passes_through_run_cleanup(rig: Rig, callback: str) -> None:
+    """A Ctrl-C in the caller's own thread is the caller's; the cache goes on."""
+    timeline = rig.prepared()
+    timeline.advance(LSN_B)
+    owner = next(o for o in (rig.host, rig.tenant, timeline) if hasattr(o, callback))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, callback, _raiser(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            rig.cache.run_cleanup()
+    rig.wait_idle()
+    assert rig.holds(timeline)
+    rig.cache.run_cleanup()
+    assert not rig.holds(timeline)
+
+
+def test_the_log_tells_how_many_went(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """One line where something went, and none where nothing did."""
+    caplog.set_level(logging.INFO, logger="bbcache.upkeep.cleanup")
+    rig.prepared()
+    outgrown = rig.prepared()
+    rig.cache.run_cleanup()
+    assert "clean-up" not in caplog.text
+    outgrown.advance(LSN_B)
+    rig.cache.run_cleanup()
+    assert "clean-up removed 1 of 2 basebackups" in caplog.text
+
+
+def test_without_its_directory_a_step_judges_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it cannot be used the step ends, and the next one does the work."""
+    timeline = rig.prepared()
+    timeline.advance(LSN_B)
+    fail_with(monkeypatch, Shelf, "ensure_home", OSError(errno.EIO, "EIO"), times=1)
+    rig.cache.run_cleanup()
+    assert rig.holds(timeline)
+    rig.cache.run_cleanup()
+    assert rig.cache.entries() == []
