@@ -27,6 +27,7 @@ from support.cache_helpers import (
     tar_of,
 )
 from support.helpers import run_threads, wait_until
+from support.seams import start_close
 
 from bbcache import (
     BasebackupCache,
@@ -117,9 +118,7 @@ def test_the_writer_says_why(rig: Rig) -> None:
         timeline.on_send = send
         rig.send(timeline)
         gate.wait_for()
-        closing = Worker(rig.cache.close)
-        wait_until(lambda: not rig.engine.is_serving)
-        wait_until(lambda: rig.engine._has_closer)
+        closing = start_close(rig)
         gate.open()
         closing.result()
     assert seen == ["the cache is closing"] * 2
@@ -182,8 +181,7 @@ def test_close_from_a_callback_and_from_outside(rig: Rig) -> None:
         timeline.on_send = close
         rig.send(timeline)
         gate.wait_for()
-        closing = Worker(rig.cache.close)
-        wait_until(lambda: rig.engine._has_closer)
+        closing = start_close(rig)
         gate.open()
         closing.result()
     assert rig.living() == []
@@ -253,8 +251,7 @@ def test_a_second_close_waits_no_longer_than_it_was_told(rig: Rig) -> None:
         timeline.on_send = gate
         rig.send(timeline)
         gate.wait_for()
-        first = Worker(rig.cache.close)
-        wait_until(lambda: rig.engine._has_closer)
+        first = start_close(rig)
         rig.cache.close(0.05)
         assert first.is_alive()
         with pytest.raises(DirectoryLockedError):
@@ -280,11 +277,17 @@ def test_a_lock_that_cannot_be_freed_is_told_and_the_close_ends(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What the disk does at the very end reaches no caller of close."""
-    fail_with(monkeypatch, DirectoryLock, "release", OSError(errno.EIO, "the disk fails"), times=1)
-    dirlock = rig.engine._dirlock
-    rig.cache.close()
+    locks: list[DirectoryLock] = []
+
+    def fail(lock: DirectoryLock) -> None:
+        locks.append(lock)
+        raise OSError(errno.EIO, "the disk fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectoryLock, "release", fail)
+        rig.cache.close()
     assert "cannot unlock" in caplog.text
-    dirlock.release()
+    locks[0].release()
     assert _can_open(rig.dir)
 
 
@@ -370,10 +373,13 @@ def test_a_dropped_cache_is_closed_in_the_background(tmp_path: Path) -> None:
     tenant = host.add_tenant()
     timeline = tenant.add_timeline(LSN_A)
     registry = CollectorRegistry()
+    before = set(threading.enumerate())
     cache = BasebackupCache.spawn(tmp_path, BasebackupCacheConfig(), host, registry)
     assert cache.wait_initialized(DEADLINE_S)
-    assert cache._engine is not None
-    engine, threads = weakref.ref(cache._engine), list(cache._engine._own_threads)
+    threads = set(threading.enumerate()) - before
+    assert threads
+    kept = weakref.ref(host)  # by the cache alone
+    del host
     with Gate() as gate:
         stop_while_sending(timeline, gate)
         cache.send_prepare(tenant.tenant_shard_id, timeline.timeline_id, LSN_A)
@@ -382,7 +388,7 @@ def test_a_dropped_cache_is_closed_in_the_background(tmp_path: Path) -> None:
             del cache
     wait_until(lambda: not any(thread.is_alive() for thread in threads))
     wait_until(lambda: _can_open(tmp_path))
-    wait_until(lambda: gc.collect() >= 0 and engine() is None)
+    wait_until(lambda: gc.collect() >= 0 and kept() is None)
 
 
 def _can_open(data_dir: Path) -> bool:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
+import threading
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.cache_helpers import LSN_A, LSN_B, MIB, Rig, fail_with, noise, stop_before, tar_of
-from support.fill_helpers import fill, filled, unpublished_bytes
-from support.helpers import count_descriptors
+from support.cache_helpers import (
+    LSN_A,
+    LSN_B,
+    LSN_C,
+    MIB,
+    Rig,
+    Worker,
+    fail_with,
+    noise,
+    stop_before,
+    tar_of,
+)
+from support.fill_helpers import aboard, fill, filled, unpublished_bytes
+from support.helpers import count_descriptors, wait_until
+from support.seams import stand_still, start_close
 
 import bbcache.prepare.builder
-from bbcache import BackingOffError, FillError, TimelineId
+from bbcache import BackingOffError, FillError, Lsn, TimelineId
 from bbcache.errors import ArchiveError, BbcacheError, CacheFullError, EntryTooBigError
 from bbcache.storage.catalog import Shelf
 from bbcache.storage.files import Store, TempFile
@@ -21,9 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from bbcache import Lsn
     from bbcache.host import TarballWriter
-    from bbcache.prepare.singleflight import Flight
 
 
 @pytest.fixture
@@ -31,12 +45,6 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     """A running cache with one worker."""
     with Rig(tmp_path / "cache", prepare_concurrency=1) as opened:
         yield opened
-
-
-def _open_rooms(rig: Rig) -> set[object]:
-    """The rooms of builds that have not ended, and of files that are being read."""
-    rooms: set[object] = rig.engine._preparer._builder._spools._held
-    return rooms
 
 
 def _not_to_be_called(*_: object) -> None:
@@ -57,7 +65,6 @@ def test_a_slot_that_goes_during_the_wait_is_missed_at_the_build(tmp_path: Path)
         timeline.on_send = _not_to_be_called
         rig.prepare(timeline)
         assert rig.skips == {"full": 1}
-        assert _open_rooms(rig) == set()
         rig.engine.index.release(taken[0])
         rig.check_books()
 
@@ -99,41 +106,38 @@ def test_what_is_given_up_at_the_very_end_has_not_succeeded(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Outgrown, and with nobody left to have it: a skip, and the pause goes on."""
-    rig.engine.filler._backoff._clock = lambda: 0.0
+    stand_still(monkeypatch, rig)
     timeline = rig.timeline()
     timeline.on_send = _fail
     with pytest.raises(FillError, match="the host fails"):
         fill(rig, timeline)
-    flights: list[Flight] = []
+    callers: list[Worker] = []
+    is_over = threading.Event()
+
+    def go_on() -> None:
+        if is_over.is_set():
+            raise LookupError("the client is gone")
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
-        (running,) = rig.engine._queue._running.values()
-        flights.append(running.flight)
-        assert running.flight.board(0)
+        shard_id = rig.tenant.tenant_shard_id
+        ask = functools.partial(rig.cache.get_or_prepare, go_on=go_on)
+        callers.append(Worker(ask, shard_id, timeline.timeline_id, lsn))
+        wait_until(lambda: aboard() == 1)
         writer.write(timeline.tarball(lsn))
         timeline.advance(LSN_B)
 
     def leave() -> None:
-        flights[0].leave(0)
+        is_over.set()
+        with pytest.raises(LookupError):
+            callers[0].result()
 
     timeline.on_send = send
-    stop_before(monkeypatch, TempFile, "patch", leave)
+    stop_before(monkeypatch, os, "pwrite", leave)  # of the header, at the end of the build
     rig.prepare(timeline)
+    assert not callers[0].is_alive()
     assert rig.skips == {"tip_moved": 1}
     with pytest.raises(BackingOffError):
         fill(rig, timeline, LSN_B)
-    rig.check_books()
-
-
-def test_every_build_gives_its_room_back(rig: Rig) -> None:
-    """Whether it is published, fails, or is read by nobody any more."""
-    failing, outgrown = rig.timeline(), rig.timeline(LSN_B)
-    failing.on_send = _fail
-    rig.prepared()
-    rig.prepare(failing)
-    fill(rig, outgrown).close()
-    rig.wait_idle()
-    assert _open_rooms(rig) == set()
     rig.check_books()
 
 
@@ -152,7 +156,6 @@ def test_a_failed_build_leaves_nothing(rig: Rig, *, is_outgrown: bool) -> None:
         fill(rig, timeline)
     rig.wait_idle()
     assert unpublished_bytes(rig) == 0
-    assert _open_rooms(rig) == set()
     assert count_descriptors() == descriptor_count
     rig.check_books()
 
@@ -232,16 +235,19 @@ def test_a_stop_before_the_host_is_asked_asks_it_nothing(
     """A writer that was not there yet to be cancelled is not used at all."""
     timeline = rig.timeline()
     real_create, was_called = Store.create_temp, []
+    closing: list[Worker] = []
 
     def create(store: Store, key: bytes, lsn: int) -> TempFile:
-        rig.engine._preparer.stop()
+        closing.append(start_close(rig))
         return real_create(store, key, lsn)
 
     monkeypatch.setattr(Store, "create_temp", create)
     timeline.on_send = lambda *_: was_called.append(True)
     rig.prepare(timeline)
+    closing[0].result()
     assert rig.skips == {"closing": 1}
     assert was_called == []
+    rig.open()
     rig.check_books()
 
 
@@ -249,10 +255,11 @@ def test_a_stop_fails_the_writes_that_come_after(rig: Rig) -> None:
     """Of all builds under way, whatever their host makes of it."""
     timeline = rig.timeline()
     raised: list[BbcacheError] = []
+    closing: list[Worker] = []
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
         writer.write(timeline.tarball(lsn)[:700])
-        rig.engine._preparer.stop()
+        closing.append(start_close(rig))
         try:
             writer.write(timeline.tarball(lsn)[700:])
         except BbcacheError as error:
@@ -260,8 +267,10 @@ def test_a_stop_fails_the_writes_that_come_after(rig: Rig) -> None:
 
     timeline.on_send = send
     rig.prepare(timeline)
+    closing[0].result()
     assert [str(error) for error in raised] == ["the cache is closing"]
     assert rig.skips == {"closing": 1}
+    rig.open()
     rig.check_books()
 
 
@@ -294,13 +303,34 @@ def test_the_cause_is_what_the_writer_raised(
         rig.check_books()
 
 
-def test_a_writer_that_is_not_used_any_more_is_not_kept(rig: Rig) -> None:
-    """Neither of a build that succeeded, nor of one that failed."""
-    rig.prepared()
-    failing = rig.timeline()
+def _own_objects() -> Counter[str]:
+    """How many objects there are of each class of bbcache."""
+    gc.collect()
+    kinds = [type(each) for each in gc.get_objects()]
+    return Counter(f"{k.__module__}.{k.__name__}" for k in kinds if "bbcache." in k.__module__)
+
+
+def test_a_build_that_has_ended_leaves_no_object(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No writer, room or request, whether it succeeded, failed or was not published."""
+    caplog.set_level("CRITICAL", "bbcache")  # a line that is kept keeps all of its traceback
+    held, failing, outgrown = rig.prepared(), rig.timeline(), rig.timeline(LSN_C)
     failing.on_send = _fail
-    rig.prepare(failing)
-    assert rig.engine._preparer._builder._writers == set()
+
+    def build(lsn: Lsn) -> None:
+        held.advance(lsn)
+        rig.prepare(held, lsn)
+        rig.prepare(failing)
+        rig.prepare(outgrown)
+        fill(rig, outgrown).close()
+        rig.wait_idle()
+
+    seen = []
+    for lsn in range(LSN_B, LSN_B + 4):
+        build(Lsn(lsn))
+        seen.append(_own_objects())
+    assert seen[1:] == [seen[1]] * 3
 
 
 def test_what_nobody_waits_for_is_opened_for_nobody(

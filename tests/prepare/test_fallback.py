@@ -20,6 +20,7 @@ from support.cache_helpers import (
     tar_of,
 )
 from support.fill_helpers import fill, filled, fillers, fills, unpublished_bytes
+from support.seams import stop_at_log
 
 import bbcache.prepare.builder
 from bbcache import FillError, StoreError
@@ -318,17 +319,11 @@ def test_a_caller_that_joins_a_prepare_as_it_fails_gets_its_bytes(
     timeline = rig.timeline()
     with Gate() as gate, monkeypatch.context() as patch:
         disk_fails(patch)
-        note = rig.engine._preparer._note
-
-        def stopped(*args: object) -> None:
-            gate()
-            note(*args)
-
-        patch.setattr(rig.engine._preparer, "_note", stopped)
-        rig.send(timeline)
-        gate.wait_for()  # the prepare has failed, but its flight has not landed
-        (worker,) = fillers(rig, timeline, 1)
-        gate.open()
+        with stop_at_log("cannot prepare the basebackup", gate):
+            rig.send(timeline)
+            gate.wait_for()  # the prepare has failed, but has not ended
+            (worker,) = fillers(rig, timeline, 1)
+            gate.open()
         assert worker.result() == ("built", tar_of(timeline))
     assert fallbacks(rig) == {"ok": 1}
 

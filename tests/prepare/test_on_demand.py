@@ -22,6 +22,7 @@ from support.cache_helpers import (
 )
 from support.fill_helpers import aboard, fill, filled, fillers, fills
 from support.helpers import wait_until
+from support.seams import stand_still, stop_at_log
 
 from bbcache import (
     BackingOffError,
@@ -387,20 +388,11 @@ def test_a_prepare_joined_as_it_is_skipped_is_built_for_the_caller(rig: Rig) -> 
     seen = timeline.get_last_record_lsn
     with Gate() as gate:
         timeline.advance(LSN_B)
-        calls: list[int] = []
-
-        def stop_at_done(request: object) -> None:
-            if not calls:
-                calls.append(1)
-                gate()
-            done(request)
-
-        queue = rig.engine._queue
-        done, queue.done = queue.done, stop_at_done
-        rig.send(timeline, LSN_A)
-        gate.wait_for()
-        (worker,) = fillers(rig, timeline, 1)
-        gate.open()
+        with stop_at_log("skipped (tip_moved)", gate):
+            rig.send(timeline, LSN_A)
+            gate.wait_for()
+            (worker,) = fillers(rig, timeline, 1)
+            gate.open()
         assert worker.result() == ("built", tar_of(timeline))
     assert seen() == LSN_B
     assert rig.skips == {"tip_moved": 2}
@@ -496,11 +488,9 @@ class TestBackoff:
     """Failing timelines back off."""
 
     @pytest.fixture
-    def now_s(self, rig: Rig) -> list[float]:
+    def now_s(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         """What the clock of the back-off shows; a test moves it."""
-        now = [0.0]
-        rig.engine.filler._backoff._clock = lambda: now[0]
-        return now
+        return stand_still(monkeypatch, rig)
 
     def test_a_failing_timeline_is_left_alone(self, rig: Rig, now_s: list[float]) -> None:
         """At any LSN, for longer with each failure, and not a moment longer than that."""

@@ -23,10 +23,12 @@ from support.cache_helpers import (
     tar_of,
 )
 from support.fill_helpers import fill, filled, fillers, fills, unpublished_bytes
+from support.seams import stand_still
 
 import bbcache.storage.catalog
 from bbcache import FillError, FillTimeoutError
 from bbcache.errors import CacheFullError
+from bbcache.prepare.backoff import LONGEST_PAUSE_S
 from bbcache.prepare.shared_file import Handout
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ def _tip_moves_in_the_build(rig: Rig) -> MemoryTimeline:
 
 def _newer_is_held(rig: Rig) -> MemoryTimeline:
     timeline = rig.prepared(LSN_C)
-    timeline._lsn = LSN_A  # as where a host attaches an older state
+    timeline.advance(LSN_A)  # as where a host attaches an older state
     return timeline
 
 
@@ -187,9 +189,12 @@ def test_a_file_that_is_dropped_gives_its_room_back(make_rig: Callable[..., Rig]
     assert unpublished_bytes(rig) == 0
 
 
-def test_what_is_not_published_has_a_limit_of_its_own(make_rig: Callable[..., Rig]) -> None:
+def test_what_is_not_published_has_a_limit_of_its_own(
+    make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Never passed, also by those being read; the error names it, and room comes back."""
     rig = make_rig(max_unpublished_size_bytes=10 * KIB)
+    now_s = stand_still(monkeypatch, rig)
     first, second = noisy(rig, 6 * KIB, LSN_B), noisy(rig, 6 * KIB, LSN_B)
     with fill(rig, first) as file:
         with pytest.raises(FillError, match="max_unpublished_size_bytes 10240") as caught:
@@ -199,7 +204,7 @@ def test_what_is_not_published_has_a_limit_of_its_own(make_rig: Callable[..., Ri
         rig.wait_idle()
         assert unpublished_bytes(rig) == file.size_bytes
         rig.check_books()
-    rig.engine.filler._backoff._failing.clear()
+    now_s[0] += LONGEST_PAUSE_S
     assert filled(rig, second)[0] == "built"
     assert rig.skips == {"tip_moved": 2, "full": 1}
 

@@ -18,6 +18,7 @@ from support.cache_helpers import (
     LSN_C,
     Gate,
     Rig,
+    Worker,
     fail_with,
     put,
     stop_before,
@@ -26,6 +27,7 @@ from support.cache_helpers import (
 )
 from support.fill_helpers import filled
 from support.helpers import run_threads, wait_until
+from support.seams import stand_still, start_close
 
 from bbcache import BackingOffError, Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.prepare.queue import WAIT_SLICE_S
@@ -416,24 +418,28 @@ def test_a_stop_decides_whatever_comes_after(rig: Rig, calls_before: int) -> Non
     timeline = rig.timeline()
     answers = iter([LSN_A] * calls_before)
     original = timeline.get_last_record_lsn
+    closing: list[Worker] = []
 
     def answer() -> Lsn:
-        if next(answers, None) is None:
-            rig.engine._preparer.stop()
+        if next(answers, None) is None and not closing:
+            closing.append(start_close(rig))
         return original()
 
     put(timeline, "get_last_record_lsn", answer)
     rig.prepare(timeline)
+    closing[0].result()
     assert rig.skips == {"closing": 1}
+    rig.open()
     rig.check_books()
 
 
 def test_a_stop_during_the_wait_decides_before_the_tip(rig: Rig) -> None:
     """A closing cache does not blame the timeline."""
     timeline = rig.timeline()
+    closing: list[Worker] = []
 
     def stop(_lsn: Lsn, _timeout_s: float) -> None:
-        rig.engine._preparer.stop()
+        closing.append(start_close(rig))
         timeline.advance(LSN_B)
 
     timeline.on_wait = stop
@@ -545,9 +551,9 @@ def test_what_is_held_at_the_lsn_is_not_built_again(rig: Rig) -> None:
     assert rig.skips == {"up_to_date": 1}
 
 
-def test_a_skip_is_no_failure(rig: Rig) -> None:
+def test_a_skip_is_no_failure(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has gone on while it was built does not rest: it is built for whoever asks next."""
-    put(rig.engine.filler._backoff, "_clock", lambda: 0.0)
+    stand_still(monkeypatch, rig)
     timeline = rig.timeline()
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
@@ -562,13 +568,15 @@ def test_a_skip_is_no_failure(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("tip", [LSN_B, LSN_A], ids=["there", "back"])
-def test_a_build_that_fails_makes_its_timeline_rest(rig: Rig, tip: Lsn) -> None:
+def test_a_build_that_fails_makes_its_timeline_rest(
+    rig: Rig, tip: Lsn, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Unless the timeline has gone on meanwhile; where it has gone back, something is wrong."""
-    put(rig.engine.filler._backoff, "_clock", lambda: 0.0)
+    stand_still(monkeypatch, rig)
     timeline = rig.timeline(LSN_B)
 
     def send(_writer: TarballWriter, _lsn: Lsn) -> None:
-        timeline._lsn = tip
+        timeline.advance(tip)
         raise RuntimeError("the build fails")
 
     timeline.on_send = send
@@ -578,10 +586,12 @@ def test_a_build_that_fails_makes_its_timeline_rest(rig: Rig, tip: Lsn) -> None:
         filled(rig, timeline, LSN_C)
 
 
-def test_an_lsn_that_does_not_come_rests_alone(tmp_path: Path) -> None:
+def test_an_lsn_that_does_not_come_rests_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is not waited for again and again; the timeline is built where it is."""
     with Rig(tmp_path / "cache", wait_lsn_timeout=0.01) as rig:
-        put(rig.engine.filler._backoff, "_clock", lambda: 0.0)
+        stand_still(monkeypatch, rig)
         timeline = rig.timeline()
         rig.prepare(timeline, LSN_C)
         assert rig.counts() == {"error": 1}
