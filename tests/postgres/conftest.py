@@ -29,7 +29,7 @@ _SEED = """
     ALTER SYSTEM SET work_mem = '7MB';
     SELECT pg_reload_conf();
     CREATE TABLESPACE elsewhere LOCATION '{spaced_dir}';
-    CREATE DATABASE second;
+    CREATE DATABASE second TEMPLATE postgres;
     CREATE EXTENSION pageinspect;
     CREATE EXTENSION amcheck;
     CREATE TABLE wide (id serial PRIMARY KEY, t text, n numeric);

@@ -136,9 +136,9 @@ LEFT_OUT = {
     "current_logfiles",
     "postgresql.auto.conf.tmp",
     "global/pg_internal.init",
-    "base/1/pg_internal.init.4711",
-    "base/1/t3_16385",
-    "base/1/t3_16385_fsm.1",
+    "base/5/pg_internal.init.4711",
+    "base/5/t3_16385",
+    "base/5/t3_16385_fsm.1",
     "base/pgsql_tmp/pgsql_tmp1.0",
     "pg_replslot/slot/state",
     "pg_notify/0000",
@@ -160,7 +160,7 @@ def test_left_out(pgdata_dir: Path) -> None:
 
 def test_unknown_files_are_kept(pgdata_dir: Path, make_cluster: ClusterFactory) -> None:
     """Files that PostgreSQL does not know go along, under long and odd names too."""
-    names = ["server.crt", "extension.d/data", "base/1/t_16385", "pg_stat/t3_16385", "x" * 120]
+    names = ["server.crt", "extension.d/data", "base/5/t_16385", "pg_stat/t3_16385", "x" * 120]
     names += ["d/" * 60 + "leaf", "caf\udce9", "new\nline"]
     for name in names:
         (pgdata_dir / name).parent.mkdir(parents=True, exist_ok=True)
@@ -184,10 +184,10 @@ def make_special_files(directory: Path) -> None:
     """Make one of each kind that is no file or directory, and a file system's own directory."""
     (directory / "loop").symlink_to("loop")
     (directory / "self").symlink_to("/proc/self")
-    for name in ("out", "base/link", "base/1/link"):
+    for name in ("out", "base/link", "base/5/link"):
         (directory / name).symlink_to("/etc")
     (directory / "gone").symlink_to("nowhere")
-    for name in ("pipe", "base/1/pipe"):
+    for name in ("pipe", "base/5/pipe"):
         os.mkfifo(directory / name)
     with socket.socket(socket.AF_UNIX) as server, chdir(directory):
         server.bind("socket")
@@ -210,7 +210,7 @@ def test_special_files_are_left_out(
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) <= 5
     assert any(re.search(r"without symbolic links: .*, .* and 1001 more$", w) for w in warnings)
-    for kind in ("named pipes: base/1/pipe, pipe", "sockets: socket"):
+    for kind in ("named pipes: base/5/pipe, pipe", "sockets: socket"):
         assert f"the tarball of {pgdata_dir} goes without {kind}" in warnings
     assert [member.name for member in members_of(pgdata_dir)] == before
 
@@ -220,8 +220,8 @@ def test_special_files_are_left_out(
     "name",
     [
         "base/9",
-        "base/1/16384",
-        "base/1/2619_fsm.2",
+        "base/5/16384",
+        "base/5/2619_fsm.2",
         "pg_xact/0001",
         "pg_twophase/000002EF",
         "pg_stat",
@@ -331,5 +331,5 @@ def test_old_log_directory(pgdata_dir: Path) -> None:
 def test_log_directory_among_the_data(pgdata_dir: Path) -> None:
     """A setting that calls a directory of data a place for logs does not drop data."""
     with (pgdata_dir / "postgresql.conf").open("a") as conf:
-        conf.write("log_directory = 'base/1'\n")
-    assert "base/1/PG_VERSION" in {member.name for member in members_of(pgdata_dir)}
+        conf.write("log_directory = 'base/5'\n")
+    assert "base/5/PG_VERSION" in {member.name for member in members_of(pgdata_dir)}

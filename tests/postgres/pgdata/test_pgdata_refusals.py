@@ -79,7 +79,7 @@ def test_crashed(cluster: Cluster) -> None:
     assert "was not shut down cleanly: its state is in production" in refusal(cluster)
     cluster.start()
     cluster.stop()
-    assert send_pgdata_tarball(cluster.pgdata_dir, io.BytesIO()).member_count > 900
+    assert send_pgdata_tarball(cluster.pgdata_dir, io.BytesIO()).member_count > 300
 
 
 def test_standby(cluster: Cluster) -> None:
