@@ -50,6 +50,7 @@ class PrepareQueue:
         self._running: dict[bytes, Request] = {}  # what has the slot of its timeline
         self._fallen: dict[Request, SkipReason] = {}  # what is out, but not settled
         self._owes_look = False  # whether what is behind has the next turn
+        self._lowest_next: set[bytes] = set()  # timelines in line whose lowest LSN has its turn
         self._capacity = capacity
         self._is_open = self._is_open_for_fills = False
         self._is_closed = False
@@ -151,9 +152,8 @@ class PrepareQueue:
     def is_idle(self) -> bool:
         """Whether no request waits, runs or is to be settled."""
         with self._lock:
-            return not (
-                self._waiting or self._fills or self._later or self._running or self._fallen
-            )
+            waiting = self._waiting or self._fills or self._later
+            return not (waiting or self._running or self._fallen)
 
     def has(self, key: bytes, lsn: Lsn) -> bool:
         """Whether a request at exactly `lsn` waits or runs."""
@@ -272,12 +272,8 @@ class PrepareQueue:
     def _at_locked(self, key: bytes, lsn: Lsn) -> list[Request]:
         """What runs or waits at exactly `lsn`."""
         place, lsns = make_place(key, lsn), self._waiting.get(key, {})
-        found = (
-            self._running.get(key),
-            lsns.get(lsn),
-            self._fills.get(place),
-            self._later.get(place),
-        )
+        found = [self._running.get(key), lsns.get(lsn)]
+        found += [requests.get(place) for requests in (self._fills, self._later)]
         return [each for each in found if each is not None and each.lsn == lsn]
 
     def _is_covered_locked(self, request: Request) -> bool:
@@ -345,6 +341,9 @@ class PrepareQueue:
             self._running[request.key] = request
             if request.key in self._waiting:  # the rest of it goes behind other timelines
                 self._waiting[request.key] = self._waiting.pop(request.key)
+                self._lowest_next ^= {request.key}
+            else:
+                self._lowest_next.discard(request.key)
             return request
         behind = behind or self._first_behind_locked()
         if behind is not None:
@@ -359,7 +358,8 @@ class PrepareQueue:
                 return request
         for key, lsns in self._waiting.items() if self._is_open else ():
             if self._running.get(key) in (None, freed):
-                return most_likely(lsns.values(), (r for r in self._later.values() if r.key == key))
+                behind = (each for each in self._later.values() if each.key == key)
+                return most_likely(lsns.values(), behind, is_lowest_next=key in self._lowest_next)
         return None
 
     def _first_behind_locked(self, *, is_ahead: bool = False) -> Request | None:

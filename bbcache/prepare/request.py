@@ -74,19 +74,23 @@ class Request:
         return self.tenant_shard_id is None
 
 
-def most_likely(waiting: Collection[Request], behind: Iterable[Request]) -> Request:
+def most_likely(
+    waiting: Collection[Request], behind: Iterable[Request], *, is_lowest_next: bool = False
+) -> Request:
     """Of the requests of one timeline, the newest one whose LSN may be reached.
 
     An LSN above one that was not reached comes last, the lowest of these first. So a flood
-    of LSNs that are not reached does not keep a true one from its look.
+    of LSNs that are not reached does not keep a true one from its look, rising or, where
+    the lowest one has every second turn, falling.
 
     Args:
         waiting: those that no worker has looked at, at least one.
         behind: those whose LSN was not reached, and those that have given way to others.
+        is_lowest_next: whether it is the turn of the lowest one, where one was not reached.
     """
     unreached = [each.lsn for each in behind if each.waiting_since_s is not None]
     bound = min(unreached, default=None)
     below = [each for each in waiting if bound is None or each.lsn < bound]
-    if below:
+    if below and not (is_lowest_next and unreached):
         return max(below, key=lambda each: each.lsn)
     return min(waiting, key=lambda each: each.lsn)

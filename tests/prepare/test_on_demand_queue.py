@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import pytest
@@ -286,6 +287,27 @@ class TestNotReached:
         queue.put(true)
         taken = []
         for lsn in range(1030, 1060):
+            request = queue.take()
+            assert request is not None
+            taken.append(request)
+            if request is true:
+                break
+            request.waiting_since_s = 0.0
+            queue.postpone(request)
+            queue.put(make_request(A, lsn))
+        assert taken[-1] is true
+
+    def test_a_flood_of_falling_lsns_keeps_no_look_from_a_true_one(
+        self, queue: SettledQueue
+    ) -> None:
+        """Each of them may be the next to be reached, and is below all that were not."""
+        falling = iter(range(10_000, 0, -10))
+        for lsn in itertools.islice(falling, 30):
+            queue.put(make_request(A, lsn))
+        true = make_request(A, 9)
+        queue.put(true)
+        taken = []
+        for lsn in itertools.islice(falling, 30):
             request = queue.take()
             assert request is not None
             taken.append(request)
