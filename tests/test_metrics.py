@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Metric, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
@@ -103,13 +104,27 @@ def metrics(registry: CollectorRegistry, books: Books) -> Metrics:
 
 
 @pytest.fixture
-def default_metrics(books: Books) -> Iterator[Metrics]:
-    """Metrics in Prometheus' default registry, taken out at the end."""
-    made = Metrics(None, books, lambda: books.queue_size)
-    yield made
-    for collector in made._collectors():
-        if collector in REGISTRY._collector_to_names:
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Collector]]:
+    """What is put into Prometheus' default registry meanwhile, taken out at the end."""
+    collectors: list[Collector] = []
+    register = REGISTRY.register
+
+    def note(collector: Collector) -> None:
+        register(collector)
+        collectors.append(collector)
+
+    monkeypatch.setattr(REGISTRY, "register", note)
+    yield collectors
+    for collector in collectors:
+        with suppress(KeyError):  # it has been taken out
             REGISTRY.unregister(collector)
+
+
+@pytest.fixture
+def default_metrics(books: Books, registered: list[Collector]) -> Metrics:
+    """Metrics in Prometheus' default registry, taken out at the end."""
+    assert registered == []
+    return Metrics(None, books, lambda: books.queue_size)
 
 
 def values(registry: CollectorRegistry) -> dict[str, float]:
@@ -309,10 +324,10 @@ def test_default_registry_can_be_used_again(books: Books) -> None:
 
 
 def test_default_registry_that_was_cleared_does_not_fail_the_close(
-    default_metrics: Metrics,
+    default_metrics: Metrics, registered: list[Collector]
 ) -> None:
     """Tests of hosts clear that registry; a close leaves the rest of it all the same."""
-    REGISTRY.unregister(default_metrics._collectors()[3])
+    REGISTRY.unregister(registered[3])
     default_metrics.close()
     assert ours(REGISTRY) == set()
 
@@ -332,9 +347,14 @@ def test_second_cache_in_one_registry_is_refused(
 @pytest.mark.parametrize("name", sorted(COUNTERS | GAUGES | {"bbcache_prepare_seconds"}))
 def test_registration_is_all_or_none(registry: CollectorRegistry, books: Books, name: str) -> None:
     """One name that is taken, and none of the others stays behind."""
-    taken = Counter(name.removesuffix("_total"), "Taken by the host.", registry=None)
-    taken._name = name
-    registry.register(taken)
+
+    class Taken:
+        def collect(self) -> list[Metric]:
+            return [Metric(name, "Taken by the host.", "unknown")]
+
+        describe = collect
+
+    registry.register(Taken())
     before = set(samples(registry))
     with pytest.raises(ConfigError):
         Metrics(registry, books, lambda: 0)

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from support.helpers import run_threads, wait_until
+from support.threads import waiting
 
 from bbcache.work_counter import Activity
 
@@ -59,7 +60,7 @@ def test_the_end_wakes_all_who_wait() -> None:
     def work() -> None:
         with activity.under_way():
             is_waited_for.set()
-            wait_until(lambda: len(activity._waiters) == 3)
+            wait_until(lambda: len(waiting("wait_idle")) == 3)
         activity.changed()
 
     def wait() -> None:
@@ -76,7 +77,7 @@ def test_giving_up_wakes_all_who_wait() -> None:
     results: list[bool] = []
 
     def give_up() -> None:
-        wait_until(lambda: len(activity._waiters) == 2)
+        wait_until(lambda: len(waiting("wait_idle")) == 2)
         activity.give_up()
 
     run_threads([lambda: results.append(activity.wait_idle(None))] * 2 + [give_up])

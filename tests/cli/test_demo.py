@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,6 +227,11 @@ def run_lying(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return failures
 
 
+def _archives() -> list[Path]:
+    """The archives of the demo's cache, which are below the directory for temporary files."""
+    return list(Path(tempfile.gettempdir()).rglob("basebackup_*.tar.gz"))
+
+
 def lie_prepare_nothing(patch: pytest.MonkeyPatch) -> None:
     """A cache that prepares nothing."""
     patch.setattr(BasebackupCache, "send_prepare", lambda *_: None)
@@ -242,8 +248,7 @@ def lie_lose_the_file(patch: pytest.MonkeyPatch) -> None:
 
     def lose(cache: BasebackupCache, timeout: float | None = None) -> bool:
         is_idle = wait_idle(cache, timeout)
-        assert cache._engine is not None
-        for path in Path(cache._engine.data_dir).glob("*.tar.gz"):
+        for path in _archives():
             path.unlink()
         return is_idle
 
@@ -271,8 +276,7 @@ def lie_keep_the_file(patch: pytest.MonkeyPatch) -> None:
     run_cleanup = BasebackupCache.run_cleanup
 
     def forget(cache: BasebackupCache) -> None:
-        assert cache._engine is not None
-        paths = list(Path(cache._engine.data_dir).glob("*.tar.gz"))
+        paths = _archives()
         run_cleanup(cache)
         for path in paths:
             path.touch()

@@ -70,10 +70,12 @@ def _write_after(name: str) -> None:
 
     def then_write(temp: TempFile, *args: bytes) -> None:
         step(temp, *args)
-        last = os.fstat(temp._descriptor).st_size - 1
-        os.lseek(temp._descriptor, last, os.SEEK_SET)
-        byte = os.pread(temp._descriptor, 1, last)
-        os.write(temp._descriptor, byte)
+        fd = os.open(temp.path, os.O_RDWR)
+        last = os.fstat(fd).st_size - 1
+        os.lseek(fd, last, os.SEEK_SET)
+        byte = os.pread(fd, 1, last)
+        os.write(fd, byte)
+        os.close(fd)
 
     _replace(TempFile, name, then_write)
 

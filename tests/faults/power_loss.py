@@ -118,7 +118,7 @@ class Disk:
     def __init__(self, data_dir: Path) -> None:
         self._root = str(data_dir)
         self._files: list[File] = []
-        self._names: dict[str, list[int | None]] = {}  # every file a name has stood for
+        self.names: dict[str, list[int | None]] = {}  # every file a name has stood for
         self._open: dict[tuple[int, str], int] = {}
         self._positions: dict[tuple[int, str], int] = {}
         for folder, _, names in os.walk(data_dir):
@@ -129,7 +129,7 @@ class Disk:
                 entry = world.parse_name(name)
                 is_damaged = entry is not None and not world.is_right(content, *entry)
                 number = self._add(File(content, is_damaged=is_damaged))
-                self._names[self._relative(path)] = [number]
+                self.names[self._relative(path)] = [number]
 
     def apply(self, call: Call) -> bool:
         """Let a recorded call happen; returns whether it has changed anything."""
@@ -144,11 +144,11 @@ class Disk:
                 self._open.pop((call.fd, path), None)
                 return False
             case "rename":
-                self._bind(self._relative(call.path2), self._names[path][-1], is_outside)
-                self._bind(path, None, is_outside)
+                self.bind(self._relative(call.path2), self.names[path][-1], is_outside)
+                self.bind(path, None, is_outside)
                 return True
             case "unlink":
-                self._bind(path, None, is_outside)
+                self.bind(path, None, is_outside)
                 return True
         return self._on_file(call, (call.fd, path))
 
@@ -159,12 +159,12 @@ class Disk:
             rng: chooses.
             count: how many are chosen at random.
         """
-        newest = {name: files[-1] for name, files in self._names.items()}
+        newest = {name: files[-1] for name, files in self.names.items()}
         yield self._image(newest, [file.whole() for file in self._files])
         yield self._image(newest, [file.zeroed() for file in self._files])
         yield self._image(newest, [file.synced for file in self._files])
         for _ in range(count):
-            names = {name: rng.choice(files) for name, files in self._names.items()}
+            names = {name: rng.choice(files) for name, files in self.names.items()}
             yield self._image(names, [file.any_state(rng) for file in self._files])
 
     def _image(self, names: dict[str, int | None], contents: list[bytes]) -> Image:
@@ -175,13 +175,13 @@ class Disk:
         }
 
     def _opened(self, call: Call, path: str) -> bool:
-        numbers = self._names.get(path, [None])
+        numbers = self.names.get(path, [None])
         number, is_new = numbers[-1], numbers[-1] is None
         if number is None and not call.offset & os.O_CREAT:  # by a link of the kernel's
             return False
         if number is None:
             number = self._add(File())
-            self._bind(path, number, call.number == 0)
+            self.bind(path, number, call.number == 0)
         self._open[call.result, path] = number
         self._positions[call.result, path] = 0
         if call.offset & os.O_TRUNC and not is_new:
@@ -213,11 +213,12 @@ class Disk:
             file.synced, file.pending = file.whole(), []
         return True
 
-    def _bind(self, name: str, number: int | None, is_outside: bool) -> None:
+    def bind(self, name: str, number: int | None, is_outside: bool) -> None:
+        """Let a name stand for a file from now on, or for none."""
         if is_outside:
-            self._names[name] = [number]
+            self.names[name] = [number]
         else:
-            self._names.setdefault(name, [None]).append(number)
+            self.names.setdefault(name, [None]).append(number)
 
     def _add(self, file: File) -> int:
         self._files.append(file)

@@ -75,8 +75,8 @@ def test_a_name_may_stand_for_any_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"2")
     disk = Disk(tmp_path)
-    disk._bind("b", disk._names["a"][-1], is_outside=False)
-    disk._bind("a", None, is_outside=False)
+    disk.bind("b", disk.names["a"][-1], is_outside=False)
+    disk.bind("a", None, is_outside=False)
     images = disk.images(random.Random(0), 100)
     seen = {tuple(sorted((n, c.data) for n, c in image.items())) for image in images}
     one, two = Content(b"1", is_damaged=False).data, Content(b"2", is_damaged=False).data

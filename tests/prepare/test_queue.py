@@ -17,6 +17,8 @@ from support.helpers import (
     take_all,
     wait_until,
 )
+from support.locks import watched_locks
+from support.threads import waiting
 
 from bbcache.ids import TenantShardId
 from bbcache.metrics import SkipReason
@@ -39,9 +41,9 @@ def queue() -> Iterator[SettledQueue]:
     made.close()
 
 
-def waiters(queue: SettledQueue) -> int:
+def waiters() -> int:
     """How many threads wait in take."""
-    return len(queue._workers)
+    return len(waiting("take"))
 
 
 def test_requests_are_taken_in_order(queue: SettledQueue) -> None:
@@ -262,7 +264,7 @@ def test_requests_gather_until_the_queue_is_opened() -> None:
         taken.append(queue.take())
 
     def open_it() -> None:
-        wait_until(lambda: waiters(queue) == 1)
+        wait_until(lambda: waiters() == 1)
         assert (len(queue), taken) == (1, [])
         queue.open()
 
@@ -298,7 +300,7 @@ def test_take_waits_and_is_woken_by_a_put(queue: SettledQueue) -> None:
     taken: list[Request | None] = []
 
     def put() -> None:
-        wait_until(lambda: waiters(queue) == 1)
+        wait_until(lambda: waiters() == 1)
         queue.put(made)
 
     run_threads([lambda: taken.append(queue.take()), put])
@@ -314,7 +316,7 @@ def test_take_is_woken_by_the_end_of_a_run(queue: SettledQueue) -> None:
     taken: list[Request | None] = []
 
     def done() -> None:
-        wait_until(lambda: waiters(queue) == 1)
+        wait_until(lambda: waiters() == 1)
         queue.done(running)
 
     run_threads([lambda: taken.append(queue.take()), done])
@@ -330,7 +332,7 @@ def test_a_put_for_a_busy_timeline_does_not_swallow_the_next(queue: SettledQueue
     taken: list[Request | None] = []
 
     def put() -> None:
-        wait_until(lambda: waiters(queue) == 1)
+        wait_until(lambda: waiters() == 1)
         queue.put(make_request(A, 2))
         queue.put(other)
 
@@ -388,18 +390,20 @@ def test_close_wakes_every_taker() -> None:
     taken: list[Request | None] = []
 
     def close() -> None:
-        wait_until(lambda: waiters(queue) == 3)
+        wait_until(lambda: waiters() == 3)
         queue.close()
 
     run_threads([lambda: taken.append(queue.take())] * 3 + [close])
     assert taken == [None, None, None]
 
 
-def test_length_is_read_without_the_lock(queue: SettledQueue) -> None:
+def test_length_is_read_without_the_lock() -> None:
     """A scrape never waits for the queue."""
+    with watched_locks() as locks:
+        queue = SettledQueue(3)
     queue.put(make_request(A))
     seen: list[int] = []
-    with queue._lock:
+    with locks[0]:
         run_threads([lambda: seen.append(len(queue))])
     assert seen == [1]
 

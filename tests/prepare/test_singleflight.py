@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from support.cache_helpers import Worker
 from support.helpers import run_threads, wait_until
+from support.threads import is_waiting
 
 from bbcache.prepare.singleflight import Flight, Landing
 
@@ -35,7 +36,7 @@ def test_a_landing_wakes_everyone() -> None:
     for _ in range(5):
         assert flight.board(object())
     workers = [Worker(flight.wait, None) for _ in range(4)]
-    wait_until(lambda: len(flight._waiters) == 4)
+    wait_until(lambda: all(is_waiting(each, "run") for each in workers))
     flight.land(landing)
     assert [worker.result() for worker in workers] == [landing] * 4
     assert flight.wait(None) is landing

@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import tempfile
-import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from prometheus_client import CollectorRegistry
-from support.cache_helpers import fail_with
+from support.cache_helpers import Gate, Worker, fail_with, stop_before
 from support.helpers import (
     count_descriptors,
     file_names,
@@ -32,6 +31,7 @@ from support.helpers import (
     samples,
     wait_until,
 )
+from support.locks import watched_locks
 
 from bbcache.errors import (
     CacheFullError,
@@ -51,6 +51,8 @@ from bbcache.storage.index import Entry, Index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from support.locks import WatchedLock
 
     from bbcache.storage.accounting import Reservation
     from bbcache.storage.files import Scan, TempFile
@@ -75,13 +77,14 @@ class Kit:
         ticks = itertools.count()
         start = datetime(2025, 1, 1, tzinfo=UTC)
         self.store = store or Store(str(directory), lambda: start + timedelta(seconds=next(ticks)))
-        self.index = Index(Accounting(max_entries, max_bytes, max_bytes))
         self.registry = CollectorRegistry()
         self.dirlock = dirlock or DirectoryLock(str(directory))
         if dirlock is None:
             self.dirlock.acquire()
-        metrics = Metrics(self.registry, self.index, lambda: 0)
-        self.shelf = Shelf(self.store, self.index, self.dirlock, metrics)
+        with watched_locks() as self.locks:
+            self.index = Index(Accounting(max_entries, max_bytes, max_bytes))
+            metrics = Metrics(self.registry, self.index, lambda: 0)
+            self.shelf = Shelf(self.store, self.index, self.dirlock, metrics)
 
     def build(self, key: bytes, lsn: int, size_bytes: int) -> tuple[TempFile, Reservation, Entry]:
         """All of a build but its publication."""
@@ -127,6 +130,19 @@ class Kit:
     def totals(self) -> tuple[int, int]:
         """Files and bytes that count against the limits."""
         return self.index.total_count, self.index.total_size_bytes
+
+    def file_lock(self, monkeypatch: pytest.MonkeyPatch) -> WatchedLock:
+        """The lock under which files change: the one that a publication has at its rename."""
+        held: set[WatchedLock] = set()
+
+        def look() -> None:
+            held.update(lock for lock in self.locks if lock.is_mine)
+
+        with monkeypatch.context() as patch:
+            stop_before(patch, os, "rename", look)
+            self.publish(D)
+        (lock,) = held
+        return lock
 
     def count(self, name: str) -> float:
         """A sample of the metrics."""
@@ -882,25 +898,19 @@ def test_a_late_step_does_not_take_the_lock_after_the_fence(kit: Kit) -> None:
     assert not (kit.directory / LOCK_NAME).exists()
 
 
-def test_the_fence_waits_for_a_step_on_the_disk(kit: Kit) -> None:
+def test_the_fence_waits_for_a_step_on_the_disk(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     """And gives up after its time, with the cache not fenced."""
-    is_inside, may_go_on = threading.Event(), threading.Event()
-    results: list[bool] = []
-
-    def step() -> None:
-        with kit.shelf._file_lock:
-            is_inside.set()
-            assert may_go_on.wait(60)
-
-    def close() -> None:
-        assert is_inside.wait(60)
-        results.append(kit.shelf.fence(0.01))
-        results.append(kit.shelf.fence(0))
-        threading.Timer(0.01, may_go_on.set).start()
-        results.append(kit.shelf.fence(-1))
-
-    run_threads([step, close])
-    assert results == [False, False, True]
+    with Gate() as gate:
+        stop_before(monkeypatch, os, "rename", gate)
+        publishing = Worker(kit.publish, A)
+        gate.wait_for()
+        assert not kit.shelf.fence(0.01)
+        assert not kit.shelf.fence(0)
+        fencing = Worker(kit.shelf.fence, -1)
+        wait_until(lambda: any(lock.waiting for lock in kit.locks))
+        gate.open()
+        assert fencing.result() is True
+        publishing.result()
     with pytest.raises(ClosingError):
         kit.publish(A)
 
@@ -1138,23 +1148,22 @@ def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
 
 
 class Watcher(logging.Handler):
-    """Notes whether the file lock was held when a line was logged."""
+    """Notes which locks were held when a line was logged."""
 
     def __init__(self, kit: Kit) -> None:
         super().__init__()
         self._kit = kit
-        self.held: list[bool] = []
+        self.held: list[list[str]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         """Look at the locks."""
         del record
-        shelf, index = self._kit.shelf, self._kit.index
-        self.held.append(shelf._file_lock._is_owned() or index._lock._is_owned())  # type: ignore[attr-defined]
+        self.held.append([lock.maker for lock in self._kit.locks if lock.is_mine])
 
 
 def test_no_line_is_logged_under_a_lock(kit: Kit) -> None:
     """A slow log must not hold up a read or a publication."""
-    watcher, log = Watcher(kit), logging.getLogger("bbcache.storage.catalog")
+    watcher, log = Watcher(kit), logging.getLogger(shelf_module.__name__)
     log.addHandler(watcher)
     try:
         for key in (A, B, C):
@@ -1169,29 +1178,33 @@ def test_no_line_is_logged_under_a_lock(kit: Kit) -> None:
         kit.shelf.ensure_home()
     finally:
         log.removeHandler(watcher)
-    assert watcher.held == [False] * 4
+    assert watcher.held == [[]] * 4
 
 
-def test_look_ups_do_not_want_the_file_lock(kit: Kit) -> None:
+def test_look_ups_do_not_want_the_file_lock(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step on the disk that hangs holds up neither hits nor misses nor builds."""
     entry = kit.publish(A)
     seen: list[Entry | None] = []
-
-    def look_up() -> None:
+    with Gate() as gate:
+        stop_before(monkeypatch, os, "rename", gate)
+        hanging = Worker(kit.publish, C)
+        gate.wait_for()
         seen.append(kit.index.find(A, 1))
         seen.append(kit.index.find(B, 1))
         kit.index.release(kit.index.reserve(B))
         kit.store.open(A, Lsn(1), 10).close()
-
-    with kit.shelf._file_lock:
-        run_threads([look_up])
+        gate.open()
+        hanging.result()
     assert seen == [entry, None]
 
 
-def test_files_and_index_agree_between_threads(kit: Kit) -> None:
+def test_files_and_index_agree_between_threads(
+    reopen: Callable[..., Kit], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Publications, discards, quarantines and upkeep at once, on the same few names."""
-    kit.index._books.max_size_bytes = 200
-    kit.index._books.max_entries = 4
+    kit = reopen(max_entries=4, max_bytes=200)
+    kit.shelf.load()
+    file_lock = kit.file_lock(monkeypatch)
     missing: list[str] = []
 
     def build(key: bytes, seed: int) -> None:
@@ -1216,7 +1229,7 @@ def test_files_and_index_agree_between_threads(kit: Kit) -> None:
                     (kit.shelf.discard if number % 5 else kit.shelf.quarantine)(entry)
             if number % 10 == 0:
                 kit.shelf.upkeep()
-            with kit.shelf._file_lock:
+            with file_lock:
                 missing.extend(kit.entry_names() ^ kit.files())
 
     run_threads(

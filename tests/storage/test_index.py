@@ -13,6 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from support.helpers import KEY, LSN, TENANT, TIMELINE, make_keys, run_threads
+from support.locks import watched_locks
 
 from bbcache.errors import CacheFullError, EntryTooBigError, LimitError
 from bbcache.ids import Lsn, TenantTimelineId
@@ -415,7 +416,8 @@ def test_strays_and_quarantine_are_set_as_they_are_seen() -> None:
 
 def test_gauges_are_read_without_the_lock() -> None:
     """A scrape never waits for the index."""
-    index = make_index()
+    with watched_locks() as locks:
+        index = make_index()
     publish(index, A, 10)
     index.add_doomed(5)
     seen: list[tuple[int, int, int]] = []
@@ -423,15 +425,16 @@ def test_gauges_are_read_without_the_lock() -> None:
     def scrape() -> None:
         seen.append((index.entry_count, index.entries_size_bytes, index.other_bytes))
 
-    with index._lock:
+    with locks[0]:
         run_threads([scrape])
     assert seen == [(1, 10, 5)]
 
 
 def test_lock_is_reentrant() -> None:
     """One step of the index is made of others."""
-    index = make_index()
-    with index._lock:
+    with watched_locks() as locks:
+        index = make_index()
+    with locks[0]:
         entry = publish(index, A, 10)
         assert index.find(A, 1) is entry
         assert index.remove(entry)

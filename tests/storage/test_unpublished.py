@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from support.helpers import run_threads
+from support.locks import watched_locks
 
 from bbcache.errors import CacheFullError
 from bbcache.storage.unpublished import Spools
@@ -38,11 +39,12 @@ def test_bytes_count_until_the_last_holder_lets_go() -> None:
 
 def test_giving_back_wants_no_lock() -> None:
     """A file may be collected while another thread, or this one, takes room."""
-    spools = Spools(10)
+    with watched_locks() as locks:
+        spools = Spools(10)
     spool = spools.open("reader")
     spools.grow(spool, 7)
     thread = threading.Thread(target=spool.let_go, args=("reader",), daemon=True)
-    with spools._growing:
+    with locks[0]:
         thread.start()
         thread.join(60)
         assert not thread.is_alive()

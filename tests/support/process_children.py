@@ -22,6 +22,7 @@ from support.cache_helpers import (
     run_child,
     samples,
 )
+from support.locks import watched_locks
 
 from bbcache import (
     BasebackupCache,
@@ -41,6 +42,8 @@ from bbcache.testing import MemoryHost, MemoryTimeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from support.locks import WatchedLock
 
     from bbcache import Lsn
     from bbcache.host import TarballWriter
@@ -86,13 +89,8 @@ def _fork() -> int:
 class _HeldLocks:
     """A thread that holds every lock of a cache, so that a fork copies them locked."""
 
-    def __init__(self, engine: Any) -> None:
-        self._locks = [
-            *(engine.index._lock, engine._queue._lock, engine._shelf._file_lock),
-            *(engine.activity._lock, engine._close_lock, engine.filler._backoff._lock),
-            engine._preparer._builder._spools._growing,
-            *(metric._lock for metric in engine._metrics._collectors() if hasattr(metric, "_lock")),
-        ]
+    def __init__(self, locks: list[WatchedLock]) -> None:
+        self._locks = locks
         self._let_go = threading.Event()
         self._has_all = threading.Event()
         self._thread = threading.Thread(target=self._hold)
@@ -116,11 +114,13 @@ class _HeldLocks:
 def fork_while_locks_are_held(data_dir: str) -> None:
     """The child uses the cache in every way and exits as any program does."""
     rig, timeline = fixed_rig(data_dir)
-    rig.open()
-    rig.prepare(timeline)
+    with watched_locks() as locks:
+        rig.open()
+        rig.prepare(timeline)
+    assert {"archive", "prepare", "storage"} <= {lock.maker.split(".")[1] for lock in locks}
     assert rig.get(timeline) == timeline.tarball(LSN_A)
     before = samples(rig.registry)
-    held = _HeldLocks(rig.engine)
+    held = _HeldLocks(locks)
     pid = _fork()
     if pid == 0:
         _use_in_child(rig, timeline)
