@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 from support.cache_helpers import LSN_A, LSN_B, Rig, tar_of
-from support.helpers import run_threads
+from support.helpers import run_threads, wait_until
 
 from bbcache.pacer import NAP_S, PAUSE_S, SLICE_S, RightOfWay
-from bbcache.upkeep.cleanup import Cleaner
-from bbcache.work_counter import Activity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,56 +92,83 @@ def test_one_slow_step_is_one_rest() -> None:
     assert road.rests_s == [NAP_S] * 2
 
 
-def _step(rig: Rig, way: RightOfWay) -> None:
-    """A clean-up step of a running cache, by a way of its own; `wait_idle` does not wait for it."""
-    engine = rig.engine
-    Cleaner(rig.host, engine.index, engine._shelf, engine._metrics, Activity(), way).step()
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[RightOfWay]:
+    """Each right of way that a cache is given, in the order of their making."""
+    made: list[RightOfWay] = []
+
+    def make() -> RightOfWay:
+        made.append(RightOfWay())
+        return made[-1]
+
+    monkeypatch.setattr("bbcache.engine.RightOfWay", make)
+    return made
 
 
-def test_a_clean_up_rests_without_any_lock(tmp_path: Path) -> None:
+def _rest_always(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], None]) -> None:
+    """Let the next cache rest whenever it may, by this function."""
+    always_due = itertools.count(0, 1).__next__
+    monkeypatch.setattr("bbcache.engine.RightOfWay", lambda: RightOfWay(always_due, sleep))
+
+
+def test_a_clean_up_rests_without_any_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In its rests others can read and publish; what is published stays, what is outgrown goes."""
+    born: list[MemoryTimeline] = []
+    is_cleaning = threading.Event()
+
+    def use() -> None:
+        assert rig.get(kept[0]) == tar_of(kept[0])
+        born.append(rig.timeline())
+        rig.send(born[-1])
+        wait_until(lambda: rig.holds(born[-1]))
+
+    def sleep(_: float) -> None:
+        if is_cleaning.is_set():
+            run_threads([use])
+
+    _rest_always(monkeypatch, sleep)
     with Rig(tmp_path / "cache") as rig:
         gone, *kept = [rig.prepared() for _ in range(3)]
         gone.advance(LSN_B)
-        born: list[MemoryTimeline] = []
-
-        def use() -> None:
-            assert rig.get(kept[0]) == tar_of(kept[0])
-            born.append(rig.prepared())
-
-        always_due = itertools.count(0, 1).__next__
-        _step(rig, RightOfWay(always_due, lambda _: run_threads([use])))
+        is_cleaning.set()
+        rig.cache.run_cleanup()
+        is_cleaning.clear()
         assert len(born) >= 3  # the tenant, its timelines, what is left
         assert not rig.holds(gone)
         assert all(rig.holds(timeline) for timeline in [*kept, *born])
+        rig.wait_idle()
         rig.check_books()
 
 
 @pytest.mark.parametrize("rest", range(4))
-def test_a_ctrl_c_in_a_rest_ends_the_step(tmp_path: Path, rest: int) -> None:
+def test_a_ctrl_c_in_a_rest_ends_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: int
+) -> None:
     """It passes through to the caller, with nothing removed half-way."""
     rests = itertools.count()
+    is_cleaning = threading.Event()
 
     def sleep(_: float) -> None:
-        if next(rests) == rest:
+        if is_cleaning.is_set() and next(rests) == rest:
             raise KeyboardInterrupt
 
+    _rest_always(monkeypatch, sleep)
     with Rig(tmp_path / "cache") as rig:
         timeline = rig.prepared()
         timeline.advance(LSN_B)
-        way = RightOfWay(itertools.count(0, 1).__next__, sleep)
+        is_cleaning.set()
         with pytest.raises(KeyboardInterrupt):
-            _step(rig, way)
+            rig.cache.run_cleanup()
         assert rig.holds(timeline)
-        _step(rig, way)
+        rig.cache.run_cleanup()
         assert not rig.holds(timeline)
 
 
-def test_every_read_takes_the_way(tmp_path: Path) -> None:
+def test_every_read_takes_the_way(tmp_path: Path, ways: list[RightOfWay]) -> None:
     """Hits, misses and fills alike; what only asks the index does not."""
     with Rig(tmp_path / "cache") as rig:
-        way, timeline = rig.engine.reader._way, rig.prepared()
-        assert way is rig.engine.cleaner._way
+        timeline = rig.prepared()
+        (way,) = ways  # one, for reads and for clean-ups
         way.is_taken = False
         assert rig.holds(timeline)
         assert not way.is_taken

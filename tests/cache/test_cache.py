@@ -9,6 +9,7 @@ import math
 import os
 import socket
 import stat
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from support.cache_helpers import (
     tar_of,
 )
 from support.helpers import run_threads
+from support.locks import watched_locks
 
 from bbcache import (
     BasebackupCache,
@@ -47,6 +49,8 @@ from bbcache.testing import MemoryHost
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from support.locks import WatchedLock
 
 
 @pytest.fixture
@@ -398,19 +402,17 @@ def test_use_from_many_threads_at_once(rig: Rig) -> None:
     assert sum(rig.counts().values()) == 4 * 24
 
 
-def test_no_log_or_disk_or_callback_under_the_index_lock(
+def test_the_disk_alone_is_touched_under_a_lock_and_that_is_one(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`get` waits for nothing: the index lock is held for changes of memory alone."""
-    index_lock, file_lock = rig.engine.index._lock, rig.engine._shelf._file_lock
-    under_index: list[str] = []
-    under_file: list[str] = []
+    """`get` waits for nothing: all other locks are held for changes of memory alone."""
+    with watched_locks() as locks:
+        rig.reopen()
+    held: dict[str, set[WatchedLock]] = {}  # under which locks something was done
 
     def look(what: str) -> bool:
-        if index_lock._is_owned():
-            under_index.append(what)
-        if file_lock._is_owned():
-            under_file.append(what)
+        mine = {lock for lock in locks if lock.is_mine}
+        held.setdefault(what, set()).update(mine)
         return True
 
     class WatchedOs:
@@ -418,8 +420,9 @@ def test_no_log_or_disk_or_callback_under_the_index_lock(
             look(name)
             return getattr(os, name)
 
-    for part in ("archive.format", "storage.dirlock", "storage.catalog", "storage.files"):
-        monkeypatch.setattr(f"bbcache.{part}.os", WatchedOs())
+    for name, module in list(sys.modules.items()):
+        if name.startswith("bbcache.") and getattr(module, "os", None) is os:
+            monkeypatch.setattr(module, "os", WatchedOs())
     caplog.set_level("DEBUG")
     monkeypatch.setattr(caplog.handler, "filters", [lambda _record: look("log")])
     timeline = rig.prepared()
@@ -438,7 +441,9 @@ def test_no_log_or_disk_or_callback_under_the_index_lock(
         rig.prepared().advance(LSN_B)
         rig.cache.run_cleanup()
     rig.cache.run_cleanup()
-    assert under_index == []
+    (file_lock,) = held["rename"]
     callbacks = {name for names in CALLBACKS.values() for name in names}
-    assert ({"log", "fsync", "write"} | callbacks) & set(under_file) == set()
-    assert {"unlink", "rename"} <= set(under_file)
+    assert callbacks | {"log", "fsync", "write", "unlink"} <= held.keys()
+    assert all(not held[what] for what in callbacks | {"log", "fsync", "write"})
+    assert held["unlink"] == {file_lock}
+    assert {lock for each in held.values() for lock in each} == {file_lock}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.cache_helpers import Gate, Worker
 from support.helpers import wait_until
+from support.threads import is_waiting
 
 from bbcache.errors import BrokenError, PostgresError, PrepareError, TakeoverError
 from bbcache.pageserver import takeover
@@ -50,7 +51,7 @@ def test_takeover_waits_for_a_basebackup_being_read(lab: Lab) -> None:
         reader = Worker(timeline.send_basebackup_tarball, slow, lsn)
         gate.wait_for()
         stop = Worker(compute.stop)
-        wait_until(lambda: timeline._is_moving)
+        wait_until(lambda: is_waiting(stop, "take_over"))
         late_reader = Worker(timeline.send_basebackup_tarball, late, lsn)
         assert stop.is_alive()
         assert late_reader.is_alive()

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from bbcache import Lsn
     from bbcache.testing import MemoryTimeline
 
 
@@ -52,15 +51,6 @@ def test_a_hit_is_the_open_archive(rig: Rig) -> None:
         assert len(content) == file.size_bytes == rig.path(timeline).stat().st_size
     assert gzip.decompress(content) == tar_of(timeline)
     assert rig.reads == {"hit": 1}
-
-
-@pytest.mark.parametrize("lsn", [LSN_A, LSN_B], ids=["hit", "miss"])
-def test_a_read_has_the_right_of_way(rig: Rig, lsn: Lsn) -> None:
-    """A clean-up under way learns of it."""
-    timeline = rig.prepared()
-    rig.engine.cleaner._way.is_taken = False
-    rig.get(timeline, lsn)
-    assert rig.engine.cleaner._way.is_taken
 
 
 def test_a_hit_is_not_inherited(rig: Rig) -> None:
