@@ -131,3 +131,17 @@ def test_every_test_that_is_named_exists() -> None:
     for page in (ROOT / "docs").glob("*.md"):
         for path in re.findall(r"`(tests/[\w/.]+)`", page.read_text()):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_every_proof_of_a_rule_exists() -> None:
+    """The table of rules in docs/reliability.md names tests by file and function."""
+    text = (ROOT / "docs/reliability.md").read_text()
+    _, _, table = text.partition("| rule | proven by |\n| --- | --- |\n")
+    rows = table.partition("\n\n")[0].splitlines()
+    assert rows
+    for row in rows:
+        proofs = re.findall(r"`([\w/]+\.py)::(test_\w+)`", row)
+        assert len(proofs) == row.count("::") > 0, row
+        for path, name in proofs:
+            source = (ROOT / "tests" / path).read_text()
+            assert f"def {name}(" in source, f"{path}::{name}"
