@@ -10,7 +10,7 @@ import inspect
 import threading
 from typing import Final
 
-from bbcache.errors import ArgumentError, ParseError, repr_of
+from bbcache.errors import ArgumentError, ParseError, safe_repr
 
 _PLAIN: Final = (str, bytes, bytearray, int, float)  # shown by their values
 _MOST_SHOWN: Final = 80
@@ -99,7 +99,7 @@ def _described(value: object) -> str:
         return f"the class {value.__name__}"
     name = type(value).__name__
     if type(value) in _PLAIN:
-        text = repr_of(value)
+        text = safe_repr(value)
         shown = text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."
         return f"the {name} {shown}"
     return with_article(name)

@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from prometheus_client import CollectorRegistry
 
-from bbcache import lifecycle as process
+from bbcache import lifecycle
 from bbcache.arguments import check_methods, seconds, wrong_type
 from bbcache.config import BasebackupCacheConfig
 from bbcache.engine import Engine
@@ -42,7 +42,7 @@ class BasebackupCache:
 
     def __init__(self, engine: Engine | None) -> None:
         """Not for callers: see `spawn`."""
-        self._generation = process.generation()
+        self._generation = lifecycle.generation()
         self._engine = engine
 
     @classmethod
@@ -155,7 +155,7 @@ class BasebackupCache:
         timeline_id: TimelineId,
         lsn: Lsn,
         timeout_s: float | None = None,
-        go_on: Callable[[], None] | None = None,
+        check_cancelled: Callable[[], None] | None = None,
     ) -> BasebackupFile:
         """The open archive of the timeline at exactly `lsn`, built now if need be.
 
@@ -174,7 +174,7 @@ class BasebackupCache:
             lsn: the position, in the form that the host uses for `send_prepare`.
             timeout_s: seconds to wait for a build; None waits until it ends, 0 or less gives
                 hits only. A caller that gives up does not stop the build.
-            go_on: called in this thread about five times a second while it waits: what it
+            check_cancelled: called in this thread about five times a second while it waits: what it
                 raises ends the wait. None where nothing but the time can.
 
         Returns:
@@ -191,12 +191,14 @@ class BasebackupCache:
         """
         check_shard_ids(tenant_shard_id, timeline_id, lsn)
         timeout_s = seconds("timeout_s", timeout_s)
-        if go_on is not None and not callable(go_on):
-            raise wrong_type("go_on", go_on, "a function without arguments, or None")
+        if check_cancelled is not None and not callable(check_cancelled):
+            raise wrong_type(
+                "check_cancelled", check_cancelled, "a function without arguments, or None"
+            )
         engine = self._live_engine()
         if engine is None:
             raise self._why_dead()
-        return engine.filler.get(tenant_shard_id, timeline_id, lsn, timeout_s, go_on)
+        return engine.filler.get(tenant_shard_id, timeline_id, lsn, timeout_s, check_cancelled)
 
     def send_prepare(
         self, tenant_shard_id: TenantShardId, timeline_id: TimelineId, lsn: Lsn
@@ -249,7 +251,7 @@ class BasebackupCache:
         if self._engine is None:
             return True
         engine = self._live_engine()
-        return engine is not None and engine.activity.wait_idle(timeout)
+        return engine is not None and engine.work_counter.wait_idle(timeout)
 
     def run_cleanup(self) -> None:
         """Run one clean-up step now, in the caller's thread; see `bbcache.upkeep.cleanup`."""
@@ -276,7 +278,7 @@ class BasebackupCache:
             ArgumentError: (a `TypeError`) `timeout` is no number; nothing is closed then.
         """
         timeout = seconds("timeout", timeout)
-        if self._engine is not None and self._generation == process.generation():
+        if self._engine is not None and self._generation == lifecycle.generation():
             self._engine.close(timeout)
 
     def __enter__(self) -> Self:
@@ -307,7 +309,7 @@ class BasebackupCache:
                 "the cache is disabled and builds nothing\n"
                 "hint: Build the basebackup yourself, or give spawn a BasebackupCacheConfig."
             )
-        if self._generation != process.generation():
+        if self._generation != lifecycle.generation():
             return FillError(
                 "the cache belongs to the process that this one was forked from\n"
                 "hint: Spawn a cache in this process, on a directory of its own."
@@ -317,7 +319,7 @@ class BasebackupCache:
     def _live_engine(self) -> Engine | None:
         """The engine, unless the cache is disabled, closed or of another process."""
         engine = self._engine
-        if engine is None or not engine.is_serving or self._generation != process.generation():
+        if engine is None or not engine.is_serving or self._generation != lifecycle.generation():
             return None
         return engine
 

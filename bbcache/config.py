@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, Self
 
 from bbcache.arguments import wrong_type
-from bbcache.errors import ConfigError, repr_of
+from bbcache.errors import ConfigError, safe_repr
 
 TOML_TABLE: Final = "basebackup_cache_config"
 VERIFY_READS: Final = ("always", "first", "never")
@@ -126,7 +126,7 @@ class BasebackupCacheConfig:
             raise _bad_value(TOML_TABLE, table, "a table")
         known = {field.name for field in fields(cls)}
         unknown = sorted(
-            key if type(key) is str else repr_of(key) for key in table if key not in known
+            key if type(key) is str else safe_repr(key) for key in table if key not in known
         )
         if unknown:
             raise ConfigError(
@@ -194,4 +194,4 @@ def _check_directory(key: str, value: Any) -> None:
 
 
 def _bad_value(key: str, value: object, wanted: str) -> ConfigError:
-    return ConfigError(f"{key} is {repr_of(value)}, but must be {wanted}")
+    return ConfigError(f"{key} is {safe_repr(value)}, but must be {wanted}")

@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
-from bbcache import lifecycle as process
+from bbcache import lifecycle
 from bbcache.errors import ArgumentError, ClosingError
 from bbcache.ids import check_shard_ids
 from bbcache.metrics import Metrics, SkipReason
-from bbcache.pacer import RightOfWay
+from bbcache.pacer import Pacer
 from bbcache.prepare.backoff import Backoff
 from bbcache.prepare.builder import Builder
 from bbcache.prepare.on_demand import Filler
@@ -23,15 +23,15 @@ from bbcache.prepare.queue import PrepareQueue
 from bbcache.prepare.request import Request
 from bbcache.prepare.worker import CLOSED, Preparer, log_refused, log_skip
 from bbcache.storage.accounting import Accounting
-from bbcache.storage.catalog import Shelf
+from bbcache.storage.catalog import Catalog
 from bbcache.storage.files import Store, hint_for
 from bbcache.storage.index import Index, make_key
 from bbcache.storage.reader import Reader
-from bbcache.storage.unpublished import Spools
+from bbcache.storage.unpublished import UnpublishedBytes
 from bbcache.ticker import Ticker
 from bbcache.upkeep.cleanup import Cleaner
 from bbcache.waiters import Waiters
-from bbcache.work_counter import Activity
+from bbcache.work_counter import WorkCounter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,20 +80,22 @@ class Engine:
         self.data_dir = data_dir
         self.is_serving = True
         self.index = Index(Accounting.from_config(config))
-        self.activity = Activity(self._are_prepares_idle)
+        self.work_counter = WorkCounter(self._are_prepares_idle)
         self._config = config
         self._dirlock = dirlock
         self._queue = PrepareQueue(config.prepare_channel_size)
-        spools = Spools(config.max_unpublished_size_bytes)
+        unpublished = UnpublishedBytes(config.max_unpublished_size_bytes)
         self._metrics = Metrics(
-            registry, self.index, self._queue.__len__, lambda: spools.size_bytes
+            registry, self.index, self._queue.__len__, lambda: unpublished.size_bytes
         )
         self.store = Store(data_dir)
-        self._shelf = Shelf(self.store, self.index, dirlock, self._metrics)
-        way, backoff = RightOfWay(), Backoff()
-        self.cleaner = Cleaner(tenants, self.index, self._shelf, self._metrics, self.activity, way)
-        self.reader = self._make_reader(way)
-        self._builder = self._make_builder(spools)
+        self._catalog = Catalog(self.store, self.index, dirlock, self._metrics)
+        pacer, backoff = Pacer(), Backoff()
+        self.cleaner = Cleaner(
+            tenants, self.index, self._catalog, self._metrics, self.work_counter, pacer
+        )
+        self.reader = self._make_reader(pacer)
+        self._builder = self._make_builder(unpublished)
         self._preparer = self._make_preparer(tenants, backoff)
         self.filler = self._make_filler(backoff)
         self._changed = Waiters()  # for a change of the next, or of is_serving
@@ -106,25 +108,25 @@ class Engine:
         self._executor = ThreadPoolExecutor(config.prepare_concurrency, "bbcache-prepare")
         self._background = threading.Thread(target=self._run, name="bbcache-cleanup")
 
-    def _make_reader(self, way: RightOfWay) -> Reader:
+    def _make_reader(self, pacer: Pacer) -> Reader:
         return Reader(
             self.index,
             self.store,
-            self._shelf,
+            self._catalog,
             self._metrics,
-            self.activity,
-            way,
+            self.work_counter,
+            pacer,
             verify_reads=self._config.verify_reads,
             rebuild=self._rebuild,
         )
 
-    def _make_builder(self, spools: Spools) -> Builder:
+    def _make_builder(self, unpublished: UnpublishedBytes) -> Builder:
         return Builder(
             self._config,
             self.index,
-            spools,
+            unpublished,
             store=self.store,
-            shelf=self._shelf,
+            catalog=self._catalog,
             metrics=self._metrics,
         )
 
@@ -136,7 +138,7 @@ class Engine:
             builder=self._builder,
             queue=self._queue,
             metrics=self._metrics,
-            activity=self.activity,
+            work_counter=self.work_counter,
             backoff=backoff,
         )
 
@@ -153,7 +155,7 @@ class Engine:
     def start(self) -> None:
         """Start the threads; when that fails, everything is undone."""
         self._warn_of_settings()
-        process.close_at_exit(self)
+        lifecycle.close_at_exit(self)
         try:
             for _ in range(self._config.prepare_concurrency):
                 self._executor.submit(self._work)
@@ -182,7 +184,7 @@ class Engine:
     @property
     def degraded_reason(self) -> str | None:
         """See `BasebackupCache.degraded_reason`."""
-        return self._shelf.read_only_reason or self._builder.disk_failure
+        return self._catalog.read_only_reason or self._builder.disk_failure
 
     def wait_initialized(self, timeout_s: float | None) -> bool:
         """Wait until the entries on disk are known; False when the cache closed before."""
@@ -214,7 +216,7 @@ class Engine:
         self._queue.close()
         self._preparer.settle_fallen()
         for request in self._queue.running():  # nobody waits for a worker that may be stuck
-            request.flight.land(CLOSED)
+            request.call.finish(CLOSED)
 
     def close(self, timeout: float | None = None) -> None:
         """See `BasebackupCache.close`."""
@@ -246,7 +248,7 @@ class Engine:
     def abandon(self) -> None:
         """Close in the background, for a finaliser: it may wait for no thread and no lock."""
         self._is_abandoned = True
-        self._shelf.stop()
+        self._catalog.stop()
         self._stop()
 
     def _stop(self) -> None:
@@ -262,7 +264,7 @@ class Engine:
     def _are_prepares_idle(self) -> bool:
         self._preparer.settle_fallen()
         with suppress(OSError):  # a later look may succeed
-            self._shelf.settle_doubt()
+            self._catalog.settle_doubt()
         return self._is_initialized and self._queue.is_idle()
 
     def _rebuild(self, entry: Entry) -> None:
@@ -303,7 +305,7 @@ class Engine:
     def _load(self, pause_s: float) -> None:
         """Take over what is on disk; where that fails it is tried again after `pause_s`."""
         try:
-            report = self._shelf.load()
+            report = self._catalog.load()
         except ClosingError:
             return
         except Exception as error:
@@ -319,7 +321,7 @@ class Engine:
             self._is_initialized = True
             self._changed.wake_all()
             self._queue.open()
-            self.activity.changed()
+            self.work_counter.changed()
 
     def _announce(self, report: LoadReport) -> None:
         log.info(
@@ -328,12 +330,12 @@ class Engine:
             self.data_dir,
             report.superseded_count,
         )
-        if report.strays:
+        if report.foreign_files:
             log.warning(
-                "%d strays in %s count against its limits: %s",
-                len(report.strays),
+                "%d foreign files in %s count against its limits: %s",
+                len(report.foreign_files),
                 self.data_dir,
-                ", ".join(map(repr, report.strays[:10])),
+                ", ".join(map(repr, report.foreign_files[:10])),
             )
 
     def _tick(self) -> None:
@@ -364,13 +366,13 @@ class Engine:
         for request in self._queue.running():
             self._preparer.settle_skipped(request, SkipReason.CLOSING)
         remaining_s = _remaining_s(deadline_s)
-        if self._shelf.fence(-1 if remaining_s is None else max(_FENCE_TIMEOUT_S, remaining_s)):
+        if self._catalog.fence(-1 if remaining_s is None else max(_FENCE_TIMEOUT_S, remaining_s)):
             self._unlock()
         else:
             log.error("a step on the disk hangs; %s stays locked", self.data_dir)
         self._metrics.close()
-        self.activity.give_up()
-        process.forget(self)
+        self.work_counter.give_up()
+        lifecycle.forget(self)
         self._is_closed = True
         self._changed.wake_all()
 

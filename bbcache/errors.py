@@ -108,7 +108,7 @@ class DirectoryLockedError(StoreError):
 
 
 class ArchiveError(BbcacheError):
-    """An archive's bytes are proven not to be what they should be."""
+    """An archive's bytes are not what they should be."""
 
 
 class LimitError(BbcacheError):
@@ -210,7 +210,7 @@ class TakeoverError(PostgresError, OSError):
         return type(self), (self.timeline_id, self.pgdata_dir, self.reason)
 
 
-def repr_of(value: object) -> str:
+def safe_repr(value: object) -> str:
     """A value's repr, or its type's name where that cannot be had.
 
     Python refuses the digits of an int that has thousands of them.
@@ -221,7 +221,7 @@ def repr_of(value: object) -> str:
         return f"an unprintable {type(value).__name__}"
 
 
-def text_of(error: BaseException) -> str:
+def safe_str(error: BaseException) -> str:
     """An exception's text, after its type's name unless it is one of bbcache's own.
 
     The text of a `KeyError` is the bare key, and many others say as little. The name stands

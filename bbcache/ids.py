@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from bbcache.arguments import with_article, wrong_type
-from bbcache.errors import ParseError, repr_of
+from bbcache.errors import ParseError, safe_repr
 
 ID_SIZE_BYTES = 16
 _HEX_ID = re.compile(r"[0-9a-fA-F]{32}")
@@ -40,7 +40,7 @@ class _Id(bytes):
         _check_buffer(cls, value)
         data = bytes(value)
         if len(data) != ID_SIZE_BYTES:
-            raise ParseError(f"{cls.__name__} takes {ID_SIZE_BYTES} bytes, not {repr_of(value)}")
+            raise ParseError(f"{cls.__name__} takes {ID_SIZE_BYTES} bytes, not {safe_repr(value)}")
         return super().__new__(cls, data)
 
     @classmethod
@@ -53,7 +53,7 @@ class _Id(bytes):
         """
         _check_text(cls, text)
         if not _HEX_ID.fullmatch(text):
-            raise ParseError(f"{cls.__name__} takes 32 hex digits, not {repr_of(text)}")
+            raise ParseError(f"{cls.__name__} takes 32 hex digits, not {safe_repr(text)}")
         return cls.of_valid_hex(text)
 
     @classmethod
@@ -126,7 +126,7 @@ class TenantShardId:
             if type(value) is not int:
                 raise wrong_type(name, value, f"an int from 0 to {_MAX_SHARD}")
             if not 0 <= value <= _MAX_SHARD:
-                raise ParseError(f"{name} is an int from 0 to {_MAX_SHARD}, not {repr_of(value)}")
+                raise ParseError(f"{name} is an int from 0 to {_MAX_SHARD}, not {safe_repr(value)}")
         if self.shard_number >= max(self.shard_count, 1):
             raise ParseError(
                 f"shard_number {self.shard_number} is out of range for {self.shard_count} shards"
@@ -152,7 +152,7 @@ class TenantShardId:
             return cls(tenant_id)
         match = _HEX_SHARD.fullmatch(shard)
         if match is None or match[2] == "00":
-            raise ParseError(f"TenantShardId takes <tenant>-NNCC in hex, not {repr_of(text)}")
+            raise ParseError(f"TenantShardId takes <tenant>-NNCC in hex, not {safe_repr(text)}")
         return cls(tenant_id, int(match[1], 16), int(match[2], 16))
 
     def __str__(self) -> str:
@@ -180,7 +180,7 @@ class Lsn(int):
         if not isinstance(value, int) or isinstance(value, bool):
             raise wrong_type("value of Lsn", value, "an int", _way_to(cls, value))
         if not 0 <= value <= _MAX_LSN:
-            raise ParseError(f"Lsn is from 0 to 2^64-1, not {repr_of(int(value))}")
+            raise ParseError(f"Lsn is from 0 to 2^64-1, not {safe_repr(int(value))}")
         return super().__new__(cls, value)
 
     @classmethod
@@ -199,7 +199,7 @@ class Lsn(int):
         _check_text(cls, text)
         match = _HEX_LSN.fullmatch(text)
         if match is None:
-            raise ParseError(f"Lsn takes a text such as 0/16B5A50, not {repr_of(text)}")
+            raise ParseError(f"Lsn takes a text such as 0/16B5A50, not {safe_repr(text)}")
         return cls.of_valid(int(match[1], 16) << 32 | int(match[2], 16))
 
     def __str__(self) -> str:

@@ -57,7 +57,7 @@ class FillResult(StrEnum):
     BUILT = "built"
     ERROR = "error"
     TIMEOUT = "timeout"
-    GIVEN_UP = "given_up"
+    CANCELLED = "cancelled"
     BACKING_OFF = "backing_off"
     CLOSING = "closing"
 
@@ -88,7 +88,7 @@ class SkipReason(StrEnum):
     TOO_BIG = "too_big"
     COALESCED = "coalesced"
     QUEUE_FULL = "queue_full"
-    GIVEN_UP = "given_up"
+    CANCELLED = "cancelled"
     READ_ONLY = "read_only"
     CLOSING = "closing"
 
@@ -116,8 +116,8 @@ class Measured(Protocol):
         ...
 
     @property
-    def other_bytes(self) -> int:
-        """Bytes of strays, doomed files and quarantine."""
+    def nonentry_bytes(self) -> int:
+        """Bytes of foreign files, doomed files and quarantine."""
         ...
 
 
@@ -163,9 +163,9 @@ class Metrics:
             f"{neon}_prepare_queue_size", "Prepares that wait for a worker.", queue_size
         )
         self._other = ReadGauge(
-            f"{ours}_other_bytes",
-            "Bytes of strays, of files that could not be removed, and of the quarantine.",
-            lambda: index.other_bytes,
+            f"{ours}_nonentry_bytes",
+            "Bytes of foreign files, of files that could not be removed, and of the quarantine.",
+            lambda: index.nonentry_bytes,
         )
         self._fills, self._fills_by = counter_by(
             "result", FillResult, f"{ours}_fills", "Calls of get_or_prepare, by how they ended."

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 SLICE_S: Final = 0.002  # about what a read may have to wait
-NAP_S: Final = 1e-6  # in truth some 60 us: Linux wakes nobody sooner
-PAUSE_S: Final = 0.008  # hundreds of reads, of which one meets the next slice: below 1 %
+SHORT_PAUSE_S: Final = 1e-6  # in truth some 60 us: Linux wakes nobody sooner
+LONG_PAUSE_S: Final = 0.008  # hundreds of reads, of which one meets the next slice: below 1 %
 
 _T = TypeVar("_T")
 
 
-class RightOfWay:
+class Pacer:
     """Whether somebody reads, and the rests of those who work at length. Thread-safe.
 
     A read says that it is there by one write to memory. Whoever works at length rests
@@ -55,7 +55,7 @@ class RightOfWay:
     def rest(self) -> None:
         """Let others go on, and begin a slice; not to be called with a lock held."""
         was_taken, self.is_taken = self.is_taken, False
-        self._sleep(PAUSE_S if was_taken else NAP_S)
+        self._sleep(LONG_PAUSE_S if was_taken else SHORT_PAUSE_S)
         self.due_s = self.clock() + SLICE_S
 
     def paced(self, items: Iterable[_T]) -> Iterator[_T]:

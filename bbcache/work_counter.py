@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 
-class Activity:
+class WorkCounter:
     """The work that is under way. Thread-safe.
 
     Args:

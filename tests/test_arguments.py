@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from support.cache_helpers import LSN_A, Rig, samples
+from support.cache_helpers import LSN_A, Harness, samples
 from support.helpers import LSN, TENANT, TIMELINE
 
 from bbcache import (
@@ -95,60 +95,65 @@ def refused(call: Callable[..., object], *arguments: object, **named: object) ->
     return caught.value
 
 
-@pytest.fixture(name="rig")
-def make_rig(tmp_path: Path) -> Iterator[Rig]:
+@pytest.fixture(name="harness")
+def make_harness(tmp_path: Path) -> Iterator[Harness]:
     """A cache that holds one entry."""
-    with Rig(tmp_path) as rig:
-        rig.prepared()
-        yield rig
+    with Harness(tmp_path) as harness:
+        harness.prepared()
+        yield harness
 
 
 @pytest.mark.parametrize("life", ["open", "closed", "disabled"])
 @pytest.mark.parametrize("method", ["get", "get_held"])
 @pytest.mark.parametrize(("name", "value", "text", "hint"), WRONG_IDS + WRONG_PLACES)
 def test_a_get_says_which_argument_is_wrong(
-    rig: Rig, life: str, method: str, name: str, value: object, text: str, hint: str
+    harness: Harness, life: str, method: str, name: str, value: object, text: str, hint: str
 ) -> None:
     """Where it finds nothing, whatever the life of the cache; and it is not counted as a miss."""
-    cache = rig.cache
+    cache = harness.cache
     if life == "closed":
         cache.close()
     elif life == "disabled":
-        cache = BasebackupCache.spawn(rig.dir, None, rig.host)
+        cache = BasebackupCache.spawn(harness.dir, None, harness.host)
     arguments = {key: RIGHT[key] for key in ("tenant_id", "timeline_id", "lsn")} | {name: value}
     check_text(refused(getattr(cache, method), **arguments), name, text, hint)
-    assert rig.reads == {}
+    assert harness.reads == {}
 
 
 @pytest.mark.parametrize("life", ["open", "closed", "disabled"])
 @pytest.mark.parametrize(("name", "value", "text", "hint"), WRONG_SHARDS + WRONG_PLACES)
 def test_get_or_prepare_says_which_argument_is_wrong(
-    rig: Rig, life: str, name: str, value: object, text: str, hint: str
+    harness: Harness, life: str, name: str, value: object, text: str, hint: str
 ) -> None:
     """With the same words, before anything else, whatever the life of the cache."""
-    cache = rig.cache
+    cache = harness.cache
     if life == "closed":
         cache.close()
     elif life == "disabled":
-        cache = BasebackupCache.spawn(rig.dir, None, rig.host)
+        cache = BasebackupCache.spawn(harness.dir, None, harness.host)
     arguments = {k: RIGHT[k] for k in ("tenant_shard_id", "timeline_id", "lsn")} | {name: value}
     check_text(refused(cache.get_or_prepare, **arguments, timeout_s=0), name, text, hint)
-    assert rig.counts() == {"ok": 1}
+    assert harness.counts() == {"ok": 1}
 
 
 @pytest.mark.parametrize(("name", "value", "text", "hint"), WRONG_SHARDS + WRONG_PLACES)
 def test_send_prepare_logs_which_argument_is_wrong(
-    rig: Rig, caplog: pytest.LogCaptureFixture, name: str, value: object, text: str, hint: str
+    harness: Harness,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    value: object,
+    text: str,
+    hint: str,
 ) -> None:
     """With the same words, counted as an error, and nothing raised."""
     arguments: dict[str, Any] = {
         key: RIGHT[key] for key in ("tenant_shard_id", "timeline_id", "lsn")
     } | {name: value}
-    rig.cache.send_prepare(**arguments)
+    harness.cache.send_prepare(**arguments)
     (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
     _, _, message = record.getMessage().partition(": ")
     check_text(message, name, text, hint)
-    assert rig.counts() == {"ok": 1, "error": 1}
+    assert harness.counts() == {"ok": 1, "error": 1}
 
 
 class _Unprintable:
@@ -156,15 +161,15 @@ class _Unprintable:
         raise RuntimeError("no repr")
 
 
-def test_what_cannot_be_printed_or_hashed_is_refused_as_well(rig: Rig) -> None:
+def test_what_cannot_be_printed_or_hashed_is_refused_as_well(harness: Harness) -> None:
     """The error is about the argument, not about the error's own text or a look-up."""
     odd: Any
     for odd in (_Unprintable(), [], {}, object(), 10**5000, "x" * 10**6):
-        text = str(refused(rig.cache.get, odd, TIMELINE, LSN))
+        text = str(refused(harness.cache.get, odd, TIMELINE, LSN))
         assert text.startswith("tenant_id must be a TenantId, not ")
         assert len(text) < 300
-        rig.cache.send_prepare(odd, odd, odd)
-    assert rig.counts()["error"] == 6
+        harness.cache.send_prepare(odd, odd, odd)
+    assert harness.counts()["error"] == 6
 
 
 @pytest.mark.parametrize(
@@ -207,40 +212,43 @@ def test_what_makes_ids_and_settings_refuses_wrong_types(
         (object(), "Pass an int or a float."),
     ],
 )
-def test_a_timeout_is_a_number_of_seconds(rig: Rig, value: Any, hint: str) -> None:
+def test_a_timeout_is_a_number_of_seconds(harness: Harness, value: Any, hint: str) -> None:
     """A text, a bool or a timedelta is refused by every method that waits, by name."""
     for call, name in (
-        (rig.cache.wait_initialized, "timeout"),
-        (rig.cache.wait_idle, "timeout"),
-        (rig.cache.close, "timeout"),
-        (lambda timeout_s: rig.cache.get_or_prepare(SHARD, TIMELINE, LSN, timeout_s), "timeout_s"),
+        (harness.cache.wait_initialized, "timeout"),
+        (harness.cache.wait_idle, "timeout"),
+        (harness.cache.close, "timeout"),
+        (
+            lambda timeout_s: harness.cache.get_or_prepare(SHARD, TIMELINE, LSN, timeout_s),
+            "timeout_s",
+        ),
     ):
         text = str(refused(call, value))
         assert text.startswith(f"{name} must be a number of seconds or None, not ")
         assert text.endswith(hint)
-    assert rig.cache.entries() != [], "the close was refused as well"
+    assert harness.cache.entries() != [], "the close was refused as well"
 
 
-def test_a_timeout_that_is_no_number_of_seconds(rig: Rig) -> None:
+def test_a_timeout_that_is_no_number_of_seconds(harness: Harness) -> None:
     """Nan is a ValueError; less than nothing does not wait; very much waits without limit."""
     with pytest.raises(ValueError, match="timeout must be a number of seconds or None, not nan"):
-        rig.cache.wait_idle(math.nan)
+        harness.cache.wait_idle(math.nan)
     assert (seconds("t", -5), seconds("t", -(10**400)), seconds("t", 0)) == (0.0, 0.0, 0)
     assert (seconds("t", math.inf), seconds("t", 10**400), seconds("t", None)) == (None,) * 3
     assert seconds("t", 2) == 2
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     with pytest.raises(FillTimeoutError):
-        rig.cache.get_or_prepare(rig.shard_of(timeline), timeline.timeline_id, LSN_A, -1.0)
-    assert rig.cache.wait_idle(math.inf)
-    assert rig.cache.wait_idle(10**400)
+        harness.cache.get_or_prepare(harness.shard_of(timeline), timeline.timeline_id, LSN_A, -1.0)
+    assert harness.cache.wait_idle(math.inf)
+    assert harness.cache.wait_idle(10**400)
 
 
-def test_go_on_must_be_callable(rig: Rig) -> None:
+def test_go_on_must_be_callable(harness: Harness) -> None:
     """It is refused at once, not when somebody has waited for a while."""
-    held = rig.prepared()
-    arguments: list[Any] = [rig.shard_of(held), held.timeline_id, LSN_A, None, 5]
-    assert str(refused(rig.cache.get_or_prepare, *arguments)) == (
-        "go_on must be a function without arguments, or None, not the int 5"
+    held = harness.prepared()
+    arguments: list[Any] = [harness.shard_of(held), held.timeline_id, LSN_A, None, 5]
+    assert str(refused(harness.cache.get_or_prepare, *arguments)) == (
+        "check_cancelled must be a function without arguments, or None, not the int 5"
     )
 
 

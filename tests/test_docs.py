@@ -136,7 +136,7 @@ def test_every_test_that_is_named_exists() -> None:
 def test_every_proof_of_a_rule_exists() -> None:
     """The table of rules in docs/reliability.md names tests by file and function."""
     text = (ROOT / "docs/reliability.md").read_text()
-    _, _, table = text.partition("| rule | proven by |\n| --- | --- |\n")
+    _, _, table = text.partition("| rule | verified by |\n| --- | --- |\n")
     rows = table.partition("\n\n")[0].splitlines()
     assert rows
     for row in rows:

@@ -31,7 +31,7 @@ from bbcache.errors import (
     PrepareError,
     StoreError,
     TakeoverError,
-    text_of,
+    safe_str,
 )
 
 EVERY_CLASS = {each for each in vars(errors).values() if isinstance(each, type)}
@@ -201,7 +201,7 @@ class _BrokenError(Exception):
 )
 def test_every_exception_has_a_text(error: BaseException, text: str) -> None:
     """A log line about an exception never fails, and names the type of a foreign one."""
-    assert text_of(error) == text
+    assert safe_str(error) == text
 
 
 def test_directory_locked_error_without_pid_says_so() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.helpers import LSN, TENANT, TIMELINE
 
-from bbcache.errors import BbcacheError, ParseError, repr_of
+from bbcache.errors import BbcacheError, ParseError, safe_repr
 from bbcache.ids import Lsn, TenantId, TenantShardId, TenantTimelineId, TimelineId
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def test_lsn_takes_only_what_it_could_print(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [-1, MAX_LSN + 1, 10**5000, True, False, 1.0, "1", None, b"1"], ids=repr_of
+    "value", [-1, MAX_LSN + 1, 10**5000, True, False, 1.0, "1", None, b"1"], ids=safe_repr
 )
 def test_lsn_refuses_other_values(value: object) -> None:
     """An LSN is an int from 0 to 2^64-1, and a bool is no int."""

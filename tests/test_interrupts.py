@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client import CollectorRegistry
-from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, Rig, Worker
+from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, Harness, Worker
 from support.fill_helpers import aboard, filled, fillers, unpublished_bytes
 from support.helpers import count_descriptors, is_free, wait_until
 from support.interrupts import interrupted, interruptible, places_of
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 _FEW = 10
 _SHM_DIR = Path("/dev/shm")  # noqa: S108 - mkdtemp is safe there
 
-_SCENARIOS: dict[str, Callable[[Rig], Iterator[Callable[[], object]]]] = {}
+_SCENARIOS: dict[str, Callable[[Harness], Iterator[Callable[[], object]]]] = {}
 
 
 def scenario(
-    make: Callable[[Rig], Iterator[Callable[[], object]]],
-) -> Callable[[Rig], Iterator[Callable[[], object]]]:
+    make: Callable[[Harness], Iterator[Callable[[], object]]],
+) -> Callable[[Harness], Iterator[Callable[[], object]]]:
     """One call to interrupt: what comes before it, the call, and what comes after it."""
     _SCENARIOS[make.__name__] = make
     return make
@@ -55,14 +55,14 @@ def scenario(
 
 @contextmanager
 def busy_worker(
-    rig: Rig,
+    harness: Harness,
     timeline: MemoryTimeline | None = None,
     lsn: Lsn = LSN_A,
     until: Callable[[], object] = lambda: False,
 ) -> Iterator[None]:
     """Keep the only worker busy in a block, unless something is so before."""
     begun, is_over = threading.Event(), threading.Event()
-    timeline = timeline or rig.timeline()
+    timeline = timeline or harness.timeline()
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
         begun.set()
@@ -70,7 +70,7 @@ def busy_worker(
         writer.write(timeline.tarball(lsn))
 
     timeline.on_send = send
-    rig.send(timeline, lsn)
+    harness.send(timeline, lsn)
     begun.wait()
     try:
         yield
@@ -79,250 +79,252 @@ def busy_worker(
 
 
 @scenario
-def get_hit(rig: Rig) -> Iterator[Callable[[], object]]:
+def get_hit(harness: Harness) -> Iterator[Callable[[], object]]:
     """The digest is checked."""
-    yield functools.partial(rig.get_archive, rig.prepared())
+    yield functools.partial(harness.get_archive, harness.prepared())
 
 
 @scenario
-def get_proven_hit(rig: Rig) -> Iterator[Callable[[], object]]:
+def get_verified_hit(harness: Harness) -> Iterator[Callable[[], object]]:
     """The digest was checked before."""
-    timeline = rig.prepared()
-    rig.get_archive(timeline)
-    yield functools.partial(rig.get_archive, timeline)
+    timeline = harness.prepared()
+    harness.get_archive(timeline)
+    yield functools.partial(harness.get_archive, timeline)
 
 
 @scenario
-def get_miss(rig: Rig) -> Iterator[Callable[[], object]]:
+def get_miss(harness: Harness) -> Iterator[Callable[[], object]]:
     """There is no entry."""
-    yield functools.partial(rig.open_file, rig.timeline())
+    yield functools.partial(harness.open_file, harness.timeline())
 
 
 @scenario
-def get_vanished(rig: Rig) -> Iterator[Callable[[], object]]:
+def get_vanished(harness: Harness) -> Iterator[Callable[[], object]]:
     """Its file was removed by hand."""
-    timeline = rig.prepared()
-    rig.path(timeline).unlink()
-    yield functools.partial(rig.open_file, timeline)
+    timeline = harness.prepared()
+    harness.path(timeline).unlink()
+    yield functools.partial(harness.open_file, timeline)
 
 
 @scenario
-def get_bad(rig: Rig) -> Iterator[Callable[[], object]]:
+def get_bad(harness: Harness) -> Iterator[Callable[[], object]]:
     """It is quarantined, and built again."""
-    timeline = rig.prepared()
-    path = rig.path(timeline)
+    timeline = harness.prepared()
+    path = harness.path(timeline)
     path.write_bytes(bytes(path.stat().st_size))
-    yield functools.partial(rig.open_file, timeline)
+    yield functools.partial(harness.open_file, timeline)
 
 
 @scenario
-def get_bad_beside_a_build(rig: Rig) -> Iterator[Callable[[], object]]:
+def get_bad_beside_a_build(harness: Harness) -> Iterator[Callable[[], object]]:
     """A refresh of it is under way, and counts on its bytes."""
-    timeline = rig.prepared()
-    path = rig.path(timeline)
+    timeline = harness.prepared()
+    path = harness.path(timeline)
     path.write_bytes(bytes(path.stat().st_size))
     timeline.advance(LSN_B)
-    with busy_worker(rig, timeline, LSN_B):
-        yield functools.partial(rig.open_file, timeline)
+    with busy_worker(harness, timeline, LSN_B):
+        yield functools.partial(harness.open_file, timeline)
 
 
 @scenario
-def clean_up(rig: Rig) -> Iterator[Callable[[], object]]:
+def clean_up(harness: Harness) -> Iterator[Callable[[], object]]:
     """One entry is outgrown."""
-    timeline = rig.prepared()
+    timeline = harness.prepared()
     timeline.advance(LSN_B)
-    rig.prepared()
-    yield rig.cache.run_cleanup
+    harness.prepared()
+    yield harness.cache.run_cleanup
 
 
 @scenario
-def look_on(rig: Rig) -> Iterator[Callable[[], object]]:
+def look_on(harness: Harness) -> Iterator[Callable[[], object]]:
     """What waits, and what lists."""
-    with busy_worker(rig):
+    with busy_worker(harness):
 
         def look() -> None:
-            assert rig.cache.wait_initialized()
-            rig.cache.wait_idle(0.001)
-            assert isinstance(rig.cache.entries(), list)
+            assert harness.cache.wait_initialized()
+            harness.cache.wait_idle(0.001)
+            assert isinstance(harness.cache.entries(), list)
 
         yield look
 
 
 @scenario
-def send(rig: Rig) -> Iterator[Callable[[], object]]:
+def send(harness: Harness) -> Iterator[Callable[[], object]]:
     """A worker takes it at once."""
-    yield functools.partial(rig.send, rig.timeline())
+    yield functools.partial(harness.send, harness.timeline())
 
 
 @scenario
-def send_to_a_full_queue(rig: Rig) -> Iterator[Callable[[], object]]:
+def send_to_a_full_queue(harness: Harness) -> Iterator[Callable[[], object]]:
     """It falls out."""
-    with busy_worker(rig):
-        rig.send(rig.timeline())
-        yield functools.partial(rig.send, rig.timeline())
+    with busy_worker(harness):
+        harness.send(harness.timeline())
+        yield functools.partial(harness.send, harness.timeline())
 
 
 @scenario
-def send_once_more(rig: Rig) -> Iterator[Callable[[], object]]:
+def send_once_more(harness: Harness) -> Iterator[Callable[[], object]]:
     """It is coalesced with the one that waits."""
-    with busy_worker(rig):
-        timeline = rig.timeline()
-        rig.send(timeline)
-        yield functools.partial(rig.send, timeline)
+    with busy_worker(harness):
+        timeline = harness.timeline()
+        harness.send(timeline)
+        yield functools.partial(harness.send, timeline)
 
 
 @scenario
-def send_a_newer_one(rig: Rig) -> Iterator[Callable[[], object]]:
+def send_a_newer_one(harness: Harness) -> Iterator[Callable[[], object]]:
     """One at an older LSN waits."""
-    with busy_worker(rig):
-        timeline = rig.timeline(LSN_B)
-        rig.send(timeline, LSN_A)
-        yield functools.partial(rig.send, timeline, LSN_B)
+    with busy_worker(harness):
+        timeline = harness.timeline(LSN_B)
+        harness.send(timeline, LSN_A)
+        yield functools.partial(harness.send, timeline, LSN_B)
 
 
 @scenario
-def send_to_another_shard(rig: Rig) -> Iterator[Callable[[], object]]:
+def send_to_another_shard(harness: Harness) -> Iterator[Callable[[], object]]:
     """It is skipped."""
-    shard_id = TenantShardId(rig.tenant.tenant_id, 1, 2)
-    yield functools.partial(rig.cache.send_prepare, shard_id, rig.timeline().timeline_id, LSN_A)
+    shard_id = TenantShardId(harness.tenant.tenant_id, 1, 2)
+    yield functools.partial(
+        harness.cache.send_prepare, shard_id, harness.timeline().timeline_id, LSN_A
+    )
 
 
 @scenario
-def fill_hit(rig: Rig) -> Iterator[Callable[[], object]]:
+def fill_hit(harness: Harness) -> Iterator[Callable[[], object]]:
     """Nothing is built."""
-    yield functools.partial(filled, rig, rig.prepared())
+    yield functools.partial(filled, harness, harness.prepared())
 
 
 @scenario
-def fill_build(rig: Rig) -> Iterator[Callable[[], object]]:
+def fill_build(harness: Harness) -> Iterator[Callable[[], object]]:
     """It is built for this call."""
-    yield functools.partial(filled, rig, rig.timeline())
+    yield functools.partial(filled, harness, harness.timeline())
 
 
 @scenario
-def fill_unpublished(rig: Rig) -> Iterator[Callable[[], object]]:
+def fill_unpublished(harness: Harness) -> Iterator[Callable[[], object]]:
     """The timeline has gone on: the archive is handed out and not published."""
-    yield functools.partial(filled, rig, rig.timeline(LSN_B), LSN_A)
+    yield functools.partial(filled, harness, harness.timeline(LSN_B), LSN_A)
 
 
 @scenario
-def fill_join(rig: Rig) -> Iterator[Callable[[], object]]:
+def fill_join(harness: Harness) -> Iterator[Callable[[], object]]:
     """Another thread waits for the same build, which goes on when both do."""
-    with busy_worker(rig, until=lambda: aboard() == 2):
-        timeline = rig.timeline()
-        (other,) = fillers(rig, timeline, 1)
-        yield functools.partial(filled, rig, timeline)
+    with busy_worker(harness, until=lambda: aboard() == 2):
+        timeline = harness.timeline()
+        (other,) = fillers(harness, timeline, 1)
+        yield functools.partial(filled, harness, timeline)
     other.result()
 
 
 @scenario
-def fill_join_what_was_sent(rig: Rig) -> Iterator[Callable[[], object]]:
+def fill_join_what_was_sent(harness: Harness) -> Iterator[Callable[[], object]]:
     """A prepare that no caller has waited for."""
-    with busy_worker(rig, until=lambda: aboard() == 1):
-        timeline = rig.timeline()
-        rig.send(timeline)
-        yield functools.partial(filled, rig, timeline)
+    with busy_worker(harness, until=lambda: aboard() == 1):
+        timeline = harness.timeline()
+        harness.send(timeline)
+        yield functools.partial(filled, harness, timeline)
 
 
 @scenario
-def fill_in_no_time(rig: Rig) -> Iterator[Callable[[], object]]:
+def fill_in_no_time(harness: Harness) -> Iterator[Callable[[], object]]:
     """The call gives up, and its request goes behind what can run."""
-    with busy_worker(rig):
-        timeline = rig.timeline()
+    with busy_worker(harness):
+        timeline = harness.timeline()
 
         def fill_in_vain() -> None:
             with suppress(FillTimeoutError):
-                filled(rig, timeline, timeout_s=0)
+                filled(harness, timeline, timeout_s=0)
 
         yield fill_in_vain
 
 
 @scenario
-def fill_that_fails(rig: Rig) -> Iterator[Callable[[], object]]:
+def fill_that_fails(harness: Harness) -> Iterator[Callable[[], object]]:
     """The host raises."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
 
     def fail(*_: object) -> None:
         raise RuntimeError("the host fails")
 
     def fill_in_vain() -> None:
         with suppress(FillError):
-            filled(rig, timeline)
+            filled(harness, timeline)
 
     timeline.on_send = fail
     yield fill_in_vain
 
 
 @pytest.fixture
-def rig() -> Iterator[Rig]:
+def harness() -> Iterator[Harness]:
     """A cache in memory, where there is such a place, with one worker and a short queue."""
     base = _SHM_DIR if _SHM_DIR.is_dir() and os.access(_SHM_DIR, os.W_OK) else None
     parent = Path(tempfile.mkdtemp(prefix="bbcache-", dir=base))
-    with Rig(parent / "cache", prepare_concurrency=1, prepare_channel_size=1) as made:
+    with Harness(parent / "cache", prepare_concurrency=1, prepare_channel_size=1) as made:
         yield made
     shutil.rmtree(parent)
 
 
-def _check(rig: Rig, descriptors: int) -> None:
+def _check(harness: Harness, descriptors: int) -> None:
     """After each interrupt, in another thread: what the main thread holds is waited for."""
-    rig.wait_idle()
-    rig.cache.entries()
+    harness.wait_idle()
+    harness.cache.entries()
     assert count_descriptors() == descriptors
 
 
-def _check_all(rig: Rig) -> None:
+def _check_all(harness: Harness) -> None:
     """After a few, for it takes longer."""
-    assert rig.value("pageserver_basebackup_cache_prepare_queue_size") == 0
-    assert unpublished_bytes(rig) == 0
-    rig.check_books()
-    timeline = rig.timeline()
-    rig.prepare(timeline)
-    assert rig.get(timeline) is not None
-    rig.tenant.timelines.clear()
-    rig.cache.run_cleanup()
-    assert rig.cache.entries() == []
-    rig.check_books()
+    assert harness.value("pageserver_basebackup_cache_prepare_queue_size") == 0
+    assert unpublished_bytes(harness) == 0
+    harness.check_accounting()
+    timeline = harness.timeline()
+    harness.prepare(timeline)
+    assert harness.get(timeline) is not None
+    harness.tenant.timelines.clear()
+    harness.cache.run_cleanup()
+    assert harness.cache.entries() == []
+    harness.check_accounting()
 
 
 @pytest.mark.parametrize("name", _SCENARIOS)
-def test_an_interrupt_anywhere_does_no_harm(rig: Rig, name: str) -> None:
+def test_an_interrupt_anywhere_does_no_harm(harness: Harness, name: str) -> None:
     """At each place that the call passes."""
     play, count = contextmanager(_SCENARIOS[name]), 0
-    with play(rig) as call:
+    with play(harness) as call:
         places = places_of(call)
-    rig.wait_idle()
+    harness.wait_idle()
     descriptors = count_descriptors()
     with interruptible(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         for number, place in enumerate(places, start=1):
             try:
-                with play(rig) as call:
+                with play(harness) as call:
                     count += interrupted(call, place)
                 Worker(call).result()  # it takes up what the other has begun
-                Worker(_check, rig, descriptors).result()
+                Worker(_check, harness, descriptors).result()
                 if number % _FEW == 0 or place is places[-1]:
-                    Worker(_check_all, rig).result()
+                    Worker(_check_all, harness).result()
             except BaseException as error:
                 raise AssertionError(f"interrupted at {place}") from error
     assert count > len(places) / 2
 
 
-def _close_is_done(rig: Rig) -> None:
+def _close_is_done(harness: Harness) -> None:
     """In another thread: the interrupted close can be finished, and the directory is free."""
-    rig.cache.close(DEADLINE_S)
-    assert rig.living() == rig.living("cleanup") == []
-    assert rig.value("pageserver_basebackup_cache_prepare_queue_size") == 0
-    assert rig.temp_files() == []
-    rig.open()
+    harness.cache.close(DEADLINE_S)
+    assert harness.living() == harness.living("cleanup") == []
+    assert harness.value("pageserver_basebackup_cache_prepare_queue_size") == 0
+    assert harness.temp_files() == []
+    harness.open()
 
 
-def test_an_interrupt_anywhere_in_a_close_does_no_harm(rig: Rig) -> None:
+def test_an_interrupt_anywhere_in_a_close_does_no_harm(harness: Harness) -> None:
     """A build runs and another prepare waits; both end, and the next cache may start."""
 
     def make_call() -> Callable[[], object]:
-        rig.reopen()
-        rig.prepared()
-        timeline = rig.timeline()
+        harness.reopen()
+        harness.prepared()
+        timeline = harness.timeline()
         begun = threading.Event()
 
         def send(writer: TarballWriter, _lsn: Lsn) -> None:
@@ -331,10 +333,10 @@ def test_an_interrupt_anywhere_in_a_close_does_no_harm(rig: Rig) -> None:
                 writer.write(bytes(1000))
 
         timeline.on_send = send
-        rig.send(timeline)
+        harness.send(timeline)
         begun.wait()
-        rig.send(rig.timeline())
-        return rig.cache.close
+        harness.send(harness.timeline())
+        return harness.cache.close
 
     # Those in `threading` are in the gate of filelock, which an interrupt leaves locked.
     places = [p for p in places_of(make_call()) if p.code.co_filename != threading.__file__]
@@ -344,8 +346,8 @@ def test_an_interrupt_anywhere_in_a_close_does_no_harm(rig: Rig) -> None:
         for place in places:
             try:
                 count += interrupted(make_call(), place)
-                Worker(_close_is_done, rig).result()
-                rig.cache.close()
+                Worker(_close_is_done, harness).result()
+                harness.cache.close()
                 assert count_descriptors() == descriptors
             except BaseException as error:
                 raise AssertionError(f"interrupted at {place}") from error
@@ -361,13 +363,13 @@ def _quick_collections() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_quick_collections")
-def test_an_interrupt_anywhere_in_a_spawn_frees_the_directory(rig: Rig) -> None:
+def test_an_interrupt_anywhere_in_a_spawn_frees_the_directory(harness: Harness) -> None:
     """And leaves no thread; but for the places in `threading` and `concurrent.futures`."""
-    rig.cache.close()
+    harness.cache.close()
 
     def spawn() -> BasebackupCache:
         return BasebackupCache.spawn(
-            rig.dir, BasebackupCacheConfig(), rig.host, CollectorRegistry()
+            harness.dir, BasebackupCacheConfig(), harness.host, CollectorRegistry()
         )
 
     caches: list[BasebackupCache] = []
@@ -385,6 +387,6 @@ def test_an_interrupt_anywhere_in_a_spawn_frees_the_directory(rig: Rig) -> None:
                 while caches:
                     caches.pop().close()
                 gc.collect()
-                Worker(wait_until, functools.partial(is_free, rig.dir)).result()
+                Worker(wait_until, functools.partial(is_free, harness.dir)).result()
             except BaseException as error:
                 raise AssertionError(f"interrupted at {place}") from error

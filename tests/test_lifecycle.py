@@ -13,17 +13,16 @@ from support.cache_helpers import (
     DEADLINE_S,
     LSN_A,
     LSN_B,
-    Rig,
+    Harness,
     Worker,
     end_child,
     run_child,
     start_child,
 )
 from support.helpers import wait_until
-from support.process_children import DEATHS, LATER_DEATHS, fixed_rig
+from support.process_children import DEATHS, LATER_DEATHS, fixed_harness
 
-from bbcache import DirectoryLockedError
-from bbcache import lifecycle as process
+from bbcache import DirectoryLockedError, lifecycle
 
 if TYPE_CHECKING:
     import subprocess
@@ -59,18 +58,18 @@ def _tell(child: subprocess.Popen[str]) -> None:
 
 
 def _check_restart(data_dir: Path) -> set[int]:
-    """Restart on what a process has left: good entries, no strays; returns their LSNs."""
-    rig, timeline = fixed_rig(str(data_dir))
+    """Restart on what a process has left: good entries, no foreign files; returns their LSNs."""
+    harness, timeline = fixed_harness(str(data_dir))
     timeline.advance(LSN_B)
-    with rig:
-        rig.check_books()
-        held = {int(entry.lsn) for entry in rig.cache.entries()}
+    with harness:
+        harness.check_accounting()
+        held = {int(entry.lsn) for entry in harness.cache.entries()}
         for lsn in (LSN_A, LSN_B):
             expected = timeline.tarball(lsn) if lsn in held else None
-            assert rig.get(timeline, lsn) == expected
-        rig.prepare(timeline, LSN_B)
-        assert rig.get(timeline, LSN_B) == timeline.tarball(LSN_B)
-        rig.check_books()
+            assert harness.get(timeline, lsn) == expected
+        harness.prepare(timeline, LSN_B)
+        assert harness.get(timeline, LSN_B) == timeline.tarball(LSN_B)
+        harness.check_accounting()
     return held
 
 
@@ -104,7 +103,7 @@ def test_children_of_a_killed_process_do_not_hold_the_directory(
     started.append(parent)
     pids = [int(pid) for pid in _line(parent).split()]
     with pytest.raises(DirectoryLockedError) as caught:
-        Rig(data_dir).open()
+        Harness(data_dir).open()
     assert caught.value.pid == parent.pid
     parent.send_signal(signal.SIGKILL)
     parent.wait(DEADLINE_S)
@@ -115,7 +114,7 @@ def test_children_of_a_killed_process_do_not_hold_the_directory(
 
 def _is_free(data_dir: Path) -> bool:
     try:
-        with Rig(data_dir):
+        with Harness(data_dir):
             return True
     except DirectoryLockedError:
         return False
@@ -129,7 +128,7 @@ def test_the_lock_of_a_killed_process_is_taken_at_once(
     started.append(child)
     assert _line(child) == "open"
     with pytest.raises(DirectoryLockedError, match=f"pid {child.pid}") as caught:
-        Rig(data_dir).open()
+        Harness(data_dir).open()
     assert caught.value.pid == child.pid
     child.send_signal(signal.SIGKILL)
     child.wait(DEADLINE_S)
@@ -197,32 +196,32 @@ def test_a_kill_in_a_refresh_leaves_the_old_or_the_new(data_dir: Path, death: st
 @pytest.mark.parametrize("death", LATER_DEATHS)
 def test_a_kill_in_a_start_or_a_quarantine(data_dir: Path, death: str) -> None:
     """Killed at any step of a start or of a quarantine: the next start is as any other."""
-    rig, timeline = fixed_rig(str(data_dir))
-    rig.seed(timeline, LSN_A)
-    rig.seed(timeline, LSN_B, b"bad")
+    harness, timeline = fixed_harness(str(data_dir))
+    harness.seed(timeline, LSN_A)
+    harness.seed(timeline, LSN_B, b"bad")
     (data_dir / "tmp").mkdir()
-    (data_dir / "tmp" / f"{rig.path(timeline).name}.half").write_bytes(b"an archive")
+    (data_dir / "tmp" / f"{harness.path(timeline).name}.half").write_bytes(b"an archive")
     child = start_child("support.process_children:die_at_the_start_or_in_a_read", data_dir, death)
     code, _, err = end_child(child)
     assert code == -signal.SIGKILL, err
-    with rig:
-        assert len(rig.entry_files()) == (0 if death == "after_quarantine" else 1)
-        assert rig.get(timeline, LSN_B) is None
-        assert len(rig.quarantined()) == 1
-        rig.wait_idle()
-        rig.check_books()
+    with harness:
+        assert len(harness.entry_files()) == (0 if death == "after_quarantine" else 1)
+        assert harness.get(timeline, LSN_B) is None
+        assert len(harness.quarantined()) == 1
+        harness.wait_idle()
+        harness.check_accounting()
 
 
 def test_the_exit_of_the_interpreter_closes_in_two_steps(data_dir: Path) -> None:
     """First every cache stops its threads, before they are joined; then it is closed for good."""
-    rig, timeline = fixed_rig(str(data_dir))
-    with rig:
-        rig.prepare(timeline)
-        process._begin_closes()
-        assert rig.get(timeline) is None
+    harness, timeline = fixed_harness(str(data_dir))
+    with harness:
+        harness.prepare(timeline)
+        lifecycle._begin_closes()
+        assert harness.get(timeline) is None
         with pytest.raises(DirectoryLockedError):
-            Rig(data_dir).open()
-        process._finish_closes()
+            Harness(data_dir).open()
+        lifecycle._finish_closes()
         assert _is_free(data_dir)
 
 
@@ -244,36 +243,36 @@ def test_caches_that_come_and_go_at_the_exit_do_not_disturb_it() -> None:
     def come_and_go() -> None:
         while not has_ended.is_set():
             for cache in caches[:20]:
-                process.close_at_exit(cache)
+                lifecycle.close_at_exit(cache)
             for cache in caches[:20]:
-                process.forget(cache)
+                lifecycle.forget(cache)
 
     for cache in caches:
-        process.close_at_exit(cache)
+        lifecycle.close_at_exit(cache)
     moving = Worker(come_and_go)
     sys.setswitchinterval(1e-6)
     try:
         for _ in range(5000):
-            process._begin_closes()
+            lifecycle._begin_closes()
     finally:
         sys.setswitchinterval(interval_s)
         has_ended.set()
         moving.result()
         for cache in caches:
-            process.forget(cache)
+            lifecycle.forget(cache)
 
 
 def test_a_cache_of_the_parent_is_inert_in_a_child(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the hook of a fork changes is enough: no cache of before does anything."""
-    rig, timeline = fixed_rig(str(data_dir))
-    with rig:
-        rig.prepare(timeline)
+    harness, timeline = fixed_harness(str(data_dir))
+    with harness:
+        harness.prepare(timeline)
         with monkeypatch.context() as patch:
-            patch.setattr(process, "_generation", process.generation())
-            process._in_forked_child()
-            assert rig.get(timeline) is None
-            assert rig.cache.entries() == []
-            rig.cache.close()
-        assert rig.get(timeline) == timeline.tarball(LSN_A)
+            patch.setattr(lifecycle, "_generation", lifecycle.generation())
+            lifecycle._in_forked_child()
+            assert harness.get(timeline) is None
+            assert harness.cache.entries() == []
+            harness.cache.close()
+        assert harness.get(timeline) == timeline.tarball(LSN_A)

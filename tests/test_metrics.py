@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 NEON = "pageserver_basebackup_cache_"
 REASONS = [
     *("not_shard_zero", "disabled", "up_to_date", "tip_moved", "full", "too_big"),
-    *("coalesced", "queue_full", "given_up", "read_only", "closing"),
+    *("coalesced", "queue_full", "cancelled", "read_only", "closing"),
 ]
 FILL_RESULTS = [
-    *("hit", "joined", "built", "error", "timeout", "given_up", "backing_off", "closing"),
+    *("hit", "joined", "built", "error", "timeout", "cancelled", "backing_off", "closing"),
 ]
 PHASES = ["queue", "wait_lsn", "build", "publish"]
 # Every sample but those of the histogram's buckets, and the times of creation.
@@ -50,7 +50,7 @@ ZEROS = [
     "bbcache_quarantined_total",
     "bbcache_unlink_failures_total",
     "bbcache_cleanup_errors_total",
-    "bbcache_other_bytes",
+    "bbcache_nonentry_bytes",
     "bbcache_unpublished_bytes",
     "bbcache_loaded_entries",
 ]
@@ -58,7 +58,7 @@ GAUGES = {
     f"{NEON}entries_total",
     f"{NEON}size_bytes",
     f"{NEON}prepare_queue_size",
-    "bbcache_other_bytes",
+    "bbcache_nonentry_bytes",
     "bbcache_unpublished_bytes",
     "bbcache_loaded_entries",
 }
@@ -76,19 +76,19 @@ COUNTERS = {
 }
 
 
-class Books:
+class Ledger:
     """What the gauges read, set by hand."""
 
     entry_count = 0
     entries_size_bytes = 0
-    other_bytes = 0
+    nonentry_bytes = 0
     queue_size = 0
 
 
 @pytest.fixture
-def books() -> Books:
+def accounting() -> Ledger:
     """Books with zeros."""
-    return Books()
+    return Ledger()
 
 
 @pytest.fixture
@@ -98,9 +98,9 @@ def registry() -> CollectorRegistry:
 
 
 @pytest.fixture
-def metrics(registry: CollectorRegistry, books: Books) -> Metrics:
+def metrics(registry: CollectorRegistry, accounting: Ledger) -> Metrics:
     """Metrics in that registry."""
-    return Metrics(registry, books, lambda: books.queue_size)
+    return Metrics(registry, accounting, lambda: accounting.queue_size)
 
 
 @pytest.fixture
@@ -121,10 +121,10 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Collector]]:
 
 
 @pytest.fixture
-def default_metrics(books: Books, registered: list[Collector]) -> Metrics:
+def default_metrics(accounting: Ledger, registered: list[Collector]) -> Metrics:
     """Metrics in Prometheus' default registry, taken out at the end."""
     assert registered == []
-    return Metrics(None, books, lambda: books.queue_size)
+    return Metrics(None, accounting, lambda: accounting.queue_size)
 
 
 def values(registry: CollectorRegistry) -> dict[str, float]:
@@ -225,30 +225,30 @@ def test_seconds_are_observed_by_phase(
 
 
 @pytest.mark.usefixtures("metrics")
-def test_gauges_read_the_books_when_asked(registry: CollectorRegistry, books: Books) -> None:
+def test_gauges_read_the_books_when_asked(registry: CollectorRegistry, accounting: Ledger) -> None:
     """No setter can go stale: a gauge shows what is there at that moment."""
     for number in (1, 5):
-        books.entry_count, books.entries_size_bytes = number, number * 10
-        books.queue_size, books.other_bytes = number * 100, number * 1000
+        accounting.entry_count, accounting.entries_size_bytes = number, number * 10
+        accounting.queue_size, accounting.nonentry_bytes = number * 100, number * 1000
         found = values(registry)
         assert found[f"{NEON}entries_total"] == number
         assert found[f"{NEON}size_bytes"] == number * 10
         assert found[f"{NEON}prepare_queue_size"] == number * 100
-        assert found["bbcache_other_bytes"] == number * 1000
+        assert found["bbcache_nonentry_bytes"] == number * 1000
 
 
 def test_gauges_of_an_index_count_published_entries_only(registry: CollectorRegistry) -> None:
-    """Strays, quarantine and builds are not in the entry gauges, but in other_bytes."""
+    """Foreign files, quarantine and builds are not in the entry gauges, but in nonentry_bytes."""
     index = Index(Accounting.from_config(BasebackupCacheConfig()))
     Metrics(registry, index, lambda: 0)
-    index.set_strays(2, 10)
+    index.set_foreign_files(2, 10)
     index.set_quarantine(1, 200)
     index.add_doomed(3000)
     index.load({bytes(32): Entry(bytes(32), Lsn(1), 50)})
     index.grow(index.reserve(bytes(31) + b"1"), 7)
     found = values(registry)
     assert (found[f"{NEON}entries_total"], found[f"{NEON}size_bytes"]) == (1, 50)
-    assert found["bbcache_other_bytes"] == 3210
+    assert found["bbcache_nonentry_bytes"] == 3210
 
 
 @pytest.mark.usefixtures("metrics")
@@ -280,21 +280,21 @@ def test_openmetrics_exposition_is_readable(registry: CollectorRegistry) -> None
 def test_two_caches_have_registries_of_their_own() -> None:
     """What one counts, the other does not."""
     registries = [CollectorRegistry(), CollectorRegistry()]
-    first, _ = (Metrics(registry, Books(), lambda: 0) for registry in registries)
+    first, _ = (Metrics(registry, Ledger(), lambda: 0) for registry in registries)
     first.hits.inc()
     counted = [values(registry)[f"{NEON}read_total{{result=hit}}"] for registry in registries]
     assert counted == [1, 0]
 
 
 def test_own_registry_stays_readable_after_close(
-    metrics: Metrics, registry: CollectorRegistry, books: Books
+    metrics: Metrics, registry: CollectorRegistry, accounting: Ledger
 ) -> None:
-    """The numbers of a closed cache can still be read, and still follow the books."""
+    """The numbers of a closed cache can still be read, and still follow the accounting."""
     metrics.hits.inc()
     before = ours(registry)
     metrics.close()
     metrics.close()
-    books.entry_count = 3
+    accounting.entry_count = 3
     assert ours(registry) == before
     assert values(registry)[f"{NEON}read_total{{result=hit}}"] == 1
     assert values(registry)[f"{NEON}entries_total"] == 3
@@ -307,17 +307,17 @@ def test_default_registry_is_used_and_left(default_metrics: Metrics) -> None:
     assert ours(REGISTRY) == set()
 
 
-def test_default_registry_given_by_name_is_left_too(books: Books) -> None:
+def test_default_registry_given_by_name_is_left_too(accounting: Ledger) -> None:
     """It is nobody's own: a host that says it in full can start its next cache all the same."""
     for _ in range(2):
-        Metrics(REGISTRY, books, lambda: 0).close()
+        Metrics(REGISTRY, accounting, lambda: 0).close()
     assert ours(REGISTRY) == set()
 
 
-def test_default_registry_can_be_used_again(books: Books) -> None:
+def test_default_registry_can_be_used_again(accounting: Ledger) -> None:
     """One cache after the other may use the default registry."""
     for _ in range(2):
-        metrics = Metrics(None, books, lambda: 0)
+        metrics = Metrics(None, accounting, lambda: 0)
         assert set(ZEROS) <= ours(REGISTRY)
         metrics.close()
     assert ours(REGISTRY) == set()
@@ -333,19 +333,21 @@ def test_default_registry_that_was_cleared_does_not_fail_the_close(
 
 
 def test_second_cache_in_one_registry_is_refused(
-    metrics: Metrics, registry: CollectorRegistry, books: Books
+    metrics: Metrics, registry: CollectorRegistry, accounting: Ledger
 ) -> None:
     """It says what to do, and the first one's numbers are unharmed."""
     metrics.hits.inc()
     before = values(registry)
     with pytest.raises(ConfigError, match=r"another cache\nhint: .*CollectorRegistry") as caught:
-        Metrics(registry, books, lambda: 0)
+        Metrics(registry, accounting, lambda: 0)
     assert isinstance(caught.value, ValueError)
     assert values(registry) == before
 
 
 @pytest.mark.parametrize("name", sorted(COUNTERS | GAUGES | {"bbcache_prepare_seconds"}))
-def test_registration_is_all_or_none(registry: CollectorRegistry, books: Books, name: str) -> None:
+def test_registration_is_all_or_none(
+    registry: CollectorRegistry, accounting: Ledger, name: str
+) -> None:
     """One name that is taken, and none of the others stays behind."""
 
     class Taken:
@@ -357,7 +359,7 @@ def test_registration_is_all_or_none(registry: CollectorRegistry, books: Books, 
     registry.register(Taken())
     before = set(samples(registry))
     with pytest.raises(ConfigError):
-        Metrics(registry, books, lambda: 0)
+        Metrics(registry, accounting, lambda: 0)
     assert set(samples(registry)) == before
 
 
@@ -377,11 +379,11 @@ class FailingRegistry(CollectorRegistry):
 
 
 @pytest.mark.parametrize("room", [0, 1, 13])
-def test_registration_is_undone_whatever_the_registry_raises(books: Books, room: int) -> None:
+def test_registration_is_undone_whatever_the_registry_raises(accounting: Ledger, room: int) -> None:
     """A registry that fails otherwise keeps nothing either."""
     registry = FailingRegistry(room)
     with pytest.raises(RuntimeError):
-        Metrics(registry, books, lambda: 0)
+        Metrics(registry, accounting, lambda: 0)
     assert samples(registry) == {}
 
 

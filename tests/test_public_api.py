@@ -79,7 +79,7 @@ SIGNATURES: list[tuple[Any, dict[str, Any]]] = [
             "timeline_id": _REQUIRED,
             "lsn": _REQUIRED,
             "timeout_s": None,
-            "go_on": None,
+            "check_cancelled": None,
         },
     ),
     (

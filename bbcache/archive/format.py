@@ -133,7 +133,7 @@ def check_sealed(fd: int, size_bytes: int, seal: Seal, *, with_digest: bool) -> 
         with_digest: whether the body is read and compared too.
 
     Raises:
-        ArchiveError: the bytes are proven bad.
+        ArchiveError: the bytes are bad.
         OSError: they cannot be read, which proves nothing.
     """
     sealed_bytes = HEADER_SIZE_BYTES + seal.body_bytes
@@ -151,7 +151,7 @@ def check_plain(fd: int, size_bytes: int) -> None:
     """Decompress an open file once: one whole gzip member, and nothing behind it.
 
     Raises:
-        ArchiveError: the bytes are proven bad.
+        ArchiveError: the bytes are bad.
         OSError: they cannot be read, which proves nothing.
     """
     stream = isal_zlib.decompressobj(_GZIP)

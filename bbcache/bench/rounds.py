@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from bbcache.bench.peers import PeerMissingError
-from bbcache.errors import text_of
+from bbcache.errors import safe_str
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -112,7 +112,7 @@ class Lineup:
 
     def _fail(self, name: str, error: Exception) -> None:
         log.debug("%s failed", name, exc_info=error)
-        self.failed[name] = f"{name} failed: {text_of(error)}"
+        self.failed[name] = f"{name} failed: {safe_str(error)}"
 
 
 def timed(

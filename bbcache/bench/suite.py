@@ -20,7 +20,7 @@ from bbcache.bench.bars import Outcome, Verdict
 from bbcache.bench.contest import Contest, Figures
 from bbcache.bench.peers import PeerMissingError
 from bbcache.bench.rounds import Lineup
-from bbcache.errors import text_of
+from bbcache.errors import safe_str
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -111,7 +111,7 @@ def _run_one(contest: Contest, scene: Scene, figures: Figures) -> Iterator[Outco
 def _without_figures(
     contest: Contest, verdict: Verdict, error: BaseException, figures: Figures
 ) -> Iterator[Outcome]:
-    reason = text_of(error)
+    reason = safe_str(error)
     if not contest.bars:
         figures.notes.append(f"{contest.group}: {verdict}: {reason}")
     for bar in contest.bars:

@@ -27,7 +27,7 @@ over. The first start builds its basebackup on request; every later one finds it
 the cache, made in the background when the node before it stopped. Everything that is
 shown is checked, and so is the data in every round.
 
-With --through-service every start fetches its basebackup over the network, by
+With --via-page-service every start fetches its basebackup over the network, by
 PostgreSQL's protocol; the miss of the first one then fills the cache.
 """
 
@@ -73,7 +73,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "else the embedded ones)",
     )
     parser.add_argument(
-        "--through-service",
+        "--via-page-service",
         action="store_true",
         help="fetch each basebackup from a page service over the network, as compute nodes do",
     )
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> bool:
             options.rounds,
             options.scale,
             progress.advance,
-            is_through_service=options.through_service,
+            is_via_page_service=options.via_page_service,
         )
         report = scenario.run()
     if options.json:

@@ -70,7 +70,7 @@ def print_report(report: Report) -> None:
     terminal = _Console()
     console = _Console(width=max(terminal.width, _MIN_WIDTH) if terminal.is_terminal else _WIDTH)
     console.print(f"\nPostgreSQL {report.postgres_version}, {len(report.rounds)} rounds\n")
-    if report.is_through_service:
+    if report.is_via_page_service:
         console.print("Every basebackup came over the network, from a page service.\n")
     console.print(_rounds(report))
     console.print(_codecs(report))

@@ -75,7 +75,7 @@ class Report:
     tar_bytes: int = 0
     codecs: list[Codec] = field(default_factory=list)
     cleaned_lsn: Lsn | None = None
-    is_through_service: bool = False
+    is_via_page_service: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
@@ -90,7 +90,7 @@ class Scenario:
         scale: how much each of them writes.
         progress: called with what comes next, `STEPS_PER_ROUND` times a round and
             `EXTRA_STEPS` times besides.
-        is_through_service: whether basebackups are fetched over the network.
+        is_via_page_service: whether basebackups are fetched over the network.
 
     Raises:
         PostgresError: there is no PostgreSQL.
@@ -104,7 +104,7 @@ class Scenario:
         scale: int,
         progress: Callable[[str], None],
         *,
-        is_through_service: bool = False,
+        is_via_page_service: bool = False,
     ) -> None:
         self._directory = directory
         self._binaries = PostgresBinaries.find(pg_bin)
@@ -115,7 +115,7 @@ class Scenario:
         self._sums: list[tuple[int, int, int]] = []  # what the table must hold
         self._open: Callable[[TenantId, TimelineId], Basebackup]  # set by run
         self._service: DemoService | None = None  # likewise
-        self.report = Report(str(self._binaries.version), is_through_service=is_through_service)
+        self.report = Report(str(self._binaries.version), is_via_page_service=is_via_page_service)
 
     def run(self) -> Report:
         """Play it to the end.
@@ -130,7 +130,7 @@ class Scenario:
                 Pageserver(self._directory, self._binaries, config, self._registry)
             )
             self._open = pageserver.open_basebackup
-            if self.report.is_through_service:
+            if self.report.is_via_page_service:
                 self._service = opened.enter_context(DemoService(pageserver))
                 self._open = self._service.open_basebackup
             self._progress("creating a tenant with one timeline (initdb)")

@@ -42,7 +42,7 @@ class Deployment:
         cache_config: the cache's settings.
         service_config: the page service's.
         http_config: the HTTP service's; None runs without one.
-        auth_keys: the public key, or the directory of them, that tokens are proven with;
+        auth_keys: the public key, or the directory of them, that tokens are verified with;
             None lets everyone have everything.
         tls_cert: the certificate; None for a service without TLS.
         tls_key: its key, where that is in another file.
@@ -164,7 +164,7 @@ class Deployment:
         self.close()
 
     def _source(self, root: Path, config: PageServiceConfig) -> CacheSource:
-        build_dir = root / "own_builds"
+        build_dir = root / "uncached_builds"
         build_dir.mkdir(mode=0o700, exist_ok=True)
         return CacheSource(
             self.pageserver.tenants,

@@ -81,7 +81,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="how long to try, all in all (default: %(default)g)",
     )
     parser.add_argument(
-        "--silence-timeout",
+        "--read-timeout",
         metavar="SECONDS",
         type=float,
         default=60.0,
@@ -141,7 +141,7 @@ def run(options: argparse.Namespace) -> bool:
         summary = fetch_basebackup(
             request,
             options.dest,
-            policy=RetryPolicy(options.attempts, options.timeout, options.silence_timeout),
+            policy=RetryPolicy(options.attempts, options.timeout, options.read_timeout),
             owner=None if options.owner is None else _owner(options.owner),
             without_logical_replication=options.without_logical_replication,
             limits=limits,

@@ -20,7 +20,7 @@ from bbcache.cli.output import (
 )
 from bbcache.cli.stop_signals import Stopped
 from bbcache.cli.verify import NoCacheError
-from bbcache.errors import BbcacheError, printable, text_of
+from bbcache.errors import BbcacheError, printable, safe_str
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +100,7 @@ def _explain(error: OSError, command: str) -> str:
     place = f" at {' and '.join(paths)}" if paths else ""
     hint = _HINTS.get(error.errno or 0)
     return (
-        f"{command} has failed{place}: {error.strerror or text_of(error)}"
+        f"{command} has failed{place}: {error.strerror or safe_str(error)}"
         f"{f'{chr(10)}hint: {hint}' if hint else ''}"
     )
 

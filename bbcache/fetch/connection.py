@@ -77,7 +77,7 @@ class CopyStream:
         connection: the connection, which does nothing else meanwhile.
         command: the command.
         deadline_s: when it must have come in full, by the clock.
-        silence_timeout_s: how long nothing may come once the copy has begun.
+        read_timeout_s: how long nothing may come once the copy has begun.
         clock: seconds that only grow.
 
     Attributes:
@@ -93,20 +93,20 @@ class CopyStream:
         connection: psycopg.Connection,
         command: str,
         deadline_s: float,
-        silence_timeout_s: float,
+        read_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pgconn = connection.pgconn
         self._password = connection.info.password
         self._deadline_s = deadline_s
-        self._silence_timeout_s = math.inf
+        self._read_timeout_s = math.inf
         self._clock = clock
         self._fd = connection.fileno()
         self._piece = memoryview(b"")
         self._is_at_end = False
         self.size_bytes = 0
         self._begin(command)
-        self._silence_timeout_s = silence_timeout_s
+        self._read_timeout_s = read_timeout_s
 
     def read(self, size: int, /) -> bytes:
         """Up to `size` bytes, at least one before the end.
@@ -172,10 +172,10 @@ class CopyStream:
         left_s = self._check_deadline()
         poller = select.poll()
         poller.register(self._fd, event)
-        if poller.poll(min(left_s, self._silence_timeout_s) * 1000):
+        if poller.poll(min(left_s, self._read_timeout_s) * 1000):
             return
         self._check_deadline()
-        raise UnavailableError(f"the service has sent nothing for {self._silence_timeout_s:g} s")
+        raise UnavailableError(f"the service has sent nothing for {self._read_timeout_s:g} s")
 
     def _check_deadline(self) -> float:
         """How many seconds are left, however fast the bytes come; raises where none is."""

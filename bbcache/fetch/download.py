@@ -194,7 +194,7 @@ class _Attempts:
                 connection,
                 self._request.command,
                 self._deadline_s,
-                self._policy.silence_timeout_s,
+                self._policy.read_timeout_s,
                 self._clock,
             )
             self.restored = restore_tarball(

@@ -20,7 +20,7 @@ class RetryPolicy:
     Attributes:
         attempt_count: how often to try at most, the first time included.
         timeout_s: how long all attempts and pauses may take together.
-        silence_timeout_s: how long nothing may come of an archive that has begun to.
+        read_timeout_s: how long nothing may come of an archive that has begun to.
         first_pause_s: the pause behind the first attempt, before it is spread.
         growth: how much longer each pause is than the one before.
 
@@ -30,14 +30,14 @@ class RetryPolicy:
 
     attempt_count: int = 11
     timeout_s: float = 600.0
-    silence_timeout_s: float = 60.0
+    read_timeout_s: float = 60.0
     first_pause_s: float = 0.5
     growth: float = 1.5
 
     def __post_init__(self) -> None:
         if self.attempt_count < 1:
             raise ConfigError(f"attempt_count is {self.attempt_count}, but must be at least 1")
-        for name in ("timeout_s", "silence_timeout_s"):
+        for name in ("timeout_s", "read_timeout_s"):
             value = getattr(self, name)
             if not 0 < value <= _MOST_S:
                 raise ConfigError(f"{name} is {value}, but must be above 0, at most {_MOST_S:g}")

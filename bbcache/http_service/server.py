@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Self
 
-from bbcache import lifecycle as process
+from bbcache import lifecycle
 from bbcache.http_service.config import HttpConfig
 from bbcache.http_service.handler import Handler, Response
 from bbcache.page_service import inherited
@@ -40,7 +40,7 @@ class HttpService:
         self._places = threading.Semaphore(config.max_connections)
         self._pool = ThreadPoolExecutor(config.max_connections, "bbcache-http")
         self._listener = Listener(config.listen, self._take, "bbcache-http-accept")
-        self._generation = process.generation()
+        self._generation = lifecycle.generation()
 
     def start(self) -> Address:
         """Listen, and serve in the background.
@@ -53,7 +53,7 @@ class HttpService:
         """
         inherited.drop_in_children(self._listener)
         self._listener.start()
-        process.close_at_exit(self)
+        lifecycle.close_at_exit(self)
         return self.address
 
     @property
@@ -71,11 +71,11 @@ class HttpService:
         Args:
             timeout: seconds to wait at most for the accepting thread; None waits without limit.
         """
-        if self._generation != process.generation():
+        if self._generation != lifecycle.generation():
             return
         self._listener.close(timeout)
         self._pool.shutdown(wait=False)
-        process.forget(self)
+        lifecycle.forget(self)
 
     def __enter__(self) -> Self:
         self.start()

@@ -34,7 +34,7 @@ MEANINGS: Final = {
     SkipReason.TOO_BIG: "the archive is above the limit for one",
     SkipReason.COALESCED: "another request for the timeline made it superfluous",
     SkipReason.QUEUE_FULL: "too many prepares were waiting",
-    SkipReason.GIVEN_UP: "no caller waited for it any more",
+    SkipReason.CANCELLED: "no caller waited for it any more",
     SkipReason.READ_ONLY: "the file system of the cache was read-only",
     SkipReason.CLOSING: "the cache was closing",
 }
@@ -266,7 +266,7 @@ class StatusReader:
     def _meters(self, samples: _Samples, entry_count: int) -> tuple[Meter, ...]:
         config, most = self._cache_config, self._service_config.max_connections
         published = samples.total("pageserver_basebackup_cache_size_bytes")
-        other = samples.total("bbcache_other_bytes")
+        other = samples.total("bbcache_nonentry_bytes")
         unpublished = samples.total("bbcache_unpublished_bytes")
         queued = samples.total("pageserver_basebackup_cache_prepare_queue_size")
         rows = (

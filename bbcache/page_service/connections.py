@@ -46,7 +46,7 @@ class Connection:
         self.waiting_since_s: float | None = now_s
         self.is_canceled = False
 
-    def go_on(self) -> None:
+    def check_cancelled(self) -> None:
         """Return where the client still wants what it has asked for.
 
         Raises:

@@ -62,12 +62,12 @@ class CopyOut:
         except (ArchiveError, OSError) as error:
             raise _unreadable() from error
 
-    def run(self, transport: Transport, go_on: Callable[[], None]) -> None:
+    def run(self, transport: Transport, check_cancelled: Callable[[], None]) -> None:
         """Send all of it.
 
         Args:
             transport: where to.
-            go_on: called between pieces; what it raises ends the copy.
+            check_cancelled: called between pieces; what it raises ends the copy.
 
         Raises:
             CommandError: the archive cannot be read to its end. What was sent so far are
@@ -75,20 +75,20 @@ class CopyOut:
             DisconnectedError: the client is gone or does not take it.
         """
         if self._pieces is not None:
-            self._send_pieces(self._pieces, transport, go_on)
+            self._send_pieces(self._pieces, transport, check_cancelled)
             return
         for offset in range(0, self._size_bytes, PIECE_SIZE_BYTES):
-            go_on()
+            check_cancelled()
             size_bytes = min(PIECE_SIZE_BYTES, self._size_bytes - offset)
             transport.send(copy_data_head(size_bytes), more=True)
             self._send_piece(transport, offset, size_bytes)
             self.sent_bytes += size_bytes
 
     def _send_pieces(
-        self, pieces: Iterator[bytes], transport: Transport, go_on: Callable[[], None]
+        self, pieces: Iterator[bytes], transport: Transport, check_cancelled: Callable[[], None]
     ) -> None:
         while True:
-            go_on()
+            check_cancelled()
             try:
                 piece = next(pieces, None)
             except (ArchiveError, PostgresError, OSError) as error:

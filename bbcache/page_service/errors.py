@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import ClassVar, Final
 
-from bbcache.errors import BbcacheError, names_a_path, text_of
+from bbcache.errors import BbcacheError, names_a_path, safe_str
 
 _HINT: Final = "\nhint: "
 
@@ -52,7 +52,7 @@ class PageServiceError(BbcacheError):
     def hint(self) -> str | None:
         """What to do about it, of this error or the first of its causes that says so."""
         for error in self._chain():
-            _, mark, hint = text_of(error).partition(_HINT)
+            _, mark, hint = safe_str(error).partition(_HINT)
             if mark and (isinstance(error, PageServiceError) or not names_a_path(hint)):
                 return hint
         return None
@@ -171,4 +171,4 @@ def plain_text(error: BaseException) -> str:
 def _own_text(error: BaseException) -> str:
     if not isinstance(error, BbcacheError):
         return type(error).__name__
-    return text_of(error).partition(_HINT)[0]
+    return safe_str(error).partition(_HINT)[0]

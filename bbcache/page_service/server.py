@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from prometheus_client import CollectorRegistry
 
-from bbcache import lifecycle as process
+from bbcache import lifecycle
 from bbcache.page_service import inherited
 from bbcache.page_service.auth.tls import Certificate
 from bbcache.page_service.command_log import CommandLog
@@ -81,7 +81,7 @@ class PageService:
         self._listener = Listener(config.listen, self._take, "bbcache-accept")
         self._lock = threading.Lock()  # guards _is_closed
         self._is_closed = False
-        self._generation = process.generation()
+        self._generation = lifecycle.generation()
 
     def start(self) -> Address:
         """Listen, and serve in the background.
@@ -99,7 +99,7 @@ class PageService:
         except BaseException:
             self._lookout.close(None)
             raise
-        process.close_at_exit(self)
+        lifecycle.close_at_exit(self)
         log.info("the page service listens on %s", self.address)
         return self.address
 
@@ -160,7 +160,7 @@ class PageService:
             self._lookout.close(timeout if is_empty else 0)
             self._command_log.catch_up()
             self._metrics.close()
-            process.forget(self)
+            lifecycle.forget(self)
 
     def drop_inherited(self) -> None:
         """See `bbcache.page_service.inherited.Owner`."""
@@ -170,7 +170,7 @@ class PageService:
 
     def _is_inherited(self) -> bool:
         """Whether this is a forked child, and the service its parent's."""
-        return self._generation != process.generation()
+        return self._generation != lifecycle.generation()
 
     def __enter__(self) -> Self:
         self.start()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from bbcache import lifecycle as process
+from bbcache import lifecycle
 from bbcache.metrics import Source
 from bbcache.page_service.auth.permission import EVERYTHING, Permission
 from bbcache.page_service.command_log import CommandLog, EndedCommand, one_line
@@ -291,7 +291,7 @@ class Session:
                 self._conversation.begin_copy()
                 if copy.whole is None:
                     self._transport.send(self._conversation.take_output(), more=True)
-                    copy.run(self._transport, self._connection.go_on)
+                    copy.run(self._transport, self._connection.check_cancelled)
             if copy.whole is not None:
                 self._conversation.copy(copy.whole)
             self._conversation.end_copy()
@@ -304,8 +304,8 @@ class Session:
         if held is not None:
             return held
         self._leave()
-        with process.callback():
-            return self._source.open(command, self._connection.go_on)
+        with lifecycle.callback():
+            return self._source.open(command, self._connection.check_cancelled)
 
     def _account(self, failure: BaseException | None) -> None:
         """Count and log the command that has been served last, if that has not been done."""

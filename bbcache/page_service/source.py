@@ -34,8 +34,8 @@ from bbcache.page_service.errors import (
     ShutdownError,
     plain_text,
 )
-from bbcache.page_service.own_build import OwnBuilder
 from bbcache.page_service.protocol.command import BasebackupCommand
+from bbcache.page_service.uncached_build import UncachedBuilder
 
 _WAIT_SLICE_S: Final = 0.2
 _TIP_TRIES: Final = 3  # of a tip that goes on while it is built
@@ -69,12 +69,14 @@ class BasebackupSource(Protocol):
         """
         ...
 
-    def open(self, command: BasebackupCommand, go_on: Callable[[], None]) -> OpenBasebackup:
+    def open(
+        self, command: BasebackupCommand, check_cancelled: Callable[[], None]
+    ) -> OpenBasebackup:
         """The archive that a command asks for, complete.
 
         Args:
             command: what is asked for. The client may have it.
-            go_on: to be called every so often while there is something to wait for; it
+            check_cancelled: to be called every so often while there is something to wait for; it
                 raises where nobody waits for the archive any more.
 
         Raises:
@@ -122,7 +124,7 @@ class CacheSource:
         wait_lsn_timeout_s: how long to wait for a timeline to reach an LSN.
         build_dir: where is built what the cache does not build; None for the system's
             temporary directory.
-        max_own_builds: how many such builds run at once, >= 1.
+        max_uncached_builds: how many such builds run at once, >= 1.
         clock: seconds that only grow.
     """
 
@@ -133,14 +135,14 @@ class CacheSource:
         *,
         wait_lsn_timeout_s: float = 300.0,
         build_dir: str | None = None,
-        max_own_builds: int = 2,
+        max_uncached_builds: int = 2,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tenant_manager = tenant_manager
         self._knower = tenant_manager if isinstance(tenant_manager, BrokenKnowing) else None
         self._cache = cache
         self._wait_lsn_timeout_s = wait_lsn_timeout_s
-        self._own_builder = OwnBuilder(max_own_builds, build_dir)
+        self._uncached_builder = UncachedBuilder(max_uncached_builds, build_dir)
         self._clock = clock
 
     def open_held(self, command: BasebackupCommand) -> OpenBasebackup | None:
@@ -158,21 +160,23 @@ class CacheSource:
             return None
         return OpenBasebackup(file, file.lsn, file.size_bytes, Source.HIT)
 
-    def open(self, command: BasebackupCommand, go_on: Callable[[], None]) -> OpenBasebackup:
+    def open(
+        self, command: BasebackupCommand, check_cancelled: Callable[[], None]
+    ) -> OpenBasebackup:
         """See `BasebackupSource.open`."""
         shard_id, tenant = self._tenant(command.tenant_id)
         timeline = _timeline(tenant, command)
         make = self._build if command.is_full or not self._cache.is_enabled else self._fill
         if command.lsn is not None:
-            return make(shard_id, timeline, _canonical(timeline, command.lsn), go_on)
+            return make(shard_id, timeline, _canonical(timeline, command.lsn), check_cancelled)
         for _ in range(_TIP_TRIES - 1):
             lsn = _tip(timeline)
             try:
-                return make(shard_id, timeline, lsn, go_on)
+                return make(shard_id, timeline, lsn, check_cancelled)
             except CommandError:
                 if _tip(timeline) == lsn:
                     raise
-        return make(shard_id, timeline, _tip(timeline), go_on)
+        return make(shard_id, timeline, _tip(timeline), check_cancelled)
 
     def _tenant(self, tenant_id: TenantId) -> tuple[TenantShardId, Tenant]:
         try:
@@ -184,12 +188,18 @@ class CacheSource:
         raise NotFoundError(f"shard zero of tenant {tenant_id} is not attached here")
 
     def _fill(
-        self, shard_id: TenantShardId, timeline: Timeline, lsn: Lsn, go_on: Callable[[], None]
+        self,
+        shard_id: TenantShardId,
+        timeline: Timeline,
+        lsn: Lsn,
+        check_cancelled: Callable[[], None],
     ) -> OpenBasebackup:
         """Get it from the cache, which has it, or builds it once for all clients."""
-        go_on = self._until_timeout(timeline, lsn, go_on)
+        check_cancelled = self._until_timeout(timeline, lsn, check_cancelled)
         try:
-            file = self._cache.get_or_prepare(shard_id, timeline.timeline_id, lsn, go_on=go_on)
+            file = self._cache.get_or_prepare(
+                shard_id, timeline.timeline_id, lsn, check_cancelled=check_cancelled
+            )
         except ClosingError as error:
             raise ShutdownError("the cache is closing") from error
         except BackingOffError as error:  # what the cause says may be for the log alone
@@ -207,15 +217,15 @@ class CacheSource:
         return OpenBasebackup(file, file.lsn, file.size_bytes, Source(file.source))
 
     def _build(
-        self, _: TenantShardId, timeline: Timeline, lsn: Lsn, go_on: Callable[[], None]
+        self, _: TenantShardId, timeline: Timeline, lsn: Lsn, check_cancelled: Callable[[], None]
     ) -> OpenBasebackup:
         """Have the host build it, for this client alone."""
-        still_waits = self._until_timeout(timeline, lsn, go_on)
+        still_waits = self._until_timeout(timeline, lsn, check_cancelled)
         slice_s = min(_WAIT_SLICE_S, self._wait_lsn_timeout_s)
         try:
             while not wait_for_lsn(timeline, lsn, slice_s):
                 still_waits()
-            file, size_bytes = self._own_builder.build(timeline, lsn, go_on)
+            file, size_bytes = self._uncached_builder.build(timeline, lsn, check_cancelled)
         except PageServiceError:
             raise
         except Exception as error:
@@ -224,13 +234,13 @@ class CacheSource:
         return OpenBasebackup(file, lsn, size_bytes, Source.BUILT)
 
     def _until_timeout(
-        self, timeline: Timeline, lsn: Lsn, go_on: Callable[[], None]
+        self, timeline: Timeline, lsn: Lsn, check_cancelled: Callable[[], None]
     ) -> Callable[[], None]:
-        """Make `go_on` raise as well when the time is up in which the LSN must be reached."""
+        """Make `check_cancelled` raise also when the LSN is not reached in time."""
         deadline_s = self._clock() + self._wait_lsn_timeout_s
 
         def still_waits() -> None:
-            go_on()
+            check_cancelled()
             if self._clock() >= deadline_s and (tip := _tip(timeline)) < lsn:
                 raise CommandError(
                     f"timed out after {self._wait_lsn_timeout_s:g} s of waiting for LSN {lsn}; "

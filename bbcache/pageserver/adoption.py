@@ -16,7 +16,7 @@ from bbcache.errors import (
     PostgresError,
     StoreError,
     TakeoverError,
-    text_of,
+    safe_str,
 )
 from bbcache.ids import TenantId, TimelineId
 from bbcache.pageserver.compute_dir import (
@@ -81,7 +81,7 @@ class Adoption:
             try:
                 self._adopt_any(owner, found)
             except Exception as error:  # noqa: BLE001 - one must not keep others from being served
-                log.error("%s", text_of(error))  # noqa: TRY400 - its lines are the server's log
+                log.error("%s", safe_str(error))  # noqa: TRY400 - its lines are the server's log
                 self._tenants.break_timeline(*owner, error)
 
     def _is_wanted(self, directory: ComputeDir) -> bool:
@@ -114,7 +114,7 @@ class Adoption:
                 if len(found) == 1:
                     self._adopt(directory, owner)
             except Exception as error:
-                path, reason = str(directory.path), text_of(error)
+                path, reason = str(directory.path), safe_str(error)
                 raise TakeoverError(str(owner[1]), path, reason) from error
         if len(found) > 1:
             names = " and ".join(str(directory.path) for directory in found)

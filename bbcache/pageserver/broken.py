@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bbcache.errors import BrokenError, names_a_path, printable, text_of
+from bbcache.errors import BrokenError, names_a_path, printable, safe_str
 from bbcache.host import TarballWriter
 from bbcache.ids import Lsn, TenantId, TimelineId
 
@@ -198,5 +198,5 @@ def _reason(error: BaseException | str, path: Path) -> str:
 
 
 def _first_line(error: BaseException | str) -> str:
-    text = error if isinstance(error, str) else text_of(error)
+    text = error if isinstance(error, str) else safe_str(error)
     return text.partition("\n")[0]

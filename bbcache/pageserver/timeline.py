@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from bbcache.errors import BrokenError, PostgresError, PrepareError, TakeoverError, text_of
+from bbcache.errors import BrokenError, PostgresError, PrepareError, TakeoverError, safe_str
 from bbcache.host import TarballWriter
 from bbcache.ids import Lsn, TimelineId
 from bbcache.pageserver.broken import TimelineHealth
@@ -185,7 +185,7 @@ class PgdataTimeline:
 
     def _takeover_error(self, pgdata_dir: Path, error: Exception) -> TakeoverError:
         kept_dir = pending_takeover(pgdata_dir, self.pgdata_dir)
-        return TakeoverError(str(self.timeline_id), str(kept_dir), text_of(error))
+        return TakeoverError(str(self.timeline_id), str(kept_dir), safe_str(error))
 
     def refuse_until_takeover(self) -> None:
         """Refuse all use from now on: what the compute node has left was not taken over."""

@@ -11,18 +11,20 @@ if TYPE_CHECKING:
     from bbcache.prepare.job import Job
     from bbcache.storage.accounting import Reservation
     from bbcache.storage.index import Index
-    from bbcache.storage.unpublished import Spools
+    from bbcache.storage.unpublished import UnpublishedBytes
 
 
-class Room:
+class BuildSpace:
     """Where the bytes of one build count: as an entry to be, or else as not published."""
 
-    def __init__(self, job: Job, index: Index, spools: Spools) -> None:
+    def __init__(self, job: Job, index: Index, unpublished: UnpublishedBytes) -> None:
         self._job = job
         self._index = index
-        self._spools = spools
+        self._unpublished = unpublished
         self.reservation: Reservation | None = None
-        self.spool = spools.open(self)  # of no bytes, unless the build may not be published
+        self.archive_bytes = unpublished.open(
+            self
+        )  # of no bytes, unless the build may not be published
         try:
             if job.may_publish:
                 self._reserve()
@@ -34,7 +36,7 @@ class Room:
     def size_bytes(self) -> int:
         """What the build has taken."""
         if self.reservation is None:
-            return self.spool.size_bytes
+            return self.archive_bytes.size_bytes
         return self.reservation.held_bytes
 
     def grow(self, size_bytes: int) -> None:
@@ -47,13 +49,13 @@ class Room:
             try:
                 self._index.grow(self.reservation, size_bytes)
             except LimitError as error:
-                if not self._job.request.flight.is_awaited:
+                if not self._job.request.call.is_awaited:
                     raise
                 self._job.refusal = Skip(reason_of(error), error)
                 self.leave_index()
             else:
                 return
-        self._spools.grow(self.spool, size_bytes)
+        self._unpublished.grow(self.archive_bytes, size_bytes)
 
     def leave_index(self) -> None:
         """From now on the build counts as one that is not published.
@@ -62,7 +64,7 @@ class Room:
             LimitError: there is no room for that.
         """
         if self.reservation is not None:
-            self._spools.grow(self.spool, self.reservation.held_bytes)
+            self._unpublished.grow(self.archive_bytes, self.reservation.held_bytes)
             self._index.release(self.reservation)
             self.reservation = None
 
@@ -70,7 +72,7 @@ class Room:
         """The build is over; what is handed out keeps its own hold."""
         if self.reservation is not None:
             self._index.release(self.reservation)
-        self.spool.let_go(self)
+        self.archive_bytes.let_go(self)
 
     def _reserve(self) -> None:
         try:

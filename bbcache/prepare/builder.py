@@ -15,12 +15,12 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from bbcache import lifecycle as process
+from bbcache import lifecycle
 from bbcache.archive.format import ArchiveWriter, check_sealed, pack_header
 from bbcache.archive.tar_head import check_tar_head
 from bbcache.errors import ArchiveError, ClosingError, StoreError
 from bbcache.metrics import FallbackResult, Phase, SkipReason
-from bbcache.prepare.build_space import Room
+from bbcache.prepare.build_space import BuildSpace
 from bbcache.prepare.job import (
     PROCESS_LIMITS,
     DiskError,
@@ -30,10 +30,10 @@ from bbcache.prepare.job import (
     own_disk,
     own_limits,
 )
-from bbcache.prepare.shared_file import Handout
+from bbcache.prepare.shared_file import SharedFile
 from bbcache.storage.files import disk_step
-from bbcache.storage.index import Entry, Proof, split_key
-from bbcache.storage.unnamed_file import NamelessFile
+from bbcache.storage.index import Entry, Verification, split_key
+from bbcache.storage.unnamed_file import UnnamedFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from bbcache.host import Timeline
     from bbcache.metrics import Metrics
     from bbcache.prepare.job import Job
-    from bbcache.storage.catalog import Shelf
+    from bbcache.storage.catalog import Catalog
     from bbcache.storage.files import Store, TempFile
     from bbcache.storage.index import Index
-    from bbcache.storage.unpublished import Spools
+    from bbcache.storage.unpublished import UnpublishedBytes
 
 _WRITE_SIZE_BYTES: Final = 1 << 16
 
@@ -59,18 +59,18 @@ class Built(NamedTuple):
     Attributes:
         seal: its seal.
         entry: what is in it, published or not.
-        handout: for those who wait; None where nobody did.
+        shared_file: for those who wait; None where nobody did.
     """
 
     seal: Seal
     entry: Entry
-    handout: Handout | None
+    shared_file: SharedFile | None
 
 
 class _Output:
     """Brings an archive into its temporary file, a good deal at a time."""
 
-    def __init__(self, temp: TempFile, room: Room) -> None:
+    def __init__(self, temp: TempFile, room: BuildSpace) -> None:
         self._temp = temp
         self._room = room
         self._held: list[bytes] = []
@@ -103,9 +103,9 @@ class Builder:
     Args:
         config: the compression level, and when digests are checked.
         index: where room is reserved.
-        spools: where there is room for what is not published.
+        unpublished: where there is room for what is not published.
         store: where temporary files are made.
-        shelf: where archives are published.
+        catalog: where archives are published.
         metrics: told how long the phases take.
         clock: seconds that only grow.
 
@@ -119,18 +119,18 @@ class Builder:
         self,
         config: BasebackupCacheConfig,
         index: Index,
-        spools: Spools,
+        unpublished: UnpublishedBytes,
         *,
         store: Store,
-        shelf: Shelf,
+        catalog: Catalog,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._index = index
-        self._spools = spools
+        self._unpublished = unpublished
         self._store = store
-        self._shelf = shelf
+        self._catalog = catalog
         self._metrics = metrics
         self._clock = clock
         self._unpublished_dir = (
@@ -168,7 +168,7 @@ class Builder:
     @property
     def is_read_only(self) -> bool:
         """Whether the cache could not be written to when it was last looked at."""
-        return self._shelf.read_only_reason is not None
+        return self._catalog.read_only_reason is not None
 
     def check_disk(self, job: Job) -> None:
         """Look whether the cache can be written to; where not, the archive is built elsewhere.
@@ -181,10 +181,10 @@ class Builder:
             return
         try:
             with own_disk("use", self._store.data_dir):
-                self._shelf.ensure_home()
+                self._catalog.ensure_directory()
         except DiskError as failed:
             self._meet(job, failed)
-        reason = self._shelf.read_only_reason
+        reason = self._catalog.read_only_reason
         if reason is not None:
             job.disk_failure = job.disk_failure or StoreError(reason, errno=errno.EROFS)
             job.refuse(SkipReason.READ_ONLY)
@@ -201,7 +201,7 @@ class Builder:
             raise failed.error
         job.disk_failure = failed.error
         self.disk_failure = str(failed.error).partition("\n")[0]
-        if not job.request.flight.is_awaited:
+        if not job.request.call.is_awaited:
             raise failed
         log.error(
             "the basebackup of %s at %s is built in unpublished_dir, since the cache's disk fails: "
@@ -236,13 +236,13 @@ class Builder:
         return built
 
     def _build(self, job: Job, timeline: Timeline) -> Built:
-        room = Room(job, self._index, self._spools)
+        room = BuildSpace(job, self._index, self._unpublished)
         try:
             temp = self._create_temp(job)
             try:
                 with self._metrics.timed(Phase.BUILD, self._clock):
                     seal = self._write(job, timeline, temp, room)
-                with process.callback():
+                with lifecycle.callback():
                     job.check_tip(timeline)
                 with self._metrics.timed(Phase.PUBLISH, self._clock):
                     return self._finish(job, seal, temp, room)
@@ -256,25 +256,25 @@ class Builder:
         key, lsn = job.request.key, job.request.lsn
         if job.disk_failure is None:
             with own_limits(), own_disk("create a file in", self._store.tmp_dir):
-                return self._shelf.create_temp(key, lsn)
+                return self._catalog.create_temp(key, lsn)
         with own_disk("find", "the temporary directory"):
             directory = self._unpublished_dir or tempfile.gettempdir()
         with own_disk("create a file in", directory):
-            return NamelessFile.create(directory, self._store.new_temp_name(key, lsn))
+            return UnnamedFile.create(directory, self._store.new_temp_name(key, lsn))
 
     def check_not_stopping(self) -> None:
         """Skip what runs when the cache closes."""
         if self.is_stopping:
             raise Skip(SkipReason.CLOSING)
 
-    def _write(self, job: Job, timeline: Timeline, temp: TempFile, room: Room) -> Seal:
+    def _write(self, job: Job, timeline: Timeline, temp: TempFile, room: BuildSpace) -> Seal:
         output = _Output(temp, room)
         with own_limits():
             writer = ArchiveWriter(output.take, self._config.compression_level, check_tar_head)
         self._writers.add(writer)
         try:
             self.check_not_stopping()
-            with process.callback():
+            with lifecycle.callback():
                 timeline.send_basebackup_tarball(writer, job.request.lsn)
             seal = writer.finish()
         except BaseException:
@@ -293,7 +293,7 @@ class Builder:
             self._writers.discard(writer)
             writer.abort()
 
-    def _finish(self, job: Job, seal: Seal, temp: TempFile, room: Room) -> Built:
+    def _finish(self, job: Job, seal: Seal, temp: TempFile, room: BuildSpace) -> Built:
         self.check_not_stopping()
         with own_disk("write", temp.path):
             temp.patch(pack_header(seal, job.request.key, job.request.lsn))
@@ -302,70 +302,72 @@ class Builder:
                 room.leave_index()
         entry = Entry(job.request.key, job.request.lsn, room.size_bytes)
         if self._config.verify_reads == "never":
-            entry.proof = Proof.SEALED
-        handout = self._hand_out(job, seal, temp, entry, room)
+            entry.verification = Verification.SEALED
+        shared_file = self._hand_out(job, seal, temp, entry, room)
         try:
             if job.may_publish:
                 self._publish(temp, entry, room)
             else:
                 self._remove(temp, room)
         except BaseException:
-            if handout is not None:
-                handout.close()
+            if shared_file is not None:
+                shared_file.close()
             raise
-        return Built(seal, entry, handout)
+        return Built(seal, entry, shared_file)
 
     def _hand_out(
-        self, job: Job, seal: Seal, temp: TempFile, entry: Entry, room: Room
-    ) -> Handout | None:
+        self, job: Job, seal: Seal, temp: TempFile, entry: Entry, room: BuildSpace
+    ) -> SharedFile | None:
         """Open the archive for those who wait, checked once for all of them."""
-        if not job.request.flight.is_awaited:
+        if not job.request.call.is_awaited:
             if not job.may_publish:
                 raise job.why_unpublished()
             return None
         path = self._store.path_of(entry.key, entry.lsn)
         with own_disk("open", temp.path):
             if job.may_publish:
-                handout = Handout(temp.link, entry, name=path)
+                shared_file = SharedFile(temp.link, entry, name=path)
             else:
-                handout = Handout(temp.link, entry, name=temp.path, spool=room.spool)
+                shared_file = SharedFile(
+                    temp.link, entry, name=temp.path, archive_bytes=room.archive_bytes
+                )
         try:
-            if not entry.is_proven:
+            if not entry.is_verified:
                 with own_disk("read", temp.path):
-                    _check_read_back(handout, seal)
-                entry.proof = Proof.SEALED
+                    _check_read_back(shared_file, seal)
+                entry.verification = Verification.SEALED
         except BaseException:
-            handout.close()
+            shared_file.close()
             raise
-        return handout
+        return shared_file
 
-    def _publish(self, temp: TempFile, entry: Entry, room: Room) -> None:
+    def _publish(self, temp: TempFile, entry: Entry, room: BuildSpace) -> None:
         assert room.reservation is not None
         with own_disk("write", temp.path):
             temp.sync()
             temp.close()
         with own_limits(), own_disk("publish", temp.path):
-            self._shelf.publish(temp, room.reservation, entry)
+            self._catalog.publish(temp, room.reservation, entry)
         self.disk_failure = None
 
-    def _remove(self, temp: TempFile, room: Room) -> None:
+    def _remove(self, temp: TempFile, room: BuildSpace) -> None:
         """Remove a file that is not published; a reader that has it open can go on."""
-        if isinstance(temp, NamelessFile):
+        if isinstance(temp, UnnamedFile):
             with suppress(OSError):  # the kernel frees the descriptor even so
                 temp.close()
         elif room.reservation is None:
-            self._shelf.drop(temp, room.size_bytes)
+            self._catalog.drop(temp, room.size_bytes)
         else:
-            self._shelf.abandon(temp, room.reservation)
+            self._catalog.abandon(temp, room.reservation)
 
 
-def _check_read_back(handout: Handout, seal: Seal) -> None:
+def _check_read_back(shared_file: SharedFile, seal: Seal) -> None:
     """Compare a finished file with what was written.
 
     Raises:
         OSError: it cannot be read, or other bytes come back.
     """
     try:
-        check_sealed(handout.fileno(), handout.entry.size_bytes, seal, with_digest=True)
+        check_sealed(shared_file.fileno(), shared_file.entry.size_bytes, seal, with_digest=True)
     except ArchiveError as error:
         raise OSError(errno.EIO, f"{error}; the disk has not kept what was written") from error

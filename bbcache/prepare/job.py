@@ -12,7 +12,7 @@ from bbcache.errors import (
     EntryTooBigError,
     LimitError,
     StoreError,
-    text_of,
+    safe_str,
 )
 from bbcache.metrics import SkipReason
 from bbcache.storage.files import disk_step
@@ -97,7 +97,7 @@ class Job:
             Skip: nobody waits for the archive either.
         """
         skip = self.refusal or Skip(reason, why)
-        if not self.request.flight.is_awaited:
+        if not self.request.call.is_awaited:
             raise skip
         self.refusal = skip
 
@@ -118,7 +118,7 @@ def both_failed(first: StoreError, second: BaseException, own_hint: str = "") ->
         own_hint: what to do about the second; in the place of the hints in the texts.
     """
     what, _, hint = str(first).partition("\nhint: ")
-    then, _, second_hint = text_of(second).partition("\nhint: ")
+    then, _, second_hint = safe_str(second).partition("\nhint: ")
     hint = own_hint or second_hint or hint
     text = f"{what}; the build in unpublished_dir has failed too: {then}"
     return StoreError(f"{text}\nhint: {hint}" if hint else text, errno=first.errno)

@@ -1,4 +1,4 @@
-"""One `get_or_prepare`: a hit, or a seat in the one build of what is missing."""
+"""Implement `get_or_prepare`: return a hit, or wait for the single build in flight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bbcache.errors import (
     FillError,
     FillTimeoutError,
     StoreError,
-    text_of,
+    safe_str,
 )
 from bbcache.metrics import FillResult, Source
 from bbcache.prepare.job import PROCESS_LIMITS, both_failed
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from bbcache.metrics import Metrics
     from bbcache.prepare.backoff import Backoff
     from bbcache.prepare.queue import PrepareQueue
-    from bbcache.prepare.shared_file import Handout
-    from bbcache.prepare.singleflight import Flight, Landing
+    from bbcache.prepare.shared_file import SharedFile
+    from bbcache.prepare.singleflight import Call, Result
     from bbcache.storage.files import BasebackupFile
     from bbcache.storage.reader import Reader
 
@@ -52,34 +52,34 @@ class _Patience:
     """How long one caller waits for a build; for one thread.
 
     Attributes:
-        is_at_end: whether `go_on` has raised.
+        is_at_end: whether `check_cancelled` has raised.
     """
 
     def __init__(
         self,
         timeout_s: float | None,
-        go_on: Callable[[], None] | None,
+        check_cancelled: Callable[[], None] | None,
         clock: Callable[[], float],
     ) -> None:
         self.is_at_end = False
         self._deadline_s = None if timeout_s is None else clock() + timeout_s
-        self._go_on = go_on
+        self._check_cancelled = check_cancelled
         self._clock = clock
 
-    def wait(self, flight: Flight) -> Landing | None:
-        """Wait for the end of a build, still aboard; None when the time is up."""
+    def wait(self, call: Call) -> Result | None:
+        """Wait for the end of a build, still joined; None when the time is up."""
         while True:
             left_s = None if self._deadline_s is None else self._deadline_s - self._clock()
-            is_last = self._go_on is None or (left_s is not None and left_s <= _SLICE_S)
-            landing = flight.wait(left_s if is_last else _SLICE_S)
-            if landing is not None or is_last:
-                return landing
+            is_last = self._check_cancelled is None or (left_s is not None and left_s <= _SLICE_S)
+            result = call.wait(left_s if is_last else _SLICE_S)
+            if result is not None or is_last:
+                return result
             self._ask()
 
     def _ask(self) -> None:
-        assert self._go_on is not None
+        assert self._check_cancelled is not None
         self.is_at_end = True
-        self._go_on()
+        self._check_cancelled()
         self.is_at_end = False
 
 
@@ -121,10 +121,10 @@ class Filler:
         timeline_id: TimelineId,
         lsn: Lsn,
         timeout_s: float | None,
-        go_on: Callable[[], None] | None = None,
+        check_cancelled: Callable[[], None] | None = None,
     ) -> BasebackupFile:
         """See `BasebackupCache.get_or_prepare`."""
-        patience = _Patience(timeout_s, go_on, self._clock)
+        patience = _Patience(timeout_s, check_cancelled, self._clock)
         file: BasebackupFile | None = None
         try:
             file = self._get(tenant_shard_id, timeline_id, lsn, patience)
@@ -134,7 +134,7 @@ class Filler:
                 with suppress(OSError):  # one failure is enough
                     file.close()
             else:
-                self._metrics.filled(FillResult.GIVEN_UP if patience.is_at_end else _result(error))
+                self._metrics.filled(FillResult.CANCELLED if patience.is_at_end else _result(error))
             raise
         return file
 
@@ -169,14 +169,14 @@ class Filler:
                 disk_failure=disk_failure,
             )
             try:
-                file, landing = self._fly(fill, patience)
+                file, result = self._fly(fill, patience)
             except _DamagedError as error:
                 disk_failure, must_build = error.failure, True
                 continue
             if file is not None:
                 return file
             # It is held after all: if it cannot be read even so, it is built beside that.
-            source, must_build = Source.JOINED if landing.is_built else Source.HIT, True
+            source, must_build = Source.JOINED if result.is_built else Source.HIT, True
 
     def _check_may_wait(self, key: bytes, lsn: Lsn) -> None:
         if self._is_own_thread():
@@ -196,23 +196,23 @@ class Filler:
             if refusal is not None:
                 raise refusal
 
-    def _fly(self, fill: Request, patience: _Patience) -> tuple[BasebackupFile | None, Landing]:
+    def _fly(self, fill: Request, patience: _Patience) -> tuple[BasebackupFile | None, Result]:
         """Wait for the one build; a file where it has handed one out."""
         try:
             request = self._queue.join(fill)
             if request is None:
                 raise _closing()
-            landing = patience.wait(request.flight)
-            if landing is None:
+            result = patience.wait(request.call)
+            if result is None:
                 raise _timed_out(request)
-            if isinstance(landing.error, ClosingError):
-                raise _closing() from landing.error
-            if landing.error is not None:
-                raise _failed(fill, landing.error) from landing.error
-            if landing.handout is None:
-                return None, landing
+            if isinstance(result.error, ClosingError):
+                raise _closing() from result.error
+            if result.error is not None:
+                raise _failed(fill, result.error) from result.error
+            if result.shared_file is None:
+                return None, result
             source = Source.BUILT if request is fill else Source.JOINED
-            return self._open(fill, landing.handout, source), landing
+            return self._open(fill, result.shared_file, source), result
         finally:
             try:
                 self._leave(fill)
@@ -224,12 +224,12 @@ class Filler:
         self._queue.leave(fill)
         self._settle_fallen()
 
-    def _open(self, fill: Request, handout: Handout, source: Source) -> BasebackupFile:
+    def _open(self, fill: Request, shared_file: SharedFile, source: Source) -> BasebackupFile:
         """Open what was built; raises `_DamagedError` where it has to be built elsewhere."""
         try:
-            file = handout.open_file(source)
+            file = shared_file.open_file(source)
             try:
-                self._reader.check_built(file, handout.entry)
+                self._reader.check_built(file, shared_file.entry)
             except BaseException:
                 with suppress(OSError):  # one failure is enough
                     file.close()
@@ -237,7 +237,7 @@ class Filler:
         except (ArchiveError, OSError) as error:
             if fill.disk_failure is not None:
                 raise _failed(fill, both_failed(fill.disk_failure, error)) from error
-            what = f"cannot read the finished archive back: {text_of(error)}"
+            what = f"cannot read the finished archive back: {safe_str(error)}"
             if isinstance(error, OSError) and error.errno in PROCESS_LIMITS:
                 raise _failed(fill, StoreError(what + hint_for(error))) from error
             raise _DamagedError(StoreError(what)) from error
@@ -257,7 +257,7 @@ def _result(error: BaseException) -> FillResult:
 
 
 def _failed(fill: Request, cause: BaseException) -> FillError:
-    text = text_of(cause)
+    text = safe_str(cause)
     if "\nhint: " not in text:
         text += "\nhint: The log of the cache has more; ask again later."
     return FillError(f"cannot get the basebackup of {split_key(fill.key)} at {fill.lsn}: {text}")

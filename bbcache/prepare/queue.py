@@ -96,37 +96,37 @@ class PrepareQueue:
                     del lsns[lsn]
 
     def join(self, fill: Request) -> Request | None:
-        """Board the flight of a request at the same LSN; where there is none, queue this one.
+        """Join the call of a request at the same LSN; where there is none, queue this one.
 
         What callers wait for is taken first. Call `leave` in any case, interrupted or not.
 
         Returns:
-            The request whose flight was boarded; None once closed.
+            The request whose call was joined; None once closed.
         """
         with self._lock:
             if self._is_closed:
                 return None
             for other in self._at_locked(fill.key, fill.lsn):
                 fill.joined = other
-                if other.flight.board(fill):
+                if other.call.join(fill):
                     self._adopt_locked(other, fill)
                     return other
             fill.joined = fill
-            fill.flight.board(fill)
+            fill.call.join(fill)
             self._line_up_locked(fill)
             return fill
 
     def leave(self, fill: Request) -> None:
-        """Get off the flight that was boarded; harmless twice.
+        """Leave the call that was joined; harmless twice.
 
         What nobody wants any more goes behind what can run, and does not wait for its LSN.
         """
         request = fill.joined
         if request is None:
             return
-        request.flight.leave(fill)
+        request.call.leave(fill)
         with self._lock:
-            if request.flight.is_awaited or request.is_sent:
+            if request.call.is_awaited or request.is_sent:
                 return
             if self._fills.get(request.place) is request:
                 self._workers.wake_all()
@@ -134,7 +134,7 @@ class PrepareQueue:
                 del self._fills[request.place]
                 self._overflow_locked(request)
             elif request.is_seen and request in self._idle_locked():
-                self._fallen[request] = SkipReason.GIVEN_UP
+                self._fallen[request] = SkipReason.CANCELLED
                 del self._later[request.place]
 
     def fallen(self) -> list[tuple[Request, SkipReason]]:
@@ -188,7 +188,7 @@ class PrepareQueue:
     def slice_s(self, request: Request) -> float:
         """How long a worker may wait for the LSN of a request before it looks at another."""
         with self._lock:
-            if self.has_other(request) or not (request.is_sent or request.flight.is_awaited):
+            if self.has_other(request) or not (request.is_sent or request.call.is_awaited):
                 return _GLANCE_S
             return max(_LEAST_SLICE_S, WAIT_SLICE_S / max(1, len(self._later)))
 
@@ -303,7 +303,7 @@ class PrepareQueue:
     def _line_up_locked(self, request: Request) -> None:
         """Put a request in the part of the line where it belongs now."""
         self._workers.wake_all()
-        if request.flight.is_awaited:
+        if request.call.is_awaited:
             self._fills[request.place] = request
             self._drop_waiting_locked(request)
         elif request.key in self._waiting:
@@ -379,10 +379,10 @@ class PrepareQueue:
     def _idle_locked(self) -> list[Request]:
         """What is behind the line, and neither a caller waits for it nor a worker looks at it."""
         behind = self._later.values()
-        return [r for r in behind if not (r.flight.is_awaited or r in self._polled)]
+        return [r for r in behind if not (r.call.is_awaited or r in self._polled)]
 
     def _unawaited_count_locked(self) -> int:
-        left = sum(not each.flight.is_awaited for each in self._fills.values())
+        left = sum(not each.call.is_awaited for each in self._fills.values())
         return len(self._waiting) + left
 
     def _overflow_locked(self, added: Request) -> None:

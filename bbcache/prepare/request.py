@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bbcache.prepare.singleflight import Flight
+from bbcache.prepare.singleflight import Call
 from bbcache.storage.index import make_place
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ class Request:
         is_reached: whether its LSN is known to be reached, and its build runs.
         is_claimed: whether it is settled.
         waiting_since_s: when the wait for its LSN began; None before and after the wait.
-        flight: the callers that wait for it.
+        call: the callers that wait for it.
         joined: the request that a caller's own one has joined, maybe itself; None before.
     """
 
     __slots__ = (
-        *("disk_failure", "flight", "is_behind", "is_claimed", "is_reached", "is_seen", "is_sent"),
+        *("disk_failure", "call", "is_behind", "is_claimed", "is_reached", "is_seen", "is_sent"),
         *("joined", "key", "lsn", "must_build", "place", "queued_at_s", "tenant_shard_id"),
         "waiting_since_s",
     )
@@ -65,7 +65,7 @@ class Request:
         self.must_build = must_build
         self.disk_failure = disk_failure
         self.is_claimed = self.is_seen = self.is_behind = self.is_reached = False
-        self.flight = Flight()
+        self.call = Call()
         self.joined: Request | None = None
 
     @property

@@ -11,12 +11,12 @@ from bbcache.storage.files import BasebackupFile
 if TYPE_CHECKING:
     from bbcache.metrics import Source
     from bbcache.storage.index import Entry
-    from bbcache.storage.unpublished import Spool
+    from bbcache.storage.unpublished import UnpublishedArchive
 
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC
 
 
-class Handout:
+class SharedFile:
     """One open archive, of which each taker gets a file with an offset of its own.
 
     The file may have another name by now, or none: it is opened again by the descriptor,
@@ -26,21 +26,23 @@ class Handout:
         path: the link of the kernel's to the finished temporary file.
         entry: what is in it.
         name: what the files are to be called.
-        spool: its room, where it will not be published.
+        archive_bytes: its room, where it will not be published.
 
     Raises:
         OSError: it cannot be opened.
     """
 
-    def __init__(self, path: str, entry: Entry, *, name: str, spool: Spool | None = None) -> None:
+    def __init__(
+        self, path: str, entry: Entry, *, name: str, archive_bytes: UnpublishedArchive | None = None
+    ) -> None:
         self.entry = entry
-        self._spool = spool
+        self._archive_bytes = archive_bytes
         self._name = name
-        self._holder = object()  # not the handout itself: one that is dropped must be collected
+        self._holder = object()  # not the shared file itself: one that is dropped must be collected
         self._fd = -1
         self._fd = os.open(path, _FLAGS)
-        if spool is not None:
-            spool.hold(self._holder)
+        if archive_bytes is not None:
+            archive_bytes.hold(self._holder)
 
     def fileno(self) -> int:
         """The descriptor, whose offset is neither used nor moved."""
@@ -52,7 +54,7 @@ class Handout:
         Raises:
             StoreError: it cannot be opened.
         """
-        kind = BasebackupFile if self._spool is None else _SpooledFile
+        kind = BasebackupFile if self._archive_bytes is None else _UnpublishedFile
         try:
             # A link of the kernel's to the open file itself, for which names do not matter.
             file = kind.open_whatever(f"/proc/self/fd/{self._fd}", _FLAGS)
@@ -65,8 +67,8 @@ class Handout:
         try:
             file.name, file.lsn, file.size_bytes = self._name, self.entry.lsn, self.entry.size_bytes
             file.source = source
-            if isinstance(file, _SpooledFile) and self._spool is not None:
-                file.keep(self._spool)
+            if isinstance(file, _UnpublishedFile) and self._archive_bytes is not None:
+                file.keep(self._archive_bytes)
         except BaseException:
             file.close()
             raise
@@ -80,27 +82,27 @@ class Handout:
                 os.close(fd)
             except OSError:  # the kernel frees the descriptor even so
                 pass
-        if self._spool is not None:
-            self._spool.let_go(self._holder)
+        if self._archive_bytes is not None:
+            self._archive_bytes.let_go(self._holder)
 
     def __del__(self) -> None:
         self.close()  # where the last caller was interrupted before it could
 
 
-class _SpooledFile(BasebackupFile):
-    """A file without a name, whose bytes are on the books until it is closed."""
+class _UnpublishedFile(BasebackupFile):
+    """A file without a name, whose bytes are accounted for until it is closed."""
 
-    _kept: tuple[Spool, object] | None = None
+    _kept: tuple[UnpublishedArchive, object] | None = None
 
-    def keep(self, spool: Spool) -> None:
+    def keep(self, archive_bytes: UnpublishedArchive) -> None:
         """Take part in keeping the bytes on the disk."""
         holder = object()  # not the file itself: one that is dropped must be collected
-        self._kept = spool, holder
-        spool.hold(holder)
+        self._kept = archive_bytes, holder
+        archive_bytes.hold(holder)
 
     def close(self) -> None:
         """Give the room back, and close the file: what is open still is closed when dropped."""
         if self._kept is not None:
-            spool, holder = self._kept
-            spool.let_go(holder)
+            archive_bytes, holder = self._kept
+            archive_bytes.let_go(holder)
         super().close()

@@ -8,66 +8,70 @@ from typing import TYPE_CHECKING, NamedTuple
 from bbcache.waiters import Waiters
 
 if TYPE_CHECKING:
-    from bbcache.prepare.shared_file import Handout
+    from bbcache.prepare.shared_file import SharedFile
 
 
-class Landing(NamedTuple):
+class Result(NamedTuple):
     """How a build has ended.
 
     Attributes:
-        handout: its archive.
+        shared_file: its archive.
         error: why there is none, for everyone who has waited.
-        is_built: whether a build has succeeded. Without a handout the archive is in the
+        is_built: whether a build has succeeded. Without a shared file the archive is in the
             index then. Where nothing was built and nothing failed, it is to be asked again.
     """
 
-    handout: Handout | None = None
+    shared_file: SharedFile | None = None
     error: BaseException | None = None
     is_built: bool = False
 
 
-class Flight:
+class Call:
     """The result of a build, for the callers that wait for it. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # guards the next two
-        self._seats: set[object] = set()  # one for each caller that waits
-        self._landing: Landing | None = None
+        self._callers: set[object] = set()  # one for each caller that waits
+        self._result: Result | None = None
         self._waiters = Waiters()
 
     @property
     def is_awaited(self) -> bool:
         """Whether anybody waits at this moment; one read of memory."""
-        return bool(self._seats)
+        return bool(self._callers)
 
-    def board(self, seat: object) -> bool:
-        """Take a seat, which is hashable, until `leave`; False where it is too late for that."""
+    def join(self, caller: object) -> bool:
+        """Wait for the build until `leave`; False where it has ended already.
+
+        Args:
+            caller: stands for the caller; hashable.
+        """
         with self._lock:
-            if self._landing is not None:
+            if self._result is not None:
                 return False
-            self._seats.add(seat)
+            self._callers.add(caller)
             return True
 
-    def wait(self, timeout_s: float | None) -> Landing | None:
+    def wait(self, timeout_s: float | None) -> Result | None:
         """Wait for the end; None when `timeout_s` seconds passed first."""
-        self._waiters.wait_for(lambda: self._landing is not None, timeout_s)
-        return self._landing
+        self._waiters.wait_for(lambda: self._result is not None, timeout_s)
+        return self._result
 
-    def land(self, landing: Landing) -> None:
+    def finish(self, result: Result) -> None:
         """The build has ended; the first call counts, and wakes everyone at once."""
         with self._lock:
-            is_taken = self._landing is None and self.is_awaited
-            if self._landing is None:
-                self._landing = landing if is_taken else Landing()
+            is_taken = self._result is None and self.is_awaited
+            if self._result is None:
+                self._result = result if is_taken else Result()
         self._waiters.wake_all()
-        if landing.handout is not None and not is_taken:
-            landing.handout.close()
+        if result.shared_file is not None and not is_taken:
+            result.shared_file.close()
 
-    def leave(self, seat: object) -> None:
-        """Give a seat up; harmless twice. The last caller closes what was handed out."""
+    def leave(self, caller: object) -> None:
+        """Stop waiting; harmless twice. The last caller closes the shared file."""
         with self._lock:
-            self._seats.discard(seat)
-            is_last = not self._seats
-            handout = self._landing.handout if self._landing is not None and is_last else None
-        if handout is not None:
-            handout.close()
+            self._callers.discard(caller)
+            is_last = not self._callers
+            shared_file = self._result.shared_file if self._result is not None and is_last else None
+        if shared_file is not None:
+            shared_file.close()

@@ -11,12 +11,12 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from bbcache import lifecycle as process
-from bbcache.errors import ClosingError, LimitError, PrepareError, StoreError, text_of
+from bbcache import lifecycle
+from bbcache.errors import ClosingError, LimitError, PrepareError, StoreError, safe_str
 from bbcache.host import TenantState, attached_shards_zero, wait_for_lsn
 from bbcache.metrics import Phase, SkipReason
 from bbcache.prepare.job import DiskError, Job, Skip, reason_of
-from bbcache.prepare.singleflight import Landing
+from bbcache.prepare.singleflight import Result
 from bbcache.storage.index import split_key
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from bbcache.prepare.queue import PrepareQueue
     from bbcache.prepare.request import Request
     from bbcache.storage.index import Index
-    from bbcache.work_counter import Activity
+    from bbcache.work_counter import WorkCounter
 
-CLOSED: Final = Landing(error=ClosingError("the cache is closing"))
+CLOSED: Final = Result(error=ClosingError("the cache is closing"))
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Preparer:
         builder: builds and publishes.
         queue: where requests come from.
         metrics: counts how they end.
-        activity: is told when a request has ended.
+        work_counter: is told when a request has ended.
         backoff: is told of failures.
         clock: seconds that only grow.
     """
@@ -63,7 +63,7 @@ class Preparer:
         builder: Builder,
         queue: PrepareQueue,
         metrics: Metrics,
-        activity: Activity,
+        work_counter: WorkCounter,
         backoff: Backoff,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -72,7 +72,7 @@ class Preparer:
         self._index = index
         self._queue = queue
         self._metrics = metrics
-        self._activity = activity
+        self._work_counter = work_counter
         self._clock = clock
         self._backoff = backoff
         self._builder = builder
@@ -93,31 +93,31 @@ class Preparer:
 
         Whatever it raises, its end is counted, and its callers are told.
         """
-        job, landing, is_over = Job(request), Landing(), True
+        job, result, is_over = Job(request), Result(), True
         count: Callable[[], None] = self._metrics.prepare_failed
         try:
             built = self._prepare(job)
             if built is None:
                 is_over = False
             else:
-                count, landing = self._ended(job, built), Landing(built.handout, is_built=True)
+                count, result = self._ended(job, built), Result(built.shared_file, is_built=True)
         except Skip as skip:
-            count, landing = self._skip(job, skip), Landing(error=_failure_of(job, skip))
+            count, result = self._skip(job, skip), Result(error=_failure_of(job, skip))
         except DiskError as failed:  # a caller that has come since asks again, and then waits
             _log_failure(request, failed.error, exc_info=False)
         except BaseException as error:  # noqa: BLE001 - SystemExit of a host must not end a worker
             is_own = isinstance(error, (StoreError, PrepareError))
             _log_failure(request, error, exc_info=not is_own or job.disk_failure is not None)
-            landing = Landing(error=error)
+            result = Result(error=error)
         finally:
             if is_over:
                 self._end_wait(request)
-                self._note(job, landing)
+                self._note(job, result)
                 self.settle(request, count)
                 self._queue.done(request)
                 self._metrics.refresh()
-                self._activity.changed()
-                request.flight.land(landing)
+                self._work_counter.changed()
+                request.call.finish(result)
 
     def settle(self, request: Request, count: Callable[[], None]) -> None:
         """Count a request, unless that was done."""
@@ -135,9 +135,9 @@ class Preparer:
     def settle_skipped(self, request: Request, reason: SkipReason) -> None:
         """Count a request that is skipped while it waits, and tell its callers."""
         self.settle(request, lambda: self._metrics.skipped(reason))
-        request.flight.land(CLOSED if reason is SkipReason.CLOSING else Landing())
+        request.call.finish(CLOSED if reason is SkipReason.CLOSING else Result())
         self._queue.forget(request)
-        self._activity.changed()
+        self._work_counter.changed()
         log_skip(request.key, request.lsn, reason)
         if reason is SkipReason.QUEUE_FULL:
             log.warning(
@@ -158,23 +158,23 @@ class Preparer:
         log_skip(job.request.key, job.request.lsn, reason, ended, skip.why)
         return lambda: self._metrics.skipped(reason)
 
-    def _note(self, job: Job, landing: Landing) -> None:
+    def _note(self, job: Job, result: Result) -> None:
         """Let what fails rest for a while, and what has been built not at all."""
-        if landing.is_built:
+        if result.is_built:
             self._backoff.succeeded(job.request.place, job.failing or job.request.place)
         elif (
             job.failing is not None
-            and landing.error is not None
-            and not isinstance(landing.error, ClosingError)
+            and result.error is not None
+            and not isinstance(result.error, ClosingError)
         ):
-            self._backoff.failed(job.failing, text_of(landing.error))
+            self._backoff.failed(job.failing, safe_str(result.error))
 
     def _prepare(self, job: Job) -> Built | None:
         """Check, wait and build; None where the request waits in the queue again."""
         started_s, request = self._clock(), job.request
         if not request.is_behind:
             self._metrics.observe(Phase.QUEUE, started_s - request.queued_at_s)
-        with process.callback():
+        with lifecycle.callback():
             timeline = self._find_timeline(job)
             self._check_still_wanted(job, timeline)
         self._check_room(job)
@@ -208,20 +208,20 @@ class Preparer:
         since_s, timeout_s = request.waiting_since_s, self._config.wait_lsn_timeout
         left_s = timeout_s - (now_s - since_s)
         slice_s = max(0.0, min(self._queue.slice_s(request), left_s))
-        with process.callback():
+        with lifecycle.callback():
             is_reached = wait_for_lsn(timeline, request.lsn, slice_s)
         self._builder.check_not_stopping()
         if is_reached:
             return True
         if self._clock() - since_s >= timeout_s:
-            with process.callback():
+            with lifecycle.callback():
                 tip = timeline.get_last_record_lsn()
             raise PrepareError(
                 f"the LSN was not reached in {timeout_s:g} s "
                 f"(wait_lsn_timeout); the tip is at {tip}, not at {request.lsn}"
             )
-        if not (request.is_sent or request.flight.is_awaited):
-            raise Skip(SkipReason.GIVEN_UP)
+        if not (request.is_sent or request.call.is_awaited):
+            raise Skip(SkipReason.CANCELLED)
         return False
 
     def _end_wait(self, request: Request) -> None:
@@ -230,7 +230,7 @@ class Preparer:
             request.waiting_since_s = None
 
     def _build(self, job: Job, timeline: Timeline, started_s: float) -> Built:
-        with process.callback():
+        with lifecycle.callback():
             job.check_tip(timeline)
         if not job.is_outgrown:
             job.failing = job.request.key
@@ -289,7 +289,7 @@ def _spare_the_timeline(job: Job, timeline: Timeline) -> None:
         return
     with (
         suppress(Exception),
-        process.callback(),
+        lifecycle.callback(),
     ):  # a host that fails here as well has failed as it has
         if timeline.get_last_record_lsn() > job.request.lsn:
             job.failing = job.request.place
@@ -323,7 +323,7 @@ def log_skip(
             lsn,
             ended,
             reason,
-            f": {text_of(why)}" if why else "",
+            f": {safe_str(why)}" if why else "",
         )
 
 
@@ -338,6 +338,6 @@ def _log_failure(request: Request, error: BaseException, *, exc_info: bool) -> N
         "cannot prepare the basebackup of %s at %s: %s",
         split_key(request.key),
         request.lsn,
-        text_of(error),
+        safe_str(error),
         exc_info=exc_info,
     )

@@ -71,7 +71,7 @@ class Accounting:
         max_size_bytes: bytes allowed.
         max_entry_size_bytes: bytes allowed for one archive.
         entries: published archives.
-        strays: files of others in the directory.
+        foreign_files: files of others in the directory.
         doomed: files of ours that are to be removed, and temporary files that
             could not be.
         quarantine: bad archives kept for inspection; only their bytes count.
@@ -83,7 +83,7 @@ class Accounting:
     max_size_bytes: int
     max_entry_size_bytes: int
     entries: Tally = field(default_factory=Tally)
-    strays: Tally = field(default_factory=Tally)
+    foreign_files: Tally = field(default_factory=Tally)
     doomed: Tally = field(default_factory=Tally)
     quarantine: Tally = field(default_factory=Tally)
     building_slots: int = 0
@@ -91,7 +91,7 @@ class Accounting:
 
     @classmethod
     def from_config(cls, config: BasebackupCacheConfig) -> Accounting:
-        """Empty books with the limits of `config`."""
+        """Empty accounting with the limits of `config`."""
         total = config.max_total_size_bytes
         return cls(
             max_entries=config.max_size_entries,
@@ -102,17 +102,19 @@ class Accounting:
     @property
     def total_count(self) -> int:
         """Files that count against `max_entries`."""
-        return self.entries.count + self.strays.count + self.doomed.count + self.building_slots
+        return (
+            self.entries.count + self.foreign_files.count + self.doomed.count + self.building_slots
+        )
 
     @property
     def total_size_bytes(self) -> int:
         """Bytes that count against `max_size_bytes`."""
-        return self.entries.size_bytes + self.other_bytes + self.building_bytes
+        return self.entries.size_bytes + self.nonentry_bytes + self.building_bytes
 
     @property
-    def other_bytes(self) -> int:
-        """Bytes of strays, doomed files and quarantine."""
-        return self.strays.size_bytes + self.doomed.size_bytes + self.quarantine.size_bytes
+    def nonentry_bytes(self) -> int:
+        """Bytes of foreign files, doomed files and quarantine."""
+        return self.foreign_files.size_bytes + self.doomed.size_bytes + self.quarantine.size_bytes
 
     def recount(self, doomed_sizes: Collection[int], open_ones: Collection[Reservation]) -> None:
         """Count again what no scan of the directory tells.

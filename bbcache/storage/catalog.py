@@ -15,10 +15,10 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from bbcache.errors import ClosingError, StoreError, text_of
+from bbcache.errors import ClosingError, StoreError, safe_str
 from bbcache.storage.files import hint_for, unlink
 from bbcache.storage.index import newest_of_each
-from bbcache.storage.owned_directory import Home
+from bbcache.storage.owned_directory import OwnedDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,15 +40,15 @@ class LoadReport(NamedTuple):
     Attributes:
         entry_count: entries taken over.
         superseded_count: older ones of the same timelines, removed.
-        strays: names of everything else.
+        foreign_files: names of everything else.
     """
 
     entry_count: int
     superseded_count: int
-    strays: list[str]
+    foreign_files: list[str]
 
 
-class Shelf:
+class Catalog:
     """The published files of one cache together with their index. Thread-safe.
 
     Args:
@@ -63,14 +63,16 @@ class Shelf:
         self, store: Store, index: Index, dirlock: DirectoryLock, metrics: Metrics
     ) -> None:
         self._file_lock = threading.RLock()  # orders changes of files, and guards all that follows
-        self._parked: dict[str, int] = {}  # path -> bytes of files that could not be unlinked
-        self._strays: dict[str, int] = {}  # name -> bytes
+        self._pending_unlinks: dict[
+            str, int
+        ] = {}  # path -> bytes of files that could not be unlinked
+        self._foreign_files: dict[str, int] = {}  # name -> bytes
         self._quarantined: dict[str, int] = {}  # path -> bytes, oldest first
         self._is_stopped = False  # no more changes but of temporary files; set without the lock
         self._is_fenced = False
         self._doubt = _Doubt()  # set without the lock
         self._store = store
-        self._home = Home(store, dirlock)
+        self._directory = OwnedDirectory(store, dirlock)
         self._index = index
         self._metrics = metrics
 
@@ -86,17 +88,17 @@ class Shelf:
         with self._file_lock:
             self._check_not_stopped_locked()
             try:
-                failures = self._sweep_locked() if self._home.is_locked else []
-                report, more_failures = self._take_stock_locked()
+                failures = self._sweep_locked() if self._directory.is_locked else []
+                report, more_failures = self._rescan_locked()
             except Exception as error:
-                self._home.load_failure = text_of(error)
+                self._directory.load_failure = safe_str(error)
                 raise
-            self._home.load_failure = None
-        self._home.tell()
+            self._directory.load_failure = None
+        self._directory.tell()
         self._report([*failures, *more_failures])
         return report
 
-    def ensure_home(self) -> None:
+    def ensure_directory(self) -> None:
         """Make sure that the directory at the path is the one that is locked.
 
         One that was removed or replaced is made and locked again, and what is in it is
@@ -110,11 +112,11 @@ class Shelf:
         with self._file_lock:
             if self._is_stopped:
                 return
-            what = "replaced" if self._home.is_locked else "read-only"
-            self._home.come()
-            stock = self._take_over_locked() if self._home.is_stock_due else None
+            what = "replaced" if self._directory.is_locked else "read-only"
+            self._directory.come()
+            stock = self._take_over_locked() if self._directory.is_rescan_due else None
         self.settle_doubt()
-        self._home.tell()
+        self._directory.tell()
         if stock is not None:
             self._report(stock[1])
             log.warning(
@@ -135,14 +137,14 @@ class Shelf:
             self._check_not_stopped_locked()
             return self._store.create_temp(key, lsn)
 
-    def is_home(self) -> bool:
+    def is_at_path(self) -> bool:
         """Whether the directory at the path is the locked one; one look at the disk."""
-        return self._home.is_there()
+        return self._directory.is_there()
 
     @property
     def read_only_reason(self) -> str | None:
         """Why nothing in the directory may be changed, in one line; None where it may be."""
-        return self._home.read_only_reason
+        return self._directory.read_only_reason
 
     def publish(self, temp: TempFile, reservation: Reservation, entry: Entry) -> None:
         """Put a finished file in its place and into the index, and unlink the old one.
@@ -153,7 +155,7 @@ class Shelf:
         """
         with self._file_lock:
             self._check_not_stopped_locked()
-            self._check_home_locked()
+            self._check_directory_locked()
             self._store.rename_temp(temp, entry.key, entry.lsn)
             old = self._index.commit(reservation, entry)
             self._forget_overwritten_locked(self._path_of(entry))
@@ -189,7 +191,7 @@ class Shelf:
             return
         with self._file_lock:
             if self._doubt.is_there and not self._is_stopped:
-                self._take_stock_locked()
+                self._rescan_locked()
 
     def quarantine(self, entry: Entry) -> bool:
         """Take this very entry, proven bad, out and keep its file for inspection.
@@ -201,15 +203,15 @@ class Shelf:
             Whether the entry was still held; False once the cache is closed.
 
         Raises:
-            OSError: the file cannot be moved; the entry stays, and stays unproven. On a
+            OSError: the file cannot be moved; the entry stays, and stays unverified. On a
                 read-only file system, where that would last, the entry goes and the
                 file stays.
         """
         with self._file_lock, self._doubt:
             if self._is_stopped or not self._index.holds(entry):
                 return False
-            self._check_home_locked()
-            is_locked = self._home.is_locked
+            self._check_directory_locked()
+            is_locked = self._directory.is_locked
             failures = self._trim_quarantine_locked(QUARANTINE_KEEPS - 1) if is_locked else []
             if not is_locked:
                 self._index.remove(entry)
@@ -234,7 +236,7 @@ class Shelf:
             if failure is None:
                 self._index.release(reservation)
             else:
-                self._parked[temp.path] = reservation.held_bytes
+                self._pending_unlinks[temp.path] = reservation.held_bytes
                 self._index.abandon(reservation)
         self._report([failure])
 
@@ -247,22 +249,24 @@ class Shelf:
         self._report([failure])
 
     def upkeep(self) -> None:
-        """Try parked unlinks again; look at strays and quarantine as they are now."""
+        """Retry pending unlinks; look at foreign files and quarantine as they are now."""
         with self._file_lock:
-            parked = list(self._parked)
-        for path in parked:
+            pending_unlinks = list(self._pending_unlinks)
+        for path in pending_unlinks:
             with self._file_lock, self._doubt:
-                if self._may_change_locked() and path in self._parked:
+                if self._may_change_locked() and path in self._pending_unlinks:
                     failure = _try_unlink(path)
                     if failure is None:
                         self._unpark_locked(path)
         with self._file_lock, self._doubt:
             if self._may_change_locked():
                 sizes = {
-                    name: self._store.restat_stray(name, size_bytes)
-                    for name, size_bytes in self._strays.items()
+                    name: self._store.restat_foreign_file(name, size_bytes)
+                    for name, size_bytes in self._foreign_files.items()
                 }
-                self._set_strays_locked({n: size for n, size in sizes.items() if size is not None})
+                self._set_foreign_files_locked(
+                    {n: size for n, size in sizes.items() if size is not None}
+                )
                 self._refresh_quarantine_locked()
 
     def stop(self) -> None:
@@ -292,8 +296,8 @@ class Shelf:
         if self._is_stopped:
             raise ClosingError("the cache is closed")
 
-    def _check_home_locked(self) -> None:
-        if not self._home.is_there():
+    def _check_directory_locked(self) -> None:
+        if not self._directory.is_there():
             raise StoreError(
                 f"the cache directory {self._store.data_dir} was removed or replaced\n"
                 "hint: Restore or remount it; else the next prepare or clean-up makes a new one.",
@@ -301,14 +305,14 @@ class Shelf:
             )
 
     def _may_change_locked(self) -> bool:
-        return not self._is_stopped and self._home.may_change()
+        return not self._is_stopped and self._directory.may_change()
 
     def _take_over_locked(self) -> tuple[LoadReport, list[OSError | None]]:
         """Load a directory that was locked just now, over what is in the index."""
         self._store.make_directories()
-        failures = self._sweep_locked() if self._home.is_sweep_due else []
-        report, more_failures = self._take_stock_locked()
-        self._home.is_stock_due = self._home.is_sweep_due = False
+        failures = self._sweep_locked() if self._directory.is_sweep_due else []
+        report, more_failures = self._rescan_locked()
+        self._directory.is_rescan_due = self._directory.is_sweep_due = False
         return report, [*failures, *more_failures]
 
     def _sweep_locked(self) -> list[OSError | None]:
@@ -317,39 +321,41 @@ class Shelf:
         left = self._store.sweep_tmp()
         return [self._remove_locked(path, size_bytes) for path, size_bytes in left.items()]
 
-    def _take_stock_locked(self) -> tuple[LoadReport, list[OSError | None]]:
-        """Make index and books those of what is in the directory; older entries go."""
+    def _rescan_locked(self) -> tuple[LoadReport, list[OSError | None]]:
+        """Make index and accounting those of what is in the directory; older entries go."""
         found = self._store.scan()
         newest, superseded = newest_of_each(found.entries)
         self._refresh_quarantine_locked()
-        self._set_strays_locked(found.strays)
+        self._set_foreign_files_locked(found.foreign_files)
         if self._doubt.is_there:
-            self._index.recount(newest, self._parked.values())
+            self._index.recount(newest, self._pending_unlinks.values())
             self._doubt.is_there = False
         else:
             self._index.load(newest)
-        for entry in newest.values() if self._parked else ():
+        for entry in newest.values() if self._pending_unlinks else ():
             self._forget_overwritten_locked(self._path_of(entry))
         failures = [self._remove_locked(self._path_of(e), e.size_bytes) for e in superseded]
-        report = LoadReport(len(newest), len(superseded), sorted(found.strays))
+        report = LoadReport(len(newest), len(superseded), sorted(found.foreign_files))
         return report, failures
 
     def _path_of(self, entry: Entry) -> str:
         return self._store.path_of(entry.key, entry.lsn)
 
     def _remove_locked(self, path: str, size_bytes: int) -> OSError | None:
-        """Unlink a file that is off the books, or park it."""
-        failure = _try_unlink(path) if self._home.is_locked else OSError(errno.EROFS, "read-only")
+        """Unlink a file that is no longer accounted for, or park it."""
+        failure = (
+            _try_unlink(path) if self._directory.is_locked else OSError(errno.EROFS, "read-only")
+        )
         if failure is None:
             self._unpark_locked(path)
-        elif path not in self._parked:
-            self._parked[path] = size_bytes
+        elif path not in self._pending_unlinks:
+            self._pending_unlinks[path] = size_bytes
             self._index.add_doomed(size_bytes)
         return failure
 
     def _unpark_locked(self, path: str) -> None:
-        if path in self._parked:
-            self._index.remove_doomed(self._parked.pop(path))
+        if path in self._pending_unlinks:
+            self._index.remove_doomed(self._pending_unlinks.pop(path))
 
     def _remove_replaced_locked(self, old: Entry, new: Entry) -> OSError | None:
         same = old.lsn == new.lsn
@@ -359,7 +365,7 @@ class Shelf:
         path = self._path_of(entry)
         failure = _try_unlink(path)
         if failure is not None:
-            self._parked[path] = entry.size_bytes
+            self._pending_unlinks[path] = entry.size_bytes
         self._index.settle_doomed(entry, is_unlinked=failure is None)
         return failure
 
@@ -371,7 +377,7 @@ class Shelf:
             if not os.path.lexists(path):  # somebody was quicker
                 self._index.remove_doomed(entry.size_bytes)
             elif isinstance(error, OSError) and error.errno == errno.EROFS:
-                self._parked[path] = entry.size_bytes
+                self._pending_unlinks[path] = entry.size_bytes
             else:
                 self._index.return_from_quarantine(entry)
                 raise
@@ -384,13 +390,13 @@ class Shelf:
     def _forget_overwritten_locked(self, path: str) -> None:
         """A rename has replaced whatever waited, or lay astray, at `path`."""
         self._unpark_locked(path)
-        if os.path.basename(path) in self._strays:
-            del self._strays[os.path.basename(path)]
-            self._set_strays_locked(self._strays)
+        if os.path.basename(path) in self._foreign_files:
+            del self._foreign_files[os.path.basename(path)]
+            self._set_foreign_files_locked(self._foreign_files)
 
-    def _set_strays_locked(self, strays: dict[str, int]) -> None:
-        self._strays = strays
-        self._index.set_strays(len(strays), sum(strays.values()))
+    def _set_foreign_files_locked(self, foreign_files: dict[str, int]) -> None:
+        self._foreign_files = foreign_files
+        self._index.set_foreign_files(len(foreign_files), sum(foreign_files.values()))
 
     def _trim_quarantine_locked(self, keep: int) -> list[OSError | None]:
         self._refresh_quarantine_locked()

@@ -34,7 +34,7 @@ _PROBE_FLAGS: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 class DirectoryLock:
     """The lock of one cache on its directory.
 
-    Not thread-safe by itself: the shelf calls it under its file lock. In a forked
+    Not thread-safe by itself: the catalog calls it under its file lock. In a forked
     child the lock library closes its copy of the descriptor, so that the child
     neither holds nor frees the parent's lock.
 
@@ -118,7 +118,7 @@ class DirectoryLock:
         if lock is not None:
             _free(lock)
 
-    def is_home(self) -> bool:
+    def is_at_path(self) -> bool:
         """Whether the directory still has the very lock file that is held.
 
         False when the directory has vanished, was replaced, or its lock file was

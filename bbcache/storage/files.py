@@ -85,28 +85,28 @@ class Scan(NamedTuple):
 
     Attributes:
         entries: regular files under an entry's name.
-        strays: name and size in bytes of everything else; directories and special
+        foreign_files: name and size in bytes of everything else; directories and special
             files count 0 bytes.
     """
 
     entries: list[Entry]
-    strays: dict[str, int]
+    foreign_files: dict[str, int]
 
     def add_files(self, names: list[str], sizes: list[int]) -> None:
-        """Add regular files, each of which is an entry or a stray."""
+        """Add regular files, each of which is an entry or a foreign file."""
         parsed = parse_entry_names(names)
         if parsed is not None:
             self.entries.extend(map(Entry, *parsed, sizes))
         elif len(names) == 1:
-            self.add_stray(names[0], sizes[0])
+            self.add_foreign_file(names[0], sizes[0])
         else:
             for name, size_bytes in zip(names, sizes, strict=True):
                 self.add_files([name], [size_bytes])
 
-    def add_stray(self, name: str, size_bytes: int) -> None:
+    def add_foreign_file(self, name: str, size_bytes: int) -> None:
         """Add what is no entry, unless it is the cache's own."""
         if name not in _OWN_NAMES:
-            self.strays[name] = size_bytes
+            self.foreign_files[name] = size_bytes
 
 
 class BasebackupFile(io.FileIO):
@@ -248,7 +248,7 @@ class Store:
     def sweep_tmp(self) -> dict[str, int]:
         """Unlink what builds have left in ``tmp/``; path and size in bytes of what would not go.
 
-        Anything else there is a stray: the directory may have been somebody's before.
+        Anything else there is a foreign file: the directory may have been somebody's before.
         """
         left = {}
         with os.scandir(self.tmp_dir) as items:
@@ -280,7 +280,7 @@ class Store:
         return BasebackupFile.open(self.path_of(key, lsn), lsn, size_bytes)
 
     def scan(self) -> Scan:
-        """Names and sizes of all in the directory, and of strays in ``tmp/``; opens no file.
+        """Names and sizes of all in the directory, and of foreign files in ``tmp/``; opens no file.
 
         Raises:
             OSError: the directory cannot be listed.
@@ -296,7 +296,7 @@ class Store:
                 except FileNotFoundError:
                     continue
                 except OSError:
-                    found.add_stray(item.name, 0)
+                    found.add_foreign_file(item.name, 0)
                     continue
                 if is_regular(status.st_mode):
                     names.append(item.name)
@@ -305,24 +305,24 @@ class Store:
                         found.add_files(names, sizes)
                         names, sizes = [], []
                 else:
-                    found.add_stray(item.name, 0)
+                    found.add_foreign_file(item.name, 0)
         if names:
             found.add_files(names, sizes)
-        self._add_strays_in_tmp(found)
+        self._add_foreign_files_in_tmp(found)
         return found
 
-    def _add_strays_in_tmp(self, found: Scan) -> None:
+    def _add_foreign_files_in_tmp(self, found: Scan) -> None:
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.tmp_dir) as items:
             for item in items:
                 name = os.path.join(TMP_NAME, item.name)
-                size_bytes = self.restat_stray(name, 0)
+                size_bytes = self.restat_foreign_file(name, 0)
                 if size_bytes is not None and not _TEMP_NAME.fullmatch(item.name):
-                    found.add_stray(name, size_bytes)
+                    found.add_foreign_file(name, size_bytes)
 
-    def restat_stray(self, name: str, size_bytes: int) -> int | None:
-        """The size of a stray now; `size_bytes` where that cannot be told, None once it is gone."""
+    def restat_foreign_file(self, name: str, size_bytes: int) -> int | None:
+        """The size of a foreign file now: `size_bytes` if unknown, None once it is gone."""
         try:
-            return _stray_size_bytes(os.lstat(os.path.join(self.data_dir, name)))
+            return _foreign_size_bytes(os.lstat(os.path.join(self.data_dir, name)))
         except FileNotFoundError:
             return None
         except OSError:
@@ -390,5 +390,5 @@ def _size_bytes_of(item: os.DirEntry[str], otherwise: int) -> int:
         return otherwise
 
 
-def _stray_size_bytes(status: os.stat_result) -> int:
+def _foreign_size_bytes(status: os.stat_result) -> int:
     return status.st_size if stat.S_ISREG(status.st_mode) else 0

@@ -20,7 +20,7 @@ class EntryInfo(NamedTuple):
     size_bytes: int
 
 
-class Proof(IntEnum):
+class Verification(IntEnum):
     """What is known of an entry's bytes."""
 
     NONE = 0  # not checked
@@ -28,8 +28,8 @@ class Proof(IntEnum):
     PLAIN = 2  # without seal, decompressed once in full
 
 
-_PROOFS: Final = tuple(Proof)
-_PROOF_MASK: Final = 0b11
+_VERIFICATIONS: Final = tuple(Verification)
+_VERIFICATION_MASK: Final = 0b11
 _SIZE_SHIFT: Final = 2
 _SIZE_MASK: Final = 2**64 - 1
 LSN_SHIFT: Final = 66
@@ -67,21 +67,21 @@ class Entry:
         return self.packed >> _SIZE_SHIFT & _SIZE_MASK
 
     @property
-    def is_proven(self) -> bool:
+    def is_verified(self) -> bool:
         """Whether the bytes have been checked in this life of the cache."""
-        return self.packed & _PROOF_MASK != 0
+        return self.packed & _VERIFICATION_MASK != 0
 
     @property
-    def proof(self) -> Proof:
+    def verification(self) -> Verification:
         """What is known of the bytes in this life of the cache.
 
         Set by any thread that has checked them, without a lock: two checks do no harm.
         """
-        return _PROOFS[self.packed & _PROOF_MASK]
+        return _VERIFICATIONS[self.packed & _VERIFICATION_MASK]
 
-    @proof.setter
-    def proof(self, proof: Proof) -> None:
-        self.packed = self.packed & ~_PROOF_MASK | proof
+    @verification.setter
+    def verification(self, verification: Verification) -> None:
+        self.packed = self.packed & ~_VERIFICATION_MASK | verification
 
     def info(self) -> EntryInfo:
         """The entry as the public API shows it."""
@@ -126,9 +126,9 @@ def newest_of_each(found: list[Entry]) -> tuple[dict[bytes, Entry], list[Entry]]
 
 
 class Index:
-    """Entries, reservations and books of one cache. Thread-safe.
+    """Entries, reservations and accounting of one cache. Thread-safe.
 
-    The lock is held for a few changes of memory only. Where the shelf's file
+    The lock is held for a few changes of memory only. Where the catalog's file
     lock is held too, that one is taken first.
     """
 
@@ -136,7 +136,7 @@ class Index:
         self._lock = threading.RLock()  # guards all that follows
         self._entries: dict[bytes, Entry] = {}
         self._reservations: dict[bytes, Reservation] = {}  # at most one a timeline
-        self._books = accounting
+        self._accounting = accounting
 
     def find(self, key: bytes, lsn: int) -> Entry | None:
         """The timeline's entry, where it is at exactly `lsn`."""
@@ -173,10 +173,13 @@ class Index:
         size_bytes = sum([e.packed >> _SIZE_SHIFT & _SIZE_MASK for e in entries.values()])
         with self._lock:
             self._entries = entries
-            self._books.entries.count, self._books.entries.size_bytes = len(entries), size_bytes
+            self._accounting.entries.count, self._accounting.entries.size_bytes = (
+                len(entries),
+                size_bytes,
+            )
             for key, reservation in self._reservations.items():
                 held = self._entries.get(key)
-                self._books.set_credit(reservation, None if held is None else held.size_bytes)
+                self._accounting.set_credit(reservation, None if held is None else held.size_bytes)
 
     def recount(self, entries: dict[bytes, Entry], doomed_sizes: Collection[int]) -> None:
         """Like `load`, after a step that was broken off: nothing that is counted is relied on.
@@ -186,7 +189,7 @@ class Index:
             doomed_sizes: the bytes of the files that are to be removed.
         """
         with self._lock:
-            self._books.recount(doomed_sizes, self._reservations.values())
+            self._accounting.recount(doomed_sizes, self._reservations.values())
             self.load(entries)
 
     def check_room(self, key: bytes) -> None:
@@ -197,7 +200,7 @@ class Index:
         """
         with self._lock:
             if key not in self._entries:
-                self._books.close_reservation(self._books.open_reservation(key, None))
+                self._accounting.close_reservation(self._accounting.open_reservation(key, None))
 
     def reserve(self, key: bytes) -> Reservation:
         """Take the slot for a build; one build a timeline at a time.
@@ -208,7 +211,7 @@ class Index:
         with self._lock:
             held = self._entries.get(key)
             credit_bytes = None if held is None else held.size_bytes
-            reservation = self._books.open_reservation(key, credit_bytes)
+            reservation = self._accounting.open_reservation(key, credit_bytes)
             self._reservations[key] = reservation
             return reservation
 
@@ -219,7 +222,7 @@ class Index:
             LimitError: there is none.
         """
         with self._lock:
-            self._books.grow(reservation, size_bytes)
+            self._accounting.grow(reservation, size_bytes)
 
     def release(self, reservation: Reservation) -> None:
         """Give a reservation back; harmless once it is committed or released."""
@@ -227,17 +230,17 @@ class Index:
             self._close_reservation_locked(reservation)
 
     def abandon(self, reservation: Reservation) -> None:
-        """Like `release`, but the temporary file is still there and stays on the books."""
+        """Like `release`, but the temporary file is still there and stays accounted for."""
         with self._lock:
             if reservation.is_open:
                 self._close_reservation_locked(reservation)
-                self._books.doomed.add(reservation.held_bytes)
+                self._accounting.doomed.add(reservation.held_bytes)
 
     def commit(self, reservation: Reservation, entry: Entry) -> Entry | None:
         """Turn a reservation into a published entry.
 
         Returns:
-            The entry that it replaces. Its file is off the books until
+            The entry that it replaces. Its file is no longer accounted for until
             `add_doomed` says that it could not be removed.
         """
         with self._lock:
@@ -261,26 +264,26 @@ class Index:
         with self._lock:
             if not self._drop_locked(entry):
                 return False
-            self._books.doomed.add(entry.size_bytes)
+            self._accounting.doomed.add(entry.size_bytes)
             return True
 
     def settle_doomed(self, entry: Entry, *, is_unlinked: bool) -> None:
         """The first attempt to unlink a doomed entry's file has been made."""
         with self._lock:
             if is_unlinked:
-                self._books.doomed.subtract(entry.size_bytes)
+                self._accounting.doomed.subtract(entry.size_bytes)
             if entry.key not in self._entries:
                 self._set_credit_locked(entry.key, None)
 
     def add_doomed(self, size_bytes: int) -> None:
         """A file of ours could not be removed: it counts until it is."""
         with self._lock:
-            self._books.doomed.add(size_bytes)
+            self._accounting.doomed.add(size_bytes)
 
     def remove_doomed(self, size_bytes: int) -> None:
         """A doomed file is gone."""
         with self._lock:
-            self._books.doomed.subtract(size_bytes)
+            self._accounting.doomed.subtract(size_bytes)
 
     def move_to_quarantine(self, entry: Entry) -> bool:
         """Drop this very entry, to move its file into the quarantine.
@@ -290,85 +293,91 @@ class Index:
         changes and False is returned, as where the entry is not held.
         """
         with self._lock:
-            books, reservation = self._books, self._reservations.get(entry.key)
-            if reservation is not None and not books.may_lose_credit(reservation):
+            accounting, reservation = self._accounting, self._reservations.get(entry.key)
+            if reservation is not None and not accounting.may_lose_credit(reservation):
                 return False
             if not self.remove(entry):
                 return False
-            books.doomed.add(entry.size_bytes)
+            accounting.doomed.add(entry.size_bytes)
             return True
 
     def settle_quarantined(self, entry: Entry) -> None:
         """The file has been moved: its bytes count with the quarantine."""
         with self._lock:
-            self._books.doomed.subtract(entry.size_bytes)
-            self._books.quarantine.add(entry.size_bytes)
+            self._accounting.doomed.subtract(entry.size_bytes)
+            self._accounting.quarantine.add(entry.size_bytes)
 
     def return_from_quarantine(self, entry: Entry) -> None:
         """Undo `move_to_quarantine`: the file could not be moved."""
         with self._lock:
-            self._books.doomed.subtract(entry.size_bytes)
+            self._accounting.doomed.subtract(entry.size_bytes)
             self._insert_locked(entry)
 
     def set_quarantine(self, count: int, size_bytes: int) -> None:
         """What the quarantine holds now."""
         with self._lock:
-            self._books.quarantine.count, self._books.quarantine.size_bytes = count, size_bytes
+            self._accounting.quarantine.count, self._accounting.quarantine.size_bytes = (
+                count,
+                size_bytes,
+            )
 
-    def set_strays(self, count: int, size_bytes: int) -> None:
+    def set_foreign_files(self, count: int, size_bytes: int) -> None:
         """What others have put into the directory."""
         with self._lock:
-            self._books.strays.count, self._books.strays.size_bytes = count, size_bytes
+            self._accounting.foreign_files.count, self._accounting.foreign_files.size_bytes = (
+                count,
+                size_bytes,
+            )
 
     @property
     def entry_count(self) -> int:
         """Published entries; one read of memory, safe without the lock."""
-        return self._books.entries.count
+        return self._accounting.entries.count
 
     @property
     def entries_size_bytes(self) -> int:
         """Their bytes; one read of memory, safe without the lock."""
-        return self._books.entries.size_bytes
+        return self._accounting.entries.size_bytes
 
     @property
-    def other_bytes(self) -> int:
-        """Bytes of strays, doomed files and quarantine; safe without the lock."""
-        return self._books.other_bytes
+    def nonentry_bytes(self) -> int:
+        """Bytes of foreign files, doomed files and quarantine; safe without the lock."""
+        return self._accounting.nonentry_bytes
 
     @property
     def total_size_bytes(self) -> int:
         """All bytes that count against the limit, those being built included."""
         with self._lock:
-            return self._books.total_size_bytes
+            return self._accounting.total_size_bytes
 
     @property
     def total_count(self) -> int:
         """All files that count against the limit, those being built included."""
         with self._lock:
-            return self._books.total_count
+            return self._accounting.total_count
 
     def _drop_locked(self, entry: Entry) -> bool:
         if self._entries.get(entry.key) is not entry:
             return False
         del self._entries[entry.key]
-        self._books.entries.subtract(entry.size_bytes)
+        self._accounting.entries.subtract(entry.size_bytes)
         return True
 
     def _insert_locked(self, entry: Entry) -> Entry | None:
         old = self._entries.get(entry.key)
         if old is not None:
-            self._books.entries.subtract(old.size_bytes)
+            self._accounting.entries.subtract(old.size_bytes)
         self._entries[entry.key] = entry
-        self._books.entries.add(entry.size_bytes)
+        self._accounting.entries.add(entry.size_bytes)
         self._set_credit_locked(entry.key, entry.size_bytes)
         return old
 
     def _set_credit_locked(self, key: bytes, credit_bytes: int | None) -> None:
         reservation = self._reservations.get(key)
         if reservation is not None:
-            self._books.set_credit(reservation, credit_bytes)
+            self._accounting.set_credit(reservation, credit_bytes)
 
     def _close_reservation_locked(self, reservation: Reservation) -> None:
         if reservation.is_open:
-            self._books.close_reservation(reservation)
+            self._accounting.close_reservation(reservation)
             del self._reservations[reservation.key]

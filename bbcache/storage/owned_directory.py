@@ -22,10 +22,10 @@ _READ_ONLY_MEANS: Final = (
 log = logging.getLogger(__name__)
 
 
-class Home:
+class OwnedDirectory:
     """The directory and its lock.
 
-    Not thread-safe by itself: the shelf calls it under its file lock. What it says of a
+    Not thread-safe by itself: the catalog calls it under its file lock. What it says of a
     read-only file system may be read at any time.
 
     Args:
@@ -36,7 +36,7 @@ class Home:
         read_only_reason: why nothing in the directory may be changed, in one line; None
             where it may be.
         load_failure: why what is in the directory is not known yet; None once it is.
-        is_stock_due: whether a directory was locked that has not been looked at yet.
+        is_rescan_due: whether a directory was locked that has not been looked at yet.
         is_sweep_due: whether what builds have left in ``tmp/`` is still to be removed.
     """
 
@@ -44,7 +44,7 @@ class Home:
         self._store = store
         self._dirlock = dirlock
         self.load_failure: str | None = None
-        self.is_stock_due = False
+        self.is_rescan_due = False
         self.is_sweep_due = not dirlock.is_held
         self.read_only_reason: str | None = None
         self._news: str | None = None
@@ -53,11 +53,11 @@ class Home:
 
     def is_there(self) -> bool:
         """Whether the directory at the path is the one that was locked, or opened read-only."""
-        return self._dirlock.is_home()
+        return self._dirlock.is_at_path()
 
     def may_change(self) -> bool:
         """Whether the directory at the path is this cache's alone."""
-        return self._dirlock.is_held and self._dirlock.is_home()
+        return self._dirlock.is_held and self._dirlock.is_at_path()
 
     @property
     def is_locked(self) -> bool:
@@ -80,7 +80,7 @@ class Home:
         if self.load_failure is not None:
             text = f"the cache directory {self._store.data_dir} cannot be loaded"
             raise StoreError(f"{text}: {self.load_failure}")
-        is_there = self._dirlock.is_home()
+        is_there = self._dirlock.is_at_path()
         if self._dirlock.is_held and is_there:
             self._become(self._read_only_text() if self._dirlock.is_read_only() else None)
         elif self._dirlock.is_held:
@@ -106,9 +106,9 @@ class Home:
     def _retake(self) -> None:
         was_held = self._dirlock.is_held
         if was_held:
-            self.is_stock_due = True  # also where only freeing the old lock fails
+            self.is_rescan_due = True  # also where only freeing the old lock fails
         self._dirlock.retake()
-        self.is_stock_due = True
+        self.is_rescan_due = True
 
     def _become(self, reason: str | None) -> None:
         before, self.read_only_reason = self.read_only_reason, reason

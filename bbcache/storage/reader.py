@@ -9,21 +9,21 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from bbcache.archive.format import check_plain, check_sealed, read_seal
-from bbcache.errors import ArchiveError, text_of
+from bbcache.errors import ArchiveError, safe_str
 from bbcache.ids import check_ids
 from bbcache.storage.files import hint_for
-from bbcache.storage.index import Proof, make_key
+from bbcache.storage.index import Verification, make_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bbcache.ids import Lsn, TenantId, TimelineId
     from bbcache.metrics import Metrics
-    from bbcache.pacer import RightOfWay
-    from bbcache.storage.catalog import Shelf
+    from bbcache.pacer import Pacer
+    from bbcache.storage.catalog import Catalog
     from bbcache.storage.files import BasebackupFile, Store
     from bbcache.storage.index import Entry, Index
-    from bbcache.work_counter import Activity
+    from bbcache.work_counter import WorkCounter
 
 _WARN_PAUSE_S: Final = 1.0
 
@@ -36,9 +36,9 @@ class Reader:
     Args:
         index: the entries.
         store: opens their files.
-        shelf: takes bad ones out.
+        catalog: takes bad ones out.
         metrics: counts hits, misses and errors.
-        activity: knows of a quarantine under way.
+        work_counter: knows of a quarantine under way.
         way: is told of each read.
         verify_reads: ``always``, ``first`` or ``never``.
         rebuild: called with an entry that was taken out, to queue its rebuild.
@@ -49,10 +49,10 @@ class Reader:
         self,
         index: Index,
         store: Store,
-        shelf: Shelf,
+        catalog: Catalog,
         metrics: Metrics,
-        activity: Activity,
-        way: RightOfWay,
+        work_counter: WorkCounter,
+        pacer: Pacer,
         *,
         verify_reads: str,
         rebuild: Callable[[Entry], None],
@@ -60,10 +60,10 @@ class Reader:
     ) -> None:
         self._index = index
         self._store = store
-        self._shelf = shelf
+        self._catalog = catalog
         self._metrics = metrics
-        self._activity = activity
-        self._way = way
+        self._work_counter = work_counter
+        self._pacer = pacer
         self._is_always_checked = verify_reads == "always"
         self._with_digest = verify_reads != "never"
         self._rebuild = rebuild
@@ -84,7 +84,7 @@ class Reader:
             ArgumentError: (a `TypeError`) for arguments of a wrong type, which are looked at
                 only where they have found nothing.
         """
-        self._way.is_taken = True
+        self._pacer.is_taken = True
         try:
             key = make_key(tenant_id, timeline_id)
             entry = self._index.find(key, lsn)
@@ -102,7 +102,7 @@ class Reader:
             self._failed(entry, error)
             return None
         try:
-            if self._is_always_checked or not entry.is_proven:
+            if self._is_always_checked or not entry.is_verified:
                 self._check(file, entry)
             self._metrics.hits.inc()
         except BaseException as error:
@@ -118,10 +118,10 @@ class Reader:
         """Prove a file that was opened from a build, as far as `verify_reads` asks for that.
 
         Raises:
-            ArchiveError: the bytes are proven bad.
+            ArchiveError: the bytes are bad.
             OSError: they cannot be read.
         """
-        if self._is_always_checked or not entry.is_proven:
+        if self._is_always_checked or not entry.is_verified:
             self._check(file, entry)
 
     def _check(self, file: BasebackupFile, entry: Entry) -> None:
@@ -134,22 +134,22 @@ class Reader:
         seal = read_seal(fd, entry.key, entry.lsn)
         if seal is not None:
             check_sealed(fd, entry.size_bytes, seal, with_digest=self._with_digest)
-            entry.proof = Proof.SEALED
-        elif entry.proof is Proof.SEALED:
+            entry.verification = Verification.SEALED
+        elif entry.verification is Verification.SEALED:
             raise ArchiveError("the file has lost its seal")
-        elif entry.proof is Proof.NONE:
+        elif entry.verification is Verification.NONE:
             check_plain(fd, entry.size_bytes)
-            entry.proof = Proof.PLAIN
+            entry.verification = Verification.PLAIN
 
     def _failed(self, entry: Entry, error: ArchiveError | OSError) -> None:
         """Count and log a failed read, and act on what it proves of the entry."""
         if isinstance(error, ArchiveError):
-            with self._activity.under_way():
+            with self._work_counter.under_way():
                 self._take_out(entry, error)
-            self._activity.changed()
-        elif isinstance(error, FileNotFoundError) and self._shelf.is_home():
+            self._work_counter.changed()
+        elif isinstance(error, FileNotFoundError) and self._catalog.is_at_path():
             # Replaced or removed since the look-up, or by somebody else: no ghost stays.
-            self._shelf.forget(entry)
+            self._catalog.forget(entry)
             self._metrics.misses.inc()
         else:
             self._metrics.read_errors.inc()
@@ -164,10 +164,10 @@ class Reader:
 
     def _take_out(self, entry: Entry, error: ArchiveError) -> None:
         try:
-            is_taken_out = self._shelf.quarantine(entry)
+            is_taken_out = self._catalog.quarantine(entry)
         except OSError as move_error:
             self._metrics.read_errors.inc()
-            reason = f"{text_of(move_error)}{hint_for(move_error)}"
+            reason = f"{safe_str(move_error)}{hint_for(move_error)}"
             log.error("%s is bad (%s), but cannot be moved away: %s", entry, error, reason)  # noqa: TRY400 - no news in the traceback
             return
         if not is_taken_out:

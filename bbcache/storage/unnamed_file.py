@@ -15,7 +15,7 @@ _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC
 _NAMED_FLAGS: Final = _FLAGS | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 
-class NamelessFile(TempFile):
+class UnnamedFile(TempFile):
     """A file being written that is gone with its last descriptor; belongs to one build.
 
     Attributes:

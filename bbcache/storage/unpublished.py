@@ -11,16 +11,16 @@ import threading
 from bbcache.errors import CacheFullError
 
 
-class Spool:
-    """The room of one such archive; on the books until nobody holds it. Thread-safe.
+class UnpublishedArchive:
+    """The room of one such archive; accounted for until nobody holds it. Thread-safe.
 
     Attributes:
         size_bytes: bytes written, or about to be.
     """
 
-    def __init__(self, spools: Spools) -> None:
+    def __init__(self, unpublished: UnpublishedBytes) -> None:
         self.size_bytes = 0
-        self._spools = spools
+        self._unpublished = unpublished
         self._holders: set[object] = set()
 
     @property
@@ -36,10 +36,10 @@ class Spool:
         """`holder` does so no longer; harmless twice."""
         self._holders.discard(holder)
         if not self._holders:
-            self._spools.forget(self)
+            self._unpublished.forget(self)
 
 
-class Spools:
+class UnpublishedBytes:
     """All archives of one cache that are not published. Thread-safe and re-entrant.
 
     Args:
@@ -49,21 +49,23 @@ class Spools:
     def __init__(self, max_size_bytes: int) -> None:
         self._growing = threading.RLock()  # one at a time takes room; to give back needs no lock
         self._max_size_bytes = max_size_bytes
-        self._held: set[Spool] = set()  # changed by single steps only
+        self._held: set[UnpublishedArchive] = set()  # changed by single steps only
 
     @property
     def size_bytes(self) -> int:
         """What all of them take now."""
-        return sum(spool.size_bytes for spool in list(self._held) if spool.is_held)
+        return sum(
+            archive_bytes.size_bytes for archive_bytes in list(self._held) if archive_bytes.is_held
+        )
 
-    def open(self, holder: object) -> Spool:
+    def open(self, holder: object) -> UnpublishedArchive:
         """Room for one archive, of no bytes yet, kept by `holder`."""
-        spool = Spool(self)
-        spool.hold(holder)
-        self._held.add(spool)
-        return spool
+        archive_bytes = UnpublishedArchive(self)
+        archive_bytes.hold(holder)
+        self._held.add(archive_bytes)
+        return archive_bytes
 
-    def grow(self, spool: Spool, size_bytes: int) -> None:
+    def grow(self, archive_bytes: UnpublishedArchive, size_bytes: int) -> None:
         """Take `size_bytes` more, before they are written.
 
         Raises:
@@ -77,8 +79,8 @@ class Spools:
                     f"bytes exceed max_unpublished_size_bytes {self._max_size_bytes}\n"
                     "hint: Raise that limit, or close archives sooner."
                 )
-            spool.size_bytes += size_bytes
+            archive_bytes.size_bytes += size_bytes
 
-    def forget(self, spool: Spool) -> None:
+    def forget(self, archive_bytes: UnpublishedArchive) -> None:
         """Nobody holds it any more."""
-        self._held.discard(spool)
+        self._held.discard(archive_bytes)

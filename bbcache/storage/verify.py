@@ -24,7 +24,7 @@ class Verdict(StrEnum):
     GOOD = "good"
     BAD = "bad"
     UNREADABLE = "unreadable"  # which proves nothing
-    STRAY = "stray"
+    STRAY = "foreign file"
 
 
 class Finding(NamedTuple):
@@ -74,7 +74,7 @@ class Audit:
         )
 
     def run(self, *, quarantine: bool = False) -> Iterator[Finding]:
-        """Check everything, strays last.
+        """Check everything, foreign files last.
 
         Args:
             quarantine: whether bad archives are moved into ``quarantine/``.
@@ -88,7 +88,7 @@ class Audit:
             finding = self._check(found, quarantine=quarantine)
             if finding is not None:
                 yield finding
-        for name, size_bytes in sorted(self._found.strays.items()):
+        for name, size_bytes in sorted(self._found.foreign_files.items()):
             path = os.path.join(self._store.data_dir, name)
             yield Finding(path, Verdict.STRAY, size_bytes, "no basebackup has this name")
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 from bbcache.arguments import is_async
-from bbcache.errors import BbcacheError, NotReadyError, text_of
+from bbcache.errors import BbcacheError, NotReadyError, safe_str
 from bbcache.host import Tenant, TenantManager, TenantState, Timeline
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
 
@@ -86,7 +86,7 @@ def _try(name: str, call: Callable[[], Any], broken: dict[str, str]) -> Any:
     except _BrokenRuleError as error:
         broken[name] = str(error)
     except Exception as error:  # noqa: BLE001 - a host may raise anything
-        broken[name] = f"it raised {text_of(error)}"
+        broken[name] = f"it raised {safe_str(error)}"
     return None
 
 
@@ -227,7 +227,7 @@ def _wait_unreached(subject: _Subject) -> None:
     except TimeoutError:
         took_s, cpu_s = time.monotonic() - started_s, time.thread_time() - started_cpu_s
     except Exception as error:
-        raise _broken(f"an LSN that is not reached gave {text_of(error)}", hint) from error
+        raise _broken(f"an LSN that is not reached gave {safe_str(error)}", hint) from error
     else:
         # A host may know that an LSN never comes, as long as it makes no basebackup there.
         try:
@@ -323,7 +323,7 @@ def _writer_errors(subject: _Subject) -> None:
     try:
         subject.timeline.send_basebackup_tarball(writer, tip)
     except Exception as error:  # noqa: BLE001 - a host may wrap it
-        _need(_has_cause(error, writer.failure), f"it became {text_of(error)}", hint)
+        _need(_has_cause(error, writer.failure), f"it became {safe_str(error)}", hint)
         return
     _need(writer.failure is None, "an exception of the writer was swallowed", hint)
     raise _broken("nothing was written", hint)

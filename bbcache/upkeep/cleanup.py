@@ -10,8 +10,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from bbcache import lifecycle as process
-from bbcache.errors import BrokenError, NotReadyError, text_of
+from bbcache import lifecycle
+from bbcache.errors import BrokenError, NotReadyError, safe_str
 from bbcache.host import TenantState, attached_shards_zero
 from bbcache.ids import ID_SIZE_BYTES
 from bbcache.storage.files import hint_for
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from bbcache.host import Tenant, TenantManager
     from bbcache.ids import TenantId
     from bbcache.metrics import Metrics
-    from bbcache.pacer import RightOfWay
-    from bbcache.storage.catalog import Shelf
+    from bbcache.pacer import Pacer
+    from bbcache.storage.catalog import Catalog
     from bbcache.storage.index import Entry, Index
-    from bbcache.work_counter import Activity
+    from bbcache.work_counter import WorkCounter
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,9 @@ class Cleaner:
     Args:
         tenants: the host, asked without any lock.
         index: the entries.
-        shelf: removes them.
+        catalog: removes them.
         metrics: counts failures.
-        activity: knows of a step under way.
+        work_counter: knows of a step under way.
         way: who reads goes before a step.
     """
 
@@ -47,43 +47,43 @@ class Cleaner:
         self,
         tenants: TenantManager,
         index: Index,
-        shelf: Shelf,
+        catalog: Catalog,
         metrics: Metrics,
-        activity: Activity,
-        way: RightOfWay,
+        work_counter: WorkCounter,
+        pacer: Pacer,
     ) -> None:
         self._tenants = tenants
         self._index = index
-        self._shelf = shelf
+        self._catalog = catalog
         self._metrics = metrics
-        self._activity = activity
-        self._way = way
-        self._generation = process.generation()
+        self._work_counter = work_counter
+        self._pacer = pacer
+        self._generation = lifecycle.generation()
 
     def step(self) -> None:
-        """Remove what is outgrown, then see to parked files, strays and quarantine.
+        """Remove what is outgrown, then see to pending unlinks, foreign files and quarantine.
 
         Failures of the host and the disk are counted and logged; only a Ctrl-C in the
         main thread passes through.
         """
-        with self._activity.under_way():
+        with self._work_counter.under_way():
             self._step()
-        self._activity.changed()
+        self._work_counter.changed()
 
     def _step(self) -> None:
-        if not self._try("use the cache directory", self._shelf.ensure_home):
+        if not self._try("use the cache directory", self._catalog.ensure_directory):
             return
-        if self._shelf.read_only_reason is not None:
+        if self._catalog.read_only_reason is not None:
             return
         # Before the host is asked: an entry born meanwhile is not judged.
         entries = self._index.by_key()
         entry_count = len(entries)
-        with process.callback():
+        with lifecycle.callback():
             outgrown = self._outgrown(entries)
-        removed_count = sum(map(self._shelf.discard, outgrown))
+        removed_count = sum(map(self._catalog.discard, outgrown))
         if removed_count:
             log.info("clean-up removed %d of %d basebackups", removed_count, entry_count)
-        self._try("look after the cache directory", self._shelf.upkeep)
+        self._try("look after the cache directory", self._catalog.upkeep)
         self._metrics.refresh()
 
     def _try(self, doing: str, what: Callable[[], None]) -> bool:
@@ -98,13 +98,13 @@ class Cleaner:
     def _keep(self, error: BaseException, what: str) -> None:
         """The host has raised: unknown is not gone."""
         is_ctrl_c = isinstance(error, KeyboardInterrupt) and _is_main_thread()
-        if is_ctrl_c or self._generation != process.generation():
+        if is_ctrl_c or self._generation != lifecycle.generation():
             raise error
         if isinstance(error, BrokenError):  # which the host has reported
             log.debug("clean-up keeps %s: %s", what, error)
             return
         self._metrics.cleanup_failed()
-        log.error("clean-up keeps %s: the host raised %s", what, text_of(error), exc_info=error)
+        log.error("clean-up keeps %s: the host raised %s", what, safe_str(error), exc_info=error)
 
     def _outgrown(self, entries: dict[bytes, Entry]) -> list[Entry]:
         """The entries that every attached shard zero of their tenants has outgrown.
@@ -117,12 +117,12 @@ class Cleaner:
             return []
         unknown = {
             bytes(tenant_id)  # a TenantId never equals the first half of a key
-            for tenant_id, tenant in self._way.paced(tenants)
+            for tenant_id, tenant in self._pacer.paced(tenants)
             if not self._take_wanted(tenant_id, tenant, entries)
         }
         # Left are those of timelines that have gone on or are gone, and of tenants that
         # are gone or unknown.
-        left = self._way.paced(entries.values())
+        left = self._pacer.paced(entries.values())
         return [entry for entry in left if entry.key[:ID_SIZE_BYTES] not in unknown]
 
     def _ask_tenants(self) -> Iterable[tuple[TenantId, Tenant]] | None:
@@ -131,7 +131,7 @@ class Cleaner:
         tenants: list[Tenant] = []
         try:
             # Two lists: tens of thousands of new pairs would set the garbage collector off.
-            for shard_id, tenant in self._way.paced(attached_shards_zero(self._tenants)):
+            for shard_id, tenant in self._pacer.paced(attached_shards_zero(self._tenants)):
                 ids.append(shard_id.tenant_id)
                 tenants.append(tenant)
         except NotReadyError:
@@ -152,13 +152,13 @@ class Cleaner:
         Returns:
             False where the shard cannot say, so that all entries of its tenant stay.
         """
-        way, clock, take = self._way, self._way.clock, entries.pop  # as `paced`, but faster
+        pacer, clock, take = self._pacer, self._pacer.clock, entries.pop  # as `paced`, but faster
         try:
             if tenant.current_state() is not TenantState.ACTIVE:
                 return False
             for timeline in tenant.list_timelines():
-                if clock() >= way.due_s:
-                    way.rest()
+                if clock() >= pacer.due_s:
+                    pacer.rest()
                 key = tenant_id + timeline.timeline_id
                 entry = take(key, None)
                 if entry is not None:

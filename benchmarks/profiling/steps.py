@@ -136,13 +136,15 @@ _PYTHON: Final = (
         "unpacking",
         files=(
             "bbcache/postgres/pgdata/tar_reader.py",
-            "bbcache/postgres/restore*.py",
+            "bbcache/postgres/pgdata/restore.py",
             "bbcache/postgres/pgdata/member_writer.py",
             "bbcache/postgres/pgdata/write_behind.py",
         ),
     ),
-    Rule("index and books", files=("bbcache/storage/index.py", "bbcache/storage/accounting.py")),
-    Rule("shelf: files and index together", files=("bbcache/storage/catalog.py",)),
+    Rule(
+        "index and accounting", files=("bbcache/storage/index.py", "bbcache/storage/accounting.py")
+    ),
+    Rule("catalog: files and index together", files=("bbcache/storage/catalog.py",)),
     Rule("paths and files", files=("bbcache/storage/files.py", "bbcache/storage/dirlock.py")),
     Rule("names of entries", files=("bbcache/storage/entry_names.py", "bbcache/ids.py")),
     Rule("clean-up step", files=("bbcache/upkeep/cleanup.py",)),
@@ -151,7 +153,7 @@ _PYTHON: Final = (
         "build, queue, hand-over",
         files=(
             "bbcache/prepare/builder.py",
-            "bbcache/prepare*.py",
+            "bbcache/prepare/*.py",
             "bbcache/engine.py",
             "bbcache/work_counter.py",
             "bbcache/prepare/job.py",

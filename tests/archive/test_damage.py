@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
-from support.cache_helpers import LSN_A, LSN_B, Rig, noise
+from support.cache_helpers import LSN_A, LSN_B, Harness, noise
 
 from bbcache.archive.format import HEADER_SIZE_BYTES
 from bbcache.storage.verify import Audit, Verdict
@@ -74,19 +74,19 @@ def _damage(path: Path, content: bytes) -> None:
         file.truncate()
 
 
-def _sweep(rig: Rig, timeline: MemoryTimeline, ways: Iterable[bytes]) -> int:
+def _sweep(harness: Harness, timeline: MemoryTimeline, ways: Iterable[bytes]) -> int:
     """Damage the entry each way; it must not be served, and must be built again."""
     good = timeline.tarball(LSN_A)
     for count, content in enumerate(ways, 1):
-        path = rig.path(timeline)
+        path = harness.path(timeline)
         assert path.read_bytes() != content
         _damage(path, content)
-        assert rig.get(timeline) is None, f"way {count} was served"
-        rig.wait_idle()
-        assert rig.get(timeline) == good, f"way {count} was not built again"
-        rig.prepare(timeline)  # a skip: the entry is there
-    assert rig.reads == {"hit": count, "error": count}
-    rig.check_books()
+        assert harness.get(timeline) is None, f"way {count} was served"
+        harness.wait_idle()
+        assert harness.get(timeline) == good, f"way {count} was not built again"
+        harness.prepare(timeline)  # a skip: the entry is there
+    assert harness.reads == {"hit": count, "error": count}
+    harness.check_accounting()
     return count
 
 
@@ -95,10 +95,10 @@ def test_damage_is_never_served_and_is_built_again(
     tmp_path: Path, ways: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With `always`, no damage of any kind is served; the next `get` has the right bytes."""
-    with Rig(tmp_path / "cache", verify_reads="always") as rig:
-        timeline = rig.prepared(size_bytes=700)
-        count = _sweep(rig, timeline, ways(rig.path(timeline).read_bytes()))
-        assert len(rig.quarantined()) == min(count, 8)
+    with Harness(tmp_path / "cache", verify_reads="always") as harness:
+        timeline = harness.prepared(size_bytes=700)
+        count = _sweep(harness, timeline, ways(harness.path(timeline).read_bytes()))
+        assert len(harness.quarantined()) == min(count, 8)
     with capsys.disabled():
         print(f"[{count} {_name_of(ways)}, 0 served]", end="")  # noqa: T201 - the count is a result
 
@@ -106,28 +106,28 @@ def test_damage_is_never_served_and_is_built_again(
 @pytest.mark.parametrize("ways", SWEEPS, ids=_name_of)
 def test_damage_before_the_first_open_is_never_served(tmp_path: Path, ways: Sweep) -> None:
     """With `first`, damage done before the first open of an entry in a life is found."""
-    with Rig(tmp_path / "cache", verify_reads="first") as rig:
-        timeline = rig.prepared(size_bytes=600)
-        whole = rig.path(timeline).read_bytes()
+    with Harness(tmp_path / "cache", verify_reads="first") as harness:
+        timeline = harness.prepared(size_bytes=600)
+        whole = harness.path(timeline).read_bytes()
         for content in list(ways(whole))[::7]:
-            _damage(rig.path(timeline), content)
-            assert rig.get(timeline) is None
-            rig.wait_idle()  # built again, and not opened yet
-        assert rig.get(timeline) is not None
+            _damage(harness.path(timeline), content)
+            assert harness.get(timeline) is None
+            harness.wait_idle()  # built again, and not opened yet
+        assert harness.get(timeline) is not None
 
 
 @pytest.mark.parametrize("ways", SWEEPS, ids=_name_of)
 def test_damage_done_between_two_lives_is_never_served(tmp_path: Path, ways: Sweep) -> None:
-    """An entry found at the start is unproven: what happened to it meanwhile is found."""
-    with Rig(tmp_path / "cache") as rig:
-        timeline = rig.prepared(size_bytes=600)
-        for content in list(ways(rig.path(timeline).read_bytes()))[::29]:
-            rig.cache.close()
-            _damage(rig.path(timeline), content)
-            rig.open()
-            assert rig.get(timeline) is None
-            rig.wait_idle()
-            assert rig.get(timeline) == timeline.tarball(LSN_A)
+    """An entry found at the start is unverified: what happened to it meanwhile is found."""
+    with Harness(tmp_path / "cache") as harness:
+        timeline = harness.prepared(size_bytes=600)
+        for content in list(ways(harness.path(timeline).read_bytes()))[::29]:
+            harness.cache.close()
+            _damage(harness.path(timeline), content)
+            harness.open()
+            assert harness.get(timeline) is None
+            harness.wait_idle()
+            assert harness.get(timeline) == timeline.tarball(LSN_A)
 
 
 @pytest.mark.parametrize("verify_reads", ["always", "first"])
@@ -135,75 +135,75 @@ def test_a_file_of_another_timeline_or_lsn_is_never_served(
     tmp_path: Path, verify_reads: str
 ) -> None:
     """A whole archive under another's name, or sealed for another LSN, is bad."""
-    with Rig(tmp_path / "cache", verify_reads=verify_reads) as rig:
-        first, second = rig.prepared(size_bytes=700), rig.prepared(size_bytes=800)
-        first_bytes, second_bytes = (rig.path(t).read_bytes() for t in (first, second))
-        _damage(rig.path(first), second_bytes)
-        _damage(rig.path(second), first_bytes)
-        assert (rig.get(first), rig.get(second)) == (None, None)
-        rig.wait_idle()
-        _damage(rig.path(first), rig.sealed(first, LSN_B))
-        assert rig.get(first) is None
-        rig.wait_idle()
-        assert rig.get(first) == first.tarball(LSN_A)
-        assert rig.get(second) == second.tarball(LSN_A)
+    with Harness(tmp_path / "cache", verify_reads=verify_reads) as harness:
+        first, second = harness.prepared(size_bytes=700), harness.prepared(size_bytes=800)
+        first_bytes, second_bytes = (harness.path(t).read_bytes() for t in (first, second))
+        _damage(harness.path(first), second_bytes)
+        _damage(harness.path(second), first_bytes)
+        assert (harness.get(first), harness.get(second)) == (None, None)
+        harness.wait_idle()
+        _damage(harness.path(first), harness.sealed(first, LSN_B))
+        assert harness.get(first) is None
+        harness.wait_idle()
+        assert harness.get(first) == first.tarball(LSN_A)
+        assert harness.get(second) == second.tarball(LSN_A)
 
 
 def test_a_swap_of_whole_files_between_two_lives_is_found(tmp_path: Path) -> None:
     """Two files that have changed their names are both bad at the next start."""
-    with Rig(tmp_path / "cache") as rig:
-        first, second = rig.prepared(), rig.prepared()
-        rig.cache.close()
+    with Harness(tmp_path / "cache") as harness:
+        first, second = harness.prepared(), harness.prepared()
+        harness.cache.close()
         aside = tmp_path / "aside"
-        os.rename(rig.path(first), aside)
-        os.rename(rig.path(second), rig.path(first))
-        os.rename(aside, rig.path(second))
-        rig.open()
-        assert (rig.get(first), rig.get(second)) == (None, None)
+        os.rename(harness.path(first), aside)
+        os.rename(harness.path(second), harness.path(first))
+        os.rename(aside, harness.path(second))
+        harness.open()
+        assert (harness.get(first), harness.get(second)) == (None, None)
 
 
 def test_nothing_is_built_again_once_the_timeline_has_gone_on(tmp_path: Path) -> None:
     """A bad archive that nobody will ask for any more is only taken out."""
-    with Rig(tmp_path / "cache") as rig:
-        timeline = rig.prepared()
-        _damage(rig.path(timeline), b"bad")
+    with Harness(tmp_path / "cache") as harness:
+        timeline = harness.prepared()
+        _damage(harness.path(timeline), b"bad")
         timeline.advance(LSN_B)
-        assert rig.get(timeline) is None
-        rig.wait_idle()
-        assert rig.skips == {"tip_moved": 1}
-        assert rig.entry_files() == []
-        rig.check_books()
+        assert harness.get(timeline) is None
+        harness.wait_idle()
+        assert harness.skips == {"tip_moved": 1}
+        assert harness.entry_files() == []
+        harness.check_accounting()
 
 
 def test_never_still_refuses_what_has_another_size(tmp_path: Path) -> None:
     """With `never`, the size is compared all the same, and a start reads the header."""
-    with Rig(tmp_path / "cache", verify_reads="never") as rig:
-        timeline = rig.prepared(size_bytes=600)
-        whole = rig.path(timeline).read_bytes()
+    with Harness(tmp_path / "cache", verify_reads="never") as harness:
+        timeline = harness.prepared(size_bytes=600)
+        whole = harness.path(timeline).read_bytes()
         for content in (whole[:-1], whole + b"x", b""):
-            _damage(rig.path(timeline), content)
-            assert rig.get(timeline) is None
-            rig.wait_idle()
+            _damage(harness.path(timeline), content)
+            assert harness.get(timeline) is None
+            harness.wait_idle()
         for content in _header_flips(whole):
-            rig.cache.close()
-            _damage(rig.path(timeline), content)
-            rig.open()
-            assert rig.get(timeline) is None
-            rig.wait_idle()
+            harness.cache.close()
+            _damage(harness.path(timeline), content)
+            harness.open()
+            assert harness.get(timeline) is None
+            harness.wait_idle()
             if content[0] != whole[0]:
                 break
 
 
 def test_an_audit_finds_every_damage(tmp_path: Path) -> None:
     """What a read refuses, `Audit` calls bad, whether or not a cache is running."""
-    with Rig(tmp_path / "cache") as rig:
-        timeline = rig.prepared(size_bytes=600)
-        path = rig.path(timeline)
+    with Harness(tmp_path / "cache") as harness:
+        timeline = harness.prepared(size_bytes=600)
+        path = harness.path(timeline)
         whole = path.read_bytes()
-        assert [f.verdict for f in Audit(rig.dir).run()] == [Verdict.GOOD]
+        assert [f.verdict for f in Audit(harness.dir).run()] == [Verdict.GOOD]
         for sweep in SWEEPS:
             for content in sweep(whole):
                 _damage(path, content)
-                (finding,) = Audit(rig.dir).run()
+                (finding,) = Audit(harness.dir).run()
                 assert (finding.verdict, finding.path) == (Verdict.BAD, str(path))
                 assert finding.reason

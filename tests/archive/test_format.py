@@ -79,7 +79,7 @@ def prove(content: bytes, key: bytes = KEY, lsn: int = LSN, *, with_digest: bool
 
 
 def check_bad(content: bytes, **how: Any) -> str:
-    """The file is proven bad; returns the text."""
+    """The file is verified bad; returns the text."""
     with pytest.raises(ArchiveError) as caught:
         prove(content, **how)
     return str(caught.value)
@@ -1180,14 +1180,14 @@ def test_a_write_that_is_under_way_when_the_build_is_given_up_is_waited_for() ->
         made.writer.abort()
         steps.append("given up")
 
-    def go_on() -> None:
+    def check_cancelled() -> None:
         assert is_inside.wait(60)
         other.writer.write(RANDOM[:600_000])
         may_go_on.set()
         other.writer.write(RANDOM[600_000:700_000])
         assert other.finish() == RANDOM[:700_000]
 
-    run_threads([host, give_up, go_on])
+    run_threads([host, give_up, check_cancelled])
     assert steps[-1] == "given up"
     assert steps.count("given up") == 1
 

@@ -11,7 +11,7 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.cache_helpers import LSN_A, Rig, noise
+from support.cache_helpers import LSN_A, Harness, noise
 from support.helpers import TIMELINE
 
 from bbcache import FillError
@@ -84,48 +84,48 @@ def test_what_is_no_tar_is_refused(data: bytes, kind: str) -> None:
     assert hint.startswith("hint: Write the tar itself, uncompressed")
 
 
-@pytest.fixture(name="rig")
-def make_rig(tmp_path: Path) -> Iterator[Rig]:
+@pytest.fixture(name="harness")
+def make_harness(tmp_path: Path) -> Iterator[Harness]:
     """A running cache."""
-    with Rig(tmp_path / "cache") as rig:
-        yield rig
+    with Harness(tmp_path / "cache") as harness:
+        yield harness
 
 
 @pytest.mark.parametrize("piece_size_bytes", [1, 511, 513, 8192])
 @pytest.mark.parametrize(("data", "kind"), [FOREIGN[0], FOREIGN[5], FOREIGN[6]])
 def test_a_host_that_writes_no_tar_is_refused_by_the_first_block(
-    rig: Rig, data: bytes, kind: str, piece_size_bytes: int
+    harness: Harness, data: bytes, kind: str, piece_size_bytes: int
 ) -> None:
     """In pieces of any size; the host's write fails, and the caller is told."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     timeline.tarball = lambda _: data
     timeline.piece_size_bytes = piece_size_bytes
     with pytest.raises(FillError, match="the host wrote no tar") as caught:
-        rig.cache.get_or_prepare(rig.shard_of(timeline), timeline.timeline_id, LSN_A, 60.0)
+        harness.cache.get_or_prepare(harness.shard_of(timeline), timeline.timeline_id, LSN_A, 60.0)
     assert kind in str(caught.value)
-    rig.wait_idle()
-    assert rig.counts() == {"error": 1}
-    assert rig.entry_files() == rig.temp_files() == []
+    harness.wait_idle()
+    assert harness.counts() == {"error": 1}
+    assert harness.entry_files() == harness.temp_files() == []
 
 
 @pytest.mark.parametrize("size_bytes", [1024, 10240, 1 << 21])
-def test_an_archive_without_members_is_refused(rig: Rig, size_bytes: int) -> None:
+def test_an_archive_without_members_is_refused(harness: Harness, size_bytes: int) -> None:
     """Zeros alone are an empty tar, and no basebackup."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     timeline.tarball = lambda _: bytes(size_bytes)
     with pytest.raises(FillError, match="the host wrote an empty basebackup"):
-        rig.cache.get_or_prepare(rig.shard_of(timeline), timeline.timeline_id, LSN_A, 60.0)
+        harness.cache.get_or_prepare(harness.shard_of(timeline), timeline.timeline_id, LSN_A, 60.0)
 
 
-def test_what_ends_in_the_first_block_is_refused_at_its_end(rig: Rig) -> None:
+def test_what_ends_in_the_first_block_is_refused_at_its_end(harness: Harness) -> None:
     """A host that writes too little is told as well, though no block is full."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     sent: list[Any] = []
 
     def send(writer: TarballWriter, _: object) -> None:
         sent.append(writer.write(TAR[:511]))
 
     timeline.on_send = send
-    rig.prepare(timeline)
+    harness.prepare(timeline)
     assert sent == [511]
-    assert rig.counts() == {"error": 1}
+    assert harness.counts() == {"error": 1}

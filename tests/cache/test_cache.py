@@ -22,7 +22,7 @@ from support.cache_helpers import (
     LSN_A,
     LSN_B,
     Gate,
-    Rig,
+    Harness,
     Worker,
     fail_with,
     samples,
@@ -42,7 +42,7 @@ from bbcache import (
     TenantId,
     TimelineId,
 )
-from bbcache.storage import catalog as shelf_module
+from bbcache.storage import catalog as catalog_module
 from bbcache.storage.files import Store
 from bbcache.testing import MemoryHost
 
@@ -54,28 +54,28 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     """A running cache."""
-    with Rig(tmp_path / "cache") as opened:
+    with Harness(tmp_path / "cache") as opened:
         yield opened
 
 
-def test_three_rounds_of_start_and_stop(rig: Rig) -> None:
+def test_three_rounds_of_start_and_stop(harness: Harness) -> None:
     """A timeline that stops, starts and writes: a hit each time, one file, gone afterwards."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     tips = [LSN_A, LSN_A + 0x100, LSN_A + 0x200]
     for number, tip in enumerate(tips, start=1):
         timeline.advance(tip)
-        rig.prepare(timeline, tip)
-        assert rig.get(timeline, tip) == tar_of(timeline, tip)
-        assert rig.counts() == {"ok": number}
-        assert rig.reads == {"hit": number}
-        assert rig.entry_files() == [rig.path(timeline, tip).name]
+        harness.prepare(timeline, tip)
+        assert harness.get(timeline, tip) == tar_of(timeline, tip)
+        assert harness.counts() == {"ok": number}
+        assert harness.reads == {"hit": number}
+        assert harness.entry_files() == [harness.path(timeline, tip).name]
     timeline.advance(LSN_B)
-    rig.cache.run_cleanup()
-    assert rig.entry_files() == []
-    assert rig.get(timeline, tips[-1]) is None
-    assert rig.reads == {"hit": 3, "miss": 1}
+    harness.cache.run_cleanup()
+    assert harness.entry_files() == []
+    assert harness.get(timeline, tips[-1]) is None
+    assert harness.reads == {"hit": 3, "miss": 1}
 
 
 def test_without_settings_the_cache_is_disabled(tmp_path: Path) -> None:
@@ -95,42 +95,42 @@ def test_without_settings_the_cache_is_disabled(tmp_path: Path) -> None:
     assert samples(registry) == {}
 
 
-def test_entries_is_a_snapshot(rig: Rig) -> None:
+def test_entries_is_a_snapshot(harness: Harness) -> None:
     """It lists what is published at that moment, by public types."""
-    timeline = rig.prepared()
-    size_bytes = rig.path(timeline).stat().st_size
-    before = rig.cache.entries()
-    expected = EntryInfo(rig.tenant.tenant_id, timeline.timeline_id, LSN_A, size_bytes)
+    timeline = harness.prepared()
+    size_bytes = harness.path(timeline).stat().st_size
+    before = harness.cache.entries()
+    expected = EntryInfo(harness.tenant.tenant_id, timeline.timeline_id, LSN_A, size_bytes)
     assert before == [expected]
     assert type(before[0].tenant_id) is TenantId
     assert type(before[0].timeline_id) is TimelineId
-    rig.prepared()
+    harness.prepared()
     assert before == [expected]
-    assert len(rig.cache.entries()) == 2
+    assert len(harness.cache.entries()) == 2
 
 
 def test_names_and_modes_on_disk(tmp_path: Path) -> None:
     """Directories are 0700 and files 0600, whatever the umask; the names are Neon's."""
     old_umask = os.umask(0)
     try:
-        with Rig(tmp_path / "deep" / "cache") as rig:
-            timeline = rig.prepared()
-            path = rig.path(timeline)
-            expected = f"basebackup_{rig.tenant.tenant_id}_{timeline.timeline_id}_"
+        with Harness(tmp_path / "deep" / "cache") as harness:
+            timeline = harness.prepared()
+            path = harness.path(timeline)
+            expected = f"basebackup_{harness.tenant.tenant_id}_{timeline.timeline_id}_"
             assert path.name == f"{expected}0000000000001000.tar.gz"
             assert ENTRY_NAME.fullmatch(path.name)
-            assert set(os.listdir(rig.dir)) == {path.name, "tmp", "quarantine", ".bbcache.lock"}
-            for directory in (rig.dir, rig.dir / "tmp", rig.dir / "quarantine"):
+            assert set(os.listdir(harness.dir)) == {path.name, "tmp", "quarantine", ".bbcache.lock"}
+            for directory in (harness.dir, harness.dir / "tmp", harness.dir / "quarantine"):
                 assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-            for file in (path, rig.dir / ".bbcache.lock"):
+            for file in (path, harness.dir / ".bbcache.lock"):
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600
     finally:
         os.umask(old_umask)
 
 
-def test_the_lock_file_names_its_holder(rig: Rig) -> None:
+def test_the_lock_file_names_its_holder(harness: Harness) -> None:
     """It is one line of JSON for people and for errors, and never unlinked."""
-    path = rig.dir / ".bbcache.lock"
+    path = harness.dir / ".bbcache.lock"
     (line,) = path.read_text().splitlines()
     holder = json.loads(line)
     assert holder["pid"] == os.getpid()
@@ -138,25 +138,25 @@ def test_the_lock_file_names_its_holder(rig: Rig) -> None:
     since = datetime.fromisoformat(holder["since"])
     assert abs(datetime.now(UTC) - since) < timedelta(minutes=5)
     before = path.stat().st_ino
-    rig.reopen()
-    rig.cache.close()
+    harness.reopen()
+    harness.cache.close()
     assert path.stat().st_ino == before
 
 
-def test_a_temporary_file_has_a_random_name_and_mode_0600(rig: Rig) -> None:
+def test_a_temporary_file_has_a_random_name_and_mode_0600(harness: Harness) -> None:
     """Two builds of one LSN never share a name."""
     names = set()
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     for _ in range(2):
         with Gate() as gate:
             stop_while_sending(timeline, gate)
-            rig.send(timeline)
+            harness.send(timeline)
             gate.wait_for()
-            (name,) = rig.temp_files()
-            assert stat.S_IMODE((rig.dir / "tmp" / name).stat().st_mode) == 0o600
+            (name,) = harness.temp_files()
+            assert stat.S_IMODE((harness.dir / "tmp" / name).stat().st_mode) == 0o600
             names.add(name)
             timeline.advance(LSN_B)
-        rig.wait_idle()
+        harness.wait_idle()
         timeline.advance(LSN_A)
     assert len(names) == 2
 
@@ -239,28 +239,28 @@ def test_a_linked_lock_file_is_not_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
-def test_a_second_cache_on_the_directory_is_refused(rig: Rig) -> None:
+def test_a_second_cache_on_the_directory_is_refused(harness: Harness) -> None:
     """The error names the holder's pid, from this thread and from another; nothing is hurt."""
-    other = Rig(rig.dir)
+    other = Harness(harness.dir)
 
     def open_other() -> None:
         with pytest.raises(DirectoryLockedError) as caught:
             other.open()
         assert caught.value.pid == os.getpid()
         assert str(os.getpid()) in str(caught.value)
-        assert caught.value.data_dir == str(rig.dir)
+        assert caught.value.data_dir == str(harness.dir)
         assert isinstance(caught.value, StoreError)
 
     open_other()
     Worker(open_other).result()
-    timeline = rig.prepared()
-    assert rig.get(timeline) == tar_of(timeline)
+    timeline = harness.prepared()
+    assert harness.get(timeline) == tar_of(timeline)
     assert samples(other.registry) == {}
 
 
 def test_two_caches_in_one_process(tmp_path: Path) -> None:
     """With directories and registries of their own they do not clash."""
-    with Rig(tmp_path / "one") as one, Rig(tmp_path / "two") as two:
+    with Harness(tmp_path / "one") as one, Harness(tmp_path / "two") as two:
         first, second = one.prepared(), two.prepared()
         two.cache.send_prepare(one.tenant.tenant_shard_id, first.timeline_id, LSN_A)
         two.wait_idle()
@@ -271,7 +271,7 @@ def test_two_caches_in_one_process(tmp_path: Path) -> None:
         assert two.counts() == {"ok": 1, "error": 1}
         one.cache.close()
         assert two.get(second) == tar_of(second)
-        two.check_books()
+        two.check_accounting()
 
 
 CALLBACKS = {
@@ -284,88 +284,88 @@ CALLBACKS = {
 
 
 def test_wait_idle_covers_queue_build_and_removal(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is False while anything is queued, built, or unlinked for the first time."""
-    timeline = rig.prepared()
-    assert rig.cache.wait_idle(0)
+    timeline = harness.prepared()
+    assert harness.cache.wait_idle(0)
     with Gate() as gate, monkeypatch.context() as patch:
         timeline.advance(LSN_B)
         stop_while_sending(timeline, gate)
-        rig.send(timeline, LSN_B)
+        harness.send(timeline, LSN_B)
         gate.wait_for()
-        assert not rig.cache.wait_idle(0)
+        assert not harness.cache.wait_idle(0)
         unlinking = Gate()
         with unlinking:
-            stop_before(patch, shelf_module, "unlink", unlinking)
+            stop_before(patch, catalog_module, "unlink", unlinking)
             gate.open()
             unlinking.wait_for()
-            assert rig.holds(timeline, LSN_B)  # published, the old file still there
-            assert not rig.cache.wait_idle(0.01)
-        waiter = Worker(rig.cache.wait_idle)
+            assert harness.holds(timeline, LSN_B)  # published, the old file still there
+            assert not harness.cache.wait_idle(0.01)
+        waiter = Worker(harness.cache.wait_idle)
         assert waiter.result() is True
 
 
-def test_wait_idle_covers_a_clean_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_idle_covers_a_clean_up(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is False from the beginning of a step until what is outgrown has been unlinked."""
-    for owner, name in ((rig.host, "list"), (shelf_module, "unlink")):
-        rig.prepared().advance(LSN_B)
+    for owner, name in ((harness.host, "list"), (catalog_module, "unlink")):
+        harness.prepared().advance(LSN_B)
         with Gate() as gate, monkeypatch.context() as patch:
             stop_before(patch, owner, name, gate)
-            cleaning = Worker(rig.cache.run_cleanup)
+            cleaning = Worker(harness.cache.run_cleanup)
             gate.wait_for()
-            assert not rig.cache.wait_idle(0)
+            assert not harness.cache.wait_idle(0)
             gate.open()
             cleaning.result()
-        assert rig.cache.wait_idle(0)
+        assert harness.cache.wait_idle(0)
 
 
-def test_wait_idle_covers_a_quarantine(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_idle_covers_a_quarantine(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is False from the proof of badness until the file is away and the rebuild has ended."""
-    timeline = rig.prepared()
-    rig.path(timeline).write_bytes(b"bad")
+    timeline = harness.prepared()
+    harness.path(timeline).write_bytes(b"bad")
     with Gate() as gate, monkeypatch.context() as patch:
         stop_before(patch, Store, "quarantine", gate)
-        reading = Worker(rig.get, timeline)
+        reading = Worker(harness.get, timeline)
         gate.wait_for()
-        assert not rig.cache.wait_idle(0)
+        assert not harness.cache.wait_idle(0)
         gate.open()
         reading.result()
-    rig.wait_idle()
-    assert rig.counts() == {"ok": 2}
+    harness.wait_idle()
+    assert harness.counts() == {"ok": 2}
 
 
 @pytest.mark.parametrize("timeout_s", [math.inf, 1e300, 1e10])
-def test_any_timeout_can_be_waited_for(rig: Rig, timeout_s: float) -> None:
+def test_any_timeout_can_be_waited_for(harness: Harness, timeout_s: float) -> None:
     """One that is longer than the system can wait is none."""
     with Gate() as gate:
-        timeline = rig.timeline()
+        timeline = harness.timeline()
         stop_while_sending(timeline, gate)
-        rig.send(timeline)
+        harness.send(timeline)
         gate.wait_for()
-        idle = Worker(rig.cache.wait_idle, timeout_s)
-        assert rig.cache.wait_initialized(timeout_s)
+        idle = Worker(harness.cache.wait_idle, timeout_s)
+        assert harness.cache.wait_initialized(timeout_s)
         gate.open()
         assert idle.result() is True
-    rig.cache.close(timeout_s)
-    assert rig.living() == []
+    harness.cache.close(timeout_s)
+    assert harness.living() == []
 
 
-def test_waiting_threads_are_all_woken(rig: Rig) -> None:
+def test_waiting_threads_are_all_woken(harness: Harness) -> None:
     """Any number of threads may wait for the same idle moment."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     with Gate() as gate:
         stop_while_sending(timeline, gate)
-        rig.send(timeline)
+        harness.send(timeline)
         gate.wait_for()
-        waiters = [Worker(rig.cache.wait_idle, DEADLINE_S) for _ in range(5)]
+        waiters = [Worker(harness.cache.wait_idle, DEADLINE_S) for _ in range(5)]
         gate.open()
         assert [waiter.result() for waiter in waiters] == [True] * 5
 
 
 def test_a_start_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a thread cannot be started, spawn raises, and nothing is left behind."""
-    rig, registry = Rig(tmp_path), CollectorRegistry()
+    harness, registry = Harness(tmp_path), CollectorRegistry()
     real_start = threading.Thread.start
     for name in ("bbcache-cleanup", "bbcache-prepare"):
         with monkeypatch.context() as patch:
@@ -377,37 +377,37 @@ def test_a_start_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.Monkey
 
             patch.setattr(threading.Thread, "start", start)
             with pytest.raises(RuntimeError, match="can't start"):
-                BasebackupCache.spawn(tmp_path, BasebackupCacheConfig(), rig.host, registry)
+                BasebackupCache.spawn(tmp_path, BasebackupCacheConfig(), harness.host, registry)
         assert list(registry.collect()) == []
-    with rig:
-        rig.prepared()
+    with harness:
+        harness.prepared()
 
 
-def test_use_from_many_threads_at_once(rig: Rig) -> None:
+def test_use_from_many_threads_at_once(harness: Harness) -> None:
     """Every method may be called from any thread at any time."""
-    timelines = [rig.timeline() for _ in range(6)]
+    timelines = [harness.timeline() for _ in range(6)]
 
     def use() -> None:
         for timeline in timelines * 4:
-            rig.send(timeline)
-            found = rig.get(timeline)
+            harness.send(timeline)
+            found = harness.get(timeline)
             assert found in {None, tar_of(timeline)}
-            rig.cache.run_cleanup()
-            rig.cache.entries()
-            rig.cache.wait_idle(0)
+            harness.cache.run_cleanup()
+            harness.cache.entries()
+            harness.cache.wait_idle(0)
 
     run_threads([use] * 4)
-    rig.wait_idle()
-    rig.check_books()
-    assert sum(rig.counts().values()) == 4 * 24
+    harness.wait_idle()
+    harness.check_accounting()
+    assert sum(harness.counts().values()) == 4 * 24
 
 
 def test_the_disk_alone_is_touched_under_a_lock_and_that_is_one(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`get` waits for nothing: all other locks are held for changes of memory alone."""
     with watched_locks() as locks:
-        rig.reopen()
+        harness.reopen()
     held: dict[str, set[WatchedLock]] = {}  # under which locks something was done
 
     def look(what: str) -> bool:
@@ -425,22 +425,22 @@ def test_the_disk_alone_is_touched_under_a_lock_and_that_is_one(
             monkeypatch.setattr(module, "os", WatchedOs())
     caplog.set_level("DEBUG")
     monkeypatch.setattr(caplog.handler, "filters", [lambda _record: look("log")])
-    timeline = rig.prepared()
-    for owner in (rig.host, rig.tenant, timeline):
+    timeline = harness.prepared()
+    for owner in (harness.host, harness.tenant, timeline):
         for name in CALLBACKS[type(owner).__name__]:
             stop_before(monkeypatch, owner, name, functools.partial(look, name))
     timeline.advance(LSN_B)
-    rig.prepare(timeline, LSN_B)
-    rig.path(timeline, LSN_B).write_bytes(b"bad")
-    assert rig.get(timeline, LSN_B) is None
-    rig.wait_idle()
-    rig.path(timeline, LSN_B).unlink()
-    assert rig.get(timeline, LSN_B) is None
+    harness.prepare(timeline, LSN_B)
+    harness.path(timeline, LSN_B).write_bytes(b"bad")
+    assert harness.get(timeline, LSN_B) is None
+    harness.wait_idle()
+    harness.path(timeline, LSN_B).unlink()
+    assert harness.get(timeline, LSN_B) is None
     with monkeypatch.context() as patch:
-        fail_with(patch, shelf_module, "unlink", OSError(13, "no", "x"))
-        rig.prepared().advance(LSN_B)
-        rig.cache.run_cleanup()
-    rig.cache.run_cleanup()
+        fail_with(patch, catalog_module, "unlink", OSError(13, "no", "x"))
+        harness.prepared().advance(LSN_B)
+        harness.cache.run_cleanup()
+    harness.cache.run_cleanup()
     (file_lock,) = held["rename"]
     callbacks = {name for names in CALLBACKS.values() for name in names}
     assert callbacks | {"log", "fsync", "write", "unlink"} <= held.keys()

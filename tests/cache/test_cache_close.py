@@ -17,7 +17,7 @@ from support.cache_helpers import (
     LSN_B,
     MIB,
     Gate,
-    Rig,
+    Harness,
     Worker,
     fail_with,
     noise,
@@ -36,7 +36,7 @@ from bbcache import (
     TenantShardId,
 )
 from bbcache.errors import ClosingError
-from bbcache.storage.catalog import Shelf
+from bbcache.storage.catalog import Catalog
 from bbcache.storage.dirlock import DirectoryLock
 from bbcache.testing import MemoryHost
 
@@ -59,14 +59,14 @@ CLEANUP_CALLBACKS = ["list", "current_state", "list_timelines", "get_last_record
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     """A running cache with two workers."""
-    with Rig(tmp_path / "cache", prepare_concurrency=2) as opened:
+    with Harness(tmp_path / "cache", prepare_concurrency=2) as opened:
         yield opened
 
 
-def _owner(rig: Rig, timeline: MemoryTimeline, callback: str) -> object:
-    return next(o for o in (rig.host, rig.tenant, timeline) if hasattr(o, callback))
+def _owner(harness: Harness, timeline: MemoryTimeline, callback: str) -> object:
+    return next(o for o in (harness.host, harness.tenant, timeline) if hasattr(o, callback))
 
 
 def _tree(data_dir: Path) -> dict[str, int]:
@@ -74,9 +74,9 @@ def _tree(data_dir: Path) -> dict[str, int]:
     return {str(path.relative_to(data_dir)): path.lstat().st_size for path in data_dir.rglob("*")}
 
 
-def test_close_cancels_what_waits_and_stops_what_runs(rig: Rig) -> None:
+def test_close_cancels_what_waits_and_stops_what_runs(harness: Harness) -> None:
     """Queued prepares are skips, builds stop at their next write, waits at their next slice."""
-    writing, waiting, *queued = (rig.timeline() for _ in range(5))
+    writing, waiting, *queued = (harness.timeline() for _ in range(5))
     endless = threading.Event()
 
     def send(writer: TarballWriter, _lsn: Lsn) -> None:
@@ -86,24 +86,24 @@ def test_close_cancels_what_waits_and_stops_what_runs(rig: Rig) -> None:
             writer.write(b"y" * 1000)
 
     writing.on_send = send
-    rig.send(writing)
+    harness.send(writing)
     assert endless.wait(DEADLINE_S)
-    rig.send(waiting, LSN_B)
-    wait_until(lambda: rig.value("pageserver_basebackup_cache_prepare_queue_size") == 0)
+    harness.send(waiting, LSN_B)
+    wait_until(lambda: harness.value("pageserver_basebackup_cache_prepare_queue_size") == 0)
     for timeline in queued:
-        rig.send(timeline)
-    rig.cache.close()
-    assert rig.counts() == {"skip": 5}
-    assert rig.skips == {"closing": 5}
-    assert rig.temp_files() == rig.entry_files() == []
-    assert rig.living() == []
-    rig.open()
-    rig.check_books()
+        harness.send(timeline)
+    harness.cache.close()
+    assert harness.counts() == {"skip": 5}
+    assert harness.skips == {"closing": 5}
+    assert harness.temp_files() == harness.entry_files() == []
+    assert harness.living() == []
+    harness.open()
+    harness.check_accounting()
 
 
-def test_the_writer_says_why(rig: Rig) -> None:
+def test_the_writer_says_why(harness: Harness) -> None:
     """A host that writes during the close gets ClosingError, also from a thread of its own."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     seen: list[str] = []
     with Gate() as gate:
 
@@ -116,13 +116,13 @@ def test_the_writer_says_why(rig: Rig) -> None:
                     seen.append(str(error))
 
         timeline.on_send = send
-        rig.send(timeline)
+        harness.send(timeline)
         gate.wait_for()
-        closing = start_close(rig)
+        closing = start_close(harness)
         gate.open()
         closing.result()
     assert seen == ["the cache is closing"] * 2
-    assert rig.skips == {"closing": 1}
+    assert harness.skips == {"closing": 1}
 
 
 def _at_call(number: int, then: Callable[[], object]) -> Callable[[], object]:
@@ -136,145 +136,147 @@ def _at_call(number: int, then: Callable[[], object]) -> Callable[[], object]:
     [*((callback, 1) for callback in CALLBACKS), *(("get_last_record_lsn", n) for n in (2, 3))],
 )
 def test_close_from_a_callback_of_a_prepare(
-    rig: Rig, callback: str, number: int, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, callback: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The callback is not waited for; nothing is published, and the directory is free."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     with monkeypatch.context() as patch:
-        owner, close = _owner(rig, timeline, callback), rig.cache.close
+        owner, close = _owner(harness, timeline, callback), harness.cache.close
         stop_before(patch, owner, callback, _at_call(number, close))
-        rig.send(timeline)
-        wait_until(lambda: not rig.living())
-    assert rig.skips == {"closing": 1}
-    assert rig.entry_files() == []
-    rig.open()
-    rig.check_books()
+        harness.send(timeline)
+        wait_until(lambda: not harness.living())
+    assert harness.skips == {"closing": 1}
+    assert harness.entry_files() == []
+    harness.open()
+    harness.check_accounting()
 
 
-def test_close_from_two_workers_at_once(rig: Rig) -> None:
+def test_close_from_two_workers_at_once(harness: Harness) -> None:
     """Workers that close at the same moment do not wait for each other for ever."""
     both = threading.Barrier(2)
-    timelines = [rig.timeline() for _ in range(2)]
+    timelines = [harness.timeline() for _ in range(2)]
 
     def close(_writer: TarballWriter, _lsn: Lsn) -> None:
         both.wait(DEADLINE_S)
-        rig.cache.close()
+        harness.cache.close()
 
     for timeline in timelines:
         timeline.on_send = close
-        rig.send(timeline)
-    wait_until(lambda: not rig.living())
-    assert rig.skips == {"closing": 2}
-    rig.open()
-    rig.check_books()
+        harness.send(timeline)
+    wait_until(lambda: not harness.living())
+    assert harness.skips == {"closing": 2}
+    harness.open()
+    harness.check_accounting()
 
 
-def test_close_from_a_callback_and_from_outside(rig: Rig) -> None:
+def test_close_from_a_callback_and_from_outside(harness: Harness) -> None:
     """A callback that closes while the host closes too holds nobody up."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     with Gate() as gate:
 
         def close(_writer: TarballWriter, _lsn: Lsn) -> None:
             gate()
-            rig.cache.close()
+            harness.cache.close()
 
         timeline.on_send = close
-        rig.send(timeline)
+        harness.send(timeline)
         gate.wait_for()
-        closing = start_close(rig)
+        closing = start_close(harness)
         gate.open()
         closing.result()
-    assert rig.living() == []
-    rig.open()
+    assert harness.living() == []
+    harness.open()
 
 
 @pytest.mark.parametrize("callback", CLEANUP_CALLBACKS)
 @pytest.mark.parametrize("is_periodic", [True, False], ids=["periodic", "run_cleanup"])
 def test_close_from_a_callback_of_clean_up(
-    rig: Rig, callback: str, is_periodic: bool, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, callback: str, is_periodic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also the thread that cleans up may close the cache; the step removes nothing then."""
-    timeline = rig.prepared()
+    timeline = harness.prepared()
     timeline.advance(LSN_B)
     with monkeypatch.context() as patch, Gate() as gate:
 
         def close() -> None:
             gate()
-            rig.cache.close(DEADLINE_S)
+            harness.cache.close(DEADLINE_S)
 
-        stop_before(patch, _owner(rig, timeline, callback), callback, close)
+        stop_before(patch, _owner(harness, timeline, callback), callback, close)
         if is_periodic:
-            rig.cache.close()
-            rig.open(wait=False, cleanup_period=0.01)
+            harness.cache.close()
+            harness.open(wait=False, cleanup_period=0.01)
             gate.open()
-            wait_until(lambda: not rig.living("cleanup"))
+            wait_until(lambda: not harness.living("cleanup"))
         else:
             gate.open()
-            rig.cache.run_cleanup()
-            rig.cache.close()  # below run_cleanup it was done in the background
-    rig.open(cleanup_period=3600.0)
-    assert rig.holds(timeline)
-    rig.check_books()
+            harness.cache.run_cleanup()
+            harness.cache.close()  # below run_cleanup it was done in the background
+    harness.open(cleanup_period=3600.0)
+    assert harness.holds(timeline)
+    harness.check_accounting()
 
 
-def test_close_twice_and_from_two_threads(rig: Rig) -> None:
+def test_close_twice_and_from_two_threads(harness: Harness) -> None:
     """Every close returns once the cache is closed, whoever was first."""
-    rig.prepared()
-    run_threads([rig.cache.close] * 4)
-    assert rig.living() == []
-    rig.cache.close()
-    rig.cache.close(0)
-    with rig.cache as same:
-        assert same is rig.cache
-    rig.open()
+    harness.prepared()
+    run_threads([harness.cache.close] * 4)
+    assert harness.living() == []
+    harness.cache.close()
+    harness.cache.close(0)
+    with harness.cache as same:
+        assert same is harness.cache
+    harness.open()
 
 
-def test_a_second_close_waits_for_the_first(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_close_waits_for_the_first(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever has closed the cache may open the next: the directory is free by then."""
     with Gate() as gate:
-        stop_before(monkeypatch, Shelf, "fence", gate)
-        first = Worker(rig.cache.close)
+        stop_before(monkeypatch, Catalog, "fence", gate)
+        first = Worker(harness.cache.close)
         gate.wait_for()
-        second = Worker(rig.cache.close)
+        second = Worker(harness.cache.close)
         second.join(0.2)
         assert second.is_alive()
         gate.open()
         second.result()
-        rig.open()
+        harness.open()
         first.result()
 
 
-def test_a_second_close_waits_no_longer_than_it_was_told(rig: Rig) -> None:
+def test_a_second_close_waits_no_longer_than_it_was_told(harness: Harness) -> None:
     """While the first waits for a host that is blocked, the second gives up in its time."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     with Gate() as gate:
         timeline.on_send = gate
-        rig.send(timeline)
+        harness.send(timeline)
         gate.wait_for()
-        first = start_close(rig)
-        rig.cache.close(0.05)
+        first = start_close(harness)
+        harness.cache.close(0.05)
         assert first.is_alive()
         with pytest.raises(DirectoryLockedError):
-            Rig(rig.dir).open()
+            Harness(harness.dir).open()
         gate.open()
         first.result()
-    rig.open()
+    harness.open()
 
 
 def test_a_close_that_is_interrupted_can_be_finished(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a Ctrl-C while it waited, another close ends what the first has begun."""
-    fail_with(monkeypatch, rig.engine, "_join", KeyboardInterrupt(), times=1)
+    fail_with(monkeypatch, harness.engine, "_join", KeyboardInterrupt(), times=1)
     with pytest.raises(KeyboardInterrupt):
-        rig.cache.close()
-    rig.cache.close()
-    rig.open()
-    rig.check_books()
+        harness.cache.close()
+    harness.cache.close()
+    harness.open()
+    harness.check_accounting()
 
 
 def test_a_lock_that_cannot_be_freed_is_told_and_the_close_ends(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What the disk does at the very end reaches no caller of close."""
     locks: list[DirectoryLock] = []
@@ -285,86 +287,86 @@ def test_a_lock_that_cannot_be_freed_is_told_and_the_close_ends(
 
     with monkeypatch.context() as patch:
         patch.setattr(DirectoryLock, "release", fail)
-        rig.cache.close()
+        harness.cache.close()
     assert "cannot unlock" in caplog.text
     locks[0].release()
-    assert _can_open(rig.dir)
+    assert _can_open(harness.dir)
 
 
-def test_use_after_close(rig: Rig) -> None:
+def test_use_after_close(harness: Harness) -> None:
     """Every method is harmless then, and nothing is counted."""
-    timeline = rig.prepared()
-    cache = rig.cache
+    timeline = harness.prepared()
+    cache = harness.cache
     cache.close()
-    before, tree = samples(rig.registry), _tree(rig.dir)
-    assert cache.get(rig.tenant.tenant_id, timeline.timeline_id, LSN_A) is None
-    rig.send(timeline, LSN_B)
-    cache.send_prepare(TenantShardId(rig.tenant.tenant_id, 1, 2), timeline.timeline_id, LSN_A)
+    before, tree = samples(harness.registry), _tree(harness.dir)
+    assert cache.get(harness.tenant.tenant_id, timeline.timeline_id, LSN_A) is None
+    harness.send(timeline, LSN_B)
+    cache.send_prepare(TenantShardId(harness.tenant.tenant_id, 1, 2), timeline.timeline_id, LSN_A)
     cache.send_prepare(None, None, None)  # type: ignore[arg-type]
     cache.run_cleanup()
     assert cache.entries() == []
     assert cache.is_enabled
     assert not cache.wait_idle()
     assert not cache.wait_initialized()
-    assert samples(rig.registry) == before
-    assert _tree(rig.dir) == tree
+    assert samples(harness.registry) == before
+    assert _tree(harness.dir) == tree
 
 
 def test_leaving_the_block_waits_ten_seconds_at_most(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`with` closes with a timeout, also when the block raises, and lets its error through."""
     timeouts_s: list[float] = []
-    real_close: Callable[[float], None] = rig.engine.close
+    real_close: Callable[[float], None] = harness.engine.close
 
     def close(timeout_s: float) -> None:
         timeouts_s.append(timeout_s)
         real_close(timeout_s)
 
-    monkeypatch.setattr(rig.engine, "close", close)
-    with pytest.raises(LookupError), rig.cache:
+    monkeypatch.setattr(harness.engine, "close", close)
+    with pytest.raises(LookupError), harness.cache:
         raise LookupError
     assert timeouts_s == [10.0]
-    rig.open()
+    harness.open()
 
 
-def test_waiting_threads_are_told(rig: Rig) -> None:
+def test_waiting_threads_are_told(harness: Harness) -> None:
     """Who waits for an idle moment that will not come is woken by the close."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     with Gate() as gate:
         timeline.on_send = gate
-        rig.send(timeline)
+        harness.send(timeline)
         gate.wait_for()
-        waiters = [Worker(rig.cache.wait_idle) for _ in range(2)]
-        rig.cache.close(0)
+        waiters = [Worker(harness.cache.wait_idle) for _ in range(2)]
+        harness.cache.close(0)
         assert all(waiter.result() in {True, False} for waiter in waiters)
 
 
-def test_close_beside_use_in_many_threads(rig: Rig) -> None:
+def test_close_beside_use_in_many_threads(harness: Harness) -> None:
     """Requests and reads at the moment of the close end well, each counted at most once."""
-    timelines = [rig.prepared() for _ in range(3)]
+    timelines = [harness.prepared() for _ in range(3)]
     sent: list[None] = []
     closing = threading.Event()
 
     def use() -> None:
         while not closing.is_set():
             for timeline in timelines:
-                assert rig.get(timeline) in {None, tar_of(timeline)}
-                rig.send(timeline, LSN_A)
+                assert harness.get(timeline) in {None, tar_of(timeline)}
+                harness.send(timeline, LSN_A)
                 sent.append(None)
-                rig.cache.run_cleanup()
-                rig.cache.entries()
+                harness.cache.run_cleanup()
+                harness.cache.entries()
 
     def close() -> None:
         wait_until(lambda: len(sent) > 50)
-        rig.cache.close()
+        harness.cache.close()
         closing.set()
 
     run_threads([use, use, use, close])
-    assert sum(rig.counts().values()) <= 3 + len(sent)
-    rig.open()
-    assert len(rig.cache.entries()) == 3
-    rig.check_books()
+    assert sum(harness.counts().values()) <= 3 + len(sent)
+    harness.open()
+    assert len(harness.cache.entries()) == 3
+    harness.check_accounting()
 
 
 def test_a_dropped_cache_is_closed_in_the_background(tmp_path: Path) -> None:
@@ -393,9 +395,9 @@ def test_a_dropped_cache_is_closed_in_the_background(tmp_path: Path) -> None:
 
 def _can_open(data_dir: Path) -> bool:
     try:
-        with Rig(data_dir) as rig:
-            assert rig.entry_files() == []
-            assert rig.temp_files() == []
+        with Harness(data_dir) as harness:
+            assert harness.entry_files() == []
+            assert harness.temp_files() == []
     except DirectoryLockedError:
         return False
     return True

@@ -12,7 +12,7 @@ from support.cache_helpers import (
     LSN_A,
     LSN_B,
     MIB,
-    Rig,
+    Harness,
     disk_bytes,
     fail_with,
     noise,
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     """A running cache."""
-    with Rig(tmp_path / "cache") as opened:
+    with Harness(tmp_path / "cache") as opened:
         yield opened
 
 
@@ -49,63 +49,63 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A build that fills the disk is an error with a hint; the old entry stays, room comes back."""
-    with Rig(small_disk / "cache") as rig:
-        held = rig.prepared(size_bytes=MIB // 4)
+    with Harness(small_disk / "cache") as harness:
+        held = harness.prepared(size_bytes=MIB // 4)
         held.advance(LSN_B)
         held.tarball = lambda _at: noise(MIB)
-        newcomer = rig.timeline()
+        newcomer = harness.timeline()
         newcomer.tarball = held.tarball
-        rig.prepare(held, LSN_B)
-        rig.prepare(newcomer)
-        assert rig.counts() == {"ok": 1, "error": 2}
+        harness.prepare(held, LSN_B)
+        harness.prepare(newcomer)
+        assert harness.counts() == {"ok": 1, "error": 2}
         assert "hint: Free space on the file system" in caplog.text
-        assert rig.get(held) == noise(MIB // 4, int(LSN_A))
-        rig.check_books()
+        assert harness.get(held) == noise(MIB // 4, int(LSN_A))
+        harness.check_accounting()
         filler = small_disk / "filler"
         with pytest.raises(OSError, match="No space"):
             filler.write_bytes(bytes(MIB))
-        rig.prepare(rig.timeline())
-        assert rig.get(held) is not None
+        harness.prepare(harness.timeline())
+        assert harness.get(held) is not None
         filler.unlink()
-        rig.prepared()
-        rig.check_books()
+        harness.prepared()
+        harness.check_accounting()
 
 
 def test_a_start_on_a_full_disk(small_disk: Path) -> None:
     """A cache whose disk is full starts all the same and serves what it has."""
-    with Rig(small_disk / "cache") as rig:
-        timeline = rig.prepared()
-        rig.cache.close()
+    with Harness(small_disk / "cache") as harness:
+        timeline = harness.prepared()
+        harness.cache.close()
         with pytest.raises(OSError, match="No space"):
             (small_disk / "filler").write_bytes(bytes(MIB))
-        rig.open()
-        assert rig.get(timeline) == tar_of(timeline)
+        harness.open()
+        assert harness.get(timeline) == tar_of(timeline)
         timeline.advance(LSN_B)
-        rig.cache.run_cleanup()
-        rig.check_books()
+        harness.cache.run_cleanup()
+        harness.check_accounting()
 
 
 def test_a_file_system_that_is_lost_and_found(small_disk: Path) -> None:
     """Without its mount the cache does not go on in the directory below; with it, it does."""
-    with Rig(small_disk) as rig:
-        timeline = rig.prepared()
+    with Harness(small_disk) as harness:
+        timeline = harness.prepared()
         namespace = small_disk.parent / "elsewhere"
         namespace.mkdir()
         subprocess.run(["mount", "--bind", small_disk, namespace], check=True)
         try:
             subprocess.run(["umount", "--lazy", small_disk], check=True)
             timeline.advance(LSN_B)
-            rig.prepare(timeline, LSN_B)
-            rig.cache.run_cleanup()
-            assert rig.counts() == {"ok": 1, "error": 1}
+            harness.prepare(timeline, LSN_B)
+            harness.cache.run_cleanup()
+            assert harness.counts() == {"ok": 1, "error": 1}
             assert os.listdir(small_disk) == []
-            assert rig.get(timeline) is None
-            assert rig.reads == {"error": 1}
+            assert harness.get(timeline) is None
+            assert harness.reads == {"error": 1}
             subprocess.run(["mount", "--bind", namespace, small_disk], check=True)
-            assert rig.get(timeline) == tar_of(timeline)
-            rig.prepare(timeline, LSN_B)
-            assert rig.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
-            rig.check_books()
+            assert harness.get(timeline) == tar_of(timeline)
+            harness.prepare(timeline, LSN_B)
+            assert harness.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
+            harness.check_accounting()
         finally:
             subprocess.run(["umount", "--lazy", namespace], check=True)
             if not os.path.ismount(small_disk):
@@ -156,7 +156,7 @@ def test_an_entry_that_cannot_be_read() -> None:
 )
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT])
 def test_every_step_of_a_prepare_may_fail(
-    rig: Rig,
+    harness: Harness,
     owner: type,
     step: str,
     code: int,
@@ -164,43 +164,43 @@ def test_every_step_of_a_prepare_may_fail(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Whatever step of publishing the disk refuses: an error with a hint, nothing left."""
-    timeline = rig.prepared()
+    timeline = harness.prepared()
     timeline.advance(LSN_B)
     with monkeypatch.context() as patch:
         fail_with(patch, owner, step, OSError(code, os.strerror(code)))
-        rig.prepare(timeline, LSN_B)
-    assert rig.counts() == {"ok": 1, "error": 1}
+        harness.prepare(timeline, LSN_B)
+    assert harness.counts() == {"ok": 1, "error": 1}
     (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
     assert os.strerror(code) in record.getMessage()
     assert "\nhint: " in record.getMessage()
-    assert rig.get(timeline) == tar_of(timeline)
-    rig.check_books()
-    rig.prepare(timeline, LSN_B)
-    assert rig.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
-    rig.check_books()
+    assert harness.get(timeline) == tar_of(timeline)
+    harness.check_accounting()
+    harness.prepare(timeline, LSN_B)
+    assert harness.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
+    harness.check_accounting()
 
 
 def test_clean_up_that_cannot_look_at_the_directory(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A step whose upkeep fails has still removed what is outgrown, counts and says why."""
-    timeline = rig.prepared()
+    timeline = harness.prepared()
     timeline.advance(LSN_B)
     with monkeypatch.context() as patch:
         fail_with(patch, Store, "quarantined", OSError(errno.EMFILE, "Too many open files"))
-        rig.cache.run_cleanup()
-    assert rig.cache.entries() == []
+        harness.cache.run_cleanup()
+    assert harness.cache.entries() == []
     assert "hint: Raise the limit of open files" in caplog.text
-    assert rig.value("bbcache_cleanup_errors_total") == 1
-    rig.cache.run_cleanup()
-    rig.check_books()
+    assert harness.value("bbcache_cleanup_errors_total") == 1
+    harness.cache.run_cleanup()
+    harness.check_accounting()
 
 
 def test_spawn_below_a_file(tmp_path: Path) -> None:
     """A path that leads through a file is a StoreError."""
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError) as caught:
-        Rig(tmp_path / "file" / "cache").open()
+        Harness(tmp_path / "file" / "cache").open()
     assert caught.value.errno == errno.ENOTDIR
     assert disk_bytes(tmp_path) == 1
 

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge, generate_latest
 from support.cache_helpers import (
     DEADLINE_S,
-    Rig,
+    Harness,
     samples,
 )
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     """A running cache."""
-    with Rig(tmp_path / "cache") as opened:
+    with Harness(tmp_path / "cache") as opened:
         yield opened
 
 
@@ -51,23 +51,23 @@ def test_the_default_registry(tmp_path: Path) -> None:
 def test_a_registry_that_refuses_leaves_nothing_behind(tmp_path: Path) -> None:
     """Collectors are registered all or none, and the directory is free again."""
     registry = CollectorRegistry()
-    Gauge("bbcache_other_bytes", "of somebody else", registry=registry)
+    Gauge("bbcache_nonentry_bytes", "of somebody else", registry=registry)
     names, before = set(samples(registry)), threading.enumerate()
     for _ in range(2):
         with pytest.raises(ConfigError, match="metrics of another cache"):
             BasebackupCache.spawn(tmp_path, BasebackupCacheConfig(), MemoryHost(), registry)
     assert set(samples(registry)) == names
     assert not {thread for thread in threading.enumerate() if thread not in before}
-    with Rig(tmp_path) as rig:
-        assert rig.cache.is_enabled
+    with Harness(tmp_path) as harness:
+        assert harness.cache.is_enabled
 
 
-def test_a_registry_of_ones_own_stays_readable(rig: Rig) -> None:
+def test_a_registry_of_ones_own_stays_readable(harness: Harness) -> None:
     """After the close the last values are there to be read."""
-    rig.prepared()
-    before = samples(rig.registry)
-    rig.cache.close()
-    assert samples(rig.registry) == before
+    harness.prepared()
+    before = samples(harness.registry)
+    harness.cache.close()
+    assert samples(harness.registry) == before
 
 
 METRICS = {
@@ -75,13 +75,13 @@ METRICS = {
     "pageserver_basebackup_cache_prepare_total": ["ok", "skip", "error"],
     "bbcache_prepare_skips_total": [
         *("not_shard_zero", "disabled", "up_to_date", "tip_moved", "full", "too_big"),
-        *("coalesced", "queue_full", "given_up", "read_only", "closing"),
+        *("coalesced", "queue_full", "cancelled", "read_only", "closing"),
     ],
     "bbcache_prepare_seconds_count": ["queue", "wait_lsn", "build", "publish"],
     "pageserver_basebackup_cache_entries_total": [],
     "pageserver_basebackup_cache_size_bytes": [],
     "pageserver_basebackup_cache_prepare_queue_size": [],
-    "bbcache_other_bytes": [],
+    "bbcache_nonentry_bytes": [],
     "bbcache_loaded_entries": [],
     "bbcache_prepare_tar_bytes_total": [],
     "bbcache_prepare_archive_bytes_total": [],
@@ -91,9 +91,9 @@ METRICS = {
 }
 
 
-def test_every_metric_is_there_at_zero(rig: Rig) -> None:
+def test_every_metric_is_there_at_zero(harness: Harness) -> None:
     """Neon's names and labels, and ours beside them, exist from the start."""
-    found = samples(rig.registry)
+    found = samples(harness.registry)
     for name, labels in METRICS.items():
         values = {
             sample.partition("=")[2][:-1]: value
@@ -101,6 +101,6 @@ def test_every_metric_is_there_at_zero(rig: Rig) -> None:
             if sample == name or sample.startswith(name + "{")
         }
         assert values == dict.fromkeys(labels or [""], 0)
-    text = generate_latest(rig.registry).decode()
+    text = generate_latest(harness.registry).decode()
     assert "# TYPE pageserver_basebackup_cache_read_total counter" in text
     assert "# TYPE pageserver_basebackup_cache_entries_total gauge" in text

@@ -16,7 +16,7 @@ from support.cache_helpers import (
     LSN_B,
     LSN_C,
     Gate,
-    Rig,
+    Harness,
     Worker,
     fail_with,
     stop_before,
@@ -25,8 +25,8 @@ from support.cache_helpers import (
 from support.helpers import wait_until
 
 from bbcache import Lsn
-from bbcache.storage import catalog as shelf
-from bbcache.storage.catalog import Shelf
+from bbcache.storage import catalog
+from bbcache.storage.catalog import Catalog
 from bbcache.storage.files import Store
 from bbcache.waiters import Waiters
 
@@ -39,52 +39,52 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Rig:
+def harness(tmp_path: Path) -> Harness:
     """A cache that is not opened yet, on a directory that is there."""
-    rig = Rig(tmp_path / "cache")
-    rig.dir.mkdir(mode=0o700)
-    return rig
+    harness = Harness(tmp_path / "cache")
+    harness.dir.mkdir(mode=0o700)
+    return harness
 
 
-def test_a_restart_serves_what_was_there(rig: Rig) -> None:
+def test_a_restart_serves_what_was_there(harness: Harness) -> None:
     """Entries are hits at once after a restart, and counted."""
-    with rig:
-        timelines = [rig.prepared() for _ in range(4)]
-        rig.reopen()
-        assert rig.value("bbcache_loaded_entries") == 4
-        assert [rig.get(timeline) for timeline in timelines] == [tar_of(t) for t in timelines]
-        assert rig.counts() == {}
-        rig.check_books()
+    with harness:
+        timelines = [harness.prepared() for _ in range(4)]
+        harness.reopen()
+        assert harness.value("bbcache_loaded_entries") == 4
+        assert [harness.get(timeline) for timeline in timelines] == [tar_of(t) for t in timelines]
+        assert harness.counts() == {}
+        harness.check_accounting()
 
 
-def test_the_newest_of_a_timeline_is_kept(rig: Rig) -> None:
+def test_the_newest_of_a_timeline_is_kept(harness: Harness) -> None:
     """Of several LSNs of one timeline the newest stays, the older files are unlinked."""
-    timelines = [rig.timeline(LSN_C) for _ in range(3)]
+    timelines = [harness.timeline(LSN_C) for _ in range(3)]
     lsns = [LSN_A, LSN_C, LSN_B, Lsn(0xFFF), Lsn(2**64 - 1)]
     for timeline, order in zip(timelines, (lsns, lsns[::-1], sorted(lsns)), strict=True):
         for lsn in order:
-            rig.seed(timeline, lsn)
-    with rig:
-        assert sorted(rig.entry_files()) == sorted(
-            rig.path(timeline, lsns[-1]).name for timeline in timelines
+            harness.seed(timeline, lsn)
+    with harness:
+        assert sorted(harness.entry_files()) == sorted(
+            harness.path(timeline, lsns[-1]).name for timeline in timelines
         )
-        rig.check_books()
+        harness.check_accounting()
 
 
-def test_the_start_opens_no_file(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_start_opens_no_file(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names and sizes are enough: a bad or unreadable entry does not slow or stop the start."""
-    good, empty, bad = (rig.timeline(LSN_B) for _ in range(3))
-    rig.seed(good, LSN_B)
-    rig.seed(empty, LSN_B, b"")
-    rig.seed(bad, LSN_B, b"no archive").chmod(0)
+    good, empty, bad = (harness.timeline(LSN_B) for _ in range(3))
+    harness.seed(good, LSN_B)
+    harness.seed(empty, LSN_B, b"")
+    harness.seed(bad, LSN_B, b"no archive").chmod(0)
     with monkeypatch.context() as patch:
         fail_with(patch, Store, "open", AssertionError("a file was opened"))
         fail_with(patch, os, "pread", AssertionError("a file was read"))
-        rig.open()
-    with rig.opened:
-        assert rig.value("bbcache_loaded_entries") == 3
-        assert rig.get(good, LSN_B) == tar_of(good, LSN_B)
-        assert rig.get(empty, LSN_B) is None
+        harness.open()
+    with harness.opened:
+        assert harness.value("bbcache_loaded_entries") == 3
+        assert harness.get(good, LSN_B) == tar_of(good, LSN_B)
+        assert harness.get(empty, LSN_B) is None
 
 
 IDS = "de200bd42b49cc1814412c7e592dd6e9", "11223344556677889900aabbccddeeff"
@@ -102,18 +102,18 @@ ODD_NAMES = [
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
 def test_an_odd_name_is_reported_and_left_alone(
-    rig: Rig, name: str, caplog: pytest.LogCaptureFixture
+    harness: Harness, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Only Neon's names in canonical form are entries; anything else stays as it is."""
-    (rig.dir / name).write_bytes(b"of somebody else")
-    with rig:
-        assert rig.cache.entries() == []
-        assert rig.value("bbcache_other_bytes") == 16
+    (harness.dir / name).write_bytes(b"of somebody else")
+    with harness:
+        assert harness.cache.entries() == []
+        assert harness.value("bbcache_nonentry_bytes") == 16
         assert repr(name) in caplog.text
-        timeline = rig.prepared()
-        rig.cache.run_cleanup()
-        assert rig.get(timeline) == tar_of(timeline)
-    assert (rig.dir / name).read_bytes() == b"of somebody else"
+        timeline = harness.prepared()
+        harness.cache.run_cleanup()
+        assert harness.get(timeline) == tar_of(timeline)
+    assert (harness.dir / name).read_bytes() == b"of somebody else"
 
 
 def _link(path: Path) -> None:
@@ -139,159 +139,165 @@ def _socket(path: Path) -> None:
 @pytest.mark.parametrize("place", [_link, _dangling_link, _folder, os.mkfifo, _socket])
 @pytest.mark.parametrize("is_entry_name", [False, True], ids=["odd_name", "entry_name"])
 def test_what_is_no_regular_file_is_reported_and_left_alone(
-    rig: Rig,
+    harness: Harness,
     place: Callable[[Path], None],
     is_entry_name: bool,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A link, folder, FIFO or socket, also under an entry's name, is no entry and stays."""
-    timeline = rig.timeline()
-    path = rig.path(timeline) if is_entry_name else rig.dir / "stray"
-    monkeypatch.chdir(rig.dir)
+    timeline = harness.timeline()
+    path = harness.path(timeline) if is_entry_name else harness.dir / "foreign file"
+    monkeypatch.chdir(harness.dir)
     place(path)
     before = path.lstat()
-    with rig:
-        assert rig.cache.entries() == []
-        assert rig.get(timeline) is None
-        assert rig.reads == {"miss": 1}
+    with harness:
+        assert harness.cache.entries() == []
+        assert harness.get(timeline) is None
+        assert harness.reads == {"miss": 1}
         assert repr(path.name) in caplog.text
-        rig.cache.run_cleanup()
-        other = rig.prepared()
-        assert rig.get(other) == tar_of(other)
+        harness.cache.run_cleanup()
+        other = harness.prepared()
+        assert harness.get(other) == tar_of(other)
     assert path.lstat() == before
 
 
 @pytest.mark.parametrize("place", [_link, os.mkfifo, _socket])
 def test_a_publish_over_a_stray_replaces_it(
-    rig: Rig, place: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+    harness: Harness, place: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What lies under an entry's name gives way to the entry; a link's target does not."""
-    timeline = rig.timeline()
-    monkeypatch.chdir(rig.dir)
-    place(rig.path(timeline))
-    with rig:
-        rig.prepare(timeline)
-        assert rig.get(timeline) == tar_of(timeline)
-        assert not rig.path(timeline).is_symlink()
-        rig.check_books()
+    timeline = harness.timeline()
+    monkeypatch.chdir(harness.dir)
+    place(harness.path(timeline))
+    with harness:
+        harness.prepare(timeline)
+        assert harness.get(timeline) == tar_of(timeline)
+        assert not harness.path(timeline).is_symlink()
+        harness.check_accounting()
         if place is _link:
-            assert (rig.dir.parent / "victim").read_bytes() == b"precious"
+            assert (harness.dir.parent / "victim").read_bytes() == b"precious"
 
 
 def test_a_folder_under_the_name_of_a_basebackup(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+    harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It cannot be replaced: an error with a hint, until somebody moves it away."""
-    timeline = rig.timeline()
-    _folder(rig.path(timeline))
-    with rig:
-        rig.prepare(timeline)
-        assert rig.counts() == {"error": 1}
+    timeline = harness.timeline()
+    _folder(harness.path(timeline))
+    with harness:
+        harness.prepare(timeline)
+        assert harness.counts() == {"error": 1}
         assert "hint: A directory has the name of a basebackup" in caplog.text
-        assert rig.temp_files() == []
-        rig.path(timeline).rename(rig.dir / "moved")
-        rig.cache.run_cleanup()
-        rig.prepare(timeline)
-        assert rig.get(timeline) == tar_of(timeline)
+        assert harness.temp_files() == []
+        harness.path(timeline).rename(harness.dir / "moved")
+        harness.cache.run_cleanup()
+        harness.prepare(timeline)
+        assert harness.get(timeline) == tar_of(timeline)
 
 
 @pytest.mark.parametrize("name", ["tmp", "quarantine"])
 @pytest.mark.parametrize("is_link", [True, False], ids=["link", "file"])
-def test_our_directories_must_be_real(rig: Rig, name: str, is_link: bool) -> None:
+def test_our_directories_must_be_real(harness: Harness, name: str, is_link: bool) -> None:
     """A link or file in the place of tmp/ or quarantine/ is unlinked, not followed."""
-    target = rig.dir.parent / "target"
+    target = harness.dir.parent / "target"
     target.mkdir()
     (target / "precious").write_bytes(b"x")
     if is_link:
-        (rig.dir / name).symlink_to(target)
+        (harness.dir / name).symlink_to(target)
     else:
-        (rig.dir / name).write_bytes(b"a file")
-    with rig:
-        assert not (rig.dir / name).is_symlink()
-        assert (rig.dir / name).is_dir()
-        rig.prepared()
-        rig.check_books()
+        (harness.dir / name).write_bytes(b"a file")
+    with harness:
+        assert not (harness.dir / name).is_symlink()
+        assert (harness.dir / name).is_dir()
+        harness.prepared()
+        harness.check_accounting()
     assert os.listdir(target) == ["precious"]
 
 
-def test_the_start_sweeps_tmp(rig: Rig) -> None:
+def test_the_start_sweeps_tmp(harness: Harness) -> None:
     """Whatever a killed process has left in tmp/ is gone after the next start, and only that."""
-    tmp = rig.dir / "tmp"
+    tmp = harness.dir / "tmp"
     tmp.mkdir()
-    victim = rig.dir.parent / "victim"
+    victim = harness.dir.parent / "victim"
     victim.write_bytes(b"precious")
     (tmp / (NAME + ".0123456789abcdef")).write_bytes(b"half an archive")
     (tmp / (NAME + ".link")).symlink_to(victim)
     os.mkfifo(tmp / (NAME + ".fifo"))
-    with rig:
-        rig.check_books()
+    with harness:
+        harness.check_accounting()
         (tmp / "theirs").write_bytes(b"precious, too")
-    with rig:
-        assert rig.value("bbcache_other_bytes") == 13
-        assert rig.temp_files() == ["theirs"]
+    with harness:
+        assert harness.value("bbcache_nonentry_bytes") == 13
+        assert harness.temp_files() == ["theirs"]
     assert victim.read_bytes() == b"precious"
 
 
-def test_what_cannot_be_swept_is_reported(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_swept_is_reported(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
     """A folder in tmp/ does not stop the start, and somebody is told of it."""
-    (rig.dir / "tmp" / (NAME + ".folder")).mkdir(parents=True)
-    with rig:
-        timeline = rig.prepared()
-        assert rig.get(timeline) == tar_of(timeline)
+    (harness.dir / "tmp" / (NAME + ".folder")).mkdir(parents=True)
+    with harness:
+        timeline = harness.prepared()
+        assert harness.get(timeline) == tar_of(timeline)
         assert "folder" in caplog.text
 
 
-def test_strays_are_reported_but_not_in_a_flood(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_strays_are_reported_but_not_in_a_flood(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
     """The warning counts them all and names a few."""
     for number in range(50):
-        (rig.dir / f"stray{number}").write_bytes(b"x")
-    with rig:
-        (record,) = [r for r in caplog.records if "stray" in r.getMessage()]
-        assert record.getMessage().startswith("50 strays")
-        assert len(re.findall(r"'stray\d+'", record.getMessage())) == 10
-        rig.check_books()
+        (harness.dir / f"foreign file{number}").write_bytes(b"x")
+    with harness:
+        (record,) = [r for r in caplog.records if "foreign file" in r.getMessage()]
+        assert record.getMessage().startswith("50 foreign files")
+        assert len(re.findall(r"'foreign file\d+'", record.getMessage())) == 10
+        harness.check_accounting()
 
 
 def test_a_superseded_file_that_cannot_go_is_parked(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It counts, the start goes on, and the next clean-up removes it."""
-    timeline = rig.timeline(LSN_B)
-    rig.seed(timeline, LSN_A)
-    rig.seed(timeline, LSN_B)
+    timeline = harness.timeline(LSN_B)
+    harness.seed(timeline, LSN_A)
+    harness.seed(timeline, LSN_B)
     with monkeypatch.context() as patch:
-        fail_with(patch, shelf, "unlink", OSError(errno.EACCES, "no", "x"))
-        rig.open()
-    with rig.opened:
-        assert rig.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
-        assert rig.value("bbcache_unlink_failures_total") == 1
-        assert rig.value("bbcache_other_bytes") == rig.path(timeline, LSN_A).stat().st_size
-        rig.cache.run_cleanup()
-        rig.check_books()
+        fail_with(patch, catalog, "unlink", OSError(errno.EACCES, "no", "x"))
+        harness.open()
+    with harness.opened:
+        assert harness.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
+        assert harness.value("bbcache_unlink_failures_total") == 1
+        assert (
+            harness.value("bbcache_nonentry_bytes") == harness.path(timeline, LSN_A).stat().st_size
+        )
+        harness.cache.run_cleanup()
+        harness.check_accounting()
 
 
 def test_a_directory_that_cannot_be_listed_is_tried_again(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With growing pauses, loudly: it is not an empty cache. Then all is as after any start."""
-    timeline, new = rig.timeline(), rig.timeline()
-    rig.seed(timeline)
+    timeline, new = harness.timeline(), harness.timeline()
+    harness.seed(timeline)
     fail_with(monkeypatch, Store, "scan", OSError(errno.EIO, "Input/output error"), times=4)
-    rig.open(wait=False)
-    with rig.opened:
-        rig.send(new)
-        assert rig.cache.wait_initialized(DEADLINE_S)
-        rig.wait_idle()
+    harness.open(wait=False)
+    with harness.opened:
+        harness.send(new)
+        assert harness.cache.wait_initialized(DEADLINE_S)
+        harness.wait_idle()
         pauses_s = re.findall(r"trying again in ([0-9.]+) s", caplog.text)
         assert [float(pause_s) for pause_s in pauses_s] == [0.02, 0.04, 0.08, 0.16]
         assert "hint: The disk" in caplog.text
-        assert {rig.get(timeline), rig.get(new)} == {tar_of(timeline), tar_of(new)}
-        rig.check_books()
+        assert {harness.get(timeline), harness.get(new)} == {tar_of(timeline), tar_of(new)}
+        harness.check_accounting()
 
 
 def test_the_pauses_of_a_failing_start_grow_to_five_seconds(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is twice as long as the last, but no longer than that."""
     pauses_s: list[float] = []
@@ -305,76 +311,76 @@ def test_the_pauses_of_a_failing_start_grow_to_five_seconds(
 
     monkeypatch.setattr(Waiters, "wait_for", wait_for)
     fail_with(monkeypatch, Store, "scan", OSError(errno.EIO, "Input/output error"), times=11)
-    with rig:
+    with harness:
         assert pauses_s == [0, *(0.02 * 2**count for count in range(8)), 5.0, 5.0, 5.0]
 
 
 @pytest.mark.parametrize("step", ["make_directories", "sweep_tmp", "scan", "quarantined"])
 def test_nothing_is_served_until_the_start_is_done(
-    rig: Rig, step: str, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever part of the start fails, until it has succeeded `get` is None, `entries` empty."""
-    timeline = rig.timeline()
-    rig.seed(timeline)
+    timeline = harness.timeline()
+    harness.seed(timeline)
     with monkeypatch.context() as patch:
         fail_with(patch, Store, step, OSError(errno.EACCES, "Permission denied"))
-        rig.open(wait=False)
-        with rig.opened:
-            assert not rig.cache.wait_initialized(0.1)
-            assert not rig.cache.wait_idle(0)
-            assert rig.cache.entries() == []
-            assert rig.get(timeline) is None
+        harness.open(wait=False)
+        with harness.opened:
+            assert not harness.cache.wait_initialized(0.1)
+            assert not harness.cache.wait_idle(0)
+            assert harness.cache.entries() == []
+            assert harness.get(timeline) is None
             patch.undo()
-            assert rig.cache.wait_initialized(DEADLINE_S)
-            assert rig.get(timeline) == tar_of(timeline)
-            rig.check_books()
+            assert harness.cache.wait_initialized(DEADLINE_S)
+            assert harness.get(timeline) == tar_of(timeline)
+            harness.check_accounting()
 
 
 def test_a_start_that_keeps_failing_can_be_closed(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Close does not wait for the next try; who waits for the start is told."""
     fail_with(monkeypatch, Store, "scan", OSError(errno.EIO, "Input/output error"))
-    rig.open(wait=False)
-    with rig.opened:
-        waiting = Worker(rig.cache.wait_initialized)
-        idle = Worker(rig.engine.activity.wait_idle, None)
-        rig.send(rig.timeline())
-        rig.cache.close()
+    harness.open(wait=False)
+    with harness.opened:
+        waiting = Worker(harness.cache.wait_initialized)
+        idle = Worker(harness.engine.work_counter.wait_idle, None)
+        harness.send(harness.timeline())
+        harness.cache.close()
         assert waiting.result() is False
         assert idle.result() is False
-        assert rig.skips == {"closing": 1}
-        assert not rig.cache.wait_idle(0)
+        assert harness.skips == {"closing": 1}
+        assert not harness.cache.wait_idle(0)
 
 
 def test_a_start_left_behind_by_its_close_removes_nothing(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A start that only gets going after the close does not sweep the next cache's files."""
-    built, held = rig.timeline(), rig.timeline(LSN_B)
+    built, held = harness.timeline(), harness.timeline(LSN_B)
     for lsn in (LSN_A, LSN_B):
-        rig.seed(held, lsn)
-    with rig.opened, Gate() as loading, Gate() as building:
+        harness.seed(held, lsn)
+    with harness.opened, Gate() as loading, Gate() as building:
         with monkeypatch.context() as patch:
-            stop_before(patch, Shelf, "load", loading)
-            rig.open(wait=False)
+            stop_before(patch, Catalog, "load", loading)
+            harness.open(wait=False)
             loading.wait_for()
-        (late,) = rig.living("cleanup")
-        rig.cache.close(0.05)
-        rig.open()
-        _stop_in_build(rig, built, building)
-        rig.seed(held, LSN_A)
-        before = rig.temp_files()
+        (late,) = harness.living("cleanup")
+        harness.cache.close(0.05)
+        harness.open()
+        _stop_in_build(harness, built, building)
+        harness.seed(held, LSN_A)
+        before = harness.temp_files()
         loading.open()
         wait_until(lambda: not late.is_alive())
-        assert rig.temp_files() == before
-        assert rig.path(held, LSN_A).exists()
+        assert harness.temp_files() == before
+        assert harness.path(held, LSN_A).exists()
         building.open()
-        rig.wait_idle()
-        assert rig.get(built) == tar_of(built)
+        harness.wait_idle()
+        assert harness.get(built) == tar_of(built)
 
 
-def _stop_in_build(rig: Rig, timeline: MemoryTimeline, gate: Gate) -> None:
+def _stop_in_build(harness: Harness, timeline: MemoryTimeline, gate: Gate) -> None:
     real_send = timeline.send_basebackup_tarball
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
@@ -383,5 +389,5 @@ def _stop_in_build(rig: Rig, timeline: MemoryTimeline, gate: Gate) -> None:
         real_send(writer, lsn)
 
     timeline.on_send = send
-    rig.send(timeline)
+    harness.send(timeline)
     gate.wait_for()

@@ -11,7 +11,7 @@ from support.cache_helpers import (
     LSN_A,
     LSN_B,
     Gate,
-    Rig,
+    Harness,
     Worker,
     fail_with,
     put,
@@ -24,7 +24,7 @@ from support.helpers import wait_until
 from bbcache import engine as engine_module
 from bbcache.metrics import Metrics
 from bbcache.prepare.queue import PrepareQueue
-from bbcache.storage.catalog import Shelf
+from bbcache.storage.catalog import Catalog
 from bbcache.upkeep.cleanup import Cleaner
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def test_the_threads_of_a_cache(tmp_path: Path, concurrency: int) -> None:
     """As many workers as configured and one more, all named, all gone after the close."""
     before = set(threading.enumerate())
-    with Rig(tmp_path, prepare_concurrency=concurrency):
+    with Harness(tmp_path, prepare_concurrency=concurrency):
         new = {thread.name for thread in set(threading.enumerate()) - before}
         workers = {f"bbcache-prepare_{number}" for number in range(concurrency)}
         assert new == workers | {"bbcache-cleanup"}
@@ -56,10 +56,10 @@ def test_a_clean_up_step_that_fails_is_not_the_last(
         real_step(cleaner)
 
     monkeypatch.setattr(Cleaner, "step", step)
-    with Rig(tmp_path, cleanup_period=0.01) as rig:
-        timeline = rig.prepared()
+    with Harness(tmp_path, cleanup_period=0.01) as harness:
+        timeline = harness.prepared()
         timeline.advance(LSN_B)
-        wait_until(lambda: not rig.cache.entries())
+        wait_until(lambda: not harness.cache.entries())
     assert caplog.text.count("a clean-up step failed") == 3
 
 
@@ -94,12 +94,12 @@ def test_steps_come_at_whole_periods_and_those_that_were_missed_are_skipped(
         began_s.append(clock.now_s)
         clock.now_s += next(lengths_s)
 
-    with Rig(tmp_path, cleanup_period=10) as rig:
+    with Harness(tmp_path, cleanup_period=10) as harness:
         pass  # closed again, so that its own thread has ended
     monkeypatch.setattr(Cleaner, "step", step)
     monkeypatch.setattr(engine_module, "time", clock)
-    monkeypatch.setattr(rig.engine, "_changed", clock)
-    rig.engine._tick()
+    monkeypatch.setattr(harness.engine, "_changed", clock)
+    harness.engine._tick()
     assert began_s == [1010, 1020, 1030, 1070]
 
 
@@ -107,9 +107,9 @@ def test_a_load_that_fails_in_any_way_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not only an OSError: the start does not end by a surprise."""
-    fail_with(monkeypatch, Shelf, "load", RuntimeError("a surprise"), times=2)
-    with Rig(tmp_path) as rig:
-        rig.prepared()
+    fail_with(monkeypatch, Catalog, "load", RuntimeError("a surprise"), times=2)
+    with Harness(tmp_path) as harness:
+        harness.prepared()
     assert caplog.text.count("trying again") == 2
 
 
@@ -117,51 +117,51 @@ def test_send_prepare_never_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not even for a defect of our own, which is logged."""
-    with Rig(tmp_path) as rig:
+    with Harness(tmp_path) as harness:
         with monkeypatch.context() as patch:
             fail_with(patch, PrepareQueue, "put", RuntimeError("a defect"))
-            rig.send(rig.timeline())
+            harness.send(harness.timeline())
         assert "a prepare could not be queued" in caplog.text
 
 
 def test_prepares_wait_for_the_whole_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker takes a request before the sweep and the scan are done."""
-    rig = Rig(tmp_path)
-    with rig.opened, Gate() as gate:
-        stop_before(monkeypatch, Shelf, "load", gate)
-        rig.open(wait=False)
-        timeline = rig.timeline()
+    harness = Harness(tmp_path)
+    with harness.opened, Gate() as gate:
+        stop_before(monkeypatch, Catalog, "load", gate)
+        harness.open(wait=False)
+        timeline = harness.timeline()
         asked: list[Any] = []
-        real_get = rig.host.get_attached_tenant_shard
+        real_get = harness.host.get_attached_tenant_shard
 
         def get(shard_id: Any) -> Any:
-            asked.append(rig.cache.wait_initialized(0))
+            asked.append(harness.cache.wait_initialized(0))
             return real_get(shard_id)
 
-        put(rig.host, "get_attached_tenant_shard", get)
-        rig.send(timeline)
+        put(harness.host, "get_attached_tenant_shard", get)
+        harness.send(timeline)
         gate.wait_for()
-        waiting = Worker(rig.cache.wait_initialized)
+        waiting = Worker(harness.cache.wait_initialized)
         assert asked == []
-        assert rig.value("pageserver_basebackup_cache_prepare_queue_size") == 1
+        assert harness.value("pageserver_basebackup_cache_prepare_queue_size") == 1
         gate.open()
-        rig.wait_idle()
+        harness.wait_idle()
         assert waiting.result() is True
         assert asked == [True]
-        assert rig.get(timeline, LSN_A) == tar_of(timeline)
+        assert harness.get(timeline, LSN_A) == tar_of(timeline)
 
 
 def test_a_metric_that_fails_costs_no_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker outlives also what goes wrong between two prepares."""
-    with Rig(tmp_path, prepare_concurrency=1) as rig:
+    with Harness(tmp_path, prepare_concurrency=1) as harness:
         with monkeypatch.context() as patch:
             fail_with(patch, Metrics, "observe", MemoryError(), times=1)
-            rig.send(rig.timeline())
-            assert rig.cache.wait_idle(60)
-        assert len(rig.living()) == 1
-        rig.prepared()
+            harness.send(harness.timeline())
+            assert harness.cache.wait_idle(60)
+        assert len(harness.living()) == 1
+        harness.prepared()
 
 
 class _Broken(logging.Handler):
@@ -176,19 +176,19 @@ def test_a_log_handler_that_raises_costs_no_thread(
 ) -> None:
     """Start, prepares and clean-up go on, and each request is counted once."""
     broken, log = _Broken(), logging.getLogger("bbcache")
-    fail_with(monkeypatch, Shelf, "load", OSError("not now"), times=1)
+    fail_with(monkeypatch, Catalog, "load", OSError("not now"), times=1)
     fail_with(monkeypatch, Cleaner, "step", RuntimeError("a defect"), times=1)
     log.addHandler(broken)
     try:
-        with Rig(tmp_path, prepare_concurrency=1, cleanup_period=0.01) as rig:
-            timeline = rig.timeline()
+        with Harness(tmp_path, prepare_concurrency=1, cleanup_period=0.01) as harness:
+            timeline = harness.timeline()
             put(timeline, "wait_lsn", int)  # which takes no LSN and no time
-            rig.prepare(timeline)
-            assert rig.counts() == {"error": 1}
+            harness.prepare(timeline)
+            assert harness.counts() == {"error": 1}
             log.removeHandler(broken)
-            held = rig.prepared()
+            held = harness.prepared()
             held.advance(LSN_B)
-            wait_until(lambda: not rig.cache.entries())
+            wait_until(lambda: not harness.cache.entries())
     finally:
         log.removeHandler(broken)
 
@@ -197,19 +197,22 @@ def test_send_prepare_never_raises_what_a_log_handler_does(tmp_path: Path) -> No
     """The request is counted all the same: one of wrong arguments, and one too many."""
     broken, log = _Broken(), logging.getLogger("bbcache.engine")
     wrong: Any = None
-    with Rig(tmp_path, prepare_concurrency=1, prepare_channel_size=1) as rig, Gate() as gate:
-        busy = rig.timeline()
+    with (
+        Harness(tmp_path, prepare_concurrency=1, prepare_channel_size=1) as harness,
+        Gate() as gate,
+    ):
+        busy = harness.timeline()
         stop_while_sending(busy, gate)
-        rig.send(busy)
+        harness.send(busy)
         gate.wait_for()
-        rig.send(rig.timeline())
+        harness.send(harness.timeline())
         log.addHandler(broken)
         try:
-            rig.cache.send_prepare(wrong, wrong, wrong)
-            rig.send(rig.timeline())
+            harness.cache.send_prepare(wrong, wrong, wrong)
+            harness.send(harness.timeline())
         finally:
             log.removeHandler(broken)
-        assert rig.counts() == {"error": 1, "skip": 1}
+        assert harness.counts() == {"error": 1, "skip": 1}
         gate.open()
-        rig.wait_idle()
-        assert rig.counts() == {"error": 1, "skip": 1, "ok": 2}
+        harness.wait_idle()
+        assert harness.counts() == {"error": 1, "skip": 1, "ok": 2}

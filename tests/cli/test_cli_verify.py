@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from support.cache_helpers import Rig
+from support.cache_helpers import Harness
 
 from bbcache.cli import main
 
@@ -16,48 +16,48 @@ if TYPE_CHECKING:
 
 def test_a_good_directory_exits_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Beside a running cache, nothing but the counts is printed."""
-    with Rig(tmp_path / "cache") as rig:
-        rig.prepared()
-        assert main(["verify", str(rig.dir)]) == 0
-    assert capsys.readouterr().out == "1 good, 0 bad, 0 unreadable, 0 stray\n"
+    with Harness(tmp_path / "cache") as harness:
+        harness.prepared()
+        assert main(["verify", str(harness.dir)]) == 0
+    assert capsys.readouterr().out == "1 good, 0 bad, 0 unreadable, 0 foreign file\n"
 
 
 def test_a_bad_archive_is_listed_and_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The file, its size and the reason are named; nothing is moved unasked."""
-    with Rig(tmp_path / "cache") as rig:
-        path = rig.path(rig.prepared())
+    with Harness(tmp_path / "cache") as harness:
+        path = harness.path(harness.prepared())
         path.write_bytes(b"bad")
-        assert main(["verify", str(rig.dir)]) == 1
+        assert main(["verify", str(harness.dir)]) == 1
         assert path.exists()
     line, counts = capsys.readouterr().out.splitlines()
     assert line == f"bad: '{path}' (3 bytes): the file does not begin with a gzip header"
-    assert counts == "0 good, 1 bad, 0 unreadable, 0 stray"
+    assert counts == "0 good, 1 bad, 0 unreadable, 0 foreign file"
 
 
 def test_quarantine_moves_it_and_the_next_run_is_clean(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With --quarantine a bad archive still exits with 1; after that all is good."""
-    with Rig(tmp_path / "cache") as rig:
-        rig.path(rig.prepared()).write_bytes(b"bad")
-    assert main(["verify", "--quarantine", str(rig.dir)]) == 1
+    with Harness(tmp_path / "cache") as harness:
+        harness.path(harness.prepared()).write_bytes(b"bad")
+    assert main(["verify", "--quarantine", str(harness.dir)]) == 1
     assert capsys.readouterr().out.splitlines()[0].endswith(", moved to quarantine")
-    assert main(["verify", str(rig.dir)]) == 0
+    assert main(["verify", str(harness.dir)]) == 0
 
 
 def test_json_has_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--json lists good files too, for scripts."""
-    with Rig(tmp_path / "cache") as rig:
-        path = rig.path(rig.prepared())
-        (rig.dir / "stray").touch()
-        assert main(["verify", "--json", str(rig.dir)]) == 0
+    with Harness(tmp_path / "cache") as harness:
+        path = harness.path(harness.prepared())
+        (harness.dir / "foreign file").touch()
+        assert main(["verify", "--json", str(harness.dir)]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["counts"] == {"good": 1, "bad": 0, "unreadable": 0, "stray": 1}
+    assert document["counts"] == {"good": 1, "bad": 0, "unreadable": 0, "foreign file": 1}
     assert [(f["path"], f["verdict"]) for f in document["files"]] == [
         (str(path), "good"),
-        (str(rig.dir / "stray"), "stray"),
+        (str(harness.dir / "foreign file"), "foreign file"),
     ]
 
 
@@ -93,7 +93,7 @@ def test_a_directory_that_is_no_cache_exits_with_3(
         f"bbcache: error: {tmp_path} is no cache: it has neither an archive nor .bbcache.lock\n"
         "hint: Is the file system mounted?\n"
     )
-    with Rig(tmp_path / "basebackup_cache"):
+    with Harness(tmp_path / "basebackup_cache"):
         assert main(["verify", "--quarantine", str(tmp_path)]) == 3
     assert f"hint: Name {tmp_path}/basebackup_cache.\n" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["basebackup_cache", "file"]
@@ -101,11 +101,11 @@ def test_a_directory_that_is_no_cache_exits_with_3(
 
 def test_an_empty_cache_and_one_of_neons_are_caches(tmp_path: Path) -> None:
     """A lock file is enough, and so is an archive without one."""
-    with Rig(tmp_path / "cache") as rig:
-        assert main(["verify", str(rig.dir)]) == 0
-        rig.prepared()
-    (rig.dir / ".bbcache.lock").unlink()
-    assert main(["verify", str(rig.dir)]) == 0
+    with Harness(tmp_path / "cache") as harness:
+        assert main(["verify", str(harness.dir)]) == 0
+        harness.prepared()
+    (harness.dir / ".bbcache.lock").unlink()
+    assert main(["verify", str(harness.dir)]) == 0
 
 
 def test_help_documents_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

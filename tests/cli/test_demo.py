@@ -145,7 +145,7 @@ def check_report(report: dict[str, Any], version: str, round_count: int) -> None
     """All that a script may rely on."""
     assert set(report) == {
         *("postgres_version", "rounds", "tar_bytes", "codecs", "cleaned_lsn"),
-        *("metrics", "failures", "is_through_service"),
+        *("metrics", "failures", "is_via_page_service"),
     }
     assert report["postgres_version"] == version
     assert report["failures"] == []
@@ -171,10 +171,10 @@ def test_demo_through_the_service(
     newest_pg: PostgresBinaries, tmpdir_for_demo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same over the network: one build for the first start, hits for all others."""
-    options = ["--through-service", "--json", "--pg-bin", str(newest_pg.bindir)]
+    options = ["--via-page-service", "--json", "--pg-bin", str(newest_pg.bindir)]
     assert main([*DEMO, *options]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["failures"], report["is_through_service"]) == ([], True)
+    assert (report["failures"], report["is_via_page_service"]) == ([], True)
     assert [each["is_hit"] for each in report["rounds"]] == [False, True]
     given = "basebackups given by the service{bbcache_source="
     counts = [report["metrics"][f"{given}{source}}}"] for source in ("hit", "joined", "built")]
@@ -192,7 +192,7 @@ def test_a_service_that_gives_nothing(
         raise PrepareError("not today")
 
     monkeypatch.setattr("bbcache.pageserver.PgdataTimeline.send_basebackup_tarball", refuse)
-    assert main([*DEMO, "--through-service"]) == 2
+    assert main([*DEMO, "--via-page-service"]) == 2
     error = "the page service has given no basebackup: cannot build the basebackup: not today"
     assert f"bbcache: error: {error}" in capsys.readouterr().err
     assert_nothing_is_left(tmpdir_for_demo)

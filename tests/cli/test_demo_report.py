@@ -53,7 +53,7 @@ def test_what_came_over_the_network(capsys: pytest.CaptureFixture[str]) -> None:
     """It is said where it is so."""
     said = ["Every", "basebackup", "came", "over", "the", "network,"]
     assert said not in [line[:6] for line in printed(make_report(), capsys)]
-    report = replace(make_report(), is_through_service=True)
+    report = replace(make_report(), is_via_page_service=True)
     assert said in [line[:6] for line in printed(report, capsys)]
 
 

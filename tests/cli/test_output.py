@@ -32,7 +32,7 @@ def run(redirections: str, *argv: str, env: dict[str, str] | None = None) -> tup
 
 @pytest.fixture
 def cache_dir(tmp_path: Path) -> Path:
-    """A cache directory with a stray that cannot be printed, and nothing else."""
+    """A cache directory with a foreign file that cannot be printed, and nothing else."""
     (tmp_path / ".bbcache.lock").touch()
     (tmp_path / os.fsdecode(b"\xff\n")).touch()
     return tmp_path
@@ -101,4 +101,4 @@ def test_a_name_that_the_locale_cannot_print(cache_dir: Path) -> None:
     env = {**BUFFERED, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     status, out, err = run("", "verify", str(cache_dir), env=env)
     assert (status, err) == (0, "")
-    assert "2 stray" in out
+    assert "2 foreign file" in out

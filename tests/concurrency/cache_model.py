@@ -40,14 +40,14 @@ class Held:
         lsn: its LSN.
         size_bytes: as indexed.
         content: what a hit must give.
-        is_proven: whether its bytes were checked in this life of the cache.
+        is_verified: whether its bytes were checked in this life of the cache.
         is_plain: whether it has no seal, as Neon writes it.
     """
 
     lsn: Lsn
     size_bytes: int
     content: bytes
-    is_proven: bool = False
+    is_verified: bool = False
     is_plain: bool = False
 
 
@@ -74,7 +74,7 @@ class Model:
         waiting: what is queued behind them, by timeline and LSN.
         outcomes: how the prepares ended that were predicted since last taken.
         foreign: names in the directory that are no entries.
-        is_home: whether the directory still has the lock file that is held.
+        is_at_path: whether the directory still has the lock file that is held.
     """
 
     def __init__(
@@ -98,14 +98,14 @@ class Model:
         self._max_entry_bytes = min(config.max_entry_size_bytes or total, total)
         self.builds: dict[int, Build] = {}
         self.waiting: dict[int, dict[Lsn, Waiting]] = {}
-        self.parked: dict[str, int] = {}
-        self.take_stock()
+        self.pending_unlinks: dict[str, int] = {}
+        self.rescan()
 
-    def take_stock(self) -> None:
-        """Entries and strays are what is in the directory; older entries go."""
-        self.is_home = True
+    def rescan(self) -> None:
+        """Entries and foreign files are what is in the directory; older entries go."""
+        self.is_at_path = True
         self.held: dict[int, Held] = {}
-        self.strays: dict[str, int] = {}
+        self.foreign_files: dict[str, int] = {}
         self.damage = {}
         names = os.listdir(self._dir) if os.path.isdir(self._dir) else []
         for name in sorted(names):  # by LSN, for one timeline
@@ -115,10 +115,10 @@ class Model:
             if ENTRY_NAME.fullmatch(name) and stat.S_ISREG(status.st_mode):
                 self._take_over(name, status.st_size)
                 continue
-            self.strays[name] = status.st_size if stat.S_ISREG(status.st_mode) else 0
+            self.foreign_files[name] = status.st_size if stat.S_ISREG(status.st_mode) else 0
             if ENTRY_NAME.fullmatch(name) and stat.S_ISDIR(status.st_mode):
                 self.damage[name] = FOLDER
-        self.foreign = set(self.strays)
+        self.foreign = set(self.foreign_files)
         self.quarantine_bytes = sum(self._quarantined().values())
 
     def _take_over(self, name: str, size_bytes: int) -> None:
@@ -144,21 +144,25 @@ class Model:
         return sum(held.size_bytes for held in self.held.values())
 
     @property
-    def other_bytes(self) -> int:
-        """Bytes of strays, parked files and quarantine."""
-        return sum(self.strays.values()) + sum(self.parked.values()) + self.quarantine_bytes
+    def nonentry_bytes(self) -> int:
+        """Bytes of foreign files, pending unlinks and quarantine."""
+        return (
+            sum(self.foreign_files.values())
+            + sum(self.pending_unlinks.values())
+            + self.quarantine_bytes
+        )
 
     @property
     def total_bytes(self) -> int:
         """All bytes; a stopped build has written the header."""
         building = sum(self._charge(number, HEADER_SIZE_BYTES) for number in self.builds)
-        return self.entries_bytes + self.other_bytes + building
+        return self.entries_bytes + self.nonentry_bytes + building
 
     @property
     def total_count(self) -> int:
         """All files."""
         new = sum(number not in self.held for number in self.builds)
-        return len(self.held) + len(self.strays) + len(self.parked) + new
+        return len(self.held) + len(self.foreign_files) + len(self.pending_unlinks) + new
 
     def _charge(self, number: int, size_bytes: int) -> int:
         held = self.held.get(number)
@@ -208,8 +212,8 @@ class Model:
         lsn = asked.lsn
         outcome = self._judge(slot, lsn, is_rebuild=not asked.is_asked)
         is_begun, outcome = outcome is None, ERROR if outcome == AHEAD else outcome
-        if outcome is None and not self.is_home:
-            self.take_stock()
+        if outcome is None and not self.is_at_path:
+            self.rescan()
         if outcome is None and slot.number not in self.held and not self._has_room():
             outcome = NO_ROOM
         if outcome is None and not self._may_grow(slot.number, HEADER_SIZE_BYTES):
@@ -254,7 +258,7 @@ class Model:
             return NO_ROOM
         if mode == TIP_MOVES or slot.tip > lsn:
             return "tip_moved"
-        if not self.is_home or self.damage.get(slot.name(lsn)) == FOLDER:
+        if not self.is_at_path or self.damage.get(slot.name(lsn)) == FOLDER:
             return ERROR
         self.publish(slot, lsn, archive)
         return OK
@@ -262,13 +266,13 @@ class Model:
     def publish(self, slot: Slot, lsn: Lsn, archive: bytes) -> None:
         """An archive was put in its place."""
         name, old = slot.name(lsn), self.held.get(slot.number)
-        is_proven = self.config.verify_reads == "never"
-        self.held[slot.number] = Held(lsn, len(archive), archive, is_proven)
+        is_verified = self.config.verify_reads == "never"
+        self.held[slot.number] = Held(lsn, len(archive), archive, is_verified)
         self.known_good[name] = archive
         self.foreign.discard(name)
         self.damage.pop(name, None)
-        self.parked.pop(name, None)
-        self.strays.pop(name, None)
+        self.pending_unlinks.pop(name, None)
+        self.foreign_files.pop(name, None)
         if old is not None and old.lsn != lsn:
             self._remove_file(slot.name(old.lsn), old.size_bytes)
 
@@ -279,7 +283,7 @@ class Model:
 
     def lose_directory(self) -> None:
         """Somebody has removed the whole directory."""
-        self.is_home = False
+        self.is_at_path = False
         self.foreign.clear()
         self.damage = {
             s.name(self.held[s.number].lsn): MISSING for s in self._slots if s.number in self.held
@@ -289,17 +293,17 @@ class Model:
 
     def _remove_file(self, name: str, size_bytes: int) -> None:
         if self.damage.get(name) == FOLDER:
-            self.parked.setdefault(name, size_bytes)
+            self.pending_unlinks.setdefault(name, size_bytes)
         else:
             self.damage.pop(name, None)
 
-    def go_on(self, slot: Slot) -> None:
+    def check_cancelled(self, slot: Slot) -> None:
         """A stopped build goes on, and then what waited behind it."""
         charged_bytes = self._charge(slot.number, HEADER_SIZE_BYTES)
         build = self.builds[slot.number]
-        is_home, self.is_home = self.is_home, self.is_home and not build.is_lost
+        is_at_path, self.is_at_path = self.is_at_path, self.is_at_path and not build.is_lost
         outcome = self._build(slot, build.lsn, build.archive, charged_bytes=charged_bytes)
-        self.is_home = is_home
+        self.is_at_path = is_at_path
         del self.builds[slot.number]
         self.outcomes.append(outcome)
         waiting = self.waiting.pop(slot.number, {})
@@ -315,12 +319,12 @@ class Model:
             return MISS
         damage = self.damage.get(slot.name(lsn))
         if damage is None:
-            held.is_proven = True
+            held.is_verified = True
             return HIT
-        if damage == MISSING and self.is_home:
+        if damage == MISSING and self.is_at_path:
             del self.held[slot.number], self.damage[slot.name(lsn)]
             return MISS
-        if self.is_home:
+        if self.is_at_path:
             self._quarantine(slot, held)
         return ERROR
 
@@ -347,21 +351,25 @@ class Model:
         self._queue(slot, Waiting(held.lsn, is_asked=False))
 
     def clean_up(self, undecided: Collection[int] = ()) -> None:
-        """A clean-up step: what is outgrown goes, what is parked is tried again.
+        """A clean-up step: what is outgrown goes, what is kept for a later unlink is tried again.
 
         Args:
             undecided: timelines whose prepares are running meanwhile.
         """
-        if not self.is_home:
-            self.take_stock()
+        if not self.is_at_path:
+            self.rescan()
         if self._host.failure is None and self._host.is_ready:
             for slot in self._slots:
                 held = None if slot.number in undecided else self.held.get(slot.number)
                 if held is not None and self.is_outgrown(slot, held.lsn):
                     self.remove(slot)
-        self.parked = {n: size for n, size in self.parked.items() if self.damage.get(n) == FOLDER}
-        strays = {name: os.path.join(self._dir, name) for name in self.strays}
-        self.strays = {n: _stray_bytes(path) for n, path in strays.items() if os.path.lexists(path)}
+        self.pending_unlinks = {
+            n: size for n, size in self.pending_unlinks.items() if self.damage.get(n) == FOLDER
+        }
+        foreign_files = {name: os.path.join(self._dir, name) for name in self.foreign_files}
+        self.foreign_files = {
+            n: _foreign_bytes(path) for n, path in foreign_files.items() if os.path.lexists(path)
+        }
         self.quarantine_bytes = sum(self._quarantined().values())
 
     def is_outgrown(self, slot: Slot, lsn: Lsn) -> bool:
@@ -386,6 +394,6 @@ class Model:
         return {path: os.lstat(path).st_size for path in paths}
 
 
-def _stray_bytes(path: str) -> int:
+def _foreign_bytes(path: str) -> int:
     status = os.lstat(path)
     return status.st_size if stat.S_ISREG(status.st_mode) else 0

@@ -30,7 +30,7 @@ _READS: Final = "pageserver_basebackup_cache_read_total{result="
 _METRICS: Final = (
     *(metric.partition("{")[0] for metric in (_PREPARES, _SKIPS, _READS)),
     *("pageserver_basebackup_cache_entries_total", "pageserver_basebackup_cache_size_bytes"),
-    *("bbcache_other_bytes", "bbcache_quarantined_total"),
+    *("bbcache_nonentry_bytes", "bbcache_quarantined_total"),
 )
 
 
@@ -105,7 +105,7 @@ class ComparedCache(RuleBasedStateMachine):
             elif before is None or entry.lsn != before.lsn:
                 assert entry.lsn in lsns
                 self.model.publish(slot, entry.lsn, slot.archive(entry.lsn))
-                self.model.held[number].is_proven = True  # it may be: then damage is not found
+                self.model.held[number].is_verified = True  # it may be: then damage is not found
         if self.pending:
             self.prepares = self.counted_prepares(self.values())
         self.pending.clear()
@@ -192,7 +192,7 @@ class ComparedCache(RuleBasedStateMachine):
         assert {entry[1:] for entry in self.cache.entries()} == expected
         assert values["pageserver_basebackup_cache_entries_total"] == len(expected)
         assert values["pageserver_basebackup_cache_size_bytes"] == model.entries_bytes
-        assert values["bbcache_other_bytes"] == model.other_bytes
+        assert values["bbcache_nonentry_bytes"] == model.nonentry_bytes
         assert (index.total_count, index.total_size_bytes) == (model.total_count, model.total_bytes)
         self.check_directory()
         self.prepares.update(model.outcomes)

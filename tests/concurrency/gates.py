@@ -71,7 +71,7 @@ class StepGate:
 
 
 class WatchedLock:
-    """The shelf's file lock, of which one can tell who waits for it.
+    """The catalog's file lock, of which one can tell who waits for it.
 
     Args:
         before: called by a thread that does not have the lock, before it takes it, with

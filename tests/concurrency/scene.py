@@ -1,7 +1,7 @@
 """Forced interleavings: stop one action at a named step, and see what another does.
 
 A `Scene` is a cache whose *seams* are watched: the calls between its parts, the host's
-callbacks, and the taking of the shelf's file lock. The seams that an action passes are its
+callbacks, and the taking of the catalog's file lock. The seams that an action passes are its
 steps, and a `StepGate` stops the first thread that comes to one of them. No step is inside
 the index's lock: what is done there is one change of memory.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from concurrency.gates import Step, StepGate, WatchedLock, watch_waits
-from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, Rig, Worker, fail_with, noise
+from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, Harness, Worker, fail_with, noise
 from support.helpers import wait_until
 
 import bbcache.storage.catalog
@@ -53,7 +53,7 @@ class Scene:
     Each build has other bytes, even at one LSN, so that none passes for another.
 
     Attributes:
-        rig: the cache.
+        harness: the cache.
         timeline: its timeline, with the tip at `LSN_A`.
         trace: the steps that were passed since `begin`, in order.
         sent: the tarballs that the host has written, by LSN.
@@ -68,9 +68,11 @@ class Scene:
         tar_bytes: int = TAR_BYTES,
         **settings: Any,
     ) -> None:
-        self.rig = Rig(data_dir, **{"verify_reads": "always", "prepare_concurrency": 2, **settings})
+        self.harness = Harness(
+            data_dir, **{"verify_reads": "always", "prepare_concurrency": 2, **settings}
+        )
         self.monkeypatch = monkeypatch
-        self.timeline = self.rig.timeline(LSN_A)
+        self.timeline = self.harness.timeline(LSN_A)
         self.timeline.on_send = self._send
         self._tar_bytes = tar_bytes
         self.trace: list[Step] = []
@@ -82,11 +84,11 @@ class Scene:
         self._passes: Counter[str] = Counter()
         self._lock = threading.Lock()  # guards trace, most_bytes and _passes
         self._gate: StepGate | None = None
-        self.rig.open()
+        self.harness.open()
 
     def close(self) -> None:
         """Close every cache that was opened."""
-        self.rig.__exit__(None, None, None)
+        self.harness.__exit__(None, None, None)
 
     @property
     def tip(self) -> Lsn:
@@ -96,14 +98,14 @@ class Scene:
     def begin(self, state: str) -> None:
         """Bring the timeline into a state, and watch every seam from then on."""
         STATES[state](self)
-        self.engine = engine = self.rig.engine
+        self.engine = engine = self.harness.engine
         self.file_lock = WatchedLock(lambda taker: self._pass_by(f"{taker}: file lock"))
-        engine._shelf._file_lock = self.file_lock
+        engine._catalog._file_lock = self.file_lock
         for line in SEAMS:
             for seam in line.split():
                 self._watch(seam)
         self._waiting_for_close = watch_waits(self.monkeypatch, engine._changed)
-        self._registry = self.rig.registry
+        self._registry = self.harness.registry
         self._ended_before = sum(prepare_results(self._registry).values())
         settle = engine._preparer.settle
 
@@ -152,8 +154,8 @@ class Scene:
     def _parts(self) -> Mapping[str, object]:
         engine = self.engine
         return {
-            "manager": self.rig.host,
-            "tenant": self.rig.tenant,
+            "manager": self.harness.host,
+            "tenant": self.harness.tenant,
             "timeline": self.timeline,
             "queue": engine._queue,
             "index": engine.index,
@@ -204,7 +206,7 @@ class Scene:
 def prepare(scene: Scene) -> None:
     """Prepare the timeline at its tip, and wait for the end of that."""
     lsn = scene.tip
-    scene.rig.send(scene.timeline, lsn)
+    scene.harness.send(scene.timeline, lsn)
     wait_until(lambda: scene.has_ended(lsn) or not scene.engine.is_serving)
 
 
@@ -217,7 +219,7 @@ def refresh(scene: Scene) -> None:
 def get(scene: Scene) -> None:
     """Ask for the old LSN and for the tip; what comes must be what was sealed."""
     for lsn in sorted({LSN_A, scene.tip}):
-        tar = scene.rig.get(scene.timeline, lsn)
+        tar = scene.harness.get(scene.timeline, lsn)
         if tar is not None:
             assert tar in scene.sent[lsn], "bytes that no prepare has sealed"
             scene.got.append((lsn, tar))
@@ -225,12 +227,12 @@ def get(scene: Scene) -> None:
 
 def clean_up(scene: Scene) -> None:
     """Run a clean-up step."""
-    scene.rig.cache.run_cleanup()
+    scene.harness.cache.run_cleanup()
 
 
 def close(scene: Scene) -> None:
     """Close the cache."""
-    scene.rig.cache.close(DEADLINE_S)
+    scene.harness.cache.close(DEADLINE_S)
 
 
 def _empty(_scene: Scene) -> None:
@@ -238,7 +240,7 @@ def _empty(_scene: Scene) -> None:
 
 
 def _held(scene: Scene) -> None:
-    scene.rig.prepare(scene.timeline, LSN_A)
+    scene.harness.prepare(scene.timeline, LSN_A)
 
 
 def _outgrown(scene: Scene) -> None:
@@ -248,7 +250,7 @@ def _outgrown(scene: Scene) -> None:
 
 def _damaged(scene: Scene) -> None:
     _held(scene)
-    flip_bit(scene.rig.path(scene.timeline))
+    flip_bit(scene.harness.path(scene.timeline))
 
 
 def _damaged_and_outgrown(scene: Scene) -> None:
@@ -258,18 +260,18 @@ def _damaged_and_outgrown(scene: Scene) -> None:
 
 def _vanished(scene: Scene) -> None:
     _held(scene)
-    scene.rig.path(scene.timeline).unlink()
+    scene.harness.path(scene.timeline).unlink()
 
 
-def _parked(scene: Scene) -> None:
+def _pending_unlinks(scene: Scene) -> None:
     _held(scene)
-    timelines = scene.rig.tenant.timelines
+    timelines = scene.harness.tenant.timelines
     del timelines[scene.timeline.timeline_id]
     with pytest.MonkeyPatch.context() as patch:
         fail_with(patch, bbcache.storage.catalog, "unlink", PermissionError(13, "not permitted"))
-        scene.rig.cache.run_cleanup()
+        scene.harness.cache.run_cleanup()
     timelines[scene.timeline.timeline_id] = scene.timeline
-    assert scene.rig.engine._shelf._parked
+    assert scene.harness.engine._catalog._pending_unlinks
 
 
 ACTIONS: Final = {
@@ -286,7 +288,7 @@ STATES: Final = {
     "damaged": _damaged,
     "damaged and outgrown": _damaged_and_outgrown,
     "vanished": _vanished,
-    "parked": _parked,
+    "pending unlink": _pending_unlinks,
 }
 
 

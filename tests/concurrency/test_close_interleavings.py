@@ -19,7 +19,7 @@ from support.cache_helpers import (
     DEADLINE_S,
     LSN_A,
     Gate,
-    Rig,
+    Harness,
     Worker,
     stop_before,
     stop_while_sending,
@@ -28,7 +28,7 @@ from support.helpers import wait_until
 
 import bbcache.engine
 from bbcache import BasebackupCache, BasebackupCacheConfig, DirectoryLockedError
-from bbcache.storage.catalog import Shelf
+from bbcache.storage.catalog import Catalog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,22 +62,22 @@ def test_nothing_changes_after_a_close_that_left_a_thread(
         left = Worker(ACTIONS[stopped], scene)
         gate.wait()
         is_in_change = scene.file_lock.is_held
-        scene.rig.cache.close(0)
+        scene.harness.cache.close(0)
         if step != "queue.put":  # who is in the middle of asking is told later
             scene.check_counts()
         if is_in_change:
             with pytest.raises(DirectoryLockedError):
-                scene.rig.open()
-        before = files_in(scene.rig.dir)
+                scene.harness.open()
+        before = files_in(scene.harness.dir)
         gate.open()
         wait_for_threads(scene, left)
     if not is_in_change:
-        assert files_in(scene.rig.dir).keys() == before.keys()
-        scene.rig.open()
+        assert files_in(scene.harness.dir).keys() == before.keys()
+        scene.harness.open()
         get(scene)
-        scene.rig.wait_idle()
-        scene.rig.cache.run_cleanup()
-        scene.rig.check_books()
+        scene.harness.wait_idle()
+        scene.harness.cache.run_cleanup()
+        scene.harness.check_accounting()
     scene.check_counts()
 
 
@@ -87,22 +87,22 @@ def test_a_thread_left_behind_does_not_disturb_the_next_cache(
 ) -> None:
     """Once close has returned the directory is another cache's, and only that one changes it."""
     scene = make_scene(state)
-    rig = scene.rig
+    harness = scene.harness
     with scene.stop_at(step) as gate:
         left = Worker(ACTIONS[stopped], scene)
         gate.wait()
-        rig.cache.close(0)
+        harness.cache.close(0)
         if not scene.file_lock.is_held:
-            rig.open()
+            harness.open()
             get(scene)
-            rig.prepare(scene.timeline, scene.tip)
-        before = files_in(rig.dir)
+            harness.prepare(scene.timeline, scene.tip)
+        before = files_in(harness.dir)
         gate.open()
         wait_for_threads(scene, left)
-    if rig.cache.wait_initialized(0):  # the next cache, not one whose directory stays locked
-        assert files_in(rig.dir) == before
-        rig.cache.run_cleanup()
-        rig.check_books()
+    if harness.cache.wait_initialized(0):  # the next cache, not one whose directory stays locked
+        assert files_in(harness.dir) == before
+        harness.cache.run_cleanup()
+        harness.check_accounting()
         get(scene)
         assert scene.got
 
@@ -113,24 +113,24 @@ def test_nothing_changes_in_the_directory_of_a_successor(
 ) -> None:
     """A cache whose directory was replaced, and locked by another, leaves that one alone."""
     scene = make_scene(state)
-    rig, other = scene.rig, Rig(scene.rig.dir)
-    other.host, other.tenant = rig.host, rig.tenant
+    harness, other = scene.harness, Harness(scene.harness.dir)
+    other.host, other.tenant = harness.host, harness.tenant
     with scene.stop_at(step) as gate:
         first = Worker(ACTIONS[stopped], scene)
         gate.wait()
         is_in_change = scene.file_lock.is_held  # begun in the old directory
-        rig.dir.rename(rig.dir.with_name("moved"))
+        harness.dir.rename(harness.dir.with_name("moved"))
         with other:
             other.prepare(scene.timeline, scene.tip)
-            before = files_in(rig.dir)
+            before = files_in(harness.dir)
             gate.open()
             first.result()
-            rig.wait_idle()
+            harness.wait_idle()
             clean_up(scene)
             if not is_in_change:
-                assert files_in(rig.dir) == before
-                other.check_books()
-            rig.cache.close(DEADLINE_S)
+                assert files_in(harness.dir) == before
+                other.check_accounting()
+            harness.cache.close(DEADLINE_S)
     scene.check_counts()
 
 
@@ -143,42 +143,44 @@ def test_a_close_waits_for_a_build_and_frees_the_directory(
     """A close without a limit ends after the build; what it left is whole, in place, unlocked."""
     scene = make_scene("empty")
     with scene.stop_at(step) as gate:
-        scene.rig.send(scene.timeline, LSN_A)
+        scene.harness.send(scene.timeline, LSN_A)
         gate.wait()
-        closing = Worker(scene.rig.cache.close)
+        closing = Worker(scene.harness.cache.close)
         wait_until(lambda: not scene.engine.is_serving)
         assert closing.is_alive()
     closing.result()
-    left = files_in(scene.rig.dir)
+    left = files_in(scene.harness.dir)
     scene.check_counts()
-    scene.rig.open()
-    assert files_in(scene.rig.dir) == left
-    assert [entry.size_bytes for entry in scene.rig.cache.entries()] == [*map(len, left.values())]
+    scene.harness.open()
+    assert files_in(scene.harness.dir) == left
+    assert [entry.size_bytes for entry in scene.harness.cache.entries()] == [
+        *map(len, left.values())
+    ]
     get(scene)
-    scene.rig.check_books()
+    scene.harness.check_accounting()
 
 
 def test_a_start_that_is_closed_first_changes_nothing(data_dir: Path) -> None:
     """A start whose cache was closed does not sweep the build of the next cache away."""
-    rig = Rig(data_dir)
-    timeline = rig.timeline()
+    harness = Harness(data_dir)
+    timeline = harness.timeline()
     with Gate() as start, Gate() as build:
         with pytest.MonkeyPatch.context() as patch:
-            stop_before(patch, Shelf, "load", start)
+            stop_before(patch, Catalog, "load", start)
             first = BasebackupCache.spawn(
-                data_dir, BasebackupCacheConfig(), rig.host, registry=CollectorRegistry()
+                data_dir, BasebackupCacheConfig(), harness.host, registry=CollectorRegistry()
             )
             start.wait_for()
             first.close(0)
         loading = [t for t in threading.enumerate() if t.name == "bbcache-cleanup"]
-        with rig:
+        with harness:
             stop_while_sending(timeline, build)
-            rig.send(timeline)
+            harness.send(timeline)
             build.wait_for()
             start.open()
             for thread in loading:
                 thread.join(DEADLINE_S)
             build.open()
-            rig.wait_idle()
-            assert rig.holds(timeline)
-            rig.check_books()
+            harness.wait_idle()
+            assert harness.holds(timeline)
+            harness.check_accounting()

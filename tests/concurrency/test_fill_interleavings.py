@@ -1,7 +1,7 @@
 """A fill that is stopped at each of its steps while something else happens to its timeline.
 
 Whatever that is: the caller gets bytes that the host has written for his LSN, or is told that
-the cache closes; one build serves two callers; and the books balance in the end.
+the cache closes; one build serves two callers; and the accounting balance in the end.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ if TYPE_CHECKING:
 
 _BUILD: Final = (
     *("timeline.get_last_record_lsn", "timeline.wait_lsn", "timeline.get_last_record_lsn 2"),
-    *("ensure_home: file lock", "index.reserve", "create_temp: file lock", "store.create_temp"),
+    *(
+        "ensure_directory: file lock",
+        "index.reserve",
+        "create_temp: file lock",
+        "store.create_temp",
+    ),
     *("timeline.send_basebackup_tarball", "host: half of the tarball"),
     *("timeline.get_last_record_lsn 3", "temp.patch", "temp.sync", "publish: file lock"),
     *("store.rename_temp", "index.commit", "queue.done"),
 )
 _UNNAMED: Final = (
     *("timeline.get_last_record_lsn", "timeline.wait_lsn", "timeline.get_last_record_lsn 2"),
-    *("ensure_home: file lock", "create_temp: file lock", "store.create_temp"),
+    *("ensure_directory: file lock", "create_temp: file lock", "store.create_temp"),
     *("timeline.send_basebackup_tarball", "host: half of the tarball"),
     *("timeline.get_last_record_lsn 3", "temp.patch", "drop: file lock", "disk.unlink"),
     "queue.done",
@@ -57,7 +62,7 @@ CASES: Final = [
 def ask(scene: Scene) -> bytes | None:
     """Fill at `LSN_A`; None where the cache closes first."""
     try:
-        _, tar = filled(scene.rig, scene.timeline, LSN_A, DEADLINE_S)
+        _, tar = filled(scene.harness, scene.timeline, LSN_A, DEADLINE_S)
     except ClosingError:
         return None
     assert tar in scene.sent[LSN_A]
@@ -72,7 +77,7 @@ def make_state(make_scene: Callable[..., Scene]) -> Callable[[str], Scene]:
         if state != "outgrown and gone":
             return make_scene(state)
         scene = make_scene("outgrown")
-        scene.rig.cache.run_cleanup()
+        scene.harness.cache.run_cleanup()
         scene.trace.clear()
         scene._passes.clear()
         return scene
@@ -85,7 +90,7 @@ def test_every_step_is_in_the_table(make_state: Callable[[str], Scene], state: s
     """`STEPS` names no step that a fill does not make, and of its build none is missing."""
     scene = make_state(state)
     assert ask(scene) is not None
-    scene.rig.wait_idle()
+    scene.harness.wait_idle()
     made = {str(step) for step in scene.trace}
     assert set(STEPS[state]) <= made
     assert made - set(STEPS[state]) <= (_OPEN if state == "damaged" else set())
@@ -111,13 +116,13 @@ def test_a_fill_beside(
     if other == "fill" and state in {"empty", "vanished"}:
         assert len(scene.sent[LSN_A]) == builds_before + 1
     if other == "close":
-        scene.rig.open()
-    scene.rig.wait_idle()
-    rig = scene.rig
-    assert unpublished_bytes(rig) == 0
-    assert rig.engine.index.total_size_bytes == disk_bytes(rig.dir)
+        scene.harness.open()
+    scene.harness.wait_idle()
+    harness = scene.harness
+    assert unpublished_bytes(harness) == 0
+    assert harness.engine.index.total_size_bytes == disk_bytes(harness.dir)
     if other != "close":
-        fill(rig, scene.timeline, scene.tip, DEADLINE_S).close()
-        assert rig.holds(scene.timeline, scene.tip)
-    rig.wait_idle()
-    rig.check_books()
+        fill(harness, scene.timeline, scene.tip, DEADLINE_S).close()
+        assert harness.holds(scene.timeline, scene.tip)
+    harness.wait_idle()
+    harness.check_accounting()

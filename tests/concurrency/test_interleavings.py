@@ -3,7 +3,7 @@
 `STEPS` names every step of every action in every state, and a test proves that it names
 them all. At each of them the action is stopped, another runs to its end or to where it
 must wait, and then the first goes on. Whatever the order: only sealed bytes are served, the
-books balance with the directory, and nothing that was prepared is lost.
+accounting balance with the directory, and nothing that was prepared is lost.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _steps(*lines: str) -> tuple[str, ...]:
 
 _BUILD = (
     "timeline.get_last_record_lsn, timeline.wait_lsn, timeline.get_last_record_lsn 2",
-    "ensure_home: file lock, index.reserve, create_temp: file lock, store.create_temp",
+    "ensure_directory: file lock, index.reserve, create_temp: file lock, store.create_temp",
     "timeline.send_basebackup_tarball, host: half of the tarball",
     "timeline.get_last_record_lsn 3, temp.patch, temp.sync",
     "publish: file lock, store.rename_temp, index.commit",
@@ -40,7 +40,7 @@ _FIND_DAMAGE = _steps(
     "index.move_to_quarantine, store.quarantine, queue.put",
 )
 _JUDGE = _steps(
-    "ensure_home: file lock, index.by_key, manager.list, tenant.list_timelines",
+    "ensure_directory: file lock, index.by_key, manager.list, tenant.list_timelines",
     "timeline.get_last_record_lsn",
 )
 _REMOVE = _steps("discard: file lock, index.doom, disk.unlink, index.settle_doomed")
@@ -54,7 +54,7 @@ STEPS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "empty": {
         "prepare": _PREPARE,
         "get": _steps("index.find"),
-        "clean-up": _steps("ensure_home: file lock, index.by_key", *_UPKEEP),
+        "clean-up": _steps("ensure_directory: file lock, index.by_key", *_UPKEEP),
         "close": _CLOSE,
     },
     "held": {
@@ -88,11 +88,13 @@ STEPS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "clean-up": _JUDGE + _UPKEEP,
         "close": _CLOSE,
     },
-    "parked": {
+    "pending unlink": {
         "prepare": _PREPARE,
         "get": _steps("index.find"),
         "clean-up": _steps(
-            "ensure_home: file lock, index.by_key", *_UPKEEP, "disk.unlink, upkeep: file lock 3"
+            "ensure_directory: file lock, index.by_key",
+            *_UPKEEP,
+            "disk.unlink, upkeep: file lock 3",
         ),
         "close": _CLOSE,
     },
@@ -116,7 +118,7 @@ def test_every_step_is_in_the_table(
     scene = make_scene(state)
     ACTIONS[action](scene)
     if action != "close":
-        scene.rig.wait_idle()
+        scene.harness.wait_idle()
     assert sorted(map(str, scene.trace)) == sorted(STEPS[state][action])
 
 
@@ -125,7 +127,7 @@ def test_every_step_is_in_the_table(
 def test_interleaving(
     make_scene: Callable[..., Scene], state: str, stopped: str, step: str, other: str
 ) -> None:
-    """Wherever one action stops for another: right bytes or a miss, balanced books, no loss."""
+    """Wherever one action stops for another: right bytes or a miss, exact accounting, no loss."""
     scene = make_scene(state)
     with scene.stop_at(step) as gate:
         first = Worker(ACTIONS[stopped], scene)
@@ -137,8 +139,8 @@ def test_interleaving(
     second.result()
     is_closed = "close" in (stopped, other)
     if is_closed:
-        scene.rig.open()
-    scene.rig.wait_idle()
+        scene.harness.open()
+    scene.harness.wait_idle()
     scene.check_counts()
     check_end(scene, expected_lsns(state, {stopped, other}), is_cut=is_closed)
 
@@ -164,26 +166,26 @@ def _expected_of_cut(state: str, others: Collection[str]) -> set[Lsn | None]:
     """Likewise where a close has come first, or in the middle, and the cache starts again."""
     if state == "damaged" and ("get" in others or "refresh" in others):
         return {None}  # taken out, and not rebuilt
-    if state == "parked":
+    if state == "pending unlink":
         return {None, LSN_A}  # a file that could not be removed is an entry again
     return expected_lsns(state, ())
 
 
 def check_end(scene: Scene, expected: set[Lsn | None], *, is_cut: bool) -> None:
-    """Find what damage is left, then compare cache, books, directory and expectation."""
-    rig = scene.rig
+    """Find what damage is left, then compare cache, accounting, directory and expectation."""
+    harness = scene.harness
     get(scene)
-    rig.wait_idle()
-    assert rig.engine.index.total_size_bytes == disk_bytes(rig.dir)
-    if rig.engine._shelf._parked:
-        rig.cache.run_cleanup()
-    rig.check_books()
-    held: set[Lsn | None] = {entry.lsn for entry in rig.cache.entries()} or {None}
+    harness.wait_idle()
+    assert harness.engine.index.total_size_bytes == disk_bytes(harness.dir)
+    if harness.engine._catalog._pending_unlinks:
+        harness.cache.run_cleanup()
+    harness.check_accounting()
+    held: set[Lsn | None] = {entry.lsn for entry in harness.cache.entries()} or {None}
     assert held <= expected
     for lsn in held:
         if lsn is not None:
             allowed = scene.sent[lsn] if is_cut else scene.sent[lsn][-1:]
-            assert rig.get(scene.timeline, lsn) in allowed, "not the newest build"
-    assert len(rig.quarantined()) <= 1
-    rig.cache.run_cleanup()
-    rig.check_books()
+            assert harness.get(scene.timeline, lsn) in allowed, "not the newest build"
+    assert len(harness.quarantined()) <= 1
+    harness.cache.run_cleanup()
+    harness.check_accounting()

@@ -29,12 +29,12 @@ def _lose_to_clean_up(scene: Scene) -> None:
 
 
 def _lose_to_damage(scene: Scene) -> None:
-    flip_bit(scene.rig.path(scene.timeline))
+    flip_bit(scene.harness.path(scene.timeline))
     get(scene)
 
 
 def _lose_to_an_administrator(scene: Scene) -> None:
-    scene.rig.path(scene.timeline).unlink()
+    scene.harness.path(scene.timeline).unlink()
     get(scene)
 
 
@@ -45,7 +45,7 @@ def test_a_removal_decided_before_a_republish_at_the_same_lsn_is_dropped(
 ) -> None:
     """A removal is of one entry, not of an LSN: what was published since is not hit."""
     scene = make_scene("held")
-    timelines = scene.rig.tenant.timelines
+    timelines = scene.harness.tenant.timelines
     del timelines[scene.timeline.timeline_id]
     with scene.stop_at(step) as gate:
         removal = Worker(clean_up, scene)
@@ -55,9 +55,9 @@ def test_a_removal_decided_before_a_republish_at_the_same_lsn_is_dropped(
         prepare(scene)
         assert len(scene.sent[LSN_A]) == 2
     removal.result()
-    scene.rig.wait_idle()
-    assert scene.rig.get(scene.timeline) == scene.sent[LSN_A][1]
-    scene.rig.check_books()
+    scene.harness.wait_idle()
+    assert scene.harness.get(scene.timeline) == scene.sent[LSN_A][1]
+    scene.harness.check_accounting()
 
 
 def test_an_entry_born_while_clean_up_asks_is_not_judged(
@@ -68,14 +68,14 @@ def test_an_entry_born_while_clean_up_asks_is_not_judged(
     with scene.stop_at("discard: file lock") as gate:  # the host has listed all timelines
         cleaning = Worker(clean_up, scene)
         gate.wait()
-        born = scene.rig.timeline()
-        scene.rig.send(born)
+        born = scene.harness.timeline()
+        scene.harness.send(born)
         refresh(scene)
-        wait_until(lambda: scene.rig.holds(born))
+        wait_until(lambda: scene.harness.holds(born))
     cleaning.result()
-    assert scene.rig.holds(born)
-    assert scene.rig.holds(scene.timeline, LSN_B)
-    scene.rig.check_books()
+    assert scene.harness.holds(born)
+    assert scene.harness.holds(scene.timeline, LSN_B)
+    scene.harness.check_accounting()
 
 
 def test_two_clean_ups_remove_an_entry_once(make_scene: Callable[..., Scene]) -> None:
@@ -89,7 +89,7 @@ def test_two_clean_ups_remove_an_entry_once(make_scene: Callable[..., Scene]) ->
     first.result()
     second.result()
     assert sum(step.seam == "disk.unlink" for step in scene.trace) == 1
-    scene.rig.check_books()
+    scene.harness.check_accounting()
 
 
 @pytest.mark.parametrize("step", ["store.rename_temp", "index.commit", "disk.unlink"])
@@ -97,14 +97,14 @@ def test_get_while_a_file_is_published(make_scene: Callable[..., Scene], step: s
     """Until the index has the new entry the old one is served; from then on the new one."""
     scene = make_scene("outgrown")
     with scene.stop_at(step) as gate:
-        scene.rig.send(scene.timeline, LSN_B)
+        scene.harness.send(scene.timeline, LSN_B)
         gate.wait()
-        old, new = (scene.rig.get(scene.timeline, lsn) for lsn in (LSN_A, LSN_B))
-    scene.rig.wait_idle()
+        old, new = (scene.harness.get(scene.timeline, lsn) for lsn in (LSN_A, LSN_B))
+    scene.harness.wait_idle()
     is_published = step == "disk.unlink"
     assert old == (None if is_published else scene.sent[LSN_A][0])
     assert new == (scene.sent[LSN_B][0] if is_published else None)
-    assert scene.rig.get(scene.timeline, LSN_B) == scene.sent[LSN_B][0]
+    assert scene.harness.get(scene.timeline, LSN_B) == scene.sent[LSN_B][0]
 
 
 def test_a_ghost_dropped_late_does_not_take_the_republished_entry(
@@ -117,10 +117,10 @@ def test_a_ghost_dropped_late_does_not_take_the_republished_entry(
         gate.wait()
         get(scene)
         prepare(scene)
-        assert scene.rig.holds(scene.timeline)
+        assert scene.harness.holds(scene.timeline)
     late.result()
-    assert scene.rig.get(scene.timeline) == scene.sent[LSN_A][1]
-    scene.rig.check_books()
+    assert scene.harness.get(scene.timeline) == scene.sent[LSN_A][1]
+    scene.harness.check_accounting()
 
 
 @pytest.mark.parametrize("step", ["upkeep: file lock 2", "disk.unlink"])
@@ -128,7 +128,7 @@ def test_a_parked_unlink_never_hits_what_was_published_at_its_path(
     make_scene: Callable[..., Scene], step: str
 ) -> None:
     """A publish ends the wait for an unlink at its path, or comes after it."""
-    scene = make_scene("parked")
+    scene = make_scene("pending unlink")
     with scene.stop_at(step) as gate:
         upkeep = Worker(clean_up, scene)
         gate.wait()
@@ -136,9 +136,9 @@ def test_a_parked_unlink_never_hits_what_was_published_at_its_path(
         assert publishing.is_alive() == (step == "disk.unlink")
     upkeep.result()
     publishing.result()
-    scene.rig.wait_idle()
-    assert scene.rig.get(scene.timeline) == scene.sent[LSN_A][1]
-    scene.rig.check_books()
+    scene.harness.wait_idle()
+    assert scene.harness.get(scene.timeline) == scene.sent[LSN_A][1]
+    scene.harness.check_accounting()
 
 
 @pytest.mark.parametrize("is_tight", [True, False], ids=["tight", "loose"])
@@ -167,17 +167,20 @@ def test_a_refresh_while_the_old_entry_is_quarantined(
         second = scene.run_beside(gate, *actions.values())
     first.result()
     second.result()
-    scene.rig.wait_idle()
-    scene.rig.check_books()
+    scene.harness.wait_idle()
+    scene.harness.check_accounting()
     assert scene.most_bytes <= limit_bytes
-    is_held, has_evidence = scene.rig.holds(scene.timeline, LSN_B), bool(scene.rig.quarantined())
+    is_held, has_evidence = (
+        scene.harness.holds(scene.timeline, LSN_B),
+        bool(scene.harness.quarantined()),
+    )
     if is_tight:
         assert is_held != has_evidence
     else:
         assert is_held
-        assert has_evidence == (scene.rig.value("bbcache_quarantined_total") == 1)
+        assert has_evidence == (scene.harness.value("bbcache_quarantined_total") == 1)
     if stopped == "prepare" and step in _WITH_BYTES:  # more than the margin, on credit
-        assert scene.rig.value("bbcache_quarantined_total") == 1
+        assert scene.harness.value("bbcache_quarantined_total") == 1
         assert has_evidence != is_tight
 
 
@@ -194,15 +197,15 @@ def test_a_prepare_while_a_quarantine_fails_publishes_over_the_bad_archive(
         assert publishing.is_alive(), "it has not waited for the file lock"
     finding.result()
     publishing.result()
-    scene.rig.wait_idle()
-    assert scene.rig.get(scene.timeline) == scene.sent[LSN_A][1]
-    scene.rig.check_books()
+    scene.harness.wait_idle()
+    assert scene.harness.get(scene.timeline) == scene.sent[LSN_A][1]
+    scene.harness.check_accounting()
 
 
 def test_an_entry_that_comes_back_is_credited_to_its_refresh_again(
     make_scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A quarantine that fails in the middle of a refresh leaves the books as they were."""
+    """A quarantine that fails in the middle of a refresh leaves the accounting as they were."""
     fail_with(monkeypatch, Store, "quarantine", OSError(errno.EIO, "the disk fails"), times=1)
     scene = make_scene("damaged and outgrown", tar_bytes=_TAR_BYTES)
     index = scene.engine.index
@@ -213,7 +216,7 @@ def test_an_entry_that_comes_back_is_credited_to_its_refresh_again(
         get(scene)
         assert (index.total_count, index.total_size_bytes) == before
     refreshing.result()
-    scene.rig.check_books()
+    scene.harness.check_accounting()
 
 
 def test_a_running_prepare_that_is_not_needed_does_not_swallow_a_rebuild(
@@ -222,8 +225,8 @@ def test_a_running_prepare_that_is_not_needed_does_not_swallow_a_rebuild(
     """A prepare that has relied on a bad archive does not cover the rebuild of it."""
     scene = make_scene("damaged")
     with scene.stop_at("queue.done") as gate:
-        scene.rig.send(scene.timeline, LSN_A)
+        scene.harness.send(scene.timeline, LSN_A)
         gate.wait()  # it has seen the entry, and ends as "up to date"
         get(scene)
-    scene.rig.wait_idle()
-    assert scene.rig.get(scene.timeline) == scene.sent[LSN_A][-1]
+    scene.harness.wait_idle()
+    assert scene.harness.get(scene.timeline) == scene.sent[LSN_A][-1]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from concurrency.scene import prepare_results
-from support.cache_helpers import LSN_A, Rig, Worker, noise
+from support.cache_helpers import LSN_A, Harness, Worker, noise
 from support.helpers import count_descriptors, wait_until
 
 if TYPE_CHECKING:
@@ -50,20 +50,20 @@ class Story:
         is_built: set at the end of each build.
     """
 
-    def __init__(self, rig: Rig, number: int) -> None:
-        self._rig = rig
-        self.timeline: MemoryTimeline = rig.timeline(LSN_A)
+    def __init__(self, harness: Harness, number: int) -> None:
+        self._harness = harness
+        self.timeline: MemoryTimeline = harness.timeline(LSN_A)
         self.timeline.on_send = self._send
         self.timeline.tarball = lambda at: noise(_TAR_BYTES, int(at) << 8 | number)
         self.archives: dict[Lsn, bytes] = {}
         self.damaged: set[Lsn] = set()
         self.is_built = threading.Event()
 
-    def go_on(self) -> Lsn:
+    def check_cancelled(self) -> Lsn:
         """Move the tip to an LSN whose archive is known."""
         lsn = self.timeline.get_last_record_lsn() + _LSN_STEP
         kept = list(self.archives.items())[1 - _REMEMBERED :]
-        self.archives = {**dict(kept), lsn: self._rig.sealed(self.timeline, lsn)}
+        self.archives = {**dict(kept), lsn: self._harness.sealed(self.timeline, lsn)}
         self.is_built.clear()
         self.timeline.advance(lsn)
         return lsn
@@ -80,9 +80,9 @@ class Soak:
         counts: what has happened; each thread has counts of its own until it ends.
     """
 
-    def __init__(self, rig: Rig) -> None:
-        self.rig = rig
-        self.stories = [Story(rig, number) for number in range(TIMELINES)]
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
+        self.stories = [Story(harness, number) for number in range(TIMELINES)]
         self.stop = threading.Event()
         self.counts: Counter[str] = Counter()
         self._seen: set[str] = set()
@@ -124,8 +124,8 @@ class Soak:
             return
         newest = max(archives)
         lsn = rng.choice([*archives, newest, newest, newest])
-        tenant_id = self.rig.tenant.tenant_id
-        file = self.rig.cache.get(tenant_id, story.timeline.timeline_id, lsn)
+        tenant_id = self.harness.tenant.tenant_id
+        file = self.harness.cache.get(tenant_id, story.timeline.timeline_id, lsn)
         if file is None:
             counts["misses"] += 1
             self.stop.wait(_PAUSE_S)  # a miss is so cheap that nothing else would get its turn
@@ -142,34 +142,34 @@ class Soak:
         """A timeline goes on; mostly it is prepared there."""
         story = rng.choice(self.stories)
         with self._lock:  # one thread moves a timeline at a time
-            lsn = story.go_on()
+            lsn = story.check_cancelled()
         if rng.random() < 0.8:
-            self.rig.send(story.timeline, lsn)
+            self.harness.send(story.timeline, lsn)
             counts["prepares"] += 1
             story.is_built.wait(0.1)  # it may be skipped
 
     def clean_up(self, _rng: random.Random, counts: Counter[str]) -> None:
         """One clean-up step."""
-        self.rig.cache.run_cleanup()
+        self.harness.cache.run_cleanup()
         counts["clean-ups"] += 1
         self.stop.wait(_PAUSE_S)
 
     def watch_limits(self, _rng: random.Random, counts: Counter[str]) -> None:
         """The limits hold at any moment."""
-        assert self.rig.engine.index.total_size_bytes <= MAX_BYTES
-        assert self.rig.engine.index.total_count <= MAX_ENTRIES
+        assert self.harness.engine.index.total_size_bytes <= MAX_BYTES
+        assert self.harness.engine.index.total_count <= MAX_ENTRIES
         counts["looks at the limits"] += 1
         self.stop.wait(_PAUSE_S)
 
     def damage(self, rng: random.Random, counts: Counter[str]) -> None:
         """Flip a bit of an entry's file, cut it short, or remove it."""
-        entries = self.rig.cache.entries()
+        entries = self.harness.cache.entries()
         if entries:
             entry = rng.choice(entries)
             story = next(s for s in self.stories if s.timeline.timeline_id == entry.timeline_id)
             story.damaged.add(entry.lsn)
             try:
-                self._damage_file(self.rig.path(story.timeline, entry.lsn), rng)
+                self._damage_file(self.harness.path(story.timeline, entry.lsn), rng)
                 counts["damages"] += 1
             except FileNotFoundError:
                 pass  # removed or replaced meanwhile
@@ -191,26 +191,30 @@ class Soak:
 
     def results(self) -> Counter[str]:
         """How many prepares ended how, and how many files are in quarantine, by the metrics."""
-        ended = {f"prepares {name}": n for name, n in prepare_results(self.rig.registry).items()}
-        return +Counter({**ended, "quarantined": int(self.rig.value("bbcache_quarantined_total"))})
+        ended = {
+            f"prepares {name}": n for name, n in prepare_results(self.harness.registry).items()
+        }
+        return +Counter(
+            {**ended, "quarantined": int(self.harness.value("bbcache_quarantined_total"))}
+        )
 
     def check_end(self) -> None:
-        """Find what damage is left; then books, directory and counts agree."""
-        rig = self.rig
-        rig.wait_idle()
+        """Find what damage is left; then accounting, directory and counts agree."""
+        harness = self.harness
+        harness.wait_idle()
         while self._find_damage():
-            rig.wait_idle()
-        rig.cache.run_cleanup()
-        rig.check_books()
-        ended = sum(prepare_results(rig.registry).values())
-        assert ended == self.counts["prepares"] + rig.value("bbcache_quarantined_total")
+            harness.wait_idle()
+        harness.cache.run_cleanup()
+        harness.check_accounting()
+        ended = sum(prepare_results(harness.registry).values())
+        assert ended == self.counts["prepares"] + harness.value("bbcache_quarantined_total")
 
     def _find_damage(self) -> bool:
         """Read every entry; whether one of them was bad."""
         by_id = {story.timeline.timeline_id: story for story in self.stories}
         is_bad = False
-        for entry in self.rig.cache.entries():
-            archive = self.rig.cache.get(entry.tenant_id, entry.timeline_id, entry.lsn)
+        for entry in self.harness.cache.entries():
+            archive = self.harness.cache.get(entry.tenant_id, entry.timeline_id, entry.lsn)
             is_bad |= archive is None
             if archive is not None:
                 with archive:
@@ -234,14 +238,14 @@ def test_soak(data_dir: Path, *, is_damaged: bool) -> None:
     """No wrong byte, no exception, nothing left over, and counters equal to the directory."""
     gc.collect()  # what tests before this one have left
     descriptors = count_descriptors()
-    with Rig(
+    with Harness(
         data_dir,
         prepare_concurrency=4,
         max_size_entries=MAX_ENTRIES,
         max_total_size_bytes=MAX_BYTES,
         verify_reads="always" if is_damaged else "first",
-    ) as rig:
-        soak = Soak(rig)
+    ) as harness:
+        soak = Soak(harness)
         jobs = [soak.prepare] * 4 + [soak.clean_up] * 2 + [soak.watch_limits]
         wanted = {"hits", "misses", "clean-ups", "looks at the limits"}
         wanted |= {"prepares ok", "prepares skip", *["damages", "quarantined"] * is_damaged}

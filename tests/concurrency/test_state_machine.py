@@ -114,10 +114,10 @@ class CacheMachine(UsedCache):
     def is_found(self, number: int, kind: str) -> bool:
         """Whether damage would be found by the next `get`, by what the design promises."""
         held, verify = self.model.held[number], self.model.config.verify_reads
-        if self.slots[number].name(held.lsn) in self.model.damage or not self.model.is_home:
+        if self.slots[number].name(held.lsn) in self.model.damage or not self.model.is_at_path:
             return False
         if kind in ("header", "body", "zeros", "swap"):
-            is_read = verify == "always" or not held.is_proven
+            is_read = verify == "always" or not held.is_verified
             return is_read and not held.is_plain and (kind != "body" or verify != "never")
         return True
 
@@ -150,10 +150,10 @@ class CacheMachine(UsedCache):
                 self.model.damage[path.name] = CONTENT
 
     @rule(name=st.sampled_from(_STRAYS), size_bytes=st.integers(0, 500))
-    def bring_a_stray(self, name: str, size_bytes: int) -> None:
+    def bring_a_foreign_file(self, name: str, size_bytes: int) -> None:
         """Somebody puts another file or a folder there, or changes one; the next start sees it."""
         self.settle()
-        if self.model.is_home:
+        if self.model.is_at_path:
             path = self.dir / name
             path.mkdir(exist_ok=True) if name == "lost+found" else path.write_bytes(
                 bytes(size_bytes)
@@ -171,7 +171,7 @@ class CacheMachine(UsedCache):
         slot = self.slots[number]
         lsn = self.lsn_of(slot, which)
         path = self.dir / slot.name(lsn)
-        if not self.model.is_home or path.name in self.model.names | self.model.damage.keys():
+        if not self.model.is_at_path or path.name in self.model.names | self.model.damage.keys():
             return
         slot.version += 1
         tar = slot.tar(lsn)
@@ -185,7 +185,7 @@ class CacheMachine(UsedCache):
     @rule(
         what=st.sampled_from(
             [
-                *("strays", "strays", "folders", "quarantine", "quarantine itself"),
+                *("foreign files", "foreign files", "folders", "quarantine", "quarantine itself"),
                 *("tmp", "lock file", "everything"),
             ]
         )
@@ -193,7 +193,7 @@ class CacheMachine(UsedCache):
     def remove(self, what: str) -> None:
         """An administrator removes what is astray, what is bad, or what is the cache's own."""
         self.settle()
-        if what == "strays":
+        if what == "foreign files":
             for name in self.model.foreign.intersection(_STRAYS):
                 path = self.dir / name
                 path.rmdir() if path.is_dir() else path.unlink()
@@ -202,9 +202,9 @@ class CacheMachine(UsedCache):
             self.remove_folders()
         elif what.startswith("quarantine"):
             shutil.rmtree(self.dir / "quarantine", ignore_errors=True)
-            if what == "quarantine" and self.model.is_home:
+            if what == "quarantine" and self.model.is_at_path:
                 (self.dir / "quarantine").mkdir()
-        elif self.model.is_home:
+        elif self.model.is_at_path:
             self.lose(what)
 
     def lose(self, what: str) -> None:
@@ -214,7 +214,7 @@ class CacheMachine(UsedCache):
             self.model.lose_directory()
         elif what == "lock file":
             (self.dir / ".bbcache.lock").unlink()
-            self.model.is_home = False
+            self.model.is_at_path = False
         else:
             shutil.rmtree(self.dir / "tmp", ignore_errors=True)
             for build in self.model.builds.values():

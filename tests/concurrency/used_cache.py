@@ -118,7 +118,7 @@ class UsedCache(ComparedCache):
         self.settle()
         if number in self.model.builds:
             build = self.model.builds[number]
-            self.model.go_on(self.slots[number])
+            self.model.check_cancelled(self.slots[number])
             build.may_go_on.set()
 
     @rule(asked=st.lists(st.tuples(NUMBERS, LSNS), min_size=1, max_size=5))
@@ -134,7 +134,7 @@ class UsedCache(ComparedCache):
             wanted = self.lsn_of(slot, lsn)
             if wanted > slot.tip and self.model.is_patient:
                 wanted = slot.tip
-            if not is_taken and not is_damaged and self.model.is_home:
+            if not is_taken and not is_damaged and self.model.is_at_path:
                 self.pending.setdefault(number, set()).add(wanted)
                 self.sent += 1
                 self.cache.send_prepare(
@@ -173,7 +173,7 @@ class UsedCache(ComparedCache):
 
     def start_a_second_cache(self) -> None:
         """It is refused, and told by whom."""
-        if self.model.is_home:
+        if self.model.is_at_path:
             with pytest.raises(DirectoryLockedError) as refusal:
                 BasebackupCache.spawn(
                     self.dir, BasebackupCacheConfig(), self.host, CollectorRegistry()
@@ -250,7 +250,7 @@ class UsedCache(ComparedCache):
         """Get an entry, or have it built; give up a wait for an LSN beyond the tip."""
         self.settle()
         slot, lsn = self.slots[number], self.lsn_of(self.slots[number], which)
-        is_damaged = slot.name(lsn) in self.model.damage or not self.model.is_home
+        is_damaged = slot.name(lsn) in self.model.damage or not self.model.is_at_path
         if is_damaged or number in self.model.builds:
             return
         slot.size_bytes = size_bytes

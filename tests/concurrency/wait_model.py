@@ -72,7 +72,7 @@ class WaitModel(Model):
         outcome = self._judge(slot, lsn, is_rebuild=False)
         if outcome == ERROR or slot.tip < lsn:
             is_left = outcome != ERROR and self.is_patient
-            self.outcomes.append("given_up" if is_left else ERROR)
+            self.outcomes.append("cancelled" if is_left else ERROR)
             return AHEAD if is_left else ERROR
         if outcome is None and not self._may_grow(slot.number, HEADER_SIZE_BYTES):
             outcome = NO_ROOM

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from faults import matrix, shim
-from faults.bed import Bed
+from faults.harness import Bed
 from faults.life import STORIES
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from faults.bed import Bench
+    from faults.harness import Bench
 
 _START_S, _WORK_S = 0.05, 0.15  # a kill comes within that time of the start, or of the work
 _MOST_WORK_S = 5.0
@@ -49,7 +49,7 @@ def kill_again_and_again(bench: Bench, count: int, seed: int) -> Tally:
     rng, tally, work_s = random.Random(seed), Tally(), _WORK_S
     while tally.kills < count and not tally.complaints:
         is_at_work = rng.random() >= _SHARE_IN_START
-        ended = bench.zygote.run(
+        ended = bench.fork_server.run(
             "load",
             data_dir,
             kill_after_s=rng.uniform(0, work_s if is_at_work else _START_S),
@@ -68,6 +68,6 @@ def kill_again_and_again(bench: Bench, count: int, seed: int) -> Tally:
     tally.hits, tally.refreshes, tally.harms = (
         sum(line.startswith(word) for line in lines) for word in ("hit ", "tip ", "harm ")
     )
-    after = bench.zygote.run("restart", data_dir, survivors=[])
+    after = bench.fork_server.run("restart", data_dir, survivors=[])
     tally.complaints += [f"at the end: {line}" for line in after.complaints()]
     return tally

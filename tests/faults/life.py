@@ -17,9 +17,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from faults import world
+from faults import fixed_host
+from faults.fixed_host import LSN_A, LSN_B, LSN_C
 from faults.shim import hits, outside
-from faults.world import LSN_A, LSN_B, LSN_C
 from prometheus_client import CollectorRegistry
 from support.cache_helpers import disk_bytes
 from support.helpers import samples
@@ -40,7 +40,7 @@ PATIENCE_S: Final = 45.0
 _GLANCE_S: Final = 0.05
 _HOPELESS_HITS: Final = 3  # calls that have failed, after which a dead disk is dead
 _ROUNDS: Final = 4  # in which everything must be there again, one fault or not
-SHARD: Final = TenantShardId(world.TENANT)
+SHARD: Final = TenantShardId(fixed_host.TENANT)
 EXIT_WRONG: Final = 3
 EXIT_PROBLEM: Final = 4
 
@@ -115,7 +115,7 @@ class Life:
         self.dir = data_dir
         self.tips = tips
         self.witness = witness
-        self.host, self.timelines = world.make_host(tips)
+        self.host, self.timelines = fixed_host.make_host(tips)
         self.registry = CollectorRegistry()
         # Beside the directory, where no call meets a fault.
         config = {"cleanup_period": 3600.0, "prepare_concurrency": 2, **settings}
@@ -128,7 +128,7 @@ class Life:
         """Get and read to the end; None for a miss, and where the caller's reading fails."""
         data: bytes | None = None
         with self.witness.nothing_raised(f"get of {name}"):
-            file = self.cache.get(world.TENANT, world.timeline_id(name), lsn)
+            file = self.cache.get(fixed_host.TENANT, fixed_host.timeline_id(name), lsn)
             if file is None:
                 return None
             try:
@@ -137,7 +137,7 @@ class Life:
             except OSError as error:  # of the caller's own calls on its own file
                 self.witness.notes.append(f"caller could not read {name}: {error}")
                 return None
-            if not world.is_right(data, name, lsn):
+            if not fixed_host.is_right(data, name, lsn):
                 self.witness.add_wrong(f"{name} at {lsn}: {len(data)} bytes")
         return data
 
@@ -148,7 +148,9 @@ class Life:
         """
         with self.witness.nothing_raised(f"get_or_prepare of {name}"):
             try:
-                file = self.cache.get_or_prepare(SHARD, world.timeline_id(name), lsn, PATIENCE_S)
+                file = self.cache.get_or_prepare(
+                    SHARD, fixed_host.timeline_id(name), lsn, PATIENCE_S
+                )
             except FillError as error:
                 if os.strerror(errno.EMFILE) not in str(error):
                     raise
@@ -160,7 +162,7 @@ class Life:
             except OSError as error:  # of the caller's own calls on its own file
                 self.witness.notes.append(f"caller could not read {name}: {error}")
                 return
-            if not world.is_right(data, name, lsn):
+            if not fixed_host.is_right(data, name, lsn):
                 self.witness.add_wrong(f"{name} at {lsn}: {len(data)} bytes")
 
     def send(self, names: Iterable[str], lsn: Lsn | None = None) -> None:
@@ -170,7 +172,7 @@ class Life:
                 self.tips[name] = lsn
                 self.timelines[name].advance(lsn)
             with self.witness.nothing_raised("send_prepare"):
-                self.cache.send_prepare(SHARD, world.timeline_id(name), self.tips[name])
+                self.cache.send_prepare(SHARD, fixed_host.timeline_id(name), self.tips[name])
 
     def wait_idle(self) -> None:
         """All work must come to an end."""
@@ -182,10 +184,13 @@ class Life:
         with self.witness.nothing_raised("run_cleanup"):
             self.cache.run_cleanup()
 
-    def held(self) -> dict[world.Found, int]:
+    def held(self) -> dict[fixed_host.Found, int]:
         """What `entries` shows, with sizes in bytes."""
         entries = self.cache.entries()
-        return {world.Found(world.name_of(e.timeline_id), e.lsn): e.size_bytes for e in entries}
+        return {
+            fixed_host.Found(fixed_host.name_of(e.timeline_id), e.lsn): e.size_bytes
+            for e in entries
+        }
 
     def close(self) -> None:
         """Close; nothing may be left over."""
@@ -196,14 +201,16 @@ class Life:
         left = [t.name for t in threading.enumerate() if t.name.startswith("bbcache")]
         self.witness.expect(not left, f"close leaves threads: {left}")
 
-    def check_books(self) -> None:
+    def check_accounting(self) -> None:
         """Books, gauges and directory agree, as they must when the cache is idle.
 
         Only an entry whose size the start could not learn, because that very call met
-        the fault, may be on the disk and not held: it counts as a stray.
+        the fault, may be on the disk and not held: it counts as a foreign file.
         """
         with outside():
-            sizes = {found: p.stat().st_size for found, p in world.entry_files(self.dir).items()}
+            sizes = {
+                found: p.stat().st_size for found, p in fixed_host.entry_files(self.dir).items()
+            }
             temp_files = os.listdir(self.dir / "tmp")
             total_bytes = disk_bytes(self.dir)
         held, gauges, expect = self.held(), samples(self.registry), self.witness.expect
@@ -237,8 +244,11 @@ def live(
         is_lasting: whether the fault lasts to the end, so that nothing recovers.
         settings: of the cache.
     """
-    tips = dict.fromkeys(world.ALL, LSN_A) | {world.MOVED: LSN_B, world.SUPERSEDED: LSN_B}
-    del tips[world.DROPPED]
+    tips = dict.fromkeys(fixed_host.ALL, LSN_A) | {
+        fixed_host.MOVED: LSN_B,
+        fixed_host.SUPERSEDED: LSN_B,
+    }
+    del tips[fixed_host.DROPPED]
     fds_before = _open_fds()
     try:
         life = Life(data_dir, tips, witness, **settings)
@@ -251,8 +261,8 @@ def live(
             STORIES[story](life)
             _recover(life, is_lasting=is_lasting)
         else:
-            life.send(world.MADE)  # to be cancelled by the close
-            life.fill(world.WANTED, LSN_A)
+            life.send(fixed_host.MADE)  # to be cancelled by the close
+            life.fill(fixed_host.WANTED, LSN_A)
         life.close()
         del life
     left = {name for name in _open_fds() - fds_before if not (is_lasting and "lock" in name)}
@@ -284,18 +294,18 @@ def _be_replaced(life: Life) -> None:
     aside, new = life.dir.with_name("aside"), life.dir.with_name("new")
     with outside():
         life.dir.rename(aside)
-    life.read(world.STEADY, LSN_A)
-    life.send([world.FIRST, world.BIG])
-    life.fill(world.WANTED, LSN_A)
+    life.read(fixed_host.STEADY, LSN_A)
+    life.send([fixed_host.FIRST, fixed_host.BIG])
+    life.fill(fixed_host.WANTED, LSN_A)
     _beside(life.clean_up, life.wait_idle)
-    life.read(world.FIRST, LSN_A)
+    life.read(fixed_host.FIRST, LSN_A)
     with outside():
         if life.dir.exists():
             life.dir.rename(new)
         aside.rename(life.dir)
-    life.read(world.FIRST, LSN_A)
+    life.read(fixed_host.FIRST, LSN_A)
     life.clean_up()
-    life.send([world.REFRESHED], LSN_B)
+    life.send([fixed_host.REFRESHED], LSN_B)
     life.wait_idle()
 
 
@@ -303,40 +313,40 @@ STORIES: Final[dict[str, Callable[[Life], None]]] = {"used": _be_used, "replaced
 
 
 def _read_what_was_held(life: Life) -> None:
-    life.read(world.STEADY, LSN_A)
-    life.read(world.STEADY, LSN_B)  # a miss
-    life.read(world.PLAIN, LSN_A)
-    life.read(world.SUPERSEDED, LSN_B)
-    life.read(world.BAD, LSN_A)  # goes to quarantine; its rebuild is queued
+    life.read(fixed_host.STEADY, LSN_A)
+    life.read(fixed_host.STEADY, LSN_B)  # a miss
+    life.read(fixed_host.PLAIN, LSN_A)
+    life.read(fixed_host.SUPERSEDED, LSN_B)
+    life.read(fixed_host.BAD, LSN_A)  # goes to quarantine; its rebuild is queued
 
 
 def _prepare_and_refresh(life: Life) -> None:
-    life.send(world.MADE)
-    life.send([world.REFRESHED], LSN_B)
+    life.send(fixed_host.MADE)
+    life.send([fixed_host.REFRESHED], LSN_B)
     _beside(
-        lambda: [life.read(world.STEADY, LSN_A) for _ in range(5)],
-        lambda: life.fill(world.FIRST, LSN_A),
+        lambda: [life.read(fixed_host.STEADY, LSN_A) for _ in range(5)],
+        lambda: life.fill(fixed_host.FIRST, LSN_A),
     )
-    life.fill(world.WANTED, LSN_A)
+    life.fill(fixed_host.WANTED, LSN_A)
     life.wait_idle()
-    for name in (world.FIRST, world.BIG, world.CUT, world.LOST):
+    for name in (fixed_host.FIRST, fixed_host.BIG, fixed_host.CUT, fixed_host.LOST):
         life.read(name, LSN_A)
-    life.read(world.REFRESHED, LSN_B)
+    life.read(fixed_host.REFRESHED, LSN_B)
 
 
 def _meet_damage(life: Life) -> None:
     with outside():
-        files = world.entry_files(life.dir)
-        _overwrite(files.get(world.Found(world.HURT, LSN_A)), world.flipped)
-        _overwrite(files.get(world.Found(world.CUT, LSN_A)), lambda content: content[:-1])
-        lost = files.get(world.Found(world.LOST, LSN_A))
+        files = fixed_host.entry_files(life.dir)
+        _overwrite(files.get(fixed_host.Found(fixed_host.HURT, LSN_A)), fixed_host.flipped)
+        _overwrite(files.get(fixed_host.Found(fixed_host.CUT, LSN_A)), lambda content: content[:-1])
+        lost = files.get(fixed_host.Found(fixed_host.LOST, LSN_A))
         if lost is not None:
             lost.unlink()
-    life.fill(world.HURT, LSN_A)
-    for name in (world.HURT, world.CUT, world.LOST):
+    life.fill(fixed_host.HURT, LSN_A)
+    for name in (fixed_host.HURT, fixed_host.CUT, fixed_host.LOST):
         life.read(name, LSN_A)
     life.wait_idle()
-    for name in (world.HURT, world.CUT):
+    for name in (fixed_host.HURT, fixed_host.CUT):
         life.read(name, LSN_A)
 
 
@@ -349,12 +359,12 @@ def _overwrite(path: Path | None, change: Callable[[bytes], bytes]) -> None:
 
 
 def _clean_up(life: Life) -> None:
-    life.send([world.REFRESHED], LSN_C)
+    life.send([fixed_host.REFRESHED], LSN_C)
     life.wait_idle()
-    life.read(world.REFRESHED, LSN_C)
-    life.send([world.FIRST], LSN_C)
+    life.read(fixed_host.REFRESHED, LSN_C)
+    life.send([fixed_host.FIRST], LSN_C)
     _beside(life.clean_up, life.wait_idle)  # which may take its old entry first
-    life.read(world.FIRST, LSN_C)
+    life.read(fixed_host.FIRST, LSN_C)
 
 
 def _recover(life: Life, *, is_lasting: bool) -> None:
@@ -374,7 +384,7 @@ def _recover(life: Life, *, is_lasting: bool) -> None:
     life.wait_idle()
     if not is_lasting:
         life.witness.expect(not missing, f"not there again: {missing}")
-        life.check_books()
+        life.check_accounting()
 
 
 def _beside(first: Callable[[], object], second: Callable[[], object]) -> None:

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from faults import world
+from faults import fixed_host
 from faults.life import PATIENCE_S, Life, Witness
 from faults.restart import check_evidence
 
@@ -25,7 +25,7 @@ from bbcache import Lsn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NAMES: Final = tuple(f"{world.LOAD}{number}" for number in range(6))
+NAMES: Final = tuple(f"{fixed_host.LOAD}{number}" for number in range(6))
 _STEP: Final = 0x100
 
 
@@ -37,7 +37,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self.tips = dict.fromkeys(NAMES, world.LSN_A)
+        self.tips = dict.fromkeys(NAMES, fixed_host.LSN_A)
         self.hits: dict[str, Lsn] = {}
         self.locks = {name: threading.Lock() for name in NAMES}  # a hit is written down before harm
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -51,9 +51,9 @@ class Journal:
         """Append a line, which outlives the process from here on."""
         os.write(self._fd, f"{line}\n".encode())
 
-    def must_be_there(self) -> set[world.Found]:
+    def must_be_there(self) -> set[fixed_host.Found]:
         """Entries that were served, and that nobody has had a reason to remove."""
-        return {world.Found(n, lsn) for n, lsn in self.hits.items() if self.tips[n] == lsn}
+        return {fixed_host.Found(n, lsn) for n, lsn in self.hits.items() if self.tips[n] == lsn}
 
     def _take(self, word: str, name: str, lsn: Lsn) -> None:
         if word == "tip":
@@ -104,7 +104,7 @@ def _repeat(job: Callable[[random.Random], None], rng: random.Random, witness: W
 
 def _check_start(life: Life, seen: Journal) -> None:
     witness = life.witness
-    files = world.entry_files(life.dir)
+    files = fixed_host.entry_files(life.dir)
     witness.expect(life.cache.wait_initialized(PATIENCE_S), "the directory is never loaded")
     newest = {found.name: found for found in sorted(files)}
     witness.expect(set(life.held()) == set(newest.values()), "held is not what is on disk")
@@ -115,7 +115,7 @@ def _check_start(life: Life, seen: Journal) -> None:
     for name, lsn in life.held():
         life.read(name, lsn)
     life.wait_idle()
-    life.check_books()
+    life.check_accounting()
     check_evidence(life)
 
 
@@ -145,10 +145,10 @@ def _harm(life: Life, seen: Journal, rng: random.Random) -> None:
     name = rng.choice(NAMES)
     lsn = seen.tips[name]
     bad = life.dir.parent / "bad-copy"
-    bad.write_bytes(world.flipped(world.sealed(name, lsn)))
+    bad.write_bytes(fixed_host.flipped(fixed_host.sealed(name, lsn)))
     with seen.locks[name]:
         if seen.hits.get(name) == lsn and rng.random() < 1 / 3:
             seen.write(f"harm {name} {int(lsn)}")
             seen.hits.pop(name)
-            bad.rename(life.dir / world.file_name(name, lsn))
+            bad.rename(life.dir / fixed_host.file_name(name, lsn))
     life.cache.wait_idle(0.001)

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from faults import shim, world
+from faults import fixed_host, shim
 from faults.calls import Call, read_log
 from faults.shim import Fault
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Iterable
 
-    from faults.bed import Bed, Bench
+    from faults.harness import Bed, Bench
 
 _TRIALS: Final = 3  # lives without fault, of which the longest is taken
 
@@ -86,19 +86,19 @@ def live_and_restart(bench: Bench, fault: Fault | None, story: str = "used") -> 
         if path.is_dir():
             shutil.rmtree(path)
     log.unlink(missing_ok=True)
-    world.seed(data_dir)
+    fixed_host.seed(data_dir)
     is_lasting = fault is not None and fault.count == 0
     told = shim.settings(data_dir, fault, log)
-    lived = bench.zygote.run("life", data_dir, told=told, story=story, is_lasting=is_lasting)
+    lived = bench.fork_server.run("life", data_dir, told=told, story=story, is_lasting=is_lasting)
     met = next((call for call in read_log(log) if call.is_injected), None)
     complaints = lived.complaints(may_be_killed=fault is not None and fault.kills)
     if fault is not None and fault.kills and met is not None and not lived.is_killed:
         complaints.append(f"not killed, but ended with {lived.status}")
     # Where no refresh can succeed, clean-up rightly takes what the tip has passed.
-    survivors = set(world.UNTOUCHED if is_lasting else world.SURVIVORS)
+    survivors = set(fixed_host.UNTOUCHED if is_lasting else fixed_host.SURVIVORS)
     if story == "replaced":  # by a directory without them
         survivors.clear()
-    after = bench.zygote.run("restart", data_dir, survivors=sorted(survivors))
+    after = bench.fork_server.run("restart", data_dir, survivors=sorted(survivors))
     complaints += [f"after it: {line}" for line in after.complaints()]
     return Result(fault, met, complaints, lived.notes)
 
@@ -142,7 +142,7 @@ def _numbered(column: Column, calls: list[Call]) -> list[tuple[int, Call]]:
 
 def _kind_of_file(path: str) -> str:
     name = os.path.basename(path)
-    if world.parse_name(name) is not None:
+    if fixed_host.parse_name(name) is not None:
         return "entry"
     for folder in ("tmp", "quarantine"):
         if f"/{folder}/" in path:

@@ -11,8 +11,8 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from bbcache.prepare.builder import Builder
-from bbcache.storage import catalog as shelf
-from bbcache.storage.catalog import Shelf
+from bbcache.storage import catalog
+from bbcache.storage.catalog import Catalog
 from bbcache.storage.dirlock import DirectoryLock
 from bbcache.storage.files import Store, TempFile
 from bbcache.storage.index import Index
@@ -124,11 +124,11 @@ ORDER: Final[dict[str, Callable[[], None]]] = {
 PROMISES: Final[dict[str, Callable[[], None]]] = {
     "serves what it has not checked": lambda: _replace(Reader, "_check", lambda *_: None),
     "raises from get": _raise_from_get,
-    "hangs": lambda: _replace(Shelf, "publish", lambda *_: threading.Event().wait()),
-    "crashes": lambda: _replace(Shelf, "upkeep", lambda _: os.kill(os.getpid(), signal.SIGSEGV)),
+    "hangs": lambda: _replace(Catalog, "publish", lambda *_: threading.Event().wait()),
+    "crashes": lambda: _replace(Catalog, "upkeep", lambda _: os.kill(os.getpid(), signal.SIGSEGV)),
     "leaves temporary files": lambda: _replace(Store, "sweep_tmp", lambda _: {}),
-    "leaves replaced files": lambda: _replace(Shelf, "_remove_replaced_locked", lambda *_: None),
-    "says gone what is there": lambda: _replace(shelf, "_try_unlink", lambda _: None),
+    "leaves replaced files": lambda: _replace(Catalog, "_remove_replaced_locked", lambda *_: None),
+    "says gone what is there": lambda: _replace(catalog, "_try_unlink", lambda _: None),
     "counts too many": _count_too_many,
     "keeps its lock": lambda: _replace(DirectoryLock, "release", lambda _: None),
 }

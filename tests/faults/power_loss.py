@@ -20,7 +20,7 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from faults import shim, world
+from faults import fixed_host, shim
 from faults.calls import read_log
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from faults.bed import Bench
     from faults.calls import Call
+    from faults.harness import Bench
 
 _DIRECTORIES: Final = ("tmp", "quarantine")
 
@@ -126,8 +126,8 @@ class Disk:
                 path = os.path.join(folder, name)
                 with open(path, "rb") as file:
                     content = file.read()
-                entry = world.parse_name(name)
-                is_damaged = entry is not None and not world.is_right(content, *entry)
+                entry = fixed_host.parse_name(name)
+                is_damaged = entry is not None and not fixed_host.is_right(content, *entry)
                 number = self._add(File(content, is_damaged=is_damaged))
                 self.names[self._relative(path)] = [number]
 
@@ -265,8 +265,8 @@ def corrupt_entries(image: Image) -> list[str]:
     """Entries that are not whole, though nobody but the power has touched them."""
     found = []
     for name, content in image.items():
-        entry = world.parse_name(name)
-        if entry and not content.is_damaged and not world.is_right(content.data, *entry):
+        entry = fixed_host.parse_name(name)
+        if entry and not content.is_damaged and not fixed_host.is_right(content.data, *entry):
             found.append(f"{entry.name} at {entry.lsn} has {len(content.data)} bytes of its own")
     return found
 
@@ -285,7 +285,7 @@ def without_damaged_entries(image: Image) -> Image:
     return {
         name: content
         for name, content in image.items()
-        if not (content.is_damaged and world.parse_name(name))
+        if not (content.is_damaged and fixed_host.parse_name(name))
     }
 
 
@@ -293,9 +293,9 @@ def record_life(bench: Bench, mutation: str | None = None) -> tuple[Disk, list[C
     """Live without fault; returns the disk as it was before, and the calls."""
     data_dir, log = bench.directory / "cache", bench.directory / "log"
     log.unlink(missing_ok=True)
-    world.seed(data_dir)
+    fixed_host.seed(data_dir)
     disk = Disk(data_dir)
-    lived = bench.zygote.run(
+    lived = bench.fork_server.run(
         "life", data_dir, told=shim.settings(data_dir, log=log), mutation=mutation
     )
     assert mutation is not None or not lived.complaints(), lived.complaints()
@@ -316,7 +316,7 @@ def start_on(bench: Bench, image: Image, verify_reads: str) -> list[str]:
         image = without_damaged_entries(image)
     data_dir = bench.directory / "image"
     write_image(image, data_dir)
-    started = bench.zygote.run(
-        "restart", data_dir, survivors=world.UNTOUCHED, verify_reads=verify_reads
+    started = bench.fork_server.run(
+        "restart", data_dir, survivors=fixed_host.UNTOUCHED, verify_reads=verify_reads
     )
     return corrupt_entries(image) + started.complaints()

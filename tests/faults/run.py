@@ -19,7 +19,7 @@ TESTS_DIR = Path(__file__).parent.parent
 sys.path[:0] = [str(TESTS_DIR), str(TESTS_DIR.parent)]
 
 from faults import kills, matrix, power_loss, shim  # noqa: E402 - found by the lines above
-from faults.bed import Bed  # noqa: E402
+from faults.harness import Bed  # noqa: E402
 from faults.life import STORIES  # noqa: E402
 
 

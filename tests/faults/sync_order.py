@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
-from faults import world
+from faults import fixed_host
 
 from bbcache.archive.format import HEADER_SIZE_BYTES
 
@@ -35,7 +35,7 @@ def violations(calls: list[Call], data_dir: Path) -> list[str]:
         if call.op in _READS or (call.op == "open" and not call.offset & os.O_CREAT):
             continue
         steps[call.path].append(call)
-        if call.op == "rename" and world.parse_name(os.path.basename(call.path2)):
+        if call.op == "rename" and fixed_host.parse_name(os.path.basename(call.path2)):
             found += _violations_of(steps.pop(call.path), call.path2)
     return found
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from support.cache_helpers import LSN_A, LSN_B, MIB, Rig, Worker, noise, tar_of
+from support.cache_helpers import LSN_A, LSN_B, MIB, Harness, Worker, noise, tar_of
 from support.disk_helpers import fill_disk, mount
 from support.fill_helpers import filled
 from support.helpers import file_names
@@ -78,11 +78,11 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 @pytest.fixture
-def rig(disk: SmallDisk) -> Iterator[Rig]:
+def harness(disk: SmallDisk) -> Iterator[Harness]:
     """A cache on the small disk, not yet open."""
-    rig = Rig(disk.cache_dir)
-    yield rig
-    rig.__exit__(None, None, None)
+    harness = Harness(disk.cache_dir)
+    yield harness
+    harness.__exit__(None, None, None)
 
 
 def build(disk: SmallDisk, timeline: MemoryTimeline) -> None:
@@ -99,199 +99,199 @@ def build(disk: SmallDisk, timeline: MemoryTimeline) -> None:
 
 
 def test_a_disk_filled_during_builds_costs_those_builds(
-    disk: SmallDisk, rig: Rig, caplog: pytest.LogCaptureFixture
+    disk: SmallDisk, harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is held is served throughout, no temp file stays, errors are counted with a hint."""
-    rig.open(prepare_concurrency=2)
-    held = [rig.prepared(LSN_A, _HELD_BYTES) for _ in range(3)]
-    doomed = [rig.timeline() for _ in range(2)]
+    harness.open(prepare_concurrency=2)
+    held = [harness.prepared(LSN_A, _HELD_BYTES) for _ in range(3)]
+    doomed = [harness.timeline() for _ in range(2)]
     for timeline in doomed:
         build(disk, timeline)
-        rig.send(timeline)
-    with serving(rig, held) as served:
-        rig.wait_idle()
+        harness.send(timeline)
+    with serving(harness, held) as served:
+        harness.wait_idle()
     assert served
-    assert rig.counts() == {"ok": 3, "error": 2}
+    assert harness.counts() == {"ok": 3, "error": 2}
     assert caplog.text.count("Free space on the file system") == 2
-    assert rig.temp_files() == []
-    assert not any(map(rig.holds, doomed))
-    rig.check_books()
+    assert harness.temp_files() == []
+    assert not any(map(harness.holds, doomed))
+    harness.check_accounting()
 
 
-def test_it_recovers_by_itself_when_space_returns(disk: SmallDisk, rig: Rig) -> None:
+def test_it_recovers_by_itself_when_space_returns(disk: SmallDisk, harness: Harness) -> None:
     """The prepares that failed work when they are asked for again."""
-    rig.open()
-    held, late = rig.prepared(LSN_A, _HELD_BYTES), rig.timeline()
+    harness.open()
+    held, late = harness.prepared(LSN_A, _HELD_BYTES), harness.timeline()
     late.tarball = lambda at: noise(_HELD_BYTES, int(at))
     disk.fill()
     for _ in range(3):
-        rig.prepare(late)
-        rig.cache.run_cleanup()
-        rig.check_books()
-    assert rig.counts() == {"ok": 1, "error": 3}
+        harness.prepare(late)
+        harness.cache.run_cleanup()
+        harness.check_accounting()
+    assert harness.counts() == {"ok": 1, "error": 3}
     disk.free()
-    rig.prepare(late)
-    assert rig.get(late) == noise(_HELD_BYTES, LSN_A)
-    assert rig.get(held) == noise(_HELD_BYTES, LSN_A)
-    rig.check_books()
+    harness.prepare(late)
+    assert harness.get(late) == noise(_HELD_BYTES, LSN_A)
+    assert harness.get(held) == noise(_HELD_BYTES, LSN_A)
+    harness.check_accounting()
 
 
-def test_a_refresh_that_fails_keeps_the_old_entry(disk: SmallDisk, rig: Rig) -> None:
+def test_a_refresh_that_fails_keeps_the_old_entry(disk: SmallDisk, harness: Harness) -> None:
     """The entry at the older LSN stays, is served, and is replaced when there is room."""
-    rig.open()
-    timeline = rig.prepared(LSN_A, _HELD_BYTES)
+    harness.open()
+    timeline = harness.prepared(LSN_A, _HELD_BYTES)
     timeline.tarball = lambda at: noise(_HELD_BYTES, int(at))
     disk.fill()
     timeline.advance(LSN_B)
-    rig.prepare(timeline, LSN_B)
-    assert rig.get(timeline, LSN_A) == noise(_HELD_BYTES, LSN_A)
-    assert rig.get(timeline, LSN_B) is None
-    rig.check_books()
+    harness.prepare(timeline, LSN_B)
+    assert harness.get(timeline, LSN_A) == noise(_HELD_BYTES, LSN_A)
+    assert harness.get(timeline, LSN_B) is None
+    harness.check_accounting()
     disk.free()
-    rig.prepare(timeline, LSN_B)
-    assert rig.get(timeline, LSN_B) == noise(_HELD_BYTES, LSN_B)
-    assert len(rig.entry_files()) == 1
-    rig.check_books()
+    harness.prepare(timeline, LSN_B)
+    assert harness.get(timeline, LSN_B) == noise(_HELD_BYTES, LSN_B)
+    assert len(harness.entry_files()) == 1
+    harness.check_accounting()
 
 
-def test_damage_is_taken_out_on_a_full_disk(disk: SmallDisk, rig: Rig) -> None:
+def test_damage_is_taken_out_on_a_full_disk(disk: SmallDisk, harness: Harness) -> None:
     """A bad archive goes to quarantine; its rebuild fails, and works when there is room."""
-    rig.open(verify_reads="always")
-    timeline = rig.prepared(LSN_A, _HELD_BYTES)
-    content = rig.path(timeline).read_bytes()
-    rig.path(timeline).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    harness.open(verify_reads="always")
+    timeline = harness.prepared(LSN_A, _HELD_BYTES)
+    content = harness.path(timeline).read_bytes()
+    harness.path(timeline).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     disk.fill()
-    assert rig.get(timeline) is None
-    rig.wait_idle()
-    assert len(rig.quarantined()) == 1
-    assert rig.counts() == {"ok": 1, "error": 1}
+    assert harness.get(timeline) is None
+    harness.wait_idle()
+    assert len(harness.quarantined()) == 1
+    assert harness.counts() == {"ok": 1, "error": 1}
     disk.free()
-    rig.prepare(timeline)
-    assert rig.get(timeline) == noise(_HELD_BYTES, LSN_A)
-    rig.check_books()
+    harness.prepare(timeline)
+    assert harness.get(timeline) == noise(_HELD_BYTES, LSN_A)
+    harness.check_accounting()
 
 
-def test_a_disk_out_of_inodes_costs_the_prepares(disk: SmallDisk, rig: Rig) -> None:
+def test_a_disk_out_of_inodes_costs_the_prepares(disk: SmallDisk, harness: Harness) -> None:
     """Where no file can be made, prepares fail, gets work, and it recovers."""
-    rig.open()
-    held, late = rig.prepared(), rig.timeline()
+    harness.open()
+    held, late = harness.prepared(), harness.timeline()
     disk.use_up_inodes()
-    rig.prepare(late)
-    assert rig.counts() == {"ok": 1, "error": 1}
-    assert rig.get(held) is not None
+    harness.prepare(late)
+    assert harness.counts() == {"ok": 1, "error": 1}
+    assert harness.get(held) is not None
     disk.free()
-    rig.prepare(late)
-    assert rig.get(late) is not None
-    rig.check_books()
+    harness.prepare(late)
+    assert harness.get(late) is not None
+    harness.check_accounting()
 
 
 @pytest.mark.parametrize("is_sent_before", [False, True])
 def test_callers_get_their_bytes_from_a_full_disk(
-    disk: SmallDisk, rig: Rig, tmp_path: Path, *, is_sent_before: bool
+    disk: SmallDisk, harness: Harness, tmp_path: Path, *, is_sent_before: bool
 ) -> None:
     """The disk fills in the middle of their archive, which is then built beside it."""
     (tmp_path / "aside").mkdir()
-    rig.open(prepare_concurrency=2, unpublished_dir=tmp_path / "aside")
-    held, timeline = rig.prepared(LSN_A, _HELD_BYTES), rig.timeline()
+    harness.open(prepare_concurrency=2, unpublished_dir=tmp_path / "aside")
+    held, timeline = harness.prepared(LSN_A, _HELD_BYTES), harness.timeline()
     build(disk, timeline)
     if is_sent_before:
-        rig.send(timeline)  # most often they join it
-    workers = [Worker(filled, rig, timeline) for _ in range(3)]
+        harness.send(timeline)  # most often they join it
+    workers = [Worker(filled, harness, timeline) for _ in range(3)]
     assert {worker.result()[1] for worker in workers} == {noise(_BUILT_BYTES)}  # type: ignore[index]
-    assert filled(rig, held) == ("hit", noise(_HELD_BYTES, LSN_A))
-    assert not rig.holds(timeline)
-    assert "No space left on device" in (rig.cache.degraded_reason or "")
-    rig.wait_idle()
-    rig.check_books()
+    assert filled(harness, held) == ("hit", noise(_HELD_BYTES, LSN_A))
+    assert not harness.holds(timeline)
+    assert "No space left on device" in (harness.cache.degraded_reason or "")
+    harness.wait_idle()
+    harness.check_accounting()
     disk.free()
     timeline.on_send = None
-    assert filled(rig, timeline) == ("built", tar_of(timeline))
-    assert rig.cache.degraded_reason is None
-    rig.check_books()
+    assert filled(harness, timeline) == ("built", tar_of(timeline))
+    assert harness.cache.degraded_reason is None
+    harness.check_accounting()
 
 
 def test_callers_get_their_bytes_from_a_disk_out_of_inodes(
-    disk: SmallDisk, rig: Rig, tmp_path: Path
+    disk: SmallDisk, harness: Harness, tmp_path: Path
 ) -> None:
     """No file can be made in the cache."""
     (tmp_path / "aside").mkdir()
-    rig.open(unpublished_dir=tmp_path / "aside")
-    timeline = rig.timeline()
+    harness.open(unpublished_dir=tmp_path / "aside")
+    timeline = harness.timeline()
     disk.use_up_inodes()
-    assert filled(rig, timeline) == ("built", tar_of(timeline))
+    assert filled(harness, timeline) == ("built", tar_of(timeline))
     disk.free()
-    assert filled(rig, timeline) == ("built", tar_of(timeline))
-    rig.check_books()
+    assert filled(harness, timeline) == ("built", tar_of(timeline))
+    harness.check_accounting()
 
 
 @pytest.mark.parametrize("both_on", ["the same disk", "a limit"])
 def test_a_full_disk_without_another_is_named_twice(
-    disk: SmallDisk, rig: Rig, both_on: str
+    disk: SmallDisk, harness: Harness, both_on: str
 ) -> None:
     """`unpublished_dir` on the disk that is full, or no room within its limit."""
     aside = disk.path / "aside"
     aside.mkdir()
     limit = 1 if both_on == "a limit" else 1 << 30
-    rig.open(unpublished_dir=aside, max_unpublished_size_bytes=limit)
-    timeline = rig.timeline()
+    harness.open(unpublished_dir=aside, max_unpublished_size_bytes=limit)
+    timeline = harness.timeline()
     build(disk, timeline)
     with pytest.raises(FillError) as caught:
-        filled(rig, timeline)
+        filled(harness, timeline)
     text = str(caught.value)
     assert text.count("No space left on device") == (2 if both_on == "the same disk" else 1)
     assert ("max_unpublished_size_bytes 1" in text) == (both_on == "a limit")
     assert os.listdir(aside) == []
-    rig.wait_idle()
-    rig.check_books()
+    harness.wait_idle()
+    harness.check_accounting()
 
 
 @pytest.mark.parametrize("holder", [b"", b'{"pid": 1}\n'])
-def test_a_start_on_a_full_disk_serves(disk: SmallDisk, rig: Rig, holder: bytes) -> None:
+def test_a_start_on_a_full_disk_serves(disk: SmallDisk, harness: Harness, holder: bytes) -> None:
     """A start needs no room: what is on the disk is served, whatever the lock file holds."""
-    rig.open()
-    timeline = rig.prepared(LSN_A, _HELD_BYTES)
-    rig.cache.close()
+    harness.open()
+    timeline = harness.prepared(LSN_A, _HELD_BYTES)
+    harness.cache.close()
     (disk.cache_dir / ".bbcache.lock").write_bytes(holder)
-    (disk.cache_dir / "tmp" / f"{rig.path(timeline).name}.left").write_bytes(b"half")
+    (disk.cache_dir / "tmp" / f"{harness.path(timeline).name}.left").write_bytes(b"half")
     disk.fill()
-    rig.open()
-    assert rig.get(timeline) == noise(_HELD_BYTES, LSN_A)
-    rig.check_books()
+    harness.open()
+    assert harness.get(timeline) == noise(_HELD_BYTES, LSN_A)
+    harness.check_accounting()
 
 
-def test_a_first_start_on_a_full_disk_works_later(disk: SmallDisk, rig: Rig) -> None:
+def test_a_first_start_on_a_full_disk_works_later(disk: SmallDisk, harness: Harness) -> None:
     """An empty cache starts on a full disk, and prepares as soon as there is room."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     disk.fill()
-    rig.open()
-    rig.prepare(timeline)
-    assert rig.counts() == {"error": 1}
+    harness.open()
+    harness.prepare(timeline)
+    assert harness.counts() == {"error": 1}
     disk.free()
-    rig.prepare(timeline)
-    assert rig.get(timeline) is not None
-    rig.check_books()
+    harness.prepare(timeline)
+    assert harness.get(timeline) is not None
+    harness.check_accounting()
 
 
-def test_limits_hold_while_others_use_the_disk(disk: SmallDisk, rig: Rig) -> None:
+def test_limits_hold_while_others_use_the_disk(disk: SmallDisk, harness: Harness) -> None:
     """The limit counts the cache's own bytes: others' files neither use it up nor free it."""
-    rig.open(max_total_size_bytes=2 * _HELD_BYTES + _HELD_BYTES // 2)
+    harness.open(max_total_size_bytes=2 * _HELD_BYTES + _HELD_BYTES // 2)
     disk.fill()
     disk.free()
-    timelines = [rig.prepared(LSN_A, _HELD_BYTES) for _ in range(2)]
-    third = rig.timeline()
+    timelines = [harness.prepared(LSN_A, _HELD_BYTES) for _ in range(2)]
+    third = harness.timeline()
     third.tarball = partial(noise, _HELD_BYTES)
-    rig.prepare(third)
-    assert rig.skips == {"full": 1}
-    assert all(rig.get(timeline) for timeline in timelines)
+    harness.prepare(third)
+    assert harness.skips == {"full": 1}
+    assert all(harness.get(timeline) for timeline in timelines)
     assert file_names(disk.cache_dir) >= {"tmp", "quarantine"}
-    rig.check_books()
+    harness.check_accounting()
 
 
 class serving:  # noqa: N801 - reads as a verb in `with`
     """Get basebackups in a thread for the time of a block, each compared to the byte."""
 
-    def __init__(self, rig: Rig, timelines: list[MemoryTimeline]) -> None:
-        self._rig, self._timelines = rig, timelines
+    def __init__(self, harness: Harness, timelines: list[MemoryTimeline]) -> None:
+        self._harness, self._timelines = harness, timelines
         self._is_over = threading.Event()
         self._served: list[bool] = []
         self._thread = threading.Thread(target=self._serve)
@@ -308,6 +308,6 @@ class serving:  # noqa: N801 - reads as a verb in `with`
     def _serve(self) -> None:
         while True:
             for timeline in self._timelines:
-                self._served.append(self._rig.get(timeline) == noise(_HELD_BYTES, LSN_A))
+                self._served.append(self._harness.get(timeline) == noise(_HELD_BYTES, LSN_A))
             if self._is_over.is_set():
                 return

@@ -16,8 +16,8 @@ from faults import matrix
 from faults.life import STORIES
 
 if TYPE_CHECKING:
-    from faults.bed import Bed
     from faults.calls import Call
+    from faults.harness import Bed
 
 _TAKES_ALL: Final = os.environ.get("BBCACHE_FAULTS") == "all"
 _SHARE: Final = 3  # a normal run takes one in so many

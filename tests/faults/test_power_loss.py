@@ -13,7 +13,7 @@ from faults.power_loss import Content, Disk, File, Write
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from faults.bed import Bed
+    from faults.harness import Bed
 
 _TAKES_ALL: Final = os.environ.get("BBCACHE_FAULTS") == "all"
 _STARTS: Final = 20

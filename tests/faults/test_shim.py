@@ -12,16 +12,16 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from faults import shim, world
+from faults import fixed_host, shim
 from faults.calls import Call, read_log
+from faults.fork_server import HANG_S, TESTS_DIR, python_path
 from faults.shim import Fault
-from faults.zygote import HANG_S, TESTS_DIR, python_path
 from support.helpers import tool
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from faults.bed import Bed
+    from faults.harness import Bed
 
 # Every call that the shim knows and Python can make, with what it is recorded as.
 _ALL_CALLS: Final = """
@@ -220,7 +220,7 @@ def test_nothing_escapes_the_shim(bed: Bed, tmp_path: Path) -> None:
     """
     strace = tool("strace")
     data_dir, log, trace = tmp_path / "d", tmp_path / "log", tmp_path / "trace"
-    world.seed(data_dir)
+    fixed_host.seed(data_dir)
     told = {"LD_PRELOAD": str(bed.library), **shim.settings(data_dir, log=log)}
     told["PYTHONPATH"] = python_path()
     child = subprocess.run(

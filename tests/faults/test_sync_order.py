@@ -8,7 +8,7 @@ import pytest
 from faults import mutations, power_loss, sync_order
 
 if TYPE_CHECKING:
-    from faults.bed import Bed
+    from faults.harness import Bed
 
 
 def test_every_archive_is_made_in_order(bed: Bed) -> None:

@@ -330,7 +330,7 @@ def test_silence(fetch: Fetcher, archive: Archive) -> None:
     """An archive that stops coming is given up on, and asked for anew."""
     with BadService(falls_silent(_half(archive)), serves(archive.data)) as server:
         server.listen()
-        assert fetch(server, silence_timeout_s=1.0).attempt_count == 2
+        assert fetch(server, read_timeout_s=1.0).attempt_count == 2
     assert "the service has sent nothing for 1 s" in fetch.told[0]
     fetch.check_fetched(archive)
 
@@ -354,7 +354,7 @@ def test_silence_before_the_archive_begins(fetch: Fetcher, archive: Archive) -> 
         with pytest.raises(FetchError, match=r"within 0.3 s: .*not sent all of it in time"):
             fetch(server, timeout_s=0.3)
         fetch.check_nothing_left()
-        assert fetch(server, silence_timeout_s=1.0).attempt_count == 1
+        assert fetch(server, read_timeout_s=1.0).attempt_count == 1
     fetch.check_fetched(archive)
 
 
@@ -507,13 +507,13 @@ def test_killed(fetch: Fetcher, archive: Archive) -> None:
     other = Fetcher(fetch.place)
     other.dest = fetch.place / "other"
     first_half, second_half = threading.Event(), threading.Event()
-    go_on = threading.Event()
+    check_cancelled = threading.Event()
 
     def stopping(peer: Peer) -> None:
         half = _half(archive)
         peer.copy(half)
         second_half.set()
-        assert go_on.wait(CHILD_DEADLINE_S)
+        assert check_cancelled.wait(CHILD_DEADLINE_S)
         rest = archive.data[len(half) :]
         peer.send(replies.copy_data_head(len(rest)), rest)
         peer.end_copy()
@@ -532,7 +532,7 @@ def test_killed(fetch: Fetcher, archive: Archive) -> None:
         wait_until(lambda: any(fetch.place.rglob("PG_VERSION")))
         assert left not in os.listdir(fetch.place)
         fetch(server)
-        go_on.set()
+        check_cancelled.set()
         assert isinstance(living.result(), FetchSummary)
     assert set(os.listdir(fetch.place)) == {*strangers, "pgdata", "other"}
     for dest in (fetch.dest, other.dest):

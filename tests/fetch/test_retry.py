@@ -35,7 +35,7 @@ def test_one_attempt() -> None:
         ("timeout_s", 0),
         ("timeout_s", float("nan")),
         ("timeout_s", float("inf")),
-        ("silence_timeout_s", -1),
+        ("read_timeout_s", -1),
     ],
 )
 def test_bad_settings(setting: str, value: float) -> None:

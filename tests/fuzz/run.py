@@ -105,7 +105,7 @@ def _with_atheris(directory: Path, args: argparse.Namespace) -> NoReturn:
     import atheris  # noqa: PLC0415 - may be missing
 
     with atheris.instrument_imports(include=["bbcache.page_service"]):
-        from fuzz.bed import FuzzBed  # noqa: PLC0415 - instrumented
+        from fuzz.harness import FuzzBed  # noqa: PLC0415 - instrumented
     from fuzz.engines import MOST_BYTES, random_inputs  # noqa: PLC0415
 
     corpus = directory / "corpus"
@@ -131,8 +131,8 @@ def _with_atheris(directory: Path, args: argparse.Namespace) -> NoReturn:
 
 
 def _at_random(directory: Path, args: argparse.Namespace) -> bool:
-    from fuzz.bed import FuzzBed  # noqa: PLC0415 - as above
     from fuzz.engines import random_inputs  # noqa: PLC0415
+    from fuzz.harness import FuzzBed  # noqa: PLC0415 - as above
 
     with FuzzBed(directory) as bed:
         run = Run(bed, args.count)

@@ -9,8 +9,8 @@ from operator import le
 from typing import TYPE_CHECKING
 
 import pytest
-from fuzz.bed import FuzzBed
 from fuzz.engines import random_inputs
+from fuzz.harness import FuzzBed
 from fuzz.scripts import Script, Who
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -98,12 +98,12 @@ class Whole(NamedTuple):
 def whole(make_bench: Callable[[], Bench]) -> Whole:  # noqa: F811 - the fixture
     """A page service over a cache, and its status; both count in one registry."""
     bench = make_bench()
-    bench.rig.settings["max_total_size_bytes"] = 1 << 20
+    bench.harness.settings["max_total_size_bytes"] = 1 << 20
     bench.serve(max_connections=20, in_one_registry=True)
     errors = RecentErrors(most=3)
     reader = StatusReader(
-        cache=bench.rig.cache,
-        cache_config=bench.rig.config,
+        cache=bench.harness.cache,
+        cache_config=bench.harness.config,
         service=bench.service,
         service_config=bench.config,
         registry=bench.registry,

@@ -88,7 +88,7 @@ class Document(HTMLParser):
             self.text += f"{data} "
 
 
-def text_of(status: Status) -> str:
+def safe_str(status: Status) -> str:
     """What is to be read, with single blanks."""
     return " ".join(Document(render(status)).text.split())
 
@@ -115,13 +115,13 @@ def text_of(status: Status) -> str:
 )
 def test_what_is_shown(shown: str) -> None:
     """Each fact can be read."""
-    assert shown in text_of(make_status())
+    assert shown in safe_str(make_status())
 
 
 def test_what_is_not_shown() -> None:
     """Reasons that have skipped nothing are left out, and so is the list of nothing broken."""
-    assert "disabled" not in text_of(make_status())
-    assert "Broken" not in text_of(make_status(broken_count=0, broken=()))
+    assert "disabled" not in safe_str(make_status())
+    assert "Broken" not in safe_str(make_status(broken_count=0, broken=()))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_what_is_not_shown() -> None:
 )
 def test_what_there_is_not(changes: dict[str, Any], shown: str) -> None:
     """An empty list says so."""
-    assert shown in text_of(make_status(**changes))
+    assert shown in safe_str(make_status(**changes))
 
 
 def test_a_limit_that_is_near_is_red() -> None:

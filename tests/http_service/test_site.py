@@ -33,7 +33,7 @@ def test_the_page(whole: Whole) -> None:
 
 def test_json(whole: Whole) -> None:
     """The same facts for programs."""
-    whole.bench.rig.prepared()
+    whole.bench.harness.prepared()
     response = whole.site.respond("/status.json", "")
     assert response.content_type == "application/json"
     document = json.loads(response.body)
@@ -42,7 +42,7 @@ def test_json(whole: Whole) -> None:
 
 def test_metrics(whole: Whole) -> None:
     """As Prometheus reads them, in the format that it asks for."""
-    whole.bench.rig.prepared()
+    whole.bench.harness.prepared()
     response = whole.site.respond("/metrics", "text/plain")
     names = {family.name for family in text_string_to_metric_families(response.body.decode())}
     assert {"pageserver_basebackup_cache_read", "bbcache_page_service_connected"} <= names
@@ -66,11 +66,11 @@ def test_a_service_whose_cache_can_publish_nothing_is_degraded(
     whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is ready all the same, and says why; once an archive is published it is well again."""
-    rig = whole.bench.rig
-    timeline = rig.timeline()
+    harness = whole.bench.harness
+    timeline = harness.timeline()
     with monkeypatch.context() as patch:
         fail_with(patch, TempFile, "sync", OSError(errno.EIO, "Input/output error"))
-        with fill(rig, timeline) as file:
+        with fill(harness, timeline) as file:
             assert file.source == "built"
     ready = whole.site.respond("/readyz", "")
     assert ready.status == HTTPStatus.OK
@@ -80,7 +80,7 @@ def test_a_service_whose_cache_can_publish_nothing_is_degraded(
     assert f"degraded: {status['degraded_reason']}\n".encode() == ready.body
     page = whole.site.respond("/", "").body.decode()
     assert html.escape(status["degraded_reason"]) in page
-    rig.prepare(timeline)
+    harness.prepare(timeline)
     assert whole.site.respond("/readyz", "").body == b"ready\n"
     assert 'id="degraded"' not in whole.site.respond("/", "").body.decode()
 

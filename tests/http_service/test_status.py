@@ -45,11 +45,11 @@ def test_of_a_service_that_has_done_nothing(whole: Whole) -> None:
 def test_answers_and_their_ratio(whole: Whole) -> None:
     """By where archives came from, and what was not answered."""
     bench = whole.bench
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
     client = bench.logged_in()
     for _ in range(4):
         client.ask(bench.command(timeline, LSN_A, "gzip"))
-    client.ask(f"basebackup {bench.rig.tenant.tenant_id} {TimelineId.generate()}")
+    client.ask(f"basebackup {bench.harness.tenant.tenant_id} {TimelineId.generate()}")
     bench.wait_queries({"ok hit": 3, "ok built": 1, "error none": 1})
     status = whole.reader.read()
     assert status.answers == {"hit": 3, "joined": 0, "built": 1}
@@ -75,34 +75,34 @@ def test_sizes_against_limits(whole: Whole) -> None:
 
 def test_what_waits_and_what_is_not_published(whole: Whole) -> None:
     """A prepare behind a busy one is in the queue; an open archive without a name counts."""
-    rig = whole.bench.rig
-    busy = rig.timeline(LSN_A)
+    harness = whole.bench.harness
+    busy = harness.timeline(LSN_A)
     with Gate() as gate:
         stop_while_sending(busy, gate)
-        rig.send(busy, LSN_A)
+        harness.send(busy, LSN_A)
         gate.wait_for()
-        rig.send(busy, LSN_B)
+        harness.send(busy, LSN_B)
         assert meter(whole, "prepares that wait").used == 1
         gate.open()
-        rig.tenant.is_cache_enabled = False
-        with fill(rig, rig.timeline()) as file:
+        harness.tenant.is_cache_enabled = False
+        with fill(harness, harness.timeline()) as file:
             assert meter(whole, "bytes not published").used == file.size_bytes
 
 
 def test_entries(whole: Whole) -> None:
     """The largest of them, and how many there are."""
-    rig = whole.bench.rig
-    timelines = [rig.prepared(size_bytes=1000 * (1 + number)) for number in range(3)]
+    harness = whole.bench.harness
+    timelines = [harness.prepared(size_bytes=1000 * (1 + number)) for number in range(3)]
     status = whole.reader.read()
     assert [each.timeline_id for each in status.entries] == [
         str(timeline.timeline_id) for timeline in reversed(timelines)
     ]
-    assert status.entries[0].tenant_id == str(rig.tenant.tenant_id)
+    assert status.entries[0].tenant_id == str(harness.tenant.tenant_id)
     assert status.entries[0].lsn == str(LSN_A)
-    assert status.entries[0].size_bytes == rig.path(timelines[-1]).stat().st_size
+    assert status.entries[0].size_bytes == harness.path(timelines[-1]).stat().st_size
     assert status.entry_count == 3
     assert meter(whole, "entries").used == 3
-    total = sum(path.stat().st_size for path in map(rig.path, timelines))
+    total = sum(path.stat().st_size for path in map(harness.path, timelines))
     assert meter(whole, "bytes on disk").used == total
 
 
@@ -110,17 +110,17 @@ def test_entries(whole: Whole) -> None:
 def test_many_entries(whole: Whole) -> None:
     """So many are shown and no more."""
     for _ in range(MOST_ENTRIES + 5):
-        whole.bench.rig.prepared()
+        whole.bench.harness.prepared()
     status = whole.reader.read()
     assert (len(status.entries), status.entry_count) == (MOST_ENTRIES, MOST_ENTRIES + 5)
 
 
 def test_skips(whole: Whole) -> None:
     """By reason; every reason has a meaning."""
-    rig = whole.bench.rig
-    rig.prepare(rig.timeline(LSN_B), LSN_A)
-    rig.tenant.is_cache_enabled = False
-    rig.prepare(rig.timeline(), LSN_A)
+    harness = whole.bench.harness
+    harness.prepare(harness.timeline(LSN_B), LSN_A)
+    harness.tenant.is_cache_enabled = False
+    harness.prepare(harness.timeline(), LSN_A)
     skips = whole.reader.read().skips
     assert {reason: count for reason, count in skips.items() if count} == {
         "tip_moved": 1,
@@ -131,10 +131,12 @@ def test_skips(whole: Whole) -> None:
 
 def test_trouble(whole: Whole) -> None:
     """A bad archive shows."""
-    timeline = whole.bench.rig.prepared()
-    whole.bench.rig.path(timeline).write_bytes(noise(whole.bench.rig.path(timeline).stat().st_size))
-    assert whole.bench.rig.get(timeline) is None
-    whole.bench.rig.wait_idle()
+    timeline = whole.bench.harness.prepared()
+    whole.bench.harness.path(timeline).write_bytes(
+        noise(whole.bench.harness.path(timeline).stat().st_size)
+    )
+    assert whole.bench.harness.get(timeline) is None
+    whole.bench.harness.wait_idle()
     trouble = whole.reader.read().trouble
     assert (trouble["archives_quarantined"], trouble["read_errors"]) == (1, 1)
 
@@ -146,8 +148,8 @@ def test_what_is_broken(whole: Whole) -> None:
         for number in range(150)
     ]
     reader = StatusReader(
-        cache=whole.bench.rig.cache,
-        cache_config=whole.bench.rig.config,
+        cache=whole.bench.harness.cache,
+        cache_config=whole.bench.harness.config,
         service=whole.bench.service,
         service_config=whole.bench.config,
         registry=whole.bench.registry,
@@ -181,19 +183,19 @@ def test_states(whole: Whole) -> None:
     whole.bench.service.drain(0)
     assert whole.reader.state() is State.DRAINING
     whole.bench.service.close(DEADLINE_S)
-    whole.bench.rig.cache.close(DEADLINE_S)
+    whole.bench.harness.cache.close(DEADLINE_S)
     assert whole.reader.read().state is State.DRAINING
 
 
 def test_before_the_cache_is_loaded(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is starting."""
-    monkeypatch.setattr(whole.bench.rig.engine, "_is_initialized", False)
+    monkeypatch.setattr(whole.bench.harness.engine, "_is_initialized", False)
     assert whole.reader.state() is State.STARTING
 
 
 def test_as_json(whole: Whole) -> None:
     """All of it can be written, and says the same."""
-    whole.bench.rig.prepared()
+    whole.bench.harness.prepared()
     whole.errors.handle(logging.makeLogRecord({"msg": "x", "levelno": 40}))
     status = whole.reader.read()
     document = json.loads(json.dumps(status.to_json()))

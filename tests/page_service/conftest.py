@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from page_service.wire import WireClient
 from prometheus_client import CollectorRegistry
-from support.cache_helpers import DEADLINE_S, Rig
+from support.cache_helpers import DEADLINE_S, Harness
 from support.helpers import samples, wait_until
 
 from bbcache.page_service.config import Address, PageServiceConfig
@@ -34,18 +34,18 @@ class Bench:
     """A host, a cache, a service over them, and its clients; all closed at the end.
 
     Attributes:
-        rig: the host and the cache.
+        harness: the host and the cache.
         registry: the metrics of the service.
         config: the settings of the one that was started last.
     """
 
     def __init__(self, data_dir: Path) -> None:
-        self.rig = Rig(data_dir)
+        self.harness = Harness(data_dir)
         self.registry = CollectorRegistry()
         self.config = PageServiceConfig()
         self._opened = ExitStack()
         self._service: PageService | None = None
-        self._is_open = False  # the rig
+        self._is_open = False  # the harness
 
     def serve(
         self,
@@ -59,10 +59,10 @@ class Bench:
     ) -> PageService:
         """Start a service, over the cache unless another source is given."""
         if not self._is_open:
-            self._opened.enter_context(self.rig)
+            self._opened.enter_context(self.harness)
             self._is_open = True
         if in_one_registry:
-            self.registry = self.rig.registry
+            self.registry = self.harness.registry
         self.config = config = PageServiceConfig(**{"listen": ANY_PORT, **settings})
         self._service = PageService(
             source or self.source(config.wait_lsn_timeout_s),
@@ -78,7 +78,9 @@ class Bench:
 
     def source(self, wait_lsn_timeout_s: float = DEADLINE_S) -> CacheSource:
         """A source over the cache."""
-        return CacheSource(self.rig.host, self.rig.cache, wait_lsn_timeout_s=wait_lsn_timeout_s)
+        return CacheSource(
+            self.harness.host, self.harness.cache, wait_lsn_timeout_s=wait_lsn_timeout_s
+        )
 
     @property
     def service(self) -> PageService:
@@ -105,7 +107,7 @@ class Bench:
 
     def command(self, timeline: MemoryTimeline, *words: object, name: str = "basebackup") -> str:
         """A command for a timeline of the host."""
-        tenant_id = self.rig.shard_of(timeline).tenant_id
+        tenant_id = self.harness.shard_of(timeline).tenant_id
         return " ".join(map(str, [name, tenant_id, timeline.timeline_id, *words]))
 
     def counts(self, metric: str) -> dict[str, int]:

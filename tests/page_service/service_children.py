@@ -42,7 +42,7 @@ def fork_while_serving(data_dir: str) -> None:
     """A child that lives on, and closes all that it has inherited."""
     bench = Bench(Path(data_dir))
     bench.serve()
-    command = bench.command(bench.rig.prepared(), LSN_A, "gzip")
+    command = bench.command(bench.harness.prepared(), LSN_A, "gzip")
     http = HttpService(HttpConfig(listen=ANY_PORT), _answer)
     http.start()
     leaving, staying = bench.logged_in(), bench.logged_in()
@@ -90,19 +90,21 @@ class _Forking:
         """Nothing."""
         return None
 
-    def open(self, command: BasebackupCommand, go_on: Callable[[], None]) -> OpenBasebackup:
+    def open(
+        self, command: BasebackupCommand, check_cancelled: Callable[[], None]
+    ) -> OpenBasebackup:
         """Fork."""
         pid = _fork()
         if pid:
             self.codes.append(os.waitpid(pid, 0)[1])
-        return self._source.open(command, go_on)
+        return self._source.open(command, check_cancelled)
 
 
 def fork_in_a_source(data_dir: str) -> None:
     """The child does not go on with the parent's client."""
     bench = Bench(Path(data_dir))
     bench.serve()
-    command = bench.command(bench.rig.prepared(), LSN_A, "gzip")
+    command = bench.command(bench.harness.prepared(), LSN_A, "gzip")
     source = _Forking(bench.source())
     bench.serve(source, in_one_registry=True)
     client = bench.logged_in()
@@ -117,7 +119,7 @@ def exit_while_serving(data_dir: str) -> None:
     bench = Bench(Path(data_dir))
     service = bench.serve()
     print(service.address.port)  # noqa: T201 - read by the parent
-    print(bench.command(bench.rig.timeline(LSN_A), LSN_B), flush=True)  # noqa: T201 - likewise
+    print(bench.command(bench.harness.timeline(LSN_A), LSN_B), flush=True)  # noqa: T201 - likewise
     sys.stdin.readline()
     wait_until(lambda: bench.counts("pageserver_compute_commands_total"))
     assert service.connection_count == 3

@@ -27,12 +27,12 @@ def test_a_cancel_needs_both_numbers() -> None:
             *((each, first.secret) for each in (0, second.process_id, second.process_id + 1)),
         ):
             assert not connections.cancel(number, secret)
-        first.go_on()
-        second.go_on()
+        first.check_cancelled()
+        second.check_cancelled()
         assert connections.cancel(first.process_id, first.secret)
         with pytest.raises(CanceledError):
-            first.go_on()
-        second.go_on()
+            first.check_cancelled()
+        second.check_cancelled()
 
 
 def test_each_newcomer_at_the_end_has_a_reason_of_its_own() -> None:

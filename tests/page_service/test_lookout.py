@@ -140,11 +140,11 @@ def test_some_are_served_before_they_are_answered() -> None:
     with opened() as inn:
         busy = inn.guest()
         guests = [inn.guest() for _ in range(lookout._MOST_AT_ONCE + 2)]
-        is_busy, go_on = threading.Event(), threading.Event()
+        is_busy, check_cancelled = threading.Event(), threading.Event()
 
         def keep_the_thread() -> None:
             is_busy.set()
-            assert go_on.wait(DEADLINE_S)
+            assert check_cancelled.wait(DEADLINE_S)
 
         busy.on_word = keep_the_thread
         busy.theirs.send(b"x")
@@ -153,7 +153,7 @@ def test_some_are_served_before_they_are_answered() -> None:
             guest.on_word = partial(steps.append, ("serve", number))
             guest.on_answer = partial(steps.append, ("finish", number))
             guest.theirs.send(b"x")
-        go_on.set()
+        check_cancelled.set()
         wait_until(lambda: len(steps) == 2 * len(guests))
     order = [number for step, number in steps if step == "serve"]
     some, others = order[: lookout._MOST_AT_ONCE], order[lookout._MOST_AT_ONCE :]
@@ -167,11 +167,11 @@ def test_who_takes_long_does_not_keep_the_answers_of_others(inn: Inn) -> None:
     """Those that were served before it are answered by the thread that waits on."""
     busy, slow = inn.guest(), inn.guest()
     guests = [inn.guest() for _ in range(4)]
-    is_busy, go_on, is_slow, end = (threading.Event() for _ in range(4))
+    is_busy, check_cancelled, is_slow, end = (threading.Event() for _ in range(4))
 
     def keep_the_thread() -> None:
         is_busy.set()
-        assert go_on.wait(DEADLINE_S)
+        assert check_cancelled.wait(DEADLINE_S)
 
     def take_long() -> None:
         inn.lookout.leave()
@@ -183,7 +183,7 @@ def test_who_takes_long_does_not_keep_the_answers_of_others(inn: Inn) -> None:
     assert is_busy.wait(DEADLINE_S)
     for guest in (*guests[:2], slow, *guests[2:]):
         guest.theirs.send(b"x")
-    go_on.set()
+    check_cancelled.set()
     assert is_slow.wait(DEADLINE_S)
     for guest in guests:
         guest.theirs.settimeout(DEADLINE_S)
@@ -197,12 +197,12 @@ def test_who_takes_long_does_not_keep_the_answers_of_others(inn: Inn) -> None:
 def test_who_takes_long_to_answer(inn: Inn, *, is_away: bool) -> None:
     """It may leave only then, and is heard again; also one that has left before."""
     slow, other = inn.guest(), inn.guest()
-    is_slow, go_on = threading.Event(), threading.Event()
+    is_slow, check_cancelled = threading.Event(), threading.Event()
 
     def take_long() -> None:
         inn.lookout.leave()
         is_slow.set()
-        assert go_on.wait(DEADLINE_S)
+        assert check_cancelled.wait(DEADLINE_S)
 
     if is_away:
         slow.on_word = inn.lookout.leave
@@ -210,7 +210,7 @@ def test_who_takes_long_to_answer(inn: Inn, *, is_away: bool) -> None:
     slow.theirs.send(b"x")
     assert is_slow.wait(DEADLINE_S)
     other.ask()
-    go_on.set()
+    check_cancelled.set()
     slow.theirs.settimeout(DEADLINE_S)
     assert slow.theirs.recv(1) == b"x"
     slow.ask()
@@ -219,13 +219,13 @@ def test_who_takes_long_to_answer(inn: Inn, *, is_away: bool) -> None:
 def test_who_takes_long_is_left(inn: Inn) -> None:
     """Others are served meanwhile, and it is heard again when it is back."""
     slow, other = inn.guest(), inn.guest()
-    is_slow, go_on = threading.Event(), threading.Event()
+    is_slow, check_cancelled = threading.Event(), threading.Event()
 
     def take_long() -> None:
         inn.lookout.leave()
         inn.lookout.leave()  # once is enough
         is_slow.set()
-        assert go_on.wait(DEADLINE_S)
+        assert check_cancelled.wait(DEADLINE_S)
 
     slow.on_word = take_long
     slow.theirs.send(b"long")
@@ -234,7 +234,7 @@ def test_who_takes_long_is_left(inn: Inn) -> None:
     for _ in range(3):
         other.ask()
     assert len(slow.threads) == 1
-    go_on.set()
+    check_cancelled.set()
     slow.theirs.settimeout(DEADLINE_S)
     assert slow.theirs.recv(4) == b"long"
     assert slow.theirs.recv(4) == b"more"
@@ -294,21 +294,21 @@ def test_no_thread_is_left_over() -> None:
 def test_no_thread_can_be_begun(inn: Inn, caplog: pytest.LogCaptureFixture) -> None:
     """Others wait until who takes long is done, and lose nothing."""
     slow, other = inn.guest(), inn.guest()
-    is_slow, go_on = threading.Event(), threading.Event()
+    is_slow, check_cancelled = threading.Event(), threading.Event()
 
     def take_long() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(threading.Thread, "start", _no_thread)
             inn.lookout.leave()
         is_slow.set()
-        assert go_on.wait(DEADLINE_S)
+        assert check_cancelled.wait(DEADLINE_S)
 
     slow.on_word = take_long
     slow.theirs.send(b"x")
     assert is_slow.wait(DEADLINE_S)
     assert caplog.messages == ["no thread can be begun to wait for clients: no more"]
     other.theirs.send(b"y")
-    go_on.set()
+    check_cancelled.set()
     other.theirs.settimeout(DEADLINE_S)
     assert other.theirs.recv(1) == b"y"
     slow.on_word = lambda: None

@@ -166,16 +166,16 @@ FETCHERS = [
 @pytest.mark.parametrize("fetch", FETCHERS)
 def test_bytes(bench: Bench, fetch: Callable[[str, str], bytes], size_bytes: int) -> None:
     """Every client gets the file's own bytes."""
-    timeline = bench.rig.prepared(size_bytes=size_bytes)
+    timeline = bench.harness.prepared(size_bytes=size_bytes)
     got = fetch(conninfo(bench.service.address), bench.command(timeline, LSN_A, "--gzip"))
-    assert got == bench.rig.path(timeline).read_bytes()
+    assert got == bench.harness.path(timeline).read_bytes()
     bench.wait_queries({"ok hit": 1})
 
 
 @pytest.mark.parametrize("fetch", [by_psycopg2, by_psycopg])
 def test_errors(bench: Bench, fetch: Callable[[str, str], bytes]) -> None:
     """Drivers raise what the service says."""
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
     with pytest.raises((psycopg.Error, psycopg2.Error), match="is no lsn"):
         fetch(conninfo(bench.service.address), bench.command(timeline, "nowhere"))
 
@@ -184,12 +184,12 @@ def test_token(make_bench: Callable[[], Bench], tmp_path: Path) -> None:
     """A token is libpq's password, and longer than psql would take at its prompt."""
     signer, bench = Signer(), make_bench()
     bench.serve(verifier=TokenKeys(signer.write_public(tmp_path / "key.pem")))
-    timeline = bench.rig.prepared()
-    token = signer.sign(scope="tenant", tenant_id=str(bench.rig.tenant.tenant_id))
+    timeline = bench.harness.prepared()
+    token = signer.sign(scope="tenant", tenant_id=str(bench.harness.tenant.tenant_id))
     assert len(token) > 100
     where = conninfo(bench.service.address, password=token)
     got = by_psql(where, bench.command(timeline, "gzip"))
-    assert got == bench.rig.path(timeline).read_bytes()
+    assert got == bench.harness.path(timeline).read_bytes()
     where = conninfo(bench.service.address, password=f"{token}x")
     with pytest.raises(psycopg.OperationalError, match="JWT authentication error"):
         psycopg.connect(where)
@@ -207,13 +207,13 @@ def test_tls(
     signer, bench = Signer(), make_bench()
     server, _ = certificate(tmp_path)
     bench.serve(verifier=TokenKeys(signer.write_public(tmp_path / "key.pem")), tls=server)
-    timeline = bench.rig.prepared(size_bytes=3 * MIB)
-    token = signer.sign(scope="tenant", tenant_id=str(bench.rig.tenant.tenant_id))
+    timeline = bench.harness.prepared(size_bytes=3 * MIB)
+    token = signer.sign(scope="tenant", tenant_id=str(bench.harness.tenant.tenant_id))
     where = conninfo(bench.service.address, password=token, sslmode=sslmode)
     if sslmode == "verify-full":
         where += f" sslrootcert={tmp_path / 'server.crt'}"
     got = fetch(where, bench.command(timeline, LSN_A, "--gzip"))
-    assert got == bench.rig.path(timeline).read_bytes()
+    assert got == bench.harness.path(timeline).read_bytes()
 
 
 @pytest.mark.parametrize("fetch", FETCHERS)
@@ -223,7 +223,7 @@ def test_a_stranger_with_a_certificate(
     """A client that verifies does not speak to a service of another certificate."""
     bench = make_bench()
     bench.serve(tls=certificate(tmp_path)[0])
-    timeline = bench.rig.prepared()
+    timeline = bench.harness.prepared()
     (tmp_path / "other").mkdir()
     certificate(tmp_path / "other")
     where = conninfo(bench.service.address, sslmode="verify-full")

@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 def test_a_hit(bench: Bench) -> None:
     """The client gets the file's own bytes, in the order of messages that Neon sends."""
-    timeline = bench.rig.prepared()
+    timeline = bench.harness.prepared()
     replies = bench.logged_in().ask(bench.command(timeline, LSN_A, "--gzip"))
     assert kinds(replies) == "HdcCZ"
     assert replies[0].body == b"\0\0\0"
     assert replies[-2].body == b"SELECT 1\0"
-    assert copied(replies) == bench.rig.path(timeline).read_bytes()
-    assert bench.rig.reads == {"hit": 1}
+    assert copied(replies) == bench.harness.path(timeline).read_bytes()
+    assert bench.harness.reads == {"hit": 1}
     bench.wait_queries({"ok hit": 1})
 
 
 def test_a_miss_is_built(bench: Bench) -> None:
     """What the cache does not have is built for the client."""
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
     replies = bench.logged_in().ask(bench.command(timeline, LSN_A, "--gzip"))
     assert gzip.decompress(copied(replies)) == timeline.tarball(LSN_A)
     bench.wait_queries({"ok built": 1})
@@ -52,7 +52,7 @@ def test_a_miss_is_built(bench: Bench) -> None:
 @pytest.mark.parametrize("words", [["latest", "--gzip"], ["gzip"], [LSN_A, "gzip", "replica"]])
 def test_latest_and_replicas_can_hit(bench: Bench, words: list[object], *, is_held: bool) -> None:
     """The tip is looked up like any LSN, and a replica's archive is a primary's."""
-    timeline = bench.rig.prepared() if is_held else bench.rig.timeline()
+    timeline = bench.harness.prepared() if is_held else bench.harness.timeline()
     replies = bench.logged_in().ask(bench.command(timeline, *words))
     assert gzip.decompress(copied(replies)) == timeline.tarball(LSN_A)
     bench.wait_queries({f"ok {'hit' if is_held else 'built'}": 1})
@@ -61,7 +61,7 @@ def test_latest_and_replicas_can_hit(bench: Bench, words: list[object], *, is_he
 @pytest.mark.parametrize("size_bytes", [1000, 5 * MIB])
 def test_plain(bench: Bench, size_bytes: int) -> None:
     """Without gzip the tar itself comes."""
-    timeline = bench.rig.prepared(size_bytes=size_bytes)
+    timeline = bench.harness.prepared(size_bytes=size_bytes)
     replies = bench.logged_in().ask(bench.command(timeline, LSN_A))
     assert copied(replies) == noise(size_bytes, int(LSN_A))
     assert kinds(replies) == "HdcCZ"
@@ -70,7 +70,7 @@ def test_plain(bench: Bench, size_bytes: int) -> None:
 
 def test_fullbackup(bench: Bench) -> None:
     """It is plain, and never from the cache."""
-    timeline = bench.rig.prepared()
+    timeline = bench.harness.prepared()
     replies = bench.logged_in().ask(bench.command(timeline, LSN_A, "0/10", name="fullbackup"))
     assert copied(replies) == timeline.tarball(LSN_A)
     bench.wait_queries({"ok built": 1})
@@ -79,23 +79,23 @@ def test_fullbackup(bench: Bench) -> None:
 
 def test_an_archive_of_many_pieces(bench: Bench) -> None:
     """Pieces are of 1 MiB at the most, and all bytes are there."""
-    timeline = bench.rig.prepared(size_bytes=5 * MIB + 1)
+    timeline = bench.harness.prepared(size_bytes=5 * MIB + 1)
     replies = bench.logged_in().ask(bench.command(timeline, LSN_A, "gzip"))
     sizes = [len(reply.body) for reply in replies if reply.kind == "d"]
     assert set(sizes[:-1]) == {MIB}
-    assert copied(replies) == bench.rig.path(timeline).read_bytes()
+    assert copied(replies) == bench.harness.path(timeline).read_bytes()
     bench.wait_queries({"ok hit": 1})
     assert bench.counts("bbcache_page_service_copied_bytes_total") == {"": sum(sizes)}
 
 
 def test_many_commands_of_one_client(bench: Bench) -> None:
     """They can be sent at once, and are answered in turn."""
-    timelines = [bench.rig.prepared() for _ in range(3)]
+    timelines = [bench.harness.prepared() for _ in range(3)]
     client = bench.logged_in()
     client.send(*(wire.query(bench.command(each, LSN_A, "gzip")) for each in timelines))
     for timeline in timelines:
         replies = client.until("Z")
-        assert copied(replies) == bench.rig.path(timeline).read_bytes()
+        assert copied(replies) == bench.harness.path(timeline).read_bytes()
     client.send(wire.TERMINATE)
     assert client.rest() == []
     bench.wait_gone()
@@ -104,7 +104,7 @@ def test_many_commands_of_one_client(bench: Bench) -> None:
 
 def test_extended_protocol(bench: Bench) -> None:
     """As rust-postgres speaks it: no ready before the Sync."""
-    timeline = bench.rig.prepared()
+    timeline = bench.harness.prepared()
     client = bench.logged_in()
     client.send(wire.parse(bench.command(timeline, LSN_A, "gzip"), "s0"), wire.describe("s0"))
     client.send(wire.SYNC)
@@ -112,7 +112,7 @@ def test_extended_protocol(bench: Bench) -> None:
     client.send(wire.bind("s0"), wire.execute(), wire.SYNC)
     replies = client.until("Z")
     assert kinds(replies) == "2HdcCZ"
-    assert copied(replies) == bench.rig.path(timeline).read_bytes()
+    assert copied(replies) == bench.harness.path(timeline).read_bytes()
 
 
 def test_drivers_words(bench: Bench) -> None:
@@ -131,7 +131,7 @@ def test_drivers_words(bench: Bench) -> None:
 
 def test_waiting_for_an_lsn(bench: Bench) -> None:
     """A client that is ahead of the timeline gets its archive when the timeline is there."""
-    timeline = bench.rig.timeline(LSN_A)
+    timeline = bench.harness.timeline(LSN_A)
     asked = Worker(bench.logged_in().ask, bench.command(timeline, LSN_B, "gzip"))
     assert asked.is_alive()
     timeline.advance(LSN_B)
@@ -143,7 +143,7 @@ def test_an_lsn_that_does_not_come(make_bench: Callable[[], Bench]) -> None:
     """It is waited for so long and no longer, and both positions are named."""
     bench = make_bench()
     bench.serve(wait_lsn_timeout_s=0.01)
-    timeline = bench.rig.timeline(LSN_A)
+    timeline = bench.harness.timeline(LSN_A)
     error, ready = bench.logged_in().ask(bench.command(timeline, LSN_B, "gzip"))
     assert error.fields()["M"] == (
         f"timed out after 0.01 s of waiting for LSN {LSN_B}; the timeline is at {LSN_A}"
@@ -154,8 +154,8 @@ def test_an_lsn_that_does_not_come(make_bench: Callable[[], Bench]) -> None:
 
 def test_what_is_not_here(bench: Bench) -> None:
     """Tenant or timeline, in Neon's words, and the connection lives on."""
-    timeline = bench.rig.prepared()
-    tenant_id = bench.rig.tenant.tenant_id
+    timeline = bench.harness.prepared()
+    tenant_id = bench.harness.tenant.tenant_id
     client = bench.logged_in()
     for command in (
         f"basebackup {tenant_id} {TimelineId.generate()}",
@@ -172,8 +172,8 @@ def test_what_is_not_here(bench: Bench) -> None:
 
 def test_tenants_that_are_not_known_yet(bench: Bench) -> None:
     """The client is told to try again; what the cache holds is served meanwhile."""
-    timeline = bench.rig.prepared()
-    bench.rig.host.is_ready = False
+    timeline = bench.harness.prepared()
+    bench.harness.host.is_ready = False
     client = bench.logged_in()
     error = client.ask(bench.command(timeline, "latest"))[0].fields()
     assert error["M"].startswith("the tenants are not known yet")
@@ -205,13 +205,13 @@ def test_a_build_that_fails_half_way(
     bench: Bench, error: BaseException, tip: Lsn, text: str
 ) -> None:
     """The client gets an error and not a byte, and can go on."""
-    timeline = bench.rig.timeline(tip)
+    timeline = bench.harness.timeline(tip)
     timeline.on_send = failing(error)
     client = bench.logged_in()
     replies = client.ask(bench.command(timeline, LSN_A, "gzip"))
     assert kinds(replies) == "EZ"
     assert (replies[0].fields()["C"], replies[0].fields()["M"]) == ("XX000", text)
-    other = bench.rig.timeline()
+    other = bench.harness.timeline()
     assert kinds(client.ask(bench.command(other, "gzip"))) == "HdcCZ"
     bench.wait_queries({"error none": 1, "ok built": 1})
 
@@ -245,7 +245,7 @@ def test_an_archive_that_is_cut_short(
     path.write_bytes(whole[: -MIB // 2])
     bench = make_bench()
     bench.serve(Lying(path, len(whole)))
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
     client = bench.logged_in()
     command = bench.command(timeline, LSN_A, flags)
     if extended:
@@ -269,9 +269,11 @@ class Failing:
         """Nothing is here."""
         return None
 
-    def open(self, command: BasebackupCommand, go_on: Callable[[], None]) -> OpenBasebackup:
+    def open(
+        self, command: BasebackupCommand, check_cancelled: Callable[[], None]
+    ) -> OpenBasebackup:
         """End the interpreter, if that were up to it."""
-        raise SystemExit(f"{command} {go_on}")
+        raise SystemExit(f"{command} {check_cancelled}")
 
 
 def test_a_source_that_wants_to_end_it_all(
@@ -281,7 +283,7 @@ def test_a_source_that_wants_to_end_it_all(
     bench = make_bench()
     bench.serve(Failing())
     client, other = bench.logged_in(), bench.logged_in()
-    client.send(wire.query(bench.command(bench.rig.timeline(), LSN_A)))
+    client.send(wire.query(bench.command(bench.harness.timeline(), LSN_A)))
     assert client.rest() == []
     assert kinds(other.ask("BEGIN")) == "CZ"
     wait_until(lambda: "a client could not be served" in caplog.messages)
@@ -297,7 +299,7 @@ def test_a_small_archive_that_is_cut_short(
     path.write_bytes(os.urandom(1000 - missing_bytes))
     bench = make_bench()
     bench.serve(Lying(path, 1000))
-    replies = bench.logged_in().ask(bench.command(bench.rig.timeline(), LSN_A, "gzip"))
+    replies = bench.logged_in().ask(bench.command(bench.harness.timeline(), LSN_A, "gzip"))
     assert kinds(replies) == "EZ"
     assert replies[0].fields()["M"].startswith("the basebackup cannot be read to its end")
 
@@ -311,7 +313,7 @@ def test_archives_about_as_big_as_one_send(
     path.write_bytes(os.urandom(size_bytes))
     bench = make_bench()
     bench.serve(Lying(path, size_bytes))
-    command = bench.command(bench.rig.timeline(), LSN_A, "gzip")
+    command = bench.command(bench.harness.timeline(), LSN_A, "gzip")
     client = bench.logged_in()
     client.send(wire.query(command), wire.query(command))
     for _ in range(2):
@@ -328,7 +330,7 @@ def test_an_archive_that_is_damaged(make_bench: Callable[[], Bench], tmp_path: P
     path.write_bytes(data)
     bench = make_bench()
     bench.serve(Lying(path, len(data)))
-    replies = bench.logged_in().ask(bench.command(bench.rig.timeline(), LSN_A))
+    replies = bench.logged_in().ask(bench.command(bench.harness.timeline(), LSN_A))
     assert kinds(replies) == "HdEZ"
     assert "not a sound gzip file" in replies[-2].fields()["M"]
 
@@ -339,7 +341,7 @@ def test_what_cannot_be_read_at_all(make_bench: Callable[[], Bench], tmp_path: P
     path.write_bytes(b"\x1f\x8b" + b"\xff" * 100)
     bench = make_bench()
     bench.serve(Lying(path, 102))
-    assert kinds(bench.logged_in().ask(bench.command(bench.rig.timeline(), LSN_A))) == "EZ"
+    assert kinds(bench.logged_in().ask(bench.command(bench.harness.timeline(), LSN_A))) == "EZ"
 
 
 def test_wrong_commands(bench: Bench) -> None:
@@ -356,7 +358,7 @@ def test_wrong_commands(bench: Bench) -> None:
 
 def test_a_client_that_goes_while_it_waits(bench: Bench) -> None:
     """Nobody waits on for it, and it counts as the client's own fault."""
-    timeline = bench.rig.timeline(LSN_A)
+    timeline = bench.harness.timeline(LSN_A)
     client = bench.logged_in()
     client.send(wire.query(bench.command(timeline, LSN_B, "gzip")))
     client.close()
@@ -366,7 +368,7 @@ def test_a_client_that_goes_while_it_waits(bench: Bench) -> None:
 
 def test_a_client_that_goes_in_the_middle_of_a_copy(bench: Bench) -> None:
     """It harms nobody, and its file is closed."""
-    timeline = bench.rig.prepared(size_bytes=20 * MIB)
+    timeline = bench.harness.prepared(size_bytes=20 * MIB)
     client = bench.logged_in()
     client.send(wire.query(bench.command(timeline, LSN_A, "gzip")))
     assert client.sock.recv(1000)
@@ -376,7 +378,7 @@ def test_a_client_that_goes_in_the_middle_of_a_copy(bench: Bench) -> None:
     held = [
         os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_link(fd)
     ]
-    assert str(bench.rig.path(timeline)) not in held
+    assert str(bench.harness.path(timeline)) not in held
 
 
 def _is_link(fd: str) -> bool:
@@ -385,7 +387,7 @@ def _is_link(fd: str) -> bool:
 
 def test_cancel(bench: Bench) -> None:
     """The right key ends a command, and nothing else; a wrong one does nothing."""
-    timeline = bench.rig.timeline(LSN_A)
+    timeline = bench.harness.timeline(LSN_A)
     client = bench.client()
     key = next(reply.body for reply in client.log_in() if reply.kind == "K")
     client.send(wire.query(bench.command(timeline, LSN_B, "gzip")))
@@ -405,14 +407,14 @@ def test_cancel(bench: Bench) -> None:
 
 def test_many_clients_at_once(bench: Bench) -> None:
     """Each gets its own bytes."""
-    timelines = [bench.rig.prepared(size_bytes=100_000 + number) for number in range(8)]
+    timelines = [bench.harness.prepared(size_bytes=100_000 + number) for number in range(8)]
 
     def fetch(number: int) -> None:
         client = bench.logged_in()
         for turn in range(5):
             timeline = timelines[(number + turn) % len(timelines)]
             replies = client.ask(bench.command(timeline, LSN_A, "gzip"))
-            assert copied(replies) == bench.rig.path(timeline).read_bytes()
+            assert copied(replies) == bench.harness.path(timeline).read_bytes()
 
     workers = [Worker(fetch, number) for number in range(16)]
     for worker in workers:

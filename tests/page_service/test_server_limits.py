@@ -29,7 +29,7 @@ def test_a_silent_client_makes_room(make_bench: Callable[[], Bench]) -> None:
     """Where there are too many, the one goes that was silent longest and has proved nothing."""
     bench = make_bench()
     bench.serve(max_connections=3)
-    timeline = bench.rig.prepared()
+    timeline = bench.harness.prepared()
     first = bench.logged_in()
     silent = [bench.client(), bench.client()]
     wait_until(lambda: bench.service.connection_count == 3)
@@ -48,7 +48,7 @@ def test_no_room(make_bench: Callable[[], Bench]) -> None:
     """Who is at something need not go, and the newcomer is told why it must."""
     bench = make_bench()
     bench.serve(max_connections=2)
-    timeline = bench.rig.timeline(LSN_A)
+    timeline = bench.harness.timeline(LSN_A)
     busy = [bench.logged_in(), bench.logged_in()]
     for client in busy:
         client.send(wire.query(bench.command(timeline, LSN_B, "gzip")))
@@ -116,7 +116,7 @@ def test_a_client_that_does_not_read(make_bench: Callable[[], Bench]) -> None:
     """It is left, whatever it was to get, and others are served meanwhile."""
     bench = make_bench()
     bench.serve(send_timeout_s=0.2)
-    timeline = bench.rig.prepared(size_bytes=30 * MIB)
+    timeline = bench.harness.prepared(size_bytes=30 * MIB)
     lazy = bench.logged_in()
     lazy.send(wire.query(bench.command(timeline, LSN_A, "gzip")))
     other = bench.logged_in()
@@ -168,7 +168,7 @@ def test_who_speaks_something_else(bench: Bench, data: bytes) -> None:
 
 def test_small_hits_take_no_thread_each(bench: Bench) -> None:
     """However many clients ask for them; only what may take long has a thread of its own."""
-    timeline = bench.rig.prepared(size_bytes=1000)
+    timeline = bench.harness.prepared(size_bytes=1000)
     clients = [bench.logged_in() for _ in range(20)]
     for client in clients * 3:
         assert kinds(client.ask(bench.command(timeline, LSN_A, "gzip"))) == "HdcCZ"
@@ -179,7 +179,7 @@ def test_small_hits_take_no_thread_each(bench: Bench) -> None:
 
 def test_a_client_that_asks_for_much_at_once(bench: Bench) -> None:
     """Others do not wait for all of it."""
-    timeline = bench.rig.prepared(size_bytes=60_000)
+    timeline = bench.harness.prepared(size_bytes=60_000)
     greedy, other = bench.logged_in(), bench.logged_in()
     command = wire.query(bench.command(timeline, LSN_A, "gzip"))
     greedy.send(command * 100)  # what it does not read stops its thread soon
@@ -191,7 +191,7 @@ def test_a_client_that_asks_for_much_at_once(bench: Bench) -> None:
 
 def test_nothing_leaks(bench: Bench) -> None:
     """After a hundred clients of every kind there are as many descriptors as before."""
-    timeline = bench.rig.prepared()
+    timeline = bench.harness.prepared()
 
     def many(count: int) -> None:
         for number in range(count):
@@ -215,7 +215,7 @@ def test_nothing_leaks(bench: Bench) -> None:
 
 def test_drain(bench: Bench) -> None:
     """Who is at something ends it, who is idle goes at once, and nobody new comes in."""
-    timeline = bench.rig.timeline(LSN_A)
+    timeline = bench.harness.timeline(LSN_A)
     busy, idle = bench.logged_in(), bench.logged_in()
     busy.send(wire.query(bench.command(timeline, LSN_B, "gzip")), wire.query("BEGIN"))
     wait_until(lambda: bench.counts("pageserver_compute_commands_total"))
@@ -236,8 +236,8 @@ def test_drain(bench: Bench) -> None:
 
 def test_close_waits_for_nobody(bench: Bench) -> None:
     """A client that waits, one that does not read and one that is idle are all cut off."""
-    timeline = bench.rig.timeline(LSN_A)
-    large = bench.rig.prepared(size_bytes=30 * MIB)
+    timeline = bench.harness.timeline(LSN_A)
+    large = bench.harness.prepared(size_bytes=30 * MIB)
     clients = [bench.logged_in() for _ in range(3)]
     clients[0].send(wire.query(bench.command(timeline, LSN_B, "gzip")))
     clients[1].send(wire.query(bench.command(large, LSN_A, "gzip")))
@@ -275,7 +275,7 @@ def test_many_idle_clients(make_bench: Callable[[], Bench]) -> None:
     """A few hundred that say nothing keep a good one from nothing."""
     bench = make_bench()
     bench.serve(max_connections=100)
-    timeline = bench.rig.prepared()
+    timeline = bench.harness.prepared()
     crowd = [bench.socket() for _ in range(300)]
     for _ in range(10):
         client = bench.logged_in()

@@ -72,7 +72,7 @@ class Scene(NamedTuple):
 @pytest.fixture
 def scene(bench: Bench) -> Iterator[Scene]:
     """One with a small archive in the cache."""
-    timeline = bench.rig.prepared()
+    timeline = bench.harness.prepared()
     ours, theirs = socket.socketpair()
     connections = Connections(2)
     connection = connections.add(Transport(ours, DEADLINE_S), "peer", time.monotonic())

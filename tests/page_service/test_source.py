@@ -54,7 +54,7 @@ def ask_all(bench: Bench, timeline: MemoryTimeline, count: int) -> list[WireClie
 
 def test_five_hundred_clients_cause_one_build(bench: Bench) -> None:
     """Over sockets of their own they ask for what is missing: one build, and all bytes right."""
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
     timeline.tarball = lambda at: noise(100_000, int(at))
     builds: list[Lsn] = []
     with Gate() as gate:
@@ -69,10 +69,10 @@ def test_five_hundred_clients_cause_one_build(bench: Bench) -> None:
         gate.open()
         archives = [copied(client.until("Z")) for client in clients]
     assert builds == [LSN_A]
-    assert set(archives) == {bench.rig.path(timeline).read_bytes()}
+    assert set(archives) == {bench.harness.path(timeline).read_bytes()}
     assert gzip.decompress(archives[0]) == noise(100_000, int(LSN_A))
     bench.wait_queries({"ok built": 1, "ok joined": CLIENTS - 1})
-    assert bench.rig.counts() == {"ok": 1}
+    assert bench.harness.counts() == {"ok": 1}
     print(f"[{len(archives)} clients, {len(builds)} build]", end="")  # noqa: T201 - the count is a result
     assert kinds(clients[0].ask(bench.command(timeline, LSN_A, "gzip"))) == "HdcCZ"
     bench.wait_queries({"ok built": 1, "ok joined": CLIENTS - 1, "ok hit": 1})
@@ -91,7 +91,7 @@ def failing_at(gate: Gate, error: BaseException) -> Callable[[TarballWriter, Lsn
 
 def test_a_failing_build_fails_everyone_and_rests(bench: Bench) -> None:
     """Each is told the cause, and the next one when to come again; nobody gets a byte."""
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
     with Gate() as gate:
         timeline.on_send = failing_at(gate, PostgresError("base/5/1259 is cut short"))
         clients = ask_all(bench, timeline, 3)
@@ -107,13 +107,13 @@ def test_a_failing_build_fails_everyone_and_rests(bench: Bench) -> None:
         assert error.fields()["M"].startswith("the basebackup is not tried before 2")
         assert error.fields()["M"].endswith("it has failed 1 times in a row")
         assert error.fields()["H"].startswith("Ask again in ")
-    assert fills(bench.rig) == {"error": 3, "backing_off": 2}
+    assert fills(bench.harness) == {"error": 3, "backing_off": 2}
     bench.wait_queries({"error none": 5})
 
 
 def test_what_the_host_says_of_itself_stays_in_the_log(bench: Bench) -> None:
     """A foreign exception's text reaches no client, also not as the cause of a pause."""
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
     with Gate() as gate:
         gate.open()
         timeline.on_send = failing_at(gate, RuntimeError("secret"))
@@ -125,7 +125,7 @@ def test_what_the_host_says_of_itself_stays_in_the_log(bench: Bench) -> None:
 
 def test_a_client_that_goes_leaves_the_build_to_others(bench: Bench) -> None:
     """It is noticed while it waits; the build goes on, and is published."""
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
     with Gate() as gate:
         stop_while_sending(timeline, gate)
         (client,) = ask_all(bench, timeline, 1)
@@ -134,14 +134,14 @@ def test_a_client_that_goes_leaves_the_build_to_others(bench: Bench) -> None:
         bench.wait_gone()
         bench.wait_queries({"client_error none": 1})
         gate.open()
-        bench.rig.wait_idle()
-    assert bench.rig.get(timeline) == timeline.tarball(LSN_A)
-    assert fills(bench.rig) == {"given_up": 1}
+        bench.harness.wait_idle()
+    assert bench.harness.get(timeline) == timeline.tarball(LSN_A)
+    assert fills(bench.harness) == {"cancelled": 1}
 
 
 def test_a_command_that_waits_for_a_build_can_be_cancelled(bench: Bench) -> None:
     """The connection lives on, and so does the build."""
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
     client = bench.client()
     key = next(reply.body for reply in client.log_in() if reply.kind == "K")
     with Gate() as gate:
@@ -152,14 +152,14 @@ def test_a_command_that_waits_for_a_build_can_be_cancelled(bench: Bench) -> None
         error, _ = client.until("Z")
         assert error.fields()["C"] == "57014"
         gate.open()
-        bench.rig.wait_idle()
+        bench.harness.wait_idle()
     replies = client.ask(bench.command(timeline, LSN_A, "gzip"))
-    assert copied(replies) == bench.rig.path(timeline).read_bytes()
+    assert copied(replies) == bench.harness.path(timeline).read_bytes()
 
 
 def test_an_end_of_the_service_waits_for_no_build(bench: Bench) -> None:
     """Drained, it lets the client wait on; closed, it does not."""
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
     with Gate() as gate:
         stop_while_sending(timeline, gate)
         ask_all(bench, timeline, 1)
@@ -172,7 +172,7 @@ def test_an_end_of_the_service_waits_for_no_build(bench: Bench) -> None:
 
 def test_a_drain_lets_a_build_end(bench: Bench) -> None:
     """Who has asked before gets all bytes, and then the end."""
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
     with Gate() as gate:
         stop_while_sending(timeline, gate)
         (client,) = ask_all(bench, timeline, 1)
@@ -180,17 +180,17 @@ def test_a_drain_lets_a_build_end(bench: Bench) -> None:
         gate.open()
         replies = client.rest()
     assert kinds(replies) == "HdcCZE"
-    assert copied(replies) == bench.rig.path(timeline).read_bytes()
+    assert copied(replies) == bench.harness.path(timeline).read_bytes()
 
 
 def test_a_cache_that_closes(bench: Bench) -> None:
     """The client is told that the service ends, at once, and must go."""
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
     with Gate() as gate:
         stop_while_sending(timeline, gate)
         (client,) = ask_all(bench, timeline, 1)
         gate.wait_for()
-        closing = Worker(bench.rig.cache.close, DEADLINE_S)
+        closing = Worker(bench.harness.cache.close, DEADLINE_S)
         (error,) = client.rest()
         gate.open()
         closing.result()
@@ -206,9 +206,9 @@ def test_what_cannot_be_published(
 ) -> None:
     """It is built once for all who wait, and handed out all the same."""
     bench = make_bench()
-    bench.rig.settings.update(settings)
+    bench.harness.settings.update(settings)
     bench.serve()
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
     timeline.tarball = lambda at: noise(5000, int(at))
     with Gate() as gate:
         stop_while_sending(timeline, gate)
@@ -217,24 +217,24 @@ def test_what_cannot_be_published(
         for client in clients:
             assert gzip.decompress(copied(client.until("Z"))) == timeline.tarball(LSN_A)
     bench.wait_queries({"ok built": 1, "ok joined": 2})
-    assert bench.rig.cache.entries() == []
-    wait_until(lambda: unpublished_bytes(bench.rig) == 0)
+    assert bench.harness.cache.entries() == []
+    wait_until(lambda: unpublished_bytes(bench.harness) == 0)
 
 
 def test_an_lsn_that_the_timeline_has_passed(bench: Bench) -> None:
     """A host that can still build it is asked to; it is not published."""
-    timeline = bench.rig.timeline(LSN_B)
+    timeline = bench.harness.timeline(LSN_B)
     replies = bench.logged_in().ask(bench.command(timeline, LSN_A, "gzip"))
     assert gzip.decompress(copied(replies)) == timeline.tarball(LSN_A)
-    assert bench.rig.cache.entries() == []
+    assert bench.harness.cache.entries() == []
 
 
 def test_who_is_ahead_holds_no_worker(make_bench: Callable[[], Bench]) -> None:
     """Clients that wait for LSNs leave the one worker to the others."""
     bench = make_bench()
-    bench.rig.settings["prepare_concurrency"] = 1
+    bench.harness.settings["prepare_concurrency"] = 1
     bench.serve()
-    timelines = [bench.rig.timeline(LSN_A) for _ in range(3)]
+    timelines = [bench.harness.timeline(LSN_A) for _ in range(3)]
     ahead = [bench.logged_in() for _ in timelines]
     for client, timeline in zip(ahead, timelines, strict=True):
         client.send(wire.query(bench.command(timeline, LSN_B, "gzip")))
@@ -242,7 +242,7 @@ def test_who_is_ahead_holds_no_worker(make_bench: Callable[[], Bench]) -> None:
         lambda: bench.counts("pageserver_compute_commands_total") == {"{command=Basebackup}": 3}
     )
     other = bench.logged_in()
-    assert kinds(other.ask(bench.command(bench.rig.timeline(), "gzip"))) == "HdcCZ"
+    assert kinds(other.ask(bench.command(bench.harness.timeline(), "gzip"))) == "HdcCZ"
     for client, timeline in zip(ahead, timelines, strict=True):
         timeline.advance(LSN_B)
         assert gzip.decompress(copied(client.until("Z"))) == timeline.tarball(LSN_B)
@@ -250,7 +250,7 @@ def test_who_is_ahead_holds_no_worker(make_bench: Callable[[], Bench]) -> None:
 
 def test_who_is_ahead_and_goes_ends_its_wait(bench: Bench) -> None:
     """The cache waits for the LSN no longer than a client does."""
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
     clients = [bench.logged_in() for _ in range(2)]
     for client in clients:
         client.send(wire.query(bench.command(timeline, LSN_B, "gzip")))
@@ -258,20 +258,20 @@ def test_who_is_ahead_and_goes_ends_its_wait(bench: Bench) -> None:
     for client in clients:
         client.close()
     bench.wait_gone()
-    bench.rig.wait_idle()
-    assert bench.rig.skips == {"given_up": 1}
+    bench.harness.wait_idle()
+    assert bench.harness.skips == {"cancelled": 1}
     bench.wait_queries({"client_error none": 2})
 
 
 def test_one_read_is_counted_for_each_command(bench: Bench) -> None:
     """A miss is one miss, and a hit one hit, whether the LSN is named or not."""
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
     client = bench.logged_in()
     client.ask(bench.command(timeline, LSN_A, "gzip"))
-    assert bench.rig.reads == {"miss": 1}
+    assert bench.harness.reads == {"miss": 1}
     client.ask(bench.command(timeline, LSN_A, "gzip"))
     client.ask(bench.command(timeline, "latest", "gzip"))
-    assert bench.rig.reads == {"miss": 1, "hit": 2}
+    assert bench.harness.reads == {"miss": 1, "hit": 2}
 
 
 class Aliased:
@@ -292,18 +292,18 @@ class Aliased:
 def test_either_name_of_a_position_hits(bench: Bench, *, is_named: bool) -> None:
     """The client's name, or the tip's, is looked up as the host's own."""
     boundary, behind = Lsn(0x4000), Lsn(0x4018)
-    timeline = bench.rig.prepared(boundary)
-    bench.rig.tenant.timelines[timeline.timeline_id] = Aliased(timeline)  # type: ignore[assignment]  # as good as one
+    timeline = bench.harness.prepared(boundary)
+    bench.harness.tenant.timelines[timeline.timeline_id] = Aliased(timeline)  # type: ignore[assignment]  # as good as one
     timeline.advance(behind)
     words = [behind] if is_named else []
     replies = bench.logged_in().ask(bench.command(timeline, *words, "gzip"))
-    assert copied(replies) == bench.rig.path(timeline, boundary).read_bytes()
+    assert copied(replies) == bench.harness.path(timeline, boundary).read_bytes()
     bench.wait_queries({"ok hit": 1})
 
 
 def test_a_tip_that_goes_on_meanwhile(bench: Bench) -> None:
     """Who has asked for the tip gets the new one, where the host cannot build the old."""
-    timeline = bench.rig.timeline(LSN_A)
+    timeline = bench.harness.timeline(LSN_A)
     built = []
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
@@ -321,7 +321,7 @@ def test_a_tip_that_goes_on_meanwhile(bench: Bench) -> None:
 
 def test_a_tip_that_always_goes_on(bench: Bench) -> None:
     """It is not chased for ever."""
-    timeline = bench.rig.timeline(LSN_A)
+    timeline = bench.harness.timeline(LSN_A)
 
     def send(_: TarballWriter, lsn: Lsn) -> None:
         timeline.advance(Lsn(lsn + 8))
@@ -336,20 +336,20 @@ def test_a_tip_that_always_goes_on(bench: Bench) -> None:
 @pytest.mark.parametrize("state", [TenantState.ATTACHING, TenantState.BROKEN])
 def test_a_tenant_that_is_not_active(bench: Bench, state: TenantState) -> None:
     """The client is told its state, also where its timelines are not known yet."""
-    timeline = bench.rig.timeline()
-    command, tenant_id = bench.command(timeline, "gzip"), bench.rig.tenant.tenant_id
-    bench.rig.tenant.state = state
+    timeline = bench.harness.timeline()
+    command, tenant_id = bench.command(timeline, "gzip"), bench.harness.tenant.tenant_id
+    bench.harness.tenant.state = state
     client = bench.logged_in()
     error = client.ask(command)[0].fields()["M"]
     assert error == f"cannot build the basebackup: the tenant is {state}, not {TenantState.ACTIVE}"
-    bench.rig.tenant.timelines.clear()
+    bench.harness.tenant.timelines.clear()
     error = client.ask(command)[0].fields()["M"]
     assert error.startswith(f"tenant {tenant_id} is {state.value}")
 
 
 def test_a_host_that_gives_up_before_its_time(bench: Bench) -> None:
     """It is asked again after a pause, not in a busy loop."""
-    timeline = bench.rig.timeline(LSN_A)
+    timeline = bench.harness.timeline(LSN_A)
     asked = []
 
     def wait(_: Lsn, timeout_s: float) -> None:
@@ -360,14 +360,14 @@ def test_a_host_that_gives_up_before_its_time(bench: Bench) -> None:
     timeline.on_wait = wait
     started_s = time.monotonic()
     source = bench.source(DEADLINE_S)
-    ids = bench.rig.tenant.tenant_id, timeline.timeline_id
+    ids = bench.harness.tenant.tenant_id, timeline.timeline_id
     source.open(BasebackupCommand(*ids, LSN_B), lambda: None).file.close()
     assert time.monotonic() - started_s >= 2 * asked[0] * 0.9
 
 
 def test_a_wait_that_fails(bench: Bench) -> None:
     """The client is told that it failed, by its kind alone."""
-    timeline = bench.rig.timeline(LSN_A)
+    timeline = bench.harness.timeline(LSN_A)
 
     def wait(*_: object) -> None:
         raise RuntimeError("secret")
@@ -381,7 +381,7 @@ def test_a_timeline_that_does_not_know_where_it_stands(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who asks for its tip is told so, and why."""
-    timeline = bench.rig.timeline()
+    timeline = bench.harness.timeline()
 
     def fail() -> Lsn:
         raise PrepareError("a takeover has failed\nhint: Mend the disk.")
@@ -401,7 +401,7 @@ class TestOwnBuilds:
 
     def test_a_fullbackup_is_built_each_time(self, bench: Bench) -> None:
         """Whatever is held, and nothing of it is published, read or counted as a read."""
-        timeline = bench.rig.prepared()
+        timeline = bench.harness.prepared()
         built = []
 
         def send(writer: TarballWriter, lsn: Lsn) -> None:
@@ -412,12 +412,12 @@ class TestOwnBuilds:
         for _ in range(2):
             assert copied(self.full(bench, timeline)) == timeline.tarball(LSN_C)
         assert built == [LSN_A, LSN_A]
-        assert bench.rig.reads == {}
-        assert bench.rig.counts() == {"ok": 1}
+        assert bench.harness.reads == {}
+        assert bench.harness.counts() == {"ok": 1}
 
     def test_a_few_at_a_time(self, bench: Bench) -> None:
         """The next one waits, and can be cut off while it does."""
-        timeline = bench.rig.timeline()
+        timeline = bench.harness.timeline()
         with Gate() as gate:
             stop_while_sending(timeline, gate)
             first = [Worker(self.full, bench, timeline) for _ in range(2)]
@@ -434,7 +434,7 @@ class TestOwnBuilds:
 
     def test_one_that_nobody_waits_for_ends(self, bench: Bench) -> None:
         """At its next write."""
-        timeline = bench.rig.timeline()
+        timeline = bench.harness.timeline()
         has_failed = threading.Event()
 
         def send(writer: TarballWriter, _: Lsn) -> None:
@@ -463,7 +463,7 @@ class TestOwnBuilds:
     )
     def test_one_that_fails(self, bench: Bench, error: Exception, text: str) -> None:
         """The client gets an error and not a byte, and the next one its archive."""
-        timeline = bench.rig.timeline()
+        timeline = bench.harness.timeline()
         with Gate() as gate:
             gate.open()
             timeline.on_send = failing_at(gate, error)
@@ -488,7 +488,7 @@ class TestOwnBuilds:
         self, bench: Bench, pieces: list[Buffer], caplog: pytest.LogCaptureFixture
     ) -> None:
         """As the cache refuses it, also where the host swallows what the writer raises."""
-        timeline = bench.rig.timeline()
+        timeline = bench.harness.timeline()
 
         def send(writer: TarballWriter, _: Lsn) -> None:
             for piece in pieces:
@@ -507,7 +507,7 @@ class TestOwnBuilds:
         """Until the LSN is reached, or its time is up."""
         bench = make_bench()
         bench.serve(wait_lsn_timeout_s=0.3)
-        timeline = bench.rig.timeline()
+        timeline = bench.harness.timeline()
         client = bench.logged_in()
         ahead = bench.command(timeline, LSN_B, name="fullbackup")
         assert client.ask(ahead)[0].fields()["M"] == (
@@ -524,9 +524,9 @@ class TestOwnBuilds:
     def test_without_a_cache_everything_is(self, make_bench: Callable[[], Bench]) -> None:
         """As Neon's pageserver serves without one."""
         bench = make_bench()
-        cache = BasebackupCache.spawn(bench.rig.dir, None, bench.rig.host)
-        bench.serve(CacheSource(bench.rig.host, cache))
-        timeline = bench.rig.timeline()
+        cache = BasebackupCache.spawn(bench.harness.dir, None, bench.harness.host)
+        bench.serve(CacheSource(bench.harness.host, cache))
+        timeline = bench.harness.timeline()
         for _ in range(2):
             replies = bench.logged_in().ask(bench.command(timeline, LSN_A, "gzip"))
             assert gzip.decompress(copied(replies)) == timeline.tarball(LSN_A)
@@ -535,8 +535,8 @@ class TestOwnBuilds:
 
 def test_a_source_may_be_asked_after_the_end(bench: Bench) -> None:
     """A cache that is closed is an end of the service to who asks."""
-    timeline = bench.rig.timeline()
-    bench.rig.cache.close(DEADLINE_S)
-    ids = bench.rig.tenant.tenant_id, timeline.timeline_id
+    timeline = bench.harness.timeline()
+    bench.harness.cache.close(DEADLINE_S)
+    ids = bench.harness.tenant.tenant_id, timeline.timeline_id
     with pytest.raises(ShutdownError):
         bench.source().open(BasebackupCommand(*ids, LSN_A), lambda: None)

@@ -286,7 +286,7 @@ def test_thousands_of_bad_ones_have_twenty_lines(
     timelines_dir.mkdir(parents=True)
     for number in range(2000):
         (timelines_dir / f"{number:032x}").touch()
-        (timelines_dir / f"stray{number}").touch()
+        (timelines_dir / f"foreign file{number}").touch()
     tenants = PgdataTenantManager(tmp_path)
     tenants.attach_all()
     assert len(tenants.broken.list()) == 2000

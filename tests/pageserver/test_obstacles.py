@@ -116,13 +116,13 @@ def test_links_of_no_tablespace_are_left_out(
     """PostgreSQL starts with them as well; they are named, and a tablespace is kept."""
     compute = lab.boot(address)
     pgdata_dir = compute.cluster.pgdata_dir
-    place, stray = server_dir(pgdata_dir), server_dir(pgdata_dir)
+    place, foreign_file = server_dir(pgdata_dir), server_dir(pgdata_dir)
     lab.sql(
         compute,
         f"create tablespace elsewhere location '{place}'",
         "create table u tablespace elsewhere as select 2 i",
     )
-    targets = {"99991": stray, "99992": "/nowhere", "99993": "99993", "99994": "/dev/null"}
+    targets = {"99991": foreign_file, "99992": "/nowhere", "99993": "99993", "99994": "/dev/null"}
     for name, target in targets.items():
         lab.sql(compute, f"copy (select 1) to program 'ln -s {target} pg_tblspc/{name}'")
     lab.sql(compute, "copy (select 1) to program 'mkdir pg_tblspc/99995'")

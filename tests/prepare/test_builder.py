@@ -15,7 +15,7 @@ from support.cache_helpers import (
     LSN_B,
     LSN_C,
     MIB,
-    Rig,
+    Harness,
     Worker,
     fail_with,
     noise,
@@ -29,7 +29,7 @@ from support.seams import stand_still, start_close
 import bbcache.prepare.builder
 from bbcache import BackingOffError, FillError, Lsn, TimelineId
 from bbcache.errors import ArchiveError, BbcacheError, CacheFullError, EntryTooBigError
-from bbcache.storage.catalog import Shelf
+from bbcache.storage.catalog import Catalog
 from bbcache.storage.files import Store, TempFile
 from bbcache.storage.index import make_key
 
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     """A running cache with one worker."""
-    with Rig(tmp_path / "cache", prepare_concurrency=1) as opened:
+    with Harness(tmp_path / "cache", prepare_concurrency=1) as opened:
         yield opened
 
 
@@ -57,70 +57,70 @@ def _fail(_writer: TarballWriter, _lsn: Lsn) -> None:
 
 def test_a_slot_that_goes_during_the_wait_is_missed_at_the_build(tmp_path: Path) -> None:
     """It is looked for again when the build begins: a skip, before the host is asked."""
-    with Rig(tmp_path / "cache", max_size_entries=1) as rig:
-        timeline = rig.timeline()
-        other = make_key(rig.tenant.tenant_id, TimelineId.generate())
+    with Harness(tmp_path / "cache", max_size_entries=1) as harness:
+        timeline = harness.timeline()
+        other = make_key(harness.tenant.tenant_id, TimelineId.generate())
         taken: list[Any] = []
-        timeline.on_wait = lambda *_: taken.append(rig.engine.index.reserve(other))
+        timeline.on_wait = lambda *_: taken.append(harness.engine.index.reserve(other))
         timeline.on_send = _not_to_be_called
-        rig.prepare(timeline)
-        assert rig.skips == {"full": 1}
-        rig.engine.index.release(taken[0])
-        rig.check_books()
+        harness.prepare(timeline)
+        assert harness.skips == {"full": 1}
+        harness.engine.index.release(taken[0])
+        harness.check_accounting()
 
 
 def test_a_slot_that_goes_during_the_wait_is_not_needed_for_a_caller(tmp_path: Path) -> None:
     """Who waits gets the archive, and nothing is published."""
-    with Rig(tmp_path / "cache", max_size_entries=1) as rig:
-        timeline = rig.timeline()
-        other = make_key(rig.tenant.tenant_id, TimelineId.generate())
+    with Harness(tmp_path / "cache", max_size_entries=1) as harness:
+        timeline = harness.timeline()
+        other = make_key(harness.tenant.tenant_id, TimelineId.generate())
         taken: list[Any] = []
-        timeline.on_wait = lambda *_: taken.append(rig.engine.index.reserve(other))
-        assert filled(rig, timeline) == ("built", tar_of(timeline))
-        rig.wait_idle()
-        assert rig.skips == {"full": 1}
-        rig.engine.index.release(taken[0])
-        rig.check_books()
+        timeline.on_wait = lambda *_: taken.append(harness.engine.index.reserve(other))
+        assert filled(harness, timeline) == ("built", tar_of(timeline))
+        harness.wait_idle()
+        assert harness.skips == {"full": 1}
+        harness.engine.index.release(taken[0])
+        harness.check_accounting()
 
 
 def test_a_build_that_spills_gives_its_place_back_at_once(tmp_path: Path) -> None:
     """Not at its end: all that it has written counts as not published from then on."""
-    with Rig(tmp_path / "cache", max_entry_size_bytes=2 * MIB) as rig:
-        timeline = rig.timeline()
+    with Harness(tmp_path / "cache", max_entry_size_bytes=2 * MIB) as harness:
+        timeline = harness.timeline()
 
         def send(writer: TarballWriter, _lsn: Lsn) -> None:
             for seed in range(4):
                 writer.write(noise(MIB, seed))
-            (temp,) = (rig.dir / "tmp").iterdir()
-            assert rig.engine.index.total_count == rig.engine.index.total_size_bytes == 0
-            assert unpublished_bytes(rig) == temp.stat().st_size > 2 * MIB
+            (temp,) = (harness.dir / "tmp").iterdir()
+            assert harness.engine.index.total_count == harness.engine.index.total_size_bytes == 0
+            assert unpublished_bytes(harness) == temp.stat().st_size > 2 * MIB
 
         timeline.on_send = send
-        fill(rig, timeline).close()
-        rig.wait_idle()
-        assert rig.skips == {"too_big": 1}
-        rig.check_books()
+        fill(harness, timeline).close()
+        harness.wait_idle()
+        assert harness.skips == {"too_big": 1}
+        harness.check_accounting()
 
 
 def test_what_is_given_up_at_the_very_end_has_not_succeeded(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Outgrown, and with nobody left to have it: a skip, and the pause goes on."""
-    stand_still(monkeypatch, rig)
-    timeline = rig.timeline()
+    stand_still(monkeypatch, harness)
+    timeline = harness.timeline()
     timeline.on_send = _fail
     with pytest.raises(FillError, match="the host fails"):
-        fill(rig, timeline)
+        fill(harness, timeline)
     callers: list[Worker] = []
     is_over = threading.Event()
 
-    def go_on() -> None:
+    def check_cancelled() -> None:
         if is_over.is_set():
             raise LookupError("the client is gone")
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
-        shard_id = rig.tenant.tenant_shard_id
-        ask = functools.partial(rig.cache.get_or_prepare, go_on=go_on)
+        shard_id = harness.tenant.tenant_shard_id
+        ask = functools.partial(harness.cache.get_or_prepare, check_cancelled=check_cancelled)
         callers.append(Worker(ask, shard_id, timeline.timeline_id, lsn))
         wait_until(lambda: aboard() == 1)
         writer.write(timeline.tarball(lsn))
@@ -133,18 +133,18 @@ def test_what_is_given_up_at_the_very_end_has_not_succeeded(
 
     timeline.on_send = send
     stop_before(monkeypatch, os, "pwrite", leave)  # of the header, at the end of the build
-    rig.prepare(timeline)
+    harness.prepare(timeline)
     assert not callers[0].is_alive()
-    assert rig.skips == {"tip_moved": 1}
+    assert harness.skips == {"tip_moved": 1}
     with pytest.raises(BackingOffError):
-        fill(rig, timeline, LSN_B)
-    rig.check_books()
+        fill(harness, timeline, LSN_B)
+    harness.check_accounting()
 
 
 @pytest.mark.parametrize("is_outgrown", [False, True])
-def test_a_failed_build_leaves_nothing(rig: Rig, *, is_outgrown: bool) -> None:
+def test_a_failed_build_leaves_nothing(harness: Harness, *, is_outgrown: bool) -> None:
     """Neither its file nor its bytes stay, be it to be published or not."""
-    timeline = rig.timeline(LSN_B if is_outgrown else LSN_A)
+    timeline = harness.timeline(LSN_B if is_outgrown else LSN_A)
 
     def send(writer: TarballWriter, _lsn: Lsn) -> None:
         writer.write(noise(3 * MIB))
@@ -153,59 +153,59 @@ def test_a_failed_build_leaves_nothing(rig: Rig, *, is_outgrown: bool) -> None:
     timeline.on_send = send
     descriptor_count = count_descriptors()
     with pytest.raises(FillError, match="the host fails"):
-        fill(rig, timeline)
-    rig.wait_idle()
-    assert unpublished_bytes(rig) == 0
+        fill(harness, timeline)
+    harness.wait_idle()
+    assert unpublished_bytes(harness) == 0
     assert count_descriptors() == descriptor_count
-    rig.check_books()
+    harness.check_accounting()
 
 
-def test_a_build_that_is_published_leaves_no_descriptor_open(rig: Rig) -> None:
+def test_a_build_that_is_published_leaves_no_descriptor_open(harness: Harness) -> None:
     """Its temporary file is closed, and so is what was handed to who waited."""
     descriptor_count = count_descriptors()
-    rig.prepared()
+    harness.prepared()
     assert count_descriptors() == descriptor_count
-    fill(rig, rig.timeline()).close()
-    rig.wait_idle()
+    fill(harness, harness.timeline()).close()
+    harness.wait_idle()
     assert count_descriptors() == descriptor_count
 
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(bbcache.prepare.builder, "check_sealed"), (Shelf, "publish"), (TempFile, "sync")],
+    [(bbcache.prepare.builder, "check_sealed"), (Catalog, "publish"), (TempFile, "sync")],
 )
 def test_what_fails_after_it_was_opened_for_a_caller_is_closed(
-    rig: Rig, owner: object, name: str, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, owner: object, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A caller that gets an error gets no descriptor, and none stays behind."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     descriptor_count = count_descriptors()
     with monkeypatch.context() as patch:
         fail_with(patch, owner, name, ArchiveError("it is damaged"))
         with pytest.raises(FillError, match="it is damaged"):
-            fill(rig, timeline)
-        rig.wait_idle()
+            fill(harness, timeline)
+        harness.wait_idle()
     assert count_descriptors() == descriptor_count
-    rig.check_books()
+    harness.check_accounting()
 
 
 def test_a_drop_that_fails_closes_what_was_opened_for_a_caller(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of an archive that was not to be published."""
     descriptor_count = count_descriptors()
     with monkeypatch.context() as patch:
-        fail_with(patch, Shelf, "drop", ArchiveError("it cannot be dropped"), times=1)
+        fail_with(patch, Catalog, "drop", ArchiveError("it cannot be dropped"), times=1)
         with pytest.raises(FillError, match="it cannot be dropped"):
-            fill(rig, rig.timeline(LSN_B))
-        rig.wait_idle()
+            fill(harness, harness.timeline(LSN_B))
+        harness.wait_idle()
     assert count_descriptors() == descriptor_count
-    assert unpublished_bytes(rig) == 0
-    rig.check_books()
+    assert unpublished_bytes(harness) == 0
+    harness.check_accounting()
 
 
 def test_a_file_gets_its_name_once_its_bytes_are_safe(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last piece, the header, the fsync, the close, and only then the rename."""
     steps: list[str] = []
@@ -222,7 +222,7 @@ def test_a_file_gets_its_name_once_its_bytes_are_safe(
     for name in ("append", "patch", "sync", "close"):
         note(TempFile, name)
     note(Store, "rename_temp")
-    rig.prepared()
+    harness.prepared()
     assert steps[steps.index("append") :] == [
         *(["append"] * steps.count("append")),
         *("patch", "sync", "close", "rename_temp"),
@@ -230,48 +230,48 @@ def test_a_file_gets_its_name_once_its_bytes_are_safe(
 
 
 def test_a_stop_before_the_host_is_asked_asks_it_nothing(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A writer that was not there yet to be cancelled is not used at all."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     real_create, was_called = Store.create_temp, []
     closing: list[Worker] = []
 
     def create(store: Store, key: bytes, lsn: int) -> TempFile:
-        closing.append(start_close(rig))
+        closing.append(start_close(harness))
         return real_create(store, key, lsn)
 
     monkeypatch.setattr(Store, "create_temp", create)
     timeline.on_send = lambda *_: was_called.append(True)
-    rig.prepare(timeline)
+    harness.prepare(timeline)
     closing[0].result()
-    assert rig.skips == {"closing": 1}
+    assert harness.skips == {"closing": 1}
     assert was_called == []
-    rig.open()
-    rig.check_books()
+    harness.open()
+    harness.check_accounting()
 
 
-def test_a_stop_fails_the_writes_that_come_after(rig: Rig) -> None:
+def test_a_stop_fails_the_writes_that_come_after(harness: Harness) -> None:
     """Of all builds under way, whatever their host makes of it."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     raised: list[BbcacheError] = []
     closing: list[Worker] = []
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
         writer.write(timeline.tarball(lsn)[:700])
-        closing.append(start_close(rig))
+        closing.append(start_close(harness))
         try:
             writer.write(timeline.tarball(lsn)[700:])
         except BbcacheError as error:
             raised.append(error)
 
     timeline.on_send = send
-    rig.prepare(timeline)
+    harness.prepare(timeline)
     closing[0].result()
     assert [str(error) for error in raised] == ["the cache is closing"]
-    assert rig.skips == {"closing": 1}
-    rig.open()
-    rig.check_books()
+    assert harness.skips == {"closing": 1}
+    harness.open()
+    harness.check_accounting()
 
 
 @pytest.mark.parametrize(
@@ -285,10 +285,10 @@ def test_the_cause_is_what_the_writer_raised(
     tmp_path: Path, limit: str, error_type: type[BbcacheError], reason: str
 ) -> None:
     """A host may raise something else instead: it was the limit all the same."""
-    with Rig(tmp_path / "cache", **{limit: 2 * MIB}) as rig:
+    with Harness(tmp_path / "cache", **{limit: 2 * MIB}) as harness:
         if limit == "max_total_size_bytes":
-            rig.prepared(size_bytes=MIB)
-        timeline = rig.timeline()
+            harness.prepared(size_bytes=MIB)
+        timeline = harness.timeline()
 
         def send(writer: TarballWriter, _lsn: Lsn) -> None:
             try:
@@ -298,33 +298,33 @@ def test_the_cause_is_what_the_writer_raised(
                 raise RuntimeError("the host has an error of its own") from None
 
         timeline.on_send = send
-        rig.prepare(timeline)
-        assert rig.skips == {reason: 1}
-        rig.check_books()
+        harness.prepare(timeline)
+        assert harness.skips == {reason: 1}
+        harness.check_accounting()
 
 
 def _own_objects() -> Counter[str]:
     """How many objects there are of each class of bbcache."""
     gc.collect()
     kinds = [type(each) for each in gc.get_objects()]
-    return Counter(f"{k.__module__}.{k.__name__}" for k in kinds if "bbcache." in k.__module__)
+    return Counter(f"{k.__module__}.{k.__name__}" for k in kinds if "bbcache." in str(k.__module__))
 
 
 def test_a_build_that_has_ended_leaves_no_object(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+    harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No writer, room or request, whether it succeeded, failed or was not published."""
     caplog.set_level("CRITICAL", "bbcache")  # a line that is kept keeps all of its traceback
-    held, failing, outgrown = rig.prepared(), rig.timeline(), rig.timeline(LSN_C)
+    held, failing, outgrown = harness.prepared(), harness.timeline(), harness.timeline(LSN_C)
     failing.on_send = _fail
 
     def build(lsn: Lsn) -> None:
         held.advance(lsn)
-        rig.prepare(held, lsn)
-        rig.prepare(failing)
-        rig.prepare(outgrown)
-        fill(rig, outgrown).close()
-        rig.wait_idle()
+        harness.prepare(held, lsn)
+        harness.prepare(failing)
+        harness.prepare(outgrown)
+        fill(harness, outgrown).close()
+        harness.wait_idle()
 
     seen = []
     for lsn in range(LSN_B, LSN_B + 4):
@@ -334,20 +334,20 @@ def test_a_build_that_has_ended_leaves_no_object(
 
 
 def test_what_nobody_waits_for_is_opened_for_nobody(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A plain prepare costs no second look at its bytes."""
-    monkeypatch.setattr(bbcache.prepare.builder, "Handout", _not_to_be_called)
-    rig.prepared()
-    assert rig.counts() == {"ok": 1}
+    monkeypatch.setattr(bbcache.prepare.builder, "SharedFile", _not_to_be_called)
+    harness.prepared()
+    assert harness.counts() == {"ok": 1}
 
 
-def test_a_missing_directory_is_made_again_before_the_build(rig: Rig) -> None:
+def test_a_missing_directory_is_made_again_before_the_build(harness: Harness) -> None:
     """A build has its file in the directory that is at the path now."""
-    timeline = rig.prepared()
-    moved = rig.dir.with_name("moved")
-    os.rename(rig.dir, moved)
-    rig.prepare(rig.timeline())
-    assert rig.counts() == {"ok": 2}
-    assert not rig.holds(timeline)
-    rig.check_books()
+    timeline = harness.prepared()
+    moved = harness.dir.with_name("moved")
+    os.rename(harness.dir, moved)
+    harness.prepare(harness.timeline())
+    assert harness.counts() == {"ok": 2}
+    assert not harness.holds(timeline)
+    harness.check_accounting()

@@ -13,7 +13,7 @@ from support.cache_helpers import (
     LSN_A,
     LSN_B,
     Gate,
-    Rig,
+    Harness,
     fail_with,
     noise,
     stop_while_sending,
@@ -25,10 +25,10 @@ from support.seams import stop_at_log
 import bbcache.prepare.builder
 from bbcache import FillError, StoreError
 from bbcache.errors import BackingOffError
-from bbcache.prepare.shared_file import Handout
-from bbcache.storage.catalog import Shelf
+from bbcache.prepare.shared_file import SharedFile
+from bbcache.storage.catalog import Catalog
 from bbcache.storage.files import Store, TempFile
-from bbcache.storage.unnamed_file import NamelessFile
+from bbcache.storage.unnamed_file import UnnamedFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,10 +40,15 @@ if TYPE_CHECKING:
 
 KIB = 1024
 STEPS: Final = [
-    *((Shelf, "ensure_home"), (Store, "create_temp"), (Store, "rename_temp"), (Shelf, "publish")),
+    *(
+        (Catalog, "ensure_directory"),
+        (Store, "create_temp"),
+        (Store, "rename_temp"),
+        (Catalog, "publish"),
+    ),
     *((TempFile, "append"), (TempFile, "patch"), (TempFile, "sync"), (TempFile, "close")),
     *(
-        (bbcache.prepare.builder, "Handout"),
+        (bbcache.prepare.builder, "SharedFile"),
         (bbcache.prepare.builder, "check_sealed"),
     ),
 ]
@@ -62,15 +67,15 @@ def aside(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def rig(tmp_path: Path, aside: Path) -> Iterator[Rig]:
+def harness(tmp_path: Path, aside: Path) -> Iterator[Harness]:
     """A running cache."""
-    with Rig(tmp_path / "cache", unpublished_dir=aside, prepare_concurrency=2) as rig:
-        yield rig
+    with Harness(tmp_path / "cache", unpublished_dir=aside, prepare_concurrency=2) as harness:
+        yield harness
 
 
-def fallbacks(rig: Rig) -> dict[str, int]:
+def fallbacks(harness: Harness) -> dict[str, int]:
     """How many builds in `unpublished_dir` ended how."""
-    return rig.counts("bbcache_fallback_builds_total")
+    return harness.counts("bbcache_fallback_builds_total")
 
 
 def disk_fails(monkeypatch: pytest.MonkeyPatch, code: int = errno.ENOSPC, **kwargs: Any) -> None:
@@ -99,70 +104,75 @@ def count_builds(timeline: MemoryTimeline) -> list[Lsn]:
     ],
 )
 def test_whatever_step_fails_the_caller_gets_the_bytes(
-    rig: Rig, aside: Path, owner: object, step: str, code: int, monkeypatch: pytest.MonkeyPatch
+    harness: Harness,
+    aside: Path,
+    owner: object,
+    step: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From a file without a name in `unpublished_dir`; the failure is counted and logged."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     builds = count_builds(timeline)
     with monkeypatch.context() as patch:
         fail_with(patch, owner, step, OSError(code, os.strerror(code)), times=1)
-        file = fill(rig, timeline)
+        file = fill(harness, timeline)
         with file:
             assert os.readlink(f"/proc/self/fd/{file.fileno()}").startswith(f"{aside}/")
             assert os.fstat(file.fileno()).st_nlink == 0
-            assert unpublished_bytes(rig) == file.size_bytes
+            assert unpublished_bytes(harness) == file.size_bytes
             assert os.listdir(aside) == []
             assert (file.source, file.lsn) == ("built", LSN_A)
             assert gzip.decompress(file.read()) == tar_of(timeline)
-    rig.wait_idle()
-    assert unpublished_bytes(rig) == 0
+    harness.wait_idle()
+    assert unpublished_bytes(harness) == 0
     assert len(builds) <= 2
-    assert rig.cache.entries() == []
-    assert (rig.counts(), rig.skips, fills(rig)) == ({"error": 1}, {}, {"built": 1})
-    assert fallbacks(rig) == {"ok": 1}
-    rig.check_books()
-    assert os.strerror(code) in (rig.cache.degraded_reason or "")
-    assert filled(rig, timeline) == ("built", tar_of(timeline))  # no pause, and published
-    assert rig.holds(timeline)
-    assert rig.cache.degraded_reason is None
-    rig.check_books()
+    assert harness.cache.entries() == []
+    assert (harness.counts(), harness.skips, fills(harness)) == ({"error": 1}, {}, {"built": 1})
+    assert fallbacks(harness) == {"ok": 1}
+    harness.check_accounting()
+    assert os.strerror(code) in (harness.cache.degraded_reason or "")
+    assert filled(harness, timeline) == ("built", tar_of(timeline))  # no pause, and published
+    assert harness.holds(timeline)
+    assert harness.cache.degraded_reason is None
+    harness.check_accounting()
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 @pytest.mark.parametrize(
     ("owner", "step"),
-    [(Store, "create_temp"), (bbcache.prepare.builder, "Handout"), (Shelf, "publish")],
+    [(Store, "create_temp"), (bbcache.prepare.builder, "SharedFile"), (Catalog, "publish")],
 )
 def test_a_limit_of_the_process_is_no_failure_of_the_disk(
-    rig: Rig, owner: object, step: str, code: int, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, owner: object, step: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A build elsewhere would meet it, too: an error at once, with its hint and no pause."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     builds = count_builds(timeline)
     with monkeypatch.context() as patch:
         fail_with(patch, owner, step, OSError(code, os.strerror(code)), times=1)
         with pytest.raises(FillError, match=f"{os.strerror(code)}\nhint: .*(limit|file-max)"):
-            fill(rig, timeline)
-    rig.wait_idle()
+            fill(harness, timeline)
+    harness.wait_idle()
     assert len(builds) <= 1
-    assert (rig.counts(), fallbacks(rig)) == ({"error": 1}, {})
-    assert rig.cache.degraded_reason is None
-    assert filled(rig, timeline) == ("built", tar_of(timeline))
-    rig.check_books()
+    assert (harness.counts(), fallbacks(harness)) == ({"error": 1}, {})
+    assert harness.cache.degraded_reason is None
+    assert filled(harness, timeline) == ("built", tar_of(timeline))
+    harness.check_accounting()
 
 
 def test_a_caller_without_a_descriptor_asks_the_host_for_nothing(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The archive is built and published; only the caller's own open has failed."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     builds = count_builds(timeline)
     error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     with monkeypatch.context() as patch:
-        fail_with(patch, Handout, "open_file", error, times=1)
+        fail_with(patch, SharedFile, "open_file", error, times=1)
         with pytest.raises(FillError, match=r"Too many open files\nhint: Raise the limit"):
-            fill(rig, timeline)
-    assert filled(rig, timeline) == ("hit", tar_of(timeline))
+            fill(harness, timeline)
+    assert filled(harness, timeline) == ("hit", tar_of(timeline))
     assert len(builds) == 1
 
 
@@ -176,14 +186,14 @@ def test_a_caller_without_a_descriptor_asks_the_host_for_nothing(
     ],
 )
 def test_the_hint_about_an_unpublished_dir_names_its_setting(
-    rig: Rig, aside: Path, code: int, hint: str, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, aside: Path, code: int, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the cache directory, and not the limits of the cache."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     disk_fails(monkeypatch)
-    fail_with(monkeypatch, NamelessFile, "create", OSError(code, os.strerror(code)))
+    fail_with(monkeypatch, UnnamedFile, "create", OSError(code, os.strerror(code)))
     with pytest.raises(FillError) as caught:
-        fill(rig, timeline)
+        fill(harness, timeline)
     text, _, told = str(caught.value).partition("\nhint: ")
     assert f"cannot create a file in {aside}: {os.strerror(code)}" in text
     assert told.startswith(hint)
@@ -192,18 +202,20 @@ def test_the_hint_about_an_unpublished_dir_names_its_setting(
     assert "max_total" not in told
 
 
-def test_nothing_is_synced_or_renamed_there(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_synced_or_renamed_there(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The bytes are for those who wait now; no start looks for them."""
     disk_fails(monkeypatch)
     called: list[str] = []
     for name in ("fsync", "fdatasync", "rename", "replace", "link"):
         monkeypatch.setattr(os, name, lambda *_, name=name: called.append(name))
-    assert filled(rig, rig.timeline())[0] == "built"
+    assert filled(harness, harness.timeline())[0] == "built"
     assert called == []
 
 
 def test_a_file_system_without_nameless_files_will_do(
-    rig: Rig, aside: Path, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, aside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where O_TMPFILE is refused, the file is made and unlinked at once."""
     disk_fails(monkeypatch)
@@ -215,8 +227,8 @@ def test_a_file_system_without_nameless_files_will_do(
         return real_open(path, flags, *args)
 
     monkeypatch.setattr(os, "open", refuse)
-    timeline = rig.timeline()
-    with fill(rig, timeline) as file:
+    timeline = harness.timeline()
+    with fill(harness, timeline) as file:
         assert os.listdir(aside) == []
         assert gzip.decompress(file.read()) == tar_of(timeline)
 
@@ -227,16 +239,16 @@ def test_the_default_is_the_temporary_directory(
     """That of the system, as Python finds it."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "aside"))
     (tmp_path / "aside").mkdir()
-    with Rig(tmp_path / "cache") as rig:
+    with Harness(tmp_path / "cache") as harness:
         disk_fails(monkeypatch)
-        with fill(rig, rig.timeline()) as file:
+        with fill(harness, harness.timeline()) as file:
             name = os.readlink(f"/proc/self/fd/{file.fileno()}")
             assert name.startswith(f"{tmp_path}/aside/")
 
 
-def test_a_limit_of_file_sizes(rig: Rig) -> None:
+def test_a_limit_of_file_sizes(harness: Harness) -> None:
     """EFBIG of the system, in the middle of an archive, which is then built from the start."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     tar, limits = noise(300 * KIB), resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def send(writer: TarballWriter, _: Lsn) -> None:
@@ -247,15 +259,17 @@ def test_a_limit_of_file_sizes(rig: Rig) -> None:
 
     timeline.on_send = send
     try:
-        assert filled(rig, timeline) == ("built", tar)
+        assert filled(harness, timeline) == ("built", tar)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "File too large" in (rig.cache.degraded_reason or "")
+    assert "File too large" in (harness.cache.degraded_reason or "")
 
 
-def test_five_hundred_callers_cause_one_fallback(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_five_hundred_callers_cause_one_fallback(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The host is asked twice in all, and the bytes are there once."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     with Gate() as gate, monkeypatch.context() as patch:
         fail_with(patch, TempFile, "sync", OSError(errno.ENOSPC, "No space left on device"))
         stop_while_sending(timeline, gate)
@@ -267,72 +281,74 @@ def test_five_hundred_callers_cause_one_fallback(rig: Rig, monkeypatch: pytest.M
             on_send(writer, lsn)
 
         timeline.on_send = send
-        workers = fillers(rig, timeline, 500)
+        workers = fillers(harness, timeline, 500)
         gate.wait_for()
         gate.open()
         results = [worker.result() for worker in workers]
     assert len(builds) == 2
     assert {tar for _, tar in results} == {tar_of(timeline)}  # type: ignore[misc, has-type]
-    assert fills(rig) == {"built": 1, "joined": 499}
-    assert fallbacks(rig) == {"ok": 1}
-    assert unpublished_bytes(rig) == 0
+    assert fills(harness) == {"built": 1, "joined": 499}
+    assert fallbacks(harness) == {"ok": 1}
+    assert unpublished_bytes(harness) == 0
 
 
 def test_a_prepare_never_falls_back(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody waits for its bytes: an ordinary error, and no pause for those who ask next."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     builds = count_builds(timeline)
     with monkeypatch.context() as patch:
         fail_with(patch, TempFile, "sync", OSError(errno.ENOSPC, "No space left on device"))
-        rig.prepare(timeline)
+        harness.prepare(timeline)
         assert len(builds) == 1
-        assert (rig.counts(), fallbacks(rig)) == ({"error": 1}, {})
+        assert (harness.counts(), fallbacks(harness)) == ({"error": 1}, {})
         assert "hint: Free space on the file system" in caplog.text
-        assert filled(rig, timeline) == ("built", tar_of(timeline))
-    assert filled(rig, timeline) == ("built", tar_of(timeline))
-    rig.check_books()
+        assert filled(harness, timeline) == ("built", tar_of(timeline))
+    assert filled(harness, timeline) == ("built", tar_of(timeline))
+    harness.check_accounting()
 
 
 def test_callers_that_have_joined_a_prepare_get_their_bytes(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What `send_prepare` has begun falls back for those who wait for it by now."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     with Gate() as gate, monkeypatch.context() as patch:
         fail_with(patch, Store, "rename_temp", OSError(errno.EIO, "Input/output error"))
         stop_while_sending(timeline, gate)
-        rig.send(timeline)
+        harness.send(timeline)
         gate.wait_for()
-        workers = fillers(rig, timeline, 3)
+        workers = fillers(harness, timeline, 3)
         gate.open()
         assert {worker.result() for worker in workers} == {("joined", tar_of(timeline))}
-    rig.wait_idle()
-    assert (rig.counts(), fallbacks(rig)) == ({"error": 1}, {"ok": 1})
+    harness.wait_idle()
+    assert (harness.counts(), fallbacks(harness)) == ({"error": 1}, {"ok": 1})
 
 
 def test_a_caller_that_joins_a_prepare_as_it_fails_gets_its_bytes(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where it was decided already that nobody waits, the caller asks again by itself."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     with Gate() as gate, monkeypatch.context() as patch:
         disk_fails(patch)
         with stop_at_log("cannot prepare the basebackup", gate):
-            rig.send(timeline)
+            harness.send(timeline)
             gate.wait_for()  # the prepare has failed, but has not ended
-            (worker,) = fillers(rig, timeline, 1)
+            (worker,) = fillers(harness, timeline, 1)
             gate.open()
         assert worker.result() == ("built", tar_of(timeline))
-    assert fallbacks(rig) == {"ok": 1}
+    assert fallbacks(harness) == {"ok": 1}
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "host"), StoreError("host", errno=28)])
 @pytest.mark.parametrize("is_late", [False, True])
-def test_a_host_that_fails_is_not_asked_again(rig: Rig, error: OSError, *, is_late: bool) -> None:
+def test_a_host_that_fails_is_not_asked_again(
+    harness: Harness, error: OSError, *, is_late: bool
+) -> None:
     """Whatever its exception is called: the failure is the host's, and its timeline pauses."""
-    timeline, builds = rig.timeline(), []
+    timeline, builds = harness.timeline(), []
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
         builds.append(lsn)
@@ -342,20 +358,20 @@ def test_a_host_that_fails_is_not_asked_again(rig: Rig, error: OSError, *, is_la
 
     timeline.on_send = send
     with pytest.raises(FillError, match="host") as caught:
-        fill(rig, timeline)
+        fill(harness, timeline)
     assert caught.value.__cause__ is error
     assert len(builds) == 1
-    assert fallbacks(rig) == {}
-    assert rig.cache.degraded_reason is None
+    assert fallbacks(harness) == {}
+    assert harness.cache.degraded_reason is None
     with pytest.raises(BackingOffError):
-        fill(rig, timeline)
+        fill(harness, timeline)
 
 
 def test_a_host_that_swallows_what_the_writer_raises_is_asked_again(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk was the cause, whatever the host has made of it."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
 
     def send(writer: TarballWriter, _: Lsn) -> None:
         try:
@@ -366,46 +382,46 @@ def test_a_host_that_swallows_what_the_writer_raises_is_asked_again(
 
     timeline.on_send = send
     fail_with(monkeypatch, TempFile, "append", OSError(errno.EIO, "Input/output error"), times=1)
-    assert filled(rig, timeline) == ("built", b"".join(noise(100 * KIB, s) for s in range(20)))
+    assert filled(harness, timeline) == ("built", b"".join(noise(100 * KIB, s) for s in range(20)))
 
 
 def test_both_failures_are_named(
-    rig: Rig, aside: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: Harness, aside: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """That of the cache's disk, and that of `unpublished_dir`; with one hint, and no pause."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     aside.rmdir()
     with monkeypatch.context() as patch:
         disk_fails(patch)
         for _ in range(2):
             with pytest.raises(FillError) as caught:
-                fill(rig, timeline)
+                fill(harness, timeline)
             text = str(caught.value)
             for part in ("tmp", "No space left on device", str(aside), "No such file or directory"):
                 assert part in text
             assert text.count("\nhint: ") == 1
             assert isinstance(caught.value.__cause__, StoreError)
-    assert fallbacks(rig) == {"error": 2}
-    assert rig.counts() == {"error": 2}
+    assert fallbacks(harness) == {"error": 2}
+    assert harness.counts() == {"error": 2}
     assert str(aside) in caplog.text
-    assert filled(rig, timeline)[0] == "built"
+    assert filled(harness, timeline)[0] == "built"
 
 
 def test_an_unpublished_dir_that_is_not_there_is_told_at_the_start(
     tmp_path: Path, aside: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rather than when it is wanted; it stops no start of the cache."""
-    with Rig(tmp_path / "cache", unpublished_dir=aside):
+    with Harness(tmp_path / "cache", unpublished_dir=aside):
         assert "unpublished_dir" not in caplog.text
-    with Rig(tmp_path / "cache", unpublished_dir=str(aside / "lost")):
+    with Harness(tmp_path / "cache", unpublished_dir=str(aside / "lost")):
         assert caplog.text.count(f"unpublished_dir {aside}/lost is no directory") == 1
 
 
 def test_a_host_that_fails_the_second_time_is_named_too(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its failure is its own, so the timeline pauses."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
 
     def send(_: TarballWriter, __: Lsn) -> None:
         raise KeyError("the host's own trouble")
@@ -413,10 +429,10 @@ def test_a_host_that_fails_the_second_time_is_named_too(
     timeline.on_send = send
     disk_fails(monkeypatch)
     with pytest.raises(FillError, match=r"No space left.*host's own trouble"):
-        fill(rig, timeline)
+        fill(harness, timeline)
     with pytest.raises(BackingOffError, match="host's own trouble"):
-        fill(rig, timeline)
-    assert fallbacks(rig) == {"error": 1}
+        fill(harness, timeline)
+    assert fallbacks(harness) == {"error": 1}
 
 
 def test_the_fallback_has_a_limit(
@@ -424,65 +440,65 @@ def test_the_fallback_has_a_limit(
 ) -> None:
     """Past `max_unpublished_size_bytes` the call fails, and names the limit and the disk."""
     settings = {"unpublished_dir": str(aside), "max_unpublished_size_bytes": 10 * KIB}
-    with Rig(tmp_path / "cache", **settings) as rig:
-        timelines = [rig.timeline() for _ in range(2)]
+    with Harness(tmp_path / "cache", **settings) as harness:
+        timelines = [harness.timeline() for _ in range(2)]
         for timeline in timelines:
             timeline.tarball = lambda at: noise(6 * KIB, int(at))
         disk_fails(monkeypatch)
-        with fill(rig, timelines[0]):
+        with fill(harness, timelines[0]):
             limit = r"No space left.*max_unpublished_size_bytes 10240"
             with pytest.raises(FillError, match=limit):
-                fill(rig, timelines[1])
-        assert (rig.skips, rig.counts()) == ({"full": 1}, {"error": 1, "skip": 1})
-        assert unpublished_bytes(rig) == 0
+                fill(harness, timelines[1])
+        assert (harness.skips, harness.counts()) == ({"full": 1}, {"error": 1, "skip": 1})
+        assert unpublished_bytes(harness) == 0
 
 
 def test_what_must_not_be_published_falls_back_too(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An archive that the cache's disk would only have handed out: a skip, as ever."""
-    timeline = rig.timeline(LSN_B)
+    timeline = harness.timeline(LSN_B)
     disk_fails(monkeypatch)
-    assert filled(rig, timeline, LSN_A) == ("built", tar_of(timeline))
-    assert rig.skips == {"tip_moved": 1}
-    assert fallbacks(rig) == {"ok": 1}
+    assert filled(harness, timeline, LSN_A) == ("built", tar_of(timeline))
+    assert harness.skips == {"tip_moved": 1}
+    assert fallbacks(harness) == {"ok": 1}
 
 
 def test_an_entry_that_cannot_be_read_on_a_full_disk(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither reading nor writing works: the caller gets its bytes, and the entry stays."""
-    timeline = rig.prepared()
+    timeline = harness.prepared()
     with monkeypatch.context() as patch:
         disk_fails(patch)
         fail_with(patch, Store, "open", OSError(errno.EIO, "Input/output error"))
-        assert filled(rig, timeline) == ("built", tar_of(timeline))
-    assert filled(rig, timeline) == ("hit", tar_of(timeline))
-    rig.check_books()
+        assert filled(harness, timeline) == ("built", tar_of(timeline))
+    assert filled(harness, timeline) == ("hit", tar_of(timeline))
+    harness.check_accounting()
 
 
 def test_a_directory_that_cannot_be_loaded_stops_no_start(
     tmp_path: Path, aside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Callers get their bytes while prepares wait; once it is loaded all is as ever."""
-    rig = Rig(tmp_path / "cache", unpublished_dir=aside)
-    held, missing, sent = rig.timeline(), rig.timeline(), rig.timeline()
-    rig.seed(held)
+    harness = Harness(tmp_path / "cache", unpublished_dir=aside)
+    held, missing, sent = harness.timeline(), harness.timeline(), harness.timeline()
+    harness.seed(held)
     with monkeypatch.context() as patch:
         fail_with(patch, Store, "scan", OSError(errno.EIO, "Input/output error"))
-        rig.open(wait=False)
-        with rig.opened:
-            rig.send(sent)
+        harness.open(wait=False)
+        with harness.opened:
+            harness.send(sent)
             for timeline in (held, missing):
-                assert filled(rig, timeline)[1] == tar_of(timeline)
-            assert not rig.cache.wait_initialized(0)
-            assert fallbacks(rig) == {"ok": 2}
+                assert filled(harness, timeline)[1] == tar_of(timeline)
+            assert not harness.cache.wait_initialized(0)
+            assert fallbacks(harness) == {"ok": 2}
             patch.undo()
-            rig.wait_idle()
-            assert rig.holds(held)
-            assert filled(rig, sent) == ("hit", tar_of(sent))
-            assert filled(rig, missing) == ("built", tar_of(missing))
-            rig.check_books()
+            harness.wait_idle()
+            assert harness.holds(held)
+            assert filled(harness, sent) == ("hit", tar_of(sent))
+            assert filled(harness, missing) == ("built", tar_of(missing))
+            harness.check_accounting()
 
 
 @pytest.mark.parametrize("verify_reads", ["always", "first", "never"])
@@ -491,78 +507,80 @@ def test_an_archive_that_cannot_be_read_back_is_built_elsewhere(
 ) -> None:
     """Every read of the finished archive below the cache fails, in the build or by a caller."""
     settings = {"unpublished_dir": aside, "verify_reads": verify_reads}
-    with Rig(tmp_path / "cache", **settings) as rig:
-        timeline, real_pread = rig.timeline(), os.pread
+    with Harness(tmp_path / "cache", **settings) as harness:
+        timeline, real_pread = harness.timeline(), os.pread
 
         def pread(fd: int, size_bytes: int, offset: int) -> bytes:
-            if os.readlink(f"/proc/self/fd/{fd}").startswith(f"{rig.dir}/"):
+            if os.readlink(f"/proc/self/fd/{fd}").startswith(f"{harness.dir}/"):
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             return real_pread(fd, size_bytes, offset)
 
         monkeypatch.setattr(os, "pread", pread)
-        assert filled(rig, timeline)[1] == tar_of(timeline)
-        assert fallbacks(rig) == ({} if verify_reads == "never" else {"ok": 1})
+        assert filled(harness, timeline)[1] == tar_of(timeline)
+        assert fallbacks(harness) == ({} if verify_reads == "never" else {"ok": 1})
 
 
 def test_a_caller_whose_check_fails_has_it_built_elsewhere(
     tmp_path: Path, aside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where every open is checked, also the one of an archive that the build has checked."""
-    with Rig(tmp_path / "cache", unpublished_dir=aside, verify_reads="always") as rig:
-        timeline = rig.timeline(LSN_B)
+    with Harness(tmp_path / "cache", unpublished_dir=aside, verify_reads="always") as harness:
+        timeline = harness.timeline(LSN_B)
         error = OSError(errno.EIO, "Input/output error")
-        fail_with(monkeypatch, type(rig.engine.reader), "check_built", error, times=1)
-        with fill(rig, timeline, LSN_A) as file:
+        fail_with(monkeypatch, type(harness.engine.reader), "check_built", error, times=1)
+        with fill(harness, timeline, LSN_A) as file:
             assert os.readlink(f"/proc/self/fd/{file.fileno()}").startswith(f"{aside}/")
             assert gzip.decompress(file.read()) == tar_of(timeline)
-        assert fallbacks(rig) == {"ok": 1}
-        assert unpublished_bytes(rig) == 0
+        assert fallbacks(harness) == {"ok": 1}
+        assert unpublished_bytes(harness) == 0
 
 
 def test_what_everyone_has_given_up_ends_as_the_disk_has_ended_it(
-    rig: Rig, aside: Path, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, aside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fallback whose callers have gone hands nothing out, and leaves nothing behind."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     with Gate() as gate, monkeypatch.context() as patch:
         disk_fails(patch)
         stop_while_sending(timeline, gate)
 
-        def go_on() -> None:
+        def check_cancelled() -> None:
             gate.wait_for()  # the second build has begun
             raise KeyError("the client has gone")
 
-        shard_id = rig.shard_of(timeline)
+        shard_id = harness.shard_of(timeline)
         with pytest.raises(KeyError, match="client has gone"):
-            rig.cache.get_or_prepare(shard_id, timeline.timeline_id, LSN_A, go_on=go_on)
+            harness.cache.get_or_prepare(
+                shard_id, timeline.timeline_id, LSN_A, check_cancelled=check_cancelled
+            )
         gate.open()
-        rig.wait_idle()
-    assert (rig.counts(), fallbacks(rig)) == ({"error": 1}, {"error": 1})
+        harness.wait_idle()
+    assert (harness.counts(), fallbacks(harness)) == ({"error": 1}, {"error": 1})
     assert os.listdir(aside) == []
-    assert unpublished_bytes(rig) == 0
+    assert unpublished_bytes(harness) == 0
 
 
-def test_a_close_ends_a_fallback(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_close_ends_a_fallback(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stops at its next write, like any build."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     with Gate() as gate:
         disk_fails(monkeypatch)
         stop_while_sending(timeline, gate)
-        (worker,) = fillers(rig, timeline, 1)
+        (worker,) = fillers(harness, timeline, 1)
         gate.wait_for()
-        rig.engine.begin_close()
+        harness.engine.begin_close()
         gate.open()
         with pytest.raises(Exception, match="closing"):
             worker.result()
-        rig.cache.close()
-    assert rig.skips == {"closing": 1}
+        harness.cache.close()
+    assert harness.skips == {"closing": 1}
 
 
 def test_an_archive_that_cannot_be_closed_fails_no_caller(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel has freed the descriptor by then; the caller has its own."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     real_close, failed = os.close, []
 
     def close(fd: int) -> None:
@@ -574,8 +592,8 @@ def test_an_archive_that_cannot_be_closed_fails_no_caller(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "close", close)
-        file = fill(rig, timeline)
-        rig.wait_idle()
+        file = fill(harness, timeline)
+        harness.wait_idle()
     with file:
         assert gzip.decompress(file.read()) == tar_of(timeline)
     assert failed

@@ -10,7 +10,7 @@ from support.cache_helpers import (
     LSN_A,
     LSN_B,
     Gate,
-    Rig,
+    Harness,
     Worker,
     end_child,
     run_child,
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     """A running cache with one worker."""
-    with Rig(tmp_path / "cache", prepare_concurrency=1) as opened:
+    with Harness(tmp_path / "cache", prepare_concurrency=1) as opened:
         yield opened
 
 
@@ -50,10 +50,10 @@ def check_closing(workers: list[Worker]) -> None:
 
 @pytest.mark.parametrize("step", ["wait", "write", "patch", "sync"])
 def test_a_close_ends_every_wait_though_the_worker_is_stuck(
-    rig: Rig, step: str, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of the build that runs, and of those that queue; what ends late is for nobody."""
-    timeline, queued = rig.timeline(), rig.timeline()
+    timeline, queued = harness.timeline(), harness.timeline()
     with Gate() as gate, monkeypatch.context() as patch:
         if step == "wait":
             timeline.on_wait = gate
@@ -61,98 +61,100 @@ def test_a_close_ends_every_wait_though_the_worker_is_stuck(
             stop_while_sending(timeline, gate)
         else:
             stop_before(patch, TempFile, step, gate)
-        workers = fillers(rig, timeline, 3)
+        workers = fillers(harness, timeline, 3)
         gate.wait_for()
-        workers += fillers(rig, queued, 3)
-        closer = Worker(rig.cache.close)  # without limit: it waits for the stuck worker
+        workers += fillers(harness, queued, 3)
+        closer = Worker(harness.cache.close)  # without limit: it waits for the stuck worker
         check_closing(workers)
         assert closer.is_alive()
-        assert len(rig.living()) == 1
+        assert len(harness.living()) == 1
         gate.open()
         closer.result()
-    assert fills(rig) == {"closing": 6}
-    assert unpublished_bytes(rig) == 0
-    rig.open()
-    rig.check_books()
+    assert fills(harness) == {"closing": 6}
+    assert unpublished_bytes(harness) == 0
+    harness.open()
+    harness.check_accounting()
     timeline.on_wait = timeline.on_send = None
     # A build that had all its bytes when the close began may be published before its end.
-    assert rig.holds(timeline) == (step in {"patch", "sync"})
-    assert filled(rig, timeline)[1] == tar_of(timeline)
-    assert filled(rig, queued) == ("built", tar_of(queued))
+    assert harness.holds(timeline) == (step in {"patch", "sync"})
+    assert filled(harness, timeline)[1] == tar_of(timeline)
+    assert filled(harness, queued) == ("built", tar_of(queued))
 
 
-def test_a_close_with_a_deadline_leaves_the_worker_and_no_caller_behind(rig: Rig) -> None:
+def test_a_close_with_a_deadline_leaves_the_worker_and_no_caller_behind(harness: Harness) -> None:
     """Also where what is left behind was not to be published."""
-    timeline = rig.timeline(LSN_B)
+    timeline = harness.timeline(LSN_B)
     with Gate() as gate:
         stop_while_sending(timeline, gate)
-        workers = fillers(rig, timeline, 3)
+        workers = fillers(harness, timeline, 3)
         gate.wait_for()
-        rig.cache.close(0)
+        harness.cache.close(0)
         check_closing(workers)
-        (late,) = rig.living()
+        (late,) = harness.living()
         gate.open()
         late.join(DEADLINE_S)
-    rig.open()
-    rig.check_books()
+    harness.open()
+    harness.check_accounting()
 
 
-def test_who_comes_during_the_close_is_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_comes_during_the_close_is_told(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between the look-up and the queue the cache has closed."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     with Gate() as gate, monkeypatch.context() as patch:
         stop_before(patch, PrepareQueue, "join", gate)
-        worker = Worker(fill, rig, timeline, LSN_A, None)
+        worker = Worker(fill, harness, timeline, LSN_A, None)
         gate.wait_for()
-        rig.cache.close(DEADLINE_S)
+        harness.cache.close(DEADLINE_S)
         gate.open()
         check_closing([worker])
 
 
-def test_a_host_that_closes_in_its_callback(rig: Rig) -> None:
+def test_a_host_that_closes_in_its_callback(harness: Harness) -> None:
     """The callers of that very build are told too."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
         writer.write(timeline.tarball(lsn))
-        rig.cache.close()
+        harness.cache.close()
 
     timeline.on_send = send
     with pytest.raises(ClosingError):
-        fill(rig, timeline, timeout_s=None)
+        fill(harness, timeline, timeout_s=None)
 
 
-def test_a_closed_cache_says_so(rig: Rig) -> None:
+def test_a_closed_cache_says_so(harness: Harness) -> None:
     """At once, with a hint, and counts nothing."""
-    timeline = rig.prepared()
-    rig.cache.close()
+    timeline = harness.prepared()
+    harness.cache.close()
     with pytest.raises(ClosingError, match=r"is closed\nhint: "):
-        fill(rig, timeline)
-    assert fills(rig) == {}
+        fill(harness, timeline)
+    assert fills(harness) == {}
 
 
 def test_a_disabled_cache_says_so(tmp_path: Path) -> None:
     """There is nothing that could build."""
-    rig = Rig(tmp_path)
-    timeline = rig.timeline()
-    cache = BasebackupCache.spawn(tmp_path, None, rig.host)
+    harness = Harness(tmp_path)
+    timeline = harness.timeline()
+    cache = BasebackupCache.spawn(tmp_path, None, harness.host)
     with pytest.raises(FillError, match=r"disabled and builds nothing\nhint: "):
-        cache.get_or_prepare(rig.tenant.tenant_shard_id, timeline.timeline_id, LSN_A, 1.0)
+        cache.get_or_prepare(harness.tenant.tenant_shard_id, timeline.timeline_id, LSN_A, 1.0)
 
 
 @pytest.mark.filterwarnings("ignore:the basebackup cache on .* was not closed:ResourceWarning")
 def test_a_cache_that_is_dropped_while_they_wait(tmp_path: Path) -> None:
     """A caller keeps it: it is closed when the last one has its bytes."""
-    rig = Rig(tmp_path / "cache")
-    rig.open()
-    timeline = rig.timeline()
-    cache, engine = rig.cache, rig.engine
+    harness = Harness(tmp_path / "cache")
+    harness.open()
+    timeline = harness.timeline()
+    cache, engine = harness.cache, harness.engine
     with Gate() as gate:
         stop_while_sending(timeline, gate)
-        workers = fillers(rig, timeline, 2)
+        workers = fillers(harness, timeline, 2)
         gate.wait_for()
-        rig.opened.pop_all()
-        del rig.cache, cache
+        harness.opened.pop_all()
+        del harness.cache, cache
         assert engine.is_serving
         gate.open()
         assert {worker.result() for worker in workers} == {
@@ -165,25 +167,25 @@ def test_a_cache_that_is_dropped_while_they_wait(tmp_path: Path) -> None:
 
 def test_nobody_is_left_aboard_after_many_closes(tmp_path: Path) -> None:
     """Callers that meet a close at any moment get their bytes or are told."""
-    rig = Rig(tmp_path / "cache", prepare_concurrency=2)
+    harness = Harness(tmp_path / "cache", prepare_concurrency=2)
     for round_number in range(20):
-        rig.open()
-        timelines = [rig.timeline() for _ in range(3)]
-        workers = [Worker(filled, rig, each, LSN_A, None) for each in timelines * 4]
+        harness.open()
+        timelines = [harness.timeline() for _ in range(3)]
+        workers = [Worker(filled, harness, each, LSN_A, None) for each in timelines * 4]
         if round_number % 2:
-            wait_until(lambda: fills(rig) or aboard())
-        rig.cache.close(DEADLINE_S)
+            wait_until(lambda: fills(harness) or aboard())
+        harness.cache.close(DEADLINE_S)
         for worker in workers:
             try:
                 assert worker.result()
             except ClosingError:
                 continue
         assert aboard() == 0
-        assert unpublished_bytes(rig) == 0
+        assert unpublished_bytes(harness) == 0
 
 
 def test_a_forked_child_builds_nothing(tmp_path: Path) -> None:
-    """It is refused, closes what it has inherited, and the parent's books stay as they are."""
+    """It is refused, closes what it has inherited, and the parent's accounting stay as they are."""
     assert run_child("support.fill_children:fork_while_they_wait", tmp_path / "cache") == "done\n"
 
 
@@ -195,8 +197,8 @@ def test_the_exit_of_the_interpreter_ends_every_wait(tmp_path: Path, is_daemon: 
     assert (code, err) == (3, "")
     told_count = out.splitlines().count("ClosingError")
     assert told_count == 3 or (is_daemon == "daemon" and told_count < 3)  # it may be ended first
-    with Rig(tmp_path / "cache") as rig:
-        rig.check_books()
+    with Harness(tmp_path / "cache") as harness:
+        harness.check_accounting()
 
 
 def test_a_kill_leaves_no_nameless_bytes(tmp_path: Path) -> None:
@@ -204,16 +206,16 @@ def test_a_kill_leaves_no_nameless_bytes(tmp_path: Path) -> None:
     child = start_child("support.fill_children:die_while_it_is_built", tmp_path / "cache")
     code, _, err = end_child(child)
     assert code == -9, err
-    with Rig(tmp_path / "cache") as rig:
-        assert rig.cache.entries() == []
-        rig.check_books()
+    with Harness(tmp_path / "cache") as harness:
+        assert harness.cache.entries() == []
+        harness.check_accounting()
 
 
-def test_a_wait_for_the_lsn_does_not_hold_up_a_close(rig: Rig) -> None:
+def test_a_wait_for_the_lsn_does_not_hold_up_a_close(harness: Harness) -> None:
     """It is waited for in slices, and the caller is told at once."""
     timeline = MemoryTimeline(LSN_A)
-    rig.tenant.timelines[timeline.timeline_id] = timeline
-    workers = fillers(rig, timeline, 2, LSN_B)
-    rig.cache.close(DEADLINE_S)
+    harness.tenant.timelines[timeline.timeline_id] = timeline
+    workers = fillers(harness, timeline, 2, LSN_B)
+    harness.cache.close(DEADLINE_S)
     check_closing(workers)
-    assert not rig.living()
+    assert not harness.living()

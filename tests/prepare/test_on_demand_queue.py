@@ -12,7 +12,7 @@ from bbcache.ids import Lsn, TenantShardId
 from bbcache.metrics import SkipReason
 from bbcache.prepare.queue import WAIT_SLICE_S
 from bbcache.prepare.request import Request
-from bbcache.prepare.singleflight import Landing
+from bbcache.prepare.singleflight import Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ def queue() -> Iterator[SettledQueue]:
 
 
 def test_the_first_fill_is_queued_and_the_next_join_it(queue: SettledQueue) -> None:
-    """One request an LSN, whether it waits or runs, and everyone is aboard its flight."""
+    """One request an LSN, whether it waits or runs, and everyone is aboard its call."""
     first = fill(A)
     assert queue.join(first) is first
     assert queue.join(fill(A)) is first
@@ -46,9 +46,9 @@ def test_the_first_fill_is_queued_and_the_next_join_it(queue: SettledQueue) -> N
     assert len(queue) == 0
     assert queue.has(A, Lsn(1))
     for _ in range(3):
-        assert first.flight.is_awaited
+        assert first.call.is_awaited
         queue.leave(first)
-    assert not first.flight.is_awaited
+    assert not first.call.is_awaited
     queue.done(first)
     assert not queue.has(A, Lsn(1))
 
@@ -63,7 +63,7 @@ def test_a_fill_joins_a_prepare(queue: SettledQueue, *, is_running: bool, is_reb
         assert queue.take() is asked
     assert queue.has(A, Lsn(1))
     assert queue.join(fill(A, must_build=True)) is asked
-    assert asked.flight.is_awaited
+    assert asked.call.is_awaited
     assert asked.must_build
     assert not asked.is_rebuild
     assert len(queue) == (0 if is_running else 1)
@@ -175,9 +175,9 @@ def test_what_is_given_up_takes_no_place_of_what_waits_for_its_lsn(queue: Settle
         each.waiting_since_s = 0.0
         assert queue.postpone(each) is None
     for lsn in range(10, 20):
-        given_up = fill(A, lsn)
-        queue.join(given_up)
-        dropped = queue.leave(given_up)
+        cancelled = fill(A, lsn)
+        queue.join(cancelled)
+        dropped = queue.leave(cancelled)
         assert dropped is None or dropped[0] not in ahead
     assert queue.take() is ahead[0]
 
@@ -207,7 +207,7 @@ class TestNotReached:
         """At once; where a worker looks at it, that ends it."""
         queue.join(fill(A, 9))
         assert queue.leave(ahead) is None
-        assert queue.leave(ahead) == (ahead, SkipReason.GIVEN_UP)
+        assert queue.leave(ahead) == (ahead, SkipReason.CANCELLED)
         assert len(queue) == 0
 
     def test_one_that_is_looked_at_is_left_to_its_worker(
@@ -347,7 +347,7 @@ def test_what_was_given_up_can_be_joined_again(queue: SettledQueue) -> None:
     queue.join(first)
     assert queue.leave(first) is None
     assert queue.join(fill(A)) is first
-    assert first.flight.is_awaited
+    assert first.call.is_awaited
 
 
 def test_what_runs_goes_on_when_it_is_given_up(queue: SettledQueue) -> None:
@@ -364,7 +364,7 @@ def test_what_has_landed_is_not_joined(queue: SettledQueue) -> None:
     first, second = fill(A), fill(A)
     queue.join(first)
     queue.take()
-    first.flight.land(Landing())
+    first.call.finish(Result())
     assert queue.join(second) is second
     assert len(queue) == 1
 

@@ -1,4 +1,4 @@
-"""What must not be published is handed out all the same, and its bytes are on the books."""
+"""What must not be published is handed out all the same, and its bytes are accounted for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.cache_helpers import (
     LSN_B,
     LSN_C,
     Gate,
-    Rig,
+    Harness,
     Worker,
     fail_with,
     noise,
@@ -29,7 +29,7 @@ import bbcache.storage.catalog
 from bbcache import FillError, FillTimeoutError
 from bbcache.errors import CacheFullError
 from bbcache.prepare.backoff import LONGEST_PAUSE_S
-from bbcache.prepare.shared_file import Handout
+from bbcache.prepare.shared_file import SharedFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,47 +43,47 @@ KIB = 1024
 
 
 @pytest.fixture
-def make_rig(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
+def make_harness(tmp_path: Path) -> Iterator[Callable[..., Harness]]:
     """Make a running cache of two workers with settings; closed at the end."""
-    rigs: list[Rig] = []
+    harnesses: list[Harness] = []
 
-    def make(**settings: object) -> Rig:
-        rigs.append(Rig(tmp_path / "cache", prepare_concurrency=2, **settings))
-        rigs[0].open()
-        return rigs[0]
+    def make(**settings: object) -> Harness:
+        harnesses.append(Harness(tmp_path / "cache", prepare_concurrency=2, **settings))
+        harnesses[0].open()
+        return harnesses[0]
 
     yield make
-    for rig in rigs:
-        rig.__exit__(None, None, None)
+    for harness in harnesses:
+        harness.__exit__(None, None, None)
 
 
-def noisy(rig: Rig, size_bytes: int, lsn: Lsn = LSN_A) -> MemoryTimeline:
+def noisy(harness: Harness, size_bytes: int, lsn: Lsn = LSN_A) -> MemoryTimeline:
     """A timeline whose archives have a little more than so many bytes."""
-    timeline = rig.timeline(lsn)
+    timeline = harness.timeline(lsn)
     timeline.tarball = lambda at: noise(size_bytes, int(at))
     return timeline
 
 
-def _slots_are_full(rig: Rig) -> MemoryTimeline:
-    rig.prepared()
-    return rig.timeline()
+def _slots_are_full(harness: Harness) -> MemoryTimeline:
+    harness.prepared()
+    return harness.timeline()
 
 
-def _bytes_are_full(rig: Rig) -> MemoryTimeline:
-    rig.prepared(size_bytes=6 * KIB)
-    return noisy(rig, 6 * KIB)
+def _bytes_are_full(harness: Harness) -> MemoryTimeline:
+    harness.prepared(size_bytes=6 * KIB)
+    return noisy(harness, 6 * KIB)
 
 
-def _too_big(rig: Rig) -> MemoryTimeline:
-    return noisy(rig, 9 * KIB)
+def _too_big(harness: Harness) -> MemoryTimeline:
+    return noisy(harness, 9 * KIB)
 
 
-def _tip_moved(rig: Rig) -> MemoryTimeline:
-    return rig.timeline(LSN_B)
+def _tip_moved(harness: Harness) -> MemoryTimeline:
+    return harness.timeline(LSN_B)
 
 
-def _tip_moves_in_the_build(rig: Rig) -> MemoryTimeline:
-    timeline = rig.timeline()
+def _tip_moves_in_the_build(harness: Harness) -> MemoryTimeline:
+    timeline = harness.timeline()
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
         writer.write(timeline.tarball(lsn))
@@ -93,15 +93,15 @@ def _tip_moves_in_the_build(rig: Rig) -> MemoryTimeline:
     return timeline
 
 
-def _newer_is_held(rig: Rig) -> MemoryTimeline:
-    timeline = rig.prepared(LSN_C)
+def _newer_is_held(harness: Harness) -> MemoryTimeline:
+    timeline = harness.prepared(LSN_C)
     timeline.advance(LSN_A)  # as where a host attaches an older state
     return timeline
 
 
-def _disabled(rig: Rig) -> MemoryTimeline:
-    rig.tenant.is_cache_enabled = False
-    return rig.timeline()
+def _disabled(harness: Harness) -> MemoryTimeline:
+    harness.tenant.is_cache_enabled = False
+    return harness.timeline()
 
 
 CASES = [
@@ -118,37 +118,37 @@ CASES = [
 
 @pytest.mark.parametrize(("case", "settings", "reason"), CASES)
 def test_the_caller_gets_the_bytes_and_nothing_is_published(
-    make_rig: Callable[..., Rig],
-    case: Callable[[Rig], MemoryTimeline],
+    make_harness: Callable[..., Harness],
+    case: Callable[[Harness], MemoryTimeline],
     settings: dict[str, int],
     reason: str,
 ) -> None:
     """From a file without a name, counted until it is closed; as a skip, with its reason."""
-    rig = make_rig(**settings)
-    timeline = case(rig)
-    entries, names = rig.cache.entries(), rig.entry_files()
-    prepared_count = rig.counts().get("ok", 0)
-    with fill(rig, timeline) as file:
-        rig.wait_idle()
+    harness = make_harness(**settings)
+    timeline = case(harness)
+    entries, names = harness.cache.entries(), harness.entry_files()
+    prepared_count = harness.counts().get("ok", 0)
+    with fill(harness, timeline) as file:
+        harness.wait_idle()
         assert os.fstat(file.fileno()).st_nlink == 0
-        assert unpublished_bytes(rig) == file.size_bytes
+        assert unpublished_bytes(harness) == file.size_bytes
         assert (file.source, file.lsn) == ("built", LSN_A)
         assert gzip.decompress(file.read()) == timeline.tarball(LSN_A)
-        rig.check_books()  # no limit is passed for it, and nothing is left in tmp/
-    assert unpublished_bytes(rig) == 0
-    assert (rig.cache.entries(), rig.entry_files()) == (entries, names)
-    assert rig.skips == {reason: 1}
-    assert rig.counts().get("ok", 0) == prepared_count
-    rig.check_books()
+        harness.check_accounting()  # no limit is passed for it, and nothing is left in tmp/
+    assert unpublished_bytes(harness) == 0
+    assert (harness.cache.entries(), harness.entry_files()) == (entries, names)
+    assert harness.skips == {reason: 1}
+    assert harness.counts().get("ok", 0) == prepared_count
+    harness.check_accounting()
 
 
 @pytest.mark.parametrize("case", [_tip_moved, _tip_moves_in_the_build, _disabled])
 def test_all_who_wait_share_what_is_not_published(
-    make_rig: Callable[..., Rig], case: Callable[[Rig], MemoryTimeline]
+    make_harness: Callable[..., Harness], case: Callable[[Harness], MemoryTimeline]
 ) -> None:
     """One build, one file on the disk, an offset for each; the last to close it frees it."""
-    rig = make_rig()
-    timeline = case(rig)
+    harness = make_harness()
+    timeline = case(harness)
     on_send, builds = timeline.on_send, []
     with Gate() as gate:
 
@@ -161,80 +161,80 @@ def test_all_who_wait_share_what_is_not_published(
                 on_send(writer, lsn)
 
         timeline.on_send = send
-        workers = [Worker(fill, rig, timeline, LSN_A, None) for _ in range(1)]
+        workers = [Worker(fill, harness, timeline, LSN_A, None) for _ in range(1)]
         gate.wait_for()
-        others = fillers(rig, timeline, 20)
+        others = fillers(harness, timeline, 20)
         gate.open()
         file = workers[0].result()
         results = {each.result() for each in others}
     tar = tar_of(timeline)
     assert results == {("joined", tar)}
     assert len(builds) == 1
-    assert unpublished_bytes(rig) == file.size_bytes  # type: ignore[attr-defined]
+    assert unpublished_bytes(harness) == file.size_bytes  # type: ignore[attr-defined]
     assert gzip.decompress(file.read()) == tar  # type: ignore[attr-defined]
     file.close()  # type: ignore[attr-defined]
     file.close()  # type: ignore[attr-defined]
-    assert unpublished_bytes(rig) == 0
-    assert rig.cache.entries() == []
+    assert unpublished_bytes(harness) == 0
+    assert harness.cache.entries() == []
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_a_file_that_is_dropped_gives_its_room_back(make_rig: Callable[..., Rig]) -> None:
+def test_a_file_that_is_dropped_gives_its_room_back(make_harness: Callable[..., Harness]) -> None:
     """Its bytes go with it when it is collected."""
-    rig = make_rig()
-    file = fill(rig, _tip_moved(rig))
-    assert unpublished_bytes(rig) == file.size_bytes
+    harness = make_harness()
+    file = fill(harness, _tip_moved(harness))
+    assert unpublished_bytes(harness) == file.size_bytes
     del file
     gc.collect()
-    assert unpublished_bytes(rig) == 0
+    assert unpublished_bytes(harness) == 0
 
 
 def test_what_is_not_published_has_a_limit_of_its_own(
-    make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+    make_harness: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never passed, also by those being read; the error names it, and room comes back."""
-    rig = make_rig(max_unpublished_size_bytes=10 * KIB)
-    now_s = stand_still(monkeypatch, rig)
-    first, second = noisy(rig, 6 * KIB, LSN_B), noisy(rig, 6 * KIB, LSN_B)
-    with fill(rig, first) as file:
+    harness = make_harness(max_unpublished_size_bytes=10 * KIB)
+    now_s = stand_still(monkeypatch, harness)
+    first, second = noisy(harness, 6 * KIB, LSN_B), noisy(harness, 6 * KIB, LSN_B)
+    with fill(harness, first) as file:
         with pytest.raises(FillError, match="max_unpublished_size_bytes 10240") as caught:
-            fill(rig, second)
+            fill(harness, second)
         assert isinstance(caught.value.__cause__, CacheFullError)
         assert str(caught.value).count("\nhint: ") == 1
-        rig.wait_idle()
-        assert unpublished_bytes(rig) == file.size_bytes
-        rig.check_books()
+        harness.wait_idle()
+        assert unpublished_bytes(harness) == file.size_bytes
+        harness.check_accounting()
     now_s[0] += LONGEST_PAUSE_S
-    assert filled(rig, second)[0] == "built"
-    assert rig.skips == {"tip_moved": 2, "full": 1}
+    assert filled(harness, second)[0] == "built"
+    assert harness.skips == {"tip_moved": 2, "full": 1}
 
 
-def test_no_limit_is_passed_while_builds_spill(make_rig: Callable[..., Rig]) -> None:
+def test_no_limit_is_passed_while_builds_spill(make_harness: Callable[..., Harness]) -> None:
     """A build that finds the cache full moves over with all it has written, or fails."""
-    rig = make_rig(max_total_size_bytes=1500 * KIB, max_unpublished_size_bytes=6200 * KIB)
-    timeline = rig.timeline()
+    harness = make_harness(max_total_size_bytes=1500 * KIB, max_unpublished_size_bytes=6200 * KIB)
+    timeline = harness.timeline()
     most: list[tuple[int, float]] = []
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
         for seed in range(60):
             writer.write(noise(100 * KIB, int(lsn) + seed))
-            most.append((rig.engine.index.total_size_bytes, unpublished_bytes(rig)))
+            most.append((harness.engine.index.total_size_bytes, unpublished_bytes(harness)))
 
     timeline.on_send = send
-    source, tar = filled(rig, timeline)
+    source, tar = filled(harness, timeline)
     assert (source, len(tar)) == ("built", 6000 * KIB)
     assert all(total <= 1500 * KIB and rest <= 6200 * KIB for total, rest in most)
     assert any(total for total, _ in most)  # it has begun as one to be published
     assert any(rest for _, rest in most)
-    assert rig.skips == {"too_big": 1}
-    rig.wait_idle()
-    rig.check_books()
+    assert harness.skips == {"too_big": 1}
+    harness.wait_idle()
+    harness.check_accounting()
 
 
-def test_nobody_waits_for_what_nobody_may_have(make_rig: Callable[..., Rig]) -> None:
+def test_nobody_waits_for_what_nobody_may_have(make_harness: Callable[..., Harness]) -> None:
     """What everyone has given up, and must not be published, ends as a skip; no bytes stay."""
-    rig = make_rig()
-    timeline = _tip_moves_in_the_build(rig)
+    harness = make_harness()
+    timeline = _tip_moves_in_the_build(harness)
     on_send = timeline.on_send
     assert on_send is not None
     with Gate() as gate:
@@ -245,29 +245,33 @@ def test_nobody_waits_for_what_nobody_may_have(make_rig: Callable[..., Rig]) -> 
 
         timeline.on_send = send
         with pytest.raises(FillTimeoutError):
-            fill(rig, timeline, timeout_s=0)
+            fill(harness, timeline, timeout_s=0)
         gate.wait_for()
         gate.open()
-        rig.wait_idle()
-    assert rig.skips == {"tip_moved": 1}
-    assert unpublished_bytes(rig) == 0
-    rig.check_books()
+        harness.wait_idle()
+    assert harness.skips == {"tip_moved": 1}
+    assert unpublished_bytes(harness) == 0
+    harness.check_accounting()
 
 
-def test_a_prepare_that_nobody_waits_for_is_skipped_as_ever(make_rig: Callable[..., Rig]) -> None:
+def test_a_prepare_that_nobody_waits_for_is_skipped_as_ever(
+    make_harness: Callable[..., Harness],
+) -> None:
     """Without a caller nothing is built beside the limits."""
-    rig = make_rig(max_entry_size_bytes=5 * KIB)
+    harness = make_harness(max_entry_size_bytes=5 * KIB)
     for case in (_too_big, _tip_moved, _disabled):
-        rig.prepare(case(rig))
-    assert rig.skips == {"too_big": 1, "tip_moved": 1, "disabled": 1}
-    assert unpublished_bytes(rig) == 0
-    rig.check_books()
+        harness.prepare(case(harness))
+    assert harness.skips == {"too_big": 1, "tip_moved": 1, "disabled": 1}
+    assert unpublished_bytes(harness) == 0
+    harness.check_accounting()
 
 
-def test_a_prepare_that_is_joined_spills_for_the_caller(make_rig: Callable[..., Rig]) -> None:
+def test_a_prepare_that_is_joined_spills_for_the_caller(
+    make_harness: Callable[..., Harness],
+) -> None:
     """One that has begun for nobody, and turns out too big, is not built twice."""
-    rig = make_rig(max_entry_size_bytes=5 * KIB)
-    timeline, builds = _too_big(rig), []
+    harness = make_harness(max_entry_size_bytes=5 * KIB)
+    timeline, builds = _too_big(harness), []
     with Gate() as gate:
 
         def send(writer: TarballWriter, lsn: Lsn) -> None:
@@ -276,106 +280,106 @@ def test_a_prepare_that_is_joined_spills_for_the_caller(make_rig: Callable[..., 
             writer.write(timeline.tarball(lsn))
 
         timeline.on_send = send
-        rig.send(timeline)
+        harness.send(timeline)
         gate.wait_for()
-        (worker,) = fillers(rig, timeline, 1)
+        (worker,) = fillers(harness, timeline, 1)
         gate.open()
         assert worker.result() == ("joined", timeline.tarball(LSN_A))
     assert len(builds) == 1
 
 
-def test_a_full_cache_refreshes_for_a_caller(make_rig: Callable[..., Rig]) -> None:
+def test_a_full_cache_refreshes_for_a_caller(make_harness: Callable[..., Harness]) -> None:
     """A held timeline has its room, so the build is published as ever."""
-    rig = make_rig(max_size_entries=1)
-    timeline = rig.prepared()
+    harness = make_harness(max_size_entries=1)
+    timeline = harness.prepared()
     timeline.advance(LSN_B)
-    assert filled(rig, timeline, LSN_B) == ("built", tar_of(timeline, LSN_B))
-    assert rig.holds(timeline, LSN_B)
-    rig.check_books()
+    assert filled(harness, timeline, LSN_B) == ("built", tar_of(timeline, LSN_B))
+    assert harness.holds(timeline, LSN_B)
+    harness.check_accounting()
 
 
 def test_a_file_that_cannot_be_unlinked_counts(
-    make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+    make_harness: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller reads it all the same, and a later clean-up removes it."""
-    rig = make_rig()
-    timeline = _tip_moved(rig)
+    harness = make_harness()
+    timeline = _tip_moved(harness)
     with monkeypatch.context() as patch:
         fail_with(
             patch, bbcache.storage.catalog, "unlink", PermissionError(13, os.strerror(13), "x")
         )
-        source, tar = filled(rig, timeline)
+        source, tar = filled(harness, timeline)
     assert (source, tar) == ("built", tar_of(timeline))
-    rig.wait_idle()
-    (name,) = rig.temp_files()
-    assert rig.value("bbcache_other_bytes") == (rig.dir / "tmp" / name).stat().st_size
-    assert rig.value("bbcache_unlink_failures_total") == 1
-    rig.cache.run_cleanup()
-    rig.check_books()
+    harness.wait_idle()
+    (name,) = harness.temp_files()
+    assert harness.value("bbcache_nonentry_bytes") == (harness.dir / "tmp" / name).stat().st_size
+    assert harness.value("bbcache_unlink_failures_total") == 1
+    harness.cache.run_cleanup()
+    harness.check_accounting()
 
 
 @pytest.mark.parametrize("verify_reads", ["always", "first", "never"])
 def test_what_is_handed_out_is_checked(
-    make_rig: Callable[..., Rig], verify_reads: str, monkeypatch: pytest.MonkeyPatch
+    make_harness: Callable[..., Harness], verify_reads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that keeps other bytes than it was given fails the build, before it is published."""
-    rig = make_rig(verify_reads=verify_reads)
-    timeline = rig.timeline()
-    made = Handout.__init__
+    harness = make_harness(verify_reads=verify_reads)
+    timeline = harness.timeline()
+    made = SharedFile.__init__
 
-    def damaged(self: Handout, path: str, *args: object, **kwargs: object) -> None:
+    def damaged(self: SharedFile, path: str, *args: object, **kwargs: object) -> None:
         with open(path, "r+b") as file:
             file.seek(-1, os.SEEK_END)
             file.write(b"?")
         made(self, path, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Handout, "__init__", damaged)
+    monkeypatch.setattr(SharedFile, "__init__", damaged)
     if verify_reads == "never":
-        with fill(rig, timeline) as file:
+        with fill(harness, timeline) as file:
             assert file.read()[-1:] == b"?"
         return
     with pytest.raises(FillError, match="digest"):
-        fill(rig, timeline)
-    assert rig.cache.entries() == []
-    rig.wait_idle()
-    rig.check_books()
+        fill(harness, timeline)
+    assert harness.cache.entries() == []
+    harness.wait_idle()
+    harness.check_accounting()
 
 
 @pytest.mark.parametrize("verify_reads", ["always", "first"])
 def test_every_taker_checks_where_every_open_is_checked(
-    make_rig: Callable[..., Rig], verify_reads: str, monkeypatch: pytest.MonkeyPatch
+    make_harness: Callable[..., Harness], verify_reads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Damage between the build and the taking is found by `always`."""
-    rig = make_rig(verify_reads=verify_reads)
-    timeline = rig.timeline(LSN_B)
-    open_file = Handout.open_file
+    harness = make_harness(verify_reads=verify_reads)
+    timeline = harness.timeline(LSN_B)
+    open_file = SharedFile.open_file
 
-    def damaged(self: Handout, source: object) -> object:
+    def damaged(self: SharedFile, source: object) -> object:
         fd = os.open(f"/proc/self/fd/{self.fileno()}", os.O_WRONLY)
         os.pwrite(fd, b"?", self.entry.size_bytes - 1)
         os.close(fd)
         return open_file(self, source)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Handout, "open_file", damaged)
+    monkeypatch.setattr(SharedFile, "open_file", damaged)
     if verify_reads == "always":
         with pytest.raises(FillError, match="digest"):
-            fill(rig, timeline)
+            fill(harness, timeline)
     else:
-        fill(rig, timeline).close()
-    assert unpublished_bytes(rig) == 0
+        fill(harness, timeline).close()
+    assert unpublished_bytes(harness) == 0
 
 
 def test_a_taker_without_a_descriptor_harms_no_other(
-    make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+    make_harness: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others get their bytes, no descriptor is lost, and the host is not asked again."""
-    rig = make_rig()
-    timeline = rig.timeline(LSN_B)
+    harness = make_harness()
+    timeline = harness.timeline(LSN_B)
     with Gate() as gate:
         stop_while_sending(timeline, gate)
-        workers = fillers(rig, timeline, 5)
+        workers = fillers(harness, timeline, 5)
         gate.wait_for()
-        assert len(_open_archives(rig)) == 1
+        assert len(_open_archives(harness)) == 1
         real_open = os.open
         left = iter([True])
 
@@ -390,20 +394,20 @@ def test_a_taker_without_a_descriptor_harms_no_other(
         results = [_outcome(worker) for worker in workers]
     assert results.count("It takes /proc, and a free descriptor (ulimit -n).") == 1
     assert len([each for each in results if each in {"built", "joined"}]) == 4
-    rig.wait_idle()
-    assert _open_archives(rig) == []
-    assert unpublished_bytes(rig) == 0
-    assert fills(rig)["error"] == 1
-    assert rig.counts("bbcache_fallback_builds_total") == {}
+    harness.wait_idle()
+    assert _open_archives(harness) == []
+    assert unpublished_bytes(harness) == 0
+    assert fills(harness)["error"] == 1
+    assert harness.counts("bbcache_fallback_builds_total") == {}
 
 
-def _open_archives(rig: Rig) -> list[str]:
+def _open_archives(harness: Harness) -> list[str]:
     """What this process has open of a cache's archives, with a name or without."""
     names = []
     for fd in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):  # that of the list itself
             names.append(os.readlink(f"/proc/self/fd/{fd}"))
-    return [name for name in names if name.startswith(f"{rig.dir}/") and "basebackup_" in name]
+    return [name for name in names if name.startswith(f"{harness.dir}/") and "basebackup_" in name]
 
 
 def _outcome(worker: Worker) -> str:
@@ -413,12 +417,12 @@ def _outcome(worker: Worker) -> str:
         return str(error).partition("\nhint: ")[2]
 
 
-def test_a_restart_finds_nothing_of_it(make_rig: Callable[..., Rig]) -> None:
+def test_a_restart_finds_nothing_of_it(make_harness: Callable[..., Harness]) -> None:
     """What was handed out without a name is read on after a close, and gone after a start."""
-    rig = make_rig()
-    timeline = _tip_moved(rig)
-    with fill(rig, timeline) as file:
-        rig.reopen()
+    harness = make_harness()
+    timeline = _tip_moved(harness)
+    with fill(harness, timeline) as file:
+        harness.reopen()
         assert gzip.decompress(file.read()) == tar_of(timeline)
-    assert rig.cache.entries() == []
-    rig.check_books()
+    assert harness.cache.entries() == []
+    harness.check_accounting()

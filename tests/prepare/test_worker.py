@@ -17,7 +17,7 @@ from support.cache_helpers import (
     LSN_B,
     LSN_C,
     Gate,
-    Rig,
+    Harness,
     Worker,
     fail_with,
     put,
@@ -32,7 +32,7 @@ from support.seams import stand_still, start_close
 from bbcache import BackingOffError, Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.prepare.queue import WAIT_SLICE_S
 from bbcache.storage.files import Store
-from bbcache.storage.index import Proof
+from bbcache.storage.index import Verification
 from bbcache.testing import MemoryTimeline
 
 if TYPE_CHECKING:
@@ -43,35 +43,35 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     """A running cache with one worker, so that a lost worker shows."""
-    with Rig(tmp_path / "cache", prepare_concurrency=1) as opened:
+    with Harness(tmp_path / "cache", prepare_concurrency=1) as opened:
         yield opened
 
 
-def test_a_prepare_publishes_the_hosts_bytes(rig: Rig) -> None:
+def test_a_prepare_publishes_the_hosts_bytes(harness: Harness) -> None:
     """An ordinary prepare ends ok, and its archive is the tarball that the host wrote."""
-    timeline = rig.prepared()
-    assert rig.get(timeline) == tar_of(timeline)
-    assert rig.counts() == {"ok": 1}
-    assert rig.value("bbcache_prepare_tar_bytes_total") == len(tar_of(timeline))
-    size_bytes = rig.path(timeline).stat().st_size
-    assert rig.value("bbcache_prepare_archive_bytes_total") == size_bytes
+    timeline = harness.prepared()
+    assert harness.get(timeline) == tar_of(timeline)
+    assert harness.counts() == {"ok": 1}
+    assert harness.value("bbcache_prepare_tar_bytes_total") == len(tar_of(timeline))
+    size_bytes = harness.path(timeline).stat().st_size
+    assert harness.value("bbcache_prepare_archive_bytes_total") == size_bytes
     for phase in ("queue", "wait_lsn", "build", "publish"):
-        assert rig.value(f"bbcache_prepare_seconds_count{{phase={phase}}}") == 1
-    rig.check_books()
+        assert harness.value(f"bbcache_prepare_seconds_count{{phase={phase}}}") == 1
+    harness.check_accounting()
 
 
-def test_a_disabled_tenant_keeps_serving_what_it_has(rig: Rig) -> None:
+def test_a_disabled_tenant_keeps_serving_what_it_has(harness: Harness) -> None:
     """The tenant's switch stops prepares; entries stay until their timelines move on."""
-    timeline = rig.prepared()
-    rig.tenant.is_cache_enabled = False
+    timeline = harness.prepared()
+    harness.tenant.is_cache_enabled = False
     timeline.advance(LSN_B)
-    rig.prepare(timeline, LSN_B)
-    assert rig.skips == {"disabled": 1}
-    assert rig.get(timeline) == tar_of(timeline)
-    rig.cache.run_cleanup()
-    assert rig.cache.entries() == []
+    harness.prepare(timeline, LSN_B)
+    assert harness.skips == {"disabled": 1}
+    assert harness.get(timeline) == tar_of(timeline)
+    harness.cache.run_cleanup()
+    assert harness.cache.entries() == []
 
 
 class _Unprintable:
@@ -95,12 +95,14 @@ _WRONG = [
 
 @pytest.mark.parametrize("arguments", _WRONG)
 def test_arguments_of_a_wrong_type_are_an_error(
-    rig: Rig, arguments: tuple[TenantShardId, TimelineId, Lsn], caplog: pytest.LogCaptureFixture
+    harness: Harness,
+    arguments: tuple[TenantShardId, TimelineId, Lsn],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """send_prepare never raises: arguments of a wrong type are counted and logged."""
-    rig.cache.send_prepare(*arguments)
-    rig.wait_idle()
-    assert rig.counts() == {"error": 1}
+    harness.cache.send_prepare(*arguments)
+    harness.wait_idle()
+    assert harness.counts() == {"error": 1}
     assert "send_prepare asked for nothing: " in caplog.text
     assert " must be a T" in caplog.text or "lsn must be an Lsn" in caplog.text
 
@@ -120,47 +122,49 @@ def test_one_logger_has_the_outcome_of_every_prepare(
     """At debug level `bbcache.prepare.worker` says how each send_prepare ended, and why."""
     with (
         caplog.at_level(logging.DEBUG, "bbcache.prepare.worker"),
-        Rig(tmp_path / "cache", prepare_concurrency=1, prepare_channel_size=1) as rig,
+        Harness(tmp_path / "cache", prepare_concurrency=1, prepare_channel_size=1) as harness,
         Gate() as gate,
     ):
 
         def outcome(timeline: MemoryTimeline, lsn: Lsn = LSN_A) -> str:
             """What was logged of a timeline's prepare since this was last called."""
-            name = f"basebackup of {rig.tenant.tenant_id}/{timeline.timeline_id} at {lsn}"
+            name = f"basebackup of {harness.tenant.tenant_id}/{timeline.timeline_id} at {lsn}"
             found = [r for r in caplog.records if name in r.getMessage()]
             caplog.clear()
             assert {r.name for r in found} == {"bbcache.prepare.worker"}
             (text,) = [r.getMessage().replace(name, "it") for r in found]
             return text
 
-        held = rig.prepared()
+        held = harness.prepared()
         assert re.fullmatch(r"it prepared: \d+ bytes in [\d.]+ s", outcome(held))
-        rig.prepare(held)
+        harness.prepare(held)
         assert outcome(held) == "it skipped (up_to_date)"
-        rig.cache.send_prepare(TenantShardId(rig.tenant.tenant_id, 1, 2), held.timeline_id, LSN_A)
+        harness.cache.send_prepare(
+            TenantShardId(harness.tenant.tenant_id, 1, 2), held.timeline_id, LSN_A
+        )
         assert outcome(held) == "it skipped (not_shard_zero)"
-        failing = rig.timeline()
+        failing = harness.timeline()
         failing.on_send = _raising(KeyError("page"))
-        rig.prepare(failing)
+        harness.prepare(failing)
         assert outcome(failing) == "cannot prepare the it: KeyError: 'page'"
-        busy, waiting, late = rig.timeline(), rig.timeline(), rig.timeline()
+        busy, waiting, late = harness.timeline(), harness.timeline(), harness.timeline()
         stop_while_sending(busy, gate)
-        rig.send(busy)
+        harness.send(busy)
         gate.wait_for()
-        rig.send(waiting)
-        rig.send(waiting)
+        harness.send(waiting)
+        harness.send(waiting)
         assert outcome(waiting) == "it skipped (coalesced)"
-        rig.send(late)
+        harness.send(late)
         assert outcome(late) == "it skipped (queue_full)"
-        closer = threading.Thread(target=rig.cache.close)
+        closer = threading.Thread(target=harness.cache.close)
         closer.start()
-        wait_until(lambda: rig.skips.get("closing") == 1)
+        wait_until(lambda: harness.skips.get("closing") == 1)
         gate.open()
         closer.join(DEADLINE_S)
         assert outcome(waiting) == "it skipped (closing)"
 
 
-def test_a_log_handler_that_raises_takes_no_outcome(rig: Rig) -> None:
+def test_a_log_handler_that_raises_takes_no_outcome(harness: Harness) -> None:
     """What is logged of a skip is not worth an exception of send_prepare."""
     handler, logger = logging.Handler(), logging.getLogger("bbcache.prepare.worker")
     put(handler, "emit", _raising(RuntimeError("the log is broken")))
@@ -168,59 +172,59 @@ def test_a_log_handler_that_raises_takes_no_outcome(rig: Rig) -> None:
     level = logger.level
     logger.setLevel(logging.DEBUG)
     try:
-        shard_id = TenantShardId(rig.tenant.tenant_id, 1, 2)
-        rig.cache.send_prepare(shard_id, TimelineId.generate(), LSN_A)
-        rig.cache.send_prepare(None, None, None)  # type: ignore[arg-type]
+        shard_id = TenantShardId(harness.tenant.tenant_id, 1, 2)
+        harness.cache.send_prepare(shard_id, TimelineId.generate(), LSN_A)
+        harness.cache.send_prepare(None, None, None)  # type: ignore[arg-type]
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
-    assert rig.counts() == {"skip": 1, "error": 1}
+    assert harness.counts() == {"skip": 1, "error": 1}
 
 
 def test_an_argument_that_cannot_be_printed_is_an_error(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """send_prepare does not raise for what a wrong argument does when it is logged."""
     monkeypatch.setattr("logging.raiseExceptions", False)
-    rig.cache.send_prepare(_Unprintable(), _Unprintable(), LSN_A)  # type: ignore[arg-type]
-    rig.wait_idle()
-    assert rig.counts() == {"error": 1}
+    harness.cache.send_prepare(_Unprintable(), _Unprintable(), LSN_A)  # type: ignore[arg-type]
+    harness.wait_idle()
+    assert harness.counts() == {"error": 1}
 
 
-def test_of_many_requests_for_a_timeline_the_newest_is_built(rig: Rig) -> None:
+def test_of_many_requests_for_a_timeline_the_newest_is_built(harness: Harness) -> None:
     """Requests that wait coalesce when the newest LSN is found reached: the others are skips."""
-    blocker, timeline = rig.timeline(), rig.timeline(LSN_C)
+    blocker, timeline = harness.timeline(), harness.timeline(LSN_C)
     with Gate() as gate:
         stop_while_sending(blocker, gate)
-        rig.send(blocker)
+        harness.send(blocker)
         gate.wait_for()
         for lsn in (LSN_A, LSN_C, LSN_B, LSN_C, LSN_A):
-            rig.send(timeline, lsn)
-        assert rig.value("pageserver_basebackup_cache_prepare_queue_size") == 3
-    rig.wait_idle()
-    assert rig.skips == {"coalesced": 4}
-    assert rig.counts() == {"ok": 2, "skip": 4}
-    assert rig.get(timeline, LSN_C) == tar_of(timeline, LSN_C)
+            harness.send(timeline, lsn)
+        assert harness.value("pageserver_basebackup_cache_prepare_queue_size") == 3
+    harness.wait_idle()
+    assert harness.skips == {"coalesced": 4}
+    assert harness.counts() == {"ok": 2, "skip": 4}
+    assert harness.get(timeline, LSN_C) == tar_of(timeline, LSN_C)
 
 
-def test_a_request_not_newer_than_the_running_build_is_coalesced(rig: Rig) -> None:
+def test_a_request_not_newer_than_the_running_build_is_coalesced(harness: Harness) -> None:
     """While a timeline is built at an LSN, asking for that one or an older is a skip."""
-    timeline = rig.timeline(LSN_B)
+    timeline = harness.timeline(LSN_B)
     with Gate() as gate:
         stop_while_sending(timeline, gate)
-        rig.send(timeline, LSN_B)
+        harness.send(timeline, LSN_B)
         gate.wait_for()
-        rig.send(timeline, LSN_B)
-        rig.send(timeline, LSN_A)
-        assert rig.skips == {"coalesced": 2}
-    rig.wait_idle()
-    assert rig.counts() == {"ok": 1, "skip": 2}
+        harness.send(timeline, LSN_B)
+        harness.send(timeline, LSN_A)
+        assert harness.skips == {"coalesced": 2}
+    harness.wait_idle()
+    assert harness.counts() == {"ok": 1, "skip": 2}
 
 
 def test_a_timeline_is_built_once_at_a_time(tmp_path: Path) -> None:
     """A newer request waits until the running build of its timeline has ended."""
-    with Rig(tmp_path / "cache", prepare_concurrency=4) as rig, Gate() as gate:
-        timeline, other = rig.timeline(), rig.timeline()
+    with Harness(tmp_path / "cache", prepare_concurrency=4) as harness, Gate() as gate:
+        timeline, other = harness.timeline(), harness.timeline()
         running: list[Lsn] = []
 
         def send(writer: TarballWriter, lsn: Lsn) -> None:
@@ -233,23 +237,23 @@ def test_a_timeline_is_built_once_at_a_time(tmp_path: Path) -> None:
             running.remove(lsn)
 
         timeline.on_send = send
-        rig.send(timeline, LSN_A)
+        harness.send(timeline, LSN_A)
         gate.wait_for()
-        rig.send(timeline, LSN_B)
-        rig.send(other)
-        wait_until(lambda: rig.counts() == {"ok": 1})  # the other overtakes
+        harness.send(timeline, LSN_B)
+        harness.send(other)
+        wait_until(lambda: harness.counts() == {"ok": 1})  # the other overtakes
         assert running == [LSN_A]
         gate.open()
-        rig.wait_idle()
-        assert rig.counts() == {"ok": 2, "skip": 1}
-        assert rig.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
+        harness.wait_idle()
+        assert harness.counts() == {"ok": 2, "skip": 1}
+        assert harness.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
 
 
 def test_timelines_are_built_at_the_same_time(tmp_path: Path) -> None:
     """As many basebackups are built at once as prepare_concurrency says."""
-    with Rig(tmp_path / "cache", prepare_concurrency=4) as rig:
+    with Harness(tmp_path / "cache", prepare_concurrency=4) as harness:
         all_here = threading.Barrier(4)
-        timelines = [rig.timeline() for _ in range(4)]
+        timelines = [harness.timeline() for _ in range(4)]
 
         def send(writer: TarballWriter, lsn: Lsn) -> None:
             all_here.wait(DEADLINE_S)
@@ -257,106 +261,106 @@ def test_timelines_are_built_at_the_same_time(tmp_path: Path) -> None:
 
         for timeline in timelines:
             timeline.on_send = send
-            rig.send(timeline)
-        rig.wait_idle()
-        assert rig.counts() == {"ok": 4}
+            harness.send(timeline)
+        harness.wait_idle()
+        assert harness.counts() == {"ok": 4}
 
 
 def test_the_queue_is_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What overflows is a skip; a request for a timeline that waits still takes its place."""
-    rig = Rig(tmp_path / "cache", prepare_concurrency=1, prepare_channel_size=2)
-    with rig, Gate() as gate:
-        blocker, *others = (rig.timeline(LSN_B) for _ in range(5))
+    harness = Harness(tmp_path / "cache", prepare_concurrency=1, prepare_channel_size=2)
+    with harness, Gate() as gate:
+        blocker, *others = (harness.timeline(LSN_B) for _ in range(5))
         stop_while_sending(blocker, gate)
-        rig.send(blocker, LSN_B)
+        harness.send(blocker, LSN_B)
         gate.wait_for()
         for timeline in others:
-            rig.send(timeline, LSN_A)
-        assert rig.skips == {"queue_full": 2}
+            harness.send(timeline, LSN_A)
+        assert harness.skips == {"queue_full": 2}
         assert "prepare_channel_size" in caplog.text
-        rig.send(others[0], LSN_B)
+        harness.send(others[0], LSN_B)
         gate.open()
-        rig.wait_idle()
-        assert rig.holds(others[0], LSN_B)
-        assert rig.skips == {"queue_full": 2, "coalesced": 1, "tip_moved": 1}
-        assert rig.counts() == {"ok": 2, "skip": 4}  # others[1] has moved past LSN_A
+        harness.wait_idle()
+        assert harness.holds(others[0], LSN_B)
+        assert harness.skips == {"queue_full": 2, "coalesced": 1, "tip_moved": 1}
+        assert harness.counts() == {"ok": 2, "skip": 4}  # others[1] has moved past LSN_A
 
 
 def test_requests_before_the_start_is_done_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until the directory is known, `get` is None and prepares wait in the bounded queue."""
-    rig = Rig(tmp_path / "cache", prepare_channel_size=1)
-    known, new, overflow = (rig.timeline() for _ in range(3))
-    rig.seed(known)
+    harness = Harness(tmp_path / "cache", prepare_channel_size=1)
+    known, new, overflow = (harness.timeline() for _ in range(3))
+    harness.seed(known)
     with Gate() as gate:
         stop_before(monkeypatch, Store, "scan", gate)
-        rig.open(wait=False)
-        with rig.opened:
+        harness.open(wait=False)
+        with harness.opened:
             gate.wait_for()
-            rig.send(new)
-            rig.send(overflow)
-            assert rig.get(known) is None
-            assert rig.cache.entries() == []
-            assert not rig.cache.wait_initialized(0)
-            assert not rig.cache.wait_idle(0)
-            assert rig.skips == {"queue_full": 1}
+            harness.send(new)
+            harness.send(overflow)
+            assert harness.get(known) is None
+            assert harness.cache.entries() == []
+            assert not harness.cache.wait_initialized(0)
+            assert not harness.cache.wait_idle(0)
+            assert harness.skips == {"queue_full": 1}
             gate.open()
-            rig.wait_idle()
-            assert rig.get(known) == tar_of(known)
-            assert rig.get(new) == tar_of(new)
+            harness.wait_idle()
+            assert harness.get(known) == tar_of(known)
+            assert harness.get(new) == tar_of(new)
 
 
 def test_every_request_has_exactly_one_result(tmp_path: Path) -> None:
     """Of requests from many threads, of all kinds, each is counted once: ok, skip or error."""
-    rig = Rig(tmp_path / "cache", prepare_concurrency=3, prepare_channel_size=5)
-    with rig:
-        timelines = [rig.timeline(LSN_B) for _ in range(10)]
+    harness = Harness(tmp_path / "cache", prepare_concurrency=3, prepare_channel_size=5)
+    with harness:
+        timelines = [harness.timeline(LSN_B) for _ in range(10)]
         unknown = MemoryTimeline(LSN_A)
 
         def failing(_writer: TarballWriter, _lsn: Lsn) -> None:
             raise RuntimeError
 
         timelines[3].on_send = failing
-        foreign = TenantShardId(rig.tenant.tenant_id, 1, 2)
+        foreign = TenantShardId(harness.tenant.tenant_id, 1, 2)
 
         def send_all() -> None:
             for timeline in [*timelines, unknown]:
                 for lsn in (LSN_A, LSN_B, LSN_C):
-                    rig.send(timeline, lsn)
-            rig.cache.send_prepare(foreign, unknown.timeline_id, LSN_A)
-            rig.cache.send_prepare(None, unknown.timeline_id, LSN_A)  # type: ignore[arg-type]
+                    harness.send(timeline, lsn)
+            harness.cache.send_prepare(foreign, unknown.timeline_id, LSN_A)
+            harness.cache.send_prepare(None, unknown.timeline_id, LSN_A)  # type: ignore[arg-type]
 
         for timeline in timelines:
             timeline.on_wait = lambda _lsn, _timeout: None
         run_threads([send_all] * 4)
-        rig.wait_idle()
-        counts = rig.counts()
+        harness.wait_idle()
+        counts = harness.counts()
         assert sum(counts.values()) == 4 * (11 * 3 + 2)
-        assert sum(rig.skips.values()) == counts["skip"]
-        rig.check_books()
+        assert sum(harness.skips.values()) == counts["skip"]
+        harness.check_accounting()
 
 
 def test_a_stuck_timeline_delays_nobody(tmp_path: Path) -> None:
     """One timeline that waits for its LSN holds up its worker alone, not the clean-up."""
-    with Rig(tmp_path / "cache", prepare_concurrency=2) as rig, Gate() as gate:
-        stuck, gone = rig.timeline(), rig.prepared()
+    with Harness(tmp_path / "cache", prepare_concurrency=2) as harness, Gate() as gate:
+        stuck, gone = harness.timeline(), harness.prepared()
         stuck.on_wait = gate
-        rig.send(stuck)
+        harness.send(stuck)
         gate.wait_for()
-        others = [rig.timeline() for _ in range(5)]
+        others = [harness.timeline() for _ in range(5)]
         for timeline in others:
-            rig.send(timeline)
-        wait_until(lambda: rig.counts() == {"ok": 6})
+            harness.send(timeline)
+        wait_until(lambda: harness.counts() == {"ok": 6})
         gone.advance(LSN_B)
-        rig.cache.run_cleanup()
-        assert not rig.holds(gone)
-        assert all(rig.holds(timeline) for timeline in others)
+        harness.cache.run_cleanup()
+        assert not harness.holds(gone)
+        assert all(harness.holds(timeline) for timeline in others)
 
 
-def test_the_lsn_is_awaited_in_slices(rig: Rig) -> None:
+def test_the_lsn_is_awaited_in_slices(harness: Harness) -> None:
     """`wait_lsn` is called with short timeouts again and again until the LSN is there."""
-    timeline = rig.timeline(LSN_A)
+    timeline = harness.timeline(LSN_A)
     timeouts_s: list[float] = []
     real_wait = MemoryTimeline(LSN_A)
 
@@ -368,8 +372,8 @@ def test_the_lsn_is_awaited_in_slices(rig: Rig) -> None:
         real_wait.wait_lsn(lsn, timeout)
 
     timeline.on_wait = wait
-    rig.prepare(timeline, LSN_B)
-    assert rig.counts() == {"ok": 1}
+    harness.prepare(timeline, LSN_B)
+    assert harness.counts() == {"ok": 1}
     assert len(timeouts_s) == 3
     assert all(0 < timeout_s <= 0.25 for timeout_s in timeouts_s)
 
@@ -378,8 +382,8 @@ def test_a_host_that_times_out_at_once_does_not_make_a_worker_spin(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """TimeoutError before its time is waited out; the error names wanted and current LSN."""
-    with Rig(tmp_path / "cache", wait_lsn_timeout=0.5) as rig:
-        timeline = rig.timeline(LSN_A)
+    with Harness(tmp_path / "cache", wait_lsn_timeout=0.5) as harness:
+        timeline = harness.timeline(LSN_A)
         calls: list[float] = []
 
         def wait(_lsn: Lsn, timeout: float) -> None:
@@ -387,17 +391,17 @@ def test_a_host_that_times_out_at_once_does_not_make_a_worker_spin(
             raise TimeoutError
 
         timeline.on_wait = wait
-        rig.prepare(timeline, LSN_B)
-        assert rig.counts() == {"error": 1}
+        harness.prepare(timeline, LSN_B)
+        assert harness.counts() == {"error": 1}
         assert 1 <= len(calls) <= 6
         (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
-        for part in (rig.tenant.tenant_id, timeline.timeline_id, LSN_A, LSN_B, "0.5 s"):
+        for part in (harness.tenant.tenant_id, timeline.timeline_id, LSN_A, LSN_B, "0.5 s"):
             assert str(part) in record.getMessage()
 
 
-def test_a_tip_that_moves_during_the_build_is_a_skip(rig: Rig) -> None:
+def test_a_tip_that_moves_during_the_build_is_a_skip(harness: Harness) -> None:
     """Nothing is published of a basebackup that its timeline has outgrown meanwhile."""
-    timeline = rig.prepared()
+    timeline = harness.prepared()
     timeline.advance(LSN_B)
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
@@ -405,71 +409,71 @@ def test_a_tip_that_moves_during_the_build_is_a_skip(rig: Rig) -> None:
         timeline.advance(LSN_C)
 
     timeline.on_send = send
-    rig.prepare(timeline, LSN_B)
-    assert rig.skips == {"tip_moved": 1}
-    assert rig.get(timeline) == tar_of(timeline)  # until a clean-up
-    assert rig.get(timeline, LSN_B) is None
-    rig.check_books()
+    harness.prepare(timeline, LSN_B)
+    assert harness.skips == {"tip_moved": 1}
+    assert harness.get(timeline) == tar_of(timeline)  # until a clean-up
+    assert harness.get(timeline, LSN_B) is None
+    harness.check_accounting()
 
 
 @pytest.mark.parametrize("calls_before", [0, 1, 2], ids=["wanted", "waited", "built"])
-def test_a_stop_decides_whatever_comes_after(rig: Rig, calls_before: int) -> None:
+def test_a_stop_decides_whatever_comes_after(harness: Harness, calls_before: int) -> None:
     """Told to stop while it asks the host for the tip, a prepare does nothing more."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     answers = iter([LSN_A] * calls_before)
     original = timeline.get_last_record_lsn
     closing: list[Worker] = []
 
     def answer() -> Lsn:
         if next(answers, None) is None and not closing:
-            closing.append(start_close(rig))
+            closing.append(start_close(harness))
         return original()
 
     put(timeline, "get_last_record_lsn", answer)
-    rig.prepare(timeline)
+    harness.prepare(timeline)
     closing[0].result()
-    assert rig.skips == {"closing": 1}
-    rig.open()
-    rig.check_books()
+    assert harness.skips == {"closing": 1}
+    harness.open()
+    harness.check_accounting()
 
 
-def test_a_stop_during_the_wait_decides_before_the_tip(rig: Rig) -> None:
+def test_a_stop_during_the_wait_decides_before_the_tip(harness: Harness) -> None:
     """A closing cache does not blame the timeline."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     closing: list[Worker] = []
 
     def stop(_lsn: Lsn, _timeout_s: float) -> None:
-        closing.append(start_close(rig))
+        closing.append(start_close(harness))
         timeline.advance(LSN_B)
 
     timeline.on_wait = stop
-    rig.prepare(timeline)
-    assert rig.skips == {"closing": 1}
+    harness.prepare(timeline)
+    assert harness.skips == {"closing": 1}
 
 
 def test_no_wait_goes_past_the_timeout(tmp_path: Path) -> None:
     """The last slice ends with it, however short it is."""
     waits_s: list[float] = []
-    with Rig(tmp_path / "cache", wait_lsn_timeout=0.05) as rig:
-        timeline = rig.timeline()
+    with Harness(tmp_path / "cache", wait_lsn_timeout=0.05) as harness:
+        timeline = harness.timeline()
 
         def wait(_lsn: Lsn, timeout_s: float) -> None:
             waits_s.append(timeout_s)
             raise TimeoutError
 
         timeline.on_wait = wait
-        rig.prepare(timeline, LSN_B)
-        assert rig.counts() == {"error": 1}
+        harness.prepare(timeline, LSN_B)
+        assert harness.counts() == {"error": 1}
     assert waits_s
     assert min(waits_s) >= 0
     assert max(waits_s) <= 0.05
 
 
 def test_a_host_that_takes_its_time_is_asked_again_at_once(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only what a host has left of a slice is waited out; there is none below nothing."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     real_wait = MemoryTimeline(LSN_A)
     real_sleep, left_s = time.sleep, []
 
@@ -486,23 +490,23 @@ def test_a_host_that_takes_its_time_is_asked_again_at_once(
 
     monkeypatch.setattr(time, "sleep", note)
     timeline.on_wait = wait
-    rig.prepare(timeline, LSN_B)
-    assert rig.counts() == {"ok": 1}
+    harness.prepare(timeline, LSN_B)
+    assert harness.counts() == {"ok": 1}
     assert [0 <= timeout_s <= WAIT_SLICE_S for timeout_s in left_s] == [True]
 
 
 def test_a_rebuild_says_that_its_tenant_is_not_here(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+    harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Damage found while the tenant is away is an error in words, and no traceback."""
-    timeline = rig.prepared()
-    path = rig.path(timeline)
+    timeline = harness.prepared()
+    path = harness.path(timeline)
     path.write_bytes(bytes(path.stat().st_size))
-    tenant_id, timeline_id = rig.tenant.tenant_id, timeline.timeline_id
-    rig.host.tenants[rig.tenant.tenant_shard_id] = None
-    assert rig.cache.get(tenant_id, timeline_id, LSN_A) is None
-    rig.wait_idle()
-    assert rig.counts() == {"ok": 1, "error": 1}
+    tenant_id, timeline_id = harness.tenant.tenant_id, timeline.timeline_id
+    harness.host.tenants[harness.tenant.tenant_shard_id] = None
+    assert harness.cache.get(tenant_id, timeline_id, LSN_A) is None
+    harness.wait_idle()
+    assert harness.counts() == {"ok": 1, "error": 1}
     assert "shard zero of the tenant is not attached here" in caplog.text
     assert "Traceback" not in caplog.text
 
@@ -512,124 +516,124 @@ def test_a_file_that_cannot_be_created_takes_no_slot(
 ) -> None:
     """Its reservation is given back: the next prepare has room."""
     error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-    with Rig(tmp_path / "cache", max_size_entries=1) as rig:
+    with Harness(tmp_path / "cache", max_size_entries=1) as harness:
         fail_with(monkeypatch, Store, "create_temp", error, times=1)
-        rig.prepare(rig.timeline())
-        assert rig.counts() == {"error": 1}
-        assert rig.engine.index.total_count == 0
-        rig.prepared()
+        harness.prepare(harness.timeline())
+        assert harness.counts() == {"error": 1}
+        assert harness.engine.index.total_count == 0
+        harness.prepared()
 
 
 @pytest.mark.parametrize(
-    ("verify_reads", "proof"), [("never", Proof.SEALED), ("first", Proof.NONE)]
+    ("verify_reads", "verification"), [("never", Verification.SEALED), ("first", Verification.NONE)]
 )
 def test_what_was_just_built_is_taken_for_checked_only_where_nothing_is(
-    tmp_path: Path, verify_reads: str, proof: Proof
+    tmp_path: Path, verify_reads: str, verification: Verification
 ) -> None:
     """With ``never`` a hit costs no read; else the first hit reads what is on the disk."""
-    with Rig(tmp_path / "cache", verify_reads=verify_reads) as rig:
-        rig.prepared()
-        (entry,) = rig.engine.index.snapshot()
-        assert entry.proof is proof
+    with Harness(tmp_path / "cache", verify_reads=verify_reads) as harness:
+        harness.prepared()
+        (entry,) = harness.engine.index.snapshot()
+        assert entry.verification is verification
 
 
 def test_the_seconds_of_a_prepare_are_those_that_it_took(tmp_path: Path) -> None:
     """No phase takes less than nothing, or more than passes."""
     started_s = time.monotonic()
-    with Rig(tmp_path / "cache") as rig:
-        rig.prepared()
+    with Harness(tmp_path / "cache") as harness:
+        harness.prepared()
         passed_s = time.monotonic() - started_s
         for phase in ("queue", "wait_lsn", "build", "publish"):
-            assert 0 <= rig.value(f"bbcache_prepare_seconds_sum{{phase={phase}}}") <= passed_s
+            assert 0 <= harness.value(f"bbcache_prepare_seconds_sum{{phase={phase}}}") <= passed_s
 
 
-def test_what_is_held_at_the_lsn_is_not_built_again(rig: Rig) -> None:
+def test_what_is_held_at_the_lsn_is_not_built_again(harness: Harness) -> None:
     """Not only what is newer."""
-    timeline = rig.prepared()
-    rig.prepare(timeline)
-    assert rig.counts() == {"ok": 1, "skip": 1}
-    assert rig.skips == {"up_to_date": 1}
+    timeline = harness.prepared()
+    harness.prepare(timeline)
+    assert harness.counts() == {"ok": 1, "skip": 1}
+    assert harness.skips == {"up_to_date": 1}
 
 
-def test_a_skip_is_no_failure(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_skip_is_no_failure(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has gone on while it was built does not rest: it is built for whoever asks next."""
-    stand_still(monkeypatch, rig)
-    timeline = rig.timeline()
+    stand_still(monkeypatch, harness)
+    timeline = harness.timeline()
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
         writer.write(timeline.tarball(lsn))
         timeline.advance(LSN_B)
 
     timeline.on_send = send
-    rig.prepare(timeline)
-    assert rig.skips == {"tip_moved": 1}
+    harness.prepare(timeline)
+    assert harness.skips == {"tip_moved": 1}
     for lsn in (LSN_A, LSN_B):
-        assert filled(rig, timeline, lsn) == ("built", tar_of(timeline, lsn))
+        assert filled(harness, timeline, lsn) == ("built", tar_of(timeline, lsn))
 
 
 @pytest.mark.parametrize("tip", [LSN_B, LSN_A], ids=["there", "back"])
 def test_a_build_that_fails_makes_its_timeline_rest(
-    rig: Rig, tip: Lsn, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, tip: Lsn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless the timeline has gone on meanwhile; where it has gone back, something is wrong."""
-    stand_still(monkeypatch, rig)
-    timeline = rig.timeline(LSN_B)
+    stand_still(monkeypatch, harness)
+    timeline = harness.timeline(LSN_B)
 
     def send(_writer: TarballWriter, _lsn: Lsn) -> None:
         timeline.advance(tip)
         raise RuntimeError("the build fails")
 
     timeline.on_send = send
-    rig.prepare(timeline, LSN_B)
-    assert rig.counts() == {"error": 1}
+    harness.prepare(timeline, LSN_B)
+    assert harness.counts() == {"error": 1}
     with pytest.raises(BackingOffError, match="the build fails"):
-        filled(rig, timeline, LSN_C)
+        filled(harness, timeline, LSN_C)
 
 
 def test_an_lsn_that_does_not_come_rests_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not waited for again and again; the timeline is built where it is."""
-    with Rig(tmp_path / "cache", wait_lsn_timeout=0.01) as rig:
-        stand_still(monkeypatch, rig)
-        timeline = rig.timeline()
-        rig.prepare(timeline, LSN_C)
-        assert rig.counts() == {"error": 1}
+    with Harness(tmp_path / "cache", wait_lsn_timeout=0.01) as harness:
+        stand_still(monkeypatch, harness)
+        timeline = harness.timeline()
+        harness.prepare(timeline, LSN_C)
+        assert harness.counts() == {"error": 1}
         with pytest.raises(BackingOffError, match="wait_lsn_timeout"):
-            filled(rig, timeline, LSN_C)
-        assert filled(rig, timeline) == ("built", tar_of(timeline))
+            filled(harness, timeline, LSN_C)
+        assert filled(harness, timeline) == ("built", tar_of(timeline))
 
 
 def _not_to_be_called(*_: object) -> None:
     raise AssertionError
 
 
-def _damage(rig: Rig, timeline: MemoryTimeline) -> None:
-    path = rig.path(timeline)
+def _damage(harness: Harness, timeline: MemoryTimeline) -> None:
+    path = harness.path(timeline)
     path.write_bytes(bytes(path.stat().st_size))
-    assert rig.get(timeline) is None
-    rig.wait_idle()
+    assert harness.get(timeline) is None
+    harness.wait_idle()
 
 
-def test_a_rebuild_asks_the_tenant_of_the_entry(rig: Rig) -> None:
+def test_a_rebuild_asks_the_tenant_of_the_entry(harness: Harness) -> None:
     """The host may list others before it, of smaller ids and of greater ones."""
-    timeline = rig.prepared()
-    wanted = dict(rig.host.tenants)
-    rig.host.tenants.clear()
+    timeline = harness.prepared()
+    wanted = dict(harness.host.tenants)
+    harness.host.tenants.clear()
     for digit in "0f":
-        rig.host.add_tenant(TenantShardId(TenantId.from_str(32 * digit)))
-    rig.host.tenants.update(wanted)
-    _damage(rig, timeline)
-    assert rig.counts() == {"ok": 2}
-    assert rig.get(timeline) == tar_of(timeline)
+        harness.host.add_tenant(TenantShardId(TenantId.from_str(32 * digit)))
+    harness.host.tenants.update(wanted)
+    _damage(harness, timeline)
+    assert harness.counts() == {"ok": 2}
+    assert harness.get(timeline) == tar_of(timeline)
 
 
 @pytest.mark.parametrize("tip", [Lsn(LSN_A - 1), Lsn(LSN_A + 1)], ids=["back", "on"])
-def test_a_rebuild_wants_the_tip_at_exactly_its_lsn(rig: Rig, tip: Lsn) -> None:
+def test_a_rebuild_wants_the_tip_at_exactly_its_lsn(harness: Harness, tip: Lsn) -> None:
     """A timeline that is elsewhere, before it or after, is not waited for."""
-    timeline = rig.prepared()
+    timeline = harness.prepared()
     put(timeline, "get_last_record_lsn", lambda: tip)
     timeline.on_wait = _not_to_be_called
-    _damage(rig, timeline)
-    assert rig.counts() == {"ok": 1, "skip": 1}
-    assert rig.skips == {"tip_moved": 1}
+    _damage(harness, timeline)
+    assert harness.counts() == {"ok": 1, "skip": 1}
+    assert harness.skips == {"tip_moved": 1}

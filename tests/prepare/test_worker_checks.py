@@ -10,7 +10,7 @@ from support.cache_helpers import (
     LSN_A,
     LSN_B,
     LSN_C,
-    Rig,
+    Harness,
     noise,
 )
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 class Scene:
     """A timeline whose prepare at `LSN_B` would succeed, were it not for what is wrong."""
 
-    def __init__(self, rig: Rig) -> None:
-        self.rig = rig
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
         self.timeline = MemoryTimeline(LSN_B)
-        rig.tenant.timelines[self.timeline.timeline_id] = self.timeline
+        harness.tenant.timelines[self.timeline.timeline_id] = self.timeline
         self.timeline.tarball = lambda at: noise(1000, int(at))
-        self.shard_id = rig.tenant.tenant_shard_id
+        self.shard_id = harness.tenant.tenant_shard_id
         self.waits: list[Callable[[], None]] = []
         self.sends: list[Callable[[], None]] = []
         self.timeline.on_wait = self._wait
@@ -49,27 +49,27 @@ class Scene:
 
 
 def _not_shard_zero(scene: Scene) -> None:
-    scene.shard_id = TenantShardId(scene.rig.tenant.tenant_id, 1, 2)
+    scene.shard_id = TenantShardId(scene.harness.tenant.tenant_id, 1, 2)
 
 
 def _not_attached(scene: Scene) -> None:
-    scene.rig.host.tenants[scene.rig.tenant.tenant_shard_id] = None
+    scene.harness.host.tenants[scene.harness.tenant.tenant_shard_id] = None
 
 
 def _disabled(scene: Scene) -> None:
-    scene.rig.tenant.is_cache_enabled = False
+    scene.harness.tenant.is_cache_enabled = False
 
 
 def _not_active(scene: Scene) -> None:
-    scene.rig.tenant.state = TenantState.ATTACHING
+    scene.harness.tenant.state = TenantState.ATTACHING
 
 
 def _unknown_timeline(scene: Scene) -> None:
-    del scene.rig.tenant.timelines[scene.timeline.timeline_id]
+    del scene.harness.tenant.timelines[scene.timeline.timeline_id]
 
 
 def _held(scene: Scene) -> None:
-    scene.rig.seed(scene.timeline, LSN_C)
+    scene.harness.seed(scene.timeline, LSN_C)
 
 
 def _tip_past(scene: Scene) -> None:
@@ -77,7 +77,7 @@ def _tip_past(scene: Scene) -> None:
 
 
 def _full(scene: Scene) -> None:
-    scene.rig.seed(MemoryTimeline(LSN_A))
+    scene.harness.seed(MemoryTimeline(LSN_A))
 
 
 def _lsn_not_reached(scene: Scene) -> None:
@@ -152,21 +152,21 @@ def test_of_two_failing_checks_the_earlier_decides(
     first: Check, second: Check, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first check that fails decides result, reason and log; the last one is success."""
-    rig = Rig(tmp_path / "cache", max_size_entries=1, max_entry_size_bytes=4000)
-    rig.settings["wait_lsn_timeout"] = 0.01
-    scene = Scene(rig)
+    harness = Harness(tmp_path / "cache", max_size_entries=1, max_entry_size_bytes=4000)
+    harness.settings["wait_lsn_timeout"] = 0.01
+    scene = Scene(harness)
     spoils = [first.spoil, second.spoil]
     for spoil in spoils:
         if spoil in SEEDED:
             spoil(scene)
-    with rig:
+    with harness:
         for spoil in spoils:
             if spoil not in SEEDED:
                 spoil(scene)
-        rig.cache.send_prepare(scene.shard_id, scene.timeline.timeline_id, LSN_B)
-        rig.wait_idle()
-        assert rig.counts() == {first.result: 1}
-        assert rig.skips == ({first.reason: 1} if first.reason else {})
+        harness.cache.send_prepare(scene.shard_id, scene.timeline.timeline_id, LSN_B)
+        harness.wait_idle()
+        assert harness.counts() == {first.result: 1}
+        assert harness.skips == ({first.reason: 1} if first.reason else {})
         assert first.log in caplog.text
-        assert rig.temp_files() == []
-        rig.check_books()
+        assert harness.temp_files() == []
+        harness.check_accounting()

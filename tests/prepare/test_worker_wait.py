@@ -12,7 +12,7 @@ from support.cache_helpers import (
     LSN_B,
     LSN_C,
     Gate,
-    Rig,
+    Harness,
     Worker,
     put,
     stop_while_sending,
@@ -34,15 +34,15 @@ BOGUS = Lsn(2**63)
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     """A running cache with one worker, which waits for an LSN as long as no test lasts."""
-    with Rig(tmp_path / "cache", prepare_concurrency=1) as opened:
+    with Harness(tmp_path / "cache", prepare_concurrency=1) as opened:
         yield opened
 
 
-def wait_phases(rig: Rig) -> float:
+def wait_phases(harness: Harness) -> float:
     """How many waits for an LSN have ended."""
-    return rig.value("bbcache_prepare_seconds_count{phase=wait_lsn}")
+    return harness.value("bbcache_prepare_seconds_count{phase=wait_lsn}")
 
 
 def until_looked_at(timeline: MemoryTimeline) -> Gate:
@@ -59,24 +59,24 @@ def until_looked_at(timeline: MemoryTimeline) -> Gate:
 
 
 @pytest.mark.parametrize("kind", ["prepare", "fill"])
-def test_the_true_prepare_passes_one_that_waits(rig: Rig, kind: str) -> None:
+def test_the_true_prepare_passes_one_that_waits(harness: Harness, kind: str) -> None:
     """A prepare at the tip passes, whichever call asked for the LSN that never comes."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     looked = until_looked_at(timeline)
-    waiting = fillers(rig, timeline, 1, BOGUS) if kind == "fill" else []
+    waiting = fillers(harness, timeline, 1, BOGUS) if kind == "fill" else []
     if kind == "prepare":
-        rig.send(timeline, BOGUS)
+        harness.send(timeline, BOGUS)
     looked.wait_for()
-    rig.send(timeline)
-    wait_until(lambda: rig.holds(timeline))
+    harness.send(timeline)
+    wait_until(lambda: harness.holds(timeline))
     timeline.advance(LSN_B)
-    assert filled(rig, timeline, LSN_B) == ("built", tar_of(timeline, LSN_B))
-    rig.send(timeline, LSN_C)  # not reached yet, and true
+    assert filled(harness, timeline, LSN_B) == ("built", tar_of(timeline, LSN_B))
+    harness.send(timeline, LSN_C)  # not reached yet, and true
     timeline.advance(LSN_C)
-    wait_until(lambda: rig.counts() == {"ok": 3})
-    assert rig.holds(timeline, LSN_C)
-    assert not rig.cache.wait_idle(0)
-    rig.cache.close(DEADLINE_S)
+    wait_until(lambda: harness.counts() == {"ok": 3})
+    assert harness.holds(timeline, LSN_C)
+    assert not harness.cache.wait_idle(0)
+    harness.cache.close(DEADLINE_S)
     for worker in waiting:
         with pytest.raises(Exception, match="closing"):
             worker.result()
@@ -86,26 +86,26 @@ def test_the_true_prepare_passes_one_that_waits(rig: Rig, kind: str) -> None:
 def test_queued_together_the_true_one_is_published(tmp_path: Path, lsns: tuple[Lsn, ...]) -> None:
     """In any order; the others end as errors when their time is up, each counted once."""
     settings = {"prepare_concurrency": 1, "wait_lsn_timeout": 1.0}
-    with Rig(tmp_path / "cache", **settings) as rig, Gate() as gate:
-        busy, timeline = rig.timeline(), rig.timeline()
+    with Harness(tmp_path / "cache", **settings) as harness, Gate() as gate:
+        busy, timeline = harness.timeline(), harness.timeline()
         stop_while_sending(busy, gate)
-        rig.send(busy)
+        harness.send(busy)
         gate.wait_for()
         for lsn in lsns:
-            rig.send(timeline, lsn)
+            harness.send(timeline, lsn)
         gate.open()
-        wait_until(lambda: rig.holds(timeline))
-        rig.wait_idle()
-        assert rig.counts() == {"ok": 2, "error": len(lsns) - 1}
-        assert rig.get(timeline) == tar_of(timeline)
+        wait_until(lambda: harness.holds(timeline))
+        harness.wait_idle()
+        assert harness.counts() == {"ok": 2, "error": len(lsns) - 1}
+        assert harness.get(timeline) == tar_of(timeline)
 
 
 def test_the_error_names_what_was_wanted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """And where the timeline stands; the caller is told the same."""
-    with Rig(tmp_path / "cache", wait_lsn_timeout=0.5) as rig:
-        timeline = rig.timeline()
+    with Harness(tmp_path / "cache", wait_lsn_timeout=0.5) as harness:
+        timeline = harness.timeline()
         with pytest.raises(FillError, match="was not reached in 0") as caught:
-            fill(rig, timeline, BOGUS)
+            fill(harness, timeline, BOGUS)
         for text in (str(caught.value), caplog.text):
             assert str(BOGUS) in text
             assert str(LSN_A) in text
@@ -114,146 +114,146 @@ def test_the_error_names_what_was_wanted(tmp_path: Path, caplog: pytest.LogCaptu
 def test_many_that_wait_take_no_place_of_others(tmp_path: Path) -> None:
     """However many, of one timeline or of many, sent or asked for: prepares find room."""
     settings = {"prepare_concurrency": 1, "prepare_channel_size": 2}
-    with Rig(tmp_path / "cache", **settings) as rig:
-        timelines = [rig.timeline() for _ in range(3)]
+    with Harness(tmp_path / "cache", **settings) as harness:
+        timelines = [harness.timeline() for _ in range(3)]
         for lsn in range(BOGUS, BOGUS + 3):
             for timeline in timelines:
                 looked = until_looked_at(timeline)
-                rig.send(timeline, Lsn(lsn))
+                harness.send(timeline, Lsn(lsn))
                 looked.wait_for()
                 with pytest.raises(FillTimeoutError):
-                    fill(rig, timeline, Lsn(lsn + 100), timeout_s=0)
-        assert set(rig.skips) <= {"queue_full", "given_up"}  # of those that never come
-        for timeline in [*timelines, rig.timeline()]:
-            rig.send(timeline)
-            wait_until(lambda: rig.holds(timeline))  # noqa: B023 - it is called in this turn
+                    fill(harness, timeline, Lsn(lsn + 100), timeout_s=0)
+        assert set(harness.skips) <= {"queue_full", "cancelled"}  # of those that never come
+        for timeline in [*timelines, harness.timeline()]:
+            harness.send(timeline)
+            wait_until(lambda: harness.holds(timeline))  # noqa: B023 - it is called in this turn
 
 
-def test_many_timelines_wait_and_one_worker_builds(rig: Rig) -> None:
+def test_many_timelines_wait_and_one_worker_builds(harness: Harness) -> None:
     """A worker looks at them in turn, and builds what can be built; each that is reached, too."""
-    waiting = [rig.timeline() for _ in range(50)]
+    waiting = [harness.timeline() for _ in range(50)]
     for timeline in waiting:
-        rig.send(timeline, LSN_B)
-    other = rig.timeline()
-    assert filled(rig, other) == ("built", tar_of(other))
+        harness.send(timeline, LSN_B)
+    other = harness.timeline()
+    assert filled(harness, other) == ("built", tar_of(other))
     for timeline in waiting[::7]:
         timeline.advance(LSN_B)
-        wait_until(lambda: rig.holds(timeline, LSN_B))  # noqa: B023 - it is called in this turn
-    assert rig.counts() == {"ok": 9}
+        wait_until(lambda: harness.holds(timeline, LSN_B))  # noqa: B023 - it is called in this turn
+    assert harness.counts() == {"ok": 9}
     for timeline in waiting:
         timeline.advance(LSN_B)
-    rig.wait_idle()
-    assert rig.counts() == {"ok": 51}
-    assert wait_phases(rig) == 51
-    assert rig.value("bbcache_prepare_seconds_count{phase=queue}") == 51
+    harness.wait_idle()
+    assert harness.counts() == {"ok": 51}
+    assert wait_phases(harness) == 51
+    assert harness.value("bbcache_prepare_seconds_count{phase=queue}") == 51
 
 
 @pytest.mark.parametrize("count", [1, 60])
 def test_waiting_does_not_spin(tmp_path: Path, count: int) -> None:
     """Looks are paced, also with a host that gives up at once."""
-    with Rig(tmp_path / "cache", prepare_concurrency=2) as rig:
+    with Harness(tmp_path / "cache", prepare_concurrency=2) as harness:
         looks: list[float] = []
 
         def wait(_lsn: Lsn, timeout_s: float) -> None:
             looks.append(timeout_s)
             raise TimeoutError
 
-        timelines = [rig.timeline() for _ in range(count)]
+        timelines = [harness.timeline() for _ in range(count)]
         for timeline in timelines:
             timeline.on_wait = wait
-            rig.send(timeline, LSN_B)
-        wait_until(lambda: rig.value("bbcache_prepare_seconds_count{phase=queue}") == count)
+            harness.send(timeline, LSN_B)
+        wait_until(lambda: harness.value("bbcache_prepare_seconds_count{phase=queue}") == count)
         began_s, before = time.monotonic(), len(looks)
         wait_until(lambda: len(looks) >= before + 5)
         made, passed_s = len(looks) - before, time.monotonic() - began_s
         assert made <= 2 * (passed_s / (0.2 if count == 1 else 0.005) + 1)
 
 
-def test_the_wait_is_observed_once_and_whole(rig: Rig) -> None:
+def test_the_wait_is_observed_once_and_whole(harness: Harness) -> None:
     """However often the LSN was looked at."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     looked = until_looked_at(timeline)
     began_s = time.monotonic()
-    rig.send(timeline, LSN_B)
+    harness.send(timeline, LSN_B)
     looked.wait_for(3)
     waited_s = time.monotonic() - began_s
-    assert wait_phases(rig) == 0
+    assert wait_phases(harness) == 0
     timeline.advance(LSN_B)
-    rig.wait_idle()
-    assert wait_phases(rig) == 1
-    total_s = rig.value("bbcache_prepare_seconds_sum{phase=wait_lsn}")
+    harness.wait_idle()
+    assert wait_phases(harness) == 1
+    total_s = harness.value("bbcache_prepare_seconds_sum{phase=wait_lsn}")
     assert waited_s * 0.5 < total_s <= time.monotonic() - began_s
 
 
-def test_a_wait_ends_with_its_last_caller(rig: Rig) -> None:
+def test_a_wait_ends_with_its_last_caller(harness: Harness) -> None:
     """It is a skip, and no failure: a caller that asks again waits again."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     for count in (1, 2):
         with pytest.raises(FillTimeoutError, match="has not reached the LSN"):
-            fill(rig, timeline, BOGUS, timeout_s=0.3)
-        rig.wait_idle()
-        assert rig.skips == {"given_up": count}
-    assert filled(rig, timeline) == ("built", tar_of(timeline))
+            fill(harness, timeline, BOGUS, timeout_s=0.3)
+        harness.wait_idle()
+        assert harness.skips == {"cancelled": count}
+    assert filled(harness, timeline) == ("built", tar_of(timeline))
 
 
-def test_a_wait_that_the_host_asked_for_outlasts_callers(rig: Rig) -> None:
+def test_a_wait_that_the_host_asked_for_outlasts_callers(harness: Harness) -> None:
     """Joined before or after, it waits until its own time is up."""
-    timeline = rig.timeline()
-    rig.send(timeline, LSN_B)
+    timeline = harness.timeline()
+    harness.send(timeline, LSN_B)
     with pytest.raises(FillTimeoutError):
-        fill(rig, timeline, LSN_B, timeout_s=0.3)
-    (worker,) = fillers(rig, timeline, 1, LSN_C)
-    rig.send(timeline, LSN_C)
+        fill(harness, timeline, LSN_B, timeout_s=0.3)
+    (worker,) = fillers(harness, timeline, 1, LSN_C)
+    harness.send(timeline, LSN_C)
     timeline.advance(LSN_C)
     assert worker.result() == ("built", tar_of(timeline, LSN_C))
-    rig.wait_idle()
-    assert rig.holds(timeline, LSN_C)
-    assert rig.counts()["skip"] == 2  # at `LSN_B`, and the second one at `LSN_C`
+    harness.wait_idle()
+    assert harness.holds(timeline, LSN_C)
+    assert harness.counts()["skip"] == 2  # at `LSN_B`, and the second one at `LSN_C`
 
 
-def test_waits_of_one_timeline_end_in_order(rig: Rig) -> None:
+def test_waits_of_one_timeline_end_in_order(harness: Harness) -> None:
     """Each caller gets its own LSN as it is reached, below one that never is."""
-    timeline = rig.timeline()
-    workers = [fillers(rig, timeline, 1, lsn)[0] for lsn in (BOGUS, LSN_C, LSN_B)]
+    timeline = harness.timeline()
+    workers = [fillers(harness, timeline, 1, lsn)[0] for lsn in (BOGUS, LSN_C, LSN_B)]
     for worker, lsn in ((workers[2], LSN_B), (workers[1], LSN_C)):
         timeline.advance(lsn)
         assert worker.result() == ("built", tar_of(timeline, lsn))
     assert aboard() == 1
 
 
-def test_a_wait_notices_that_its_tenant_goes(rig: Rig) -> None:
+def test_a_wait_notices_that_its_tenant_goes(harness: Harness) -> None:
     """It does not last to its end for nothing."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     looked = until_looked_at(timeline)
-    (worker,) = fillers(rig, timeline, 1, BOGUS)
+    (worker,) = fillers(harness, timeline, 1, BOGUS)
     looked.wait_for()
-    rig.host.tenants[rig.tenant.tenant_shard_id] = None
+    harness.host.tenants[harness.tenant.tenant_shard_id] = None
     with pytest.raises(FillError, match="not attached"):
         worker.result()
 
 
-def test_a_close_ends_every_wait(rig: Rig) -> None:
+def test_a_close_ends_every_wait(harness: Harness) -> None:
     """At once, though one worker looks at all of them in turn."""
-    timelines = [rig.timeline() for _ in range(30)]
+    timelines = [harness.timeline() for _ in range(30)]
     for timeline in timelines:
-        rig.send(timeline, BOGUS)
-    workers = fillers(rig, timelines[0], 2, LSN_B)
-    rig.cache.close(DEADLINE_S)
+        harness.send(timeline, BOGUS)
+    workers = fillers(harness, timelines[0], 2, LSN_B)
+    harness.cache.close(DEADLINE_S)
     for worker in workers:
         with pytest.raises(Exception, match="closing"):
             worker.result()
-    assert fills(rig) == {"closing": 2}
-    assert rig.skips == {"closing": 31}
-    assert not rig.living()
+    assert fills(harness) == {"closing": 2}
+    assert harness.skips == {"closing": 31}
+    assert not harness.living()
 
 
 class TestOutgrown:
     """LSNs that a timeline is past: their builds are for their callers alone."""
 
     @pytest.fixture
-    def timeline(self, rig: Rig) -> MemoryTimeline:
+    def timeline(self, harness: Harness) -> MemoryTimeline:
         """One at `LSN_C`, which notes what is built."""
-        made = rig.timeline(LSN_C)
+        made = harness.timeline(LSN_C)
         self.builds: list[Lsn] = []
 
         def send(writer: TarballWriter, lsn: Lsn) -> None:
@@ -263,24 +263,24 @@ class TestOutgrown:
         made.on_send = send
         return made
 
-    def test_they_go_behind_the_tip(self, rig: Rig, timeline: MemoryTimeline) -> None:
+    def test_they_go_behind_the_tip(self, harness: Harness, timeline: MemoryTimeline) -> None:
         """Though their callers have come first."""
-        busy = rig.timeline()
+        busy = harness.timeline()
         with Gate() as gate:
             stop_while_sending(busy, gate)
-            rig.send(busy)
+            harness.send(busy)
             gate.wait_for()
-            workers = [fillers(rig, timeline, 1, lsn)[0] for lsn in (LSN_A, LSN_B)]
-            rig.send(timeline, LSN_C)
+            workers = [fillers(harness, timeline, 1, lsn)[0] for lsn in (LSN_A, LSN_B)]
+            harness.send(timeline, LSN_C)
             gate.open()
             for worker, lsn in zip(workers, (LSN_A, LSN_B), strict=True):
                 assert worker.result() == ("built", tar_of(timeline, lsn))
-        rig.wait_idle()
+        harness.wait_idle()
         assert self.builds == [LSN_C, LSN_A, LSN_B]
-        assert rig.holds(timeline, LSN_C)
+        assert harness.holds(timeline, LSN_C)
 
     def test_one_that_runs_delays_the_tip_by_itself_alone(
-        self, rig: Rig, timeline: MemoryTimeline
+        self, harness: Harness, timeline: MemoryTimeline
     ) -> None:
         """Those behind it come after the tip."""
         with Gate() as gate:
@@ -293,16 +293,18 @@ class TestOutgrown:
                 send(writer, lsn)
 
             timeline.on_send = stop
-            workers = fillers(rig, timeline, 1, LSN_A)
+            workers = fillers(harness, timeline, 1, LSN_A)
             gate.wait_for()
-            workers += fillers(rig, timeline, 1, LSN_B)
-            rig.send(timeline, LSN_C)
+            workers += fillers(harness, timeline, 1, LSN_B)
+            harness.send(timeline, LSN_C)
             gate.open()
             for worker in workers:
                 worker.result()
         assert self.builds == [LSN_A, LSN_C, LSN_B]
 
-    def test_those_that_fail_cost_the_tip_nothing(self, rig: Rig, timeline: MemoryTimeline) -> None:
+    def test_those_that_fail_cost_the_tip_nothing(
+        self, harness: Harness, timeline: MemoryTimeline
+    ) -> None:
         """A host that refuses LSNs below its horizon."""
 
         def send(writer: TarballWriter, lsn: Lsn) -> None:
@@ -311,9 +313,9 @@ class TestOutgrown:
             writer.write(timeline.tarball(lsn))
 
         timeline.on_send = send
-        workers = [Worker(fill, rig, timeline, Lsn(LSN_A + n), None) for n in range(10)]
-        rig.send(timeline, LSN_C)
+        workers = [Worker(fill, harness, timeline, Lsn(LSN_A + n), None) for n in range(10)]
+        harness.send(timeline, LSN_C)
         for worker in workers:
             with pytest.raises(FillError, match="below the horizon"):
                 worker.result()
-        wait_until(lambda: rig.holds(timeline, LSN_C))
+        wait_until(lambda: harness.holds(timeline, LSN_C))

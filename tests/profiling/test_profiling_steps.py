@@ -38,7 +38,7 @@ COMPRESS = "_Compressor._compress (bbcache/archive/format.py:226)"
         ("run (somewhere.py:1)", OTHER),
         (f"PrepareQueue.take (bbcache/prepare/queue.py:176);{WAIT}", ASLEEP),
         (
-            "RightOfWay.rest (bbcache/pacer.py:5);clock_nanosleep (libc.so.6)",
+            "Pacer.rest (bbcache/pacer.py:5);clock_nanosleep (libc.so.6)",
             "rests, so that reads go before",
         ),
         ("Condition.wait (threading.py:331);pthread_cond_timedwait (libc.so.6)", GIL),

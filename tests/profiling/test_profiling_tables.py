@@ -22,7 +22,9 @@ from benchmarks.profiling.tables import (
 )
 
 BAR = Bar("prepare-a", "ours", "theirs", Sense.AT_MOST, 1.2)
-OURS = Account({"compress": 50, "fsync": 30, "hand-over": 18, "metrics": 1, "books": 1}, 100, ())
+OURS = Account(
+    {"compress": 50, "fsync": 30, "hand-over": 18, "metrics": 1, "accounting": 1}, 100, ()
+)
 THEIRS = Account({"compress": 60, "fsync": 40}, 100, ())
 
 

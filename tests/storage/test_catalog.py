@@ -42,9 +42,9 @@ from bbcache.errors import (
 )
 from bbcache.ids import Lsn
 from bbcache.metrics import Metrics
-from bbcache.storage import catalog as shelf_module
+from bbcache.storage import catalog as catalog_module
 from bbcache.storage.accounting import Accounting
-from bbcache.storage.catalog import QUARANTINE_KEEPS, Shelf
+from bbcache.storage.catalog import QUARANTINE_KEEPS, Catalog
 from bbcache.storage.dirlock import LOCK_NAME, DirectoryLock
 from bbcache.storage.files import Store
 from bbcache.storage.index import Entry, Index
@@ -62,7 +62,7 @@ OWN_NAMES: Final = {"tmp", "quarantine", LOCK_NAME}
 
 
 class Kit:
-    """A shelf with all that it works with, on one directory."""
+    """A catalog with all that it works with, on one directory."""
 
     def __init__(
         self,
@@ -84,16 +84,16 @@ class Kit:
         with watched_locks() as self.locks:
             self.index = Index(Accounting(max_entries, max_bytes, max_bytes))
             metrics = Metrics(self.registry, self.index, lambda: 0)
-            self.shelf = Shelf(self.store, self.index, self.dirlock, metrics)
+            self.catalog = Catalog(self.store, self.index, self.dirlock, metrics)
 
     def build(self, key: bytes, lsn: int, size_bytes: int) -> tuple[TempFile, Reservation, Entry]:
         """All of a build but its publication."""
         reservation = self.index.reserve(key)
-        temp = self.shelf.create_temp(key, lsn)
+        temp = self.catalog.create_temp(key, lsn)
         try:
             self.index.grow(reservation, size_bytes)
         except LimitError:
-            self.shelf.abandon(temp, reservation)
+            self.catalog.abandon(temp, reservation)
             raise
         temp.append(bytes(size_bytes))
         temp.close()
@@ -102,7 +102,7 @@ class Kit:
     def publish(self, key: bytes, lsn: int = 1, size_bytes: int = 10) -> Entry:
         """Build and publish an entry."""
         temp, reservation, entry = self.build(key, lsn, size_bytes)
-        self.shelf.publish(temp, reservation, entry)
+        self.catalog.publish(temp, reservation, entry)
         return entry
 
     def path(self, key: bytes, lsn: int = 1) -> Path:
@@ -151,16 +151,16 @@ class Kit:
 
 @pytest.fixture
 def kit(tmp_path: Path) -> Iterator[Kit]:
-    """A loaded shelf on an empty directory."""
+    """A loaded catalog on an empty directory."""
     made = Kit(tmp_path)
-    made.shelf.load()
+    made.catalog.load()
     yield made
     made.dirlock.release()
 
 
 @pytest.fixture
 def reopen(tmp_path: Path) -> Iterator[Callable[..., Kit]]:
-    """Make a shelf on the test's directory that is not loaded yet."""
+    """Make a catalog on the test's directory that is not loaded yet."""
     made: list[Kit] = []
 
     def make(**how: object) -> Kit:
@@ -184,7 +184,7 @@ def block(path: Path) -> None:
 
 def test_an_empty_directory_loads_nothing(kit: Kit) -> None:
     """The cache's own directories are made, and nothing counts."""
-    assert kit.shelf.load() == (0, 0, [])
+    assert kit.catalog.load() == (0, 0, [])
     assert file_names(kit.directory) == OWN_NAMES
     assert kit.totals() == (0, 0)
 
@@ -195,7 +195,7 @@ def test_the_newest_lsn_of_each_timeline_is_kept(reopen: Callable[..., Kit]) -> 
     for key, lsns in ((A, [1, 2, 3]), (B, [0xA, 0x9]), (C, [5])):
         for lsn in lsns:
             kit.put(key, lsn, size_bytes=lsn)
-    assert kit.shelf.load() == (3, 3, [])
+    assert kit.catalog.load() == (3, 3, [])
     assert {entry.key: (entry.lsn, entry.size_bytes) for entry in kit.index.snapshot()} == {
         A: (3, 3),
         B: (10, 10),
@@ -210,7 +210,7 @@ def test_lsns_are_compared_as_numbers(reopen: Callable[..., Kit]) -> None:
     kit = reopen()
     kit.put(A, 2**63)
     kit.put(A, 2**63 - 1)
-    kit.shelf.load()
+    kit.catalog.load()
     assert [entry.lsn for entry in kit.index.snapshot()] == [2**63]
 
 
@@ -221,49 +221,49 @@ def test_strays_are_reported_counted_and_left_alone(reopen: Callable[..., Kit]) 
     (kit.directory / "folder").mkdir()
     kit.path(A).symlink_to("notes.txt")
     kit.put(B)
-    report = kit.shelf.load()
+    report = kit.catalog.load()
     names = sorted(["notes.txt", "folder", kit.path(A).name])
     assert report == (1, 0, names)
     assert kit.files() == {*names, kit.path(B).name}
     assert kit.totals() == (4, 15)
-    assert kit.index.other_bytes == 5
+    assert kit.index.nonentry_bytes == 5
     assert kit.index.entry_count == 1
 
 
 def test_what_a_kill_has_left_in_tmp_is_swept(reopen: Callable[..., Kit]) -> None:
-    """No stray temporary file is kept, nor counted."""
+    """No foreign file temporary file is kept, nor counted."""
     kit = reopen()
     (kit.directory / "tmp" / f"{kit.path(A).name}.half").write_bytes(bytes(100))
-    kit.shelf.load()
+    kit.catalog.load()
     assert file_names(kit.directory / "tmp") == set()
     assert kit.totals() == (0, 0)
 
 
 def test_what_else_is_in_tmp_counts_as_a_stray(reopen: Callable[..., Kit]) -> None:
-    """It is left alone, and off the books as soon as it is gone."""
+    """It is left alone, and no longer accounted for as soon as it is gone."""
     kit = reopen()
-    stray = kit.directory / "tmp" / "stray"
-    stray.write_bytes(bytes(100))
-    kit.shelf.load()
-    kit.shelf.upkeep()
-    assert kit.index.other_bytes == 100
-    assert stray.exists()
-    stray.unlink()
-    kit.shelf.upkeep()
+    foreign_file = kit.directory / "tmp" / "foreign file"
+    foreign_file.write_bytes(bytes(100))
+    kit.catalog.load()
+    kit.catalog.upkeep()
+    assert kit.index.nonentry_bytes == 100
+    assert foreign_file.exists()
+    foreign_file.unlink()
+    kit.catalog.upkeep()
     assert kit.totals() == (0, 0)
 
 
 def test_what_cannot_be_swept_counts_until_it_can(reopen: Callable[..., Kit]) -> None:
-    """It stays on the books, does not stop the start, and is tried again."""
+    """It stays accounted for, does not stop the start, and is tried again."""
     kit = reopen()
     folder = kit.directory / "tmp" / f"{kit.path(A).name}.folder"
     folder.mkdir()
-    kit.shelf.load()
+    kit.catalog.load()
     assert kit.index.total_count == 1
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.index.total_count == 1
     folder.rmdir()
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.totals() == (0, 0)
 
 
@@ -273,7 +273,7 @@ def test_what_cannot_be_swept_is_told(
     """A failed unlink is counted and logged, at the start as later."""
     kit = reopen()
     (kit.directory / "tmp" / f"{kit.path(A).name}.folder").mkdir()
-    kit.shelf.load()
+    kit.catalog.load()
     assert "folder" in caplog.text
     assert kit.count("bbcache_unlink_failures_total") == 1
 
@@ -282,9 +282,9 @@ def test_the_quarantine_of_an_earlier_life_counts(reopen: Callable[..., Kit]) ->
     """Its bytes, and no slot."""
     kit = reopen()
     (kit.directory / "quarantine" / "old").write_bytes(bytes(70))
-    kit.shelf.load()
+    kit.catalog.load()
     assert kit.totals() == (0, 70)
-    assert kit.index.other_bytes == 70
+    assert kit.index.nonentry_bytes == 70
 
 
 def test_a_directory_over_its_limits_is_kept_and_served(reopen: Callable[..., Kit]) -> None:
@@ -292,14 +292,14 @@ def test_a_directory_over_its_limits_is_kept_and_served(reopen: Callable[..., Ki
     kit = reopen(max_entries=2, max_bytes=100)
     for key in (A, B, C):
         kit.put(key, size_bytes=50)
-    assert kit.shelf.load().entry_count == 3
+    assert kit.catalog.load().entry_count == 3
     assert kit.files() == kit.entry_names()
     with pytest.raises(CacheFullError):
         kit.publish(D)
     kit.publish(A, lsn=2, size_bytes=50)
     assert kit.totals() == (3, 150)
     for entry in kit.index.snapshot()[:2]:
-        kit.shelf.discard(entry)
+        kit.catalog.discard(entry)
     kit.publish(D, size_bytes=50)
     assert kit.totals() == (2, 100)
 
@@ -328,13 +328,13 @@ def test_an_older_file_that_stays_counts_until_it_goes(
     kit = reopen(store=BusyStore(tmp_path, lambda: block(old)))
     kit.put(A, 1, size_bytes=30)
     kit.put(A, 2, size_bytes=40)
-    assert kit.shelf.load() == (1, 1, [])
+    assert kit.catalog.load() == (1, 1, [])
     assert kit.totals() == (2, 70)
     assert kit.count("bbcache_unlink_failures_total") == 1
     assert str(old) in caplog.text
     assert "\nhint: " in caplog.text
     old.rmdir()
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.totals() == (1, 40)
 
 
@@ -346,9 +346,9 @@ def test_a_directory_that_cannot_be_listed_is_no_empty_cache(reopen: Callable[..
     kit.directory.rename(away)
     for _ in range(2):
         with pytest.raises(FileNotFoundError):
-            kit.shelf.load()
+            kit.catalog.load()
     away.rename(kit.directory)
-    assert kit.shelf.load() == (1, 0, [])
+    assert kit.catalog.load() == (1, 0, [])
     assert kit.totals() == (1, 10)
 
 
@@ -367,19 +367,19 @@ def test_a_load_that_fails_half_way_counts_nothing_twice(
         kit.put(A, lsn)
     gone = kit.put(B)
     (quarantine / "old").write_bytes(bytes(70))
-    (tmp_path / "stray").write_bytes(bytes(5))
+    (tmp_path / "foreign file").write_bytes(bytes(5))
     folder = tmp_path / "tmp" / f"{kit.path(A).name}.folder"
     folder.mkdir()
     with pytest.raises(NotADirectoryError):
-        kit.shelf.load()
+        kit.catalog.load()
     tmp_path.unlink()
     shutil.move(away, tmp_path)
     gone.unlink()
     folder.rmdir()
-    kit.shelf.load()
-    kit.shelf.upkeep()
+    kit.catalog.load()
+    kit.catalog.upkeep()
     assert kit.entry_names() == {kit.path(A, 2).name}
-    assert kit.files() == {kit.path(A, 2).name, "stray"}
+    assert kit.files() == {kit.path(A, 2).name, "foreign file"}
     assert kit.totals() == (2, 85)
 
 
@@ -387,13 +387,13 @@ def test_a_load_that_fails_half_way_counts_nothing_twice(
 
 
 def test_a_published_file_is_in_its_place_and_in_the_index(kit: Kit) -> None:
-    """The temporary file has become the entry, and the books are exact."""
+    """The temporary file has become the entry, and the accounting are exact."""
     entry = kit.publish(A, size_bytes=30)
     assert kit.index.find(A, 1) is entry
     assert kit.path(A).read_bytes() == bytes(30)
     assert file_names(kit.directory / "tmp") == set()
     assert kit.totals() == (1, 30)
-    assert kit.index.other_bytes == 0
+    assert kit.index.nonentry_bytes == 0
 
 
 def test_a_refresh_takes_the_old_file_away(kit: Kit) -> None:
@@ -432,21 +432,21 @@ def test_a_directory_under_the_entrys_name_stops_the_publication(kit: Kit) -> No
     temp, reservation, entry = kit.build(A, 2, 40)
     before = kit.totals()
     with pytest.raises(IsADirectoryError):
-        kit.shelf.publish(temp, reservation, entry)
+        kit.catalog.publish(temp, reservation, entry)
     assert kit.index.snapshot() == [old]
     assert Path(temp.path).exists()
     assert reservation.is_open
     assert kit.totals() == before
-    kit.shelf.abandon(temp, reservation)
+    kit.catalog.abandon(temp, reservation)
     assert kit.totals() == (1, 30)
 
 
 def test_nothing_is_published_after_the_fence(kit: Kit) -> None:
     """A thread that was left behind learns that the cache is closed."""
     temp, reservation, entry = kit.build(A, 1, 10)
-    assert kit.shelf.fence(0)
+    assert kit.catalog.fence(0)
     with pytest.raises(ClosingError):
-        kit.shelf.publish(temp, reservation, entry)
+        kit.catalog.publish(temp, reservation, entry)
     assert kit.files() == set()
     assert kit.index.snapshot() == []
 
@@ -460,9 +460,9 @@ def test_nothing_is_published_into_a_directory_that_is_not_locked(kit: Kit, lost
         kit.directory.mkdir()
     else:
         (kit.directory / LOCK_NAME).unlink()
-    assert not kit.shelf.is_home()
+    assert not kit.catalog.is_at_path()
     with pytest.raises(StoreError, match="removed or replaced") as caught:
-        kit.shelf.publish(temp, reservation, entry)
+        kit.catalog.publish(temp, reservation, entry)
     assert caught.value.errno == errno.ENOENT
     assert kit.files() == set()
     assert kit.index.snapshot() == []
@@ -478,14 +478,14 @@ def test_an_old_file_that_stays_counts_until_it_goes(
     entry = kit.publish(A, lsn=2, size_bytes=20)
     assert kit.index.snapshot() == [entry]
     assert kit.totals() == (2, 50)
-    assert kit.index.other_bytes == 30
+    assert kit.index.nonentry_bytes == 30
     assert kit.count("bbcache_unlink_failures_total") == 1
     assert str(kit.path(A, 1)) in caplog.text
     for _ in range(2):
-        kit.shelf.upkeep()
+        kit.catalog.upkeep()
         assert kit.totals() == (2, 50)
     kit.path(A, 1).rmdir()
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.totals() == (1, 20)
     assert kit.count("bbcache_unlink_failures_total") == 1
 
@@ -494,15 +494,15 @@ def test_a_late_unlink_never_hits_a_published_file(kit: Kit) -> None:
     """A path that waited to be removed is held again: the removal is dropped."""
     entry = kit.publish(A, size_bytes=30)
     block(kit.path(A))
-    assert kit.shelf.discard(entry)
+    assert kit.catalog.discard(entry)
     assert kit.totals() == (1, 30)
     kit.path(A).rmdir()
     kit.publish(A, size_bytes=20)
     assert kit.totals() == (1, 20)
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.path(A).read_bytes() == bytes(20)
     assert kit.totals() == (1, 20)
-    assert kit.index.other_bytes == 0
+    assert kit.index.nonentry_bytes == 0
 
 
 def test_a_parked_path_is_parked_once(kit: Kit) -> None:
@@ -510,11 +510,11 @@ def test_a_parked_path_is_parked_once(kit: Kit) -> None:
     for lsn in (1, 2):
         entry = kit.publish(A, lsn, size_bytes=30)
         block(kit.path(A, lsn))
-        kit.shelf.discard(entry)
+        kit.catalog.discard(entry)
     assert kit.totals() == (2, 60)
     for lsn in (1, 2):
         kit.path(A, lsn).rmdir()
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.totals() == (0, 0)
 
 
@@ -523,12 +523,12 @@ def test_a_stray_that_is_overwritten_counts_no_more(reopen: Callable[..., Kit]) 
     kit = reopen()
     kit.path(A).symlink_to("notes")
     (kit.directory / "notes").write_bytes(b"12345")
-    kit.shelf.load()
+    kit.catalog.load()
     assert kit.totals() == (2, 5)
     kit.publish(A, size_bytes=10)
     assert kit.totals() == (2, 15)
     assert (kit.directory / "notes").read_bytes() == b"12345"
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.totals() == (2, 15)
 
 
@@ -538,18 +538,18 @@ def test_a_stray_that_is_overwritten_counts_no_more(reopen: Callable[..., Kit]) 
 def test_a_discarded_entry_is_gone_with_its_file(kit: Kit) -> None:
     """And the second time there is nothing to do."""
     entry = kit.publish(A)
-    assert kit.shelf.discard(entry)
+    assert kit.catalog.discard(entry)
     assert kit.files() == set()
     assert kit.totals() == (0, 0)
-    assert not kit.shelf.discard(entry)
+    assert not kit.catalog.discard(entry)
 
 
 def test_removal_judges_the_identity_of_the_entry(kit: Kit) -> None:
     """An entry that was published again meanwhile, at the same LSN, is not harmed."""
     old = kit.publish(A)
     new = kit.publish(A)
-    assert not kit.shelf.discard(old)
-    assert not kit.shelf.quarantine(old)
+    assert not kit.catalog.discard(old)
+    assert not kit.catalog.quarantine(old)
     assert kit.index.snapshot() == [new]
     assert kit.files() == {kit.path(A).name}
     assert kit.count("bbcache_quarantined_total") == 0
@@ -559,7 +559,7 @@ def test_a_file_that_is_gone_already_is_no_failure(kit: Kit) -> None:
     """Somebody was faster."""
     entry = kit.publish(A)
     kit.path(A).unlink()
-    assert kit.shelf.discard(entry)
+    assert kit.catalog.discard(entry)
     assert kit.totals() == (0, 0)
     assert kit.count("bbcache_unlink_failures_total") == 0
 
@@ -568,13 +568,13 @@ def test_a_discard_that_fails_is_counted_once(kit: Kit, caplog: pytest.LogCaptur
     """The entry is gone at once, its bytes when the file is."""
     entry = kit.publish(A, size_bytes=30)
     block(kit.path(A))
-    assert kit.shelf.discard(entry)
+    assert kit.catalog.discard(entry)
     assert kit.index.snapshot() == []
     assert kit.totals() == (1, 30)
     assert kit.count("bbcache_unlink_failures_total") == 1
     assert "\nhint: " in caplog.text
     kit.path(A).rmdir()
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.totals() == (0, 0)
 
 
@@ -586,9 +586,9 @@ def test_a_refresh_under_way_keeps_its_credit_until_the_unlink(
     old = kit.publish(A, lsn=1, size_bytes=30)
     temp, reservation, entry = kit.build(A, 2, 30)
     assert kit.totals() == (1, 30)
-    assert kit.shelf.discard(old)
+    assert kit.catalog.discard(old)
     assert kit.totals() == (1, 30)
-    kit.shelf.publish(temp, reservation, entry)
+    kit.catalog.publish(temp, reservation, entry)
     assert kit.totals() == (1, 30)
     assert file_names(tmp_path / "tmp") == set()
 
@@ -599,14 +599,14 @@ def test_a_refresh_under_way_keeps_its_credit_until_the_unlink(
 def test_a_bad_file_is_kept_for_inspection(kit: Kit) -> None:
     """It is out of the index, its bytes count, its slot does not."""
     entry = kit.publish(A, size_bytes=30)
-    assert kit.shelf.quarantine(entry)
+    assert kit.catalog.quarantine(entry)
     assert kit.index.snapshot() == []
     assert kit.files() == set()
     (name,) = kit.quarantined()
     assert name.endswith(kit.path(A).name)
     assert kit.totals() == (0, 30)
     assert kit.count("bbcache_quarantined_total") == 1
-    assert not kit.shelf.quarantine(entry)
+    assert not kit.catalog.quarantine(entry)
     assert kit.count("bbcache_quarantined_total") == 1
 
 
@@ -615,16 +615,16 @@ def test_damage_is_counted_as_large_as_it_is(kit: Kit, size_bytes: int) -> None:
     """A file that was cut, or has grown, has not the size that was indexed."""
     entry = kit.publish(A, size_bytes=30)
     kit.path(A).write_bytes(bytes(size_bytes))
-    kit.shelf.quarantine(entry)
+    kit.catalog.quarantine(entry)
     assert kit.totals() == (0, size_bytes)
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.totals() == (0, size_bytes)
 
 
 def test_the_eight_newest_are_kept(kit: Kit) -> None:
-    """The oldest evidence goes, and the books follow."""
+    """The oldest evidence goes, and the accounting follow."""
     for size_bytes in range(1, 12):
-        kit.shelf.quarantine(kit.publish(A, lsn=size_bytes, size_bytes=size_bytes))
+        kit.catalog.quarantine(kit.publish(A, lsn=size_bytes, size_bytes=size_bytes))
     names = kit.quarantined()
     assert QUARANTINE_KEEPS == len(names) == 8
     assert [name.split("_")[-1] for name in names] == [f"{n:016X}.tar.gz" for n in range(4, 12)]
@@ -634,12 +634,12 @@ def test_the_eight_newest_are_kept(kit: Kit) -> None:
 
 def test_what_an_audit_has_put_beside_is_trimmed_too(kit: Kit) -> None:
     """Another process may quarantine in the same directory: eight stay, the newest."""
-    kit.shelf.quarantine(kit.publish(A, lsn=1, size_bytes=1))
+    kit.catalog.quarantine(kit.publish(A, lsn=1, size_bytes=1))
     (mine,) = kit.quarantined()
     for number in range(9):
         name = f"20000101T00000{number}.000000Z_{kit.path(B, 1).name}"
         (kit.directory / "quarantine" / name).write_bytes(bytes(10))
-    kit.shelf.quarantine(kit.publish(A, lsn=2, size_bytes=2))
+    kit.catalog.quarantine(kit.publish(A, lsn=2, size_bytes=2))
     assert len(kit.quarantined()) == 8
     assert mine in kit.quarantined()
     assert kit.totals() == (0, 63)
@@ -649,7 +649,7 @@ def test_files_of_others_in_the_quarantine_are_left_alone(kit: Kit) -> None:
     """They count their bytes, and do not push evidence out."""
     (kit.directory / "quarantine" / "0-notes").write_bytes(bytes(100))
     for lsn in range(1, 11):
-        kit.shelf.quarantine(kit.publish(A, lsn=lsn, size_bytes=1))
+        kit.catalog.quarantine(kit.publish(A, lsn=lsn, size_bytes=1))
     assert len(kit.quarantined()) == 9
     assert "0-notes" in kit.quarantined()
     assert kit.totals() == (0, 108)
@@ -658,9 +658,9 @@ def test_files_of_others_in_the_quarantine_are_left_alone(kit: Kit) -> None:
 def test_evidence_that_will_not_go_is_told(kit: Kit, caplog: pytest.LogCaptureFixture) -> None:
     """The oldest cannot be unlinked: counted and logged, and the new one comes in."""
     for lsn in range(1, 9):
-        kit.shelf.quarantine(kit.publish(A, lsn=lsn, size_bytes=1))
+        kit.catalog.quarantine(kit.publish(A, lsn=lsn, size_bytes=1))
     block(kit.directory / "quarantine" / kit.quarantined()[0])
-    assert kit.shelf.quarantine(kit.publish(A, lsn=9, size_bytes=1))
+    assert kit.catalog.quarantine(kit.publish(A, lsn=9, size_bytes=1))
     assert len(kit.quarantined()) == 9
     assert kit.count("bbcache_unlink_failures_total") == 1
     assert "quarantine" in caplog.text
@@ -673,12 +673,12 @@ def test_without_room_for_the_evidence_it_is_unlinked(
     kit = reopen(max_entries=1, max_bytes=30)
     old = kit.publish(A, lsn=1, size_bytes=30)
     temp, reservation, entry = kit.build(A, 2, 30)
-    assert kit.shelf.quarantine(old)
+    assert kit.catalog.quarantine(old)
     assert kit.quarantined() == []
     assert kit.files() == set()
     assert kit.totals() == (1, 30)
     assert kit.count("bbcache_quarantined_total") == 1
-    kit.shelf.publish(temp, reservation, entry)
+    kit.catalog.publish(temp, reservation, entry)
     assert kit.totals() == (1, 30)
     assert file_names(tmp_path / "tmp") == set()
 
@@ -689,11 +689,11 @@ def test_without_room_and_an_unlink_that_fails(reopen: Callable[..., Kit]) -> No
     old = kit.publish(A, lsn=1, size_bytes=30)
     temp, reservation, _ = kit.build(A, 2, 30)
     block(kit.path(A, 1))
-    assert kit.shelf.quarantine(old)
+    assert kit.catalog.quarantine(old)
     assert kit.totals() == (2, 60)
     kit.path(A, 1).rmdir()
-    kit.shelf.upkeep()
-    kit.shelf.abandon(temp, reservation)
+    kit.catalog.upkeep()
+    kit.catalog.abandon(temp, reservation)
     assert kit.totals() == (0, 0)
 
 
@@ -709,15 +709,15 @@ class _LongTime(datetime):
 def test_a_bad_file_that_cannot_be_moved_stays_an_entry(
     tmp_path: Path, reopen: Callable[..., Kit]
 ) -> None:
-    """The books are as before, and the next read tries again."""
+    """The accounting are as before, and the next read tries again."""
     kit = reopen(store=Store(str(tmp_path), lambda: _LongTime(2025, 1, 1, tzinfo=UTC)))
     entry = kit.publish(A, size_bytes=30)
     with pytest.raises(OSError, match="too long"):
-        kit.shelf.quarantine(entry)
+        kit.catalog.quarantine(entry)
     assert kit.index.snapshot() == [entry]
     assert kit.files() == {kit.path(A).name}
     assert kit.totals() == (1, 30)
-    assert kit.index.other_bytes == 0
+    assert kit.index.nonentry_bytes == 0
     assert kit.count("bbcache_quarantined_total") == 0
 
 
@@ -738,7 +738,7 @@ def test_a_bad_file_that_has_vanished_leaves_no_ghost(
     monkeypatch.setattr(kit.index, "holds", hold_and_drop)
     kit.path(A).unlink()
     with contextlib.suppress(OSError):
-        kit.shelf.quarantine(entry)
+        kit.catalog.quarantine(entry)
     assert kit.index.snapshot() == []
     assert kit.totals() == (0, 0)
 
@@ -746,7 +746,7 @@ def test_a_bad_file_that_has_vanished_leaves_no_ghost(
 def test_a_lost_quarantine_is_made_again(kit: Kit) -> None:
     """Somebody has tidied up."""
     shutil.rmtree(kit.directory / "quarantine")
-    assert kit.shelf.quarantine(kit.publish(A))
+    assert kit.catalog.quarantine(kit.publish(A))
     assert len(kit.quarantined()) == 1
 
 
@@ -758,7 +758,7 @@ def test_an_abandoned_build_gives_its_room_back(kit: Kit) -> None:
     temp, reservation, _ = kit.build(A, 1, 30)
     assert kit.totals() == (1, 30)
     for _ in range(2):
-        kit.shelf.abandon(temp, reservation)
+        kit.catalog.abandon(temp, reservation)
         assert kit.totals() == (0, 0)
         assert file_names(kit.directory / "tmp") == set()
 
@@ -767,23 +767,23 @@ def test_an_abandoned_build_closes_its_file(kit: Kit) -> None:
     """A build may fail anywhere."""
     before = count_descriptors()
     reservation = kit.index.reserve(A)
-    kit.shelf.abandon(kit.shelf.create_temp(A, 1), reservation)
+    kit.catalog.abandon(kit.catalog.create_temp(A, 1), reservation)
     assert count_descriptors() == before
 
 
 def test_a_temporary_file_that_stays_counts_until_it_goes(kit: Kit) -> None:
-    """It never leaves the books before it leaves the disk."""
+    """It never leaves the accounting before it leaves the disk."""
     kit.publish(A, lsn=1, size_bytes=20)
     temp, reservation, _ = kit.build(A, 2, 30)
     block(Path(temp.path))
-    kit.shelf.abandon(temp, reservation)
+    kit.catalog.abandon(temp, reservation)
     assert not reservation.is_open
     assert kit.totals() == (2, 50)
     assert kit.count("bbcache_unlink_failures_total") == 1
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.totals() == (2, 50)
     Path(temp.path).rmdir()
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.totals() == (1, 20)
     assert kit.count("bbcache_unlink_failures_total") == 1
 
@@ -791,14 +791,14 @@ def test_a_temporary_file_that_stays_counts_until_it_goes(kit: Kit) -> None:
 def test_a_dropped_file_that_stays_is_told_and_counts_until_it_goes(kit: Kit) -> None:
     """One that was not to be published, and has no reservation; its descriptor is closed."""
     before = count_descriptors()
-    temp = kit.shelf.create_temp(A, 1)
+    temp = kit.catalog.create_temp(A, 1)
     block(Path(temp.path))
-    kit.shelf.drop(temp, 30)
+    kit.catalog.drop(temp, 30)
     assert count_descriptors() == before
     assert kit.totals() == (1, 30)
     assert kit.count("bbcache_unlink_failures_total") == 1
     Path(temp.path).rmdir()
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.totals() == (0, 0)
 
 
@@ -806,9 +806,9 @@ def test_after_the_fence_a_temporary_file_is_left(kit: Kit) -> None:
     """The directory may be another cache's: its start sweeps it."""
     temp, reservation, _ = kit.build(A, 1, 30)
     unpublished, _, _ = kit.build(B, 1, 30)
-    kit.shelf.fence(0)
-    kit.shelf.abandon(temp, reservation)
-    kit.shelf.drop(unpublished, 30)
+    kit.catalog.fence(0)
+    kit.catalog.abandon(temp, reservation)
+    kit.catalog.drop(unpublished, 30)
     assert Path(temp.path).exists()
     assert Path(unpublished.path).exists()
 
@@ -821,29 +821,29 @@ def test_strays_are_followed(reopen: Callable[..., Kit]) -> None:
     kit = reopen()
     for name in ("a", "b"):
         (kit.directory / name).write_bytes(bytes(10))
-    kit.shelf.load()
+    kit.catalog.load()
     assert kit.totals() == (2, 20)
     (kit.directory / "a").unlink()
     (kit.directory / "b").write_bytes(bytes(15))
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.totals() == (1, 15)
 
 
 def test_the_quarantine_is_followed(kit: Kit) -> None:
     """Evidence that an operator takes away frees its bytes."""
-    kit.shelf.quarantine(kit.publish(A, size_bytes=30))
+    kit.catalog.quarantine(kit.publish(A, size_bytes=30))
     shutil.rmtree(kit.directory / "quarantine")
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.totals() == (0, 0)
 
 
 def test_upkeep_never_touches_a_build_in_flight(kit: Kit) -> None:
     """Nor its reservation."""
     temp, reservation, entry = kit.build(A, 1, 30)
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert Path(temp.path).exists()
     assert kit.totals() == (1, 30)
-    kit.shelf.publish(temp, reservation, entry)
+    kit.catalog.publish(temp, reservation, entry)
 
 
 # --- Fence ------------------------------------------------------------------------------
@@ -858,21 +858,21 @@ def test_nothing_changes_after_the_fence(kit: Kit) -> None:
     """No rename, unlink or quarantine by this cache can happen any more."""
     entry, other = kit.publish(A), kit.publish(B)
     block(kit.path(B))
-    kit.shelf.discard(other)
+    kit.catalog.discard(other)
     kit.path(B).rmdir()
-    kit.path(B).touch()  # parked, and could be unlinked now
+    kit.path(B).touch()  # kept for a later unlink, and could be unlinked now
     temp, reservation, new = kit.build(C, 1, 30)
-    assert kit.shelf.fence(0)
-    assert kit.shelf.fence(0)
+    assert kit.catalog.fence(0)
+    assert kit.catalog.fence(0)
     before = snapshot_of(kit.directory)
-    assert not kit.shelf.discard(entry)
-    assert not kit.shelf.quarantine(entry)
-    kit.shelf.upkeep()
-    kit.shelf.abandon(temp, reservation)
+    assert not kit.catalog.discard(entry)
+    assert not kit.catalog.quarantine(entry)
+    kit.catalog.upkeep()
+    kit.catalog.abandon(temp, reservation)
     with pytest.raises(ClosingError):
-        kit.shelf.publish(temp, reservation, new)
+        kit.catalog.publish(temp, reservation, new)
     with pytest.raises(ClosingError):
-        kit.shelf.create_temp(D, 1)
+        kit.catalog.create_temp(D, 1)
     assert snapshot_of(kit.directory) == before
 
 
@@ -882,19 +882,19 @@ def test_a_late_start_changes_nothing_after_the_fence(reopen: Callable[..., Kit]
     kit.put(A, 1)
     kit.put(A, 2)
     (kit.directory / "tmp" / f"{kit.path(A).name}.next").touch()
-    assert kit.shelf.fence(0)
+    assert kit.catalog.fence(0)
     before = snapshot_of(kit.directory)
     with contextlib.suppress(ClosingError):
-        kit.shelf.load()
+        kit.catalog.load()
     assert snapshot_of(kit.directory) == before
 
 
 def test_a_late_step_does_not_take_the_lock_after_the_fence(kit: Kit) -> None:
     """A directory that was replaced after the close is not locked again."""
-    kit.shelf.fence(0)
+    kit.catalog.fence(0)
     kit.dirlock.release()
     (kit.directory / LOCK_NAME).unlink()
-    kit.shelf.ensure_home()
+    kit.catalog.ensure_directory()
     assert not (kit.directory / LOCK_NAME).exists()
 
 
@@ -904,9 +904,9 @@ def test_the_fence_waits_for_a_step_on_the_disk(kit: Kit, monkeypatch: pytest.Mo
         stop_before(monkeypatch, os, "rename", gate)
         publishing = Worker(kit.publish, A)
         gate.wait_for()
-        assert not kit.shelf.fence(0.01)
-        assert not kit.shelf.fence(0)
-        fencing = Worker(kit.shelf.fence, -1)
+        assert not kit.catalog.fence(0.01)
+        assert not kit.catalog.fence(0)
+        fencing = Worker(kit.catalog.fence, -1)
         wait_until(lambda: any(lock.waiting for lock in kit.locks))
         gate.open()
         assert fencing.result() is True
@@ -922,8 +922,8 @@ def test_at_home_nothing_is_done(kit: Kit) -> None:
     """One look at the disk."""
     kit.publish(A)
     before = snapshot_of(kit.directory)
-    kit.shelf.ensure_home()
-    assert kit.shelf.is_home()
+    kit.catalog.ensure_directory()
+    assert kit.catalog.is_at_path()
     assert snapshot_of(kit.directory) == before
 
 
@@ -934,19 +934,19 @@ def test_a_removed_directory_is_made_and_locked_again(
     """The entries are gone with their files, and prepares work again by themselves."""
     kit.publish(A)
     kit.publish(B)
-    kit.shelf.quarantine(kit.publish(C, size_bytes=50))
+    kit.catalog.quarantine(kit.publish(C, size_bytes=50))
     block(kit.path(B))
     kit.publish(B, lsn=2)
     shutil.rmtree(kit.directory)
     if is_made_again:
         kit.directory.mkdir()
-    assert not kit.shelf.is_home()
-    kit.shelf.ensure_home()
-    assert kit.shelf.is_home()
+    assert not kit.catalog.is_at_path()
+    kit.catalog.ensure_directory()
+    assert kit.catalog.is_at_path()
     assert file_names(kit.directory) == OWN_NAMES
     assert kit.index.snapshot() == []
     assert "was replaced" in caplog.text
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.totals() == (0, 0)
     entry = kit.publish(A)
     assert kit.index.snapshot() == [entry]
@@ -957,7 +957,7 @@ def test_a_removed_directory_is_made_and_locked_again(
 def test_a_directory_is_made_for_the_owner_alone(kit: Kit) -> None:
     """As the spawn makes it."""
     shutil.rmtree(kit.directory)
-    kit.shelf.ensure_home()
+    kit.catalog.ensure_directory()
     assert kit.directory.stat().st_mode & 0o777 == 0o700
 
 
@@ -966,14 +966,14 @@ def test_entries_whose_files_are_still_there_stay(kit: Kit) -> None:
     kept, lost = kit.publish(A), kit.publish(B)
     (kit.directory / LOCK_NAME).unlink()
     kit.path(B).unlink()
-    kit.shelf.ensure_home()
+    kit.catalog.ensure_directory()
     assert [entry.info() for entry in kit.index.snapshot()] == [kept.info()]
     assert not kit.index.holds(lost)
     assert kit.totals() == (1, 10)
 
 
 def test_what_is_in_a_replaced_directory_is_taken_over(kit: Kit) -> None:
-    """A copy that an operator has put back is served, strays and all counted."""
+    """A copy that an operator has put back is served, foreign files and all counted."""
     kit.publish(A, size_bytes=30)
     kit.publish(B, lsn=2, size_bytes=40)
     temp, reservation, _ = kit.build(C, 1, 5)
@@ -982,30 +982,30 @@ def test_what_is_in_a_replaced_directory_is_taken_over(kit: Kit) -> None:
     kit.put(A, lsn=1, size_bytes=25)
     kit.put(A, lsn=3, size_bytes=35)
     kit.put(D, size_bytes=15)
-    (kit.directory / "stray").write_bytes(bytes(100))
-    kit.shelf.ensure_home()
+    (kit.directory / "foreign file").write_bytes(bytes(100))
+    kit.catalog.ensure_directory()
     assert {(entry.key, entry.lsn) for entry in kit.index.snapshot()} == {(A, 3), (D, 1)}
-    assert kit.files() == {*kit.entry_names(), "stray"}
-    kit.shelf.abandon(temp, reservation)
+    assert kit.files() == {*kit.entry_names(), "foreign file"}
+    kit.catalog.abandon(temp, reservation)
     assert kit.totals() == (3, 150)
 
 
 def test_an_older_file_that_stays_in_a_replaced_directory_is_told(
     kit: Kit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As at the start: counted once, logged, on the books until the next upkeep."""
+    """As at the start: counted once, logged, accounted for until the next upkeep."""
     shutil.rmtree(kit.directory)
     kit.directory.mkdir()
     old = kit.put(A, lsn=1, size_bytes=25)
     kit.put(A, lsn=3, size_bytes=35)
     with monkeypatch.context() as patch:
         refusal = PermissionError(errno.EPERM, "no", str(old))
-        fail_with(patch, shelf_module, "unlink", refusal)
-        kit.shelf.ensure_home()
+        fail_with(patch, catalog_module, "unlink", refusal)
+        kit.catalog.ensure_directory()
     assert kit.totals() == (2, 60)
     assert kit.count("bbcache_unlink_failures_total") == 1
     assert str(old) in caplog.text
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert kit.totals() == (1, 35)
 
 
@@ -1014,10 +1014,10 @@ def test_a_build_in_flight_survives_the_loss_of_its_directory(kit: Kit) -> None:
     temp, reservation, entry = kit.build(A, 1, 30)
     shutil.rmtree(kit.directory)
     with pytest.raises(StoreError):
-        kit.shelf.publish(temp, reservation, entry)
-    kit.shelf.abandon(temp, reservation)
+        kit.catalog.publish(temp, reservation, entry)
+    kit.catalog.abandon(temp, reservation)
     assert kit.totals() == (0, 0)
-    kit.shelf.ensure_home()
+    kit.catalog.ensure_directory()
     kit.publish(A)
 
 
@@ -1028,31 +1028,31 @@ def test_a_directory_that_another_cache_has_taken_is_not_used(kit: Kit) -> None:
     other = DirectoryLock(str(kit.directory))
     other.acquire()
     with pytest.raises(DirectoryLockedError) as caught:
-        kit.shelf.ensure_home()
+        kit.catalog.ensure_directory()
     assert caught.value.pid == os.getpid()
     assert kit.index.snapshot() == [entry]
     other.release()
-    kit.shelf.ensure_home()
-    assert kit.shelf.is_home()
+    kit.catalog.ensure_directory()
+    assert kit.catalog.is_at_path()
 
 
 @pytest.mark.parametrize("step", ["discard", "quarantine", "upkeep"])
 def test_nothing_is_removed_from_a_directory_that_is_not_locked(kit: Kit, step: str) -> None:
     """Files of the same names are another cache's by now."""
-    entry, parked = kit.publish(A), kit.publish(B)
+    entry, pending_unlinks = kit.publish(A), kit.publish(B)
     block(kit.path(B))
-    kit.shelf.discard(parked)
+    kit.catalog.discard(pending_unlinks)
     kit.directory.rename(kit.directory.with_name(kit.directory.name + "-away"))
     kit.directory.mkdir()
     other = Kit(kit.directory)
-    other.shelf.load()
+    other.catalog.load()
     other.publish(A)
     other.publish(B)
     with contextlib.suppress(OSError):
         {
-            "discard": lambda: kit.shelf.discard(entry),
-            "quarantine": lambda: kit.shelf.quarantine(entry),
-            "upkeep": kit.shelf.upkeep,
+            "discard": lambda: kit.catalog.discard(entry),
+            "quarantine": lambda: kit.catalog.quarantine(entry),
+            "upkeep": kit.catalog.upkeep,
         }[step]()
     assert other.files() == other.entry_names()
     assert len(other.files()) == 2
@@ -1088,8 +1088,8 @@ def test_a_replaced_directory_is_taken_over_though_the_old_lock_cannot_be_freed(
     with monkeypatch.context() as patched:
         patched.setattr(fcntl, "flock", fail_to_free)
         with pytest.raises(OSError, match="Input/output"):
-            kit.shelf.ensure_home()
-    kit.shelf.ensure_home()
+            kit.catalog.ensure_directory()
+    kit.catalog.ensure_directory()
     assert [entry.key for entry in kit.index.snapshot()] == [A]
     kit.path(A).unlink()
     shutil.rmtree(kit.directory.with_name("aside"))
@@ -1106,14 +1106,14 @@ def test_a_replaced_directory_that_cannot_be_listed_is_looked_at_again(
     store.is_failing = True
     for _ in range(2):
         with pytest.raises(OSError, match="Input/output"):
-            kit.shelf.ensure_home()
+            kit.catalog.ensure_directory()
     assert not is_free(tmp_path)
     store.is_failing = False
-    kit.shelf.ensure_home()
+    kit.catalog.ensure_directory()
     assert kit.index.snapshot() == []
     assert kit.totals() == (0, 0)
     entry = kit.publish(A)
-    kit.shelf.ensure_home()  # at home again: the very entry stays
+    kit.catalog.ensure_directory()  # at home again: the very entry stays
     assert kit.index.holds(entry)
 
 
@@ -1121,12 +1121,12 @@ def test_a_file_that_waits_to_be_removed_is_not_unlinked_under_its_entry(kit: Ki
     """A new look at the directory finds it again: it is an entry, or it goes."""
     entry = kit.publish(A, size_bytes=30)
     block(kit.path(A))
-    kit.shelf.discard(entry)
+    kit.catalog.discard(entry)
     kit.path(A).rmdir()
     kit.put(A, size_bytes=30)
     (kit.directory / LOCK_NAME).unlink()
-    kit.shelf.ensure_home()
-    kit.shelf.upkeep()
+    kit.catalog.ensure_directory()
+    kit.catalog.upkeep()
     assert kit.files() == kit.entry_names()
     assert kit.totals() == (kit.index.entry_count, used_bytes(kit.directory))
 
@@ -1136,10 +1136,10 @@ def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     directory = tmp_path / "mount" / "cache"
     directory.mkdir(parents=True)
     kit = Kit(directory)
-    kit.shelf.load()
+    kit.catalog.load()
     shutil.rmtree(tmp_path / "mount")
     with pytest.raises(FileNotFoundError):
-        kit.shelf.ensure_home()
+        kit.catalog.ensure_directory()
     assert not (tmp_path / "mount").exists()
     kit.dirlock.release()
 
@@ -1163,19 +1163,19 @@ class Watcher(logging.Handler):
 
 def test_no_line_is_logged_under_a_lock(kit: Kit) -> None:
     """A slow log must not hold up a read or a publication."""
-    watcher, log = Watcher(kit), logging.getLogger(shelf_module.__name__)
+    watcher, log = Watcher(kit), logging.getLogger(catalog_module.__name__)
     log.addHandler(watcher)
     try:
         for key in (A, B, C):
             kit.publish(key)
             block(kit.path(key))
         kit.publish(A, lsn=2)
-        kit.shelf.discard(kit.index.snapshot()[1])
+        kit.catalog.discard(kit.index.snapshot()[1])
         temp, reservation, _ = kit.build(D, 1, 10)
         block(Path(temp.path))
-        kit.shelf.abandon(temp, reservation)
+        kit.catalog.abandon(temp, reservation)
         (kit.directory / LOCK_NAME).unlink()
-        kit.shelf.ensure_home()
+        kit.catalog.ensure_directory()
     finally:
         log.removeHandler(watcher)
     assert watcher.held == [[]] * 4
@@ -1203,7 +1203,7 @@ def test_files_and_index_agree_between_threads(
 ) -> None:
     """Publications, discards, quarantines and upkeep at once, on the same few names."""
     kit = reopen(max_entries=4, max_bytes=200)
-    kit.shelf.load()
+    kit.catalog.load()
     file_lock = kit.file_lock(monkeypatch)
     missing: list[str] = []
 
@@ -1217,18 +1217,18 @@ def test_files_and_index_agree_between_threads(
             except LimitError:
                 continue
             if numbers.random() < 0.2:
-                kit.shelf.abandon(temp, reservation)
+                kit.catalog.abandon(temp, reservation)
             else:
-                kit.shelf.publish(temp, reservation, entry)
+                kit.catalog.publish(temp, reservation, entry)
 
     def clean(seed: int) -> None:
         numbers = random.Random(seed)
         for number in range(150):
             for entry in kit.index.snapshot():
                 if numbers.random() < 0.3:
-                    (kit.shelf.discard if number % 5 else kit.shelf.quarantine)(entry)
+                    (kit.catalog.discard if number % 5 else kit.catalog.quarantine)(entry)
             if number % 10 == 0:
-                kit.shelf.upkeep()
+                kit.catalog.upkeep()
             with file_lock:
                 missing.extend(kit.entry_names() ^ kit.files())
 
@@ -1237,7 +1237,7 @@ def test_files_and_index_agree_between_threads(
         + [functools.partial(clean, seed) for seed in (10, 20)]
     )
     wait_until(lambda: kit.totals()[0] == kit.index.entry_count)
-    kit.shelf.upkeep()
+    kit.catalog.upkeep()
     assert missing == []
     assert kit.files() == kit.entry_names()
     assert file_names(kit.directory / "tmp") == set()
@@ -1251,14 +1251,14 @@ def used_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in paths)
 
 
-class ShelfMachine(RuleBasedStateMachine):
-    """A shelf over several lives: at every idle moment the books equal the disk."""
+class CatalogMachine(RuleBasedStateMachine):
+    """A catalog over several lives: at every idle moment the accounting equal the disk."""
 
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp())
         self.kit = Kit(self.directory, max_entries=3, max_bytes=150)
-        self.kit.shelf.load()
+        self.kit.catalog.load()
         self.building: list[tuple[TempFile, Reservation, Entry]] = []
         self.stale: list[Entry] = []
         self.is_pushed_over = False
@@ -1280,7 +1280,7 @@ class ShelfMachine(RuleBasedStateMachine):
         """Publish what was built."""
         temp, reservation, entry = self.building.pop()
         self.stale += [each for each in self.kit.index.snapshot() if each.key == entry.key]
-        self.kit.shelf.publish(temp, reservation, entry)
+        self.kit.catalog.publish(temp, reservation, entry)
         assert self.kit.index.holds(entry)
 
     @precondition(lambda self: self.building)
@@ -1288,21 +1288,21 @@ class ShelfMachine(RuleBasedStateMachine):
     def abandon(self) -> None:
         """Give up what was built."""
         temp, reservation, _ = self.building.pop()
-        self.kit.shelf.abandon(temp, reservation)
+        self.kit.catalog.abandon(temp, reservation)
 
     @rule(number=st.integers(0, 3), is_bad=st.booleans())
     def remove(self, number: int, *, is_bad: bool) -> None:
         """Discard or quarantine an entry."""
         entries = self.kit.index.snapshot()
         if number < len(entries):
-            take = self.kit.shelf.quarantine if is_bad else self.kit.shelf.discard
+            take = self.kit.catalog.quarantine if is_bad else self.kit.catalog.discard
             assert take(entries[number])
             self.stale.append(entries[number])
 
     @rule(is_bad=st.booleans())
     def remove_stale(self, *, is_bad: bool) -> None:
         """Removals that come too late do nothing."""
-        take = self.kit.shelf.quarantine if is_bad else self.kit.shelf.discard
+        take = self.kit.catalog.quarantine if is_bad else self.kit.catalog.discard
         assert not any(take(entry) for entry in self.stale)
 
     @rule(number=st.integers(0, 3))
@@ -1316,21 +1316,21 @@ class ShelfMachine(RuleBasedStateMachine):
     @rule()
     def upkeep(self) -> None:
         """Look at the directory."""
-        self.kit.shelf.upkeep()
+        self.kit.catalog.upkeep()
 
     @rule(name=st.sampled_from(["x", "y"]), size=st.integers(0, 50), is_killed=st.booleans())
     def restart(self, name: str, size: int, *, is_killed: bool) -> None:
-        """The next life finds what is there, and perhaps a new stray."""
+        """The next life finds what is there, and perhaps a new foreign file."""
         if not is_killed:
             for temp, reservation, _ in self.building:
-                self.kit.shelf.abandon(temp, reservation)
+                self.kit.catalog.abandon(temp, reservation)
         self.building.clear()
         if size:
             (self.directory / name).write_bytes(bytes(size))
         before = self.kit.entry_names()
-        self.kit.shelf.fence(0)
+        self.kit.catalog.fence(0)
         self.kit = Kit(self.directory, max_entries=3, max_bytes=150, dirlock=self.kit.dirlock)
-        self.kit.shelf.load()
+        self.kit.catalog.load()
         self.stale.clear()
         assert self.kit.entry_names() == before
         assert file_names(self.directory / "tmp") == set()
@@ -1343,7 +1343,7 @@ class ShelfMachine(RuleBasedStateMachine):
         assert self.kit.files() - {"x", "y"} == self.kit.entry_names()
 
     @invariant()
-    def books_equal_the_disk(self) -> None:
+    def accounting_equals_the_disk(self) -> None:
         """With no build under way the bytes that count are those that are there."""
         if not self.building:
             assert self.kit.index.total_size_bytes == used_bytes(self.directory)
@@ -1363,10 +1363,10 @@ class ShelfMachine(RuleBasedStateMachine):
         shutil.rmtree(self.directory)
 
 
-ShelfMachine.TestCase.settings = settings(
+CatalogMachine.TestCase.settings = settings(
     max_examples=40,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-TestShelfMachine = ShelfMachine.TestCase
+TestCatalogMachine = CatalogMachine.TestCase

@@ -189,7 +189,7 @@ def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
     run_threads([lambda lock=lock: take(lock) for lock in locks])  # type: ignore[misc]
     assert len(errors) == 7
     assert {error.pid for error in errors} <= {os.getpid(), None}
-    assert sum(lock.is_home() for lock in locks) == 1
+    assert sum(lock.is_at_path() for lock in locks) == 1
     for lock in locks:
         lock.release()
     assert is_free(tmp_path)
@@ -206,7 +206,7 @@ def test_the_lock_file_is_never_unlinked(tmp_path: Path, lock: DirectoryLock) ->
     assert is_free(tmp_path)
     lock.acquire()
     assert (tmp_path / LOCK_NAME).stat().st_ino == before
-    assert lock.is_home()
+    assert lock.is_at_path()
 
 
 def test_release_is_harmless_when_it_is_not_held(tmp_path: Path, lock: DirectoryLock) -> None:
@@ -215,7 +215,7 @@ def test_release_is_harmless_when_it_is_not_held(tmp_path: Path, lock: Directory
     assert not is_free(tmp_path)
     lock.release()
     lock.release()
-    assert not lock.is_home()
+    assert not lock.is_at_path()
     assert is_free(tmp_path)
 
 
@@ -264,7 +264,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path, kind: str) -> None:
     assert str(path) in str(caught.value)
     assert caught.value.errno is not None
     assert "None" not in str(caught.value)
-    assert not lock.is_home()
+    assert not lock.is_at_path()
     if kind == "link to a file":
         assert target.read_text() == "precious"
     else:
@@ -333,32 +333,32 @@ def test_a_holder_that_has_not_written_yet_is_waited_for(tmp_path: Path) -> None
 
 def test_home_is_where_the_held_file_is(tmp_path: Path, lock: DirectoryLock) -> None:
     """Also when the directory is moved away and back."""
-    assert lock.is_home()
+    assert lock.is_at_path()
     away = tmp_path.with_name(tmp_path.name + "-away")
     tmp_path.rename(away)
-    assert not lock.is_home()
+    assert not lock.is_at_path()
     tmp_path.mkdir()
-    assert not lock.is_home()
+    assert not lock.is_at_path()
     tmp_path.rmdir()
     away.rename(tmp_path)
-    assert lock.is_home()
+    assert lock.is_at_path()
 
 
 def test_home_is_lost_with_the_lock_file(tmp_path: Path, lock: DirectoryLock) -> None:
     """Removed or replaced: another cache may have the directory then."""
     (tmp_path / LOCK_NAME).unlink()
-    assert not lock.is_home()
+    assert not lock.is_at_path()
     (tmp_path / LOCK_NAME).touch()
-    assert not lock.is_home()
+    assert not lock.is_at_path()
     (tmp_path / LOCK_NAME).unlink()
     os.symlink("target", tmp_path / LOCK_NAME)
-    assert not lock.is_home()
+    assert not lock.is_at_path()
 
 
 def test_a_lock_that_was_never_taken_has_no_home(tmp_path: Path) -> None:
     """Nor has one of a directory without lock file."""
     (tmp_path / LOCK_NAME).touch()
-    assert not DirectoryLock(str(tmp_path)).is_home()
+    assert not DirectoryLock(str(tmp_path)).is_at_path()
 
 
 @pytest.mark.parametrize("lost", ["lock file", "directory"])
@@ -374,7 +374,7 @@ def test_a_replaced_directory_is_locked_again(
     assert is_free(tmp_path)
     (tmp_path / LOCK_NAME).unlink()
     lock.retake()
-    assert lock.is_home()
+    assert lock.is_at_path()
     assert not is_free(tmp_path)
     assert holder_of(tmp_path)["pid"] == os.getpid()
     lock.release()
@@ -391,17 +391,17 @@ def test_a_directory_that_another_cache_has_taken_is_refused(
             with pytest.raises(DirectoryLockedError) as caught:
                 lock.retake()
             assert caught.value.pid == process.pid
-            assert not lock.is_home()
+            assert not lock.is_at_path()
     wait_until(lambda: is_free(tmp_path))
     lock.retake()
-    assert lock.is_home()
+    assert lock.is_at_path()
 
 
 def test_a_lock_that_was_never_held_can_be_retaken(tmp_path: Path) -> None:
     """As after a first try that failed: it is simply taken."""
     lock = DirectoryLock(str(tmp_path))
     lock.retake()
-    assert lock.is_home()
+    assert lock.is_at_path()
     assert not is_free(tmp_path)
     lock.release()
 
@@ -414,7 +414,7 @@ def test_a_directory_that_is_gone_cannot_be_retaken(tmp_path: Path, lock: Direct
         lock.retake()
     assert not tmp_path.exists()
     away.rename(tmp_path)
-    assert lock.is_home()
+    assert lock.is_at_path()
 
 
 @pytest.fixture
@@ -435,14 +435,14 @@ def test_a_directory_on_another_file_system_is_refused(tmp_path: Path, other_dev
     lock.acquire()
     data_dir.unlink()
     data_dir.symlink_to(other_device)
-    assert not lock.is_home()
+    assert not lock.is_at_path()
     with pytest.raises(StoreError, match="another file system than at the start\nhint: "):
         lock.retake()
-    assert not lock.is_home()
+    assert not lock.is_at_path()
     assert list(other_device.iterdir()) == []
     data_dir.unlink()
     data_dir.symlink_to(disk)
-    assert lock.is_home()
+    assert lock.is_at_path()
     lock.release()
     assert is_free(disk)
 
@@ -454,7 +454,7 @@ from bbcache.errors import DirectoryLockedError
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 lock = DirectoryLock(sys.argv[1])
 lock.acquire()
-assert lock.is_home()
+assert lock.is_at_path()
 try:
     DirectoryLock(sys.argv[1]).acquire()
 except DirectoryLockedError as error:
@@ -501,7 +501,7 @@ def test_a_forked_child_frees_nothing(tmp_path: Path, lock: DirectoryLock) -> No
     assert not is_free(tmp_path)
     run_child(lock.release)
     assert not is_free(tmp_path)
-    assert lock.is_home()
+    assert lock.is_at_path()
 
 
 @pytest.mark.usefixtures("lock")

@@ -159,7 +159,7 @@ def near_names(draw: st.DrawFn) -> str:
 @given(names=st.sets(near_names().filter(lambda name: 0 < len(name) < 200), min_size=1))
 @settings(max_examples=150, deadline=None)
 def test_only_canonical_names_are_entries(names: set[str]) -> None:
-    """One digit, blank, sign or letter's case off, and it is a stray."""
+    """One digit, blank, sign or letter's case off, and it is a foreign file."""
     with tempfile.TemporaryDirectory() as directory:
         for name in names:
             (Path(directory) / name).write_bytes(b"12345")
@@ -167,7 +167,7 @@ def test_only_canonical_names_are_entries(names: set[str]) -> None:
         wanted = {name for name in names if is_canonical(name)}
         paths = {Store(directory).path_of(entry.key, entry.lsn) for entry in found.entries}
         assert {os.path.basename(path) for path in paths} == wanted
-        assert found.strays == dict.fromkeys(names - wanted, 5)
+        assert found.foreign_files == dict.fromkeys(names - wanted, 5)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_odd_names_are_strays(store: Store, tmp_path: Path, name: str) -> None:
 
 
 def test_an_empty_directory_has_nothing(store: Store) -> None:
-    """The directories and the lock file of the cache itself are no strays."""
+    """The directories and the lock file of the cache itself are no foreign files."""
     Path(store.data_dir, ".bbcache.lock").touch()
     Path(store.tmp_dir, f"{NAME}.x").touch()
     assert store.scan() == ([], {})
@@ -220,24 +220,24 @@ def test_odd_files_under_an_entrys_name_are_strays(store: Store, tmp_path: Path,
     ODD_FILES[kind](tmp_path / NAME)
     found = store.scan()
     assert found.entries == []
-    assert found.strays == {NAME: 0, **({"target": 10} if kind == "link" else {})}
+    assert found.foreign_files == {NAME: 0, **({"target": 10} if kind == "link" else {})}
 
 
 def test_many_entries_and_strays_are_found(store: Store, tmp_path: Path) -> None:
-    """However many batches there are, none is lost, and no stray takes others with it."""
-    entries, strays = {}, {}
+    """However many batches there are, none is lost, and no foreign file takes others with it."""
+    entries, foreign_files = {}, {}
     for number in range(700):
         key = number.to_bytes(32, "big")
         (path := Path(store.path_of(key, number))).write_bytes(bytes(number % 7))
         entries[key, number] = number % 7
         if number % 50 == 0:
-            stray = path.name.replace(".tar.gz", ".tar.gx")
-            (tmp_path / stray).write_bytes(b"12")
-            strays[stray] = 2
+            foreign_file = path.name.replace(".tar.gz", ".tar.gx")
+            (tmp_path / foreign_file).write_bytes(b"12")
+            foreign_files[foreign_file] = 2
     found = store.scan()
     assert {(entry.key, entry.lsn): entry.size_bytes for entry in found.entries} == entries
     assert len(found.entries) == len(entries)
-    assert found.strays == strays
+    assert found.foreign_files == foreign_files
 
 
 def test_directories_count_no_bytes(store: Store, tmp_path: Path) -> None:
@@ -252,8 +252,8 @@ def test_entries_are_found_with_their_sizes(store: Store, tmp_path: Path, size_b
     """Also an empty one and an unreadable one: what is in them is for the first open."""
     (tmp_path / NAME).write_bytes(bytes(size_bytes))
     (tmp_path / NAME).chmod(0)
-    (entry,), strays = store.scan()
-    assert (entry.key, entry.lsn, entry.size_bytes, strays) == (KEY, LSN, size_bytes, {})
+    (entry,), foreign_files = store.scan()
+    assert (entry.key, entry.lsn, entry.size_bytes, foreign_files) == (KEY, LSN, size_bytes, {})
 
 
 def test_all_lsns_of_a_timeline_are_found(store: Store, tmp_path: Path) -> None:
@@ -322,17 +322,17 @@ def test_a_scan_opens_no_file(store: Store, tmp_path: Path) -> None:
 
 def test_strays_are_looked_at_again(store: Store, tmp_path: Path) -> None:
     """Their size now, 0 for what is no file, None once gone."""
-    stray = tmp_path / "stray"
-    stray.write_bytes(b"12")
-    assert store.restat_stray("stray", 9) == 2
-    stray.write_bytes(b"12345")
-    assert store.restat_stray("stray", 9) == 5
-    stray.unlink()
-    assert store.restat_stray("stray", 9) is None
-    stray.mkdir()
-    assert store.restat_stray("stray", 9) == 0
+    foreign_file = tmp_path / "foreign file"
+    foreign_file.write_bytes(b"12")
+    assert store.restat_foreign_file("foreign file", 9) == 2
+    foreign_file.write_bytes(b"12345")
+    assert store.restat_foreign_file("foreign file", 9) == 5
+    foreign_file.unlink()
+    assert store.restat_foreign_file("foreign file", 9) is None
+    foreign_file.mkdir()
+    assert store.restat_foreign_file("foreign file", 9) == 0
     (tmp_path / "file").touch()
-    assert Store(str(tmp_path / "file")).restat_stray("stray", 9) == 9
+    assert Store(str(tmp_path / "file")).restat_foreign_file("foreign file", 9) == 9
 
 
 # --- The directories --------------------------------------------------------------------
@@ -469,7 +469,7 @@ def test_what_else_is_in_tmp_is_a_stray(store: Store, name: str, size_bytes: int
         path.write_bytes(b"123")
     Path(store.tmp_dir, f"{NAME}.0123456789abcdef").touch()  # of a build under way
     assert store.scan() == ([], {f"tmp/{name}": size_bytes})
-    assert store.restat_stray(f"tmp/{name}", 99) == size_bytes
+    assert store.restat_foreign_file(f"tmp/{name}", 99) == size_bytes
     store.sweep_tmp()
     assert file_names(Path(store.tmp_dir)) == {name}
 

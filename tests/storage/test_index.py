@@ -1,4 +1,4 @@
-"""The map of entries with its books: identity, credits, limits, threads."""
+"""The map of entries with its accounting: identity, credits, limits, threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from support.locks import watched_locks
 from bbcache.errors import CacheFullError, EntryTooBigError, LimitError
 from bbcache.ids import Lsn, TenantTimelineId
 from bbcache.storage.accounting import Accounting
-from bbcache.storage.index import Entry, EntryInfo, Index, Proof, make_key, make_place, split_key
+from bbcache.storage.index import (
+    Entry,
+    EntryInfo,
+    Index,
+    Verification,
+    make_key,
+    make_place,
+    split_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,25 +80,32 @@ def test_places_are_one_lsn_of_a_timeline() -> None:
 
 
 def test_entry_shows_itself() -> None:
-    """An entry tells its ids, LSN and size, and is unproven at first."""
+    """An entry tells its ids, LSN and size, and is unverified at first."""
     entry = Entry(KEY, LSN, 7)
     assert entry.info() == EntryInfo(TENANT, TIMELINE, LSN, 7)
     assert str(entry) == f"{TENANT}/{TIMELINE} at {LSN}"
-    assert entry.proof is Proof.NONE
+    assert entry.verification is Verification.NONE
 
 
 @pytest.mark.parametrize("number", [0, 1, 2**63, 2**64 - 2, 2**64 - 1])
 def test_what_an_entry_packs_comes_out_again(number: int) -> None:
-    """Whatever is proven of it and taken back, and however great its neighbours are."""
+    """Whatever is verified of it and taken back, and however great its neighbours are."""
     most = 2**64 - 1
     for lsn, size_bytes in ((number, 0), (number, most), (0, number), (most, number)):
         entry = Entry(KEY, Lsn(lsn), size_bytes)
-        for proof in (Proof.NONE, *Proof, Proof.PLAIN, Proof.NONE, Proof.SEALED, Proof.NONE):
-            entry.proof = proof
-            assert entry.proof is proof
-            assert entry.is_proven == (proof is not Proof.NONE)
+        for verification in (
+            Verification.NONE,
+            *Verification,
+            Verification.PLAIN,
+            Verification.NONE,
+            Verification.SEALED,
+            Verification.NONE,
+        ):
+            entry.verification = verification
+            assert entry.verification is verification
+            assert entry.is_verified == (verification is not Verification.NONE)
             assert (entry.lsn, entry.size_bytes) == (lsn, size_bytes)
-    assert len(set(Proof)) == 3
+    assert len(set(Verification)) == 3
 
 
 def test_entries_are_compared_by_identity() -> None:
@@ -272,7 +287,7 @@ def test_credit_comes_back_with_the_entry() -> None:
     index.return_from_quarantine(entry)
     assert (reservation.charged_slots, reservation.charged_bytes) == (0, 0)
     assert totals(index) == (1, 40)
-    assert index.other_bytes == 0
+    assert index.nonentry_bytes == 0
 
 
 def test_doomed_file_counts_and_keeps_the_credit_until_the_first_attempt() -> None:
@@ -283,11 +298,11 @@ def test_doomed_file_counts_and_keeps_the_credit_until_the_first_attempt() -> No
     index.grow(reservation, 45)
     assert index.doom(entry)
     assert index.find(A, 1) is None
-    assert (index.entry_count, index.other_bytes) == (0, 40)
+    assert (index.entry_count, index.nonentry_bytes) == (0, 40)
     assert totals(index) == (1, 45)
     index.settle_doomed(entry, is_unlinked=True)
     assert totals(index) == (1, 45)
-    assert index.other_bytes == 0
+    assert index.nonentry_bytes == 0
 
 
 def test_doomed_file_that_stays_counts_beside_the_build() -> None:
@@ -326,7 +341,7 @@ def test_abandoned_file_stays_on_the_books() -> None:
     for _ in range(2):
         index.abandon(reservation)
     assert totals(index) == (1, 30)
-    assert index.other_bytes == 30
+    assert index.nonentry_bytes == 30
     index.remove_doomed(30)
     assert totals(index) == (0, 0)
 
@@ -352,7 +367,7 @@ def test_quarantine_counts_its_bytes_but_no_slot() -> None:
     assert index.snapshot() == []
     index.settle_quarantined(entry)
     assert totals(index) == (0, 40)
-    assert (index.entry_count, index.other_bytes) == (0, 40)
+    assert (index.entry_count, index.nonentry_bytes) == (0, 40)
     publish(index, B, 50)
     index.set_quarantine(1, 10)
     assert totals(index) == (1, 60)
@@ -405,11 +420,11 @@ def test_return_from_quarantine_passes_no_limit() -> None:
 def test_strays_and_quarantine_are_set_as_they_are_seen() -> None:
     """Each look at the directory replaces the one before."""
     index = make_index()
-    index.set_strays(2, 30)
+    index.set_foreign_files(2, 30)
     index.set_quarantine(5, 20)
     assert totals(index) == (2, 50)
-    assert index.other_bytes == 50
-    index.set_strays(0, 0)
+    assert index.nonentry_bytes == 50
+    index.set_foreign_files(0, 0)
     index.set_quarantine(0, 0)
     assert totals(index) == (0, 0)
 
@@ -423,7 +438,7 @@ def test_gauges_are_read_without_the_lock() -> None:
     seen: list[tuple[int, int, int]] = []
 
     def scrape() -> None:
-        seen.append((index.entry_count, index.entries_size_bytes, index.other_bytes))
+        seen.append((index.entry_count, index.entries_size_bytes, index.nonentry_bytes))
 
     with locks[0]:
         run_threads([scrape])
@@ -459,7 +474,7 @@ def test_an_entry_takes_little_memory() -> None:
 
 
 class IndexMachine(RuleBasedStateMachine):
-    """All that happens to an index, with one step on the disk at a time, as the shelf has it.
+    """All that happens to an index, with one step on the disk at a time, as the catalog has it.
 
     What the design lets pass a limit is told apart: files that could not be removed,
     and files of others. Without them no limit is ever passed.
@@ -475,7 +490,7 @@ class IndexMachine(RuleBasedStateMachine):
         self.moving: Entry | None = None  # on its way into the quarantine
         self.doomed: list[int] = []
         self.quarantined: list[int] = []
-        self.strays: list[int] = []
+        self.foreign_files: list[int] = []
         self.is_pushed_over = False
 
     @property
@@ -565,7 +580,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(key=keys)
     def begin_quarantine(self, key: bytes) -> None:
-        """An entry is proven bad."""
+        """An entry is verified bad."""
         if key not in self.held or self.is_busy:
             return
         before = totals(self.index)
@@ -591,7 +606,7 @@ class IndexMachine(RuleBasedStateMachine):
             self.credits[entry.key] = entry.size_bytes
 
     @rule(found=st.dictionaries(keys, sizes, max_size=3))
-    def take_stock(self, found: dict[bytes, int]) -> None:
+    def rescan(self, found: dict[bytes, int]) -> None:
         """The directory was replaced: what is in it now is held, and nothing else."""
         if self.is_busy:
             return
@@ -607,10 +622,10 @@ class IndexMachine(RuleBasedStateMachine):
         self.index.set_quarantine(len(self.quarantined), sum(self.quarantined))
 
     @rule(size_bytes=sizes)
-    def stray(self, size_bytes: int) -> None:
+    def foreign_file(self, size_bytes: int) -> None:
         """Others put a file into the directory."""
-        self.strays.append(size_bytes)
-        self.index.set_strays(len(self.strays), sum(self.strays))
+        self.foreign_files.append(size_bytes)
+        self.index.set_foreign_files(len(self.foreign_files), sum(self.foreign_files))
         self.is_pushed_over = True
 
     @invariant()
@@ -621,17 +636,17 @@ class IndexMachine(RuleBasedStateMachine):
         assert self.index.entries_size_bytes == sum(e.size_bytes for e in self.held.values())
 
     @invariant()
-    def books_are_the_sums(self) -> None:
+    def accounting_is_the_sums(self) -> None:
         """Each total is the sum of its parts, and no credit is forgotten."""
         for key, reservation in self.open.items():
             assert reservation.credit_bytes == self.credits.get(key)
         going = [each.size_bytes for each in (self.on_disk, self.moving) if each is not None]
         charged = [(each.charged_slots, each.charged_bytes) for each in self.open.values()]
-        others = [*self.strays, *self.doomed, *going]
-        assert self.index.other_bytes == sum(others) + sum(self.quarantined)
+        others = [*self.foreign_files, *self.doomed, *going]
+        assert self.index.nonentry_bytes == sum(others) + sum(self.quarantined)
         assert self.index.total_count == len(self.held) + len(others) + sum(n for n, _ in charged)
         assert self.index.total_size_bytes == (
-            self.index.entries_size_bytes + self.index.other_bytes + sum(n for _, n in charged)
+            self.index.entries_size_bytes + self.index.nonentry_bytes + sum(n for _, n in charged)
         )
 
     @invariant()
@@ -642,7 +657,7 @@ class IndexMachine(RuleBasedStateMachine):
             assert self.index.total_size_bytes <= 100
 
     def teardown(self) -> None:
-        """With everything gone the books are at zero."""
+        """With everything gone the accounting are at zero."""
         self.settle(is_unlinked=True)
         self.end_quarantine(is_moved=True)
         for key in (A, B, C, D):
@@ -650,7 +665,7 @@ class IndexMachine(RuleBasedStateMachine):
             self.remove(key)
         while self.doomed:
             self.unlink_at_last()
-        self.index.set_strays(0, 0)
+        self.index.set_foreign_files(0, 0)
         self.index.set_quarantine(0, 0)
         assert totals(self.index) == (0, 0)
 

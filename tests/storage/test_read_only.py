@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support.cache_helpers import LSN_A, LSN_B, LSN_C, Rig, fail_with, tar_of
+from support.cache_helpers import LSN_A, LSN_B, LSN_C, Harness, fail_with, tar_of
 from support.disk_helpers import mount, remount
 from support.fill_helpers import filled
 from support.helpers import tool
@@ -55,20 +55,20 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 @pytest.fixture
-def rig(disk: Disk, tmp_path: Path) -> Iterator[Rig]:
+def harness(disk: Disk, tmp_path: Path) -> Iterator[Harness]:
     """A cache on that disk, not yet open."""
     aside = tmp_path / "aside"
     aside.mkdir()
-    rig = Rig(disk.path / "cache", unpublished_dir=aside)
-    yield rig
-    rig.__exit__(None, None, None)
+    harness = Harness(disk.path / "cache", unpublished_dir=aside)
+    yield harness
+    harness.__exit__(None, None, None)
 
 
-def reopen_read_only(disk: Disk, rig: Rig) -> None:
+def reopen_read_only(disk: Disk, harness: Harness) -> None:
     """Close the cache, make its file system read-only, and start again."""
-    rig.cache.close()
+    harness.cache.close()
     disk.be_read_only()
-    rig.open()
+    harness.open()
 
 
 def listing(directory: Path) -> dict[str, tuple[int, int]]:
@@ -80,196 +80,199 @@ def listing(directory: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_what_is_held_is_served_and_nothing_changes(
-    disk: Disk, rig: Rig, caplog: pytest.LogCaptureFixture
+    disk: Disk, harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Hits, skipped prepares, fallbacks, clean-up: no file comes, goes or moves."""
-    rig.open()
-    held, outgrown = rig.prepared(), rig.prepared()
-    superseded = rig.timeline(LSN_B)
-    rig.cache.close()
-    rig.seed(superseded, LSN_A)
-    rig.seed(superseded, LSN_B)
-    (rig.dir / "tmp" / f"{rig.path(held).name}.0123456789abcdef").write_bytes(b"half")
-    (rig.dir / "stray").write_bytes(b"stray")
-    before = listing(rig.dir)
+    harness.open()
+    held, outgrown = harness.prepared(), harness.prepared()
+    superseded = harness.timeline(LSN_B)
+    harness.cache.close()
+    harness.seed(superseded, LSN_A)
+    harness.seed(superseded, LSN_B)
+    (harness.dir / "tmp" / f"{harness.path(held).name}.0123456789abcdef").write_bytes(b"half")
+    (harness.dir / "foreign file").write_bytes(b"foreign file")
+    before = listing(harness.dir)
     disk.be_read_only()
-    rig.open()
-    assert rig.get(held) == tar_of(held)
-    assert rig.get(superseded, LSN_B) == tar_of(superseded, LSN_B)
-    assert rig.get(superseded, LSN_A) is None
+    harness.open()
+    assert harness.get(held) == tar_of(held)
+    assert harness.get(superseded, LSN_B) == tar_of(superseded, LSN_B)
+    assert harness.get(superseded, LSN_A) is None
     outgrown.advance(LSN_B)
-    missing = rig.timeline()
+    missing = harness.timeline()
     for _ in range(3):
-        rig.prepare(missing)
-        rig.prepare(outgrown, LSN_B)
-        rig.cache.run_cleanup()
-    assert rig.skips == rig.counts("bbcache_prepare_skips_total") == {"read_only": 6}
+        harness.prepare(missing)
+        harness.prepare(outgrown, LSN_B)
+        harness.cache.run_cleanup()
+    assert harness.skips == harness.counts("bbcache_prepare_skips_total") == {"read_only": 6}
     for timeline, lsn in ((missing, LSN_A), (outgrown, LSN_B)):
-        assert filled(rig, timeline, lsn) == ("built", tar_of(timeline, lsn))
-    assert filled(rig, held) == ("hit", tar_of(held))
-    assert rig.skips == {"read_only": 8}
-    assert rig.counts() == {"skip": 8}
-    assert rig.value("bbcache_unlink_failures_total") == 0
-    assert rig.value("bbcache_cleanup_errors_total") == 0
-    assert listing(rig.dir) == before
+        assert filled(harness, timeline, lsn) == ("built", tar_of(timeline, lsn))
+    assert filled(harness, held) == ("hit", tar_of(held))
+    assert harness.skips == {"read_only": 8}
+    assert harness.counts() == {"skip": 8}
+    assert harness.value("bbcache_unlink_failures_total") == 0
+    assert harness.value("bbcache_cleanup_errors_total") == 0
+    assert listing(harness.dir) == before
     loud = [each for each in caplog.records if each.levelno >= logging.WARNING]
     said = [each.getMessage() for each in loud if "read-only" in each.getMessage()]
     assert len(said) == 1
     assert "hint: " in said[0]
     assert [each for each in loud if each.levelno >= logging.ERROR] == []
-    assert "read-only file system" in (rig.cache.degraded_reason or "")
-    rig.cache.close()
-    assert listing(rig.dir) == before
+    assert "read-only file system" in (harness.cache.degraded_reason or "")
+    harness.cache.close()
+    assert listing(harness.dir) == before
 
 
 def test_writes_resume_after_a_remount(
-    disk: Disk, rig: Rig, caplog: pytest.LogCaptureFixture
+    disk: Disk, harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The lock is taken, what a kill has left goes, and what is missing is prepared."""
-    rig.open()
-    held, missing = rig.prepared(), rig.timeline()
-    superseded = rig.timeline(LSN_B)
-    rig.cache.close()
-    rig.seed(superseded, LSN_A)
-    rig.seed(superseded, LSN_B)
-    (rig.dir / "tmp" / f"{rig.path(held).name}.0123456789abcdef").write_bytes(b"half")
+    harness.open()
+    held, missing = harness.prepared(), harness.timeline()
+    superseded = harness.timeline(LSN_B)
+    harness.cache.close()
+    harness.seed(superseded, LSN_A)
+    harness.seed(superseded, LSN_B)
+    (harness.dir / "tmp" / f"{harness.path(held).name}.0123456789abcdef").write_bytes(b"half")
     disk.be_read_only()
-    rig.open()
-    rig.prepare(missing)
-    assert rig.skips == {"read_only": 1}
+    harness.open()
+    harness.prepare(missing)
+    assert harness.skips == {"read_only": 1}
     disk.be_writable()
-    rig.prepare(missing)
-    assert rig.get(missing) == tar_of(missing)
-    assert rig.get(superseded, LSN_B) == tar_of(superseded, LSN_B)
-    assert not rig.path(superseded, LSN_A).exists()
-    rig.cache.run_cleanup()
-    rig.check_books()
-    assert rig.cache.degraded_reason is None
+    harness.prepare(missing)
+    assert harness.get(missing) == tar_of(missing)
+    assert harness.get(superseded, LSN_B) == tar_of(superseded, LSN_B)
+    assert not harness.path(superseded, LSN_A).exists()
+    harness.cache.run_cleanup()
+    harness.check_accounting()
+    assert harness.cache.degraded_reason is None
     assert "writable again" in caplog.text
     with pytest.raises(DirectoryLockedError):
-        DirectoryLock(str(rig.dir)).acquire()
-    rig.reopen()
-    assert rig.get(missing) == tar_of(missing)
-    rig.check_books()
+        DirectoryLock(str(harness.dir)).acquire()
+    harness.reopen()
+    assert harness.get(missing) == tar_of(missing)
+    harness.check_accounting()
 
 
-def test_a_clean_up_is_enough_to_resume(disk: Disk, rig: Rig) -> None:
+def test_a_clean_up_is_enough_to_resume(disk: Disk, harness: Harness) -> None:
     """No prepare has to come first; the step then does its work."""
-    rig.open()
-    outgrown = rig.prepared()
-    reopen_read_only(disk, rig)
+    harness.open()
+    outgrown = harness.prepared()
+    reopen_read_only(disk, harness)
     outgrown.advance(LSN_B)
-    rig.cache.run_cleanup()
-    assert rig.path(outgrown).exists()
+    harness.cache.run_cleanup()
+    assert harness.path(outgrown).exists()
     disk.be_writable()
-    rig.cache.run_cleanup()
-    assert not rig.path(outgrown).exists()
-    rig.check_books()
+    harness.cache.run_cleanup()
+    assert not harness.path(outgrown).exists()
+    harness.check_accounting()
 
 
 def test_a_cache_that_another_has_replaced_stays_read_only(
-    disk: Disk, rig: Rig, caplog: pytest.LogCaptureFixture
+    disk: Disk, harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The directory is the other one's by the time of the remount: it is said once, and left."""
-    rig.open()
-    held, lost = rig.prepared(), rig.prepared()
-    reopen_read_only(disk, rig)
+    harness.open()
+    held, lost = harness.prepared(), harness.prepared()
+    reopen_read_only(disk, harness)
     disk.be_writable()
     other = BasebackupCache.spawn(
-        rig.dir, BasebackupCacheConfig(cleanup_period=3600.0), rig.host, rig.registry.__class__()
+        harness.dir,
+        BasebackupCacheConfig(cleanup_period=3600.0),
+        harness.host,
+        harness.registry.__class__(),
     )
     with other:
         assert other.wait_initialized(60)
-        missing = rig.timeline()
-        before = listing(rig.dir)
+        missing = harness.timeline()
+        before = listing(harness.dir)
         for _ in range(3):
-            rig.prepare(missing)
-            rig.cache.run_cleanup()
-        assert listing(rig.dir) == before
-        assert rig.skips == {"read_only": 3}
+            harness.prepare(missing)
+            harness.cache.run_cleanup()
+        assert listing(harness.dir) == before
+        assert harness.skips == {"read_only": 3}
         text = f"locked by the process with pid {os.getpid()}"
-        assert text in (rig.cache.degraded_reason or "")
+        assert text in (harness.cache.degraded_reason or "")
         assert caplog.text.count(text) == 1
-        assert filled(rig, missing) == ("built", tar_of(missing))
-        rig.path(lost).unlink()  # as the other cache may do at any time
-        assert rig.get(lost) is None
-        assert rig.reads["miss"] >= 1
-        assert "error" not in rig.reads
-        assert rig.get(held) == tar_of(held)
-    rig.prepare(missing)  # the other one has gone
-    assert rig.get(missing) == tar_of(missing)
-    assert rig.cache.degraded_reason is None
-    rig.check_books()
+        assert filled(harness, missing) == ("built", tar_of(missing))
+        harness.path(lost).unlink()  # as the other cache may do at any time
+        assert harness.get(lost) is None
+        assert harness.reads["miss"] >= 1
+        assert "error" not in harness.reads
+        assert harness.get(held) == tar_of(held)
+    harness.prepare(missing)  # the other one has gone
+    assert harness.get(missing) == tar_of(missing)
+    assert harness.cache.degraded_reason is None
+    harness.check_accounting()
 
 
 def test_a_bad_entry_is_not_served_again(
-    disk: Disk, rig: Rig, caplog: pytest.LogCaptureFixture
+    disk: Disk, harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It cannot be moved, so its entry goes; after a remount it is found and moved."""
-    rig.open()
-    bad = rig.prepared()
-    rig.cache.close()
-    content = rig.path(bad).read_bytes()
-    rig.path(bad).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    harness.open()
+    bad = harness.prepared()
+    harness.cache.close()
+    content = harness.path(bad).read_bytes()
+    harness.path(bad).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     disk.be_read_only()
-    rig.open()
-    assert rig.get(bad) is None
-    rig.wait_idle()
-    assert rig.cache.entries() == []
-    assert rig.get(bad) is None
-    assert rig.reads == {"error": 1, "miss": 1}
-    assert rig.value("bbcache_quarantined_total") == 1
+    harness.open()
+    assert harness.get(bad) is None
+    harness.wait_idle()
+    assert harness.cache.entries() == []
+    assert harness.get(bad) is None
+    assert harness.reads == {"error": 1, "miss": 1}
+    assert harness.value("bbcache_quarantined_total") == 1
     assert "is bad and was taken out" in caplog.text
-    assert filled(rig, bad) == ("built", tar_of(bad))
-    assert rig.path(bad).exists()
+    assert filled(harness, bad) == ("built", tar_of(bad))
+    assert harness.path(bad).exists()
     disk.be_writable()
-    rig.cache.run_cleanup()
-    assert rig.get(bad) is None
-    rig.wait_idle()
-    assert len(rig.quarantined()) == 1
-    assert rig.get(bad) == tar_of(bad)
-    rig.check_books()
+    harness.cache.run_cleanup()
+    assert harness.get(bad) is None
+    harness.wait_idle()
+    assert len(harness.quarantined()) == 1
+    assert harness.get(bad) == tar_of(bad)
+    harness.check_accounting()
 
 
-def test_an_empty_or_unwritten_directory_will_do(disk: Disk, rig: Rig) -> None:
+def test_an_empty_or_unwritten_directory_will_do(disk: Disk, harness: Harness) -> None:
     """There is neither a lock file nor `tmp/`; callers get their bytes."""
-    rig.dir.mkdir()
+    harness.dir.mkdir()
     disk.be_read_only()
-    rig.open()
-    timeline = rig.timeline()
-    assert filled(rig, timeline) == ("built", tar_of(timeline))
-    assert os.listdir(rig.dir) == []
+    harness.open()
+    timeline = harness.timeline()
+    assert filled(harness, timeline) == ("built", tar_of(timeline))
+    assert os.listdir(harness.dir) == []
     disk.be_writable()
-    rig.prepare(timeline)
-    rig.check_books()
+    harness.prepare(timeline)
+    harness.check_accounting()
 
 
-def test_a_directory_that_does_not_exist_is_an_error(disk: Disk, rig: Rig) -> None:
+def test_a_directory_that_does_not_exist_is_an_error(disk: Disk, harness: Harness) -> None:
     """There is nothing to serve, and nothing can be made."""
     disk.be_read_only()
     with pytest.raises(StoreError) as caught:
-        rig.open()
+        harness.open()
     assert caught.value.errno == errno.EROFS
     assert "hint: Remount" in str(caught.value)
 
 
-def test_a_read_only_file_system_that_is_gone(disk: Disk, rig: Rig) -> None:
+def test_a_read_only_file_system_that_is_gone(disk: Disk, harness: Harness) -> None:
     """What is below its mount point is another directory: not locked, and not written to."""
-    rig.open()
-    held = rig.prepared()
-    reopen_read_only(disk, rig)
+    harness.open()
+    held = harness.prepared()
+    reopen_read_only(disk, harness)
     subprocess.run(["umount", disk.path], check=True)
     try:
-        rig.dir.mkdir()
-        missing = rig.timeline()
-        rig.prepare(missing)
-        rig.cache.run_cleanup()
-        assert os.listdir(rig.dir) == []
-        assert rig.get(held) is None
-        assert rig.holds(held)
-        assert filled(rig, missing) == ("built", tar_of(missing))
+        harness.dir.mkdir()
+        missing = harness.timeline()
+        harness.prepare(missing)
+        harness.cache.run_cleanup()
+        assert os.listdir(harness.dir) == []
+        assert harness.get(held) is None
+        assert harness.holds(held)
+        assert filled(harness, missing) == ("built", tar_of(missing))
     finally:
-        rig.dir.rmdir()
+        harness.dir.rmdir()
         mount("-t", "tmpfs", "-o", "size=8m", "bbcache-test", disk.path)
 
 
@@ -288,39 +291,39 @@ class _Flip:
 
 
 def test_a_directory_that_becomes_read_only_later(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+    harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The lock is kept; all else is as after a read-only start."""
-    rig.open(verify_reads="always")
-    held, outgrown, bad = rig.prepared(), rig.prepared(), rig.prepared()
-    missing = rig.timeline()
-    content = rig.path(bad).read_bytes()
-    rig.path(bad).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    harness.open(verify_reads="always")
+    held, outgrown, bad = harness.prepared(), harness.prepared(), harness.prepared()
+    missing = harness.timeline()
+    content = harness.path(bad).read_bytes()
+    harness.path(bad).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     outgrown.advance(LSN_C)
-    before = listing(rig.dir)
-    with _Flip(rig.dir):
-        assert rig.get(held) == tar_of(held)
-        assert rig.get(bad) is None
-        rig.wait_idle()
-        assert not rig.holds(bad)
+    before = listing(harness.dir)
+    with _Flip(harness.dir):
+        assert harness.get(held) == tar_of(held)
+        assert harness.get(bad) is None
+        harness.wait_idle()
+        assert not harness.holds(bad)
         for _ in range(3):
-            rig.prepare(missing)
-            rig.cache.run_cleanup()
+            harness.prepare(missing)
+            harness.cache.run_cleanup()
         for timeline in (missing, bad):
-            assert filled(rig, timeline) == ("built", tar_of(timeline))
-        assert listing(rig.dir) == before
-        assert set(rig.skips) == {"read_only"}
-        assert "error" not in rig.counts()
-        assert rig.value("bbcache_unlink_failures_total") == 0
+            assert filled(harness, timeline) == ("built", tar_of(timeline))
+        assert listing(harness.dir) == before
+        assert set(harness.skips) == {"read_only"}
+        assert "error" not in harness.counts()
+        assert harness.value("bbcache_unlink_failures_total") == 0
         assert caplog.text.count("on a read-only file system; ") == 1
-    rig.cache.run_cleanup()
-    assert not rig.path(outgrown).exists()
-    rig.prepare(missing)
-    assert rig.get(missing) == tar_of(missing)
-    rig.prepare(bad)
-    assert rig.get(bad) == tar_of(bad)
-    assert rig.cache.degraded_reason is None
-    rig.check_books()
+    harness.cache.run_cleanup()
+    assert not harness.path(outgrown).exists()
+    harness.prepare(missing)
+    assert harness.get(missing) == tar_of(missing)
+    harness.prepare(bad)
+    assert harness.get(bad) == tar_of(bad)
+    assert harness.cache.degraded_reason is None
+    harness.check_accounting()
 
 
 def test_an_ext4_that_an_error_has_stopped(tmp_path: Path) -> None:
@@ -334,17 +337,17 @@ def test_an_ext4_that_an_error_has_stopped(tmp_path: Path) -> None:
     if subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("no image of a file system can be mounted here")
     try:
-        with Rig(path / "cache") as rig:
-            held, missing = rig.prepared(), rig.timeline()
+        with Harness(path / "cache") as harness:
+            held, missing = harness.prepared(), harness.timeline()
             _stop(path)
             for _ in range(2):
-                rig.prepare(missing)
-                rig.cache.run_cleanup()
-                assert rig.get(held) == tar_of(held)
-                assert filled(rig, missing) == ("built", tar_of(missing))
-                assert rig.skips == {"read_only": 2}
-                assert "read-only" in (rig.cache.degraded_reason or "")
-                rig.reopen()
+                harness.prepare(missing)
+                harness.cache.run_cleanup()
+                assert harness.get(held) == tar_of(held)
+                assert filled(harness, missing) == ("built", tar_of(missing))
+                assert harness.skips == {"read_only": 2}
+                assert "read-only" in (harness.cache.degraded_reason or "")
+                harness.reopen()
     finally:
         gc.collect()
         subprocess.run(["umount", path], check=True)
@@ -371,22 +374,22 @@ def test_other_refusals_to_lock_stay_errors(
         with monkeypatch.context() as patch:
             fail_with(patch, DirectoryLock, "acquire", error)
             with pytest.raises(StoreError, match="no lock"):
-                Rig(tmp_path / "cache").open()
+                Harness(tmp_path / "cache").open()
 
 
 def test_stock_that_cannot_be_taken_after_a_remount_is_taken_later(
-    disk: Disk, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    disk: Disk, harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lock is held by then; entries are served, and the next step looks again."""
-    rig.open()
-    held, missing = rig.prepared(), rig.timeline()
-    reopen_read_only(disk, rig)
+    harness.open()
+    held, missing = harness.prepared(), harness.timeline()
+    reopen_read_only(disk, harness)
     disk.be_writable()
     with monkeypatch.context() as patch:
         fail_with(patch, Store, "scan", OSError(errno.EIO, "Input/output error"))
-        rig.prepare(missing)
-        assert rig.counts() == {"error": 1}
-        assert rig.get(held) == tar_of(held)
-    rig.prepare(missing)
-    assert rig.get(missing) == tar_of(missing)
-    rig.check_books()
+        harness.prepare(missing)
+        assert harness.counts() == {"error": 1}
+        assert harness.get(held) == tar_of(held)
+    harness.prepare(missing)
+    assert harness.get(missing) == tar_of(missing)
+    harness.check_accounting()

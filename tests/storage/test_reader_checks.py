@@ -14,7 +14,7 @@ import pytest
 from support.cache_helpers import (
     LSN_A,
     LSN_B,
-    Rig,
+    Harness,
     fail_with,
     noise,
     tar_of,
@@ -35,17 +35,17 @@ PIECE_SIZE_BYTES = 1 << 18  # what a plain archive is read by
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     """A running cache."""
-    with Rig(tmp_path / "cache") as opened:
+    with Harness(tmp_path / "cache") as opened:
         yield opened
 
 
-def _restart_with(rig: Rig, content: bytes, **settings: str) -> MemoryTimeline:
+def _restart_with(harness: Harness, content: bytes, **settings: str) -> MemoryTimeline:
     """A timeline whose entry, found by a new start, has `content`; its tip has moved on."""
-    timeline = rig.timeline(LSN_B)
-    rig.seed(timeline, LSN_A, content)
-    rig.reopen(**settings)
+    timeline = harness.timeline(LSN_B)
+    harness.seed(timeline, LSN_A, content)
+    harness.reopen(**settings)
     return timeline
 
 
@@ -80,86 +80,88 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_found_at_the_start_is_never_served(rig: Rig, damage: str) -> None:
+def test_damage_found_at_the_start_is_never_served(harness: Harness, damage: str) -> None:
     """The first read of an entry found on disk proves it bad, and takes it out."""
-    timeline = rig.timeline(LSN_B)
-    bad = DAMAGE[damage](rig.sealed(timeline, LSN_A))
-    rig.seed(timeline, LSN_A, bad)
-    rig.reopen()
-    assert rig.get(timeline) is None
-    assert rig.reads == {"error": 1}
-    assert rig.cache.entries() == []
-    (name,) = rig.quarantined()
-    assert (rig.dir / "quarantine" / name).read_bytes() == bad
-    assert rig.value("bbcache_quarantined_total") == 1
-    rig.wait_idle()
-    rig.check_books()
+    timeline = harness.timeline(LSN_B)
+    bad = DAMAGE[damage](harness.sealed(timeline, LSN_A))
+    harness.seed(timeline, LSN_A, bad)
+    harness.reopen()
+    assert harness.get(timeline) is None
+    assert harness.reads == {"error": 1}
+    assert harness.cache.entries() == []
+    (name,) = harness.quarantined()
+    assert (harness.dir / "quarantine" / name).read_bytes() == bad
+    assert harness.value("bbcache_quarantined_total") == 1
+    harness.wait_idle()
+    harness.check_accounting()
 
 
-def test_no_prefix_and_no_flipped_byte_is_ever_served(rig: Rig) -> None:
+def test_no_prefix_and_no_flipped_byte_is_ever_served(harness: Harness) -> None:
     """Cut anywhere, or with any one byte changed, an archive is not served."""
-    size_bytes = len(rig.sealed(rig.timeline(LSN_B), LSN_A))
+    size_bytes = len(harness.sealed(harness.timeline(LSN_B), LSN_A))
     damaged = {}
     for position in range(size_bytes):
         for damage in (_flip(position), lambda content, at=position: content[: at % len(content)]):
-            timeline = rig.timeline(LSN_B)
-            damaged[timeline] = damage(rig.sealed(timeline, LSN_A))
-            rig.seed(timeline, LSN_A, damaged[timeline])
-    rig.reopen()
-    assert [timeline for timeline in damaged if rig.get_archive(timeline) is not None] == []
-    assert rig.reads == {"error": len(damaged)}
-    assert rig.cache.entries() == []
+            timeline = harness.timeline(LSN_B)
+            damaged[timeline] = damage(harness.sealed(timeline, LSN_A))
+            harness.seed(timeline, LSN_A, damaged[timeline])
+    harness.reopen()
+    assert [timeline for timeline in damaged if harness.get_archive(timeline) is not None] == []
+    assert harness.reads == {"error": len(damaged)}
+    assert harness.cache.entries() == []
 
 
 @pytest.mark.parametrize("settings", [{}, {"verify_reads": "always"}], ids=["first", "always"])
-def test_an_archive_under_another_name_is_never_served(rig: Rig, settings: dict[str, str]) -> None:
+def test_an_archive_under_another_name_is_never_served(
+    harness: Harness, settings: dict[str, str]
+) -> None:
     """The seal binds tenant, timeline and LSN: a file of another key is bad."""
-    other = rig.prepared()
-    timeline = _restart_with(rig, rig.path(other).read_bytes(), **settings)
-    assert rig.get(timeline) is None
-    assert rig.get(other) == tar_of(other)
-    moved = rig.timeline(LSN_B)
-    rig.seed(moved, LSN_B, rig.sealed(moved, LSN_A))
-    rig.reopen(verify_reads="never")
-    assert rig.get(moved, LSN_B) is None
+    other = harness.prepared()
+    timeline = _restart_with(harness, harness.path(other).read_bytes(), **settings)
+    assert harness.get(timeline) is None
+    assert harness.get(other) == tar_of(other)
+    moved = harness.timeline(LSN_B)
+    harness.seed(moved, LSN_B, harness.sealed(moved, LSN_A))
+    harness.reopen(verify_reads="never")
+    assert harness.get(moved, LSN_B) is None
 
 
-def test_the_first_read_checks_the_digest_once(rig: Rig) -> None:
+def test_the_first_read_checks_the_digest_once(harness: Harness) -> None:
     """By default the digest is checked at the first open of this life; later the size."""
-    timeline = rig.prepared()
-    assert rig.get(timeline) is not None
-    path = rig.path(timeline)
+    timeline = harness.prepared()
+    assert harness.get(timeline) is not None
+    path = harness.path(timeline)
     path.write_bytes(_flip(-5)(path.read_bytes()))
-    assert rig.get_archive(timeline) is not None
+    assert harness.get_archive(timeline) is not None
     path.write_bytes(path.read_bytes() + b"x")
-    assert rig.get(timeline) is None
-    assert rig.reads == {"hit": 2, "error": 1}
+    assert harness.get(timeline) is None
+    assert harness.reads == {"hit": 2, "error": 1}
 
 
-def test_the_first_read_of_a_published_entry_is_checked_too(rig: Rig) -> None:
-    """An entry published in this life is as unproven as one found at the start."""
-    timeline = rig.prepared()
+def test_the_first_read_of_a_published_entry_is_checked_too(harness: Harness) -> None:
+    """An entry published in this life is as unverified as one found at the start."""
+    timeline = harness.prepared()
     timeline.advance(LSN_B)
-    path = rig.path(timeline)
+    path = harness.path(timeline)
     path.write_bytes(_flip(-5)(path.read_bytes()))
-    assert rig.get(timeline) is None
-    assert rig.reads == {"error": 1}
+    assert harness.get(timeline) is None
+    assert harness.reads == {"error": 1}
 
 
-def test_a_read_cut_short_proves_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_cut_short_proves_nothing(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A header that comes byte by byte is put together, not taken for a broken one."""
-    timeline = rig.prepared()
+    timeline = harness.prepared()
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda fd, _size, offset: pread(fd, 1, offset))
-    assert rig.get(timeline) is not None
-    assert rig.quarantined() == []
+    assert harness.get(timeline) is not None
+    assert harness.quarantined() == []
 
 
 def test_a_close_that_fails_after_a_failed_check_is_an_error(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller gets None, as for any disk error; nothing is raised, the entry stays."""
-    timeline = rig.prepared()
+    timeline = harness.prepared()
     error = OSError(errno.EIO, os.strerror(errno.EIO))
 
     def close_and_fail(file: BasebackupFile) -> None:
@@ -169,44 +171,44 @@ def test_a_close_that_fails_after_a_failed_check_is_an_error(
     with monkeypatch.context() as patched:
         fail_with(patched, os, "pread", error)
         patched.setattr(BasebackupFile, "close", close_and_fail)
-        assert rig.get(timeline) is None
-    assert rig.reads == {"error": 1}
-    assert rig.get(timeline) is not None
+        assert harness.get(timeline) is None
+    assert harness.reads == {"error": 1}
+    assert harness.get(timeline) is not None
 
 
-def test_always_checks_every_read(rig: Rig) -> None:
+def test_always_checks_every_read(harness: Harness) -> None:
     """With verify_reads always, damage after a good read is found by the next."""
-    rig.reopen(verify_reads="always")
-    timeline = rig.prepared()
-    assert rig.get(timeline) == tar_of(timeline)
+    harness.reopen(verify_reads="always")
+    timeline = harness.prepared()
+    assert harness.get(timeline) == tar_of(timeline)
     timeline.advance(LSN_B)
-    path = rig.path(timeline)
+    path = harness.path(timeline)
     path.write_bytes(_flip(-5)(path.read_bytes()))
-    assert rig.get(timeline) is None
-    assert rig.reads == {"hit": 1, "error": 1}
+    assert harness.get(timeline) is None
+    assert harness.reads == {"hit": 1, "error": 1}
 
 
-def test_always_finds_a_seal_that_has_vanished(rig: Rig) -> None:
-    """A plain archive of the same size in the place of a proven sealed one is bad."""
-    rig.reopen(verify_reads="always")
-    timeline = rig.prepared()
-    assert rig.get(timeline) is not None
+def test_always_finds_a_seal_that_has_vanished(harness: Harness) -> None:
+    """A plain archive of the same size in the place of a verified sealed one is bad."""
+    harness.reopen(verify_reads="always")
+    timeline = harness.prepared()
+    assert harness.get(timeline) is not None
     timeline.advance(LSN_B)
-    path = rig.path(timeline)
+    path = harness.path(timeline)
     path.write_bytes(_plain_of_size(path.stat().st_size))
-    assert rig.get(timeline) is None
-    assert len(rig.quarantined()) == 1
+    assert harness.get(timeline) is None
+    assert len(harness.quarantined()) == 1
 
 
-def test_never_still_reads_the_header_of_what_it_found(rig: Rig) -> None:
+def test_never_still_reads_the_header_of_what_it_found(harness: Harness) -> None:
     """With verify_reads never, header and size of an entry found at start are checked once."""
-    flipped_body = _restart_with(rig, b"", verify_reads="never")
-    rig.seed(flipped_body, LSN_A, _flip(-1)(rig.sealed(flipped_body, LSN_A)))
-    flipped_seal = rig.timeline(LSN_B)
-    rig.seed(flipped_seal, LSN_A, _flip(30)(rig.sealed(flipped_seal, LSN_A)))
-    rig.reopen()
-    assert rig.get_archive(flipped_body) is not None
-    assert rig.get(flipped_seal) is None
+    flipped_body = _restart_with(harness, b"", verify_reads="never")
+    harness.seed(flipped_body, LSN_A, _flip(-1)(harness.sealed(flipped_body, LSN_A)))
+    flipped_seal = harness.timeline(LSN_B)
+    harness.seed(flipped_seal, LSN_A, _flip(30)(harness.sealed(flipped_seal, LSN_A)))
+    harness.reopen()
+    assert harness.get_archive(flipped_body) is not None
+    assert harness.get(flipped_seal) is None
 
 
 def _plain_of_size(size_bytes: int, tail: bytes = b"") -> bytes:
@@ -244,13 +246,13 @@ PLAIN_BAD: dict[str, bytes] = {
 @pytest.mark.parametrize("verify_reads", ["always", "first", "never"])
 @pytest.mark.parametrize("content", PLAIN_BAD.values(), ids=PLAIN_BAD)
 def test_a_bad_archive_without_seal_is_never_served(
-    rig: Rig, content: bytes, verify_reads: str
+    harness: Harness, content: bytes, verify_reads: str
 ) -> None:
     """Without seal a file is one whole gzip member with nothing behind it, or it is bad."""
-    timeline = _restart_with(rig, content, verify_reads=verify_reads)
-    assert rig.get_archive(timeline) is None
-    assert rig.reads == {"error": 1}
-    assert len(rig.quarantined()) == 1
+    timeline = _restart_with(harness, content, verify_reads=verify_reads)
+    assert harness.get_archive(timeline) is None
+    assert harness.reads == {"error": 1}
+    assert len(harness.quarantined()) == 1
 
 
 PLAIN_GOOD: dict[str, bytes] = {
@@ -265,35 +267,35 @@ PLAIN_GOOD: dict[str, bytes] = {
 @pytest.mark.parametrize("verify_reads", ["always", "first", "never"])
 @pytest.mark.parametrize("content", PLAIN_GOOD.values(), ids=PLAIN_GOOD)
 def test_an_archive_of_neons_is_proven_once_and_served(
-    rig: Rig, content: bytes, verify_reads: str, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, content: bytes, verify_reads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file without seal is decompressed in full at its first open, and not again."""
-    timeline = _restart_with(rig, content, verify_reads=verify_reads)
-    assert rig.get_archive(timeline) == content
+    timeline = _restart_with(harness, content, verify_reads=verify_reads)
+    assert harness.get_archive(timeline) == content
     fail_with(monkeypatch, reader, "check_plain", AssertionError("decompressed again"))
-    assert rig.get_archive(timeline) == content
-    assert rig.reads == {"hit": 2}
+    assert harness.get_archive(timeline) == content
+    assert harness.reads == {"hit": 2}
 
 
-def _found_sealed(rig: Rig, verify_reads: str) -> MemoryTimeline:
-    timeline = rig.prepared()
-    rig.reopen(verify_reads=verify_reads)
+def _found_sealed(harness: Harness, verify_reads: str) -> MemoryTimeline:
+    timeline = harness.prepared()
+    harness.reopen(verify_reads=verify_reads)
     return timeline
 
 
-def _found_plain(rig: Rig, verify_reads: str) -> MemoryTimeline:
-    return _restart_with(rig, gzip.compress(noise(1000)), verify_reads=verify_reads)
+def _found_plain(harness: Harness, verify_reads: str) -> MemoryTimeline:
+    return _restart_with(harness, gzip.compress(noise(1000)), verify_reads=verify_reads)
 
 
-def _published(rig: Rig, verify_reads: str) -> MemoryTimeline:
-    rig.reopen(verify_reads=verify_reads)
-    return rig.prepared()
+def _published(harness: Harness, verify_reads: str) -> MemoryTimeline:
+    harness.reopen(verify_reads=verify_reads)
+    return harness.prepared()
 
 
 # What is damaged, and whether that was before the first open of this life or after it.
 MOMENTS = [(where, when) for where in ("seal", "body") for when in ("before", "after")]
 # Per origin and mode the moments at which damage of no other size is found.
-FOUND: dict[Callable[[Rig, str], MemoryTimeline], dict[str, set[tuple[str, str]]]] = {
+FOUND: dict[Callable[[Harness, str], MemoryTimeline], dict[str, set[tuple[str, str]]]] = {
     _found_sealed: {
         "always": set(MOMENTS),
         "first": {("seal", "before"), ("body", "before")},
@@ -319,19 +321,19 @@ CASES = [
 
 @pytest.mark.parametrize(("origin", "where", "when", "verify_reads"), CASES)
 def test_what_is_found_by_origin_and_mode(
-    rig: Rig,
-    origin: Callable[[Rig, str], MemoryTimeline],
+    harness: Harness,
+    origin: Callable[[Harness, str], MemoryTimeline],
     where: str,
     when: str,
     verify_reads: str,
 ) -> None:
     """Each mode looks at what it says, at the first open of a life and at later ones."""
-    timeline = origin(rig, verify_reads)
+    timeline = origin(harness, verify_reads)
     timeline.advance(LSN_B)  # what is found bad is not built again
-    path = rig.path(timeline)
+    path = harness.path(timeline)
     if when == "after":
-        assert rig.get_archive(timeline) == path.read_bytes()
+        assert harness.get_archive(timeline) == path.read_bytes()
     path.write_bytes(_flip(20 if where == "seal" else -20)(path.read_bytes()))
     is_found = (where, when) in FOUND[origin][verify_reads]
-    assert (rig.get_archive(timeline) is None) == is_found
-    assert len(rig.quarantined()) == is_found
+    assert (harness.get_archive(timeline) is None) == is_found
+    assert len(harness.quarantined()) == is_found

@@ -11,7 +11,7 @@ from support.cache_helpers import (
     LSN_A,
     LSN_B,
     Gate,
-    Rig,
+    Harness,
     Worker,
     noise,
     put,
@@ -21,9 +21,9 @@ from support.cache_helpers import (
 )
 from support.helpers import run_threads, wait_until
 
-from bbcache.archive import format as archive_module
-from bbcache.storage import catalog as shelf_module
-from bbcache.storage.catalog import Shelf
+from bbcache.archive import format as archive_format
+from bbcache.storage import catalog as catalog_module
+from bbcache.storage.catalog import Catalog
 from bbcache.storage.files import Store
 
 if TYPE_CHECKING:
@@ -34,191 +34,195 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     """A running cache."""
-    with Rig(tmp_path / "cache") as opened:
+    with Harness(tmp_path / "cache") as opened:
         yield opened
 
 
-def _replace(rig: Rig, timeline: MemoryTimeline) -> None:
+def _replace(harness: Harness, timeline: MemoryTimeline) -> None:
     timeline.advance(LSN_B)
-    rig.prepare(timeline, LSN_B)
+    harness.prepare(timeline, LSN_B)
 
 
-def _remove(rig: Rig, timeline: MemoryTimeline) -> None:
+def _remove(harness: Harness, timeline: MemoryTimeline) -> None:
     timeline.advance(LSN_B)
-    rig.cache.run_cleanup()
+    harness.cache.run_cleanup()
 
 
-def _remove_by_hand(rig: Rig, timeline: MemoryTimeline) -> None:
-    rig.path(timeline).unlink()
+def _remove_by_hand(harness: Harness, timeline: MemoryTimeline) -> None:
+    harness.path(timeline).unlink()
 
 
 @pytest.mark.parametrize("change", [_replace, _remove, _remove_by_hand])
 def test_an_entry_gone_between_look_up_and_open_is_a_miss(
-    rig: Rig, change: Any, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, change: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never an exception, never other bytes; and no ghost entry stays."""
-    timeline = rig.prepared()
+    timeline = harness.prepared()
     with Gate() as gate:
         stop_before(monkeypatch, Store, "open", gate)
-        reading = Worker(rig.get, timeline)
+        reading = Worker(harness.get, timeline)
         gate.wait_for()  # the entry is looked up, its file not opened yet
-        change(rig, timeline)
+        change(harness, timeline)
         gate.open()
         assert reading.result() is None
-    assert rig.reads == {"miss": 1}
-    rig.wait_idle()
-    rig.check_books()
+    assert harness.reads == {"miss": 1}
+    harness.wait_idle()
+    harness.check_accounting()
 
 
 @pytest.mark.parametrize("size_bytes", [1000, 2000])
 def test_an_entry_made_anew_between_look_up_and_open(
-    rig: Rig, size_bytes: int, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, size_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file published meanwhile at the same LSN is served or a miss, and never taken out."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     timeline.tarball = lambda _at: noise(1000)
-    rig.prepare(timeline)
-    old_size_bytes = rig.path(timeline).stat().st_size
+    harness.prepare(timeline)
+    old_size_bytes = harness.path(timeline).stat().st_size
     with Gate() as gate:
         with monkeypatch.context() as patch:
             stop_before(patch, Store, "open", gate)
-            reading = Worker(rig.get, timeline)
+            reading = Worker(harness.get, timeline)
             gate.wait_for()
-        rig.path(timeline).unlink()
-        assert rig.get(timeline) is None  # drops the ghost
+        harness.path(timeline).unlink()
+        assert harness.get(timeline) is None  # drops the ghost
         timeline.tarball = lambda _at: noise(size_bytes, seed=8)
-        rig.prepare(timeline)
-        has_same_size = rig.path(timeline).stat().st_size == old_size_bytes
+        harness.prepare(timeline)
+        has_same_size = harness.path(timeline).stat().st_size == old_size_bytes
         assert has_same_size == (size_bytes == 1000)
         gate.open()
         assert reading.result() == (noise(1000, seed=8) if has_same_size else None)
-    assert rig.get(timeline) == noise(size_bytes, seed=8)
-    assert rig.quarantined() == []
-    rig.wait_idle()
-    rig.check_books()
+    assert harness.get(timeline) == noise(size_bytes, seed=8)
+    assert harness.quarantined() == []
+    harness.wait_idle()
+    harness.check_accounting()
 
 
-def test_a_reader_between_rename_and_index(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_between_rename_and_index(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A new file met under the size of the old entry is not taken out, but a miss."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     timeline.tarball = lambda _at: noise(1000)
-    rig.prepare(timeline)
+    harness.prepare(timeline)
     with Gate() as opening, Gate() as publishing, Gate() as judging:
         with monkeypatch.context() as patch:
             stop_before(patch, Store, "open", opening)
-            reading = Worker(rig.get, timeline)
+            reading = Worker(harness.get, timeline)
             opening.wait_for()
-        rig.path(timeline).unlink()
-        assert rig.get(timeline) is None  # drops the ghost
-        stop_before(monkeypatch, rig.engine.index, "commit", publishing)
+        harness.path(timeline).unlink()
+        assert harness.get(timeline) is None  # drops the ghost
+        stop_before(monkeypatch, harness.engine.index, "commit", publishing)
         timeline.tarball = lambda _at: noise(3000)
-        rig.send(timeline)
+        harness.send(timeline)
         publishing.wait_for()  # renamed, not indexed
         judging.open()
-        stop_before(monkeypatch, Shelf, "quarantine", judging)
+        stop_before(monkeypatch, Catalog, "quarantine", judging)
         opening.open()
         judging.wait_for()  # the reader has found the size wrong
         publishing.open()
         assert reading.result() is None
-    rig.wait_idle()
-    assert rig.get(timeline) == noise(3000)
-    assert rig.quarantined() == []
-    rig.check_books()
+    harness.wait_idle()
+    assert harness.get(timeline) == noise(3000)
+    assert harness.quarantined() == []
+    harness.check_accounting()
 
 
-def test_a_bad_archive_is_taken_out_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_archive_is_taken_out_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two readers prove one file bad: one takes it out, the other finds it replaced."""
-    timeline = rig.prepared()
-    rig.path(timeline).write_bytes(b"bad")
+    timeline = harness.prepared()
+    harness.path(timeline).write_bytes(b"bad")
     with Gate() as gate, monkeypatch.context() as patch:
-        stop_before(patch, Shelf, "quarantine", gate)
-        readers = [Worker(rig.get, timeline) for _ in range(2)]
+        stop_before(patch, Catalog, "quarantine", gate)
+        readers = [Worker(harness.get, timeline) for _ in range(2)]
         gate.wait_for(2)
         gate.open()
         assert [reader.result() for reader in readers] == [None, None]
-    rig.wait_idle()
-    assert rig.reads == {"error": 1, "miss": 1}
-    assert rig.counts() == {"ok": 2}
-    assert len(rig.quarantined()) == 1
-    assert rig.get(timeline) == tar_of(timeline)
+    harness.wait_idle()
+    assert harness.reads == {"error": 1, "miss": 1}
+    assert harness.counts() == {"ok": 2}
+    assert len(harness.quarantined()) == 1
+    assert harness.get(timeline) == tar_of(timeline)
 
 
 def test_a_late_proof_of_badness_never_hits_the_rebuilt_file(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader that holds the bad file open finds the entry rebuilt: a miss, nothing moved."""
-    timeline = rig.prepared()
-    rig.path(timeline).write_bytes(rig.path(timeline).read_bytes()[:-4] + b"evil")
+    timeline = harness.prepared()
+    harness.path(timeline).write_bytes(harness.path(timeline).read_bytes()[:-4] + b"evil")
     with Gate() as gate:
         with monkeypatch.context() as patch:
-            stop_before(patch, archive_module, "xxh3_128", gate)
-            late = Worker(rig.get, timeline)
+            stop_before(patch, archive_format, "xxh3_128", gate)
+            late = Worker(harness.get, timeline)
             gate.wait_for()  # the bad file is open, its digest not computed
-        assert rig.get(timeline) is None
-        rig.wait_idle()
-        assert rig.get(timeline) == tar_of(timeline)
+        assert harness.get(timeline) is None
+        harness.wait_idle()
+        assert harness.get(timeline) == tar_of(timeline)
         gate.open()
         assert late.result() is None
-    assert rig.reads == {"hit": 1, "error": 1, "miss": 1}
-    assert rig.get(timeline) == tar_of(timeline)
-    assert len(rig.quarantined()) == 1
-    rig.wait_idle()
-    rig.check_books()
+    assert harness.reads == {"hit": 1, "error": 1, "miss": 1}
+    assert harness.get(timeline) == tar_of(timeline)
+    assert len(harness.quarantined()) == 1
+    harness.wait_idle()
+    harness.check_accounting()
 
 
 def test_a_bad_entry_outgrown_meanwhile_is_a_miss(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Proof of badness against an entry that clean-up has removed changes nothing."""
-    timeline = rig.prepared()
-    rig.path(timeline).write_bytes(b"bad")
+    """Verification of badness against an entry that clean-up has removed changes nothing."""
+    timeline = harness.prepared()
+    harness.path(timeline).write_bytes(b"bad")
     with Gate() as gate, monkeypatch.context() as patch:
-        stop_before(patch, Shelf, "quarantine", gate)
-        reading = Worker(rig.get, timeline)
+        stop_before(patch, Catalog, "quarantine", gate)
+        reading = Worker(harness.get, timeline)
         gate.wait_for()
         timeline.advance(LSN_B)
-        rig.cache.run_cleanup()
+        harness.cache.run_cleanup()
         gate.open()
         assert reading.result() is None
-    assert rig.reads == {"miss": 1}
-    assert rig.quarantined() == []
-    rig.wait_idle()
-    rig.check_books()
+    assert harness.reads == {"miss": 1}
+    assert harness.quarantined() == []
+    harness.wait_idle()
+    harness.check_accounting()
 
 
-def test_nothing_on_the_disk_holds_up_a_read(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_on_the_disk_holds_up_a_read(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While an unlink hangs under the file lock, hits and misses come at once."""
-    wanted, gone = rig.prepared(), rig.prepared()
+    wanted, gone = harness.prepared(), harness.prepared()
     gone.advance(LSN_B)
     with Gate() as gate, monkeypatch.context() as patch:
-        stop_before(patch, shelf_module, "unlink", gate)
-        step = Worker(rig.cache.run_cleanup)
+        stop_before(patch, catalog_module, "unlink", gate)
+        step = Worker(harness.cache.run_cleanup)
         gate.wait_for()
-        assert rig.get(wanted) == tar_of(wanted)
-        assert rig.get(gone) is None
-        assert rig.get(rig.timeline()) is None
-        rig.path(wanted).unlink()
-        assert rig.get(wanted) is None  # also the miss that drops a ghost
-        assert not rig.holds(wanted)
+        assert harness.get(wanted) == tar_of(wanted)
+        assert harness.get(gone) is None
+        assert harness.get(harness.timeline()) is None
+        harness.path(wanted).unlink()
+        assert harness.get(wanted) is None  # also the miss that drops a ghost
+        assert not harness.holds(wanted)
         gate.open()
         step.result()
-    assert rig.reads == {"hit": 1, "miss": 3}
+    assert harness.reads == {"hit": 1, "miss": 3}
 
 
-def test_no_callback_of_the_host_holds_up_a_read(rig: Rig) -> None:
+def test_no_callback_of_the_host_holds_up_a_read(harness: Harness) -> None:
     """While a build and a clean-up wait for the host, hits and misses come at once."""
-    wanted, built = rig.prepared(), rig.timeline()
+    wanted, built = harness.prepared(), harness.timeline()
     with Gate() as building, Gate() as judging:
         stop_while_sending(built, building)
-        rig.send(built)
+        harness.send(built)
         building.wait_for()
-        put(rig.tenant, "list_timelines", judging)
-        step = Worker(rig.cache.run_cleanup)
+        put(harness.tenant, "list_timelines", judging)
+        step = Worker(harness.cache.run_cleanup)
         judging.wait_for()
-        assert rig.get(wanted) == tar_of(wanted)
-        assert rig.get(built) is None
+        assert harness.get(wanted) == tar_of(wanted)
+        assert harness.get(built) is None
         judging.open()
         step.result()
 
@@ -230,22 +234,22 @@ class _NoDisk:
         raise AssertionError(f"os.{name} was called")
 
 
-def test_a_miss_touches_no_disk(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_miss_touches_no_disk(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A miss is one look into memory: no call of the operating system at all."""
-    timeline = rig.prepared()
+    timeline = harness.prepared()
     with monkeypatch.context() as patch:
         for part in ("archive.format", "storage.dirlock", "storage.catalog", "storage.files"):
             patch.setattr(f"bbcache.{part}.os", _NoDisk())
-        assert rig.get(timeline, LSN_B) is None
-        assert rig.get(rig.timeline()) is None
+        assert harness.get(timeline, LSN_B) is None
+        assert harness.get(harness.timeline()) is None
         with pytest.raises(AssertionError, match=r"os\..* was called"):
-            rig.get(timeline)
-    assert rig.reads == {"miss": 2}
+            harness.get(timeline)
+    assert harness.reads == {"miss": 2}
 
 
-def test_many_readers_of_what_is_being_replaced(rig: Rig) -> None:
+def test_many_readers_of_what_is_being_replaced(harness: Harness) -> None:
     """Readers beside a timeline that goes on get the exact bytes of their LSN, or a miss."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     lsns = [LSN_A + step for step in range(40)]
     expected = {lsn: timeline.tarball(lsn) for lsn in lsns}
     is_over = False
@@ -254,7 +258,7 @@ def test_many_readers_of_what_is_being_replaced(rig: Rig) -> None:
     def read() -> None:
         while not is_over:
             for lsn in lsns:
-                file = rig.open_file(timeline, lsn)
+                file = harness.open_file(timeline, lsn)
                 if file is not None:
                     with file:
                         assert gzip.decompress(file.read()) == expected[lsn]
@@ -263,18 +267,18 @@ def test_many_readers_of_what_is_being_replaced(rig: Rig) -> None:
     def seen_since(count: int) -> bool:
         return len(hits) > count
 
-    def go_on() -> None:
+    def check_cancelled() -> None:
         nonlocal is_over
         try:
             for lsn in lsns:
                 timeline.advance(lsn)
-                rig.prepare(timeline, lsn)
+                harness.prepare(timeline, lsn)
                 wait_until(functools.partial(seen_since, len(hits)))
-                rig.cache.run_cleanup()
+                harness.cache.run_cleanup()
         finally:
             is_over = True
 
-    run_threads([read, read, read, go_on])
+    run_threads([read, read, read, check_cancelled])
     assert set(hits) == set(lsns)
-    assert rig.reads.keys() == {"hit", "miss"}
-    rig.check_books()
+    assert harness.reads.keys() == {"hit", "miss"}
+    harness.check_accounting()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.cache_helpers import fail_with
 
-from bbcache.storage.unnamed_file import NamelessFile
+from bbcache.storage.unnamed_file import UnnamedFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def test_a_nameless_file_is_gone_with_its_descriptor(tmp_path: Path) -> None:
     """It can be opened once more as long as it is open, and has no name."""
-    file = NamelessFile.create(str(tmp_path), "name")
+    file = UnnamedFile.create(str(tmp_path), "name")
     file.append(b"bytes")
     assert os.listdir(tmp_path) == []
     fd = os.open(file.link, os.O_RDONLY)
@@ -34,5 +34,5 @@ def test_a_nameless_file_leaves_nothing_where_it_cannot_be_unlinked(
     before = os.listdir("/proc/self/fd")
     fail_with(monkeypatch, os, "unlink", PermissionError(errno.EACCES, "Permission denied"))
     with pytest.raises(PermissionError):
-        NamelessFile.create(str(tmp_path), "name")
+        UnnamedFile.create(str(tmp_path), "name")
     assert os.listdir("/proc/self/fd") == before

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.cache_helpers import LSN_A, LSN_B, Rig
+from support.cache_helpers import LSN_A, LSN_B, Harness
 
 from bbcache.storage.verify import Audit, Finding, Verdict
 
@@ -18,84 +18,84 @@ def _verdicts(directory: Path) -> dict[str, Verdict]:
 
 def test_good_archives_of_both_kinds_are_good(tmp_path: Path) -> None:
     """Sealed archives and plain ones, as Neon writes them, pass."""
-    with Rig(tmp_path / "cache") as rig:
-        sealed, plain = rig.prepared(), rig.timeline()
-        rig.seed(plain, content=gzip.compress(plain.tarball(LSN_A)))
-        assert _verdicts(rig.dir) == {
-            rig.path(sealed).name: Verdict.GOOD,
-            rig.path(plain).name: Verdict.GOOD,
+    with Harness(tmp_path / "cache") as harness:
+        sealed, plain = harness.prepared(), harness.timeline()
+        harness.seed(plain, content=gzip.compress(plain.tarball(LSN_A)))
+        assert _verdicts(harness.dir) == {
+            harness.path(sealed).name: Verdict.GOOD,
+            harness.path(plain).name: Verdict.GOOD,
         }
 
 
 def test_strays_are_listed_and_left_alone(tmp_path: Path) -> None:
-    """What has no entry's name, or is no file, is a stray, also when quarantining."""
-    with Rig(tmp_path / "cache") as rig:
-        (rig.dir / "notes.txt").write_text("hello")
-        os.mkfifo(rig.dir / "pipe")
-        os.symlink("/etc/passwd", rig.path(rig.timeline()))
-        findings = list(Audit(rig.dir).run(quarantine=True))
+    """What has no entry's name, or is no file, is a foreign file, also when quarantining."""
+    with Harness(tmp_path / "cache") as harness:
+        (harness.dir / "notes.txt").write_text("hello")
+        os.mkfifo(harness.dir / "pipe")
+        os.symlink("/etc/passwd", harness.path(harness.timeline()))
+        findings = list(Audit(harness.dir).run(quarantine=True))
         assert {finding.verdict for finding in findings} == {Verdict.STRAY}
         assert len(findings) == 3
-        assert len(Audit(rig.dir)) == 0
-        assert rig.quarantined() == []
+        assert len(Audit(harness.dir)) == 0
+        assert harness.quarantined() == []
 
 
 def test_quarantine_moves_bad_archives_only(tmp_path: Path) -> None:
     """With `quarantine`, what is bad is moved away and the rest untouched."""
-    with Rig(tmp_path / "cache") as rig:
-        good, bad = rig.prepared(), rig.prepared()
-        rig.path(bad).write_bytes(b"bad")
-        rig.cache.close()
-        moved = [finding for finding in Audit(rig.dir).run(quarantine=True) if finding.reason]
-        assert [(f.path, f.is_quarantined) for f in moved] == [(str(rig.path(bad)), True)]
-        assert rig.entry_files() == [rig.path(good).name]
-        assert [name.endswith(rig.path(bad).name) for name in rig.quarantined()] == [True]
+    with Harness(tmp_path / "cache") as harness:
+        good, bad = harness.prepared(), harness.prepared()
+        harness.path(bad).write_bytes(b"bad")
+        harness.cache.close()
+        moved = [finding for finding in Audit(harness.dir).run(quarantine=True) if finding.reason]
+        assert [(f.path, f.is_quarantined) for f in moved] == [(str(harness.path(bad)), True)]
+        assert harness.entry_files() == [harness.path(good).name]
+        assert [name.endswith(harness.path(bad).name) for name in harness.quarantined()] == [True]
 
 
 def test_quarantine_beside_a_running_cache_costs_a_miss(tmp_path: Path) -> None:
     """A running cache misses what an audit has taken away, and can prepare it again."""
-    with Rig(tmp_path / "cache") as rig:
-        timeline = rig.prepared()
-        with rig.path(timeline).open("r+b") as file:
+    with Harness(tmp_path / "cache") as harness:
+        timeline = harness.prepared()
+        with harness.path(timeline).open("r+b") as file:
             file.truncate(10)
-        (finding,) = Audit(rig.dir).run(quarantine=True)
+        (finding,) = Audit(harness.dir).run(quarantine=True)
         assert finding.is_quarantined
-        assert rig.get(timeline) is None
-        assert rig.reads == {"miss": 1}
-        rig.prepare(timeline)
-        assert rig.get(timeline) == timeline.tarball(LSN_A)
-        rig.cache.run_cleanup()
-        rig.check_books()
+        assert harness.get(timeline) is None
+        assert harness.reads == {"miss": 1}
+        harness.prepare(timeline)
+        assert harness.get(timeline) == timeline.tarball(LSN_A)
+        harness.cache.run_cleanup()
+        harness.check_accounting()
 
 
 def test_a_file_that_vanishes_meanwhile_is_passed_over(tmp_path: Path) -> None:
     """A running cache may remove an entry between the listing and the check."""
-    with Rig(tmp_path / "cache") as rig:
-        timeline = rig.prepared()
-        audit = Audit(rig.dir)
+    with Harness(tmp_path / "cache") as harness:
+        timeline = harness.prepared()
+        audit = Audit(harness.dir)
         timeline.advance(LSN_B)
-        rig.cache.run_cleanup()
+        harness.cache.run_cleanup()
         assert list(audit.run(quarantine=True)) == []
 
 
 def test_a_file_that_changes_meanwhile_is_not_called_bad(tmp_path: Path) -> None:
     """Another size than was listed proves nothing: the file was replaced."""
-    with Rig(tmp_path / "cache") as rig:
-        timeline = rig.prepared()
-        audit = Audit(rig.dir)
-        rig.path(timeline).write_bytes(b"other")
+    with Harness(tmp_path / "cache") as harness:
+        timeline = harness.prepared()
+        audit = Audit(harness.dir)
+        harness.path(timeline).write_bytes(b"other")
         (finding,) = audit.run(quarantine=True)
         assert finding.verdict is Verdict.UNREADABLE
-        assert rig.entry_files() == [rig.path(timeline).name]
+        assert harness.entry_files() == [harness.path(timeline).name]
 
 
 def test_a_file_published_over_the_one_read_is_not_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the very file that was found bad is quarantined."""
-    with Rig(tmp_path / "cache") as rig:
-        timeline = rig.prepared()
-        path = rig.path(timeline)
+    with Harness(tmp_path / "cache") as harness:
+        timeline = harness.prepared()
+        path = harness.path(timeline)
         good = path.read_bytes()
         path.write_bytes(bytes(len(good)))
 
@@ -107,7 +107,7 @@ def test_a_file_published_over_the_one_read_is_not_moved(
 
         original = os.path.samestat
         monkeypatch.setattr("bbcache.storage.verify.os.path.samestat", replace)
-        (finding,) = Audit(rig.dir).run(quarantine=True)
+        (finding,) = Audit(harness.dir).run(quarantine=True)
         assert (finding.verdict, finding.is_quarantined) == (Verdict.BAD, False)
         assert path.read_bytes() == good
 

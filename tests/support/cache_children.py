@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from support.cache_helpers import DEADLINE_S, LSN_B, MIB, Rig, noise, tar_of
+from support.cache_helpers import DEADLINE_S, LSN_B, MIB, Harness, noise, tar_of
 
 from bbcache import StoreError
 
@@ -55,9 +55,9 @@ def _plain_users_dir() -> Iterator[Path]:
     """A directory of a plain user, who this process is from now on."""
     with _new_dir() as parent:
         # What is imported late must be there before root's own files are out of reach.
-        with Rig(parent / "warm-up") as rig:
-            rig.prepared()
-            rig.cache.run_cleanup()
+        with Harness(parent / "warm-up") as harness:
+            harness.prepared()
+            harness.cache.run_cleanup()
         shutil.rmtree(parent / "warm-up")
         _become_a_plain_user(parent)
         yield parent / "cache"
@@ -80,114 +80,114 @@ def _no_descriptors() -> Iterator[None]:
 def out_of_descriptors() -> None:
     """Really lower the limit of open files, and raise it again."""
     log = _captured_log()
-    with _new_dir() as directory, Rig(directory) as rig:
-        held, bad, new = rig.prepared(), rig.prepared(), rig.timeline()
-        rig.path(bad).write_bytes(b"bad")
+    with _new_dir() as directory, Harness(directory) as harness:
+        held, bad, new = harness.prepared(), harness.prepared(), harness.timeline()
+        harness.path(bad).write_bytes(b"bad")
         with _no_descriptors():
-            assert rig.get(held) is None
-            assert rig.get(bad) is None
-            assert rig.get(new) is None
-            rig.prepare(new)
-            rig.cache.run_cleanup()
-        assert rig.reads == {"error": 2, "miss": 1}, rig.reads
-        assert rig.counts() == {"ok": 2, "error": 1}, rig.counts()
+            assert harness.get(held) is None
+            assert harness.get(bad) is None
+            assert harness.get(new) is None
+            harness.prepare(new)
+            harness.cache.run_cleanup()
+        assert harness.reads == {"error": 2, "miss": 1}, harness.reads
+        assert harness.counts() == {"ok": 2, "error": 1}, harness.counts()
         assert "hint: Raise the limit of open files" in log.getvalue()
-        assert rig.holds(held)
-        assert rig.holds(bad)
-        assert rig.get(held) == tar_of(held)
-        rig.prepare(new)
-        assert rig.get(new) == tar_of(new)
-        assert rig.get(bad) is None
-        rig.wait_idle()
-        assert rig.get(bad) == tar_of(bad)
-        rig.cache.run_cleanup()
-        rig.check_books()
+        assert harness.holds(held)
+        assert harness.holds(bad)
+        assert harness.get(held) == tar_of(held)
+        harness.prepare(new)
+        assert harness.get(new) == tar_of(new)
+        assert harness.get(bad) is None
+        harness.wait_idle()
+        assert harness.get(bad) == tar_of(bad)
+        harness.cache.run_cleanup()
+        harness.check_accounting()
 
 
 def out_of_descriptors_at_the_start() -> None:
     """The directory can be locked, and then not be listed for a while."""
     log = _captured_log()
     with _new_dir() as directory:
-        rig = Rig(directory)
-        timeline = rig.timeline()
-        with rig:
-            rig.prepare(timeline)
+        harness = Harness(directory)
+        timeline = harness.timeline()
+        with harness:
+            harness.prepare(timeline)
         descriptor = os.dup(0)  # one is left, for the lock file
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptor + 1, limits[1]))
         os.close(descriptor)
-        rig.open(wait=False)
-        with rig.opened:
-            assert not rig.cache.wait_initialized(0.1)
-            assert rig.get(timeline) is None
+        harness.open(wait=False)
+        with harness.opened:
+            assert not harness.cache.wait_initialized(0.1)
+            assert harness.get(timeline) is None
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            assert rig.cache.wait_initialized(DEADLINE_S)
-            assert rig.get(timeline) == tar_of(timeline)
+            assert harness.cache.wait_initialized(DEADLINE_S)
+            assert harness.get(timeline) == tar_of(timeline)
             assert "trying again in 0.02 s\nhint: Raise the limit" in log.getvalue()
 
 
 def beyond_the_limit_of_file_sizes() -> None:
     """Python ignores SIGXFSZ, so a write beyond the limit raises EFBIG."""
     log = _captured_log()
-    with _new_dir() as directory, Rig(directory) as rig:
-        timeline = rig.timeline()
+    with _new_dir() as directory, Harness(directory) as harness:
+        timeline = harness.timeline()
         timeline.tarball = lambda _at: noise(2 * MIB)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))
-        rig.prepare(timeline)
-        assert rig.counts() == {"error": 1}, rig.counts()
+        harness.prepare(timeline)
+        assert harness.counts() == {"error": 1}, harness.counts()
         assert os.strerror(errno.EFBIG) in log.getvalue()
-        rig.check_books()
-        rig.prepared()
+        harness.check_accounting()
+        harness.prepared()
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        rig.prepare(timeline)
-        assert rig.get(timeline) == noise(2 * MIB)
-        rig.check_books()
+        harness.prepare(timeline)
+        assert harness.get(timeline) == noise(2 * MIB)
+        harness.check_accounting()
 
 
 def read_only_directory() -> None:
     """As a plain user, take the right to write away and give it back."""
     log = _captured_log()
-    with _plain_users_dir() as directory, Rig(directory) as rig:
-        held, gone, new = rig.prepared(), rig.prepared(), rig.timeline()
+    with _plain_users_dir() as directory, Harness(directory) as harness:
+        held, gone, new = harness.prepared(), harness.prepared(), harness.timeline()
         gone.advance(LSN_B)
         directory.chmod(0o500)
-        rig.prepare(new)
-        assert rig.counts() == {"ok": 2, "error": 1}, rig.counts()
+        harness.prepare(new)
+        assert harness.counts() == {"ok": 2, "error": 1}, harness.counts()
         assert "hint: Give the user of this process" in log.getvalue()
-        assert rig.get(held) == tar_of(held)
-        rig.cache.run_cleanup()
-        assert rig.value("bbcache_unlink_failures_total") == 1
-        assert rig.get(gone) is None
-        assert rig.path(gone).exists()
-        rig.wait_idle()
+        assert harness.get(held) == tar_of(held)
+        harness.cache.run_cleanup()
+        assert harness.value("bbcache_unlink_failures_total") == 1
+        assert harness.get(gone) is None
+        assert harness.path(gone).exists()
+        harness.wait_idle()
         (directory / "tmp").chmod(0o500)
-        rig.prepare(new)
-        assert rig.counts() == {"ok": 2, "error": 2}, rig.counts()
+        harness.prepare(new)
+        assert harness.counts() == {"ok": 2, "error": 2}, harness.counts()
         directory.chmod(0o700)
         (directory / "tmp").chmod(0o700)
-        rig.prepare(new)
-        assert rig.get(new) == tar_of(new)
-        rig.cache.run_cleanup()
-        assert not rig.path(gone).exists()
-        rig.check_books()
+        harness.prepare(new)
+        assert harness.get(new) == tar_of(new)
+        harness.cache.run_cleanup()
+        assert not harness.path(gone).exists()
+        harness.check_accounting()
 
 
 def unlistable_directory() -> None:
     """As a plain user, start on a directory that may be entered and written, not listed."""
     log = _captured_log()
     with _plain_users_dir() as directory:
-        rig = Rig(directory)
-        with rig:
-            timeline = rig.prepared()
+        harness = Harness(directory)
+        with harness:
+            timeline = harness.prepared()
         directory.chmod(0o300)
-        rig.open(wait=False)
-        with rig.opened:
-            assert not rig.cache.wait_initialized(0.1)
-            assert rig.cache.entries() == []
+        harness.open(wait=False)
+        with harness.opened:
+            assert not harness.cache.wait_initialized(0.1)
+            assert harness.cache.entries() == []
             directory.chmod(0o700)
-            assert rig.cache.wait_initialized(DEADLINE_S)
-            assert rig.get(timeline) == tar_of(timeline)
+            assert harness.cache.wait_initialized(DEADLINE_S)
+            assert harness.get(timeline) == tar_of(timeline)
             assert "trying again" in log.getvalue()
             assert "hint: Give the user of this process" in log.getvalue()
 
@@ -204,14 +204,14 @@ def no_permission_to_spawn() -> None:
         (directory / ".bbcache.lock").touch(0o000)
         _expect_refusal(directory)
         (directory / ".bbcache.lock").chmod(0o600)
-        with Rig(directory) as rig:
-            rig.prepared()
+        with Harness(directory) as harness:
+            harness.prepared()
 
 
 def _expect_refusal(directory: Path) -> None:
     refusal: StoreError | None = None
     try:
-        Rig(directory).open()
+        Harness(directory).open()
     except StoreError as error:
         refusal = error
     assert refusal is not None, "it could be opened"
@@ -223,32 +223,32 @@ def unreadable_entry() -> None:
     """As a plain user, take the right to read one entry away and give it back."""
     log = _captured_log()
     with _plain_users_dir() as directory:
-        rig = Rig(directory)
-        timeline = rig.timeline()
-        rig.seed(timeline).chmod(0)
-        with rig:
-            assert rig.holds(timeline)
-            assert rig.get(timeline) is None
-            assert rig.reads == {"error": 1}
+        harness = Harness(directory)
+        timeline = harness.timeline()
+        harness.seed(timeline).chmod(0)
+        with harness:
+            assert harness.holds(timeline)
+            assert harness.get(timeline) is None
+            assert harness.reads == {"error": 1}
             assert "hint: Give the user of this process" in log.getvalue()
-            rig.cache.run_cleanup()
-            assert rig.holds(timeline)
-            rig.path(timeline).chmod(0o600)
-            assert rig.get(timeline) == tar_of(timeline)
+            harness.cache.run_cleanup()
+            assert harness.holds(timeline)
+            harness.path(timeline).chmod(0o600)
+            assert harness.get(timeline) == tar_of(timeline)
 
 
 def quarantine_without_search_permission() -> None:
     """As a plain user, let the quarantine be listed, but none of its files be looked at."""
-    with _plain_users_dir() as directory, Rig(directory, verify_reads="always") as rig:
-        timeline = rig.prepared()
-        content = rig.path(timeline).read_bytes()
-        rig.path(timeline).write_bytes(content[:-1] + b"?")
+    with _plain_users_dir() as directory, Harness(directory, verify_reads="always") as harness:
+        timeline = harness.prepared()
+        content = harness.path(timeline).read_bytes()
+        harness.path(timeline).write_bytes(content[:-1] + b"?")
         timeline.advance(LSN_B)
-        assert rig.get(timeline) is None
-        rig.wait_idle()
+        assert harness.get(timeline) is None
+        harness.wait_idle()
         quarantine = directory / "quarantine"
         quarantine.chmod(0o400)
-        rig.cache.run_cleanup()
-        assert rig.value("bbcache_other_bytes") == len(content)
+        harness.cache.run_cleanup()
+        assert harness.value("bbcache_nonentry_bytes") == len(content)
         quarantine.chmod(0o700)
-        rig.check_books()
+        harness.check_accounting()

@@ -1,4 +1,4 @@
-"""What the tests of the whole cache share: a rig around one cache, and gates for races.
+"""What the tests of the whole cache share: a harness around one cache, and gates for races.
 
 Imported by the processes that tests start too, so it does without pytest at run time.
 """
@@ -138,7 +138,7 @@ class Worker(threading.Thread):
         return value
 
 
-class Rig:
+class Harness:
     """A cache on one directory, and a host in memory with one tenant.
 
     A context manager: entering opens the cache, leaving closes it.
@@ -280,7 +280,7 @@ class Rig:
         return header + b"".join(pieces)[len(header) :]
 
     def value(self, name: str) -> float:
-        """A sample such as ``bbcache_other_bytes``; a label is written ``{name=value}``."""
+        """A sample such as ``bbcache_nonentry_bytes``; a label is written ``{name=value}``."""
         return samples(self.registry)[name]
 
     def counts(self, metric: str = "pageserver_basebackup_cache_prepare_total") -> dict[str, int]:
@@ -313,7 +313,7 @@ class Rig:
         """Names of the entry files on disk."""
         return sorted(name for name in os.listdir(self.dir) if ENTRY_NAME.fullmatch(name))
 
-    def check_books(self) -> None:
+    def check_accounting(self) -> None:
         """Gauges, `entries` and the disk agree, as they must whenever the cache is idle."""
         sizes = {name: (self.dir / name).lstat().st_size for name in self.entry_files()}
         listed = {
@@ -324,8 +324,8 @@ class Rig:
         assert self.value("pageserver_basebackup_cache_entries_total") == len(sizes)
         assert self.value("pageserver_basebackup_cache_size_bytes") == sum(sizes.values())
         assert self.temp_files() == []
-        other_bytes = self.value("bbcache_other_bytes")
-        assert other_bytes == disk_bytes(self.dir) - sum(sizes.values())
+        nonentry_bytes = self.value("bbcache_nonentry_bytes")
+        assert nonentry_bytes == disk_bytes(self.dir) - sum(sizes.values())
         assert self.engine.index.total_size_bytes == disk_bytes(self.dir)
 
 

@@ -15,7 +15,7 @@ from support.cache_helpers import (
     LSN_A,
     LSN_B,
     Gate,
-    Rig,
+    Harness,
     noise,
     stop_while_sending,
     tar_of,
@@ -32,51 +32,51 @@ if TYPE_CHECKING:
 
 
 def fork_while_they_wait(data_dir: str) -> None:
-    """The child has the flight, the files and the locks in memory, but no worker."""
-    with Rig(Path(data_dir), prepare_concurrency=1) as rig, Gate() as gate:
-        outgrown, timeline = rig.timeline(LSN_B), rig.timeline()
-        file = fill(rig, outgrown, LSN_A)
+    """The child has the call, the files and the locks in memory, but no worker."""
+    with Harness(Path(data_dir), prepare_concurrency=1) as harness, Gate() as gate:
+        outgrown, timeline = harness.timeline(LSN_B), harness.timeline()
+        file = fill(harness, outgrown, LSN_A)
         stop_while_sending(timeline, gate)
-        workers = fillers(rig, timeline, 2)
+        workers = fillers(harness, timeline, 2)
         gate.wait_for()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns: there are threads
             pid = os.fork()
         if pid == 0:
-            _use_in_child(rig, timeline)
+            _use_in_child(harness, timeline)
             file.close()
             os._exit(7)
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == 7, status
-        assert unpublished_bytes(rig) == file.size_bytes
+        assert unpublished_bytes(harness) == file.size_bytes
         file.close()
-        assert unpublished_bytes(rig) == 0
+        assert unpublished_bytes(harness) == 0
         gate.open()
         assert {str(worker.result()[0]) for worker in workers} == {"built", "joined"}  # type: ignore[index]
-        rig.wait_idle()
-        rig.check_books()
+        harness.wait_idle()
+        harness.check_accounting()
     print("done")  # noqa: T201 - read by the parent
 
 
-def _use_in_child(rig: Rig, timeline: MemoryTimeline) -> None:
+def _use_in_child(harness: Harness, timeline: MemoryTimeline) -> None:
     signal.alarm(20)  # a lock that is wanted ends this process by its signal
     try:
-        fill(rig, timeline, timeout_s=None)
+        fill(harness, timeline, timeout_s=None)
     except FillError as error:
         if "forked from\nhint: " not in str(error):
             raise
     else:
         raise AssertionError("a forked child has got an answer")
-    rig.cache.close()
+    harness.cache.close()
 
 
 def exit_while_they_wait(data_dir: str, kind: str) -> None:
     """End without a close; threads wait without limit for a build and for an LSN."""
-    rig = Rig(Path(data_dir), prepare_concurrency=1)
-    rig.open()
-    rig.opened.pop_all()
+    harness = Harness(Path(data_dir), prepare_concurrency=1)
+    harness.open()
+    harness.opened.pop_all()
     busy = threading.Event()
-    timeline, other = rig.timeline(), rig.timeline()
+    timeline, other = harness.timeline(), harness.timeline()
 
     def write(writer: TarballWriter, _lsn: Lsn) -> None:
         busy.set()
@@ -87,7 +87,7 @@ def exit_while_they_wait(data_dir: str, kind: str) -> None:
 
     def ask(asked: MemoryTimeline) -> None:
         try:
-            fill(rig, asked, timeout_s=None)
+            fill(harness, asked, timeout_s=None)
         except ClosingError:
             os.write(1, b"ClosingError\n")
 
@@ -100,17 +100,17 @@ def exit_while_they_wait(data_dir: str, kind: str) -> None:
 
 def die_while_it_is_built(data_dir: str) -> None:
     """Be killed with one unpublished archive open, and half of another written."""
-    rig = Rig(Path(data_dir))
-    rig.open()
-    timeline, dying = rig.timeline(LSN_B), rig.timeline(LSN_B)
-    file = fill(rig, timeline, LSN_A)
-    assert filled(rig, timeline, LSN_A) == ("built", tar_of(timeline))
+    harness = Harness(Path(data_dir))
+    harness.open()
+    timeline, dying = harness.timeline(LSN_B), harness.timeline(LSN_B)
+    file = fill(harness, timeline, LSN_A)
+    assert filled(harness, timeline, LSN_A) == ("built", tar_of(timeline))
 
     def send(writer: TarballWriter, _lsn: Lsn) -> None:
         writer.write(noise(1 << 21))
-        assert len(rig.temp_files()) == 1
+        assert len(harness.temp_files()) == 1
         os.kill(os.getpid(), signal.SIGKILL)
 
     dying.on_send = send
-    fill(rig, dying, LSN_A)
+    fill(harness, dying, LSN_A)
     file.close()

@@ -11,31 +11,31 @@ from support.helpers import wait_until
 from support.threads import waiting
 
 if TYPE_CHECKING:
-    from support.cache_helpers import Rig
+    from support.cache_helpers import Harness
 
     from bbcache import BasebackupFile, Lsn
     from bbcache.testing import MemoryTimeline
 
 
 def fill(
-    rig: Rig,
+    harness: Harness,
     timeline: MemoryTimeline,
     lsn: Lsn = LSN_A,
     timeout_s: float | None = DEADLINE_S,
 ) -> BasebackupFile:
     """What `get_or_prepare` returns."""
-    shard_id = rig.shard_of(timeline)
-    return rig.cache.get_or_prepare(shard_id, timeline.timeline_id, lsn, timeout_s)
+    shard_id = harness.shard_of(timeline)
+    return harness.cache.get_or_prepare(shard_id, timeline.timeline_id, lsn, timeout_s)
 
 
 def filled(
-    rig: Rig,
+    harness: Harness,
     timeline: MemoryTimeline,
     lsn: Lsn = LSN_A,
     timeout_s: float | None = DEADLINE_S,
 ) -> tuple[str, bytes]:
     """Where the archive came from, and the tarball in it."""
-    with fill(rig, timeline, lsn, timeout_s) as file:
+    with fill(harness, timeline, lsn, timeout_s) as file:
         archive = file.read()
         assert len(archive) == file.size_bytes
         assert file.lsn == lsn
@@ -43,15 +43,15 @@ def filled(
 
 
 def fillers(
-    rig: Rig,
+    harness: Harness,
     timeline: MemoryTimeline,
     count: int,
     lsn: Lsn = LSN_A,
     timeout_s: float | None = None,
 ) -> list[Worker]:
-    """So many threads that ask, all of them aboard the one flight."""
+    """So many threads that ask, all of them aboard the one call."""
     before = aboard()
-    ask = functools.partial(filled, rig, timeline, lsn, timeout_s)
+    ask = functools.partial(filled, harness, timeline, lsn, timeout_s)
     workers = [Worker(ask) for _ in range(count)]
     wait_until(lambda: aboard() == before + count)
     return workers
@@ -62,11 +62,11 @@ def aboard() -> int:
     return len(waiting("get_or_prepare"))
 
 
-def fills(rig: Rig) -> dict[str, int]:
+def fills(harness: Harness) -> dict[str, int]:
     """How many calls ended how."""
-    return rig.counts("bbcache_fills_total")
+    return harness.counts("bbcache_fills_total")
 
 
-def unpublished_bytes(rig: Rig) -> float:
+def unpublished_bytes(harness: Harness) -> float:
     """What the gauge says."""
-    return rig.value("bbcache_unpublished_bytes")
+    return harness.value("bbcache_unpublished_bytes")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from support.cache_helpers import LSN_B, Rig
+from support.cache_helpers import LSN_B, Harness
 from support.process_children import say, wait_for_the_test
 
 
 def use_a_cache(data_dir: str) -> None:
     """One archive prepared, two hits, one miss, one prepare that fails; then wait."""
-    rig = Rig(Path(data_dir))
-    with rig:
-        timeline = rig.prepared()
-        assert rig.get(timeline) is not None
-        assert rig.get(timeline) is not None
-        assert rig.get(timeline, LSN_B) is None
-        rig.tenant.timelines.clear()
-        rig.prepare(timeline, LSN_B)
-        say(str(rig.path(timeline).stat().st_size))
+    harness = Harness(Path(data_dir))
+    with harness:
+        timeline = harness.prepared()
+        assert harness.get(timeline) is not None
+        assert harness.get(timeline) is not None
+        assert harness.get(timeline, LSN_B) is None
+        harness.tenant.timelines.clear()
+        harness.prepare(timeline, LSN_B)
+        say(str(harness.path(timeline).stat().st_size))
         wait_for_the_test()

@@ -16,7 +16,7 @@ from support.cache_helpers import (
     DEADLINE_S,
     LSN_A,
     LSN_B,
-    Rig,
+    Harness,
     noise,
     put,
     run_child,
@@ -34,7 +34,7 @@ from bbcache import (
     TimelineId,
 )
 from bbcache.archive.format import ArchiveWriter
-from bbcache.storage import catalog as shelf_module
+from bbcache.storage import catalog as catalog_module
 from bbcache.storage.dirlock import DirectoryLock
 from bbcache.storage.files import Store, TempFile
 from bbcache.storage.index import Index
@@ -55,18 +55,18 @@ TENANT: Final = TenantId(b"one tenant of 16")
 TIMELINE: Final = TimelineId(b"a timeline of it")
 
 
-def fixed_rig(data_dir: str, **settings: Any) -> tuple[Rig, MemoryTimeline]:
+def fixed_harness(data_dir: str, **settings: Any) -> tuple[Harness, MemoryTimeline]:
     """A cache, not opened, whose one timeline is the same in every process.
 
     Its archives are so large that they are written in more than one part.
     """
-    rig = Rig(Path(data_dir), **settings)
-    rig.host = MemoryHost()
-    rig.tenant = rig.host.add_tenant(TenantShardId(TENANT))
+    harness = Harness(Path(data_dir), **settings)
+    harness.host = MemoryHost()
+    harness.tenant = harness.host.add_tenant(TenantShardId(TENANT))
     timeline = MemoryTimeline(LSN_A, TIMELINE)
     timeline.tarball = lambda at: noise(200_000, int(at))
-    rig.tenant.timelines[TIMELINE] = timeline
-    return rig, timeline
+    harness.tenant.timelines[TIMELINE] = timeline
+    return harness, timeline
 
 
 def say(text: str) -> None:
@@ -113,17 +113,17 @@ class _HeldLocks:
 
 def fork_while_locks_are_held(data_dir: str) -> None:
     """The child uses the cache in every way and exits as any program does."""
-    rig, timeline = fixed_rig(data_dir)
+    harness, timeline = fixed_harness(data_dir)
     with watched_locks() as locks:
-        rig.open()
-        rig.prepare(timeline)
+        harness.open()
+        harness.prepare(timeline)
     assert {"archive", "prepare", "storage"} <= {lock.maker.split(".")[1] for lock in locks}
-    assert rig.get(timeline) == timeline.tarball(LSN_A)
-    before = samples(rig.registry)
+    assert harness.get(timeline) == timeline.tarball(LSN_A)
+    before = samples(harness.registry)
     held = _HeldLocks(locks)
     pid = _fork()
     if pid == 0:
-        _use_in_child(rig, timeline)
+        _use_in_child(harness, timeline)
         sys.exit(7)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 7, status
@@ -131,29 +131,29 @@ def fork_while_locks_are_held(data_dir: str) -> None:
     assert (
         run_child("support.process_children:try_to_open", data_dir) == f"locked by {os.getpid()}\n"
     )
-    assert samples(rig.registry) == before
-    assert rig.get(timeline) == timeline.tarball(LSN_A)
+    assert samples(harness.registry) == before
+    assert harness.get(timeline) == timeline.tarball(LSN_A)
     timeline.advance(LSN_B)
-    rig.prepare(timeline, LSN_B)
-    rig.check_books()
-    rig.cache.close()
+    harness.prepare(timeline, LSN_B)
+    harness.check_accounting()
+    harness.cache.close()
     assert run_child("support.process_children:try_to_open", data_dir) == "open\n"
 
 
-def _use_in_child(rig: Rig, timeline: MemoryTimeline) -> None:
+def _use_in_child(harness: Harness, timeline: MemoryTimeline) -> None:
     signal.alarm(20)  # a lock that is wanted ends this process by its signal
-    cache = rig.cache
+    cache = harness.cache
     assert cache.get(TENANT, timeline.timeline_id, LSN_A) is None
     assert cache.entries() == []
     try:
-        cache.get_or_prepare(rig.shard_of(timeline), timeline.timeline_id, LSN_A)
+        cache.get_or_prepare(harness.shard_of(timeline), timeline.timeline_id, LSN_A)
     except FillError as error:
         if "forked" not in str(error):
             raise
     else:
         raise AssertionError("a forked child has got an answer")
     assert cache.is_enabled
-    rig.send(timeline, LSN_B)
+    harness.send(timeline, LSN_B)
     cache.send_prepare(None, None, None)  # type: ignore[arg-type]
     cache.run_cleanup()
     assert not cache.wait_idle()
@@ -161,21 +161,21 @@ def _use_in_child(rig: Rig, timeline: MemoryTimeline) -> None:
     cache.close()
     with cache:
         pass
-    del rig.cache, cache
+    del harness.cache, cache
     gc.collect()
-    own = Rig(rig.dir.parent / "childs-own")
+    own = Harness(harness.dir.parent / "childs-own")
     with own:  # a child may have a cache of its own
         own.prepared()
-        own.check_books()
+        own.check_accounting()
 
 
 def fork_in_a_callback(data_dir: str, name: str, how: str) -> None:
     """A child is forked in a callback of the host and comes out of it; its parent goes on."""
-    rig, timeline = fixed_rig(data_dir, prepare_concurrency=1)
-    rig.open()
-    rig.prepare(timeline)
+    harness, timeline = fixed_harness(data_dir, prepare_concurrency=1)
+    harness.open()
+    harness.prepare(timeline)
     timeline.advance(LSN_B)
-    (owner,) = [each for each in (rig.host, rig.tenant, timeline) if hasattr(each, name)]
+    (owner,) = [each for each in (harness.host, harness.tenant, timeline) if hasattr(each, name)]
     original = getattr(owner, name)
     codes: list[int] = []
 
@@ -191,13 +191,13 @@ def fork_in_a_callback(data_dir: str, name: str, how: str) -> None:
         return result
 
     put(owner, name, forking)
-    rig.prepare(timeline, LSN_B)
-    rig.cache.run_cleanup()
+    harness.prepare(timeline, LSN_B)
+    harness.cache.run_cleanup()
     assert codes == [{"exit": 5, "raise": 1, "return": 0}[how]]
-    assert rig.counts() == {"ok": 2}
-    assert rig.get(timeline, LSN_B) == timeline.tarball(LSN_B)
-    rig.check_books()
-    rig.cache.close()
+    assert harness.counts() == {"ok": 2}
+    assert harness.get(timeline, LSN_B) == timeline.tarball(LSN_B)
+    harness.check_accounting()
+    harness.cache.close()
 
 
 def _come_out(how: str) -> None:
@@ -210,8 +210,8 @@ def _come_out(how: str) -> None:
 def try_to_open(data_dir: str) -> None:
     """Say whether the directory is free, or who holds it."""
     try:
-        rig, _ = fixed_rig(data_dir)
-        with rig:
+        harness, _ = fixed_harness(data_dir)
+        with harness:
             say("open")
     except DirectoryLockedError as error:
         say(f"locked by {error.pid}")
@@ -219,23 +219,23 @@ def try_to_open(data_dir: str) -> None:
 
 def open_together(data_dir: str) -> None:
     """Open when told, with others; say how it went and stay until the test ends."""
-    rig, _ = fixed_rig(data_dir)
+    harness, _ = fixed_harness(data_dir)
     say("ready")
     wait_for_the_test()
     try:
-        rig.open()
+        harness.open()
     except DirectoryLockedError as error:
         say(f"locked by {error.pid}")
     else:
         say("open")
-        with rig.opened:
+        with harness.opened:
             wait_for_the_test()
 
 
 def leave_children_behind(data_dir: str) -> None:
     """Fork, and start a program with all descriptors; both outlive this process."""
-    rig, _ = fixed_rig(data_dir)
-    rig.open()
+    harness, _ = fixed_harness(data_dir)
+    harness.open()
     program = subprocess.Popen(["cat"], close_fds=False, stdout=subprocess.DEVNULL)
     pid = _fork()
     if pid == 0:
@@ -247,9 +247,9 @@ def leave_children_behind(data_dir: str) -> None:
 
 def hold(data_dir: str) -> None:
     """Hold the directory until killed."""
-    rig, timeline = fixed_rig(data_dir)
-    rig.open()
-    rig.prepare(timeline)
+    harness, timeline = fixed_harness(data_dir)
+    harness.open()
+    harness.prepare(timeline)
     say("open")
     threading.Event().wait()
 
@@ -262,13 +262,15 @@ def _write_slowly(writer: TarballWriter, _lsn: Lsn) -> None:
 
 def exit_without_close(data_dir: str, doing: str, how: str) -> None:
     """End while a prepare is under way, and nobody has closed the cache."""
-    rig, _ = fixed_rig(data_dir, prepare_concurrency=2, cleanup_period=0.001)
-    cache = BasebackupCache.spawn(rig.dir, BasebackupCacheConfig(**rig.settings), rig.host)
-    shard_id = rig.tenant.tenant_shard_id
+    harness, _ = fixed_harness(data_dir, prepare_concurrency=2, cleanup_period=0.001)
+    cache = BasebackupCache.spawn(
+        harness.dir, BasebackupCacheConfig(**harness.settings), harness.host
+    )
+    shard_id = harness.tenant.tenant_shard_id
     cache.send_prepare(shard_id, TIMELINE, LSN_A)
     assert cache.wait_idle(DEADLINE_S)
     busy = threading.Event()
-    other = rig.tenant.add_timeline(LSN_A)
+    other = harness.tenant.add_timeline(LSN_A)
 
     def wait(lsn: Lsn, timeout: float) -> None:
         busy.set()
@@ -305,20 +307,20 @@ def exit_while_the_start_fails(data_dir: str) -> None:
         raise OSError("cannot be listed")
 
     put(Store, "scan", fail)
-    rig, _ = fixed_rig(data_dir)
-    rig.open(wait=False)
+    harness, _ = fixed_harness(data_dir)
+    harness.open(wait=False)
     sys.exit(3)
 
 
 def exit_after_dropping(data_dir: str) -> None:
     """End while a dropped cache closes in the background."""
     warnings.simplefilter("ignore", ResourceWarning)
-    rig, timeline = fixed_rig(data_dir)
-    rig.open()
+    harness, timeline = fixed_harness(data_dir)
+    harness.open()
     timeline.on_send = _write_slowly
-    rig.send(timeline)
-    rig.opened.pop_all()
-    del rig.cache
+    harness.send(timeline)
+    harness.opened.pop_all()
+    del harness.cache
     gc.collect()
 
 
@@ -358,7 +360,7 @@ DEATHS: Final = {
         (TempFile, "sync", 1),
         (Store, "rename_temp", 1),
         (Index, "commit", 1),
-        (shelf_module, "unlink", 1),
+        (catalog_module, "unlink", 1),
     )
     for when in ("before", "after")
 }
@@ -366,12 +368,12 @@ DEATHS: Final = {
 
 def die_in_a_refresh(data_dir: str, death: str) -> None:
     """Publish one basebackup, then be killed at one step of its refresh."""
-    rig, timeline = fixed_rig(data_dir)
-    rig.open()
-    rig.prepare(timeline)
+    harness, timeline = fixed_harness(data_dir)
+    harness.open()
+    harness.prepare(timeline)
     timeline.advance(LSN_B)
     DEATHS[death]()
-    rig.prepare(timeline, LSN_B)
+    harness.prepare(timeline, LSN_B)
     raise AssertionError("still alive")
 
 
@@ -382,7 +384,7 @@ LATER_DEATHS: Final = {
         (Store, "make_directories"),
         (Store, "sweep_tmp"),
         (Store, "scan"),
-        (shelf_module, "unlink"),
+        (catalog_module, "unlink"),
         (Store, "quarantine"),
         (Index, "move_to_quarantine"),
     )
@@ -392,9 +394,9 @@ LATER_DEATHS: Final = {
 
 def die_at_the_start_or_in_a_read(data_dir: str, death: str) -> None:
     """Be killed in a start that has something to sweep, or when a bad entry is taken out."""
-    rig, timeline = fixed_rig(data_dir)
+    harness, timeline = fixed_harness(data_dir)
     LATER_DEATHS[death]()
-    rig.open()
+    harness.open()
     timeline.advance(LSN_B + 1)
-    rig.get(timeline, LSN_B)
+    harness.get(timeline, LSN_B)
     raise AssertionError("still alive")

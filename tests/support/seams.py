@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import pytest
-    from support.cache_helpers import Rig
+    from support.cache_helpers import Harness
 
 
-def stand_still(monkeypatch: pytest.MonkeyPatch, rig: Rig) -> list[float]:
+def stand_still(monkeypatch: pytest.MonkeyPatch, harness: Harness) -> list[float]:
     """Restart the cache with a back-off whose clock a test moves: the item of the list."""
     now_s = [0.0]
     backoff = functools.partial(Backoff, lambda: now_s[0])
     monkeypatch.setattr("bbcache.engine.Backoff", backoff)
-    rig.reopen()
+    harness.reopen()
     return now_s
 
 
-def start_close(rig: Rig) -> Worker:
+def start_close(harness: Harness) -> Worker:
     """Close the cache in a thread, which has begun to wait for what is under way."""
-    closing = Worker(rig.cache.close)
+    closing = Worker(harness.cache.close)
     wait_until(lambda: is_waiting(closing, "close"))
     return closing
 

@@ -216,7 +216,7 @@ def a_life(directory: Path, config: BasebackupCacheConfig | None) -> int:
         with cache.get_or_prepare(shard_id, timeline_id, Lsn(1), timeout_s=2.5) as filled:
             assert_type(filled, BasebackupFile)
             assert filled.source in {"hit", "joined", "built"}
-        with cache.get_or_prepare(shard_id, timeline_id, Lsn(1), go_on=lambda: None):
+        with cache.get_or_prepare(shard_id, timeline_id, Lsn(1), check_cancelled=lambda: None):
             held = cache.get_held(shard_id.tenant_id, timeline_id, Lsn(1))
             assert_type(held, BasebackupFile | None)
         file = cache.get(shard_id.tenant_id, timeline_id, Lsn(1))

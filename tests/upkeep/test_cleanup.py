@@ -12,7 +12,7 @@ from support.cache_helpers import (
     LSN_A,
     LSN_B,
     LSN_C,
-    Rig,
+    Harness,
     fail_with,
     put,
     tar_of,
@@ -21,7 +21,7 @@ from support.helpers import wait_until
 
 from bbcache import NotReadyError, TenantShardId, TenantState
 from bbcache.errors import BrokenError
-from bbcache.storage.catalog import Shelf
+from bbcache.storage.catalog import Catalog
 from bbcache.testing import MemoryHost, MemoryTenant, MemoryTimeline
 
 if TYPE_CHECKING:
@@ -39,43 +39,43 @@ FAILURES = [
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     """A running cache whose periodic clean-up does not come in a test's time."""
-    with Rig(tmp_path / "cache") as opened:
+    with Harness(tmp_path / "cache") as opened:
         yield opened
 
 
-def _set_rows(rig: Rig, *rows: tuple[tuple[int, int], MemoryTenant | None]) -> None:
+def _set_rows(harness: Harness, *rows: tuple[tuple[int, int], MemoryTenant | None]) -> None:
     """Make the host list its one tenant as these shards: (number, count) and the tenant."""
-    tenant_id = rig.tenant.tenant_id
+    tenant_id = harness.tenant.tenant_id
     listed = [(TenantShardId(tenant_id, *shard), tenant) for shard, tenant in rows]
-    put(rig.host, "list", lambda: listed)
+    put(harness.host, "list", lambda: listed)
 
 
-def _no_row(rig: Rig, _timeline: MemoryTimeline) -> None:
-    _set_rows(rig)
+def _no_row(harness: Harness, _timeline: MemoryTimeline) -> None:
+    _set_rows(harness)
 
 
-def _only_none_rows(rig: Rig, _timeline: MemoryTimeline) -> None:
-    _set_rows(rig, ((0, 0), None), ((0, 4), None))
+def _only_none_rows(harness: Harness, _timeline: MemoryTimeline) -> None:
+    _set_rows(harness, ((0, 0), None), ((0, 4), None))
 
 
-def _only_other_shards(rig: Rig, _timeline: MemoryTimeline) -> None:
-    _set_rows(rig, ((1, 4), rig.tenant), ((3, 4), rig.tenant), ((2, 4), None))
+def _only_other_shards(harness: Harness, _timeline: MemoryTimeline) -> None:
+    _set_rows(harness, ((1, 4), harness.tenant), ((3, 4), harness.tenant), ((2, 4), None))
 
 
-def _not_listed(rig: Rig, timeline: MemoryTimeline) -> None:
-    del rig.tenant.timelines[timeline.timeline_id]
+def _not_listed(harness: Harness, timeline: MemoryTimeline) -> None:
+    del harness.tenant.timelines[timeline.timeline_id]
 
 
-def _passed(_rig: Rig, timeline: MemoryTimeline) -> None:
+def _passed(_harness: Harness, timeline: MemoryTimeline) -> None:
     timeline.advance(LSN_B + 1)
 
 
-def _passed_on_every_row(rig: Rig, timeline: MemoryTimeline) -> None:
+def _passed_on_every_row(harness: Harness, timeline: MemoryTimeline) -> None:
     timeline.advance(LSN_C)
-    other = MemoryTenant(TenantShardId(rig.tenant.tenant_id, 0, 4))
-    _set_rows(rig, ((0, 0), rig.tenant), ((0, 4), other), ((0, 2), None))
+    other = MemoryTenant(TenantShardId(harness.tenant.tenant_id, 0, 4))
+    _set_rows(harness, ((0, 0), harness.tenant), ((0, 4), other), ((0, 2), None))
 
 
 @pytest.mark.parametrize(
@@ -83,56 +83,58 @@ def _passed_on_every_row(rig: Rig, timeline: MemoryTimeline) -> None:
     [_no_row, _only_none_rows, _only_other_shards, _not_listed, _passed, _passed_on_every_row],
     ids=lambda change: change.__name__[1:],
 )
-def test_what_is_outgrown_goes(rig: Rig, change: Callable[[Rig, MemoryTimeline], None]) -> None:
+def test_what_is_outgrown_goes(
+    harness: Harness, change: Callable[[Harness, MemoryTimeline], None]
+) -> None:
     """An entry goes with its tenant's shard zero, its timeline, or once the tip is past it."""
-    timeline = rig.prepared(LSN_B)
-    path = rig.path(timeline, LSN_B)
-    change(rig, timeline)
-    rig.cache.run_cleanup()
-    assert rig.cache.entries() == []
+    timeline = harness.prepared(LSN_B)
+    path = harness.path(timeline, LSN_B)
+    change(harness, timeline)
+    harness.cache.run_cleanup()
+    assert harness.cache.entries() == []
     assert not path.exists()
-    rig.check_books()
+    harness.check_accounting()
 
 
-def _nothing(_rig: Rig, _timeline: MemoryTimeline) -> None:
+def _nothing(_harness: Harness, _timeline: MemoryTimeline) -> None:
     pass
 
 
-def _tip_before(_rig: Rig, timeline: MemoryTimeline) -> None:
+def _tip_before(_harness: Harness, timeline: MemoryTimeline) -> None:
     timeline.advance(LSN_A)
 
 
-def _one_of_two_rows_holds_it(rig: Rig, _timeline: MemoryTimeline) -> None:
-    other = MemoryTenant(TenantShardId(rig.tenant.tenant_id, 0, 4))
-    _set_rows(rig, ((0, 4), other), ((0, 0), rig.tenant))
+def _one_of_two_rows_holds_it(harness: Harness, _timeline: MemoryTimeline) -> None:
+    other = MemoryTenant(TenantShardId(harness.tenant.tenant_id, 0, 4))
+    _set_rows(harness, ((0, 4), other), ((0, 0), harness.tenant))
 
 
-def _one_row_is_none(rig: Rig, _timeline: MemoryTimeline) -> None:
-    _set_rows(rig, ((0, 4), None), ((0, 0), rig.tenant), ((0, 2), None))
+def _one_row_is_none(harness: Harness, _timeline: MemoryTimeline) -> None:
+    _set_rows(harness, ((0, 4), None), ((0, 0), harness.tenant), ((0, 2), None))
 
 
-def _one_of_two_rows_is_attaching(rig: Rig, timeline: MemoryTimeline) -> None:
+def _one_of_two_rows_is_attaching(harness: Harness, timeline: MemoryTimeline) -> None:
     timeline.advance(LSN_C)
-    other = MemoryTenant(TenantShardId(rig.tenant.tenant_id, 0, 4))
+    other = MemoryTenant(TenantShardId(harness.tenant.tenant_id, 0, 4))
     other.state = TenantState.ATTACHING
-    _set_rows(rig, ((0, 0), rig.tenant), ((0, 4), other))
+    _set_rows(harness, ((0, 0), harness.tenant), ((0, 4), other))
 
 
-def _not_ready(rig: Rig, _timeline: MemoryTimeline) -> None:
-    rig.host.tenants.clear()
-    rig.host.is_ready = False
+def _not_ready(harness: Harness, _timeline: MemoryTimeline) -> None:
+    harness.host.tenants.clear()
+    harness.host.is_ready = False
 
 
-def _not_ready_half_way(rig: Rig, _timeline: MemoryTimeline) -> None:
+def _not_ready_half_way(harness: Harness, _timeline: MemoryTimeline) -> None:
     def rows() -> Iterator[tuple[TenantShardId, MemoryTenant | None]]:
-        yield TenantShardId(rig.tenant.tenant_id, 1, 2), rig.tenant
+        yield TenantShardId(harness.tenant.tenant_id, 1, 2), harness.tenant
         raise NotReadyError
 
-    put(rig.host, "list", rows)
+    put(harness.host, "list", rows)
 
 
-def _rows_of_nonsense(rig: Rig, _timeline: MemoryTimeline) -> None:
-    put(rig.host, "list", lambda: [None])
+def _rows_of_nonsense(harness: Harness, _timeline: MemoryTimeline) -> None:
+    put(harness.host, "list", lambda: [None])
 
 
 @pytest.mark.parametrize(
@@ -144,81 +146,85 @@ def _rows_of_nonsense(rig: Rig, _timeline: MemoryTimeline) -> None:
     ids=lambda change: change.__name__[1:],
 )
 def test_what_is_wanted_or_unknown_stays(
-    rig: Rig, change: Callable[[Rig, MemoryTimeline], None]
+    harness: Harness, change: Callable[[Harness, MemoryTimeline], None]
 ) -> None:
     """Unknown is not gone: wherever the host cannot say, the entry stays."""
-    timeline = rig.prepared(LSN_B)
-    change(rig, timeline)
-    rig.cache.run_cleanup()
-    assert rig.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
-    rig.check_books()
+    timeline = harness.prepared(LSN_B)
+    change(harness, timeline)
+    harness.cache.run_cleanup()
+    assert harness.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
+    harness.check_accounting()
 
 
 @pytest.mark.parametrize("state", UNKNOWN_STATES)
-def test_a_tenant_that_is_not_active_keeps_its_entries(rig: Rig, state: TenantState) -> None:
+def test_a_tenant_that_is_not_active_keeps_its_entries(
+    harness: Harness, state: TenantState
+) -> None:
     """In every state but ACTIVE a tenant's timelines are unknown, listed or not, moved or not."""
-    timelines = [rig.prepared() for _ in range(3)]
+    timelines = [harness.prepared() for _ in range(3)]
     timelines[0].advance(LSN_B)
-    del rig.tenant.timelines[timelines[1].timeline_id]
-    rig.tenant.state = state
-    rig.cache.run_cleanup()
-    assert len(rig.cache.entries()) == 3
-    rig.tenant.state = TenantState.ACTIVE
-    rig.cache.run_cleanup()
-    assert [entry.timeline_id for entry in rig.cache.entries()] == [timelines[2].timeline_id]
+    del harness.tenant.timelines[timelines[1].timeline_id]
+    harness.tenant.state = state
+    harness.cache.run_cleanup()
+    assert len(harness.cache.entries()) == 3
+    harness.tenant.state = TenantState.ACTIVE
+    harness.cache.run_cleanup()
+    assert [entry.timeline_id for entry in harness.cache.entries()] == [timelines[2].timeline_id]
 
 
 @pytest.mark.parametrize("state", UNKNOWN_STATES)
-def test_a_tenant_that_stops_while_it_lists_keeps_its_entries(rig: Rig, state: TenantState) -> None:
+def test_a_tenant_that_stops_while_it_lists_keeps_its_entries(
+    harness: Harness, state: TenantState
+) -> None:
     """A list made by a tenant that was not ACTIVE at its end may be short: it proves nothing."""
-    timeline = rig.prepared()
+    timeline = harness.prepared()
 
     def list_timelines() -> list[MemoryTimeline]:
-        rig.tenant.state = state
+        harness.tenant.state = state
         return []
 
-    put(rig.tenant, "list_timelines", list_timelines)
-    rig.cache.run_cleanup()
-    assert rig.holds(timeline)
+    put(harness.tenant, "list_timelines", list_timelines)
+    harness.cache.run_cleanup()
+    assert harness.holds(timeline)
 
 
-def test_a_restart_throws_nothing_away(rig: Rig) -> None:
+def test_a_restart_throws_nothing_away(harness: Harness) -> None:
     """Neither the start itself nor steps while tenants attach remove anything."""
-    timelines = [rig.prepared() for _ in range(3)]
-    known = dict(rig.tenant.timelines)
-    rig.tenant.state = TenantState.ATTACHING
-    rig.tenant.timelines.clear()
-    rig.host.is_ready = False
-    rig.reopen()
-    rig.cache.run_cleanup()
-    rig.host.is_ready = True
-    rig.cache.run_cleanup()
-    rig.tenant.timelines.update(known)
-    rig.tenant.state = TenantState.ACTIVE
-    rig.cache.run_cleanup()
-    assert [rig.get(timeline) for timeline in timelines] == [tar_of(t) for t in timelines]
-    assert rig.reads == {"hit": 3}
+    timelines = [harness.prepared() for _ in range(3)]
+    known = dict(harness.tenant.timelines)
+    harness.tenant.state = TenantState.ATTACHING
+    harness.tenant.timelines.clear()
+    harness.host.is_ready = False
+    harness.reopen()
+    harness.cache.run_cleanup()
+    harness.host.is_ready = True
+    harness.cache.run_cleanup()
+    harness.tenant.timelines.update(known)
+    harness.tenant.state = TenantState.ACTIVE
+    harness.cache.run_cleanup()
+    assert [harness.get(timeline) for timeline in timelines] == [tar_of(t) for t in timelines]
+    assert harness.reads == {"hit": 3}
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("is_half_way", [False, True], ids=["at_once", "half_way"])
 def test_a_list_that_raises_keeps_everything(
-    rig: Rig, error: BaseException, is_half_way: bool, caplog: pytest.LogCaptureFixture
+    harness: Harness, error: BaseException, is_half_way: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`TenantManager.list` that raises, also after some rows, judges nobody."""
-    timelines = [rig.prepared(), rig.prepared()]
+    timelines = [harness.prepared(), harness.prepared()]
     timelines[0].advance(LSN_B)
 
     def rows() -> Iterator[tuple[TenantShardId, MemoryTenant | None]]:
         if is_half_way:
-            yield rig.tenant.tenant_shard_id, rig.tenant
+            yield harness.tenant.tenant_shard_id, harness.tenant
         raise error
 
-    put(rig.host, "list", rows)
-    rig.cache.run_cleanup()
-    assert len(rig.cache.entries()) == 2
+    put(harness.host, "list", rows)
+    harness.cache.run_cleanup()
+    assert len(harness.cache.entries()) == 2
     assert "clean-up keeps everything" in caplog.text
-    assert rig.value("bbcache_cleanup_errors_total") == 1
+    assert harness.value("bbcache_cleanup_errors_total") == 1
 
 
 def _state_raises(broken: Any, error: BaseException) -> None:
@@ -254,60 +260,60 @@ def _raiser(error: BaseException) -> Callable[..., Any]:
     "breaking", [_state_raises, _listing_raises, _listing_raises_half_way, _tip_raises]
 )
 def test_a_tenant_that_raises_keeps_what_it_was_asked_about(
-    rig: Rig,
+    harness: Harness,
     breaking: Callable[[Any, BaseException], None],
     error: BaseException,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A callback that raises keeps the entries it is about; all others are judged."""
-    broken = rig.host.add_tenant()
-    kept = rig.timeline(tenant=broken)
-    rig.prepare(kept)
-    gone, wanted = rig.prepared(), rig.prepared()
+    broken = harness.host.add_tenant()
+    kept = harness.timeline(tenant=broken)
+    harness.prepare(kept)
+    gone, wanted = harness.prepared(), harness.prepared()
     gone.advance(LSN_B)
     kept.advance(LSN_B)
     breaking(broken, error)
-    rig.cache.run_cleanup()
-    assert (rig.holds(kept), rig.holds(gone), rig.holds(wanted)) == (True, False, True)
+    harness.cache.run_cleanup()
+    assert (harness.holds(kept), harness.holds(gone), harness.holds(wanted)) == (True, False, True)
     assert str(broken.tenant_id) in caplog.text
 
 
 def test_one_timeline_that_raises_keeps_itself_alone(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+    harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of one tenant, timelines that answer are judged beside one that raises."""
-    broken, gone = rig.prepared(), rig.prepared()
+    broken, gone = harness.prepared(), harness.prepared()
     gone.advance(LSN_B)
     put(broken, "get_last_record_lsn", _raiser(RuntimeError("no tip")))
-    rig.cache.run_cleanup()
-    assert (rig.holds(broken), rig.holds(gone)) == (True, False)
-    for part in (rig.tenant.tenant_id, broken.timeline_id, LSN_A):
+    harness.cache.run_cleanup()
+    assert (harness.holds(broken), harness.holds(gone)) == (True, False)
+    for part in (harness.tenant.tenant_id, broken.timeline_id, LSN_A):
         assert str(part) in caplog.text
 
 
 def test_a_broken_timeline_keeps_its_entry_in_silence(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+    harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The host has reported it: no step counts an error or logs a line about it again."""
-    broken, outgrown = rig.prepared(), rig.prepared()
+    broken, outgrown = harness.prepared(), harness.prepared()
     put(broken, "get_last_record_lsn", _raiser(BrokenError("it is cut")))
     outgrown.advance(LSN_B)
-    rig.cache.run_cleanup()
-    rig.cache.run_cleanup()
-    assert (rig.holds(broken), rig.holds(outgrown)) == (True, False)
-    assert rig.value("bbcache_cleanup_errors_total") == 0
+    harness.cache.run_cleanup()
+    harness.cache.run_cleanup()
+    assert (harness.holds(broken), harness.holds(outgrown)) == (True, False)
+    assert harness.value("bbcache_cleanup_errors_total") == 0
     assert "it is cut" not in caplog.text
 
 
 def test_the_period_runs_steps_and_survives_whatever_they_raise(tmp_path: Path) -> None:
     """Steps come period by period, not at the start, also after one has raised anything."""
-    rig = Rig(tmp_path / "cache", cleanup_period=0.02)
+    harness = Harness(tmp_path / "cache", cleanup_period=0.02)
     calls: list[bool] = []
     ready: list[bool] = []
 
     class Host(MemoryHost):
         def list(self) -> list[tuple[TenantShardId, MemoryTenant | None]]:
-            calls.append(rig.cache.wait_initialized(0))
+            calls.append(harness.cache.wait_initialized(0))
             if len(calls) == 1:
                 raise SystemExit
             if len(calls) == 2:
@@ -317,15 +323,15 @@ def test_the_period_runs_steps_and_survives_whatever_they_raise(tmp_path: Path) 
     def raise_not_ready() -> Any:
         raise NotReadyError
 
-    rig.host = Host()
-    rig.tenant = rig.host.add_tenant()
-    with rig:
-        timeline = rig.prepared()
+    harness.host = Host()
+    harness.tenant = harness.host.add_tenant()
+    with harness:
+        timeline = harness.prepared()
         timeline.advance(LSN_B)
         wait_until(lambda: len(calls) > 3)
-        assert rig.holds(timeline)
+        assert harness.holds(timeline)
         ready.append(True)
-        wait_until(lambda: not rig.cache.entries())
+        wait_until(lambda: not harness.cache.entries())
         assert all(calls)
 
 
@@ -334,54 +340,54 @@ def test_a_tenant_that_raises_anything_does_not_save_the_others(
     tmp_path: Path, error: BaseException
 ) -> None:
     """Also SystemExit or a Ctrl-C of one tenant's own leaves the others to be judged."""
-    with Rig(tmp_path / "cache", cleanup_period=0.02) as rig:
-        broken = rig.host.add_tenant()
-        rig.host.tenants = {broken.tenant_shard_id: broken, **rig.host.tenants}
-        rig.prepare(rig.timeline(tenant=broken))
-        kept, gone = rig.cache.entries()[0], rig.prepared()
+    with Harness(tmp_path / "cache", cleanup_period=0.02) as harness:
+        broken = harness.host.add_tenant()
+        harness.host.tenants = {broken.tenant_shard_id: broken, **harness.host.tenants}
+        harness.prepare(harness.timeline(tenant=broken))
+        kept, gone = harness.cache.entries()[0], harness.prepared()
         put(broken, "list_timelines", _raiser(error))
         gone.advance(LSN_B)
-        wait_until(lambda: not rig.holds(gone), 5)
-        assert kept in rig.cache.entries()
-        assert rig.value("bbcache_cleanup_errors_total") >= 1
+        wait_until(lambda: not harness.holds(gone), 5)
+        assert kept in harness.cache.entries()
+        assert harness.value("bbcache_cleanup_errors_total") >= 1
 
 
 @pytest.mark.parametrize("callback", ["list", "list_timelines", "get_last_record_lsn"])
-def test_a_ctrl_c_passes_through_run_cleanup(rig: Rig, callback: str) -> None:
+def test_a_ctrl_c_passes_through_run_cleanup(harness: Harness, callback: str) -> None:
     """A Ctrl-C in the caller's own thread is the caller's; the cache goes on."""
-    timeline = rig.prepared()
+    timeline = harness.prepared()
     timeline.advance(LSN_B)
-    owner = next(o for o in (rig.host, rig.tenant, timeline) if hasattr(o, callback))
+    owner = next(o for o in (harness.host, harness.tenant, timeline) if hasattr(o, callback))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, callback, _raiser(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
-            rig.cache.run_cleanup()
-    rig.wait_idle()
-    assert rig.holds(timeline)
-    rig.cache.run_cleanup()
-    assert not rig.holds(timeline)
+            harness.cache.run_cleanup()
+    harness.wait_idle()
+    assert harness.holds(timeline)
+    harness.cache.run_cleanup()
+    assert not harness.holds(timeline)
 
 
-def test_the_log_tells_how_many_went(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_tells_how_many_went(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
     """One line where something went, and none where nothing did."""
     caplog.set_level(logging.INFO, logger="bbcache.upkeep.cleanup")
-    rig.prepared()
-    outgrown = rig.prepared()
-    rig.cache.run_cleanup()
+    harness.prepared()
+    outgrown = harness.prepared()
+    harness.cache.run_cleanup()
     assert "clean-up" not in caplog.text
     outgrown.advance(LSN_B)
-    rig.cache.run_cleanup()
+    harness.cache.run_cleanup()
     assert "clean-up removed 1 of 2 basebackups" in caplog.text
 
 
 def test_without_its_directory_a_step_judges_nothing(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where it cannot be used the step ends, and the next one does the work."""
-    timeline = rig.prepared()
+    timeline = harness.prepared()
     timeline.advance(LSN_B)
-    fail_with(monkeypatch, Shelf, "ensure_home", OSError(errno.EIO, "EIO"), times=1)
-    rig.cache.run_cleanup()
-    assert rig.holds(timeline)
-    rig.cache.run_cleanup()
-    assert rig.cache.entries() == []
+    fail_with(monkeypatch, Catalog, "ensure_directory", OSError(errno.EIO, "EIO"), times=1)
+    harness.cache.run_cleanup()
+    assert harness.holds(timeline)
+    harness.cache.run_cleanup()
+    assert harness.cache.entries() == []

@@ -11,7 +11,7 @@ import pytest
 from support.cache_helpers import (
     LSN_B,
     Gate,
-    Rig,
+    Harness,
     Worker,
     fail_with,
     noise,
@@ -22,7 +22,7 @@ from support.cache_helpers import (
 )
 from support.helpers import run_threads, wait_until
 
-from bbcache.storage import catalog as shelf_module
+from bbcache.storage import catalog as catalog_module
 from bbcache.storage.files import Store
 
 if TYPE_CHECKING:
@@ -34,71 +34,73 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     """A running cache whose periodic clean-up does not come in a test's time."""
-    with Rig(tmp_path / "cache") as opened:
+    with Harness(tmp_path / "cache") as opened:
         yield opened
 
 
-def test_an_entry_published_while_the_host_is_asked_is_not_judged(rig: Rig) -> None:
+def test_an_entry_published_while_the_host_is_asked_is_not_judged(harness: Harness) -> None:
     """Entries are snapshotted before the manager is asked: one born meanwhile stays."""
-    old, refreshed = rig.prepared(), rig.prepared()
-    born = rig.timeline()
-    del rig.tenant.timelines[old.timeline_id]
+    old, refreshed = harness.prepared(), harness.prepared()
+    born = harness.timeline()
+    del harness.tenant.timelines[old.timeline_id]
     with Gate() as gate:
 
         def list_slowly() -> list[tuple[TenantShardId, MemoryTenant | None]]:
             gate()
             return []
 
-        put(rig.host, "list", list_slowly)
-        step = Worker(rig.cache.run_cleanup)
+        put(harness.host, "list", list_slowly)
+        step = Worker(harness.cache.run_cleanup)
         gate.wait_for()
         refreshed.advance(LSN_B)
-        rig.send(born)
-        rig.send(refreshed, LSN_B)
-        wait_until(lambda: rig.counts() == {"ok": 4})
+        harness.send(born)
+        harness.send(refreshed, LSN_B)
+        wait_until(lambda: harness.counts() == {"ok": 4})
         gate.open()
         step.result()
-    assert rig.get(born) == tar_of(born)
-    assert rig.get(refreshed, LSN_B) == tar_of(refreshed, LSN_B)
-    assert not rig.holds(old)
-    rig.check_books()
+    assert harness.get(born) == tar_of(born)
+    assert harness.get(refreshed, LSN_B) == tar_of(refreshed, LSN_B)
+    assert not harness.holds(old)
+    harness.check_accounting()
 
 
-def test_removal_judges_the_entry_not_its_lsn(rig: Rig) -> None:
+def test_removal_judges_the_entry_not_its_lsn(harness: Harness) -> None:
     """An entry made anew at the very LSN that was judged stays."""
-    timeline = rig.prepared()
-    rows = [*rig.host.tenants.items()]
+    timeline = harness.prepared()
+    rows = [*harness.host.tenants.items()]
     with Gate() as gate:
 
         def list_slowly() -> list[tuple[TenantShardId, MemoryTenant | None]]:
             gate()
             return []
 
-        put(rig.host, "list", list_slowly)
-        step = Worker(rig.cache.run_cleanup)
+        put(harness.host, "list", list_slowly)
+        step = Worker(harness.cache.run_cleanup)
         gate.wait_for()
-        rig.path(timeline).unlink()
-        assert rig.get(timeline) is None  # the ghost is dropped
-        rig.send(timeline)
-        wait_until(lambda: rig.counts() == {"ok": 2})
+        harness.path(timeline).unlink()
+        assert harness.get(timeline) is None  # the ghost is dropped
+        harness.send(timeline)
+        wait_until(lambda: harness.counts() == {"ok": 2})
         gate.open()
         step.result()
-        put(rig.host, "list", lambda: rows)
-    assert rig.get(timeline) == tar_of(timeline)
-    rig.check_books()
+        put(harness.host, "list", lambda: rows)
+    assert harness.get(timeline) == tar_of(timeline)
+    harness.check_accounting()
 
 
-def test_a_late_unlink_never_hits_a_new_file(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_unlink_never_hits_a_new_file(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A publish at the path that is being unlinked waits, and its file is there afterwards."""
-    timeline = rig.prepared()
-    rows = rig.host.tenants.pop(rig.tenant.tenant_shard_id)
+    timeline = harness.prepared()
+    rows = harness.host.tenants.pop(harness.tenant.tenant_shard_id)
     with Gate() as gate:
-        stop_before(monkeypatch, shelf_module, "unlink", gate)
-        step = Worker(rig.cache.run_cleanup)
+        stop_before(monkeypatch, catalog_module, "unlink", gate)
+        step = Worker(harness.cache.run_cleanup)
         gate.wait_for()  # dropped from the index, its file not unlinked yet
-        rig.host.tenants[rig.tenant.tenant_shard_id] = rows
+        harness.host.tenants[harness.tenant.tenant_shard_id] = rows
         renaming = threading.Event()
         real_rename = Store.rename_temp
 
@@ -108,130 +110,132 @@ def test_a_late_unlink_never_hits_a_new_file(rig: Rig, monkeypatch: pytest.Monke
 
         monkeypatch.setattr(Store, "rename_temp", rename)
         timeline.tarball = lambda _at: noise(2000)
-        rig.send(timeline)
-        wait_until(lambda: rig.value("bbcache_prepare_seconds_count{phase=wait_lsn}") == 2)
+        harness.send(timeline)
+        wait_until(lambda: harness.value("bbcache_prepare_seconds_count{phase=wait_lsn}") == 2)
         assert not renaming.is_set()
         gate.open()
         step.result()
-    rig.wait_idle()
-    assert rig.get(timeline) == noise(2000)
-    rig.check_books()
+    harness.wait_idle()
+    assert harness.get(timeline) == noise(2000)
+    harness.check_accounting()
 
 
-def test_clean_up_leaves_a_build_in_flight_alone(rig: Rig) -> None:
+def test_clean_up_leaves_a_build_in_flight_alone(harness: Harness) -> None:
     """Neither a step nor its upkeep touches the temporary file of a build."""
-    timeline = rig.timeline()
+    timeline = harness.timeline()
     with Gate() as gate:
         stop_while_sending(timeline, gate)
-        rig.send(timeline)
+        harness.send(timeline)
         gate.wait_for()
-        before = rig.temp_files()
+        before = harness.temp_files()
         assert len(before) == 1
         for _ in range(3):
-            rig.cache.run_cleanup()
-        assert rig.temp_files() == before
-    rig.wait_idle()
-    assert rig.get(timeline) == tar_of(timeline)
+            harness.cache.run_cleanup()
+        assert harness.temp_files() == before
+    harness.wait_idle()
+    assert harness.get(timeline) == tar_of(timeline)
 
 
 def test_a_failed_unlink_is_parked_and_tried_again(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its bytes count, it does not hold up `wait_idle`, and the next step tries again."""
-    timeline = rig.prepared()
-    path = rig.path(timeline)
+    timeline = harness.prepared()
+    path = harness.path(timeline)
     size_bytes = path.stat().st_size
     timeline.advance(LSN_B)
     with monkeypatch.context() as patch:
-        fail_with(patch, shelf_module, "unlink", OSError(errno.EBUSY, "busy", str(path)))
-        rig.cache.run_cleanup()
-        rig.wait_idle()
-        rig.cache.run_cleanup()
-        assert rig.cache.entries() == []
-        assert rig.get(timeline) is None
+        fail_with(patch, catalog_module, "unlink", OSError(errno.EBUSY, "busy", str(path)))
+        harness.cache.run_cleanup()
+        harness.wait_idle()
+        harness.cache.run_cleanup()
+        assert harness.cache.entries() == []
+        assert harness.get(timeline) is None
         assert path.exists()
-        assert rig.value("bbcache_other_bytes") == size_bytes
-        assert rig.value("pageserver_basebackup_cache_size_bytes") == 0
-        assert rig.value("bbcache_unlink_failures_total") == 1  # once a file
+        assert harness.value("bbcache_nonentry_bytes") == size_bytes
+        assert harness.value("pageserver_basebackup_cache_size_bytes") == 0
+        assert harness.value("bbcache_unlink_failures_total") == 1  # once a file
         assert str(path) in caplog.text
-    rig.cache.run_cleanup()
+    harness.cache.run_cleanup()
     assert not path.exists()
-    rig.check_books()
+    harness.check_accounting()
 
 
-def test_a_publish_takes_over_a_parked_path(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_publish_takes_over_a_parked_path(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file published where one waits for its removal is counted once and never removed."""
-    timeline = rig.prepared()
-    rig.host.tenants[rig.tenant.tenant_shard_id] = None
+    timeline = harness.prepared()
+    harness.host.tenants[harness.tenant.tenant_shard_id] = None
     with monkeypatch.context() as patch:
-        fail_with(patch, shelf_module, "unlink", OSError(errno.EACCES, "no", "x"))
-        rig.cache.run_cleanup()
-    rig.host.tenants[rig.tenant.tenant_shard_id] = rig.tenant
-    rig.prepare(timeline)
-    rig.cache.run_cleanup()
-    assert rig.get(timeline) == tar_of(timeline)
-    rig.check_books()
+        fail_with(patch, catalog_module, "unlink", OSError(errno.EACCES, "no", "x"))
+        harness.cache.run_cleanup()
+    harness.host.tenants[harness.tenant.tenant_shard_id] = harness.tenant
+    harness.prepare(timeline)
+    harness.cache.run_cleanup()
+    assert harness.get(timeline) == tar_of(timeline)
+    harness.check_accounting()
 
 
 def test_a_replaced_file_that_cannot_go_is_parked(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refresh whose old file stays is served; the old one counts until it is gone."""
-    timeline = rig.prepared()
+    timeline = harness.prepared()
     timeline.advance(LSN_B)
     with monkeypatch.context() as patch:
-        fail_with(patch, shelf_module, "unlink", OSError(errno.EACCES, "no", "x"), times=1)
-        rig.prepare(timeline, LSN_B)
-    assert rig.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
-    assert rig.value("bbcache_other_bytes") == rig.path(timeline).stat().st_size
-    rig.cache.run_cleanup()
-    rig.check_books()
+        fail_with(patch, catalog_module, "unlink", OSError(errno.EACCES, "no", "x"), times=1)
+        harness.prepare(timeline, LSN_B)
+    assert harness.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
+    assert harness.value("bbcache_nonentry_bytes") == harness.path(timeline).stat().st_size
+    harness.cache.run_cleanup()
+    harness.check_accounting()
 
 
-def test_two_steps_at_once_do_no_harm(rig: Rig) -> None:
+def test_two_steps_at_once_do_no_harm(harness: Harness) -> None:
     """Steps in several threads remove each entry once."""
     for _ in range(20):
-        rig.prepared().advance(LSN_B)
-    wanted = rig.prepared()
-    run_threads([rig.cache.run_cleanup] * 4)
-    assert [entry.timeline_id for entry in rig.cache.entries()] == [wanted.timeline_id]
-    assert rig.value("bbcache_unlink_failures_total") == 0
-    rig.check_books()
+        harness.prepared().advance(LSN_B)
+    wanted = harness.prepared()
+    run_threads([harness.cache.run_cleanup] * 4)
+    assert [entry.timeline_id for entry in harness.cache.entries()] == [wanted.timeline_id]
+    assert harness.value("bbcache_unlink_failures_total") == 0
+    harness.check_accounting()
 
 
-def test_upkeep_follows_strays_and_quarantine(rig: Rig) -> None:
+def test_upkeep_follows_strays_and_quarantine(harness: Harness) -> None:
     """What an operator removes, or what grows, is seen by the next step."""
-    rig.cache.close()
-    stray = rig.dir / "notes.txt"
-    stray.write_bytes(b"x" * 100)
-    (rig.dir / "quarantine" / "old").write_bytes(b"y" * 50)
-    rig.open()
-    assert rig.value("bbcache_other_bytes") == 150
-    stray.write_bytes(b"x" * 300)
-    rig.cache.run_cleanup()
-    assert rig.value("bbcache_other_bytes") == 350
-    stray.unlink()
-    os.unlink(rig.dir / "quarantine" / "old")
-    rig.cache.run_cleanup()
-    rig.check_books()
+    harness.cache.close()
+    foreign_file = harness.dir / "notes.txt"
+    foreign_file.write_bytes(b"x" * 100)
+    (harness.dir / "quarantine" / "old").write_bytes(b"y" * 50)
+    harness.open()
+    assert harness.value("bbcache_nonentry_bytes") == 150
+    foreign_file.write_bytes(b"x" * 300)
+    harness.cache.run_cleanup()
+    assert harness.value("bbcache_nonentry_bytes") == 350
+    foreign_file.unlink()
+    os.unlink(harness.dir / "quarantine" / "old")
+    harness.cache.run_cleanup()
+    harness.check_accounting()
 
 
 def test_run_cleanup_before_the_start_is_done_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is nothing to judge until the entries are known."""
-    rig = Rig(tmp_path / "cache")
-    timeline = rig.timeline()
-    rig.seed(timeline)
+    harness = Harness(tmp_path / "cache")
+    timeline = harness.timeline()
+    harness.seed(timeline)
     timeline.advance(LSN_B)
     with Gate() as gate:
         stop_before(monkeypatch, Store, "scan", gate)
-        rig.open(wait=False)
-        with rig.opened:
+        harness.open(wait=False)
+        with harness.opened:
             gate.wait_for()
-            rig.cache.run_cleanup()
+            harness.cache.run_cleanup()
             gate.open()
-            assert rig.cache.wait_initialized(60)
-            assert rig.holds(timeline)
-            rig.cache.run_cleanup()
-            assert not rig.holds(timeline)
+            assert harness.cache.wait_initialized(60)
+            assert harness.holds(timeline)
+            harness.cache.run_cleanup()
+            assert not harness.holds(timeline)

@@ -1,4 +1,4 @@
-"""Tokens: JWTs signed with Ed25519, and the public keys that they are proven with.
+"""Tokens: JWTs signed with Ed25519, and the public keys that they are verified with.
 
 The claims are those of Neon's pageserver: ``scope``, ``tenant_id``, and ``exp`` and
 ``nbf`` where a token has them; for the scope ``timeline`` also ``timeline_id``. No

@@ -32,14 +32,14 @@ class WriteBehind(Generic[_Batch]):
         self._thread: threading.Thread | None = None
         self._has_thread = False
         self._has_ended = threading.Event()  # an interrupted join takes a thread for ended
-        self._is_given_up = False
+        self._is_cancelled = False
         self._error: BaseException | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._is_given_up = self._is_given_up or kind is not None
+        self._is_cancelled = self._is_cancelled or kind is not None
         self._end()
 
     def put(self, batch: _Batch) -> None:
@@ -76,13 +76,13 @@ class WriteBehind(Generic[_Batch]):
 
     def _run(self) -> None:
         while (batch := self._waiting.get()) is not None:
-            if self._is_given_up:
+            if self._is_cancelled:
                 continue
             try:
                 self._work(batch)
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 self._error = error
-                self._is_given_up = True
+                self._is_cancelled = True
         self._has_ended.set()
 
     def _end(self) -> None:
@@ -100,7 +100,7 @@ class WriteBehind(Generic[_Batch]):
                     self._has_ended.wait()
             except BaseException as error:  # noqa: BLE001 - raised once the thread has ended
                 interruption = error
-                self._is_given_up = True
+                self._is_cancelled = True
         if self._has_thread:
             self._thread.join()
         self._thread, self._has_thread = None, False

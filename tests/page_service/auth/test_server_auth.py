@@ -39,10 +39,10 @@ class Locked:
         keys = TokenKeys(self.signer.write_public(directory / "key.pem"))
         self.bench = bench
         bench.serve(verifier=keys, tls=tls, max_connections=50)
-        self.timeline: MemoryTimeline = bench.rig.prepared(size_bytes=1000)
-        self.tenant_id = bench.rig.tenant.tenant_id
+        self.timeline: MemoryTimeline = bench.harness.prepared(size_bytes=1000)
+        self.tenant_id = bench.harness.tenant.tenant_id
         self.command = bench.command(self.timeline, LSN_A, "gzip")
-        self.archive = bench.rig.path(self.timeline).read_bytes()
+        self.archive = bench.harness.path(self.timeline).read_bytes()
 
     def token(self, tenant_id: TenantId | None = None) -> str:
         """A token for a tenant: the one that there is, unless another is given."""
@@ -99,7 +99,7 @@ FORMS = [
 @pytest.mark.parametrize("form", FORMS)
 def test_every_command_needs_a_token_for_it(locked: Locked, form: str) -> None:
     """However it is spelled, simple or extended; one for the timeline opens that alone."""
-    other = locked.bench.rig.prepared(lsn=LSN_A)
+    other = locked.bench.harness.prepared(lsn=LSN_A)
     ids = {
         timeline: locked.bench.command(timeline, name="").strip()
         for timeline in (locked.timeline, other)
@@ -128,7 +128,7 @@ def test_a_token_that_expires_while_connected(
     signer, bench, now_s = Signer(), make_bench(), [time.time()]
     keys = TokenKeys(signer.write_public(tmp_path / "key.pem"))
     bench.serve(verifier=keys, wall_clock=lambda: now_s[0])
-    timeline = bench.rig.prepared()
+    timeline = bench.harness.prepared()
     client = bench.logged_in(signer.sign(scope="pageserverapi", exp=int(now_s[0]) + 3600))
     assert kinds(client.ask(bench.command(timeline, "gzip"))) == "HdcCZ"
     now_s[0] += 3600 + 60
@@ -190,14 +190,14 @@ def test_tls(make_bench: Callable[[], Bench], tmp_path: Path) -> None:
     """Token and archive go through it, large archives and many commands, too."""
     server, trusting = certificate(tmp_path)
     locked = Locked(make_bench(), tmp_path, server)
-    large = locked.bench.rig.prepared(size_bytes=5 * MIB)
+    large = locked.bench.harness.prepared(size_bytes=5 * MIB)
     sock = locked.bench.socket()
     sock.sendall(wire.ssl_request())
     assert sock.recv(1) == b"S"
     client = WireClient(trusting.wrap_socket(sock, server_hostname="127.0.0.1"))
     assert kinds(client.log_in(locked.token())) == "RSKZ"
     assert copied(client.ask(locked.command)) == locked.archive
-    whole = locked.bench.rig.path(large).read_bytes()
+    whole = locked.bench.harness.path(large).read_bytes()
     assert copied(client.ask(locked.bench.command(large, LSN_A, "gzip"))) == whole
     client.close()
 

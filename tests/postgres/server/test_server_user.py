@@ -243,7 +243,7 @@ def test_what_is_closed_to_the_user_is_found(tmp_path: Path) -> None:
         path.touch(0o600)
     for path in (*tmp_path.rglob("*"), data_dir):
         os.chown(path, user.uid, user.gid)
-    (data_dir / "stray").symlink_to(other)
+    (data_dir / "foreign file").symlink_to(other)
     (other / "2").chmod(0)
     assert user.find_closed(data_dir) is None
     (data_dir / "base/1").chmod(0o400)

@@ -73,7 +73,7 @@ class Outcome:
         return found
 
 
-class Zygote:
+class ForkServer:
     """The warm process, from outside. For one thread; a context manager.
 
     Args:
@@ -83,7 +83,7 @@ class Zygote:
     def __init__(self, library: Path) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="bbcache-zygote-")
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "faults.zygote"],
+            [sys.executable, "-P", "-m", "faults.fork_server"],
             env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": python_path()},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -161,7 +161,7 @@ class Zygote:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the zygote ended with {self._process.wait(HANG_S)}")
+            raise RuntimeError(f"the fork server ended with {self._process.wait(HANG_S)}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -229,9 +229,9 @@ def main() -> int:
     """Take orders from stdin until it ends, each in a fork."""
     import faults.mutations  # noqa: PLC0415
     import faults.tasks  # noqa: F401, PLC0415 - what takes the time
-    from faults import world  # noqa: PLC0415
+    from faults import fixed_host  # noqa: PLC0415
 
-    world.warm_up()
+    fixed_host.warm_up()
     gc.freeze()  # so that a collection in a fork looks at what is its own only
     _send(_READY)
     for line in sys.stdin:

@@ -22,7 +22,7 @@ from fuzz.scripts import Vocabulary, Who
 from page_service import wire
 from page_service.tokens import Signer
 from prometheus_client import CollectorRegistry
-from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, Rig
+from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, Harness
 from support.helpers import count_descriptors, wait_until
 
 from bbcache import TenantId, TimelineId
@@ -102,7 +102,7 @@ class FuzzBed:
     def __init__(self, directory: Path) -> None:
         self.counts: Counter[str] = Counter()
         self._directory = directory
-        self._rig = Rig(directory / "cache", prepare_concurrency=1)
+        self._harness = Harness(directory / "cache", prepare_concurrency=1)
         self._log = Log()
         self._opened = ExitStack()
         self._config = PageServiceConfig(
@@ -119,15 +119,17 @@ class FuzzBed:
         self._opened.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.DEBUG)
         self._opened.callback(logger.removeHandler, self._log)
-        self._opened.enter_context(self._rig)
-        timeline = self._rig.timeline()
+        self._opened.enter_context(self._harness)
+        timeline = self._harness.timeline()
         timeline.tarball = lambda _: tarfile.TarInfo("secret").tobuf() + CONTENT
-        self._rig.prepare(timeline)
-        self._archive = self._rig.path(timeline).read_bytes()
+        self._harness.prepare(timeline)
+        self._archive = self._harness.path(timeline).read_bytes()
         signer = Signer()
-        tenant_id = self._rig.shard_of(timeline).tenant_id
+        tenant_id = self._harness.shard_of(timeline).tenant_id
         self._source = CacheSource(
-            self._rig.host, self._rig.cache, wait_lsn_timeout_s=self._config.wait_lsn_timeout_s
+            self._harness.host,
+            self._harness.cache,
+            wait_lsn_timeout_s=self._config.wait_lsn_timeout_s,
         )
         token = signer.sign(scope="tenant", tenant_id=str(TenantId.generate()))
         keys = TokenKeys(signer.write_public(self._directory / "key.pem"))
@@ -274,7 +276,7 @@ class FuzzBed:
         wait_until(lambda: not any(each.connection_count for each in self._services.values()))
         assert len(self._connections) == 0
         assert not self._log.bad, self._log.bad
-        self._rig.wait_idle()
+        self._harness.wait_idle()
 
     def traces(self) -> tuple[int, int]:
         """How many threads and descriptors there are, but for the pools of the services.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from faults import matrix, mutations, shim, world
+from faults import fixed_host, matrix, mutations, shim
 from faults.shim import Fault
 
 if TYPE_CHECKING:
-    from faults.bed import Bed
+    from faults.harness import Bed
 
 _FOUND_OUT_BY: Final = {
     "serves what it has not checked": "WRONG BYTES: bad at",
@@ -29,9 +29,9 @@ def test_a_broken_promise_is_found(bed: Bed, mutation: str) -> None:
     """A life of a cache that does not keep the promise ends with a complaint about it."""
     bench = bed.benches[0]
     data_dir = bench.directory / "mutant"
-    world.seed(data_dir)
+    fixed_host.seed(data_dir)
     hang_s = 2.0 if mutation == "hangs" else 60.0
-    lived = bench.zygote.run("life", data_dir, mutation=mutation, hang_s=hang_s)
+    lived = bench.fork_server.run("life", data_dir, mutation=mutation, hang_s=hang_s)
     assert _FOUND_OUT_BY[mutation] in "\n".join(lived.complaints())
 
 
@@ -41,9 +41,11 @@ def test_a_start_that_a_sick_disk_stops_is_found(bed: Bed, call: str) -> None:
     bench = bed.benches[0]
     data_dir = bench.directory / "sick"
     for mutation in ("does not fall back", None):
-        world.seed(data_dir)
+        fixed_host.seed(data_dir)
         told = shim.settings(data_dir, Fault("error", 9, only=call, count=0))
-        lived = bench.zygote.run("life", data_dir, told=told, mutation=mutation, is_lasting=True)
+        lived = bench.fork_server.run(
+            "life", data_dir, told=told, mutation=mutation, is_lasting=True
+        )
         stopped = [each for each in lived.complaints() if each.startswith("get_or_prepare of")]
         assert bool(stopped) == bool(mutation)
 
@@ -52,20 +54,20 @@ def test_a_lost_entry_is_found(bed: Bed) -> None:
     """A start that lacks what must have survived complains."""
     bench = bed.benches[0]
     data_dir = bench.directory / "lossy"
-    world.seed(data_dir)
-    (data_dir / world.file_name(world.STEADY, world.LSN_A)).unlink()
-    assert any("entries lost" in c for c in bench.zygote.run("restart", data_dir).complaints())
+    fixed_host.seed(data_dir)
+    (data_dir / fixed_host.file_name(fixed_host.STEADY, fixed_host.LSN_A)).unlink()
+    assert any("entries lost" in c for c in bench.fork_server.run("restart", data_dir).complaints())
 
 
 def test_a_good_archive_in_quarantine_is_found(bed: Bed) -> None:
     """Only proof of badness may send a file there."""
     bench = bed.benches[0]
     data_dir = bench.directory / "hasty"
-    world.seed(data_dir)
-    name = world.file_name(world.FIRST, world.LSN_A)
+    fixed_host.seed(data_dir)
+    name = fixed_host.file_name(fixed_host.FIRST, fixed_host.LSN_A)
     evidence = data_dir / "quarantine" / f"20240201T000000.000000Z_{name}"
-    evidence.write_bytes(world.sealed(world.FIRST, world.LSN_A))
-    complaints = bench.zygote.run("restart", data_dir).complaints()
+    evidence.write_bytes(fixed_host.sealed(fixed_host.FIRST, fixed_host.LSN_A))
+    complaints = bench.fork_server.run("restart", data_dir).complaints()
     assert any("good archive is in quarantine" in complaint for complaint in complaints)
 
 

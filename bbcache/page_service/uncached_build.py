@@ -18,7 +18,7 @@ _LEVEL: Final = 2
 _SLICE_S: Final = 0.2
 
 
-class OwnBuilder:
+class UncachedBuilder:
     """Builds what is for one client alone, a few at a time. Thread-safe.
 
     Args:
@@ -32,14 +32,14 @@ class OwnBuilder:
         self._build_dir = build_dir
 
     def build(
-        self, timeline: Timeline, lsn: Lsn, go_on: Callable[[], None]
+        self, timeline: Timeline, lsn: Lsn, check_cancelled: Callable[[], None]
     ) -> tuple[BinaryIO, int]:
         """Build one.
 
         Args:
             timeline: of what.
             lsn: at which position.
-            go_on: called every so often; what it raises ends the build.
+            check_cancelled: called every so often; what it raises ends the build.
 
         Returns:
             A file of one gzip member, open at its start, and its size in bytes. The
@@ -51,20 +51,20 @@ class OwnBuilder:
             Exception: the host has raised it.
         """
         while not self._places.acquire(timeout=_SLICE_S):
-            go_on()
+            check_cancelled()
         try:
-            return self._build(timeline, lsn, go_on)
+            return self._build(timeline, lsn, check_cancelled)
         finally:
             self._places.release()
 
     def _build(
-        self, timeline: Timeline, lsn: Lsn, go_on: Callable[[], None]
+        self, timeline: Timeline, lsn: Lsn, check_cancelled: Callable[[], None]
     ) -> tuple[BinaryIO, int]:
         file = tempfile.TemporaryFile(dir=self._build_dir)  # noqa: SIM115 - the caller closes it
         try:
             stream: AbstractContextManager[BinaryIO] = igzip.open(file, "wb", compresslevel=_LEVEL)  # type: ignore[no-untyped-call]  # isal has no types for it
             with stream as gzip:
-                watched = _Watched(gzip, go_on)
+                watched = _Watched(gzip, check_cancelled)
                 timeline.send_basebackup_tarball(watched, lsn)
                 watched.finish()
             size_bytes = file.tell()
@@ -81,9 +81,9 @@ class _Watched:
     What it has raised once ends the build, whatever the host makes of it.
     """
 
-    def __init__(self, writer: BinaryIO, go_on: Callable[[], None]) -> None:
+    def __init__(self, writer: BinaryIO, check_cancelled: Callable[[], None]) -> None:
         self._writer = writer
-        self._go_on = go_on
+        self._go_on = check_cancelled
         self._head = b""  # the first block, as far as it is written
         self._failure: BaseException | None = None
 

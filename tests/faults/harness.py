@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 
 from faults import shim
-from faults.zygote import Zygote
+from faults.fork_server import ForkServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +27,7 @@ Answer = TypeVar("Answer")
 class Bench(NamedTuple):
     """A warm process and a directory of its own."""
 
-    zygote: Zygote
+    fork_server: ForkServer
     directory: Path
 
 
@@ -54,7 +54,9 @@ class Bed:
             self.directory = Path(opened.enter_context(parent))
             self.library = shim.build(self.directory, compiler)
             self.benches = [
-                Bench(opened.enter_context(Zygote(self.library)), self._new_dir(f"bench{number}"))
+                Bench(
+                    opened.enter_context(ForkServer(self.library)), self._new_dir(f"bench{number}")
+                )
                 for number in range(jobs or os.cpu_count() or 1)
             ]
             self._opened = opened.pop_all()
