@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -37,15 +38,18 @@ def data_dir() -> Iterator[Path]:
 
 
 @pytest.fixture
-def make_scene(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Scene]]:
-    """Make a scene, from a state's name and settings, that is watched and closed at the end."""
+def make_scene(data_dir: Path) -> Iterator[Callable[..., Scene]]:
+    """Make a scene, from a state's name and settings; the one before is closed."""
     scenes: list[Scene] = []
 
     def make(state: str, **settings: Any) -> Scene:
-        scenes.append(Scene(data_dir, monkeypatch, **settings))
+        for scene in scenes:
+            scene.close()
+        scenes[:] = [Scene(data_dir.with_name(f"cache{next(numbers)}"), **settings)]
         scenes[0].begin(state)
         return scenes[0]
 
+    numbers = itertools.count()
     yield make
     for scene in scenes:
         scene.close()

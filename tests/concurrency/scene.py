@@ -1,50 +1,67 @@
 """Forced interleavings: stop one action at a named step, and see what another does.
 
-A `Scene` is a cache whose *seams* are watched: the calls between its parts, the host's
-callbacks, and the taking of the catalog's file lock. The seams that an action passes are its
-steps, and a `StepGate` stops the first thread that comes to one of them. No step is inside
-the index's lock: what is done there is one change of memory.
+A `Scene` is a cache that is watched from outside: at the host's callbacks, at its calls of
+the operating system, and where its threads take a lock. These are the steps of an action,
+and a `StepGate` stops the first thread that comes to one of them. A step is named by the
+callback or the call, or by the how-manieth lock after that: ``os.rename``, ``os.rename + 1``.
+A test finds the steps of an action by running it once, so that no change of the code moves
+them. No thread is stopped while it has a lock that guards memory alone.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
+import tempfile
 import threading
 from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from concurrency.gates import Step, StepGate, WatchedLock, watch_waits
+from concurrency.gates import StepGate
 from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, Harness, Worker, fail_with, noise
 from support.helpers import wait_until
-
-import bbcache.storage.catalog
-from bbcache.storage.files import TempFile
+from support.locks import watched_locks
+from support.threads import is_waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from prometheus_client import CollectorRegistry
+    from support.locks import WatchedLock
 
     from bbcache import Lsn
     from bbcache.host import TarballWriter
-    from bbcache.prepare.request import Request
 
 TAR_BYTES: Final = 600
 RESULTS: Final = ("ok", "skip", "error")
-SEAMS: Final = (
-    "manager.list tenant.list_timelines",
-    "timeline.get_last_record_lsn timeline.wait_lsn timeline.send_basebackup_tarball",
-    "queue.put queue.done queue.close",
-    "index.find index.by_key index.reserve index.commit index.remove",
-    "index.doom index.settle_doomed index.move_to_quarantine",
-    "store.create_temp store.open store.rename_temp store.quarantine",
-    "temp.patch temp.sync",
-    "disk.unlink",
-    "reader._check",
-    "engine.begin_close engine._join preparer.stop dirlock.release",
-)
+_CALLBACKS: Final = {
+    "manager": ("list", "get_attached_tenant_shard"),
+    "tenant": ("list_timelines", "get_timeline"),
+    "timeline": ("get_last_record_lsn", "wait_lsn", "send_basebackup_tarball"),
+}
+_CALLS: Final = ("open", "pread", "pwrite", "fsync", "rename", "unlink", "mkdir", "scandir")
+
+
+@functools.cache
+def _maker_of_the_file_lock() -> str:
+    """The module whose lock is held where a file gets its name, found by looking."""
+    held: list[str] = []
+    rename = os.rename
+
+    def look(*args: Any) -> None:
+        held.extend(lock.maker for lock in locks if lock.is_mine)
+        rename(*args)
+
+    with tempfile.TemporaryDirectory() as parent, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "rename", look)
+        with watched_locks() as locks, Harness(Path(parent) / "cache") as harness:
+            harness.prepared()
+    (maker,) = held
+    return maker
 
 
 class Scene:
@@ -55,140 +72,180 @@ class Scene:
     Attributes:
         harness: the cache.
         timeline: its timeline, with the tip at `LSN_A`.
+        threads: those of the cache that is watched.
         trace: the steps that were passed since `begin`, in order.
         sent: the tarballs that the host has written, by LSN.
         got: LSN and tarball of every hit.
         most_bytes: the most that counted against the limit at any step.
+        is_closing: whether a close has been asked for.
     """
 
-    def __init__(
-        self,
-        data_dir: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        tar_bytes: int = TAR_BYTES,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, data_dir: Path, tar_bytes: int = TAR_BYTES, **settings: Any) -> None:
         self.harness = Harness(
             data_dir, **{"verify_reads": "always", "prepare_concurrency": 2, **settings}
         )
-        self.monkeypatch = monkeypatch
         self.timeline = self.harness.timeline(LSN_A)
         self.timeline.on_send = self._send
         self._tar_bytes = tar_bytes
-        self.trace: list[Step] = []
+        self.trace: list[str] = []
         self.sent: dict[Lsn, list[bytes]] = {}
         self.got: list[tuple[Lsn, bytes]] = []
         self.most_bytes = 0
-        self.engine: Any = None  # of the life of the cache that is watched
-        self._settled: list[Request] = []
+        self.is_closing = False
+        self._asked: Counter[bool] = Counter()  # whether a close had begun, or not
+        self._is_watched = False
+        self._patches = pytest.MonkeyPatch()
         self._passes: Counter[str] = Counter()
         self._lock = threading.Lock()  # guards trace, most_bytes and _passes
+        self._thread = threading.local()  # the last step that is no lock, and the locks since
         self._gate: StepGate | None = None
-        self.harness.open()
+        self._file_lock_maker = _maker_of_the_file_lock()
+        with watched_locks(self._pass_by_lock) as self.locks:
+            self.harness.open()
+        self.threads = list(self.harness.threads)
 
     def close(self) -> None:
         """Close every cache that was opened."""
+        self._patches.undo()
         self.harness.__exit__(None, None, None)
 
     @property
     def tip(self) -> Lsn:
         """The LSN that is worth preparing."""
-        return self.timeline._lsn
+        return self.timeline.get_last_record_lsn()
+
+    @property
+    def is_in_change(self) -> bool:
+        """Whether a thread is in the middle of a change of files."""
+        return any(lock.is_held for lock in self.locks if self._orders_files(lock))
 
     def begin(self, state: str) -> None:
-        """Bring the timeline into a state, and watch every seam from then on."""
+        """Bring the timeline into a state, and watch every step from then on."""
         STATES[state](self)
-        self.engine = engine = self.harness.engine
-        self.file_lock = WatchedLock(lambda taker: self._pass_by(f"{taker}: file lock"))
-        engine._catalog._file_lock = self.file_lock
-        for line in SEAMS:
-            for seam in line.split():
-                self._watch(seam)
-        self._waiting_for_close = watch_waits(self.monkeypatch, engine._changed)
+        parts = {
+            "manager": self.harness.host,
+            "tenant": self.harness.tenant,
+            "timeline": self.timeline,
+        }
+        for part, names in _CALLBACKS.items():
+            for name in names:
+                self._watch(parts[part], name, f"{part}.{name}")
+        for name in _CALLS:
+            self._watch(os, name, f"os.{name}")
         self._registry = self.harness.registry
-        self._ended_before = sum(prepare_results(self._registry).values())
-        settle = engine._preparer.settle
+        self._ended_before = self.ended_count
+        self._quarantined_before = self._quarantined_count
+        self._is_watched = True
 
-        def settled(request: Request, count: Callable[[], None]) -> None:
-            settle(request, count)
-            self._settled.append(request)
-
-        self.monkeypatch.setattr(engine._preparer, "settle", settled)
+    def restart(self) -> None:
+        """Forget the steps that were passed."""
+        self.trace.clear()
+        self._passes.clear()
+        self._thread = threading.local()
 
     def stop_at(self, step: str) -> StepGate:
         """Stop the next thread that comes to `step`."""
-        self._gate = StepGate(Step.parse(step))
+        self._gate = StepGate(step)
         return self._gate
 
-    def has_ended(self, lsn: Lsn) -> bool:
-        """Whether a prepare that was asked for at `lsn` has ended."""
-        return any(each.lsn == lsn and not each.is_rebuild for each in self._settled)
+    def comes(self, gate: StepGate, worker: Worker) -> bool:
+        """Whether a thread has been stopped; False where the action has ended without that."""
+        wait_until(lambda: gate.has_stopped or (not worker.is_alive() and self._is_quiet()))
+        return gate.has_stopped
+
+    @property
+    def ended_count(self) -> int:
+        """How many prepares have ended."""
+        return sum(prepare_results(self._registry).values())
+
+    def ask(self, lsn: Lsn) -> None:
+        """Ask for a prepare."""
+        self.harness.send(self.timeline, lsn)
+        with self._lock:
+            self._asked[self.is_closing] += self._is_watched
 
     def check_counts(self) -> None:
-        """Every prepare that was queued while watched has ended, and counts once."""
-        asked = sum(step.seam == "queue.put" for step in self.trace)
-        ended = sum(prepare_results(self._registry).values()) - self._ended_before
-        assert ended == asked
+        """Every prepare and rebuild that was asked for while watched has ended, and counts once.
+
+        A prepare that was asked for beside a close may have been refused instead.
+        """
+        rebuilds = self._quarantined_count - self._quarantined_before
+        ended = self.ended_count - self._ended_before - rebuilds
+        assert self._asked[False] <= ended <= self._asked.total()
 
     def run_beside(self, gate: StepGate, action: Callable[[Scene], None]) -> Worker:
-        """Run an action to its end, or to where it must wait for whom the gate has stopped.
+        """Run an action to its end, or to where it must wait for the thread that was stopped.
 
-        That is at the file lock, and, where a thread of the pool is stopped: in the queue,
-        since a timeline has one prepare at a time, and in the join of a close. A second close
-        waits for the first.
+        That is at a lock, and, where a thread of the pool is stopped: in the queue, since a
+        timeline has one prepare at a time, and in a close. A second close waits for the first.
         """
+        was_closing = self.is_closing
+        queued = "pageserver_basebackup_cache_prepare_queue_size"
 
         def must_wait() -> bool:
-            is_joining = any(step.seam == "engine._join" for step in self.trace)
-            is_queued = len(self.engine._queue) > 0
             return (
-                bool(self.file_lock.waiting)
-                or self._waiting_for_close.is_set()
-                or (gate.is_in_pool and (is_joining or is_queued))
+                any(lock.waiting for lock in self.locks)
+                or ((gate.is_in_pool or was_closing) and is_waiting(worker, "close"))
+                or (gate.is_in_pool and bool(self._registry.get_sample_value(queued)))
             )
 
         worker = Worker(action, self)
         wait_until(lambda: not worker.is_alive() or must_wait())
         return worker
 
-    def _parts(self) -> Mapping[str, object]:
-        engine = self.engine
-        return {
-            "manager": self.harness.host,
-            "tenant": self.harness.tenant,
-            "timeline": self.timeline,
-            "queue": engine._queue,
-            "index": engine.index,
-            "store": engine.store,
-            "temp": TempFile,
-            "disk": bbcache.storage.catalog,
-            "reader": engine.reader,
-            "engine": engine,
-            "preparer": engine._preparer,
-            "dirlock": engine._dirlock,
-        }
+    @property
+    def _quarantined_count(self) -> int:
+        return int(self._registry.get_sample_value("bbcache_quarantined_total") or 0)
 
-    def _watch(self, seam: str) -> None:
-        part, _, name = seam.partition(".")
-        owner = self._parts()[part]
+    def _is_quiet(self) -> bool:
+        return self.is_closing or self.harness.cache.wait_idle(0)
+
+    def _orders_files(self, lock: WatchedLock) -> bool:
+        return lock.maker == self._file_lock_maker
+
+    def _watch(self, owner: object, name: str, step: str) -> None:
         original: Callable[..., object] = getattr(owner, name)
 
         def passed(*args: object, **kwargs: object) -> object:
-            self._pass_by(seam)
+            frame = inspect.currentframe()
+            caller = frame.f_back if frame is not None else None
+            if caller is not None and caller.f_globals["__name__"].startswith("bbcache."):
+                self._pass_by(step)
             return original(*args, **kwargs)
 
-        self.monkeypatch.setattr(owner, name, passed)
+        self._patches.setattr(owner, name, passed)
 
-    def _pass_by(self, seam: str) -> None:
-        index = self.engine.index
-        if index._lock._is_owned():
+    def _pass_by_lock(self, lock: WatchedLock) -> None:
+        if not self._is_watched or not lock.maker.startswith("bbcache."):
+            return
+        if not _is_of_interest() or getattr(self._thread, "is_looking", False):
+            return
+        if threading.current_thread() in self.threads and not hasattr(self._thread, "step"):
+            return  # a worker without work, which looks for some now and then
+        if any(each.is_mine and not self._orders_files(each) for each in self.locks):
             return  # in the middle of one change of memory
+        self._thread.locks = getattr(self._thread, "locks", 0) + 1
+        step = getattr(self._thread, "step", "start")
+        self._stop_at(f"{step} + {self._thread.locks}")
+
+    def _pass_by(self, step: str) -> None:
+        if self._is_watched and _is_of_interest():
+            with self._lock:
+                self._passes[step] += 1
+                number = self._passes[step]
+            self._thread.is_looking = True  # at what takes a lock, which is no step
+            self.most_bytes = max(self.most_bytes, self.harness.engine.index.total_size_bytes)
+            self._thread.is_looking = False
+            self._thread.step = step if number == 1 else f"{step} {number}"
+            self._thread.locks = 0
+            self._stop_at(self._thread.step)
+
+    def _stop_at(self, step: str) -> None:
         with self._lock:
-            self._passes[seam] += 1
-            step = Step(seam, self._passes[seam])
             self.trace.append(step)
-            self.most_bytes = max(self.most_bytes, index.total_size_bytes)
             gate = self._gate if self._gate is not None and self._gate.step == step else None
+            if gate is not None:
+                self._gate = None
         if gate is not None:
             gate.stop()
 
@@ -198,16 +255,20 @@ class Scene:
         sent.append(tar)
         half = len(tar) // 2
         writer.write(tar[:half])
-        if self.engine is not None:
-            self._pass_by("host: half of the tarball")
+        self._pass_by("host: half of the tarball")
         writer.write(tar[half:])
+
+
+def _is_of_interest() -> bool:
+    """Whether this thread runs an action, or is one of a cache: not the test that looks on."""
+    return threading.current_thread() is not threading.main_thread()
 
 
 def prepare(scene: Scene) -> None:
     """Prepare the timeline at its tip, and wait for the end of that."""
-    lsn = scene.tip
-    scene.harness.send(scene.timeline, lsn)
-    wait_until(lambda: scene.has_ended(lsn) or not scene.engine.is_serving)
+    before = scene.ended_count
+    scene.ask(scene.tip)
+    wait_until(lambda: scene.ended_count > before or scene.is_closing)
 
 
 def refresh(scene: Scene) -> None:
@@ -230,9 +291,10 @@ def clean_up(scene: Scene) -> None:
     scene.harness.cache.run_cleanup()
 
 
-def close(scene: Scene) -> None:
+def close(scene: Scene, timeout_s: float | None = DEADLINE_S) -> None:
     """Close the cache."""
-    scene.harness.cache.close(DEADLINE_S)
+    scene.is_closing = True
+    scene.harness.cache.close(timeout_s)
 
 
 def _empty(_scene: Scene) -> None:
@@ -268,10 +330,10 @@ def _pending_unlinks(scene: Scene) -> None:
     timelines = scene.harness.tenant.timelines
     del timelines[scene.timeline.timeline_id]
     with pytest.MonkeyPatch.context() as patch:
-        fail_with(patch, bbcache.storage.catalog, "unlink", PermissionError(13, "not permitted"))
+        fail_with(patch, os, "unlink", PermissionError(13, "not permitted"))
         scene.harness.cache.run_cleanup()
     timelines[scene.timeline.timeline_id] = scene.timeline
-    assert scene.harness.engine._catalog._pending_unlinks
+    assert scene.harness.value("bbcache_unlink_failures_total") == 1
 
 
 ACTIONS: Final = {
@@ -313,3 +375,22 @@ def files_in(data_dir: Path) -> dict[str, bytes]:
         for path in data_dir.rglob("*")
         if path.is_file() and not path.name.startswith(".")
     }
+
+
+@contextmanager
+def naming(step: str) -> Iterator[None]:
+    """Add the step at which a thread was stopped to what goes wrong."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"stopped at: {step}")
+        raise
+
+
+def steps_of(make_scene: Callable[..., Scene], state: str, action: str) -> list[str]:
+    """The steps of an action in a state, found by running it."""
+    scene = make_scene(state)
+    Worker(ACTIONS[action], scene).result()
+    if action != "close":
+        scene.harness.wait_idle()
+    return list(dict.fromkeys(scene.trace))

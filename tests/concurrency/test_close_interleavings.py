@@ -12,12 +12,20 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from concurrency.scene import ACTIONS, Scene, clean_up, files_in, get
-from concurrency.test_interleavings import CASES, STEPS
+from concurrency.scene import (
+    ACTIONS,
+    STATES,
+    Scene,
+    clean_up,
+    close,
+    files_in,
+    get,
+    naming,
+    steps_of,
+)
 from prometheus_client import CollectorRegistry
 from support.cache_helpers import (
     DEADLINE_S,
-    LSN_A,
     Gate,
     Harness,
     Worker,
@@ -25,16 +33,19 @@ from support.cache_helpers import (
     stop_while_sending,
 )
 from support.helpers import wait_until
+from support.threads import is_waiting
 
 import bbcache.engine
 from bbcache import BasebackupCache, BasebackupCacheConfig, DirectoryLockedError
 from bbcache.storage.catalog import Catalog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-_OTHERS = [case for case in CASES if case.values[1] != "close"]
+    from concurrency.gates import StepGate
+
+_OTHERS = sorted(ACTIONS.keys() - {"close", "refresh"})
 
 
 @pytest.fixture(autouse=True)
@@ -47,23 +58,36 @@ def wait_for_threads(scene: Scene, *workers: Worker) -> None:
     """Wait until every thread that was left behind has ended."""
     for worker in workers:
         worker.result()
-    for thread in scene.engine._own_threads:
+    for thread in scene.threads:
         thread.join(DEADLINE_S)
         assert not thread.is_alive()
 
 
-@pytest.mark.parametrize(("state", "stopped", "step"), _OTHERS)
+def each_stop(
+    make_scene: Callable[..., Scene], state: str, stopped: str
+) -> Iterator[tuple[Scene, StepGate, Worker]]:
+    """Scenes in which an action was stopped, at each of its steps in turn."""
+    count = 0
+    for step in steps_of(make_scene, state, stopped):
+        scene = make_scene(state)
+        with naming(step), scene.stop_at(step) as gate:
+            first = Worker(ACTIONS[stopped], scene)
+            if scene.comes(gate, first):
+                count += 1
+                yield scene, gate, first
+    assert count > 0
+
+
+@pytest.mark.parametrize("stopped", _OTHERS)
+@pytest.mark.parametrize("state", STATES)
 def test_nothing_changes_after_a_close_that_left_a_thread(
-    make_scene: Callable[..., Scene], state: str, stopped: str, step: str
+    make_scene: Callable[..., Scene], state: str, stopped: str
 ) -> None:
     """Once close has returned no file comes or goes, though the directory may stay locked."""
-    scene = make_scene(state)
-    with scene.stop_at(step) as gate:
-        left = Worker(ACTIONS[stopped], scene)
-        gate.wait()
-        is_in_change = scene.file_lock.is_held
-        scene.harness.cache.close(0)
-        if step != "queue.put":  # who is in the middle of asking is told later
+    for scene, gate, left in each_stop(make_scene, state, stopped):
+        is_in_change = scene.is_in_change
+        close(scene, 0)
+        if gate.is_in_pool:  # else a thread may be in the middle of asking, and is told later
             scene.check_counts()
         if is_in_change:
             with pytest.raises(DirectoryLockedError):
@@ -71,55 +95,51 @@ def test_nothing_changes_after_a_close_that_left_a_thread(
         before = files_in(scene.harness.dir)
         gate.open()
         wait_for_threads(scene, left)
-    if not is_in_change:
-        assert files_in(scene.harness.dir).keys() == before.keys()
-        scene.harness.open()
-        get(scene)
-        scene.harness.wait_idle()
-        scene.harness.cache.run_cleanup()
-        scene.harness.check_accounting()
-    scene.check_counts()
+        if not is_in_change:
+            assert files_in(scene.harness.dir).keys() == before.keys()
+            scene.harness.open()
+            get(scene)
+            scene.harness.wait_idle()
+            scene.harness.cache.run_cleanup()
+            scene.harness.check_accounting()
+        scene.check_counts()
 
 
-@pytest.mark.parametrize(("state", "stopped", "step"), _OTHERS)
+@pytest.mark.parametrize("stopped", _OTHERS)
+@pytest.mark.parametrize("state", STATES)
 def test_a_thread_left_behind_does_not_disturb_the_next_cache(
-    make_scene: Callable[..., Scene], state: str, stopped: str, step: str
+    make_scene: Callable[..., Scene], state: str, stopped: str
 ) -> None:
     """Once close has returned the directory is another cache's, and only that one changes it."""
-    scene = make_scene(state)
-    harness = scene.harness
-    with scene.stop_at(step) as gate:
-        left = Worker(ACTIONS[stopped], scene)
-        gate.wait()
-        harness.cache.close(0)
-        if not scene.file_lock.is_held:
+    for scene, gate, left in each_stop(make_scene, state, stopped):
+        harness = scene.harness
+        close(scene, 0)
+        if not scene.is_in_change:
             harness.open()
             get(scene)
             harness.prepare(scene.timeline, scene.tip)
         before = files_in(harness.dir)
         gate.open()
         wait_for_threads(scene, left)
-    if harness.cache.wait_initialized(0):  # the next cache, not one whose directory stays locked
-        assert files_in(harness.dir) == before
-        harness.cache.run_cleanup()
-        harness.check_accounting()
-        get(scene)
-        assert scene.got
+        if harness.cache.wait_initialized(0):  # the next cache, not one that stays locked out
+            assert files_in(harness.dir) == before
+            harness.cache.run_cleanup()
+            harness.check_accounting()
+            get(scene)
+            assert scene.got
 
 
-@pytest.mark.parametrize(("state", "stopped", "step"), _OTHERS)
+@pytest.mark.parametrize("stopped", _OTHERS)
+@pytest.mark.parametrize("state", STATES)
 def test_nothing_changes_in_the_directory_of_a_successor(
-    make_scene: Callable[..., Scene], state: str, stopped: str, step: str
+    make_scene: Callable[..., Scene], state: str, stopped: str
 ) -> None:
     """A cache whose directory was replaced, and locked by another, leaves that one alone."""
-    scene = make_scene(state)
-    harness, other = scene.harness, Harness(scene.harness.dir)
-    other.host, other.tenant = harness.host, harness.tenant
-    with scene.stop_at(step) as gate:
-        first = Worker(ACTIONS[stopped], scene)
-        gate.wait()
-        is_in_change = scene.file_lock.is_held  # begun in the old directory
-        harness.dir.rename(harness.dir.with_name("moved"))
+    for scene, gate, first in each_stop(make_scene, state, stopped):
+        harness, other = scene.harness, Harness(scene.harness.dir)
+        other.host, other.tenant = harness.host, harness.tenant
+        is_in_change = scene.is_in_change  # begun in the old directory
+        harness.dir.rename(harness.dir.with_name(f"{harness.dir.name}-moved"))
         with other:
             other.prepare(scene.timeline, scene.tip)
             before = files_in(harness.dir)
@@ -130,34 +150,30 @@ def test_nothing_changes_in_the_directory_of_a_successor(
             if not is_in_change:
                 assert files_in(harness.dir) == before
                 other.check_accounting()
-            harness.cache.close(DEADLINE_S)
-    scene.check_counts()
+            close(scene)
+        scene.check_counts()
 
 
-@pytest.mark.parametrize(
-    "step", [step for step in STEPS["empty"]["prepare"] if step != "queue.put"]
-)
 def test_a_close_waits_for_a_build_and_frees_the_directory(
-    make_scene: Callable[..., Scene], step: str
+    make_scene: Callable[..., Scene],
 ) -> None:
     """A close without a limit ends after the build; what it left is whole, in place, unlocked."""
-    scene = make_scene("empty")
-    with scene.stop_at(step) as gate:
-        scene.harness.send(scene.timeline, LSN_A)
-        gate.wait()
-        closing = Worker(scene.harness.cache.close)
-        wait_until(lambda: not scene.engine.is_serving)
-        assert closing.is_alive()
-    closing.result()
-    left = files_in(scene.harness.dir)
-    scene.check_counts()
-    scene.harness.open()
-    assert files_in(scene.harness.dir) == left
-    assert [entry.size_bytes for entry in scene.harness.cache.entries()] == [
-        *map(len, left.values())
-    ]
-    get(scene)
-    scene.harness.check_accounting()
+    for scene, gate, first in each_stop(make_scene, "empty", "prepare"):
+        if not gate.is_in_pool:
+            continue
+        closing = Worker(close, scene, None)
+        wait_until(lambda worker=closing: is_waiting(worker, "close"))  # type: ignore[misc]
+        gate.open()
+        closing.result()
+        first.result()
+        left = files_in(scene.harness.dir)
+        scene.check_counts()
+        scene.harness.open()
+        assert files_in(scene.harness.dir) == left
+        sizes = [entry.size_bytes for entry in scene.harness.cache.entries()]
+        assert sizes == [*map(len, left.values())]
+        get(scene)
+        scene.harness.check_accounting()
 
 
 def test_a_start_that_is_closed_first_changes_nothing(data_dir: Path) -> None:
