@@ -79,7 +79,7 @@ def prove(content: bytes, key: bytes = KEY, lsn: int = LSN, *, with_digest: bool
 
 
 def check_bad(content: bytes, **how: Any) -> str:
-    """The file is verified bad; returns the text."""
+    """The file is found bad; returns the text."""
     with pytest.raises(ArchiveError) as caught:
         prove(content, **how)
     return str(caught.value)

@@ -351,7 +351,7 @@ class Model:
         self._queue(slot, Waiting(held.lsn, is_asked=False))
 
     def clean_up(self, undecided: Collection[int] = ()) -> None:
-        """A clean-up step: what is outgrown goes, what is kept for a later unlink is tried again.
+        """A clean-up step: what is outgrown goes, pending unlinks are tried again.
 
         Args:
             undecided: timelines whose prepares are running meanwhile.

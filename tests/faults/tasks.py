@@ -1,4 +1,4 @@
-"""What a fork of the fork server can be told to do."""
+"""What a child of the fork server can be told to do."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ def test_strays_are_reported_counted_and_left_alone(reopen: Callable[..., Kit]) 
 
 
 def test_what_a_kill_has_left_in_tmp_is_swept(reopen: Callable[..., Kit]) -> None:
-    """No foreign file temporary file is kept, nor counted."""
+    """No left-over temporary file is kept, nor counted."""
     kit = reopen()
     (kit.directory / "tmp" / f"{kit.path(A).name}.half").write_bytes(bytes(100))
     kit.catalog.load()
@@ -387,7 +387,7 @@ def test_a_load_that_fails_half_way_counts_nothing_twice(
 
 
 def test_a_published_file_is_in_its_place_and_in_the_index(kit: Kit) -> None:
-    """The temporary file has become the entry, and the accounting are exact."""
+    """The temporary file has become the entry, and the accounting is exact."""
     entry = kit.publish(A, size_bytes=30)
     assert kit.index.find(A, 1) is entry
     assert kit.path(A).read_bytes() == bytes(30)
@@ -709,7 +709,7 @@ class _LongTime(datetime):
 def test_a_bad_file_that_cannot_be_moved_stays_an_entry(
     tmp_path: Path, reopen: Callable[..., Kit]
 ) -> None:
-    """The accounting are as before, and the next read tries again."""
+    """The accounting is as before, and the next read tries again."""
     kit = reopen(store=Store(str(tmp_path), lambda: _LongTime(2025, 1, 1, tzinfo=UTC)))
     entry = kit.publish(A, size_bytes=30)
     with pytest.raises(OSError, match="too long"):
@@ -860,7 +860,7 @@ def test_nothing_changes_after_the_fence(kit: Kit) -> None:
     block(kit.path(B))
     kit.catalog.discard(other)
     kit.path(B).rmdir()
-    kit.path(B).touch()  # kept for a later unlink, and could be unlinked now
+    kit.path(B).touch()  # pending, and could be unlinked now
     temp, reservation, new = kit.build(C, 1, 30)
     assert kit.catalog.fence(0)
     assert kit.catalog.fence(0)

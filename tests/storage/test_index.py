@@ -580,7 +580,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(key=keys)
     def begin_quarantine(self, key: bytes) -> None:
-        """An entry is verified bad."""
+        """An entry is found bad."""
         if key not in self.held or self.is_busy:
             return
         before = totals(self.index)
@@ -657,7 +657,7 @@ class IndexMachine(RuleBasedStateMachine):
             assert self.index.total_size_bytes <= 100
 
     def teardown(self) -> None:
-        """With everything gone the accounting are at zero."""
+        """With everything gone the accounting is at zero."""
         self.settle(is_unlinked=True)
         self.end_quarantine(is_moved=True)
         for key in (A, B, C, D):
