@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from pageserver.compute_lives import is_running
 from support.cache_helpers import Gate, stop_before
@@ -320,7 +322,9 @@ def restart_by_user(lab: Lab, compute: ComputeNode) -> int:
     before = PostmasterFile.read(pgdata_dir)
     assert before is not None
     command = f"setsid {lab.binaries.tool('pg_ctl')} restart -D {pgdata_dir} -l {pgdata_dir}/log"
-    lab.sql(compute, f"copy (select 1) to program '{command} >/dev/null 2>&1 </dev/null &'")
+    statement = f"copy (select where false) to program '{command} >/dev/null 2>&1 </dev/null &'"
+    with contextlib.suppress(psycopg.OperationalError):  # the restart may end its connection
+        lab.sql(compute, statement)
 
     def is_ready() -> bool:
         file = PostmasterFile.read(pgdata_dir)

@@ -95,7 +95,11 @@ def test_what_is_refused_can_be_mended_on_the_node(lab: Lab, address: Address) -
 def test_a_mode_that_keeps_the_server_out_is_named(lab: Lab, address: Address, name: str) -> None:
     """The stop names the path whose mode is wrong; the node can be mended, and loses nothing."""
     compute = lab.boot(address)
-    lab.sql(compute, "insert into t values (2)", f"copy (select 1) to program 'chmod 0 {name}'")
+    lab.sql(
+        compute,
+        "insert into t values (2)",
+        f"copy (select where false) to program 'chmod 0 {name}'",
+    )
     path = Path(os.path.realpath(compute.cluster.pgdata_dir / name))
     mode = 0o700 if path.is_dir() else 0o600
     for step in (compute.stop, lambda: compute.start(lab.settings)):
@@ -124,8 +128,8 @@ def test_links_of_no_tablespace_are_left_out(
     )
     targets = {"99991": foreign_file, "99992": "/nowhere", "99993": "99993", "99994": "/dev/null"}
     for name, target in targets.items():
-        lab.sql(compute, f"copy (select 1) to program 'ln -s {target} pg_tblspc/{name}'")
-    lab.sql(compute, "copy (select 1) to program 'mkdir pg_tblspc/99995'")
+        lab.sql(compute, f"copy (select where false) to program 'ln -s {target} pg_tblspc/{name}'")
+    lab.sql(compute, "copy (select where false) to program 'mkdir pg_tblspc/99995'")
     compute.cluster.stop()
     compute.start(lab.settings)
     compute.stop()
