@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 from bbcache import lifecycle
 from bbcache.errors import ArgumentError, ClosingError
 from bbcache.ids import check_shard_ids
-from bbcache.metrics import Metrics, SkipReason
+from bbcache.metrics import Metrics
+from bbcache.outcomes import SkipReason
 from bbcache.pacer import Pacer
 from bbcache.prepare.backoff import Backoff
 from bbcache.prepare.builder import Builder

@@ -11,12 +11,19 @@ of the very counter, which is not re-entrant.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, suppress
-from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from bbcache.errors import ConfigError
+from bbcache.outcomes import (
+    FallbackResult,
+    FillResult,
+    Phase,
+    PrepareResult,
+    ReadResult,
+    SkipReason,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,75 +38,6 @@ _BUCKETS_S: Final = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     *(1, 2, 5, 10, 20, 60, 120, 300, 600),
 )
-
-
-class ReadResult(StrEnum):
-    """How a `get` ended."""
-
-    HIT = "hit"
-    MISS = "miss"
-    ERROR = "error"
-
-
-class Source(StrEnum):
-    """Where the archive of a `get_or_prepare` came from."""
-
-    HIT = "hit"
-    JOINED = "joined"
-    BUILT = "built"
-
-
-class FillResult(StrEnum):
-    """How a `get_or_prepare` ended."""
-
-    HIT = "hit"
-    JOINED = "joined"
-    BUILT = "built"
-    ERROR = "error"
-    TIMEOUT = "timeout"
-    CANCELLED = "cancelled"
-    BACKING_OFF = "backing_off"
-    CLOSING = "closing"
-
-
-class FallbackResult(StrEnum):
-    """How a build in `unpublished_dir` ended."""
-
-    OK = "ok"
-    ERROR = "error"
-
-
-class PrepareResult(StrEnum):
-    """How a prepare ended."""
-
-    OK = "ok"
-    SKIP = "skip"
-    ERROR = "error"
-
-
-class SkipReason(StrEnum):
-    """Why a prepare was skipped."""
-
-    NOT_SHARD_ZERO = "not_shard_zero"
-    DISABLED = "disabled"
-    UP_TO_DATE = "up_to_date"
-    TIP_MOVED = "tip_moved"
-    FULL = "full"
-    TOO_BIG = "too_big"
-    COALESCED = "coalesced"
-    QUEUE_FULL = "queue_full"
-    CANCELLED = "cancelled"
-    READ_ONLY = "read_only"
-    CLOSING = "closing"
-
-
-class Phase(StrEnum):
-    """A part of a prepare's time."""
-
-    QUEUE = "queue"
-    WAIT_LSN = "wait_lsn"
-    BUILD = "build"
-    PUBLISH = "publish"
 
 
 class Measured(Protocol):

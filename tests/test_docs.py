@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry
 
 from bbcache.cli import serve
 from bbcache.config import BasebackupCacheConfig
-from bbcache.metrics import Metrics, SkipReason
+from bbcache.metrics import Metrics
+from bbcache.outcomes import SkipReason
 from bbcache.page_service.config import PageServiceConfig
 from bbcache.page_service.metrics import ServiceMetrics
 from bbcache.storage.accounting import Accounting

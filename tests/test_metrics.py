@@ -15,7 +15,8 @@ from support.helpers import run_threads, samples
 from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import ConfigError
 from bbcache.ids import Lsn
-from bbcache.metrics import Metrics, Phase, SkipReason
+from bbcache.metrics import Metrics
+from bbcache.outcomes import Phase, SkipReason
 from bbcache.storage.accounting import Accounting
 from bbcache.storage.index import Entry, Index
 

@@ -10,7 +10,7 @@ import psycopg
 from prometheus_client import CollectorRegistry
 
 from bbcache.errors import BbcacheError, PostgresError
-from bbcache.metrics import Source
+from bbcache.outcomes import Source
 from bbcache.page_service.config import Address, PageServiceConfig
 from bbcache.page_service.server import PageService
 from bbcache.page_service.source import CacheSource

@@ -12,18 +12,13 @@ from typing import Final
 
 from bbcache.http_service.look import SCRIPT, STYLE
 from bbcache.http_service.recent_errors import RecentError
-from bbcache.http_service.status import MEANINGS, Meter, ShownEntry, Status
-from bbcache.metrics import SkipReason
+from bbcache.http_service.status import Meter, ShownEntry, Status
+from bbcache.outcomes import SkipReason, Source
 
 _HIGH: Final = 0.9  # from here on a meter is red
 _UNITS: Final = ("KiB", "MiB", "GiB", "TiB")
 _KIB: Final = 1024
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
-_SOURCES: Final = {
-    "hit": "made before it was asked for",
-    "joined": "from a build that was under way",
-    "built": "built for the client",
-}
 
 
 def render(status: Status) -> str:
@@ -80,9 +75,9 @@ def _hit_ratio(status: Status) -> str:
     total = sum(status.answers.values())
     rows = "\n".join(
         f'<div class="line"><span class="key {_e(source)}">{_e(source)} '
-        f'<span class="faint">{_e(meaning)}</span></span>'
+        f'<span class="faint">{_e(source.text)}</span></span>'
         f'<span class="number">{_e(_number(status.answers.get(source, 0)))}</span></div>'
-        for source, meaning in _SOURCES.items()
+        for source in Source
     )
     failures = "\n".join(
         f'<div class="line faint"><span>not given: {_e(name.replace("_", " "))}</span>'
@@ -101,7 +96,7 @@ def _hit_ratio(status: Status) -> str:
 def _stack(counts: Mapping[str, int], total: int) -> str:
     """A bar of parts, each as wide as its share."""
     parts, start = [], 0.0
-    for name in _SOURCES:
+    for name in Source:
         share = 100 * counts.get(name, 0) / total if total else 0.0
         parts.append(
             f'<rect class="{_e(name)}" x="{start:.2f}%" width="{share:.2f}%" height="100%"/>'
@@ -132,8 +127,8 @@ def _meter(meter: Meter) -> str:
 
 def _skips(status: Status) -> str:
     rows = "\n".join(
-        f'<tr><td><code>{_e(reason)}</code></td><td class="faint">{_e(_meaning(reason))}</td>'
-        f'<td class="number">{_e(_number(count))}</td></tr>'
+        f'<tr><td><code>{_e(reason)}</code></td><td class="faint">'
+        f'{_e(SkipReason(reason).text)}</td><td class="number">{_e(_number(count))}</td></tr>'
         for reason, count in sorted(status.skips.items(), key=lambda item: -item[1])
         if count
     )
@@ -209,10 +204,6 @@ def _entries(entries: tuple[ShownEntry, ...], count: int) -> str:
 
 def _none(text: str) -> str:
     return f'<p class="faint">{_e(text)}</p>'
-
-
-def _meaning(reason: str) -> str:
-    return MEANINGS[SkipReason(reason)]
 
 
 def size(size_bytes: int) -> str:

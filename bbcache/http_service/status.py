@@ -17,7 +17,7 @@ from bbcache._version import __version__
 from bbcache.cache import BasebackupCache
 from bbcache.config import BasebackupCacheConfig
 from bbcache.http_service.recent_errors import RecentError, RecentErrors
-from bbcache.metrics import FillResult, PrepareResult, ReadResult, SkipReason, Source
+from bbcache.outcomes import FillResult, PrepareResult, ReadResult, SkipReason, Source
 from bbcache.page_service.config import PageServiceConfig
 from bbcache.page_service.metrics import Result
 from bbcache.page_service.server import PageService
@@ -25,19 +25,6 @@ from bbcache.pageserver.broken import Broken
 
 MOST_ENTRIES: Final = 100  # that are shown
 MOST_BROKEN: Final = 100  # likewise
-MEANINGS: Final = {
-    SkipReason.NOT_SHARD_ZERO: "basebackups are taken on shard zero alone",
-    SkipReason.DISABLED: "the tenant's switch is off",
-    SkipReason.UP_TO_DATE: "one at this LSN or a newer one was held",
-    SkipReason.TIP_MOVED: "the timeline has gone on since",
-    SkipReason.FULL: "the cache had no room",
-    SkipReason.TOO_BIG: "the archive is above the limit for one",
-    SkipReason.COALESCED: "another request for the timeline made it superfluous",
-    SkipReason.QUEUE_FULL: "too many prepares were waiting",
-    SkipReason.CANCELLED: "no caller waited for it any more",
-    SkipReason.READ_ONLY: "the file system of the cache was read-only",
-    SkipReason.CLOSING: "the cache was closing",
-}
 
 
 class State(StrEnum):

@@ -7,7 +7,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from bbcache.metrics import Source
+from bbcache.outcomes import Source
 from bbcache.page_service.errors import (
     CanceledError,
     DisconnectedError,

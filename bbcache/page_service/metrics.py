@@ -13,7 +13,8 @@ from typing import Final
 from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 from prometheus_client.registry import Collector
 
-from bbcache.metrics import ReadGauge, Source, counter, counter_by, register_all, unregister_all
+from bbcache.metrics import ReadGauge, counter, counter_by, register_all, unregister_all
+from bbcache.outcomes import Source
 
 _BUCKETS_S: Final = (
     *(0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),

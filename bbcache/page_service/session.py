@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from bbcache import lifecycle
-from bbcache.metrics import Source
+from bbcache.outcomes import Source
 from bbcache.page_service.auth.permission import EVERYTHING, Permission
 from bbcache.page_service.command_log import CommandLog, EndedCommand, one_line
 from bbcache.page_service.config import PageServiceConfig

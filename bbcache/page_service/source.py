@@ -26,7 +26,7 @@ from bbcache.host import (
     wait_for_lsn,
 )
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
-from bbcache.metrics import Source
+from bbcache.outcomes import Source
 from bbcache.page_service.errors import (
     CommandError,
     NotFoundError,

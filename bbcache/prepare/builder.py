@@ -19,7 +19,7 @@ from bbcache import lifecycle
 from bbcache.archive.format import ArchiveWriter, check_sealed, pack_header
 from bbcache.archive.tar_head import check_tar_head
 from bbcache.errors import ArchiveError, ClosingError, StoreError
-from bbcache.metrics import FallbackResult, Phase, SkipReason
+from bbcache.outcomes import FallbackResult, Phase, SkipReason
 from bbcache.prepare.build_space import BuildSpace
 from bbcache.prepare.job import (
     PROCESS_LIMITS,

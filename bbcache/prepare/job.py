@@ -14,7 +14,7 @@ from bbcache.errors import (
     StoreError,
     safe_str,
 )
-from bbcache.metrics import SkipReason
+from bbcache.outcomes import SkipReason
 from bbcache.storage.files import disk_step
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from bbcache.errors import (
     StoreError,
     safe_str,
 )
-from bbcache.metrics import FillResult, Source
+from bbcache.outcomes import FillResult, Source
 from bbcache.prepare.job import PROCESS_LIMITS, both_failed
 from bbcache.prepare.request import Request
 from bbcache.storage.files import hint_for

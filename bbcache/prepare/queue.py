@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from bbcache.metrics import SkipReason
+from bbcache.outcomes import SkipReason
 from bbcache.prepare.request import most_likely
 from bbcache.storage.index import make_place
 from bbcache.waiters import Waiters

@@ -9,7 +9,7 @@ from bbcache.errors import StoreError
 from bbcache.storage.files import BasebackupFile
 
 if TYPE_CHECKING:
-    from bbcache.metrics import Source
+    from bbcache.outcomes import Source
     from bbcache.storage.index import Entry
     from bbcache.storage.unpublished import UnpublishedArchive
 

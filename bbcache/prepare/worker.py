@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from bbcache import lifecycle
 from bbcache.errors import ClosingError, LimitError, PrepareError, StoreError, safe_str
 from bbcache.host import TenantState, attached_shards_zero, wait_for_lsn
-from bbcache.metrics import Phase, SkipReason
+from bbcache.outcomes import Phase, SkipReason
 from bbcache.prepare.job import DiskError, Job, Skip, reason_of
 from bbcache.prepare.singleflight import Result
 from bbcache.storage.index import split_key

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, Self
 
 from bbcache.errors import ArchiveError, StoreError
 from bbcache.ids import Lsn
-from bbcache.metrics import Source
+from bbcache.outcomes import Source
 from bbcache.storage.dirlock import LOCK_NAME
 from bbcache.storage.entry_names import PREFIX, parse_entry_names
 from bbcache.storage.index import Entry

@@ -13,6 +13,7 @@ from bbcache.http_service.look import CONTENT_SECURITY_POLICY, SCRIPT, STYLE
 from bbcache.http_service.page import duration, render, size
 from bbcache.http_service.recent_errors import RecentError
 from bbcache.http_service.status import Meter, ShownBroken, ShownEntry, State, Status
+from bbcache.outcomes import SkipReason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +107,7 @@ def safe_str(status: Status) -> str:
             "up 1 h 1 min",
         ),
         *("950 bytes of 1000 bytes", "12,345 of 100,000", "1 ok · 3 skip · 0 error"),
-        *("full the cache had no room 2", "archives quarantined 3", "fills: error 1"),
+        *(f"full {SkipReason.FULL.text} 2", "archives quarantined 3", "fills: error 1"),
         *("a" * 32, "b" * 32, "0/10", "2.0 KiB", "Entries (3)", "2 more"),
         *(f"{'c' * 32} {'d' * 32} pg_control is cut", f"{'e' * 32} all it cannot be read"),
         *("Broken, and not served (3)", "it cannot be read 1 more."),

@@ -9,7 +9,7 @@ import pytest
 from support.cache_helpers import DEADLINE_S, Worker
 from support.helpers import LSN, TENANT, TIMELINE
 
-from bbcache.metrics import Source
+from bbcache.outcomes import Source
 from bbcache.page_service import command_log
 from bbcache.page_service.command_log import CommandLog, EndedCommand
 from bbcache.page_service.errors import CanceledError, CommandError

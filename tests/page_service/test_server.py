@@ -14,7 +14,7 @@ from support.helpers import wait_until
 
 from bbcache.errors import PostgresError, PrepareError
 from bbcache.ids import TenantId, TimelineId
-from bbcache.metrics import Source
+from bbcache.outcomes import Source
 from bbcache.page_service.source import OpenBasebackup
 
 if TYPE_CHECKING:

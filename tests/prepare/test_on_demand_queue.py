@@ -9,7 +9,7 @@ import pytest
 from support.helpers import TENANT, SettledQueue, make_keys, make_request, take_all
 
 from bbcache.ids import Lsn, TenantShardId
-from bbcache.metrics import SkipReason
+from bbcache.outcomes import SkipReason
 from bbcache.prepare.queue import WAIT_SLICE_S
 from bbcache.prepare.request import Request
 from bbcache.prepare.singleflight import Result

@@ -21,7 +21,7 @@ from support.locks import watched_locks
 from support.threads import waiting
 
 from bbcache.ids import TenantShardId
-from bbcache.metrics import SkipReason
+from bbcache.outcomes import SkipReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

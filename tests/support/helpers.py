@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-    from bbcache.metrics import SkipReason
+    from bbcache.outcomes import SkipReason
 
 TENANT: Final = TenantId.from_str("de200bd42b49cc1814412c7e592dd6e9")
 TIMELINE: Final = TimelineId.from_str("11223344556677889900aabbccddeeff")

@@ -1,0 +1,96 @@
+"""How reads and prepares end, and the phases of a prepare: one row for each.
+
+A metric's label, a log line, the status page and a table of the docs show the same
+member. Each member therefore carries the one line that explains it, as `text`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Self
+
+
+class Outcome(StrEnum):
+    """A value of a metric's label, with the line that explains it.
+
+    Attributes:
+        text: the explanation: lower case, no full stop.
+    """
+
+    text: str
+
+    def __new__(cls, value: str, text: str = "") -> Self:
+        """Make the member `value`, explained by `text`; a look-up by value has no text."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.text = text
+        return member
+
+
+class ReadResult(Outcome):
+    """How a `get` ended."""
+
+    HIT = "hit", "an archive was returned"
+    MISS = "miss", "the cache has no entry at this LSN"
+    ERROR = "error", "there is an entry, but its file is bad or cannot be read"
+
+
+class Source(Outcome):
+    """Where the archive of a `get_or_prepare` came from."""
+
+    HIT = "hit", "prepared before the request"
+    JOINED = "joined", "from a build that was under way"
+    BUILT = "built", "built for this request"
+
+
+class FillResult(Outcome):
+    """How a `get_or_prepare` ended."""
+
+    HIT = Source.HIT.value, Source.HIT.text
+    JOINED = Source.JOINED.value, Source.JOINED.text
+    BUILT = Source.BUILT.value, Source.BUILT.text
+    ERROR = "error", "the build failed, or the timeline cannot be built"
+    TIMEOUT = "timeout", "the archive was not there in time; the build goes on"
+    CANCELLED = "cancelled", "the caller gave up; the build goes on"
+    BACKING_OFF = "backing_off", "refused at once after a failed build"
+    CLOSING = "closing", "the cache was closed first"
+
+
+class FallbackResult(Outcome):
+    """How a build in `unpublished_dir` ended."""
+
+    OK = "ok", "the archive was built"
+    ERROR = "error", "the build failed as well, or ended without a caller"
+
+
+class PrepareResult(Outcome):
+    """How a prepare ended."""
+
+    OK = "ok", "the archive was published"
+    SKIP = "skip", "nothing was published, for a reason that is counted by itself"
+    ERROR = "error", "the request, the host, the build or the disk failed"
+
+
+class SkipReason(Outcome):
+    """Why a prepare was skipped."""
+
+    NOT_SHARD_ZERO = "not_shard_zero", "basebackups are taken on shard zero only"
+    DISABLED = "disabled", "the tenant's switch is off"
+    UP_TO_DATE = "up_to_date", "there is an entry at this LSN or a newer one"
+    TIP_MOVED = "tip_moved", "the timeline has moved past this LSN"
+    FULL = "full", "a limit of the cache has no room"
+    TOO_BIG = "too_big", "the archive alone is larger than a limit"
+    COALESCED = "coalesced", "another prepare of the timeline covers this one"
+    QUEUE_FULL = "queue_full", "too many prepares waited already"
+    CANCELLED = "cancelled", "no caller waited for it any more"
+    READ_ONLY = "read_only", "the file system of the cache is read-only"
+    CLOSING = "closing", "the cache was closed first"
+
+
+class Phase(Outcome):
+    """A part of a prepare's time."""
+
+    QUEUE = "queue", "from the request to a worker"
+    WAIT_LSN = "wait_lsn", "until the timeline reaches the LSN"
+    BUILD = "build", "the host writes the tarball, the cache compresses it"
+    PUBLISH = "publish", "from the last byte to the entry: the seal, fsync and rename"
