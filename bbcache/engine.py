@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from bbcache import lifecycle
-from bbcache.errors import ArgumentError, ClosingError
+from bbcache.errors import ArgumentError
 from bbcache.ids import check_shard_ids
 from bbcache.metrics import Metrics
 from bbcache.outcomes import SkipReason
@@ -25,12 +25,13 @@ from bbcache.prepare.request import Request
 from bbcache.prepare.worker import CLOSED, Preparer, log_refused, log_skip
 from bbcache.storage.accounting import Accounting
 from bbcache.storage.catalog import Catalog
-from bbcache.storage.files import Store, hint_for
+from bbcache.storage.files import Store
 from bbcache.storage.index import Index, make_key
 from bbcache.storage.reader import Reader
 from bbcache.storage.unpublished import UnpublishedBytes
 from bbcache.ticker import Ticker
 from bbcache.upkeep.cleanup import Cleaner
+from bbcache.upkeep.startup import load
 from bbcache.waiters import Waiters
 from bbcache.work_counter import WorkCounter
 
@@ -42,12 +43,9 @@ if TYPE_CHECKING:
     from bbcache.config import BasebackupCacheConfig
     from bbcache.host import TenantManager
     from bbcache.ids import Lsn, TenantShardId, TimelineId
-    from bbcache.storage.catalog import LoadReport
     from bbcache.storage.dirlock import DirectoryLock
     from bbcache.storage.index import Entry
 
-_FIRST_PAUSE_S: Final = 0.02  # before a directory that cannot be listed is tried again
-_LONGEST_PAUSE_S: Final = 5.0
 _FENCE_TIMEOUT_S: Final = 1.0  # the least that a close waits for a step on the disk
 
 log = logging.getLogger(__name__)
@@ -296,48 +294,20 @@ class Engine:
 
     def _load_and_tick(self) -> None:
         """Load, then clean up period by period."""
-        pause_s = 0.0
-        while not (self._is_initialized or self._is_stopped_in(pause_s)):
-            pause_s = min(max(_FIRST_PAUSE_S, 2 * pause_s), _LONGEST_PAUSE_S)
-            with suppress(BaseException):  # whatever is raised, and be it by a log handler
-                self._load(pause_s)
-        self._tick()
-
-    def _load(self, pause_s: float) -> None:
-        """Take over what is on disk; where that fails it is tried again after `pause_s`."""
-        try:
-            report = self._catalog.load()
-        except ClosingError:
-            return
-        except Exception as error:
-            self._queue.open(for_fills_only=True)  # a sick disk must not stop a start
-            hint = hint_for(error)
-            log.exception("cannot load %s, trying again in %.2f s%s", self.data_dir, pause_s, hint)
-            return
-        self._metrics.loaded(report.entry_count)
-        self._metrics.refresh()
-        try:
-            self._announce(report)
-        finally:  # a log handler that raises keeps nothing from being served
+        report = load(
+            self._catalog,
+            self.data_dir,
+            is_stopped_in=self._is_stopped_in,
+            on_failure=lambda: self._queue.open(for_fills_only=True),  # it must not stop a start
+        )
+        if report is not None:
+            self._metrics.loaded(report.entry_count)
+            self._metrics.refresh()
             self._is_initialized = True
             self._changed.wake_all()
             self._queue.open()
             self.work_counter.changed()
-
-    def _announce(self, report: LoadReport) -> None:
-        log.info(
-            "%d basebackups loaded from %s, %d superseded ones removed",
-            report.entry_count,
-            self.data_dir,
-            report.superseded_count,
-        )
-        if report.foreign_files:
-            log.warning(
-                "%d foreign files in %s count against its limits: %s",
-                len(report.foreign_files),
-                self.data_dir,
-                ", ".join(map(repr, report.foreign_files[:10])),
-            )
+        self._tick()
 
     def _tick(self) -> None:
         ticker = Ticker(self._config.cleanup_period, time.monotonic())

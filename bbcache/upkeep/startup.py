@@ -1,0 +1,75 @@
+"""Loading of a cache's directory at the start, with retries."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from bbcache.errors import ClosingError
+from bbcache.storage.files import hint_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bbcache.storage.catalog import Catalog, LoadReport
+
+_FIRST_PAUSE_S: Final = 0.02
+_LONGEST_PAUSE_S: Final = 5.0
+
+log = logging.getLogger(__name__)
+
+
+def load(
+    catalog: Catalog,
+    data_dir: str,
+    *,
+    is_stopped_in: Callable[[float], bool],
+    on_failure: Callable[[], None],
+) -> LoadReport | None:
+    """Load the directory; where that fails, try again with growing pauses.
+
+    A directory that cannot be listed is not an empty cache. For one thread.
+
+    Args:
+        catalog: what is loaded.
+        data_dir: the directory, for log lines.
+        is_stopped_in: waits that many seconds; True as soon as the cache closes.
+        on_failure: called after each failure, before the pause.
+
+    Returns:
+        What was found; None where the cache has closed before.
+    """
+    pause_s = 0.0
+    while not is_stopped_in(pause_s):
+        pause_s = min(max(_FIRST_PAUSE_S, 2 * pause_s), _LONGEST_PAUSE_S)
+        with suppress(BaseException):  # of a log handler: the thread has to go on
+            try:
+                report = catalog.load()
+            except ClosingError:
+                return None
+            except Exception as error:
+                on_failure()
+                hint = hint_for(error)
+                log.exception("cannot load %s, trying again in %.2f s%s", data_dir, pause_s, hint)
+            else:
+                with suppress(BaseException):
+                    _announce(report, data_dir)
+                return report
+    return None
+
+
+def _announce(report: LoadReport, data_dir: str) -> None:
+    log.info(
+        "%d basebackups loaded from %s, %d superseded ones removed",
+        report.entry_count,
+        data_dir,
+        report.superseded_count,
+    )
+    if report.foreign_files:
+        log.warning(
+            "%d foreign files in %s count against its limits: %s",
+            len(report.foreign_files),
+            data_dir,
+            ", ".join(map(repr, report.foreign_files[:10])),
+        )
