@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import itertools
+import signal
 import threading
 import weakref
 from typing import TYPE_CHECKING
@@ -19,7 +20,6 @@ from support.cache_helpers import (
     Gate,
     Harness,
     Worker,
-    fail_with,
     noise,
     samples,
     stop_before,
@@ -28,6 +28,7 @@ from support.cache_helpers import (
 )
 from support.helpers import run_threads, wait_until
 from support.seams import start_close
+from support.threads import is_waiting
 
 from bbcache import (
     BasebackupCache,
@@ -263,13 +264,23 @@ def test_a_second_close_waits_no_longer_than_it_was_told(harness: Harness) -> No
     harness.open()
 
 
-def test_a_close_that_is_interrupted_can_be_finished(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_close_that_is_interrupted_can_be_finished(harness: Harness) -> None:
     """After a Ctrl-C while it waited, another close ends what the first has begun."""
-    fail_with(monkeypatch, harness.engine, "_join", KeyboardInterrupt(), times=1)
-    with pytest.raises(KeyboardInterrupt):
-        harness.cache.close()
+    timeline, main = harness.timeline(), threading.main_thread()
+
+    def interrupt() -> None:
+        wait_until(lambda: is_waiting(main, "close"))
+        signal.raise_signal(signal.SIGINT)  # the main thread handles it
+
+    with Gate() as gate:
+        stop_while_sending(timeline, gate)
+        harness.send(timeline)
+        gate.wait_for()
+        interrupting = Worker(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            harness.cache.close()
+        interrupting.result()
+        gate.open()
     harness.cache.close()
     harness.open()
     harness.check_accounting()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from prometheus_client import CollectorRegistry
 from support.cache_helpers import DEADLINE_S, Worker
 from support.helpers import count_descriptors, samples, wait_until
+from support.threads import is_waiting
 
 from bbcache import BasebackupCache, BasebackupCacheConfig
 
@@ -81,15 +83,26 @@ class ComparedCache(RuleBasedStateMachine):
         self.prepares: Counter[str] = Counter()
         self.pending.clear()
         self.model.start(config)
+        before = set(threading.enumerate())
         self._cache = BasebackupCache.spawn(self.dir, config, self.host, self.registry)
+        new = set(threading.enumerate()) - before
+        self._threads = {thread for thread in new if thread.name.startswith("bbcache-")}
         assert self.cache.wait_initialized(DEADLINE_S)
         self.engine: Any = self.cache._engine
         self.check()
 
     def wait_until_quiet(self) -> None:
         """Wait until nothing goes on but what has been stopped."""
-        stopped, queue = self.model.in_flight_count, self.engine._queue
-        wait_until(lambda: len(queue) + len(queue._running) + len(queue._fallen) == stopped)
+        stopped = self.model.in_flight_count
+
+        def is_quiet() -> bool:
+            values = self.values()
+            asked = self.sent + values["bbcache_quarantined_total"]
+            ended = counted(values, _PREPARES).total()
+            # Once a prepare is counted, its worker looks for the next, and waits for that.
+            return ended == asked - stopped and all(is_waiting(t, "run") for t in self._threads)
+
+        wait_until(is_quiet)
 
     def settle(self) -> None:
         """Wait for what was left running, and take over how it ended."""
@@ -126,8 +139,7 @@ class ComparedCache(RuleBasedStateMachine):
         self.open_gates()
         if closing is not None:
             closing.result()
-        wait_until(lambda: self.engine._is_closed)
-        for thread in self.engine._own_threads:
+        for thread in self._threads:
             thread.join(DEADLINE_S)
             assert not thread.is_alive(), "a thread is left over"
         values = self.values()

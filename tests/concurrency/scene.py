@@ -22,7 +22,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from concurrency.gates import StepGate
-from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, Harness, Worker, fail_with, noise
+from support.cache_helpers import (
+    DEADLINE_S,
+    LSN_A,
+    LSN_B,
+    Harness,
+    Worker,
+    fail_with,
+    noise,
+    samples,
+)
 from support.helpers import wait_until
 from support.locks import watched_locks
 from support.threads import is_waiting
@@ -186,7 +195,7 @@ class Scene:
             return (
                 any(lock.waiting for lock in self.locks)
                 or ((gate.is_in_pool or was_closing) and is_waiting(worker, "close"))
-                or (gate.is_in_pool and bool(self._registry.get_sample_value(queued)))
+                or (gate.is_in_pool and samples_of(self._registry, queued)[queued] > 0)
             )
 
         worker = Worker(action, self)
@@ -195,7 +204,8 @@ class Scene:
 
     @property
     def _quarantined_count(self) -> int:
-        return int(self._registry.get_sample_value("bbcache_quarantined_total") or 0)
+        name = "bbcache_quarantined_total"
+        return int(samples_of(self._registry, name)[name])
 
     def _is_quiet(self) -> bool:
         return self.is_closing or self.harness.cache.wait_idle(0)
@@ -357,8 +367,14 @@ STATES: Final = {
 def prepare_results(registry: CollectorRegistry) -> dict[str, int]:
     """How many prepares ended ok, as a skip, and in an error."""
     name = "pageserver_basebackup_cache_prepare_total"
-    values = {result: registry.get_sample_value(name, {"result": result}) for result in RESULTS}
-    return {result: int(value or 0) for result, value in values.items()}
+    values = samples_of(registry, name)
+    return {result: int(values.get(f"{name}{{result={result}}}", 0)) for result in RESULTS}
+
+
+def samples_of(registry: CollectorRegistry, name: str) -> dict[str, float]:
+    """The samples of one metric, without the cost of all others."""
+    one: Any = registry.restricted_registry([name])
+    return samples(one)
 
 
 def flip_bit(path: Path, offset: int = -20) -> None:
