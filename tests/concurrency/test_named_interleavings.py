@@ -91,6 +91,7 @@ def test_an_entry_born_while_clean_up_asks_is_not_judged(
         scene.harness.send(born)
         refresh(scene)
         wait_until(lambda: scene.harness.holds(born))
+        wait_until(lambda: scene.harness.holds(scene.timeline, LSN_B))
     cleaning.result()
     assert scene.harness.holds(born)
     assert scene.harness.holds(scene.timeline, LSN_B)
