@@ -301,7 +301,7 @@ class Engine:
             on_failure=lambda: self._queue.open(for_fills_only=True),  # it must not stop a start
         )
         if report is not None:
-            self._metrics.loaded(report.entry_count)
+            self._metrics.loaded_entries.set(report.entry_count)
             self._metrics.refresh()
             self._is_initialized = True
             self._changed.wake_all()

@@ -16,7 +16,7 @@ from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import ConfigError
 from bbcache.ids import Lsn
 from bbcache.metrics import Metrics
-from bbcache.outcomes import Phase, SkipReason
+from bbcache.outcomes import Phase, ReadResult, SkipReason
 from bbcache.storage.accounting import Accounting
 from bbcache.storage.index import Entry, Index
 
@@ -162,9 +162,9 @@ def test_types_are_as_documented(registry: CollectorRegistry) -> None:
 
 def test_reads_count_by_result(metrics: Metrics, registry: CollectorRegistry) -> None:
     """Each result has its own child."""
-    metrics.hits.inc()
-    metrics.misses.inc(2)
-    metrics.read_errors.inc(3)
+    metrics.reads[ReadResult.HIT].inc()
+    metrics.reads[ReadResult.MISS].inc(2)
+    metrics.reads[ReadResult.ERROR].inc(3)
     found = values(registry)
     assert [found[name] for name in ZEROS[:3]] == [1, 2, 3]
 
@@ -197,10 +197,10 @@ def test_a_published_archive_counts_its_bytes(
 def test_other_events_count_once(metrics: Metrics, registry: CollectorRegistry) -> None:
     """A failed prepare, a bad archive, a failed unlink or clean-up, what was loaded."""
     metrics.prepare_failed()
-    metrics.quarantined()
-    metrics.unlink_failed()
-    metrics.cleanup_failed()
-    metrics.loaded(7)
+    metrics.quarantined.inc()
+    metrics.unlink_failures.inc()
+    metrics.cleanup_errors.inc()
+    metrics.loaded_entries.set(7)
     assert {name: value for name, value in values(registry).items() if value} == {
         f"{NEON}prepare_total{{result=error}}": 1,
         "bbcache_quarantined_total": 1,
@@ -215,7 +215,7 @@ def test_seconds_are_observed_by_phase(
     metrics: Metrics, registry: CollectorRegistry, phase: Phase
 ) -> None:
     """An observation lands in its phase and in the buckets above it."""
-    metrics.observe(phase, 0.03)
+    metrics.prepare_seconds[phase].observe(0.03)
     found = samples(registry)
     assert found[f"bbcache_prepare_seconds_count{{phase={phase.value}}}"] == 1
     assert found[f"bbcache_prepare_seconds_sum{{phase={phase.value}}}"] == 0.03
@@ -282,7 +282,7 @@ def test_two_caches_have_registries_of_their_own() -> None:
     """What one counts, the other does not."""
     registries = [CollectorRegistry(), CollectorRegistry()]
     first, _ = (Metrics(registry, Ledger(), lambda: 0) for registry in registries)
-    first.hits.inc()
+    first.reads[ReadResult.HIT].inc()
     counted = [values(registry)[f"{NEON}read_total{{result=hit}}"] for registry in registries]
     assert counted == [1, 0]
 
@@ -291,7 +291,7 @@ def test_own_registry_stays_readable_after_close(
     metrics: Metrics, registry: CollectorRegistry, accounting: Ledger
 ) -> None:
     """The numbers of a closed cache can still be read, and still follow the accounting."""
-    metrics.hits.inc()
+    metrics.reads[ReadResult.HIT].inc()
     before = ours(registry)
     metrics.close()
     metrics.close()
@@ -337,7 +337,7 @@ def test_second_cache_in_one_registry_is_refused(
     metrics: Metrics, registry: CollectorRegistry, accounting: Ledger
 ) -> None:
     """It says what to do, and the first one's numbers are unharmed."""
-    metrics.hits.inc()
+    metrics.reads[ReadResult.HIT].inc()
     before = values(registry)
     with pytest.raises(ConfigError, match=r"another cache\nhint: .*CollectorRegistry") as caught:
         Metrics(registry, accounting, lambda: 0)
@@ -393,9 +393,9 @@ def test_no_count_is_lost_between_threads(metrics: Metrics, registry: CollectorR
 
     def hammer() -> None:
         for _ in range(500):
-            metrics.hits.inc()
+            metrics.reads[ReadResult.HIT].inc()
             metrics.skipped(SkipReason.FULL)
-            metrics.observe(Phase.BUILD, 1)
+            metrics.prepare_seconds[Phase.BUILD].observe(1)
 
     run_threads([hammer] * 4)
     found = values(registry)

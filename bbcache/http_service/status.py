@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -17,9 +17,11 @@ from bbcache._version import __version__
 from bbcache.cache import BasebackupCache
 from bbcache.config import BasebackupCacheConfig
 from bbcache.http_service.recent_errors import RecentError, RecentErrors
-from bbcache.outcomes import FillResult, PrepareResult, ReadResult, SkipReason, Source
+from bbcache.metric_rows import Row
+from bbcache.metrics import Metrics
+from bbcache.outcomes import ReadResult, Source
 from bbcache.page_service.config import PageServiceConfig
-from bbcache.page_service.metrics import Result
+from bbcache.page_service.metrics import Result, ServiceMetrics
 from bbcache.page_service.server import PageService
 from bbcache.pageserver.broken import Broken
 
@@ -200,7 +202,7 @@ class StatusReader:
         """All of it."""
         samples = _Samples(self._registry)
         entries, broken = self._cache.entries(), self._broken()
-        query = "pageserver_basebackup_query_seconds_count"
+        query = ServiceMetrics.query_seconds.name + "_count"
         answers: dict[str, int] = {
             source: samples.total(query, result=Result.OK, bbcache_source=source)
             for source in Source
@@ -224,20 +226,16 @@ class StatusReader:
                 for result in Result
                 if result is not Result.OK
             },
-            reads=samples.by("pageserver_basebackup_cache_read_total", "result", ReadResult),
-            fills=samples.by("bbcache_fills_total", "result", FillResult),
-            prepares=samples.by(
-                "pageserver_basebackup_cache_prepare_total", "result", PrepareResult
-            ),
-            skips=samples.by("bbcache_prepare_skips_total", "reason", SkipReason),
+            reads=samples.by(Metrics.reads),
+            fills=samples.by(Metrics.fills),
+            prepares=samples.by(Metrics.prepares),
+            skips=samples.by(Metrics.prepare_skips),
             trouble={
-                "archives_quarantined": samples.total("bbcache_quarantined_total"),
+                "archives_quarantined": samples.total(Metrics.quarantined.name),
                 "broken_tenants_and_timelines": len(broken),
-                "failed_removals": samples.total("bbcache_unlink_failures_total"),
-                "cleanup_errors": samples.total("bbcache_cleanup_errors_total"),
-                "read_errors": samples.total(
-                    "pageserver_basebackup_cache_read_total", result=ReadResult.ERROR
-                ),
+                "failed_removals": samples.total(Metrics.unlink_failures.name),
+                "cleanup_errors": samples.total(Metrics.cleanup_errors.name),
+                "read_errors": samples.total(Metrics.reads.name, result=ReadResult.ERROR),
             },
             entry_count=len(entries),
             entries=tuple(
@@ -252,10 +250,10 @@ class StatusReader:
 
     def _meters(self, samples: _Samples, entry_count: int) -> tuple[Meter, ...]:
         config, most = self._cache_config, self._service_config.max_connections
-        published = samples.total("pageserver_basebackup_cache_size_bytes")
-        other = samples.total("bbcache_nonentry_bytes")
-        unpublished = samples.total("bbcache_unpublished_bytes")
-        queued = samples.total("pageserver_basebackup_cache_prepare_queue_size")
+        published = samples.total(Metrics.size_bytes.name)
+        other = samples.total(Metrics.nonentry_bytes.name)
+        unpublished = samples.total(Metrics.unpublished_bytes.name)
+        queued = samples.total(Metrics.prepare_queue_size.name)
         rows = (
             ("bytes on disk", published + other, "max_total_size_bytes", "bytes"),
             ("entries", entry_count, "max_size_entries", "entries"),
@@ -292,6 +290,7 @@ class _Samples:
             sum(value for found, value in self._values.get(name, ()) if wanted <= found.items())
         )
 
-    def by(self, name: str, label: str, values: Iterable[str]) -> dict[str, int]:
-        """The values by one label."""
-        return {str(value): self.total(name, **{label: value}) for value in values}
+    def by(self, row: Row[Any]) -> dict[str, int]:
+        """The values of a metric by its one label."""
+        ((label, values),) = row.labels.items()
+        return {str(value): self.total(row.name, **{label: value}) for value in values}

@@ -1,4 +1,4 @@
-"""The Prometheus metrics of a page service. Thread-safe.
+"""The Prometheus metrics of a page service: one row for each. Thread-safe.
 
 Names, results and buckets without the ``bbcache_`` prefix are Neon's
 (``pageserver/src/metrics.rs``).
@@ -6,15 +6,13 @@ Names, results and buckets without the ``bbcache_`` prefix are Neon's
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from enum import StrEnum
+from collections.abc import Callable, Mapping
 from typing import Final
 
-from prometheus_client import REGISTRY, CollectorRegistry, Histogram
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Histogram
 
-from bbcache.metrics import ReadGauge, counter, counter_by, register_all, unregister_all
-from bbcache.outcomes import Source
+from bbcache.metric_rows import MetricSet, Row, counter, counter_by, gauge
+from bbcache.outcomes import Outcome, Source
 
 _BUCKETS_S: Final = (
     *(0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
@@ -23,29 +21,29 @@ _BUCKETS_S: Final = (
 _NO_ORIGIN: Final = "none"
 
 
-class Result(StrEnum):
+class Result(Outcome):
     """How a command ended."""
 
-    OK = "ok"
-    ERROR = "error"
-    CLIENT_ERROR = "client_error"
+    OK = "ok", "the client has the whole archive"
+    ERROR = "error", "the command, the host, the cache or the network failed"
+    CLIENT_ERROR = "client_error", "the client cancelled the command or disconnected"
 
 
-class Ending(StrEnum):
+class Ending(Outcome):
     """Why a connection ended."""
 
-    CLOSED = "closed"  # by the client
-    BROKEN = "broken"
-    PROTOCOL = "protocol"
-    UNAUTHORIZED = "unauthorized"
-    TIMEOUT = "timeout"
-    REFUSED = "refused"  # there were too many
-    SHUTDOWN = "shutdown"
-    FAILED = "failed"
+    CLOSED = "closed", "the client closed it"
+    BROKEN = "broken", "the network or the client broke it off"
+    PROTOCOL = "protocol", "the client broke the protocol"
+    UNAUTHORIZED = "unauthorized", "the client had no valid token"
+    TIMEOUT = "timeout", "the client was idle or slow for too long"
+    REFUSED = "refused", "there were too many connections"
+    SHUTDOWN = "shutdown", "the service shut down"
+    FAILED = "failed", "a bug, whose traceback is in the log"
 
 
-class ServiceMetrics:
-    """The collectors of one service.
+class ServiceMetrics(MetricSet):
+    """The metrics of one service, registered all or none.
 
     Args:
         registry: where to register; None for Prometheus' default registry.
@@ -55,66 +53,36 @@ class ServiceMetrics:
         ConfigError: the registry has the metrics of another service.
     """
 
+    commands = counter_by(
+        "command",
+        ("Basebackup", "Fullbackup"),
+        "pageserver_compute_commands_total",
+        "Commands of compute nodes.",
+        "Only commands that their clients may give are counted.",
+    )
+    query_seconds: Row[Mapping[tuple[str, str], Histogram]] = Row(
+        "histogram",
+        "pageserver_basebackup_query_seconds",
+        "Seconds that basebackup commands took.",
+        {"result": Result, "bbcache_source": (*Source, _NO_ORIGIN)},
+        buckets=_BUCKETS_S,
+    )
+    connections = counter_by(
+        "reason", Ending, "bbcache_page_service_connections_total", "Connections that ended."
+    )
+    copied_bytes = counter("bbcache_page_service_copied_bytes_total", "Bytes of archives sent.")
+    connected = gauge("bbcache_page_service_connected", "Clients connected.")
+
     def __init__(
         self, registry: CollectorRegistry | None, connection_count: Callable[[], int]
     ) -> None:
-        self._registry = REGISTRY if registry is None else registry
-        self._commands, self._commands_by = counter_by(
-            "command",
-            ["Basebackup", "Fullbackup"],
-            "pageserver_compute_commands",
-            "Commands of compute nodes.",
-        )
-        self._seconds = Histogram(
-            "pageserver_basebackup_query_seconds",
-            "Seconds that basebackup commands took.",
-            ["result", "bbcache_source"],
-            registry=None,
-            buckets=_BUCKETS_S,
-        )
-        self._endings, self._endings_by = counter_by(
-            "reason", Ending, "bbcache_page_service_connections", "Connections that ended."
-        )
-        self._bytes = counter("bbcache_page_service_copied_bytes", "Bytes of archives sent.")
-        self._connected = ReadGauge(
-            "bbcache_page_service_connected", "Clients connected.", connection_count
-        )
-        self._seconds_of = {
-            (result, source): self._seconds.labels(result, source)
-            for result in Result
-            for source in (*Source, _NO_ORIGIN)
-        }
-        self._collectors: list[Collector] = [
-            *(self._commands, self._seconds, self._endings, self._bytes, self._connected)
-        ]
-        register_all(
-            self._registry,
-            self._collectors,
-            "the Prometheus registry has the metrics of another page service\n"
-            "hint: Pass registry=CollectorRegistry() to the second one of a process.",
-        )
+        super().__init__(registry, "page service")
+        self.connected.read_from(connection_count)
 
     def commanded(self, *, is_full: bool) -> None:
-        """A command was given that its client may give."""
-        self._commands_by["Fullbackup" if is_full else "Basebackup"].inc()
+        """Count a command that its client may give."""
+        self.commands["Fullbackup" if is_full else "Basebackup"].inc()
 
     def served(self, result: Result, origin: Source | None, seconds: float) -> None:
-        """A command has ended."""
-        self._seconds_of[result, origin or _NO_ORIGIN].observe(seconds)
-
-    def copied(self, size_bytes: int) -> None:
-        """Bytes of an archive were sent."""
-        self._bytes.inc(size_bytes)
-
-    def ended(self, ending: Ending) -> None:
-        """A connection has ended."""
-        self._endings_by[ending].inc()
-
-    def refresh(self) -> None:
-        """Show the clients of this moment to other processes, in the multi-process mode."""
-        self._connected.refresh()
-
-    def close(self) -> None:
-        """Leave the default registry; one of the caller's own stays readable."""
-        if self._registry is REGISTRY:
-            unregister_all(self._registry, self._collectors)
+        """Count a command that has ended."""
+        self.query_seconds[result, origin or _NO_ORIGIN].observe(seconds)

@@ -213,7 +213,7 @@ class PageService:
 
     def _refuse(self, transport: Transport, error: PageServiceError) -> None:
         """Say why, as far as that goes without waiting, and hang up."""
-        self._metrics.ended(Ending.REFUSED)
+        self._metrics.connections[Ending.REFUSED].inc()
         with contextlib.suppress(PageServiceError):
             transport.send(
                 replies.error_response("FATAL", error.sqlstate, error.simple_text()), timeout_s=0

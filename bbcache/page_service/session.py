@@ -152,13 +152,13 @@ class Session:
         try:
             goes_on = step()
             if not goes_on:
-                self._metrics.ended(Ending.CLOSED)
+                self._metrics.connections[Ending.CLOSED].inc()
         except PageServiceError as error:
-            self._metrics.ended(_ending_of(error))
+            self._metrics.connections[_ending_of(error)].inc()
             log.info("connection of %s ended: %s", self._connection.peer, one_line(error))
             self._say_farewell(error)
         except Exception as error:
-            self._metrics.ended(Ending.FAILED)
+            self._metrics.connections[Ending.FAILED].inc()
             log.exception("connection of %s failed", self._connection.peer)
             self._account(error)
         finally:
@@ -321,7 +321,7 @@ class Session:
             self._clock() - served.started_s,
             self._wall_clock(),
         )
-        self._metrics.copied(ended.sent_bytes)
+        self._metrics.copied_bytes.inc(ended.sent_bytes)
         if not isinstance(failure, ShutdownError):  # which Neon does not observe either
             self._metrics.served(ended.result, ended.origin, ended.seconds)
         self._command_log.add(ended)

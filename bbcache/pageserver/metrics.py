@@ -4,14 +4,38 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from bbcache.host import TenantState
-from bbcache.metrics import register_all, unregister_all
+from bbcache.metric_rows import Row, register_all, unregister_all
 from bbcache.pageserver.tenants import PgdataTenantManager
+
+ROWS: Final[tuple[Row[object], ...]] = (
+    Row(
+        "gauge",
+        "bbcache_pageserver_tenants",
+        "Tenants on disk, by their states.",
+        {"state": [state.value for state in TenantState]},
+        "A sum of 0 is worth an alert: the root may not be mounted.",
+    ),
+    Row(
+        "gauge",
+        "bbcache_pageserver_timelines",
+        "Timelines on disk, by whether they can be served.",
+        {"state": ("active", "broken")},
+        "`broken` above 0 is worth an alert.",
+    ),
+    Row(
+        "gauge",
+        "bbcache_pageserver_foreign_names",
+        "Names among the tenants and timelines that are no ids.",
+        note="One such name is `lost+found`.",
+    ),
+)
 
 
 class PageserverMetrics(Collector):
@@ -28,29 +52,11 @@ class PageserverMetrics(Collector):
     def __init__(self, registry: CollectorRegistry | None, tenants: PgdataTenantManager) -> None:
         self._registry = REGISTRY if registry is None else registry
         self._tenants = tenants
-        register_all(
-            self._registry,
-            [self],
-            "the Prometheus registry has the metrics of another pageserver\n"
-            "hint: Pass registry=CollectorRegistry() to the second one of a process.",
-        )
+        register_all(self._registry, [self], "pageserver")
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """The metrics, without values."""
-        return (
-            GaugeMetricFamily(
-                "bbcache_pageserver_tenants", "Tenants on disk, by their states.", labels=["state"]
-            ),
-            GaugeMetricFamily(
-                "bbcache_pageserver_timelines",
-                "Timelines on disk, by whether they can be served.",
-                labels=["state"],
-            ),
-            GaugeMetricFamily(
-                "bbcache_pageserver_foreign_names",
-                "Names among the tenants and timelines that are no ids.",
-            ),
-        )
+        return [GaugeMetricFamily(row.name, row.text, labels=list(row.labels)) for row in ROWS]
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """The metrics as they are now."""

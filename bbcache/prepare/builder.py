@@ -11,7 +11,6 @@ import errno
 import logging
 import os
 import tempfile
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -36,8 +35,6 @@ from bbcache.storage.index import Entry, Verification, split_key
 from bbcache.storage.unnamed_file import UnnamedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bbcache.archive.format import Seal
     from bbcache.config import BasebackupCacheConfig
     from bbcache.host import Timeline
@@ -107,7 +104,6 @@ class Builder:
         store: where temporary files are made.
         catalog: where archives are published.
         metrics: told how long the phases take.
-        clock: seconds that only grow.
 
     Attributes:
         is_stopping: whether builds are to end; one read of memory.
@@ -124,7 +120,6 @@ class Builder:
         store: Store,
         catalog: Catalog,
         metrics: Metrics,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._index = index
@@ -132,7 +127,6 @@ class Builder:
         self._store = store
         self._catalog = catalog
         self._metrics = metrics
-        self._clock = clock
         self._unpublished_dir = (
             None if config.unpublished_dir is None else os.path.abspath(config.unpublished_dir)
         )
@@ -232,7 +226,7 @@ class Builder:
         except BaseException as error:
             raise both_failed(first, error) from error
         finally:
-            self._metrics.fell_back(result)
+            self._metrics.fallback_builds[result].inc()
         return built
 
     def _build(self, job: Job, timeline: Timeline) -> Built:
@@ -240,11 +234,11 @@ class Builder:
         try:
             temp = self._create_temp(job)
             try:
-                with self._metrics.timed(Phase.BUILD, self._clock):
+                with self._metrics.prepare_seconds[Phase.BUILD].time():
                     seal = self._write(job, timeline, temp, room)
                 with lifecycle.callback():
                     job.check_tip(timeline)
-                with self._metrics.timed(Phase.PUBLISH, self._clock):
+                with self._metrics.prepare_seconds[Phase.PUBLISH].time():
                     return self._finish(job, seal, temp, room)
             except BaseException:
                 self._remove(temp, room)

@@ -128,13 +128,14 @@ class Filler:
         file: BasebackupFile | None = None
         try:
             file = self._get(tenant_shard_id, timeline_id, lsn, patience)
-            self._metrics.filled(FillResult(file.source))
+            self._metrics.fills[FillResult(file.source)].inc()
         except BaseException as error:
             if file is not None:  # interrupted in the last line
                 with suppress(OSError):  # one failure is enough
                     file.close()
             else:
-                self._metrics.filled(FillResult.CANCELLED if patience.is_at_end else _result(error))
+                result = FillResult.CANCELLED if patience.is_at_end else _result(error)
+                self._metrics.fills[result].inc()
             raise
         return file
 

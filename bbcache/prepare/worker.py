@@ -173,7 +173,7 @@ class Preparer:
         """Check, wait and build; None where the request waits in the queue again."""
         started_s, request = self._clock(), job.request
         if not request.is_behind:
-            self._metrics.observe(Phase.QUEUE, started_s - request.queued_at_s)
+            self._metrics.prepare_seconds[Phase.QUEUE].observe(started_s - request.queued_at_s)
         with lifecycle.callback():
             timeline = self._find_timeline(job)
             self._check_still_wanted(job, timeline)
@@ -226,7 +226,8 @@ class Preparer:
 
     def _end_wait(self, request: Request) -> None:
         if request.waiting_since_s is not None:
-            self._metrics.observe(Phase.WAIT_LSN, self._clock() - request.waiting_since_s)
+            waited_s = self._clock() - request.waiting_since_s
+            self._metrics.prepare_seconds[Phase.WAIT_LSN].observe(waited_s)
             request.waiting_since_s = None
 
     def _build(self, job: Job, timeline: Timeline, started_s: float) -> Built:

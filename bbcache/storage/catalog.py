@@ -221,7 +221,7 @@ class Catalog:
                 failures.append(self._unlink_doomed_locked(entry))
             else:
                 return False
-        self._metrics.quarantined()
+        self._metrics.quarantined.inc()
         self._report(failures)
         return True
 
@@ -413,7 +413,7 @@ class Catalog:
         """Count and log what could not be removed; a read-only file system is told of once."""
         for failure in failures:
             if failure is not None and failure.errno != errno.EROFS:
-                self._metrics.unlink_failed()
+                self._metrics.unlink_failures.inc()
                 log.warning(
                     "cannot remove %s: %s; the next clean-up tries again%s",
                     failure.filename,

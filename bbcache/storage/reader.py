@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from bbcache.archive.format import check_plain, check_sealed, read_seal
 from bbcache.errors import ArchiveError, safe_str
 from bbcache.ids import check_ids
+from bbcache.outcomes import ReadResult
 from bbcache.storage.files import hint_for
 from bbcache.storage.index import Verification, make_key
 
@@ -61,7 +62,9 @@ class Reader:
         self._index = index
         self._store = store
         self._catalog = catalog
-        self._metrics = metrics
+        self._hits = metrics.reads[ReadResult.HIT]
+        self._misses = metrics.reads[ReadResult.MISS]
+        self._errors = metrics.reads[ReadResult.ERROR]
         self._work_counter = work_counter
         self._pacer = pacer
         self._is_always_checked = verify_reads == "always"
@@ -94,7 +97,7 @@ class Reader:
         if entry is None:
             check_ids(tenant_id, timeline_id, lsn)
             if counts_misses:
-                self._metrics.misses.inc()
+                self._misses.inc()
             return None
         try:
             file = self._store.open(key, lsn, entry.size_bytes)
@@ -104,7 +107,7 @@ class Reader:
         try:
             if self._is_always_checked or not entry.is_verified:
                 self._check(file, entry)
-            self._metrics.hits.inc()
+            self._hits.inc()
         except BaseException as error:
             with suppress(OSError):  # one failure is enough
                 file.close()
@@ -150,9 +153,9 @@ class Reader:
         elif isinstance(error, FileNotFoundError) and self._catalog.is_at_path():
             # Replaced or removed since the look-up, or by somebody else: no ghost stays.
             self._catalog.forget(entry)
-            self._metrics.misses.inc()
+            self._misses.inc()
         else:
-            self._metrics.read_errors.inc()
+            self._errors.inc()
             self._warn(entry, error)
 
     def _warn(self, entry: Entry, error: OSError) -> None:
@@ -166,14 +169,14 @@ class Reader:
         try:
             is_taken_out = self._catalog.quarantine(entry)
         except OSError as move_error:
-            self._metrics.read_errors.inc()
+            self._errors.inc()
             reason = f"{safe_str(move_error)}{hint_for(move_error)}"
             log.error("%s is bad (%s), but cannot be moved away: %s", entry, error, reason)  # noqa: TRY400 - no news in the traceback
             return
         if not is_taken_out:
             # Another entry has come in its place between look-up and open.
-            self._metrics.misses.inc()
+            self._misses.inc()
             return
-        self._metrics.read_errors.inc()
+        self._errors.inc()
         log.error("%s is bad and was taken out: %s", entry, error)
         self._rebuild(entry)

@@ -90,7 +90,7 @@ class Cleaner:
         try:
             what()
         except OSError as error:
-            self._metrics.cleanup_failed()
+            self._metrics.cleanup_errors.inc()
             log.error("clean-up cannot %s: %s%s", doing, error, hint_for(error))  # noqa: TRY400 - no news in the traceback
             return False
         return True
@@ -103,7 +103,7 @@ class Cleaner:
         if isinstance(error, BrokenError):  # which the host has reported
             log.debug("clean-up keeps %s: %s", what, error)
             return
-        self._metrics.cleanup_failed()
+        self._metrics.cleanup_errors.inc()
         log.error("clean-up keeps %s: the host raised %s", what, safe_str(error), exc_info=error)
 
     def _outgrown(self, entries: dict[bytes, Entry]) -> list[Entry]:
