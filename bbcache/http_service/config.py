@@ -1,4 +1,4 @@
-"""The settings of an HTTP service: frozen, validated."""
+"""The settings of an HTTP service, one row for each key."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from typing import Final
 
 from bbcache.errors import ConfigError
 from bbcache.page_service.config import Address
+from bbcache.setting_rows import (
+    add_keys_to_docstring,
+    check_settings,
+    instance,
+    integer,
+    seconds,
+    setting,
+)
 
 DEFAULT_PORT: Final = 9898  # that of the HTTP API of Neon's pageserver
 DEFAULT_ADDRESS: Final = Address("127.0.0.1", DEFAULT_PORT)
@@ -17,27 +25,35 @@ DEFAULT_ADDRESS: Final = Address("127.0.0.1", DEFAULT_PORT)
 class HttpConfig:
     """Settings of one service. Immutable, hence thread-safe.
 
-    Attributes:
-        listen: where.
-        max_connections: requests at once, each of which has a thread.
-        max_request_size_bytes: all that is read of a request.
-        timeout_s: for a client to send its request, and again to take the answer.
-        allow_unauthenticated: whether to listen beyond loopback: nobody is asked who he is.
-        is_loopback: whether only this machine can reach it; found out once.
-
     Raises:
-        ConfigError: (a `ValueError`) it would be open to other machines, which was not
-            asked for.
+        ConfigError: (a `ValueError`) for a bad value, by key, value and range; and where
+            other machines could connect without `allow_unauthenticated`.
     """
 
-    listen: Address = DEFAULT_ADDRESS
-    max_connections: int = 16
-    max_request_size_bytes: int = 16 * 1024
-    timeout_s: float = 5.0
-    allow_unauthenticated: bool = False
-    is_loopback: bool = field(init=False)
+    listen: Address = setting(
+        instance("an Address", Address), "the address that is served", default=DEFAULT_ADDRESS
+    )
+    max_connections: int = setting(
+        integer(1), "requests at once, each of which has a thread", default=16, unit="requests"
+    )
+    max_request_size_bytes: int = setting(
+        integer(1), "size of one request, the body included", default=16 * 1024, unit="bytes"
+    )
+    timeout_s: float = setting(
+        seconds(1e-9, 1e6),
+        "time for a client to send its request, and again to take the answer",
+        default=5.0,
+        unit="seconds",
+    )
+    allow_unauthenticated: bool = setting(
+        instance("a bool", bool),
+        "listen beyond loopback: HTTP asks for no token",
+        default=False,
+    )
+    is_loopback: bool = field(init=False)  # whether only this machine can connect; found out once
 
     def __post_init__(self) -> None:
+        check_settings(self)
         object.__setattr__(self, "is_loopback", self.listen.is_loopback())
         if not self.allow_unauthenticated and not self.is_loopback:
             raise ConfigError(
@@ -59,3 +75,6 @@ class HttpConfig:
             return name.lower() == "localhost" or ipaddress.ip_address(name).is_loopback
         except ValueError:
             return name == self.listen.host
+
+
+add_keys_to_docstring(HttpConfig)

@@ -1,17 +1,26 @@
-"""The settings of a page service: frozen, validated."""
+"""The settings of a page service, one row for each key."""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from bbcache.errors import ConfigError
+from bbcache.setting_rows import (
+    add_keys_to_docstring,
+    check_settings,
+    instance,
+    integer,
+    seconds,
+    setting,
+)
 
 DEFAULT_PORT: Final = 64000  # Neon's
 _MAX_PORT: Final = 65535
 _LEAST_MESSAGE_SIZE_BYTES: Final = 1024
+_LEAST_S: Final = 1e-9
 _MOST_S: Final = 1e6
 
 
@@ -70,49 +79,50 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def _timeout(text: str, default_s: float) -> Any:
+    return setting(seconds(_LEAST_S, _MOST_S), text, default=default_s, unit="seconds")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageServiceConfig:
     """Settings of one service. Immutable, hence thread-safe.
 
-    Attributes:
-        listen: where.
-        max_connections: clients at once. One more makes the one that has been silent
-            longest go, first of all one that has not proved who it is.
-        max_message_size_bytes: the longest message of a client, a token included.
-        handshake_timeout_s: from the connect to the first command.
-        message_timeout_s: from the first byte of a message to its last.
-        idle_timeout_s: from one message to the next.
-        send_timeout_s: for the client to take a piece of 1 MiB.
-        wait_lsn_timeout_s: for the timeline to reach the LSN asked for; Neon's default.
-        allow_unauthenticated: whether to listen beyond loopback without tokens.
-        allow_cleartext_tokens: whether to take tokens beyond loopback without TLS.
-
     Raises:
-        ConfigError: (a `ValueError`) for a bad value, by name, value and range.
+        ConfigError: (a `ValueError`) for a bad value, by key, value and range.
     """
 
-    listen: Address = Address("127.0.0.1", DEFAULT_PORT)
-    max_connections: int = 1000
-    max_message_size_bytes: int = 64 * 1024
-    handshake_timeout_s: float = 10.0
-    message_timeout_s: float = 10.0
-    idle_timeout_s: float = 600.0
-    send_timeout_s: float = 60.0
-    wait_lsn_timeout_s: float = 300.0
-    allow_unauthenticated: bool = False
-    allow_cleartext_tokens: bool = False
+    listen: Address = setting(
+        instance("an Address", Address),
+        "the address where clients connect",
+        default=Address("127.0.0.1", DEFAULT_PORT),
+    )
+    max_connections: int = setting(
+        integer(1),
+        "clients at once; one more closes the connection that has been silent longest, first of "
+        "all one without a valid token yet",
+        default=1000,
+        unit="clients",
+    )
+    max_message_size_bytes: int = setting(
+        integer(_LEAST_MESSAGE_SIZE_BYTES),
+        "size of one message of a client, a token included",
+        default=64 * 1024,
+        unit="bytes",
+    )
+    handshake_timeout_s: float = _timeout("time from the connect to the first command", 10.0)
+    message_timeout_s: float = _timeout("time from the first byte of a message to its last", 10.0)
+    idle_timeout_s: float = _timeout("time from one message to the next", 600.0)
+    send_timeout_s: float = _timeout("time for the client to take a piece of 1 MiB", 60.0)
+    wait_lsn_timeout_s: float = _timeout("time for the timeline to reach the LSN", 300.0)
+    allow_unauthenticated: bool = setting(
+        instance("a bool", bool), "listen beyond loopback without tokens", default=False
+    )
+    allow_cleartext_tokens: bool = setting(
+        instance("a bool", bool), "listen beyond loopback with tokens, without TLS", default=False
+    )
 
     def __post_init__(self) -> None:
-        _check_int("max_connections", self.max_connections, 1)
-        _check_int("max_message_size_bytes", self.max_message_size_bytes, _LEAST_MESSAGE_SIZE_BYTES)
-        for key in ("handshake", "message", "idle", "send", "wait_lsn"):
-            name = f"{key}_timeout_s"
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value <= _MOST_S:
-                raise ConfigError(
-                    f"{name} is {value!r}, but must be a number of seconds above 0, "
-                    f"at most {_MOST_S:g}"
-                )
+        check_settings(self)
 
     def check_exposure(self, *, has_tokens: bool, has_tls: bool) -> None:
         """Refuse to listen where strangers could come, unless that was asked for.
@@ -140,6 +150,4 @@ class PageServiceConfig:
             )
 
 
-def _check_int(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name} is {value!r}, but must be an int of at least {least}")
+add_keys_to_docstring(PageServiceConfig)

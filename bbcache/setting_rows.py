@@ -1,0 +1,146 @@
+"""Settings declared as rows: type, range, default, unit and text of each key, once.
+
+The rows are the fields of a dataclass. The checks, the docstring of the class, the reading
+of TOML and the tables of the docs follow from them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Final
+
+from bbcache.errors import ConfigError, safe_repr
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_KEY: Final = "bbcache"  # of a field's metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """The values that a key takes.
+
+    Attributes:
+        wanted: type and range, as an error and the docs give them.
+        accepts: whether a value is one of them.
+        parse: makes a value of what TOML has, given the key for an error; None where TOML
+            has the value itself.
+    """
+
+    wanted: str
+    accepts: Callable[[Any], bool]
+    parse: Callable[[object, str], Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The declaration of one key.
+
+    Attributes:
+        kind: the values that it takes.
+        text: what it sets: lower case, no full stop.
+        default: the value without the key.
+        unit: of its numbers; empty where there is none.
+        default_text: the default in words, where the value does not tell.
+    """
+
+    kind: Kind
+    text: str
+    default: Any
+    unit: str
+    default_text: str
+
+
+def setting(
+    kind: Kind, text: str, *, default: object, unit: str = "", default_text: str = ""
+) -> Any:
+    """Declare the field of a dataclass as a key; the arguments are those of `Setting`."""
+    row = Setting(kind, text, default, unit, default_text)
+    return field(default=default, metadata={_KEY: row})
+
+
+def settings_of(config: type) -> dict[str, Setting]:
+    """The declared keys of a dataclass, in their order."""
+    return {each.name: each.metadata[_KEY] for each in fields(config) if _KEY in each.metadata}
+
+
+def check_settings(config: Any) -> None:
+    """Check every key of an object.
+
+    Raises:
+        ConfigError: (a `ValueError`) for a bad value, by key, value and range.
+    """
+    for key, row in settings_of(type(config)).items():
+        value = getattr(config, key)
+        if not row.kind.accepts(value):
+            raise bad_value(key, value, row.kind.wanted)
+
+
+def add_keys_to_docstring(config: type) -> None:
+    """List the keys of a dataclass as the attributes in its docstring."""
+    lines = []
+    for key, row in settings_of(config).items():
+        unit = f", in {row.unit}" if row.unit and row.unit not in row.kind.wanted else ""
+        lines.append(f"        {key}: {row.text} ({row.kind.wanted}{unit}).")
+    config.__doc__ = "\n".join([(config.__doc__ or "").rstrip(), "", "    Attributes:", *lines, ""])
+
+
+def integer(least: int, most: int | None = None) -> Kind:
+    """An int, but no bool, in a range."""
+    upper = "" if most is None else f" and at most {most}"
+    return Kind(
+        f"an int of at least {least}{upper}",
+        lambda value: (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and least <= value
+            and (most is None or value <= most)
+        ),
+    )
+
+
+def seconds(
+    least_s: float, most_s: float, parse: Callable[[object, str], float] | None = None
+) -> Kind:
+    """A number of seconds in a range, which TOML may have as a text."""
+    return Kind(
+        f"a number of seconds from {least_s:g} to {most_s:g}",
+        lambda value: (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and least_s <= value <= most_s
+        ),
+        parse,
+    )
+
+
+def one_of(*words: str) -> Kind:
+    """One of some words."""
+    return Kind(f"one of {', '.join(words)}", lambda value: value in words)
+
+
+def instance(wanted: str, of: type) -> Kind:
+    """Any object of a class."""
+    return Kind(wanted, lambda value: isinstance(value, of))
+
+
+def optional(kind: Kind) -> Kind:
+    """What `kind` takes, or None, which TOML says by leaving the key out."""
+    return Kind(kind.wanted, lambda value: value is None or kind.accepts(value), kind.parse)
+
+
+def directory() -> Kind:
+    """The path of a directory, which need not exist yet."""
+    return Kind("the path of a directory, neither empty nor with a NUL", _is_path)
+
+
+def _is_path(value: object) -> bool:
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else value
+    return isinstance(path, str) and bool(path) and "\0" not in path
+
+
+def bad_value(key: str, value: object, wanted: str) -> ConfigError:
+    """Make the error for a value that a key does not take."""
+    return ConfigError(f"{key} is {safe_repr(value)}, but must be {wanted}")
