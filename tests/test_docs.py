@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
+from support import doc_tables
 
 from bbcache.cli import serve
-from bbcache.config import BasebackupCacheConfig
-from bbcache.metrics import Metrics
 from bbcache.outcomes import SkipReason
-from bbcache.page_service.config import PageServiceConfig
-from bbcache.page_service.metrics import ServiceMetrics
-from bbcache.storage.accounting import Accounting
-from bbcache.storage.index import Index
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -57,42 +50,28 @@ def test_the_readme_opens_with_the_two_commands() -> None:
     assert all(command.startswith("python3 -m venv .venv && ") for command in commands)
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(BasebackupCacheConfig), ids=lambda f: f.name)
-def test_every_setting_is_documented(field: dataclasses.Field[object]) -> None:
-    """docs/operations.md has a row for each setting."""
-    assert f"| `{field.name}` |" in (ROOT / "docs/operations.md").read_text()
+@pytest.mark.parametrize("path", sorted(doc_tables.DOCS.glob("*.md")), ids=lambda path: path.name)
+def test_tables_say_what_is_declared(path: Path) -> None:
+    """A table of settings, metrics or outcomes in docs/ is the one that the code declares."""
+    page = path.read_text()
+    assert page == doc_tables.filled_in(page), "run: python tests/support/doc_tables.py"
 
 
-def test_every_metric_is_documented() -> None:
-    """docs/operations.md names each metric, docs/embedding.md each reason of a skip."""
-    registry = CollectorRegistry()
-    index = Index(Accounting.from_config(BasebackupCacheConfig()))
-    Metrics(registry, index, lambda: 0)
-    operations = (ROOT / "docs/operations.md").read_text()
-    embedding = (ROOT / "docs/embedding.md").read_text()
-    for family in registry.collect():
-        name = f"{family.name}_total" if family.type == "counter" else family.name
-        assert f"`{name}`" in operations
-    for reason in SkipReason:
-        assert f"`{reason}`" in embedding
+def test_every_declaration_has_its_table() -> None:
+    """Each table of declarations stands in docs/ once; what is declared cannot be left out."""
+    pages = [path.read_text() for path in doc_tables.DOCS.glob("*.md")]
+    found = [name for page in pages for name in doc_tables.names_in(page)]
+    assert sorted(found) == sorted(doc_tables.TABLES)
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(PageServiceConfig), ids=lambda f: f.name)
-def test_every_setting_of_the_page_service_is_documented(
-    field: dataclasses.Field[object],
-) -> None:
-    """docs/page-service.md has a row for each setting."""
-    assert f"| `{field.name}` |" in (ROOT / "docs/page-service.md").read_text()
-
-
-def test_every_metric_of_the_page_service_is_documented() -> None:
-    """docs/page-service.md names each metric."""
-    registry = CollectorRegistry()
-    ServiceMetrics(registry, lambda: 0)
-    text = (ROOT / "docs/page-service.md").read_text()
-    for family in registry.collect():
-        name = f"{family.name}_total" if family.type == "counter" else family.name
-        assert f"`{name}`" in text
+def test_a_table_follows_its_declaration() -> None:
+    """A row that is changed, added or removed in the docs by hand is a difference."""
+    page = doc_tables.filled_in("<!-- table: reasons of skips -->\n<!-- end of table -->\n")
+    rows = page.splitlines()
+    assert rows[3:-1] == [f"| `{each}` | {each.text} |" for each in SkipReason]
+    for changed in (rows[:4] + rows[5:], [*rows[:4], rows[4], *rows[4:]]):
+        assert doc_tables.filled_in("\n".join(changed)) == page.rstrip("\n")
+        assert "\n".join(changed) != page.rstrip("\n")
 
 
 def test_every_option_that_opens_the_service_is_documented() -> None:

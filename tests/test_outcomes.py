@@ -10,11 +10,14 @@ import pytest
 
 from bbcache import outcomes
 from bbcache.outcomes import FillResult, Outcome, Source
+from bbcache.page_service import metrics as service_metrics
 
 KINDS = [
     each
-    for each in vars(outcomes).values()
-    if isinstance(each, type) and issubclass(each, Outcome) and each is not Outcome
+    for module in (outcomes, service_metrics)
+    for each in vars(module).values()
+    if isinstance(each, type) and issubclass(each, Outcome) and each.__module__ == module.__name__
+    if each is not Outcome
 ]
 MEMBERS = [member for kind in KINDS for member in kind]
 LONGEST = 80

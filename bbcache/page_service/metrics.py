@@ -25,7 +25,7 @@ class Result(Outcome):
     """How a command ended."""
 
     OK = "ok", "the client has the whole archive"
-    ERROR = "error", "the command, the host, the cache or the network failed"
+    ERROR = "error", "the command, the host or the cache failed"
     CLIENT_ERROR = "client_error", "the client cancelled the command or disconnected"
 
 
@@ -39,7 +39,7 @@ class Ending(Outcome):
     TIMEOUT = "timeout", "the client was idle or slow for too long"
     REFUSED = "refused", "there were too many connections"
     SHUTDOWN = "shutdown", "the service shut down"
-    FAILED = "failed", "a bug, whose traceback is in the log"
+    FAILED = "failed", "the service failed; the log says why"
 
 
 class ServiceMetrics(MetricSet):
@@ -65,6 +65,7 @@ class ServiceMetrics(MetricSet):
         "pageserver_basebackup_query_seconds",
         "Seconds that basebackup commands took.",
         {"result": Result, "bbcache_source": (*Source, _NO_ORIGIN)},
+        "A command that gave no archive has the source `none`.",
         buckets=_BUCKETS_S,
     )
     connections = counter_by(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
+    from bbcache.metric_rows import Row
     from bbcache.outcomes import SkipReason
 
 TENANT: Final = TenantId.from_str("de200bd42b49cc1814412c7e592dd6e9")
@@ -89,6 +90,13 @@ def samples(registry: CollectorRegistry) -> dict[str, float]:
         for family in registry.collect()
         for sample in family.samples
     }
+
+
+def samples_of(row: Row[Any]) -> list[str]:
+    """The samples of a declared metric with one label or none, without those of buckets."""
+    suffixes = ("_count", "_sum") if row.kind == "histogram" else ("",)
+    labels = [f"{{{label}={value}}}" for label in row.labels for value in row.labels[label]]
+    return [f"{row.name}{suffix}{label}" for suffix in suffixes for label in labels or [""]]
 
 
 def file_names(directory: str | Path) -> set[str]:
