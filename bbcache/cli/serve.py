@@ -17,12 +17,16 @@ from bbcache.cli.output import lasting_stdout
 from bbcache.cli.stop_signals import heeded_signals
 from bbcache.config import TOML_TABLE, BasebackupCacheConfig, parse_duration_s
 from bbcache.errors import BbcacheError, ConfigError, MissingExtraError
+from bbcache.http_service.config import DEFAULT_ADDRESS, HttpConfig
+from bbcache.page_service.config import Address, PageServiceConfig
+from bbcache.setting_rows import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bbcache.cli.deployment import Deployment
 
+_SETTINGS: Final = settings_of(PageServiceConfig)
 _SLICE_S: Final = 0.05
 _MOST_SHOWN: Final = 20
 _DESCRIPTION = """\
@@ -99,13 +103,13 @@ def _add_listening(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where it listens")
     group.add_argument(
         "--listen",
-        default="127.0.0.1:64000",
+        default=str(_SETTINGS["listen"].default),
         metavar="HOST:PORT",
         help="for clients of PostgreSQL's protocol; port 0 is any (default: %(default)s)",
     )
     group.add_argument(
         "--http",
-        default="127.0.0.1:9898",
+        default=str(DEFAULT_ADDRESS),
         metavar="HOST:PORT",
         help="for status, metrics and health (default: %(default)s)",
     )
@@ -113,9 +117,9 @@ def _add_listening(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-connections",
         type=int,
-        default=1000,
+        default=_SETTINGS["max_connections"].default,
         metavar="N",
-        help="clients at once; one more makes the longest silent one go (default: %(default)s)",
+        help=f"{_SETTINGS['max_connections'].text} (default: %(default)s)",
     )
 
 
@@ -179,16 +183,13 @@ def run(options: argparse.Namespace) -> bool:
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    from bbcache.http_service.config import HttpConfig  # noqa: PLC0415 - with the others
-    from bbcache.page_service.config import Address, PageServiceConfig  # noqa: PLC0415
-
     if options.tls_key is not None and options.tls_cert is None:
         raise ConfigError("--tls-key is the key of a certificate\nhint: Name it with --tls-cert.")
     cache_config = _cache_config(options.config)
     http_config = None
     if not options.no_http:
         http_config = HttpConfig(
-            listen=Address.from_str(options.http, default_port=9898),
+            listen=Address.from_str(options.http, default_port=DEFAULT_ADDRESS.port),
             allow_unauthenticated=options.allow_unauthenticated_http,
         )
     return {
