@@ -17,6 +17,7 @@ from bbcache.errors import ConfigError
 from bbcache.ids import Lsn
 from bbcache.metrics import Metrics
 from bbcache.outcomes import Phase, ReadResult, SkipReason
+from bbcache.page_service.metrics import ServiceMetrics
 from bbcache.storage.accounting import Accounting
 from bbcache.storage.index import Entry, Index
 
@@ -28,17 +29,21 @@ if TYPE_CHECKING:
     from bbcache.metric_rows import Row
 
 NEON = "pageserver_basebackup_cache_"
-# Dashboards and Neon's own tools know these: they must not be renamed, whatever the rows say.
+# Neon's dashboards know these: they must not be renamed, whatever the rows say.
 NEONS = {
-    f"{NEON}read_total{{result=hit}}": "counter",
-    f"{NEON}read_total{{result=miss}}": "counter",
-    f"{NEON}read_total{{result=error}}": "counter",
-    f"{NEON}prepare_total{{result=ok}}": "counter",
-    f"{NEON}prepare_total{{result=skip}}": "counter",
-    f"{NEON}prepare_total{{result=error}}": "counter",
-    f"{NEON}entries_total": "gauge",
-    f"{NEON}size_bytes": "gauge",
-    f"{NEON}prepare_queue_size": "gauge",
+    f"{NEON}read_total": ("counter", {"result": ("hit", "miss", "error")}),
+    f"{NEON}prepare_total": ("counter", {"result": ("ok", "skip", "error")}),
+    f"{NEON}entries_total": ("gauge", {}),
+    f"{NEON}size_bytes": ("gauge", {}),
+    f"{NEON}prepare_queue_size": ("gauge", {}),
+    "pageserver_compute_commands_total": ("counter", {"command": ("Basebackup", "Fullbackup")}),
+    "pageserver_basebackup_query_seconds": (
+        "histogram",
+        {
+            "result": ("ok", "error", "client_error"),
+            "bbcache_source": ("hit", "joined", "built", "none"),
+        },
+    ),
 }
 # Every sample but those of the histogram's buckets, and the times of creation.
 ZEROS = [name for row in Metrics.rows() for name in samples_of(row)]
@@ -122,8 +127,12 @@ def test_every_label_set_is_there_at_zero_from_the_start(registry: CollectorRegi
 
 def test_neons_names_and_labels_are_neons() -> None:
     """The metrics that a pageserver of Neon has keep their names, labels and kinds."""
-    neons = [row for row in Metrics.rows() if row.name.startswith("pageserver_")]
-    assert {name: row.kind for row in neons for name in samples_of(row)} == NEONS
+    neons = [
+        row
+        for row in (*Metrics.rows(), *ServiceMetrics.rows())
+        if row.name.startswith("pageserver_")
+    ]
+    assert {row.name: (row.kind, row.labels) for row in neons} == NEONS
 
 
 @pytest.mark.usefixtures("metrics")
