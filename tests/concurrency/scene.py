@@ -146,6 +146,11 @@ class Scene:
         self._quarantined_before = self._quarantined_count
         self._is_watched = True
 
+    @property
+    def steps(self) -> list[str]:
+        """The steps that were passed, each once, in order."""
+        return list(dict.fromkeys(self.trace))
+
     def restart(self) -> None:
         """Forget the steps that were passed."""
         self.trace.clear()
@@ -160,7 +165,12 @@ class Scene:
     def comes(self, gate: StepGate, worker: Worker) -> bool:
         """Whether a thread has been stopped; False where the action has ended without that."""
         wait_until(lambda: gate.has_stopped or (not worker.is_alive() and self._is_quiet()))
-        return gate.has_stopped
+        with self._lock:
+            is_met = self._gate is None
+            self._gate = None  # so that it does not stop the other action instead
+        if is_met:
+            gate.wait()
+        return is_met
 
     @property
     def ended_count(self) -> int:
@@ -409,4 +419,4 @@ def steps_of(make_scene: Callable[..., Scene], state: str, action: str) -> list[
     Worker(ACTIONS[action], scene).result()
     if action != "close":
         scene.harness.wait_idle()
-    return list(dict.fromkeys(scene.trace))
+    return scene.steps

@@ -4,6 +4,7 @@
 disk, and the next cache on the directory works undisturbed, whatever the thread does when it
 goes on. Where it was stopped inside a change of files, the directory stays locked instead.
 The same holds where the directory was replaced, and another cache has locked the new one.
+A normal run takes a third of the steps of each test, another third every time.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from support.cache_helpers import (
     stop_while_sending,
 )
 from support.helpers import wait_until
+from support.shares import share_of
 from support.threads import is_waiting
 
 import bbcache.engine
@@ -66,9 +68,9 @@ def wait_for_threads(scene: Scene, *workers: Worker) -> None:
 def each_stop(
     make_scene: Callable[..., Scene], state: str, stopped: str
 ) -> Iterator[tuple[Scene, StepGate, Worker]]:
-    """Scenes in which an action was stopped, at each of its steps in turn."""
+    """Scenes in which an action was stopped, at each step of its share in turn."""
     count = 0
-    for step in steps_of(make_scene, state, stopped):
+    for step in share_of(steps_of(make_scene, state, stopped), [*STATES].index(state)):
         scene = make_scene(state)
         with naming(step), scene.stop_at(step) as gate:
             first = Worker(ACTIONS[stopped], scene)

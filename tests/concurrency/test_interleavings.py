@@ -3,7 +3,8 @@
 The steps of every action in every state are found by running it. At each of them the action
 is stopped, another runs to its end or to where it
 must wait, and then the first goes on. Whatever the order: only sealed bytes are served, the
-books balance with the directory, and nothing that was prepared is lost.
+books balance with the directory, and nothing that was prepared is lost. In a normal run each
+pair of actions takes a third of the steps, and the pairs together take every step.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pytest
 from concurrency.scene import ACTIONS, STATES, Scene, get, naming, steps_of
 from support.cache_helpers import LSN_A, LSN_B, Worker, disk_bytes
 from support.helpers import wait_until
+from support.shares import share_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -53,9 +55,9 @@ def test_interleaving(
     make_scene: Callable[..., Scene], state: str, stopped: str, other: str
 ) -> None:
     """Wherever one action stops for another: right bytes or a miss, balanced books, no loss."""
-    steps = steps_of(make_scene, state, stopped)
+    steps = share_of(steps_of(make_scene, state, stopped), [*ACTIONS].index(other))
     met = [_interleave(make_scene(state), state, stopped, step, other) for step in steps]
-    assert 2 * sum(met) > len(met), "the steps are not those that were found"
+    assert 2 * sum(met) >= len(met) > 0, "the steps are not those that were found"
 
 
 def _interleave(scene: Scene, state: str, stopped: str, step: str, other: str) -> bool:

@@ -19,6 +19,7 @@ import pytest
 from concurrency.scene import prepare_results
 from support.cache_helpers import LSN_A, Harness, Worker, noise
 from support.helpers import count_descriptors, wait_until
+from support.shares import IS_NIGHTLY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from bbcache.host import TarballWriter
     from bbcache.testing import MemoryTimeline
 
-IS_NIGHTLY: Final = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 DURATION_S: Final = float(os.environ.get("BBCACHE_SOAK_S", "60" if IS_NIGHTLY else "0.5"))
 READERS: Final = 64
 TIMELINES: Final = 16

@@ -24,6 +24,7 @@ from concurrency.wait_model import PATIENT_S
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule, run_state_machine_as_test
+from support.shares import IS_NIGHTLY
 
 from bbcache.archive.format import HEADER_SIZE_BYTES
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-IS_NIGHTLY: Final = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 # A life of a cache is a directory, threads and fsyncs: slow by nature, which is all that
 # `too_slow` would say. The other health checks stay on, since no step filters its input. There
 # is no deadline for an example: how long threads take is the machine's affair. And no database

@@ -1,0 +1,33 @@
+"""The share of a long test that a normal run takes.
+
+Each run takes another share, chosen by the seed that it prints. ``HYPOTHESIS_PROFILE=nightly``
+takes everything.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_T = TypeVar("_T")
+
+IS_NIGHTLY: Final = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+_SHARE: Final = 3
+
+
+def share_of(items: Sequence[_T], turn: int = 0) -> list[_T]:
+    """One in three items in a normal run, one at least; all of them in a nightly run.
+
+    Args:
+        items: what a test would go through, in order.
+        turn: the number of the test. Three tests in a row that go through the same items take
+            each item once.
+    """
+    if IS_NIGHTLY:
+        return list(items)
+    step = min(_SHARE, len(items)) or 1
+    return list(items[(random.randrange(_SHARE) + turn) % step :: _SHARE])
