@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import itertools
 import os
 import shutil
@@ -25,7 +26,10 @@ from bbcache.errors import PostgresError
 from bbcache.postgres.server.cluster import Cluster, PostgresBinaries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
+
+    from support.scheduling import BedScheduling
+    from xdist.remote import Producer
 
 _SHM_DIR = Path("/dev/shm")  # noqa: S108 - mkdtemp is safe there
 _WANTED_SHM_BYTES = 2 << 30
@@ -65,6 +69,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.quick)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect thousands of tests without looking for garbage among them, then or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the caller choose the versions of PostgreSQL."""
     parser.addoption(
@@ -80,6 +95,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """Half as many workers again as there are cores: tests wait for servers and disks."""
     return (3 * len(os.sched_getaffinity(0)) + 1) // 2
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> BedScheduling | None:
+    """Give a worker whole files, as ``--dist loadfile`` does, and all fault tests together."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from support.scheduling import BedScheduling  # noqa: PLC0415 - xdist may not be installed
+
+    return BedScheduling(config, log)
 
 
 def pytest_configure() -> None:

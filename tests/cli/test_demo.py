@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,15 @@ from bbcache import BasebackupCache, Lsn, TenantId, TimelineId
 from bbcache.cli import demo, demo_scenario, main
 from bbcache.cli.demo_scenario import Scenario
 from bbcache.errors import PrepareError
-from bbcache.pageserver import ComputeNode
+from bbcache.pageserver import ComputeNode, Pageserver
 from bbcache.postgres.server.cluster import PostgresBinaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from conftest import ClusterFactory
+    from conftest import ClusterFactory, Templates
+
+    from bbcache.pageserver import PgdataTenant, PgdataTimeline
 
 
 pytestmark = pytest.mark.postgres
@@ -72,10 +75,23 @@ def tmpdir_for_demo(make_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatc
     return path
 
 
-@pytest.fixture(autouse=True)
-def _small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the slow codecs little to do, where the demo runs in this process."""
+@pytest.fixture
+def _in_this_process(
+    newest_pg: PostgresBinaries, templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A demo in this process takes a small sample, and a cluster from a template."""
+
+    def copy_template(pageserver: Pageserver, tenant: PgdataTenant) -> PgdataTimeline:
+        pgdata_dir = pageserver._computes_dir / uuid.uuid4().hex
+        templates.copy(newest_pg, (), pgdata_dir)
+        return tenant.add_timeline(pgdata_dir)
+
     monkeypatch.setattr(demo_scenario, "_SAMPLE_SIZE_BYTES", 1 << 20)
+    monkeypatch.setattr(Pageserver, "create_timeline", copy_template)
+    monkeypatch.setenv("BBCACHE_PG_BIN", str(newest_pg.bindir))
+
+
+in_this_process = pytest.mark.usefixtures("_in_this_process")
 
 
 def servers_below(directory: Path) -> list[str]:
@@ -98,7 +114,8 @@ def assert_nothing_is_left(directory: Path) -> None:
 
 def test_demo_shows_a_table(tmpdir_for_demo: Path) -> None:
     """As a command, with the PostgreSQL that it finds: status 0, and nothing is left."""
-    done = subprocess.run([*COMMAND, *DEMO], check=False, capture_output=True, text=True)
+    command = [sys.executable, "-c", _WITH_A_SMALL_SAMPLE, *DEMO]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line.replace("│", " ").split() for line in done.stdout.splitlines()]
     version = PostgresBinaries.find().version
@@ -167,6 +184,7 @@ def check_report(report: dict[str, Any], version: str, round_count: int) -> None
     assert metrics["pageserver_basebackup_cache_read_total{result=hit}"] == round_count + 1
 
 
+@in_this_process
 def test_demo_through_the_service(
     newest_pg: PostgresBinaries, tmpdir_for_demo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,6 +201,7 @@ def test_demo_through_the_service(
     assert_nothing_is_left(tmpdir_for_demo)
 
 
+@in_this_process
 def test_a_service_that_gives_nothing(
     tmpdir_for_demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +217,7 @@ def test_a_service_that_gives_nothing(
     assert_nothing_is_left(tmpdir_for_demo)
 
 
+@in_this_process
 def test_demo_twice_in_one_directory(
     newest_pg: PostgresBinaries, tmpdir_for_demo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -295,6 +315,7 @@ def lie_count_too_much(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(BasebackupCache, "wait_idle", ask)
 
 
+@in_this_process
 @pytest.mark.parametrize(
     "lies",
     [
@@ -327,6 +348,7 @@ def test_each_lie_is_caught(
     assert_nothing_is_left(tmpdir_for_demo)
 
 
+@in_this_process
 def test_a_server_that_dies(
     tmpdir_for_demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,18 @@
+"""How xdist shares the tests out among its workers.
+
+Each file goes to one worker, as with ``--dist loadfile``, but the fault tests go to one worker
+together: they share a bed, which is made once in each worker that needs it.
+"""
+
+from __future__ import annotations
+
+from xdist.scheduler import LoadFileScheduling
+
+_TOGETHER = "tests/faults"
+
+
+class BedScheduling(LoadFileScheduling):
+    """One worker for each file, and one for all files that share the fault bed."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _TOGETHER if nodeid.startswith(f"{_TOGETHER}/") else super()._split_scope(nodeid)
