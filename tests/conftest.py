@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from support.scheduling import BedScheduling
-    from xdist.remote import Producer
+    from xdist.remote import Producer  # type: ignore[import-untyped]
 
 _SHM_DIR = Path("/dev/shm")  # noqa: S108 - mkdtemp is safe there
 _WANTED_SHM_BYTES = 2 << 30

@@ -87,9 +87,9 @@ def test_an_entry_born_while_clean_up_asks_is_not_judged(
     with scene.stop_at(step) as gate:
         cleaning = Worker(clean_up, scene)
         gate.wait()
-        refresh(scene)
         born = scene.harness.timeline()
         scene.harness.send(born)
+        refresh(scene)
         wait_until(lambda: scene.harness.holds(born))
         wait_until(lambda: scene.harness.holds(scene.timeline, LSN_B))
     cleaning.result()

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -92,16 +93,29 @@ class Life:
         assert os.listdir(self.place) == ["pgdata"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("op", ["mkdir", "pwrite", "fsync", "rename"])
-@pytest.mark.parametrize("kind", ["error", "kill-after"])
-def test_calls(library: Path, place: Path, small: bytes, kind: shim.Kind, op: str) -> None:
-    """The first call of a kind and the last one, of all that bring something to the disk."""
+@pytest.fixture(scope="module")
+def calls(library: Path, pg_dir: Path, small: bytes) -> Counter[str]:
+    """How many calls of each kind a fetch makes where nothing fails."""
+    place = pg_dir / "faultless"
+    place.mkdir()
     with BadService(serves(small)) as server:
         server.listen()
         life = Life(library, place, server)
         assert life.run() == 0
-        count = [call.op for call in read_log(life.log) if call.number].count(op)
+        return Counter(call.op for call in read_log(life.log) if call.number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ["mkdir", "pwrite", "fsync", "rename"])
+@pytest.mark.parametrize("kind", ["error", "kill-after"])
+def test_calls(
+    library: Path, place: Path, small: bytes, calls: Counter[str], kind: shim.Kind, op: str
+) -> None:
+    """The first call of a kind and the last one, of all that bring something to the disk."""
+    with BadService(serves(small)) as server:
+        server.listen()
+        life = Life(library, place, server)
+        count = calls[op]
         assert count
         for at in (1, count):
             subprocess.run(["rm", "-r", "--", life.dest], check=False)

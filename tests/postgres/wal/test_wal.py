@@ -156,22 +156,22 @@ def _pgbench(cluster: Cluster, *args: str) -> None:
 
 
 def _make_history(cluster: Cluster) -> dict[Lsn, Lsn]:
-    """Write at least 100,000 records, with all that can happen to WAL in between."""
+    """Write at least 30,000 records, with all that can happen to WAL in between."""
     cluster.start()
-    _pgbench(cluster, "-i", "-q", "-s", "2")
-    _pgbench(cluster, "-c", "2", "-t", "2000")
+    _pgbench(cluster, "-i", "-q", "-s", "1")
+    _pgbench(cluster, "-c", "2", "-t", "500")
     cluster.psql(
-        "create table bulk (i int primary key); insert into bulk select generate_series(1, 20000)"
+        "create table bulk (i int primary key); insert into bulk select generate_series(1, 10000)"
     )
     for i in range(3):
         cluster.psql(f"create table switched{i} as select 1; select pg_switch_wal()")
     cluster.psql("select from pg_logical_emit_message(true, 'big', repeat('x', 3500000))")
     cluster.stop()
     cluster.start()
-    _pgbench(cluster, "-c", "2", "-t", "200")
+    _pgbench(cluster, "-c", "2", "-t", "100")
     cluster.stop("immediate")
     cluster.start()
-    _pgbench(cluster, "-c", "2", "-t", "200")
+    _pgbench(cluster, "-c", "2", "-t", "100")
     cluster.psql("checkpoint; begin; update bulk set i = -i; commit; checkpoint")
     cluster.psql("update bulk set i = -i where i > -1000")
     cluster.stop("immediate")
@@ -212,7 +212,7 @@ def history(pg: PostgresBinaries, pg_dir: Path) -> Iterator[History]:
 
 def test_every_record_is_as_pg_waldump_shows_it(history: History) -> None:
     """Resource manager, length, transaction, start and predecessor of each are equal."""
-    assert len(history.dump.records) >= 100_000
+    assert len(history.dump.records) >= 30_000
     assert [_shown(record) for record in history.records] == history.dump.records
 
 
@@ -220,7 +220,7 @@ def test_every_end_is_as_the_server_sees_it(history: History) -> None:
     """The end of each record is the one that the server's own reader has."""
     if not history.server_ends:
         pytest.skip("this PostgreSQL comes without pg_walinspect")
-    assert len(history.server_ends) >= 100_000
+    assert len(history.server_ends) >= 30_000
     ends = {record.lsn: record.end_lsn for record in history.records}
     assert {lsn: ends[lsn] for lsn in history.server_ends} == history.server_ends
 
