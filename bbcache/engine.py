@@ -183,7 +183,7 @@ class Engine:
     @property
     def degraded_reason(self) -> str | None:
         """See `BasebackupCache.degraded_reason`."""
-        return self._catalog.read_only_reason or self._builder.disk_failure
+        return self._builder.degraded_reason
 
     def wait_initialized(self, timeout_s: float | None) -> bool:
         """Wait until the entries on disk are known; False when the cache closed before."""

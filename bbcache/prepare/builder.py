@@ -164,6 +164,11 @@ class Builder:
         """Whether the cache could not be written to when it was last looked at."""
         return self._catalog.read_only_reason is not None
 
+    @property
+    def degraded_reason(self) -> str | None:
+        """Why nothing can be published now, in one line; None where nothing is known."""
+        return self._catalog.read_only_reason or self.disk_failure
+
     def check_disk(self, job: Job) -> None:
         """Look whether the cache can be written to; where not, the archive is built elsewhere.
 
