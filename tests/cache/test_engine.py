@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from prometheus_client import Histogram
 from support.cache_helpers import (
     LSN_A,
     LSN_B,
@@ -22,7 +23,6 @@ from support.cache_helpers import (
 from support.helpers import wait_until
 
 from bbcache import engine as engine_module
-from bbcache.metrics import Metrics
 from bbcache.prepare.queue import PrepareQueue
 from bbcache.storage.catalog import Catalog
 from bbcache.upkeep.cleanup import Cleaner
@@ -157,7 +157,7 @@ def test_a_metric_that_fails_costs_no_worker(
     """A worker outlives also what goes wrong between two prepares."""
     with Harness(tmp_path, prepare_concurrency=1) as harness:
         with monkeypatch.context() as patch:
-            fail_with(patch, Metrics, "observe", MemoryError(), times=1)
+            fail_with(patch, Histogram, "observe", MemoryError(), times=1)
             harness.send(harness.timeline())
             assert harness.cache.wait_idle(60)
         assert len(harness.living()) == 1
