@@ -124,6 +124,11 @@ class Metrics(MetricSet):
         "Entries found on disk at the start.",
         "0 after a restart is worth an alert.",
     )
+    degraded = gauge(
+        "bbcache_degraded",
+        "1 while the cache can publish nothing, else 0.",
+        "1 is worth an alert: the status page and `degraded_reason` say why.",
+    )
 
     def __init__(
         self,

@@ -127,6 +127,7 @@ class Builder:
         self._store = store
         self._catalog = catalog
         self._metrics = metrics
+        metrics.degraded.read_from(lambda: self.degraded_reason is not None)
         self._unpublished_dir = (
             None if config.unpublished_dir is None else os.path.abspath(config.unpublished_dir)
         )

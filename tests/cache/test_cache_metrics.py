@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Gauge, generate_lates
 from support.cache_helpers import (
     DEADLINE_S,
     Harness,
+    fail_with,
     samples,
 )
 from support.helpers import samples_of
@@ -70,6 +73,20 @@ def test_a_registry_of_ones_own_stays_readable(harness: Harness) -> None:
     before = samples(harness.registry)
     harness.cache.close()
     assert samples(harness.registry) == before
+
+
+def test_a_cache_that_can_publish_nothing_shows_as_degraded(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a prepare that the disk has refused to the next one that it has taken."""
+    with monkeypatch.context() as patch:
+        fail_with(patch, os, "fsync", OSError(errno.EIO, os.strerror(errno.EIO)))
+        harness.prepare(harness.timeline())
+        assert os.strerror(errno.EIO) in (harness.cache.degraded_reason or "")
+        assert harness.value("bbcache_degraded") == 1
+    harness.prepared()
+    assert harness.cache.degraded_reason is None
+    assert harness.value("bbcache_degraded") == 0
 
 
 def test_every_metric_is_there_at_zero(harness: Harness) -> None:
