@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ def run(tmp_path: Path, expected: tuple[bool, bool, bool], *kinds: str) -> tuple
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": "/tmp"},  # noqa: S108 - the outer run may be in memory
     )
     assert done.stderr == ""
     return done.returncode, done.stdout.splitlines()
