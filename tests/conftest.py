@@ -167,30 +167,46 @@ class Templates:
     """Data directories, made once for each version and initdb's arguments.
 
     They are fresh from initdb but for the two template databases, which are dropped: with a
-    third of the files, all that is done to a copy costs half as much.
+    third of the files, all that is done to a copy costs half as much. Some have been used.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._made: dict[tuple[PostgresBinaries, tuple[str, ...]], Path] = {}
+        self._made: dict[tuple[PostgresBinaries, tuple[str, ...], str], Path] = {}
 
     def copy(
-        self, binaries: PostgresBinaries, initdb_args: Sequence[str], pgdata_dir: Path
+        self,
+        binaries: PostgresBinaries,
+        initdb_args: Sequence[str],
+        pgdata_dir: Path,
+        sql: str = "",
     ) -> None:
-        """Copy the template for `binaries` and `initdb_args` to `pgdata_dir`."""
-        key = (binaries, tuple(initdb_args))
-        template = self._made.get(key)
-        if template is None:
+        """Copy the template for `binaries` and `initdb_args`, in which `sql` was run."""
+        template = self._template(binaries, tuple(initdb_args), sql)
+        subprocess.run(["cp", "-a", "--", template, pgdata_dir], check=True)
+
+    def _template(self, binaries: PostgresBinaries, initdb_args: tuple[str, ...], sql: str) -> Path:
+        key = (binaries, initdb_args, sql)
+        if key not in self._made:
+            fresh = self._template(binaries, initdb_args, "") if sql else None
             template = self._directory / f"template{len(self._made)}"
             with Cluster(binaries, template, settings=FAST_SETTINGS) as cluster:
-                cluster.initdb(["--no-sync", *initdb_args])
-                cluster.start()
-                cluster.psql("update pg_database set datistemplate = false")
-                for name in ("template0", "template1"):
-                    cluster.psql(f"drop database {name}")
+                if fresh is None:
+                    self._make_fresh(cluster, initdb_args)
+                else:
+                    subprocess.run(["cp", "-a", "--", fresh, template], check=True)
+                    cluster.start()
+                    cluster.psql(sql)
             template.with_name(f"{template.name}.log").unlink()
             self._made[key] = template
-        subprocess.run(["cp", "-a", "--", template, pgdata_dir], check=True)
+        return self._made[key]
+
+    def _make_fresh(self, cluster: Cluster, initdb_args: tuple[str, ...]) -> None:
+        cluster.initdb(["--no-sync", *initdb_args])
+        cluster.start()
+        cluster.psql("update pg_database set datistemplate = false")
+        for name in ("template0", "template1"):
+            cluster.psql(f"drop database {name}")
 
 
 @pytest.fixture(scope="session")

@@ -87,11 +87,11 @@ class Lab:
         assert self._pageserver is not None
         return self._pageserver
 
-    def add_timeline(self, tenant: PgdataTenant | None = None) -> Address:
-        """A timeline with an empty database, of a new tenant unless one is given."""
+    def add_timeline(self, tenant: PgdataTenant | None = None, sql: str = "") -> Address:
+        """A timeline whose database has run `sql`, of a new tenant unless one is given."""
         tenant = tenant or self.pageserver.tenants.create_tenant()
         pgdata_dir = self.root / "fresh"
-        self._templates.copy(self.binaries, (), pgdata_dir)
+        self._templates.copy(self.binaries, (), pgdata_dir, sql)
         return Address(tenant.tenant_id, tenant.add_timeline(pgdata_dir).timeline_id)
 
     def timeline(self, address: Address) -> PgdataTimeline:

@@ -31,9 +31,7 @@ pytestmark = pytest.mark.postgres
 @pytest.fixture
 def address(lab: Lab) -> Address:
     """A timeline with one row in a table."""
-    address = lab.add_timeline()
-    lab.play(address, "create table t as select 1 i")
-    return address
+    return lab.add_timeline(sql="create table t as select 1 i")
 
 
 def test_a_running_compute_node_is_ended_and_taken_over(lab: Lab, address: Address) -> None:

@@ -29,9 +29,7 @@ _TIED = (
 @pytest.fixture
 def address(lab: Lab) -> Address:
     """A timeline with one row in a table."""
-    address = lab.add_timeline()
-    lab.play(address, "create table t as select 1 i")
-    return address
+    return lab.add_timeline(sql="create table t as select 1 i")
 
 
 def test_links_and_settings_of_the_place(lab: Lab, address: Address) -> None:
