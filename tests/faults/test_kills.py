@@ -23,6 +23,6 @@ def test_nothing_served_is_wrong_or_lost(bed: Bed) -> None:
     seed = random.randrange(1 << 30)
     tally = kills.kill_again_and_again(bed.benches[0], count, seed)
     assert not tally.complaints, f"seed {seed}, {tally}: {tally.complaints[:5]}"
-    assert tally.kills == count
+    assert tally.kills >= count
     assert tally.hits > 0
     assert tally.refreshes > 0
