@@ -357,6 +357,14 @@ def test_an_interrupt_anywhere_in_a_close_does_no_harm(harness: Harness) -> None
     assert count > len(places) / 2
 
 
+@pytest.fixture
+def _quick_collections() -> None:
+    """Let collections from now on leave alone what other tests have made."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.mark.usefixtures("_quick_collections")
 def test_an_interrupt_anywhere_in_a_spawn_frees_the_directory(harness: Harness) -> None:
     """And leaves no thread; but for the places in `threading` and `concurrent.futures`."""
     harness.cache.close()
