@@ -251,7 +251,7 @@ class BasebackupCache:
         if self._engine is None:
             return True
         engine = self._live_engine()
-        return engine is not None and engine.work_counter.wait_idle(timeout)
+        return engine is not None and engine.wait_idle(timeout)
 
     def run_cleanup(self) -> None:
         """Run one clean-up step now, in the caller's thread; see `bbcache.upkeep.cleanup`."""

@@ -19,10 +19,12 @@ from bbcache.outcomes import SkipReason
 from bbcache.pacer import Pacer
 from bbcache.prepare.backoff import Backoff
 from bbcache.prepare.builder import Builder
+from bbcache.prepare.ending import Ending, log_refused, log_skip
+from bbcache.prepare.line import Line
 from bbcache.prepare.on_demand import Filler
 from bbcache.prepare.queue import PrepareQueue
 from bbcache.prepare.request import Request
-from bbcache.prepare.worker import CLOSED, Preparer, log_refused, log_skip
+from bbcache.prepare.worker import Preparer
 from bbcache.storage.accounting import Accounting
 from bbcache.storage.catalog import Catalog
 from bbcache.storage.files import Store
@@ -79,14 +81,13 @@ class Engine:
         self.data_dir = data_dir
         self.is_serving = True
         self.index = Index(Accounting.from_config(config))
-        self.work_counter = WorkCounter(self._are_prepares_idle)
+        self.work_counter = WorkCounter()
         self._config = config
         self._dirlock = dirlock
-        self._queue = PrepareQueue(config.prepare_channel_size)
+        line = Line(config.prepare_channel_size)
         unpublished = UnpublishedBytes(config.max_unpublished_size_bytes)
-        self._metrics = Metrics(
-            registry, self.index, self._queue.__len__, lambda: unpublished.size_bytes
-        )
+        self._metrics = Metrics(registry, self.index, line.__len__, lambda: unpublished.size_bytes)
+        self._queue = PrepareQueue(line, self._metrics, self.work_counter)
         self.store = Store(data_dir)
         self._catalog = Catalog(self.store, self.index, dirlock, self._metrics)
         pacer, backoff = Pacer(), Backoff()
@@ -137,7 +138,6 @@ class Engine:
             builder=self._builder,
             queue=self._queue,
             metrics=self._metrics,
-            work_counter=self.work_counter,
             backoff=backoff,
         )
 
@@ -147,7 +147,6 @@ class Engine:
             self._queue,
             backoff=backoff,
             metrics=self._metrics,
-            settle_fallen=self._preparer.settle_fallen,
             is_own_thread=lambda: threading.current_thread() in self._own_threads,
         )
 
@@ -190,6 +189,10 @@ class Engine:
         self._changed.wait_for(lambda: self._is_initialized or not self.is_serving, timeout_s)
         return self._is_initialized
 
+    def wait_idle(self, timeout_s: float | None) -> bool:
+        """See `BasebackupCache.wait_idle`."""
+        return self.work_counter.wait_for(self._is_idle, timeout_s)
+
     def send_prepare(
         self, tenant_shard_id: TenantShardId, timeline_id: TimelineId, lsn: Lsn
     ) -> None:
@@ -198,24 +201,21 @@ class Engine:
             check_shard_ids(tenant_shard_id, timeline_id, lsn)
             key = make_key(tenant_shard_id.tenant_id, timeline_id)
             if tenant_shard_id.is_shard_zero:
-                self._enqueue(Request(key, lsn, tenant_shard_id, time.monotonic()))
+                self._queue.submit(Request(key, lsn, tenant_shard_id, time.monotonic()))
             else:
-                self._metrics.skipped(SkipReason.NOT_SHARD_ZERO)
-                log_skip(key, lsn, SkipReason.NOT_SHARD_ZERO)
+                ending = Ending.skip(SkipReason.NOT_SHARD_ZERO)
+                ending.count_in(self._metrics)
+                log_skip(key, lsn, ending)
         except ArgumentError as error:
             self._metrics.prepare_failed()
             log_refused(error)
         except Exception:
-            with suppress(Exception):  # it may be a log handler that has raised
-                log.exception("a prepare could not be queued")
+            log.exception("a prepare could not be queued")
 
     def begin_close(self) -> None:
         """Stop every thread soon, and cancel what waits; without waiting. Idempotent."""
         self._stop()
         self._queue.close()
-        self._preparer.settle_fallen()
-        for request in self._queue.running():  # nobody waits for a worker that may be stuck
-            request.call.finish(CLOSED)
 
     def close(self, timeout: float | None = None) -> None:
         """See `BasebackupCache.close`."""
@@ -256,18 +256,15 @@ class Engine:
         self._preparer.stop()
         self._changed.wake_all()
 
-    def _enqueue(self, request: Request) -> None:
-        self._queue.put(request)
-        self._preparer.settle_fallen()
-
-    def _are_prepares_idle(self) -> bool:
-        self._preparer.settle_fallen()
+    def _is_idle(self) -> bool:
+        if not self.work_counter.is_idle():
+            return False
         with suppress(OSError):  # a later look may succeed
             self._catalog.settle_doubt()
         return self._is_initialized and self._queue.is_idle()
 
     def _rebuild(self, entry: Entry) -> None:
-        self._enqueue(Request(entry.key, entry.lsn, None, time.monotonic()))
+        self._queue.submit(Request(entry.key, entry.lsn, None, time.monotonic()))
 
     def _work(self) -> None:
         with self._own_thread():
@@ -312,7 +309,7 @@ class Engine:
     def _tick(self) -> None:
         ticker = Ticker(self._config.cleanup_period, time.monotonic())
         while not self._is_stopped_in(ticker.delay_s(time.monotonic())):
-            with suppress(BaseException):  # as in _run
+            with suppress(BaseException):  # as in `startup.load`
                 self._clean_up()
             ticker.advance(time.monotonic())
 
@@ -334,8 +331,7 @@ class Engine:
                 self.data_dir,
                 ", ".join(left),
             )
-        for request in self._queue.running():
-            self._preparer.settle_skipped(request, SkipReason.CLOSING)
+        self._queue.abandon_running()
         remaining_s = _remaining_s(deadline_s)
         if self._catalog.fence(-1 if remaining_s is None else max(_FENCE_TIMEOUT_S, remaining_s)):
             self._unlock()

@@ -14,17 +14,11 @@ if TYPE_CHECKING:
 
 
 class WorkCounter:
-    """The work that is under way. Thread-safe.
+    """The work that is under way. Thread-safe."""
 
-    Args:
-        is_rest_idle: whether nothing is under way but the blocks of `under_way`; called
-            without a lock.
-    """
-
-    def __init__(self, is_rest_idle: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self) -> None:
         self._lock = threading.RLock()  # guards _blocks
         self._blocks: list[weakref.ref[threading.Lock]] = []  # locked while they run
-        self._is_rest_idle = is_rest_idle
         self._is_over = False
         self._waiters = Waiters()
 
@@ -48,21 +42,22 @@ class WorkCounter:
     def is_idle(self) -> bool:
         """Whether nothing is under way at this moment."""
         with self._lock:
-            for ref in self._blocks:
-                block = ref()
-                if block is not None and block.locked():
-                    return False
-        return self._is_rest_idle()
+            blocks = [ref() for ref in self._blocks]
+        return not any(block is not None and block.locked() for block in blocks)
 
-    def wait_idle(self, timeout_s: float | None) -> bool:
-        """Wait until nothing is under way.
+    def wait_for(self, is_so: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait until `is_so` is true, and look again each time that work ends.
+
+        Args:
+            is_so: called without a lock.
+            timeout_s: seconds to wait; None waits without limit.
 
         Returns:
-            False when `timeout_s` seconds passed first, or the cache was closed
-            with work left.
+            What `is_so` returned last: False when `timeout_s` seconds passed first, or the
+            cache was closed with work left.
         """
-        self._waiters.wait_for(lambda: self._is_over or self.is_idle(), timeout_s)
-        return self.is_idle()
+        self._waiters.wait_for(lambda: self._is_over or is_so(), timeout_s)
+        return is_so()
 
     def give_up(self) -> None:
         """Wake every thread that waits: nothing more will end."""

@@ -11,28 +11,24 @@ from support.threads import waiting
 from bbcache.work_counter import WorkCounter
 
 
+def wait_idle(work_counter: WorkCounter, timeout_s: float | None) -> bool:
+    """Wait until nothing is under way."""
+    return work_counter.wait_for(work_counter.is_idle, timeout_s)
+
+
 def test_a_new_one_is_idle() -> None:
     """Nothing is under way at first."""
-    assert WorkCounter().wait_idle(0)
-    assert WorkCounter().wait_idle(None)
+    assert wait_idle(WorkCounter(), 0)
+    assert wait_idle(WorkCounter(), None)
 
 
 def test_wait_idle_gives_up_after_its_timeout() -> None:
     """Work that goes on makes the wait end False, at once where the timeout is 0."""
     work_counter = WorkCounter()
     with work_counter.under_way():
-        assert not work_counter.wait_idle(0)
-        assert not work_counter.wait_idle(0.01)
-    assert work_counter.wait_idle(0)
-
-
-def test_the_rest_must_be_idle_too() -> None:
-    """What is under way elsewhere is asked for at each look."""
-    is_rest_idle = False
-    work_counter = WorkCounter(lambda: is_rest_idle)
-    assert not work_counter.wait_idle(0)
-    is_rest_idle = True
-    assert work_counter.wait_idle(0)
+        assert not wait_idle(work_counter, 0)
+        assert not wait_idle(work_counter, 0.01)
+    assert wait_idle(work_counter, 0)
 
 
 def test_under_way_ends_also_where_the_block_raises() -> None:
@@ -42,13 +38,13 @@ def test_under_way_ends_also_where_the_block_raises() -> None:
     def fail() -> None:
         with work_counter.under_way():
             with work_counter.under_way():
-                assert not work_counter.wait_idle(0)
-            assert not work_counter.wait_idle(0)
+                assert not wait_idle(work_counter, 0)
+            assert not wait_idle(work_counter, 0)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fail()
-    assert work_counter.wait_idle(0)
+    assert wait_idle(work_counter, 0)
 
 
 def test_the_end_wakes_all_who_wait() -> None:
@@ -65,7 +61,7 @@ def test_the_end_wakes_all_who_wait() -> None:
 
     def wait() -> None:
         is_waited_for.wait()
-        results.append(work_counter.wait_idle(30))
+        results.append(wait_idle(work_counter, 30))
 
     run_threads([wait, wait, wait, work])
     assert results == [True, True, True]
@@ -73,23 +69,24 @@ def test_the_end_wakes_all_who_wait() -> None:
 
 def test_giving_up_wakes_all_who_wait() -> None:
     """A close with work left makes every wait end False, at once and for ever."""
-    work_counter = WorkCounter(lambda: False)
+    work_counter = WorkCounter()
     results: list[bool] = []
 
     def give_up() -> None:
         wait_until(lambda: len(waiting("wait_idle")) == 2)
         work_counter.give_up()
 
-    run_threads([lambda: results.append(work_counter.wait_idle(None))] * 2 + [give_up])
-    assert results == [False, False]
-    assert not work_counter.wait_idle(None)
+    with work_counter.under_way():
+        run_threads([lambda: results.append(wait_idle(work_counter, None))] * 2 + [give_up])
+        assert results == [False, False]
+        assert not wait_idle(work_counter, None)
 
 
 def test_giving_up_with_nothing_left_is_idle() -> None:
     """A close that leaves nothing undone was idle."""
     work_counter = WorkCounter()
     work_counter.give_up()
-    assert work_counter.wait_idle(None)
+    assert wait_idle(work_counter, None)
 
 
 def test_no_piece_of_work_is_lost_between_threads() -> None:
@@ -100,10 +97,10 @@ def test_no_piece_of_work_is_lost_between_threads() -> None:
     def hammer() -> None:
         for _ in range(1000):
             with work_counter.under_way():
-                if work_counter.wait_idle(0):
+                if wait_idle(work_counter, 0):
                     is_held.set()
             work_counter.changed()
 
     run_threads([hammer] * 4)
-    assert work_counter.wait_idle(0)
+    assert wait_idle(work_counter, 0)
     assert not is_held.is_set()

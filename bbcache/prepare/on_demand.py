@@ -91,7 +91,6 @@ class Filler:
         queue: of prepares.
         backoff: knows what has failed lately.
         metrics: counts how each call ends.
-        settle_fallen: settles the requests that have fallen out of the queue.
         is_own_thread: whether the caller is one of the threads that builds need.
         clock: seconds that only grow.
     """
@@ -103,7 +102,6 @@ class Filler:
         *,
         backoff: Backoff,
         metrics: Metrics,
-        settle_fallen: Callable[[], None],
         is_own_thread: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -111,7 +109,6 @@ class Filler:
         self._queue = queue
         self._backoff = backoff
         self._metrics = metrics
-        self._settle_fallen = settle_fallen
         self._is_own_thread = is_own_thread
         self._clock = clock
 
@@ -216,14 +213,10 @@ class Filler:
             return self._open(fill, result.shared_file, source), result
         finally:
             try:
-                self._leave(fill)
+                self._queue.leave(fill)
             except BaseException:  # interrupted: it may not even have begun
-                self._leave(fill)
+                self._queue.leave(fill)
                 raise
-
-    def _leave(self, fill: Request) -> None:
-        self._queue.leave(fill)
-        self._settle_fallen()
 
     def _open(self, fill: Request, shared_file: SharedFile, source: Source) -> BasebackupFile:
         """Open what was built; raises `_DamagedError` where it has to be built elsewhere."""

@@ -32,16 +32,16 @@ class Request:
         is_seen: whether a worker has taken it.
         is_behind: whether a worker has put it behind what can run.
         is_reached: whether its LSN is known to be reached, and its build runs.
-        is_claimed: whether it is settled.
+        is_counted: whether its end is counted.
         waiting_since_s: when the wait for its LSN began; None before and after the wait.
         call: the callers that wait for it.
         joined: the request that a caller's own one has joined, maybe itself; None before.
     """
 
     __slots__ = (
-        *("disk_failure", "call", "is_behind", "is_claimed", "is_reached", "is_seen", "is_sent"),
-        *("joined", "key", "lsn", "must_build", "place", "queued_at_s", "tenant_shard_id"),
-        "waiting_since_s",
+        *("disk_failure", "call", "is_behind", "is_counted", "is_reached", "is_seen"),
+        *("is_sent", "joined", "key", "lsn", "must_build", "place", "queued_at_s"),
+        *("tenant_shard_id", "waiting_since_s"),
     )
 
     def __init__(
@@ -64,7 +64,7 @@ class Request:
         self.is_sent = is_sent
         self.must_build = must_build
         self.disk_failure = disk_failure
-        self.is_claimed = self.is_seen = self.is_behind = self.is_reached = False
+        self.is_seen = self.is_behind = self.is_reached = self.is_counted = False
         self.call = Call()
         self.joined: Request | None = None
 

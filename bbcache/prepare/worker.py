@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from bbcache import lifecycle
 from bbcache.errors import ClosingError, LimitError, PrepareError, StoreError, safe_str
 from bbcache.host import TenantState, attached_shards_zero, wait_for_lsn
 from bbcache.outcomes import Phase, SkipReason
+from bbcache.prepare.ending import CLOSED, Ending
 from bbcache.prepare.job import DiskError, Job, Skip, reason_of
 from bbcache.prepare.singleflight import Result
 from bbcache.storage.index import split_key
@@ -23,18 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bbcache.config import BasebackupCacheConfig
-    from bbcache.errors import ArgumentError
     from bbcache.host import Tenant, TenantManager, Timeline
-    from bbcache.ids import Lsn
     from bbcache.metrics import Metrics
     from bbcache.prepare.backoff import Backoff
     from bbcache.prepare.builder import Builder, Built
     from bbcache.prepare.queue import PrepareQueue
     from bbcache.prepare.request import Request
     from bbcache.storage.index import Index
-    from bbcache.work_counter import WorkCounter
-
-CLOSED: Final = Result(error=ClosingError("the cache is closing"))
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +45,6 @@ class Preparer:
         builder: builds and publishes.
         queue: where requests come from.
         metrics: counts how they end.
-        work_counter: is told when a request has ended.
         backoff: is told of failures.
         clock: seconds that only grow.
     """
@@ -63,7 +58,6 @@ class Preparer:
         builder: Builder,
         queue: PrepareQueue,
         metrics: Metrics,
-        work_counter: WorkCounter,
         backoff: Backoff,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -72,17 +66,23 @@ class Preparer:
         self._index = index
         self._queue = queue
         self._metrics = metrics
-        self._work_counter = work_counter
         self._clock = clock
         self._backoff = backoff
         self._builder = builder
 
     def work(self) -> None:
         """Run requests until the queue is closed: the life of one worker thread."""
-        while (request := self._queue.take()) is not None:
-            with suppress(BaseException):  # of a log handler, say; the request has been settled
-                self.run(request)
-                self.settle_fallen()
+        is_open = True
+        while is_open:
+            with suppress(BaseException):  # a failure between two requests ends no worker
+                is_open = self._run_next()
+
+    def _run_next(self) -> bool:
+        """Wait for a request and run it; False once the queue is closed."""
+        request = self._queue.take()
+        if request is not None:
+            self.run(request)
+        return request is not None
 
     def stop(self) -> None:
         """Make builds under way fail at their next write, and waits at their next slice."""
@@ -93,70 +93,33 @@ class Preparer:
 
         Whatever it raises, its end is counted, and its callers are told.
         """
-        job, result, is_over = Job(request), Result(), True
-        count: Callable[[], None] = self._metrics.prepare_failed
+        job, ending = Job(request), Ending()
+        is_over = True
         try:
             built = self._prepare(job)
             if built is None:
                 is_over = False
             else:
-                count, result = self._ended(job, built), Result(built.shared_file, is_built=True)
+                ending = _ending_of(job, built)
         except Skip as skip:
-            count, result = self._skip(job, skip), Result(error=_failure_of(job, skip))
+            ending = Ending(Result(error=_failure_of(job, skip)), skip.reason, skip.why)
         except DiskError as failed:  # a caller that has come since asks again, and then waits
             _log_failure(request, failed.error, exc_info=False)
         except BaseException as error:  # noqa: BLE001 - SystemExit of a host must not end a worker
+            ending = Ending(Result(error=error))
             is_own = isinstance(error, (StoreError, PrepareError))
             _log_failure(request, error, exc_info=not is_own or job.disk_failure is not None)
-            result = Result(error=error)
         finally:
             if is_over:
-                self._end_wait(request)
-                self._note(job, result)
-                self.settle(request, count)
-                self._queue.done(request)
-                self._metrics.refresh()
-                self._work_counter.changed()
-                request.call.finish(result)
+                self._finish(job, ending)
 
-    def settle(self, request: Request, count: Callable[[], None]) -> None:
-        """Count a request, unless that was done."""
-        if self._queue.claim(request):
-            count()
-
-    def settle_fallen(self) -> None:
-        """Settle what has fallen out of the queue, whichever thread has made it fall.
-
-        A thread that is interrupted leaves the rest to the next one.
-        """
-        for request, reason in self._queue.fallen():
-            self.settle_skipped(request, reason)
-
-    def settle_skipped(self, request: Request, reason: SkipReason) -> None:
-        """Count a request that is skipped while it waits, and tell its callers."""
-        self.settle(request, lambda: self._metrics.skipped(reason))
-        request.call.finish(CLOSED if reason is SkipReason.CLOSING else Result())
-        self._queue.forget(request)
-        self._work_counter.changed()
-        log_skip(request.key, request.lsn, reason)
-        if reason is SkipReason.QUEUE_FULL:
-            log.warning(
-                "a prepare was dropped: %d wait already (prepare_channel_size)", len(self._queue)
-            )
-
-    def _ended(self, job: Job, built: Built) -> Callable[[], None]:
-        if job.refusal is not None:
-            return self._skip(job, job.refusal)
-        if job.disk_failure is not None:
-            return self._metrics.prepare_failed
-        size_bytes = built.entry.size_bytes
-        return lambda: self._metrics.prepared(built.seal.tar_bytes, size_bytes)
-
-    def _skip(self, job: Job, skip: Skip) -> Callable[[], None]:
-        reason = skip.reason
-        ended = "skipped" if skip is not job.refusal else "not published"
-        log_skip(job.request.key, job.request.lsn, reason, ended, skip.why)
-        return lambda: self._metrics.skipped(reason)
+    def _finish(self, job: Job, ending: Ending) -> None:
+        try:
+            self._end_wait(job.request)
+            self._note(job, ending.result)
+            self._metrics.refresh()
+        finally:
+            self._queue.finish(job.request, ending)
 
     def _note(self, job: Job, result: Result) -> None:
         """Let what fails rest for a while, and what has been built not at all."""
@@ -181,12 +144,10 @@ class Preparer:
         job.failing = request.place
         if self._gives_way(job) or not self._wait_lsn(timeline, request):
             self._queue.postpone(request)
-            self.settle_fallen()
             return None
         if not self._queue.start(request):
             return None
         self._end_wait(request)
-        self.settle_fallen()
         return self._build(job, timeline, started_s)
 
     def _gives_way(self, job: Job) -> bool:
@@ -296,42 +257,21 @@ def _spare_the_timeline(job: Job, timeline: Timeline) -> None:
             job.failing = job.request.place
 
 
+def _ending_of(job: Job, built: Built) -> Ending:
+    result = Result(built.shared_file, is_built=True)
+    if job.refusal is not None:
+        return Ending(result, job.refusal.reason, job.refusal.why)
+    if job.disk_failure is not None:
+        return Ending(result)
+    return Ending(result, published=(built.seal.tar_bytes, built.entry.size_bytes))
+
+
 def _failure_of(job: Job, skip: Skip) -> BaseException | None:
     """What a skip is for those who wait: a failure, or a reason to ask again."""
     if skip.reason is SkipReason.CLOSING:
-        return ClosingError("the cache is closing")
+        return CLOSED.error
     # Where a refusal to publish did not end it, there was no room but for the published.
     return None if job.may_publish or skip is job.refusal else skip.why
-
-
-def log_skip(
-    key: bytes,
-    lsn: Lsn,
-    reason: SkipReason,
-    ended: str = "skipped",
-    why: BaseException | None = None,
-) -> None:
-    """Log that a prepare was skipped, wherever that was decided; never raises an `Exception`.
-
-    This module's logger so has the outcome of every prepare: what has become ready as
-    information, skips at debug level (a limit that is in the way as a warning), and errors.
-    """
-    with suppress(Exception):  # of a log handler
-        log.log(
-            logging.WARNING if why else logging.DEBUG,
-            "basebackup of %s at %s %s (%s)%s",
-            split_key(key),
-            lsn,
-            ended,
-            reason,
-            f": {safe_str(why)}" if why else "",
-        )
-
-
-def log_refused(error: ArgumentError) -> None:
-    """Log a prepare that was asked for with arguments of a wrong type; as `log_skip`."""
-    with suppress(Exception):
-        log.error("send_prepare asked for nothing: %s", error)
 
 
 def _log_failure(request: Request, error: BaseException, *, exc_info: bool) -> None:

@@ -43,7 +43,7 @@ def load(
     pause_s = 0.0
     while not is_stopped_in(pause_s):
         pause_s = min(max(_FIRST_PAUSE_S, 2 * pause_s), _LONGEST_PAUSE_S)
-        with suppress(BaseException):  # of a log handler: the thread has to go on
+        with suppress(BaseException):  # the thread has to go on
             try:
                 report = catalog.load()
             except ClosingError:
@@ -53,8 +53,7 @@ def load(
                 hint = hint_for(error)
                 log.exception("cannot load %s, trying again in %.2f s%s", data_dir, pause_s, hint)
             else:
-                with suppress(BaseException):
-                    _announce(report, data_dir)
+                _announce(report, data_dir)
                 return report
     return None
 

@@ -344,7 +344,7 @@ def test_a_start_that_keeps_failing_can_be_closed(
     harness.open(wait=False)
     with harness.opened:
         waiting = Worker(harness.cache.wait_initialized)
-        idle = Worker(harness.engine.work_counter.wait_idle, None)
+        idle = Worker(harness.cache.wait_idle)
         harness.send(harness.timeline())
         harness.cache.close()
         assert waiting.result() is False

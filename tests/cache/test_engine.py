@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ from support.cache_helpers import (
     fail_with,
     put,
     stop_before,
-    stop_while_sending,
     tar_of,
 )
 from support.helpers import wait_until
@@ -119,7 +117,7 @@ def test_send_prepare_never_raises(
     """Not even for a defect of our own, which is logged."""
     with Harness(tmp_path) as harness:
         with monkeypatch.context() as patch:
-            fail_with(patch, PrepareQueue, "put", RuntimeError("a defect"))
+            fail_with(patch, PrepareQueue, "submit", RuntimeError("a defect"))
             harness.send(harness.timeline())
         assert "a prepare could not be queued" in caplog.text
 
@@ -162,57 +160,3 @@ def test_a_metric_that_fails_costs_no_worker(
             assert harness.cache.wait_idle(60)
         assert len(harness.living()) == 1
         harness.prepared()
-
-
-class _Broken(logging.Handler):
-    """A log handler that raises, as one of a host may."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        raise RuntimeError(record.getMessage())
-
-
-def test_a_log_handler_that_raises_costs_no_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Start, prepares and clean-up go on, and each request is counted once."""
-    broken, log = _Broken(), logging.getLogger("bbcache")
-    fail_with(monkeypatch, Catalog, "load", OSError("not now"), times=1)
-    fail_with(monkeypatch, Cleaner, "step", RuntimeError("a defect"), times=1)
-    log.addHandler(broken)
-    try:
-        with Harness(tmp_path, prepare_concurrency=1, cleanup_period=0.01) as harness:
-            timeline = harness.timeline()
-            put(timeline, "wait_lsn", int)  # which takes no LSN and no time
-            harness.prepare(timeline)
-            assert harness.counts() == {"error": 1}
-            log.removeHandler(broken)
-            held = harness.prepared()
-            held.advance(LSN_B)
-            wait_until(lambda: not harness.cache.entries())
-    finally:
-        log.removeHandler(broken)
-
-
-def test_send_prepare_never_raises_what_a_log_handler_does(tmp_path: Path) -> None:
-    """The request is counted all the same: one of wrong arguments, and one too many."""
-    broken, log = _Broken(), logging.getLogger("bbcache.engine")
-    wrong: Any = None
-    with (
-        Harness(tmp_path, prepare_concurrency=1, prepare_channel_size=1) as harness,
-        Gate() as gate,
-    ):
-        busy = harness.timeline()
-        stop_while_sending(busy, gate)
-        harness.send(busy)
-        gate.wait_for()
-        harness.send(harness.timeline())
-        log.addHandler(broken)
-        try:
-            harness.cache.send_prepare(wrong, wrong, wrong)
-            harness.send(harness.timeline())
-        finally:
-            log.removeHandler(broken)
-        assert harness.counts() == {"error": 1, "skip": 1}
-        gate.open()
-        harness.wait_idle()
-        assert harness.counts() == {"error": 1, "skip": 1, "ok": 2}

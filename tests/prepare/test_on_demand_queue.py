@@ -49,7 +49,7 @@ def test_the_first_fill_is_queued_and_the_next_join_it(queue: SettledQueue) -> N
         assert first.call.is_awaited
         queue.leave(first)
     assert not first.call.is_awaited
-    queue.done(first)
+    queue.finish(first)
     assert not queue.has(A, Lsn(1))
 
 
@@ -58,7 +58,7 @@ def test_the_first_fill_is_queued_and_the_next_join_it(queue: SettledQueue) -> N
 def test_a_fill_joins_a_prepare(queue: SettledQueue, *, is_running: bool, is_rebuild: bool) -> None:
     """At its LSN; a rebuild that is joined need not find the shard any more."""
     asked = make_request(A, is_rebuild=is_rebuild)
-    queue.put(asked)
+    queue.submit(asked)
     if is_running:
         assert queue.take() is asked
     assert queue.has(A, Lsn(1))
@@ -73,7 +73,7 @@ def test_a_fill_joins_a_prepare(queue: SettledQueue, *, is_running: bool, is_reb
 def test_another_lsn_is_another_request(queue: SettledQueue) -> None:
     """A caller wants exactly the LSN that it names: a fill is not coalesced."""
     prepared, older, newer = make_request(A, 4), fill(A, 1), fill(A, 3)
-    queue.put(prepared)
+    queue.submit(prepared)
     assert queue.join(older) is older
     assert queue.join(newer) is newer
     assert len(queue) == 3
@@ -87,16 +87,16 @@ def test_one_build_a_timeline_at_a_time(queue: SettledQueue) -> None:
         queue.join(each)
     assert queue.take() is first
     assert queue.take() is other
-    queue.done(first)
+    queue.finish(first)
     assert queue.take() is second
 
 
 def test_a_newer_prepare_replaces_nothing_that_is_waited_for(queue: SettledQueue) -> None:
     """Neither a fill nor a prepare that a fill has joined."""
     joined, newer = make_request(A, 1), make_request(A, 2)
-    queue.put(joined)
+    queue.submit(joined)
     queue.join(fill(A, 1))
-    assert queue.put(newer) is None
+    assert queue.submit(newer) is None
     assert [int(each.lsn) for each in take_all(queue)] == [1, 2]
 
 
@@ -115,16 +115,16 @@ def test_a_fill_covers_a_prepare_at_its_lsn_alone(
         make_request(A, 4, is_rebuild=is_rebuild),
     )
     is_covered = not (is_running and is_rebuild)  # it may have relied on what was bad
-    assert queue.put(same) == ((same, SkipReason.COALESCED) if is_covered else None)
+    assert queue.submit(same) == ((same, SkipReason.COALESCED) if is_covered else None)
     if is_covered:
-        assert queue.put(older) is None
+        assert queue.submit(older) is None
 
 
 def test_what_is_waited_for_goes_first(queue: SettledQueue) -> None:
     """Also a prepare that is joined late; among themselves in order."""
     first, second, awaited = make_request(A), make_request(B), fill(C)
-    queue.put(first)
-    queue.put(second)
+    queue.submit(first)
+    queue.submit(second)
     queue.join(awaited)
     queue.join(fill(B))
     assert take_all(queue) == [awaited, second, first]
@@ -136,9 +136,9 @@ def test_waiting_callers_are_not_bounded_by_the_capacity(queue: SettledQueue) ->
     for each in fills:
         assert queue.join(each) is each
     first, second, third = make_request(D), make_request(A, 2), make_request(B, 2)
-    assert queue.put(first) is None
-    assert queue.put(second) is None
-    assert queue.put(third) == (third, SkipReason.QUEUE_FULL)
+    assert queue.submit(first) is None
+    assert queue.submit(second) is None
+    assert queue.submit(third) == (third, SkipReason.QUEUE_FULL)
     assert take_all(queue) == [*fills, first, second]
 
 
@@ -150,8 +150,8 @@ def test_what_is_given_up_goes_behind_what_can_run(queue: SettledQueue) -> None:
     queue.join(fill(C))
     assert [queue.leave(each) for each in fills] == [None] * 3
     asked = [make_request(key) for key in (D, A)]
-    assert queue.put(asked[0]) is None  # they have no places of prepares
-    assert queue.put(asked[1]) == (asked[1], SkipReason.COALESCED)  # and is what was given up
+    assert queue.submit(asked[0]) is None  # they have no places of prepares
+    assert queue.submit(asked[1]) == (asked[1], SkipReason.COALESCED)  # and is what was given up
     assert queue.leave(fills[2]) is None
     assert take_all(queue) == [asked[0], fills[0], fills[1], fills[2]]
 
@@ -170,7 +170,7 @@ def test_what_is_given_up_takes_no_place_of_what_waits_for_its_lsn(queue: Settle
     """The two are counted apart: callers that come and go drop no prepare."""
     ahead = [make_request(A, lsn) for lsn in (8, 9)]
     for each in ahead:
-        queue.put(each)
+        queue.submit(each)
         assert queue.take() is each
         each.waiting_since_s = 0.0
         assert queue.postpone(each) is None
@@ -222,9 +222,9 @@ class TestNotReached:
         queue.join(other)
         assert queue.take() is other
         assert queue.postpone(ahead) is None
-        queue.done(other)
+        queue.finish(other)
         assert queue.take() is ahead
-        queue.done(ahead)
+        queue.finish(ahead)
         assert len(queue) == 0
 
     def test_a_prepare_of_it_outlasts_its_callers(
@@ -232,7 +232,7 @@ class TestNotReached:
     ) -> None:
         """The host has asked for it by now."""
         late = make_request(A, 9)
-        assert queue.put(late) == (late, SkipReason.COALESCED)
+        assert queue.submit(late) == (late, SkipReason.COALESCED)
         assert queue.leave(ahead) is None
         assert queue.take() is ahead
 
@@ -240,12 +240,12 @@ class TestNotReached:
         """One build a timeline: it is in the line again, as what a caller waits for."""
         assert queue.take() is ahead
         build = make_request(A, 1)
-        queue.put(build)
+        queue.submit(build)
         assert queue.take() is build
         assert queue.start(build) == []
         assert queue.start(ahead) is None
-        queue.put(make_request(B))
-        queue.done(build)
+        queue.submit(make_request(B))
+        queue.finish(build)
         assert queue.take() is ahead
         assert queue.running() == [ahead]
 
@@ -259,7 +259,7 @@ class TestNotReached:
             request = queue.take()
             assert request is not None
             taken.append(request)
-            queue.postpone(request) if request is ahead else queue.done(request)
+            queue.postpone(request) if request is ahead else queue.finish(request)
         assert taken == [others[0], ahead, others[1], ahead]
 
     def test_others_that_are_not_reached_keep_no_turn_from_it(
@@ -282,9 +282,9 @@ class TestNotReached:
     ) -> None:
         """One below an LSN that is not reached goes before newer ones, however many come."""
         for lsn in range(1000, 1030):
-            queue.put(make_request(A, lsn))
+            queue.submit(make_request(A, lsn))
         true = make_request(A, 9)
-        queue.put(true)
+        queue.submit(true)
         taken = []
         for lsn in range(1030, 1060):
             request = queue.take()
@@ -294,7 +294,7 @@ class TestNotReached:
                 break
             request.waiting_since_s = 0.0
             queue.postpone(request)
-            queue.put(make_request(A, lsn))
+            queue.submit(make_request(A, lsn))
         assert taken[-1] is true
 
     def test_a_flood_of_falling_lsns_keeps_no_look_from_a_true_one(
@@ -303,9 +303,9 @@ class TestNotReached:
         """Each of them may be the next to be reached, and is below all that were not."""
         falling = iter(range(10_000, 0, -10))
         for lsn in itertools.islice(falling, 30):
-            queue.put(make_request(A, lsn))
+            queue.submit(make_request(A, lsn))
         true = make_request(A, 9)
-        queue.put(true)
+        queue.submit(true)
         taken = []
         for lsn in itertools.islice(falling, 30):
             request = queue.take()
@@ -315,7 +315,7 @@ class TestNotReached:
                 break
             request.waiting_since_s = 0.0
             queue.postpone(request)
-            queue.put(make_request(A, lsn))
+            queue.submit(make_request(A, lsn))
         assert taken[-1] is true
 
     def test_how_long_it_is_looked_at(self, queue: SettledQueue, ahead: Request) -> None:
@@ -335,9 +335,9 @@ class TestNotReached:
         """Also while a worker looks at it, which then neither postpones nor starts it."""
         assert queue.take() is ahead
         assert queue.close() == [ahead]
-        assert queue.postpone(ahead) == (ahead, SkipReason.CLOSING)
+        assert queue.postpone(ahead) is None
         assert queue.start(ahead) == []
-        queue.done(ahead)
+        queue.finish(ahead)
         assert len(queue) == 0
 
 
@@ -373,7 +373,7 @@ def test_a_closed_queue_takes_no_fill(queue: SettledQueue) -> None:
     """Those that wait come back to be told; later ones get nothing."""
     waiting, prepared = fill(A), make_request(B)
     queue.join(waiting)
-    queue.put(prepared)
+    queue.submit(prepared)
     assert set(queue.close()) == {waiting, prepared}
     assert queue.join(fill(A)) is None
     assert len(queue) == 0

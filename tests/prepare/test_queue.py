@@ -22,11 +22,12 @@ from support.threads import waiting
 
 from bbcache.ids import TenantShardId
 from bbcache.outcomes import SkipReason
-from bbcache.prepare.queue import PrepareQueue
+from bbcache.prepare.ending import Ending
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bbcache.prepare.queue import PrepareQueue
     from bbcache.prepare.request import Request
 
 A, B, C, D = make_keys(4)
@@ -50,7 +51,7 @@ def waiters() -> int:
 def test_requests_are_taken_in_order(queue: SettledQueue) -> None:
     """The oldest first."""
     made = [make_request(key) for key in (C, A, B)]
-    assert [queue.put(each) for each in made] == [None] * 3
+    assert [queue.submit(each) for each in made] == [None] * 3
     assert len(queue) == 3
     assert take_all(queue) == made
     assert len(queue) == 0
@@ -64,7 +65,7 @@ def test_the_newest_lsn_of_a_timeline_is_taken_first(queue: SettledQueue) -> Non
         make_request(A, 3),
         make_request(A, 1),
     )
-    assert [queue.put(each) for each in (old, other, new, older)] == [None] * 4
+    assert [queue.submit(each) for each in (old, other, new, older)] == [None] * 4
     assert queue.take() is new
     assert queue.start(new) == [old, older]
     assert take_all(queue) == [other]
@@ -73,26 +74,26 @@ def test_the_newest_lsn_of_a_timeline_is_taken_first(queue: SettledQueue) -> Non
 def test_an_lsn_that_is_not_reached_makes_no_other_superfluous(queue: SettledQueue) -> None:
     """Whether it is newer or older, comes before or after: the other has its turn at once."""
     bogus, true = make_request(A, 9), make_request(A, 2)
-    queue.put(bogus)
-    assert queue.put(true) is None
+    queue.submit(bogus)
+    assert queue.submit(true) is None
     assert queue.take() is bogus
     assert queue.has_other(bogus)
     assert queue.postpone(bogus) is None
     assert queue.take() is true
-    assert queue.put(late := make_request(A, 1)) is None
+    assert queue.submit(late := make_request(A, 1)) is None
     assert queue.start(true) == [late]
-    queue.done(true)
+    queue.finish(true)
     assert queue.take() is bogus
 
 
 def test_an_equal_request_falls_out(queue: SettledQueue) -> None:
     """One request an LSN is enough, wherever it waits."""
     first = make_request(A, 2)
-    queue.put(first)
-    assert queue.put(late := make_request(A, 2)) == (late, SkipReason.COALESCED)
+    queue.submit(first)
+    assert queue.submit(late := make_request(A, 2)) == (late, SkipReason.COALESCED)
     queue.take()
     queue.postpone(first)
-    assert queue.put(late) == (late, SkipReason.COALESCED)
+    assert queue.submit(late := make_request(A, 2)) == (late, SkipReason.COALESCED)
     assert take_all(queue) == [first]
 
 
@@ -100,17 +101,17 @@ def test_an_equal_request_falls_out(queue: SettledQueue) -> None:
 def test_a_build_covers_what_is_not_newer(queue: SettledQueue, lsn: int) -> None:
     """The LSN of a build is known to be reached: an older or equal one is superfluous."""
     first, late = make_request(A, 2), make_request(A, lsn)
-    queue.put(first)
+    queue.submit(first)
     assert queue.take() is first
     assert queue.start(first) == []
-    assert queue.put(late) == (late, SkipReason.COALESCED)
+    assert queue.submit(late) == (late, SkipReason.COALESCED)
     assert len(queue) == 0
 
 
 def test_few_lsns_of_a_timeline_wait(queue: SettledQueue) -> None:
     """Of more the one in the middle falls out: not the newest, nor the first to be reached."""
     made = [make_request(A, lsn) for lsn in range(1, 18)]
-    assert [queue.put(each) for each in made] == [
+    assert [queue.submit(each) for each in made] == [
         *[None] * 16,
         (made[8], SkipReason.COALESCED),
     ]
@@ -121,13 +122,13 @@ def test_few_lsns_of_a_timeline_wait(queue: SettledQueue) -> None:
 def test_a_newer_request_waits_for_the_running_one(queue: SettledQueue) -> None:
     """One build a timeline at a time; other timelines pass it."""
     running, newer, other = make_request(A, 1), make_request(A, 2), make_request(B)
-    queue.put(running)
+    queue.submit(running)
     assert queue.take() is running
-    assert queue.put(newer) is None
-    assert queue.put(other) is None
+    assert queue.submit(newer) is None
+    assert queue.submit(other) is None
     assert queue.take() is other
     assert len(queue) == 1
-    queue.done(running)
+    queue.finish(running)
     assert queue.take() is newer
 
 
@@ -136,17 +137,17 @@ def test_an_ordinary_request_replaces_a_rebuild_at_its_lsn(queue: SettledQueue) 
     rebuild, ordinary = make_request(A, 1, is_rebuild=True), make_request(A, 1)
     assert rebuild.is_rebuild
     assert not ordinary.is_rebuild
-    queue.put(rebuild)
-    assert queue.put(ordinary) == (rebuild, SkipReason.COALESCED)
+    queue.submit(rebuild)
+    assert queue.submit(ordinary) == (rebuild, SkipReason.COALESCED)
     assert take_all(queue) == [ordinary]
 
 
 def test_an_ordinary_request_waits_behind_a_running_rebuild(queue: SettledQueue) -> None:
     """The rebuild may give up where the ordinary one does not."""
     rebuild, ordinary = make_request(A, 1, is_rebuild=True), make_request(A, 1)
-    queue.put(rebuild)
+    queue.submit(rebuild)
     queue.take()
-    assert queue.put(ordinary) is None
+    assert queue.submit(ordinary) is None
 
 
 @pytest.mark.parametrize("is_running_rebuild", [False, True])
@@ -157,10 +158,10 @@ def test_a_rebuild_waits_behind_a_running_prepare(
     """The one that runs may have relied on the very archive that was found bad since."""
     running = make_request(A, 2, is_rebuild=is_running_rebuild)
     rebuild = make_request(A, lsn, is_rebuild=True)
-    queue.put(running)
+    queue.submit(running)
     queue.take()
-    assert queue.put(rebuild) is None
-    queue.done(running)
+    assert queue.submit(rebuild) is None
+    queue.finish(running)
     assert queue.take() is rebuild
 
 
@@ -169,9 +170,9 @@ def test_a_rebuild_is_covered_by_either_at_its_lsn(
     queue: SettledQueue, *, is_first_rebuild: bool
 ) -> None:
     """A second rebuild, or one beside an ordinary prepare, is superfluous."""
-    queue.put(make_request(A, 1, is_rebuild=is_first_rebuild))
+    queue.submit(make_request(A, 1, is_rebuild=is_first_rebuild))
     rebuild = make_request(A, 1, is_rebuild=True)
-    assert queue.put(rebuild) == (rebuild, SkipReason.COALESCED)
+    assert queue.submit(rebuild) == (rebuild, SkipReason.COALESCED)
 
 
 @given(
@@ -189,7 +190,7 @@ def test_the_best_request_of_a_timeline_is_run_last(
     running: Request | None = None
     for lsn, is_rebuild, is_taken in steps:
         put.append(make_request(A, lsn, is_rebuild=is_rebuild))
-        dropped = queue.put(put[-1])
+        dropped = queue.submit(put[-1])
         if dropped is not None:
             assert dropped[1] is SkipReason.COALESCED
             fallen.append(dropped[0])
@@ -198,16 +199,16 @@ def test_the_best_request_of_a_timeline_is_run_last(
             assert running is not None
             fallen += queue.start(running) or []
         elif running is not None:
-            queue.done(running)
+            queue.finish(running)
             run.append(running)
             running = None
     if running is not None:
-        queue.done(running)
+        queue.finish(running)
         run.append(running)
     while len(queue):
         run.append(queue.take() or pytest.fail("closed"))
         fallen += queue.start(run[-1]) or []
-        queue.done(run[-1])
+        queue.finish(run[-1])
     assert {*fallen, *run} == set(put)
     assert len(fallen) + len(run) == len(put)
     if put:
@@ -219,9 +220,9 @@ def test_capacity_bounds_what_waits(queue: SettledQueue) -> None:
     """The request too many is the one that falls out."""
     made = [make_request(key) for key in (A, B, C)]
     for each in made:
-        queue.put(each)
+        queue.submit(each)
     late = make_request(D)
-    assert queue.put(late) == (late, SkipReason.QUEUE_FULL)
+    assert queue.submit(late) == (late, SkipReason.QUEUE_FULL)
     assert len(queue) == 3
     assert take_all(queue) == made
 
@@ -230,35 +231,35 @@ def test_a_full_queue_still_coalesces(queue: SettledQueue) -> None:
     """Another LSN of a timeline that waits needs no place."""
     old, new = make_request(B, 1), make_request(B, 2)
     for each in (make_request(A), old, make_request(C)):
-        queue.put(each)
-    assert queue.put(new) is None
+        queue.submit(each)
+    assert queue.submit(new) is None
     stale = make_request(B, 1)
-    assert queue.put(stale) == (stale, SkipReason.COALESCED)
+    assert queue.submit(stale) == (stale, SkipReason.COALESCED)
 
 
 def test_what_runs_takes_no_place(queue: SettledQueue) -> None:
     """The capacity is for those that wait."""
     for key in (A, B, C):
-        queue.put(make_request(key))
+        queue.submit(make_request(key))
     queue.take()
-    assert queue.put(make_request(D)) is None
+    assert queue.submit(make_request(D)) is None
 
 
 def test_a_full_queue_has_no_place_behind_a_running_one(queue: SettledQueue) -> None:
     """A newer one for a busy timeline needs a place of its own."""
-    queue.put(make_request(A, 1))
+    queue.submit(make_request(A, 1))
     queue.take()
     for key in (B, C, D):
-        queue.put(make_request(key))
+        queue.submit(make_request(key))
     newer = make_request(A, 2)
-    assert queue.put(newer) == (newer, SkipReason.QUEUE_FULL)
+    assert queue.submit(newer) == (newer, SkipReason.QUEUE_FULL)
 
 
 def test_requests_gather_until_the_queue_is_opened() -> None:
     """Before the start is done prepares wait, and no worker gets one."""
     queue = SettledQueue(3)
     made = make_request(A)
-    queue.put(made)
+    queue.submit(made)
     taken: list[Request | None] = []
 
     def take() -> None:
@@ -277,18 +278,18 @@ def test_a_queue_that_is_open_for_fills_keeps_the_rest() -> None:
     """What a caller waits for is taken; what nobody waits for gathers until it is opened."""
     queue = SettledQueue(3)
     sent, fill = make_request(A), make_request(B)
-    queue.put(sent)
+    queue.submit(sent)
     assert queue.join(fill) is fill
     queue.open(for_fills_only=True)
     assert queue.take() is fill
     assert not queue.has_other(fill)
-    queue.done(fill)
+    queue.finish(fill)
     joined = make_request(A)
     assert queue.join(joined) is sent
     assert queue.take() is sent
-    queue.done(sent)
+    queue.finish(sent)
     late = make_request(C)
-    queue.put(late)
+    queue.submit(late)
     assert not queue.has_other(sent)
     queue.open()
     assert take_all(queue) == [late]
@@ -302,7 +303,7 @@ def test_take_waits_and_is_woken_by_a_put(queue: SettledQueue) -> None:
 
     def put() -> None:
         wait_until(lambda: waiters() == 1)
-        queue.put(made)
+        queue.submit(made)
 
     run_threads([lambda: taken.append(queue.take()), put])
     assert taken == [made]
@@ -311,14 +312,14 @@ def test_take_waits_and_is_woken_by_a_put(queue: SettledQueue) -> None:
 def test_take_is_woken_by_the_end_of_a_run(queue: SettledQueue) -> None:
     """A worker that waits for a busy timeline goes on when it is free."""
     running, newer = make_request(A, 1), make_request(A, 2)
-    queue.put(running)
+    queue.submit(running)
     queue.take()
-    queue.put(newer)
+    queue.submit(newer)
     taken: list[Request | None] = []
 
     def done() -> None:
         wait_until(lambda: waiters() == 1)
-        queue.done(running)
+        queue.finish(running)
 
     run_threads([lambda: taken.append(queue.take()), done])
     assert taken == [newer]
@@ -327,59 +328,65 @@ def test_take_is_woken_by_the_end_of_a_run(queue: SettledQueue) -> None:
 def test_a_put_for_a_busy_timeline_does_not_swallow_the_next(queue: SettledQueue) -> None:
     """A worker woken in vain waits on, and is woken again."""
     running = make_request(A, 1)
-    queue.put(running)
+    queue.submit(running)
     queue.take()
     other = make_request(B)
     taken: list[Request | None] = []
 
     def put() -> None:
         wait_until(lambda: waiters() == 1)
-        queue.put(make_request(A, 2))
-        queue.put(other)
+        queue.submit(make_request(A, 2))
+        queue.submit(other)
 
     run_threads([lambda: taken.append(queue.take()), put])
     assert taken == [other]
 
 
-def test_running_lists_what_runs(queue: SettledQueue) -> None:
-    """From take to done."""
-    made = [make_request(A), make_request(B)]
-    for each in made:
-        queue.put(each)
-    assert queue.running() == []
-    assert [queue.take(), queue.take()] == made
-    assert queue.running() == made
-    queue.done(made[0])
-    assert queue.running() == made[1:]
-
-
-def test_a_request_is_claimed_once(queue: SettledQueue) -> None:
-    """Of all that want to count a request, the first may."""
+def test_a_request_is_counted_once(queue: SettledQueue) -> None:
+    """However many threads end it, at once and later."""
     made = make_request(A)
-    won: list[bool] = []
-    run_threads([lambda: won.append(queue.claim(made))] * 4)
-    assert sorted(won) == [False, False, False, True]
+    queue.submit(made)
+    assert queue.take() is made
+    run_threads([lambda: queue.finish(made)] * 4)
+    queue.close()
+    queue.abandon_running()
+    assert queue.results() == {"error": 1}
+
+
+def test_what_runs_when_a_close_ends_is_counted_as_closing(queue: SettledQueue) -> None:
+    """Its worker, which ends later, does not count it again; its callers were told before."""
+    made = make_request(A)
+    queue.submit(made)
+    assert queue.take() is made
+    joined = make_request(A)
+    assert queue.join(joined) is made
+    assert queue.close() == []
+    assert made.call.wait(0) is not None
+    assert queue.abandon_running() == [made]
+    queue.finish(made)
+    assert queue.results() == {"skip": 1}
+    assert queue.is_idle()
 
 
 def test_close_gives_back_what_waits(queue: SettledQueue) -> None:
     """Cancelled are those that wait, not those that run, and only once."""
     running, second, third = make_request(A), make_request(B), make_request(C)
     for each in (running, second, third):
-        queue.put(each)
+        queue.submit(each)
     assert queue.take() is running
     assert queue.close() == [second, third]
     assert len(queue) == 0
     assert queue.close() == []
-    assert queue.running() == [running]
-    queue.done(running)
-    assert queue.running() == []
+    assert not queue.is_idle()
+    queue.finish(running)
+    assert queue.is_idle()
 
 
 def test_closed_queue_takes_and_gives_nothing(queue: SettledQueue) -> None:
     """Every request falls out as closing, and takers end."""
     queue.close()
     late = make_request(A)
-    assert queue.put(late) == (late, SkipReason.CLOSING)
+    assert queue.submit(late) == (late, SkipReason.CLOSING)
     assert queue.take() is None
     queue.open()
     assert queue.take() is None
@@ -402,7 +409,7 @@ def test_length_is_read_without_the_lock() -> None:
     """A scrape never waits for the queue."""
     with watched_locks() as locks:
         queue = SettledQueue(3)
-    queue.put(make_request(A))
+    queue.submit(make_request(A))
     seen: list[int] = []
     with locks[0]:
         run_threads([lambda: seen.append(len(queue))])
@@ -411,22 +418,14 @@ def test_length_is_read_without_the_lock() -> None:
 
 def test_workers_and_senders_lose_nothing() -> None:
     """Every request ends exactly once, and no two of a timeline run at once."""
-    queue = PrepareQueue(5)
+    settled = SettledQueue(5)
+    queue: PrepareQueue = settled.queue
     queue.open()
     lock = threading.Lock()
     busy: set[bytes] = set()
     is_double = threading.Event()
-    ended: list[Request] = []
     sent: list[Request] = []
     all_keys = make_keys(6)
-
-    def settle(*requests: Request) -> None:
-        """End what is given and what has fallen out, which another thread may see as well."""
-        for request in [*requests, *(each for each, _ in queue.fallen())]:
-            if queue.claim(request):
-                with lock:
-                    ended.append(request)
-            queue.forget(request)
 
     def work() -> None:
         while (taken := queue.take()) is not None:
@@ -437,25 +436,23 @@ def test_workers_and_senders_lose_nothing() -> None:
             assert queue.start(taken)
             with lock:
                 busy.discard(taken.key)
-            settle(taken)
-            queue.done(taken)
+            queue.finish(taken, Ending())
 
     def send() -> None:
         for lsn in range(300):
             made = make_request(all_keys[lsn % 6], lsn)
             with lock:
                 sent.append(made)
-            queue.put(made)
-            settle()
+            queue.submit(made)
 
     def end() -> None:
         try:
-            wait_until(lambda: len(ended) == 900)
+            wait_until(lambda: sum(settled.results().values()) == 900)
         finally:
             queue.close()
 
     run_threads([work] * 4 + [send] * 3 + [end])
     assert not is_double.is_set()
-    assert len(ended) == len(sent) == 900
-    assert set(ended) == set(sent)
+    assert all(each.call.wait(0) is not None for each in sent)
+    assert sum(settled.results().values()) == len(sent) == 900
     assert queue.is_idle()

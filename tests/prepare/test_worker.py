@@ -164,23 +164,6 @@ def test_one_logger_has_the_outcome_of_every_prepare(
         assert outcome(waiting) == "it skipped (closing)"
 
 
-def test_a_log_handler_that_raises_takes_no_outcome(harness: Harness) -> None:
-    """What is logged of a skip is not worth an exception of send_prepare."""
-    handler, logger = logging.Handler(), logging.getLogger("bbcache.prepare.worker")
-    put(handler, "emit", _raising(RuntimeError("the log is broken")))
-    logger.addHandler(handler)
-    level = logger.level
-    logger.setLevel(logging.DEBUG)
-    try:
-        shard_id = TenantShardId(harness.tenant.tenant_id, 1, 2)
-        harness.cache.send_prepare(shard_id, TimelineId.generate(), LSN_A)
-        harness.cache.send_prepare(None, None, None)  # type: ignore[arg-type]
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
-    assert harness.counts() == {"skip": 1, "error": 1}
-
-
 def test_an_argument_that_cannot_be_printed_is_an_error(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

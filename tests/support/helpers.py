@@ -9,23 +9,28 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from bbcache.archive.format import ArchiveWriter, pack_header
+from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import DirectoryLockedError
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
+from bbcache.metrics import Metrics
+from bbcache.outcomes import PrepareResult, SkipReason
+from bbcache.prepare.ending import Ending
+from bbcache.prepare.line import Line
 from bbcache.prepare.queue import PrepareQueue
 from bbcache.prepare.request import Request
+from bbcache.storage.accounting import Accounting
 from bbcache.storage.dirlock import DirectoryLock
-from bbcache.storage.index import make_key
+from bbcache.storage.index import Index, make_key
+from bbcache.work_counter import WorkCounter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from prometheus_client import CollectorRegistry
-
     from bbcache.metric_rows import Row
-    from bbcache.outcomes import SkipReason
 
 TENANT: Final = TenantId.from_str("de200bd42b49cc1814412c7e592dd6e9")
 TIMELINE: Final = TimelineId.from_str("11223344556677889900aabbccddeeff")
@@ -126,11 +131,24 @@ def make_request(key: bytes, lsn: int = 1, *, is_rebuild: bool = False) -> Reque
 
 
 class SettledQueue:
-    """A queue whose every step returns what it makes fall out, which then is settled."""
+    """A queue whose every step returns the requests that it settles, with the reason."""
 
     def __init__(self, capacity: int) -> None:
-        self.queue = PrepareQueue(capacity)
+        self.registry = CollectorRegistry()
+        self._line = Line(capacity)
+        index = Index(Accounting.from_config(BasebackupCacheConfig()))
+        metrics = Metrics(self.registry, index, self._line.__len__)
+        self.queue = PrepareQueue(self._line, metrics, WorkCounter())
+        self._reasons: list[SkipReason] = []  # of the skips that the last step has counted
+        count_skip = metrics.skipped
+
+        def skipped(reason: SkipReason) -> None:
+            count_skip(reason)
+            self._reasons.append(reason)
+
+        vars(metrics)["skipped"] = skipped
         self._fills: dict[Request, list[Request]] = {}  # the callers that have joined a request
+        self._open: dict[Request, None] = {}  # those that are not settled, in order
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.queue, name)
@@ -138,22 +156,24 @@ class SettledQueue:
     def __len__(self) -> int:
         return len(self.queue)
 
-    def put(self, request: Request) -> tuple[Request, SkipReason] | None:
+    def submit(self, request: Request) -> tuple[Request, SkipReason] | None:
         """Queue a request."""
-        self.queue.put(request)
-        return self._settle_one()
+        self._open[request] = None
+        self.queue.submit(request)
+        return self._settled_one()
 
     def join(self, fill: Request) -> Request | None:
         """Join a request, or queue one."""
         request = self.queue.join(fill)
         if request is not None:
+            self._open[request] = None
             self._fills.setdefault(request, []).append(fill)
         return request
 
     def leave(self, request: Request) -> tuple[Request, SkipReason] | None:
         """Leave a request: the last of those that have joined it."""
         self.queue.leave(self._fills[request].pop())
-        return self._settle_one()
+        return self._settled_one()
 
     def take(self) -> Request | None:
         """Wait for a request."""
@@ -162,29 +182,55 @@ class SettledQueue:
     def postpone(self, request: Request) -> tuple[Request, SkipReason] | None:
         """Put a request behind."""
         self.queue.postpone(request)
-        return self._settle_one()
+        return self._settled_one()
 
     def start(self, request: Request) -> list[Request] | None:
         """Begin a build; None where it cannot begin."""
         is_started = self.queue.start(request)
-        fallen = self._settle()
-        return list(fallen) if is_started else None
+        settled = self._settled()
+        return list(settled) if is_started else None
+
+    def finish(self, request: Request) -> None:
+        """End a request that a worker has taken, with an error."""
+        self.queue.finish(request, Ending())
+        self._open.pop(request, None)
 
     def close(self) -> list[Request]:
         """Close the queue."""
         self.queue.close()
-        return list(self._settle())
+        return list(self._settled())
 
-    def _settle_one(self) -> tuple[Request, SkipReason] | None:
-        fallen = self._settle()
-        assert len(fallen) <= 1
-        return next(iter(fallen.items()), None)
+    def abandon_running(self) -> list[Request]:
+        """Give up what workers run."""
+        self.queue.abandon_running()
+        return list(self._settled())
 
-    def _settle(self) -> dict[Request, SkipReason]:
-        fallen = dict(self.queue.fallen())
-        for request in fallen:
-            self.queue.forget(request)
-        return fallen
+    def running(self) -> list[Request]:
+        """What has the slots of its timelines."""
+        return list(self._line.running.values())
+
+    def results(self) -> dict[str, int]:
+        """How many requests have ended how."""
+        name = "pageserver_basebackup_cache_prepare_total{result=%s}"
+        now = samples(self.registry)
+        counts = {result.value: int(now[name % result]) for result in PrepareResult}
+        return {result: count for result, count in counts.items() if count}
+
+    def _settled_one(self) -> tuple[Request, SkipReason] | None:
+        settled = self._settled()
+        assert len(settled) <= 1
+        return next(iter(settled.items()), None)
+
+    def _settled(self) -> dict[Request, SkipReason]:
+        """What the last step has settled, each counted once."""
+        settled = [each for each in self._open if each.is_counted]
+        for each in settled:
+            assert each.call.wait(0) is not None  # its callers are told
+            del self._open[each]
+        reasons, self._reasons = self._reasons, []
+        assert len(settled) == len(reasons)
+        assert len(set(reasons)) <= 1  # so it does not matter which is whose
+        return dict(zip(settled, reasons, strict=True))
 
 
 def take_all(queue: SettledQueue) -> list[Request]:
@@ -195,7 +241,7 @@ def take_all(queue: SettledQueue) -> list[Request]:
         assert each is not None
         taken.append(each)
         assert queue.start(each) is not None
-        queue.done(each)
+        queue.finish(each)
     return taken
 
 
