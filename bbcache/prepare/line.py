@@ -52,6 +52,7 @@ class Line:
         self._behind: dict[bytes, Request] = {}  # by place
         self._polled: set[Request] = set()  # of these, what workers look at
         self._owes_look = False  # whether what is behind has the next turn
+        self._owes_turn = False  # whether what no caller waits for has the next turn in the line
         self._lowest_next: set[bytes] = set()  # timelines whose lowest LSN has their next turn
 
     def __len__(self) -> int:
@@ -89,7 +90,7 @@ class Line:
         lsns = self._unawaited.get(request.key)
         if self._is_covered(request):
             self.fallen[request] = SkipReason.COALESCED
-        elif lsns is None and self._unawaited_count() >= self._capacity:
+        elif lsns is None and len(self._unawaited) >= self._capacity:
             self.fallen[request] = SkipReason.QUEUE_FULL
         else:
             replaced = None if lsns is None else lsns.get(request.lsn)
@@ -125,17 +126,21 @@ class Line:
         return request in waiting and not request.call.is_awaited
 
     def give_up(self, request: Request) -> None:
-        """Move a request that its last caller has left behind the line.
+        """Move a request that its last caller has left.
 
-        It does not wait for its LSN, unless `send_prepare` has asked for it too.
+        One that `send_prepare` has asked for too waits with its like. Another one goes behind
+        the line, and does not wait for its LSN.
         """
-        if request.is_sent:
-            return
         if self._awaited.get(request.place) is request:
-            self._behind[request.place] = request
-            del self._awaited[request.place]
-            self._bound_behind(request)
-        elif request.is_seen and request in self._idle():
+            if request.is_sent:
+                self.line_up(request)
+                del self._awaited[request.place]
+                self._trim(request.key)
+            else:
+                self._behind[request.place] = request
+                del self._awaited[request.place]
+                self._bound_behind(request)
+        elif not request.is_sent and request.is_seen and request in self._idle():
             self.fallen[request] = SkipReason.CANCELLED
             del self._behind[request.place]
 
@@ -233,8 +238,12 @@ class Line:
     def _run(self, request: Request) -> None:
         """Give a request of the line the slot of its timeline."""
         request.is_seen = self._owes_look = True
+        request.is_first = self._awaited.get(request.place) is request
         self._withdraw(request)
         self.running[request.key] = request
+        if request.is_first:
+            return
+        self._owes_turn = False
         if request.key in self._unawaited:  # the rest of it goes behind other timelines
             self._unawaited[request.key] = self._unawaited.pop(request.key)
             self._lowest_next ^= {request.key}
@@ -242,6 +251,11 @@ class Line:
             self._lowest_next.discard(request.key)
 
     def _free(self, request: Request) -> None:
+        """Free the slot of a timeline.
+
+        A request that went first and has built nothing gives the next turn to the others.
+        """
+        self._owes_turn |= request.is_first and not request.is_reached
         del self.running[request.key]
 
     def _first_in_line(self, freed: Request | None = None) -> Request | None:
@@ -250,7 +264,7 @@ class Line:
         awaited = next(
             (each for each in self._awaited.values() if self.running.get(each.key) in is_free), None
         )
-        if awaited is not None:
+        if awaited is not None and not self._owes_turn:
             return awaited
         for key, lsns in self._unawaited.items() if self.is_open else ():
             if self.running.get(key) in is_free:
@@ -302,10 +316,6 @@ class Line:
         """What is behind the line, and neither a caller waits for it nor a worker looks at it."""
         behind = self._behind.values()
         return [r for r in behind if not (r.call.is_awaited or r in self._polled)]
-
-    def _unawaited_count(self) -> int:
-        left = sum(not each.call.is_awaited for each in self._awaited.values())
-        return len(self._unawaited) + left
 
     def _bound_behind(self, added: Request) -> None:
         """Of too many behind the line, the highest LSN of the timeline with the most falls out.

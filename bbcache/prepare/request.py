@@ -32,6 +32,7 @@ class Request:
         is_seen: whether a worker has taken it.
         is_behind: whether a worker has put it behind what can run.
         is_reached: whether its LSN is known to be reached, and its build runs.
+        is_first: whether it went before what no caller waits for.
         is_counted: whether its end is counted.
         waiting_since_s: when the wait for its LSN began; None before and after the wait.
         call: the callers that wait for it.
@@ -39,7 +40,7 @@ class Request:
     """
 
     __slots__ = (
-        *("disk_failure", "call", "is_behind", "is_counted", "is_reached", "is_seen"),
+        *("disk_failure", "call", "is_behind", "is_counted", "is_first", "is_reached", "is_seen"),
         *("is_sent", "joined", "key", "lsn", "must_build", "place", "queued_at_s"),
         *("tenant_shard_id", "waiting_since_s"),
     )
@@ -64,7 +65,7 @@ class Request:
         self.is_sent = is_sent
         self.must_build = must_build
         self.disk_failure = disk_failure
-        self.is_seen = self.is_behind = self.is_reached = self.is_counted = False
+        self.is_seen = self.is_first = self.is_behind = self.is_reached = self.is_counted = False
         self.call = Call()
         self.joined: Request | None = None
 

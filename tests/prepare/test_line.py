@@ -57,6 +57,23 @@ def postpone(line: Line, request: Request) -> None:
     line.postpone(request)
 
 
+@pytest.mark.parametrize("is_postponed", [True, False], ids=["not reached", "failed"])
+def test_one_that_went_first_and_built_nothing_gives_a_turn(
+    line: Line, *, is_postponed: bool
+) -> None:
+    """One turn for each, to what no caller waits for; then callers go first again."""
+    first, second, third = (awaited(line, key) for key in (A, B, C))
+    other = sent(line, D)
+    sent(line, A, 2)
+    assert line.take() is first
+    postpone(line, first) if is_postponed else line.release(first)
+    assert line.take() is other
+    assert line.start(other)
+    line.release(other)
+    taken = [line.take() for _ in range(3)]
+    assert [each for each in taken if each is not first][:2] == [second, third]
+
+
 def test_one_that_is_built_gives_no_turn(line: Line) -> None:
     """Callers have threads that wait: their builds go before what nobody waits for."""
     fills = [awaited(line, key) for key in (A, B, C)]
@@ -66,6 +83,72 @@ def test_one_that_is_built_gives_no_turn(line: Line) -> None:
         assert line.start(each)
         line.release(each)
     assert line.take() is other
+
+
+def test_what_runs_gives_no_turn_before_it_ends(line: Line) -> None:
+    """Other workers take what callers wait for meanwhile."""
+    fills = [awaited(line, key) for key in (A, B)]
+    sent(line, D)
+    assert [line.take(), line.take()] == fills
+
+
+def test_callers_do_not_move_a_timeline_to_the_end(line: Line) -> None:
+    """Its prepares keep their place, however often a caller waits for another LSN of it."""
+    first, second = sent(line, A), sent(line, B)
+    fill = awaited(line, A, 9)
+    assert line.take() is fill
+    assert line.start(fill)
+    line.release(fill)
+    assert line.fallen == {first: SkipReason.COALESCED}
+    third = sent(line, A, 10)
+    assert line.take() is second
+    fill = awaited(line, A, 11)
+    assert line.take() is fill
+    line.release(fill)
+    assert line.take() is third
+
+
+@pytest.mark.parametrize("lsn", [5, 500])
+def test_a_flood_of_callers_leaves_a_prepare_its_place(line: Line, lsn: int) -> None:
+    """Of its own timeline and of another one, with ever new LSNs that are also sent."""
+    true = sent(line, A, 1)
+    for number in range(lsn, lsn + 100):
+        for key in (A, B):
+            fill = joined(line, request := sent(line, key, number))
+            leave(line, request, fill)
+    assert true not in line.fallen
+    late = sent(line, B, 1)
+    assert late not in line.fallen
+    taken = []
+    while late not in taken or true not in taken:
+        next_one = line.take()
+        assert next_one is not None
+        taken.append(next_one)
+        postpone(line, next_one)
+        awaited(line, A, lsn + 1000 + len(taken))
+    assert len(taken) < 20
+
+
+def test_what_was_sent_and_left_waits_with_its_like(line: Line) -> None:
+    """It takes a place of the timelines again, and goes after what callers wait for."""
+    request = sent(line, A)
+    fill = joined(line, request)
+    leave(line, request, fill)
+    second, third = sent(line, B), sent(line, C)
+    assert line.fallen == {third: SkipReason.QUEUE_FULL}
+    first = awaited(line, D)
+    assert [line.take() for _ in range(3)] == [first, request, second]
+
+
+def test_a_timeline_keeps_few_lsns_that_were_left(line: Line) -> None:
+    """As of those that no caller ever waited for."""
+    pairs = [(each := sent(line, A, lsn), joined(line, each)) for lsn in range(1, 31)]
+    assert not line.fallen
+    for request, fill in pairs:
+        leave(line, request, fill)
+    assert len(line) == 16
+    assert set(line.fallen.values()) == {SkipReason.COALESCED}
+    assert not line.fallen.keys() & {pairs[0][0], pairs[-1][0]}
 
 
 def test_nothing_is_lost(line: Line) -> None:

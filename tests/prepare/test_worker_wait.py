@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -127,6 +130,39 @@ def test_many_that_wait_take_no_place_of_others(tmp_path: Path) -> None:
         for timeline in [*timelines, harness.timeline()]:
             harness.send(timeline)
             wait_until(lambda: harness.holds(timeline))  # noqa: B023 - it is called in this turn
+
+
+@pytest.mark.parametrize(
+    "kind", ["sent and asked", "sent and asked of others", "asked", "asked of others"]
+)
+def test_impatient_callers_starve_no_prepare(tmp_path: Path, kind: str) -> None:
+    """Callers that come and go at ever new LSNs that are never reached."""
+    settings = {"prepare_concurrency": 1, "prepare_channel_size": 16}
+    with Harness(tmp_path / "cache", **settings) as harness:
+        true = harness.timeline()
+        is_same = kind in {"sent and asked", "asked"}
+        bogus = [true if is_same else harness.timeline() for _ in range(8)]
+        numbers, is_over = itertools.count(BOGUS), threading.Event()
+
+        def flood(timeline: MemoryTimeline) -> None:
+            while not is_over.is_set():
+                lsn = Lsn(next(numbers))
+                if kind.startswith("sent"):
+                    harness.send(timeline, lsn)
+                with suppress(FillTimeoutError):
+                    fill(harness, timeline, lsn, timeout_s=0.005)
+
+        workers = [Worker(flood, timeline) for timeline in bogus]
+        try:
+            wait_until(lambda: next(numbers) > BOGUS + 500)
+            for lsn in (LSN_A, LSN_B, LSN_C):
+                true.advance(lsn)
+                harness.send(true, lsn)
+                wait_until(lambda: harness.holds(true, lsn))  # noqa: B023 - it is called in this turn
+        finally:
+            is_over.set()
+            for worker in workers:
+                worker.result()
 
 
 def test_many_timelines_wait_and_one_worker_builds(harness: Harness) -> None:
@@ -276,7 +312,8 @@ class TestOutgrown:
             for worker, lsn in zip(workers, (LSN_A, LSN_B), strict=True):
                 assert worker.result() == ("built", tar_of(timeline, lsn))
         harness.wait_idle()
-        assert self.builds == [LSN_C, LSN_A, LSN_B]
+        assert self.builds[0] == LSN_C
+        assert sorted(self.builds) == [LSN_A, LSN_B, LSN_C]
         assert harness.holds(timeline, LSN_C)
 
     def test_one_that_runs_delays_the_tip_by_itself_alone(
