@@ -33,7 +33,7 @@ from bbcache.storage.reader import Reader
 from bbcache.storage.unpublished import UnpublishedBytes
 from bbcache.ticker import Ticker
 from bbcache.upkeep.cleanup import Cleaner
-from bbcache.upkeep.startup import load
+from bbcache.upkeep.startup import announce, load
 from bbcache.waiters import Waiters
 from bbcache.work_counter import WorkCounter
 
@@ -298,6 +298,8 @@ class Engine:
             on_failure=lambda: self._queue.open(for_fills_only=True),  # it must not stop a start
         )
         if report is not None:
+            with suppress(BaseException):  # as in `startup.load`
+                announce(report, self.data_dir)
             self._metrics.loaded_entries.set(report.entry_count)
             self._metrics.refresh()
             self._is_initialized = True

@@ -53,12 +53,12 @@ def load(
                 hint = hint_for(error)
                 log.exception("cannot load %s, trying again in %.2f s%s", data_dir, pause_s, hint)
             else:
-                _announce(report, data_dir)
                 return report
     return None
 
 
-def _announce(report: LoadReport, data_dir: str) -> None:
+def announce(report: LoadReport, data_dir: str) -> None:
+    """Log what a start has found in the directory `data_dir`."""
     log.info(
         "%d basebackups loaded from %s, %d superseded ones removed",
         report.entry_count,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import socket
@@ -242,6 +243,26 @@ def test_what_cannot_be_swept_is_reported(
         timeline = harness.prepared()
         assert harness.get(timeline) == tar_of(timeline)
         assert "folder" in caplog.text
+
+
+class _Raising(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise OSError(record.getMessage())
+
+
+def test_a_log_handler_that_raises_keeps_nothing_from_being_served(harness: Harness) -> None:
+    """The lines of a start are for the operator: the start does not hang on them."""
+    with harness:
+        timeline = harness.prepared()
+    handler, logger = _Raising(), logging.getLogger("bbcache.upkeep.startup")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with harness:
+            assert harness.get(timeline) == tar_of(timeline)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
 
 
 def test_strays_are_reported_but_not_in_a_flood(
