@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -96,10 +97,15 @@ def test_a_byte_at_a_time(make_bench: Callable[[], Bench]) -> None:
                 return
 
     dripping = Worker(drip)
-    replies = client.rest()
+    codes: list[str] = []
+    with contextlib.suppress(ConnectionResetError):  # a byte that crosses the close resets it
+        while (reply := client.receive()) is not None:
+            codes.append(reply.fields()["C"])
     is_over.set()
     dripping.result()
-    assert [reply.fields()["C"] for reply in replies] == ["57P05"]
+    assert codes in (["57P05"], [])
+    bench.wait_gone()
+    assert bench.endings() == {"timeout": 1}
 
 
 def test_an_idle_client(make_bench: Callable[[], Bench]) -> None:
