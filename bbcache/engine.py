@@ -30,7 +30,6 @@ from bbcache.storage.catalog import Catalog
 from bbcache.storage.files import Store
 from bbcache.storage.index import Index, make_key
 from bbcache.storage.reader import Reader
-from bbcache.storage.unpublished import UnpublishedBytes
 from bbcache.ticker import Ticker
 from bbcache.upkeep.cleanup import Cleaner
 from bbcache.upkeep.startup import announce, load
@@ -85,8 +84,7 @@ class Engine:
         self._config = config
         self._dirlock = dirlock
         line = Line(config.prepare_channel_size)
-        unpublished = UnpublishedBytes(config.max_unpublished_size_bytes)
-        self._metrics = Metrics(registry, self.index, line.__len__, lambda: unpublished.size_bytes)
+        self._metrics = Metrics(registry, self.index.accounting, line.__len__)
         self._queue = PrepareQueue(line, self._metrics, self.work_counter)
         self.store = Store(data_dir)
         self._catalog = Catalog(self.store, self.index, dirlock, self._metrics)
@@ -95,7 +93,7 @@ class Engine:
             tenants, self.index, self._catalog, self._metrics, self.work_counter, pacer
         )
         self.reader = self._make_reader(pacer)
-        self._builder = self._make_builder(unpublished)
+        self._builder = self._make_builder()
         self._preparer = self._make_preparer(tenants, backoff)
         self.filler = self._make_filler(backoff)
         self._changed = Waiters()  # for a change of the next, or of is_serving
@@ -120,11 +118,10 @@ class Engine:
             rebuild=self._rebuild,
         )
 
-    def _make_builder(self, unpublished: UnpublishedBytes) -> Builder:
+    def _make_builder(self) -> Builder:
         return Builder(
             self._config,
             self.index,
-            unpublished,
             store=self.store,
             catalog=self._catalog,
             metrics=self._metrics,

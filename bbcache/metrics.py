@@ -35,7 +35,7 @@ _BUCKETS_S: Final = (
 
 
 class Measured(Protocol):
-    """What the gauges read: the index, in memory and without a lock."""
+    """What the gauges read: the accounting, in memory and without a lock."""
 
     @property
     def entry_count(self) -> int:
@@ -52,15 +52,19 @@ class Measured(Protocol):
         """Bytes of foreign files, doomed files and quarantine."""
         ...
 
+    @property
+    def unpublished_bytes(self) -> int:
+        """Bytes of archives that are not published."""
+        ...
+
 
 class Metrics(MetricSet):
     """The metrics of one cache, registered all or none.
 
     Args:
         registry: where to register; None for Prometheus' default registry.
-        index: what the entry gauges show.
+        accounting: what the gauges of entries and bytes show.
         queue_size: how many prepares wait.
-        unpublished_bytes: what archives take that were handed out without being published.
 
     Raises:
         ConfigError: the registry has the metrics of another cache.
@@ -133,16 +137,15 @@ class Metrics(MetricSet):
     def __init__(
         self,
         registry: CollectorRegistry | None,
-        index: Measured,
+        accounting: Measured,
         queue_size: Callable[[], int],
-        unpublished_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         super().__init__(registry, "cache")
-        self.entries.read_from(lambda: index.entry_count)
-        self.size_bytes.read_from(lambda: index.entries_size_bytes)
-        self.nonentry_bytes.read_from(lambda: index.nonentry_bytes)
+        self.entries.read_from(lambda: accounting.entry_count)
+        self.size_bytes.read_from(lambda: accounting.entries_size_bytes)
+        self.nonentry_bytes.read_from(lambda: accounting.nonentry_bytes)
         self.prepare_queue_size.read_from(queue_size)
-        self.unpublished_bytes.read_from(unpublished_bytes)
+        self.unpublished_bytes.read_from(lambda: accounting.unpublished_bytes)
 
     def skipped(self, reason: SkipReason) -> None:
         """Count a prepare that was skipped, and its reason."""

@@ -60,6 +60,7 @@ class Ledger:
     entry_count = 0
     entries_size_bytes = 0
     nonentry_bytes = 0
+    unpublished_bytes = 0
     queue_size = 0
 
 
@@ -225,12 +226,12 @@ def test_gauges_read_the_books_when_asked(registry: CollectorRegistry, accountin
 def test_gauges_of_an_index_count_published_entries_only(registry: CollectorRegistry) -> None:
     """Foreign files, quarantine and builds are not in the entry gauges, but in nonentry_bytes."""
     index = Index(Accounting.from_config(BasebackupCacheConfig()))
-    Metrics(registry, index, lambda: 0)
-    index.set_foreign_files(2, 10)
-    index.set_quarantine(1, 200)
-    index.add_doomed(3000)
+    Metrics(registry, index.accounting, lambda: 0)
+    index.accounting.foreign_files.replace({"one": 4, "other": 6})
+    index.accounting.quarantine.put("bad", 200)
+    index.accounting.doomed.put("old", 3000)
     index.load({bytes(32): Entry(bytes(32), Lsn(1), 50)})
-    index.grow(index.reserve(bytes(31) + b"1"), 7)
+    index.accounting.grow(index.reserve(bytes(31) + b"1"), 7)
     found = values(registry)
     assert (found[f"{NEON}entries_total"], found[f"{NEON}size_bytes"]) == (1, 50)
     assert found["bbcache_nonentry_bytes"] == 3210

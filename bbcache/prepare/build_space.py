@@ -6,76 +6,67 @@ from typing import TYPE_CHECKING
 
 from bbcache.errors import LimitError
 from bbcache.prepare.job import Skip, reason_of
+from bbcache.storage.accounting import Reservation
 
 if TYPE_CHECKING:
     from bbcache.prepare.job import Job
-    from bbcache.storage.accounting import Reservation
     from bbcache.storage.index import Index
-    from bbcache.storage.unpublished import UnpublishedBytes
 
 
 class BuildSpace:
-    """Where the bytes of one build count: as an entry to be, or else as not published."""
+    """Where the bytes of one build count: as an entry to be, or else as not published.
 
-    def __init__(self, job: Job, index: Index, unpublished: UnpublishedBytes) -> None:
+    Attributes:
+        reservation: the room that is taken.
+    """
+
+    def __init__(self, job: Job, index: Index) -> None:
         self._job = job
         self._index = index
-        self._unpublished = unpublished
-        self.reservation: Reservation | None = None
-        self.archive_bytes = unpublished.open(
-            self
-        )  # of no bytes, unless the build may not be published
-        try:
-            if job.may_publish:
-                self._reserve()
-        except BaseException:
-            self.give_back()
-            raise
-
-    @property
-    def size_bytes(self) -> int:
-        """What the build has taken."""
-        if self.reservation is None:
-            return self.archive_bytes.size_bytes
-        return self.reservation.held_bytes
+        self.reservation = self._reserve()
 
     def grow(self, size_bytes: int) -> None:
         """Take room for a piece before it is written.
 
+        Where the cache has none and a caller waits, the build goes on as one that is not
+        published.
+
         Raises:
             LimitError: there is none.
         """
-        if self.reservation is not None:
-            try:
-                self._index.grow(self.reservation, size_bytes)
-            except LimitError as error:
-                if not self._job.request.call.is_awaited:
-                    raise
-                self._job.refusal = Skip(reason_of(error), error)
-                self.leave_index()
-            else:
-                return
-        self._unpublished.grow(self.archive_bytes, size_bytes)
+        try:
+            with self._index.lock:
+                self._index.accounting.grow(self.reservation, size_bytes)
+        except LimitError as error:
+            if self.reservation.is_unpublished or not self._job.request.call.is_awaited:
+                raise
+            self._job.refusal = Skip(reason_of(error), error)
+            self.unpublish()
+            self.grow(size_bytes)
 
-    def leave_index(self) -> None:
+    def unpublish(self) -> None:
         """From now on the build counts as one that is not published.
 
         Raises:
             LimitError: there is no room for that.
         """
-        if self.reservation is not None:
-            self._unpublished.grow(self.archive_bytes, self.reservation.held_bytes)
-            self._index.release(self.reservation)
-            self.reservation = None
+        with self._index.lock:
+            if not self.reservation.is_unpublished:
+                self._index.accounting.unpublish(self.reservation)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """The build is over; what is handed out keeps its own hold."""
-        if self.reservation is not None:
-            self._index.release(self.reservation)
-        self.archive_bytes.let_go(self)
+        with self._index.lock:
+            self._index.accounting.release(self.reservation)
 
-    def _reserve(self) -> None:
-        try:
-            self.reservation = self._index.reserve(self._job.request.key)
-        except LimitError as error:
-            self._job.refuse(reason_of(error), error)
+    def _reserve(self) -> Reservation:
+        key = self._job.request.key
+        if self._job.may_publish:
+            try:
+                return self._index.reserve(key)
+            except LimitError as error:
+                self._job.refuse(reason_of(error), error)
+        reservation = Reservation(key)
+        with self._index.lock:
+            self._index.accounting.unpublish(reservation)
+        return reservation

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from bbcache.storage.catalog import Catalog
     from bbcache.storage.files import Store, TempFile
     from bbcache.storage.index import Index
-    from bbcache.storage.unpublished import UnpublishedBytes
 
 _WRITE_SIZE_BYTES: Final = 1 << 16
 
@@ -100,7 +99,6 @@ class Builder:
     Args:
         config: the compression level, and when digests are checked.
         index: where room is reserved.
-        unpublished: where there is room for what is not published.
         store: where temporary files are made.
         catalog: where archives are published.
         metrics: told how long the phases take.
@@ -115,7 +113,6 @@ class Builder:
         self,
         config: BasebackupCacheConfig,
         index: Index,
-        unpublished: UnpublishedBytes,
         *,
         store: Store,
         catalog: Catalog,
@@ -123,7 +120,6 @@ class Builder:
     ) -> None:
         self._config = config
         self._index = index
-        self._unpublished = unpublished
         self._store = store
         self._catalog = catalog
         self._metrics = metrics
@@ -236,7 +232,7 @@ class Builder:
         return built
 
     def _build(self, job: Job, timeline: Timeline) -> Built:
-        room = BuildSpace(job, self._index, self._unpublished)
+        room = BuildSpace(job, self._index)
         try:
             temp = self._create_temp(job)
             try:
@@ -250,7 +246,7 @@ class Builder:
                 self._remove(temp, room)
                 raise
         finally:
-            room.give_back()
+            room.release()
 
     def _create_temp(self, job: Job) -> TempFile:
         key, lsn = job.request.key, job.request.lsn
@@ -299,8 +295,8 @@ class Builder:
             temp.patch(pack_header(seal, job.request.key, job.request.lsn))
         if not job.may_publish:
             with own_limits():
-                room.leave_index()
-        entry = Entry(job.request.key, job.request.lsn, room.size_bytes)
+                room.unpublish()
+        entry = Entry(job.request.key, job.request.lsn, room.reservation.size_bytes)
         if self._config.verify_reads == "never":
             entry.verification = Verification.SEALED
         shared_file = self._hand_out(job, seal, temp, entry, room)
@@ -329,7 +325,7 @@ class Builder:
                 shared_file = SharedFile(temp.link, entry, name=path)
             else:
                 shared_file = SharedFile(
-                    temp.link, entry, name=temp.path, archive_bytes=room.archive_bytes
+                    temp.link, entry, name=temp.path, reservation=room.reservation
                 )
         try:
             if not entry.is_verified:
@@ -342,7 +338,6 @@ class Builder:
         return shared_file
 
     def _publish(self, temp: TempFile, entry: Entry, room: BuildSpace) -> None:
-        assert room.reservation is not None
         with own_disk("write", temp.path):
             temp.sync()
             temp.close()
@@ -355,8 +350,6 @@ class Builder:
         if isinstance(temp, UnnamedFile):
             with suppress(OSError):  # the kernel frees the descriptor even so
                 temp.close()
-        elif room.reservation is None:
-            self._catalog.drop(temp, room.size_bytes)
         else:
             self._catalog.abandon(temp, room.reservation)
 

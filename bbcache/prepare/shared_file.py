@@ -10,8 +10,8 @@ from bbcache.storage.files import BasebackupFile
 
 if TYPE_CHECKING:
     from bbcache.outcomes import Source
+    from bbcache.storage.accounting import Reservation
     from bbcache.storage.index import Entry
-    from bbcache.storage.unpublished import UnpublishedArchive
 
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC
 
@@ -26,23 +26,23 @@ class SharedFile:
         path: the link of the kernel's to the finished temporary file.
         entry: what is in it.
         name: what the files are to be called.
-        archive_bytes: its room, where it will not be published.
+        reservation: its room, where it will not be published.
 
     Raises:
         OSError: it cannot be opened.
     """
 
     def __init__(
-        self, path: str, entry: Entry, *, name: str, archive_bytes: UnpublishedArchive | None = None
+        self, path: str, entry: Entry, *, name: str, reservation: Reservation | None = None
     ) -> None:
         self.entry = entry
-        self._archive_bytes = archive_bytes
+        self._reservation = reservation
         self._name = name
         self._holder = object()  # not the shared file itself: one that is dropped must be collected
         self._fd = -1
         self._fd = os.open(path, _FLAGS)
-        if archive_bytes is not None:
-            archive_bytes.hold(self._holder)
+        if reservation is not None:
+            reservation.hold(self._holder)
 
     def fileno(self) -> int:
         """The descriptor, whose offset is neither used nor moved."""
@@ -54,7 +54,7 @@ class SharedFile:
         Raises:
             StoreError: it cannot be opened.
         """
-        kind = BasebackupFile if self._archive_bytes is None else _UnpublishedFile
+        kind = BasebackupFile if self._reservation is None else _UnpublishedFile
         try:
             # A link of the kernel's to the open file itself, for which names do not matter.
             file = kind.open_whatever(f"/proc/self/fd/{self._fd}", _FLAGS)
@@ -67,8 +67,8 @@ class SharedFile:
         try:
             file.name, file.lsn, file.size_bytes = self._name, self.entry.lsn, self.entry.size_bytes
             file.source = source
-            if isinstance(file, _UnpublishedFile) and self._archive_bytes is not None:
-                file.keep(self._archive_bytes)
+            if isinstance(file, _UnpublishedFile) and self._reservation is not None:
+                file.keep(self._reservation)
         except BaseException:
             file.close()
             raise
@@ -82,8 +82,8 @@ class SharedFile:
                 os.close(fd)
             except OSError:  # the kernel frees the descriptor even so
                 pass
-        if self._archive_bytes is not None:
-            self._archive_bytes.let_go(self._holder)
+        if self._reservation is not None:
+            self._reservation.let_go(self._holder)
 
     def __del__(self) -> None:
         self.close()  # where the last caller was interrupted before it could
@@ -92,17 +92,17 @@ class SharedFile:
 class _UnpublishedFile(BasebackupFile):
     """A file without a name, whose bytes are accounted for until it is closed."""
 
-    _kept: tuple[UnpublishedArchive, object] | None = None
+    _kept: tuple[Reservation, object] | None = None
 
-    def keep(self, archive_bytes: UnpublishedArchive) -> None:
+    def keep(self, reservation: Reservation) -> None:
         """Take part in keeping the bytes on the disk."""
         holder = object()  # not the file itself: one that is dropped must be collected
-        self._kept = archive_bytes, holder
-        archive_bytes.hold(holder)
+        self._kept = reservation, holder
+        reservation.hold(holder)
 
     def close(self) -> None:
         """Give the room back, and close the file: what is open still is closed when dropped."""
         if self._kept is not None:
-            archive_bytes, holder = self._kept
-            archive_bytes.let_go(holder)
+            reservation, holder = self._kept
+            reservation.let_go(holder)
         super().close()

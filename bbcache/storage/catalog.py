@@ -12,24 +12,22 @@ import errno
 import logging
 import os
 import threading
+from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from bbcache.errors import ClosingError, StoreError, safe_str
-from bbcache.storage.files import hint_for, unlink
+from bbcache.errors import ClosingError, safe_str
+from bbcache.storage.files import hint_for, try_unlink
 from bbcache.storage.index import newest_of_each
 from bbcache.storage.owned_directory import OwnedDirectory
+from bbcache.storage.quarantine import Quarantine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from bbcache.metrics import Metrics
     from bbcache.storage.accounting import Reservation
     from bbcache.storage.dirlock import DirectoryLock
     from bbcache.storage.files import Store, TempFile
     from bbcache.storage.index import Entry, Index
-
-QUARANTINE_KEEPS: Final = 8
 
 log = logging.getLogger(__name__)
 
@@ -63,17 +61,15 @@ class Catalog:
         self, store: Store, index: Index, dirlock: DirectoryLock, metrics: Metrics
     ) -> None:
         self._file_lock = threading.RLock()  # orders changes of files, and guards all that follows
-        self._pending_unlinks: dict[
-            str, int
-        ] = {}  # path -> bytes of files that could not be unlinked
-        self._foreign_files: dict[str, int] = {}  # name -> bytes
-        self._quarantined: dict[str, int] = {}  # path -> bytes, oldest first
+        self._failures: deque[OSError] = deque()  # of unlinks, not yet told
         self._is_stopped = False  # no more changes but of temporary files; set without the lock
         self._is_fenced = False
         self._doubt = _Doubt()  # set without the lock
         self._store = store
         self._directory = OwnedDirectory(store, dirlock)
         self._index = index
+        self._accounting = index.accounting
+        self._quarantine = Quarantine(store, index)
         self._metrics = metrics
 
     def load(self) -> LoadReport:
@@ -88,14 +84,12 @@ class Catalog:
         with self._file_lock:
             self._check_not_stopped_locked()
             try:
-                failures = self._sweep_locked() if self._directory.is_locked else []
-                report, more_failures = self._rescan_locked()
+                report = self._take_over_locked()
             except Exception as error:
                 self._directory.load_failure = safe_str(error)
                 raise
             self._directory.load_failure = None
-        self._directory.tell()
-        self._report([*failures, *more_failures])
+        self._tell()
         return report
 
     def ensure_directory(self) -> None:
@@ -114,16 +108,15 @@ class Catalog:
                 return
             what = "replaced" if self._directory.is_locked else "read-only"
             self._directory.come()
-            stock = self._take_over_locked() if self._directory.is_rescan_due else None
+            report = self._take_over_locked() if self._directory.is_rescan_due else None
         self.settle_doubt()
-        self._directory.tell()
-        if stock is not None:
-            self._report(stock[1])
+        self._tell()
+        if report is not None:
             log.warning(
                 "the cache directory %s was %s; it is locked again, with %d entries",
                 self._store.data_dir,
                 what,
-                stock[0].entry_count,
+                report.entry_count,
             )
 
     def create_temp(self, key: bytes, lsn: int) -> TempFile:
@@ -155,12 +148,17 @@ class Catalog:
         """
         with self._file_lock:
             self._check_not_stopped_locked()
-            self._check_directory_locked()
+            self._directory.check_there()
             self._store.rename_temp(temp, entry.key, entry.lsn)
-            old = self._index.commit(reservation, entry)
-            self._forget_overwritten_locked(self._path_of(entry))
-            failures = [] if old is None else [self._remove_replaced_locked(old, entry)]
-        self._report(failures)
+            path = self._path_of(entry)
+            name = os.path.basename(path)
+            with self._index.lock:
+                old = self._index.commit(reservation, entry)
+                self._accounting.doomed.drop(path)  # what was there is overwritten
+                self._accounting.foreign_files.drop(name)
+            if old is not None and old.lsn != entry.lsn:
+                self._remove_locked(self._path_of(old), old.size_bytes)
+        self._tell()
 
     def discard(self, entry: Entry) -> bool:
         """Remove this very entry and its file.
@@ -170,11 +168,9 @@ class Catalog:
             this cache's any more.
         """
         with self._file_lock, self._doubt:
-            if not self._may_change_locked() or not self._index.doom(entry):
-                return False
-            failure = self._unlink_doomed_locked(entry)
-        self._report([failure])
-        return True
+            is_held = self._may_change_locked() and self._discard_locked(entry)
+        self._tell()
+        return is_held
 
     def forget(self, entry: Entry) -> None:
         """Drop this very entry, whose file is gone. Takes no file lock, since a read calls it."""
@@ -210,64 +206,50 @@ class Catalog:
         with self._file_lock, self._doubt:
             if self._is_stopped or not self._index.holds(entry):
                 return False
-            self._check_directory_locked()
-            is_locked = self._directory.is_locked
-            failures = self._trim_quarantine_locked(QUARANTINE_KEEPS - 1) if is_locked else []
-            if not is_locked:
+            self._directory.check_there()
+            if not self._directory.is_locked:
                 self._index.remove(entry)
-            elif self._index.move_to_quarantine(entry):
-                self._move_locked(entry)
-            elif self._index.doom(entry):
-                failures.append(self._unlink_doomed_locked(entry))
             else:
-                return False
+                self._failures.extend(self._quarantine.make_room())
+                if not (self._quarantine.take(entry) or self._discard_locked(entry)):
+                    return False
         self._metrics.quarantined.inc()
-        self._report(failures)
+        self._tell()
         return True
 
     def abandon(self, temp: TempFile, reservation: Reservation) -> None:
-        """Remove a build's temporary file, and give its room back once it is gone."""
-        with suppress(OSError):  # its bytes are not wanted any more
+        """Remove a build's temporary file, and give its room back once it is gone.
+
+        A reader that has the file open can go on.
+        """
+        with suppress(OSError):  # nothing more is written
             temp.close()
         with self._file_lock:
             if self._is_fenced:
                 return
-            failure = _try_unlink(temp.path)
-            if failure is None:
-                self._index.release(reservation)
-            else:
-                self._pending_unlinks[temp.path] = reservation.held_bytes
-                self._index.abandon(reservation)
-        self._report([failure])
-
-    def drop(self, temp: TempFile, size_bytes: int) -> None:
-        """Remove a temporary file that has no reservation; if it stays, its bytes count."""
-        with suppress(OSError):  # whoever still has the file open reads it all the same
-            temp.close()
-        with self._file_lock:
-            failure = None if self._is_fenced else self._remove_locked(temp.path, size_bytes)
-        self._report([failure])
+            failure = try_unlink(temp.path)
+            with self._index.lock:
+                self._accounting.release(reservation)
+                self._settle_locked(temp.path, reservation.size_bytes, failure)
+        self._tell()
 
     def upkeep(self) -> None:
         """Retry pending unlinks; look at foreign files and quarantine as they are now."""
+        doomed, foreign_files = self._accounting.doomed, self._accounting.foreign_files
         with self._file_lock:
-            pending_unlinks = list(self._pending_unlinks)
-        for path in pending_unlinks:
+            paths = list(doomed.sizes)
+        for path in paths:
             with self._file_lock, self._doubt:
-                if self._may_change_locked() and path in self._pending_unlinks:
-                    failure = _try_unlink(path)
-                    if failure is None:
-                        self._unpark_locked(path)
+                is_due = self._may_change_locked() and path in doomed.sizes
+                if is_due and try_unlink(path) is None:
+                    with self._index.lock:
+                        doomed.drop(path)
         with self._file_lock, self._doubt:
             if self._may_change_locked():
-                sizes = {
-                    name: self._store.restat_foreign_file(name, size_bytes)
-                    for name, size_bytes in self._foreign_files.items()
-                }
-                self._set_foreign_files_locked(
-                    {n: size for n, size in sizes.items() if size is not None}
-                )
-                self._refresh_quarantine_locked()
+                there = self._store.restat(foreign_files.sizes)
+                with self._index.lock:
+                    foreign_files.replace(there)
+                self._quarantine.refresh()
 
     def stop(self) -> None:
         """Let nothing but the removal of temporary files begin any more. Takes no lock."""
@@ -296,130 +278,85 @@ class Catalog:
         if self._is_stopped:
             raise ClosingError("the cache is closed")
 
-    def _check_directory_locked(self) -> None:
-        if not self._directory.is_there():
-            raise StoreError(
-                f"the cache directory {self._store.data_dir} was removed or replaced\n"
-                "hint: Restore or remount it; else the next prepare or clean-up makes a new one.",
-                errno=errno.ENOENT,
-            )
-
     def _may_change_locked(self) -> bool:
         return not self._is_stopped and self._directory.may_change()
 
-    def _take_over_locked(self) -> tuple[LoadReport, list[OSError | None]]:
-        """Load a directory that was locked just now, over what is in the index."""
-        self._store.make_directories()
-        failures = self._sweep_locked() if self._directory.is_sweep_due else []
-        report, more_failures = self._rescan_locked()
-        self._directory.is_rescan_due = self._directory.is_sweep_due = False
-        return report, [*failures, *more_failures]
+    def _take_over_locked(self) -> LoadReport:
+        """Load the directory over what is in the index; remove what builds have left in it."""
+        if self._directory.is_locked:
+            self._store.make_directories()
+            left = self._store.sweep_tmp() if self._directory.is_sweep_due else {}
+            for path, size_bytes in left.items():
+                self._remove_locked(path, size_bytes)
+        report = self._rescan_locked()
+        self._directory.is_rescan_due = False
+        self._directory.is_sweep_due = not self._directory.is_locked
+        return report
 
-    def _sweep_locked(self) -> list[OSError | None]:
-        """Make the directories, and remove what builds have left in ``tmp/``."""
-        self._store.make_directories()
-        left = self._store.sweep_tmp()
-        return [self._remove_locked(path, size_bytes) for path, size_bytes in left.items()]
-
-    def _rescan_locked(self) -> tuple[LoadReport, list[OSError | None]]:
-        """Make index and accounting those of what is in the directory; older entries go."""
+    def _rescan_locked(self) -> LoadReport:
+        """Make index and ledger those of what is in the directory; older entries go."""
         found = self._store.scan()
         newest, superseded = newest_of_each(found.entries)
-        self._refresh_quarantine_locked()
-        self._set_foreign_files_locked(found.foreign_files)
-        if self._doubt.is_there:
-            self._index.recount(newest, self._pending_unlinks.values())
-            self._doubt.is_there = False
-        else:
+        self._quarantine.refresh()
+        doomed = self._accounting.doomed
+        left = self._store.restat(doomed.sizes)
+        for entry in newest.values() if left else ():
+            left.pop(self._path_of(entry), None)
+        with self._index.lock:
+            doomed.replace(left)
+            self._accounting.foreign_files.replace(found.foreign_files)
             self._index.load(newest)
-        for entry in newest.values() if self._pending_unlinks else ():
-            self._forget_overwritten_locked(self._path_of(entry))
-        failures = [self._remove_locked(self._path_of(e), e.size_bytes) for e in superseded]
-        report = LoadReport(len(newest), len(superseded), sorted(found.foreign_files))
-        return report, failures
+        self._doubt.is_there = False
+        for entry in superseded:
+            self._remove_locked(self._path_of(entry), entry.size_bytes)
+        return LoadReport(len(newest), len(superseded), sorted(found.foreign_files))
 
     def _path_of(self, entry: Entry) -> str:
         return self._store.path_of(entry.key, entry.lsn)
 
-    def _remove_locked(self, path: str, size_bytes: int) -> OSError | None:
-        """Unlink a file that is no longer accounted for, or park it."""
-        failure = (
-            _try_unlink(path) if self._directory.is_locked else OSError(errno.EROFS, "read-only")
-        )
-        if failure is None:
-            self._unpark_locked(path)
-        elif path not in self._pending_unlinks:
-            self._pending_unlinks[path] = size_bytes
-            self._index.add_doomed(size_bytes)
-        return failure
+    def _remove_locked(self, path: str, size_bytes: int) -> None:
+        """Unlink a file; where that fails its bytes count until it is gone."""
+        is_locked = self._directory.is_locked
+        failure = try_unlink(path) if is_locked else OSError(errno.EROFS, "read-only")
+        self._settle_locked(path, size_bytes, failure)
 
-    def _unpark_locked(self, path: str) -> None:
-        if path in self._pending_unlinks:
-            self._index.remove_doomed(self._pending_unlinks.pop(path))
-
-    def _remove_replaced_locked(self, old: Entry, new: Entry) -> OSError | None:
-        same = old.lsn == new.lsn
-        return None if same else self._remove_locked(self._path_of(old), old.size_bytes)
-
-    def _unlink_doomed_locked(self, entry: Entry) -> OSError | None:
-        path = self._path_of(entry)
-        failure = _try_unlink(path)
-        if failure is not None:
-            self._pending_unlinks[path] = entry.size_bytes
-        self._index.settle_doomed(entry, is_unlinked=failure is None)
-        return failure
-
-    def _move_locked(self, entry: Entry) -> None:
-        try:
-            path = self._store.quarantine(entry.key, entry.lsn)
-        except BaseException as error:
-            path = self._path_of(entry)
-            if not os.path.lexists(path):  # somebody was quicker
-                self._index.remove_doomed(entry.size_bytes)
-            elif isinstance(error, OSError) and error.errno == errno.EROFS:
-                self._pending_unlinks[path] = entry.size_bytes
+    def _settle_locked(self, path: str, size_bytes: int, failure: OSError | None) -> None:
+        """Count what an attempt to unlink a file has left of it."""
+        with self._index.lock:
+            if failure is None:
+                self._accounting.doomed.drop(path)
             else:
-                self._index.return_from_quarantine(entry)
-                raise
-        else:
-            self._quarantined[path] = entry.size_bytes
-            self._index.settle_quarantined(entry)
-        with suppress(OSError):  # what is damaged may have another size; clean-up looks again
-            self._refresh_quarantine_locked()
+                self._accounting.doomed.put(path, size_bytes)
+                self._failures.append(failure)
 
-    def _forget_overwritten_locked(self, path: str) -> None:
-        """A rename has replaced whatever waited, or lay astray, at `path`."""
-        self._unpark_locked(path)
-        if os.path.basename(path) in self._foreign_files:
-            del self._foreign_files[os.path.basename(path)]
-            self._set_foreign_files_locked(self._foreign_files)
+    def _discard_locked(self, entry: Entry) -> bool:
+        """Drop this very entry and unlink its file; False where it is not held."""
+        path = self._path_of(entry)
+        if not self._index.doom(entry, path):
+            return False
+        failure = try_unlink(path)
+        with self._index.lock:
+            self._settle_locked(path, entry.size_bytes, failure)
+            self._index.settle_credit(entry.key)
+        return True
 
-    def _set_foreign_files_locked(self, foreign_files: dict[str, int]) -> None:
-        self._foreign_files = foreign_files
-        self._index.set_foreign_files(len(foreign_files), sum(foreign_files.values()))
+    def _tell(self) -> None:
+        """Log, without a lock, what could not be removed and what the directory has become.
 
-    def _trim_quarantine_locked(self, keep: int) -> list[OSError | None]:
-        self._refresh_quarantine_locked()
-        own = [path for path in self._quarantined if self._store.is_quarantined_name(path)]
-        failures = [_try_unlink(path) for path in own[: max(0, len(own) - keep)]]
-        self._refresh_quarantine_locked()
-        return failures
-
-    def _refresh_quarantine_locked(self) -> None:
-        self._quarantined = self._store.quarantined(self._quarantined)
-        self._index.set_quarantine(len(self._quarantined), sum(self._quarantined.values()))
-
-    def _report(self, failures: Iterable[OSError | None]) -> None:
-        """Count and log what could not be removed; a read-only file system is told of once."""
-        for failure in failures:
-            if failure is not None and failure.errno != errno.EROFS:
-                self._metrics.unlink_failures.inc()
-                log.warning(
-                    "cannot remove %s: %s; the next clean-up tries again%s",
-                    failure.filename,
-                    failure.strerror,
-                    hint_for(failure),
-                )
+        Each failure is counted, but for those of a read-only file system.
+        """
+        self._directory.tell()
+        with suppress(IndexError):  # all is told
+            while True:
+                failure = self._failures.popleft()
+                if failure.errno != errno.EROFS:
+                    self._metrics.unlink_failures.inc()
+                    log.warning(
+                        "cannot remove %s: %s; the next clean-up tries again%s",
+                        failure.filename,
+                        failure.strerror,
+                        hint_for(failure),
+                    )
 
 
 class _Doubt:
@@ -436,11 +373,3 @@ class _Doubt:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and not issubclass(kind, OSError):  # these, a step expects
             self.is_there = True
-
-
-def _try_unlink(path: str) -> OSError | None:
-    try:
-        unlink(path)
-    except OSError as error:
-        return error
-    return None

@@ -313,20 +313,28 @@ class Store:
 
     def _add_foreign_files_in_tmp(self, found: Scan) -> None:
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.tmp_dir) as items:
-            for item in items:
-                name = os.path.join(TMP_NAME, item.name)
-                size_bytes = self.restat_foreign_file(name, 0)
-                if size_bytes is not None and not _TEMP_NAME.fullmatch(item.name):
-                    found.add_foreign_file(name, size_bytes)
+            names = [each.name for each in items if not _TEMP_NAME.fullmatch(each.name)]
+            found.foreign_files.update(
+                self.restat({os.path.join(TMP_NAME, name): 0 for name in names})
+            )
 
-    def restat_foreign_file(self, name: str, size_bytes: int) -> int | None:
-        """The size of a foreign file now: `size_bytes` if unknown, None once it is gone."""
-        try:
-            return _foreign_size_bytes(os.lstat(os.path.join(self.data_dir, name)))
-        except FileNotFoundError:
-            return None
-        except OSError:
-            return size_bytes
+    def restat(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The sizes in bytes of files as they are now; those that are gone are left out.
+
+        Args:
+            sizes: by path, or by name in the directory; what to go by for files whose size
+                cannot be told now.
+        """
+        now = {}
+        for name, size_bytes in sizes.items():
+            try:
+                status = os.lstat(os.path.join(self.data_dir, name))
+                now[name] = status.st_size if stat.S_ISREG(status.st_mode) else 0
+            except FileNotFoundError:
+                continue
+            except OSError:
+                now[name] = size_bytes
+        return now
 
     def quarantine(self, key: bytes, lsn: int) -> str:
         """Move an entry's file into ``quarantine/``; its path there, with the time in it."""
@@ -360,21 +368,22 @@ class Store:
         return _QUARANTINED_NAME.fullmatch(os.path.basename(path)) is not None
 
 
-def unlink(path: str) -> None:
-    """Remove a file; one that is gone already is fine.
-
-    Raises:
-        OSError: the file is still there.
-    """
-    with suppress(FileNotFoundError):
+def try_unlink(path: str) -> OSError | None:
+    """Remove a file; returns why it is still there. One that is gone already is fine."""
+    try:
         os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return error
+    return None
 
 
 def _make_directory(path: str) -> None:
     try:
         if stat.S_ISDIR(os.lstat(path).st_mode):
             return
-        unlink(path)
+        os.unlink(path)
     except FileNotFoundError:
         pass
     with suppress(FileExistsError):
@@ -388,7 +397,3 @@ def _size_bytes_of(item: os.DirEntry[str], otherwise: int) -> int:
         raise
     except OSError:
         return otherwise
-
-
-def _foreign_size_bytes(status: os.stat_result) -> int:
-    return status.st_size if stat.S_ISREG(status.st_mode) else 0

@@ -45,7 +45,7 @@ class OwnedDirectory:
         self._dirlock = dirlock
         self.load_failure: str | None = None
         self.is_rescan_due = False
-        self.is_sweep_due = not dirlock.is_held
+        self.is_sweep_due = True
         self.read_only_reason: str | None = None
         self._news: str | None = None
         if not dirlock.is_held:
@@ -54,6 +54,19 @@ class OwnedDirectory:
     def is_there(self) -> bool:
         """Whether the directory at the path is the one that was locked, or opened read-only."""
         return self._dirlock.is_at_path()
+
+    def check_there(self) -> None:
+        """Check that the directory at the path is the one that was locked.
+
+        Raises:
+            StoreError: it is not.
+        """
+        if not self.is_there():
+            raise StoreError(
+                f"the cache directory {self._store.data_dir} was removed or replaced\n"
+                "hint: Restore or remount it; else the next prepare or clean-up makes a new one.",
+                errno=errno.ENOENT,
+            )
 
     def may_change(self) -> bool:
         """Whether the directory at the path is this cache's alone."""

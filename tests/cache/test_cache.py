@@ -42,7 +42,6 @@ from bbcache import (
     TenantId,
     TimelineId,
 )
-from bbcache.storage import catalog as catalog_module
 from bbcache.storage.files import Store
 from bbcache.testing import MemoryHost
 
@@ -297,7 +296,7 @@ def test_wait_idle_covers_queue_build_and_removal(
         assert not harness.cache.wait_idle(0)
         unlinking = Gate()
         with unlinking:
-            stop_before(patch, catalog_module, "unlink", unlinking)
+            stop_before(patch, os, "unlink", unlinking)
             gate.open()
             unlinking.wait_for()
             assert harness.holds(timeline, LSN_B)  # published, the old file still there
@@ -308,7 +307,7 @@ def test_wait_idle_covers_queue_build_and_removal(
 
 def test_wait_idle_covers_a_clean_up(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is False from the beginning of a step until what is outgrown has been unlinked."""
-    for owner, name in ((harness.host, "list"), (catalog_module, "unlink")):
+    for owner, name in ((harness.host, "list"), (os, "unlink")):
         harness.prepared().advance(LSN_B)
         with Gate() as gate, monkeypatch.context() as patch:
             stop_before(patch, owner, name, gate)
@@ -437,7 +436,7 @@ def test_the_disk_alone_is_touched_under_a_lock_and_that_is_one(
     harness.path(timeline, LSN_B).unlink()
     assert harness.get(timeline, LSN_B) is None
     with monkeypatch.context() as patch:
-        fail_with(patch, catalog_module, "unlink", OSError(13, "no", "x"))
+        fail_with(patch, os, "unlink", OSError(13, "no", "x"))
         harness.prepared().advance(LSN_B)
         harness.cache.run_cleanup()
     harness.cache.run_cleanup()

@@ -19,7 +19,6 @@ from support.cache_helpers import (
 )
 
 from bbcache import DirectoryLockedError
-from bbcache.storage import catalog as catalog_module
 from bbcache.storage.files import Store
 
 if TYPE_CHECKING:
@@ -216,7 +215,7 @@ def test_a_parked_file_in_a_directory_that_is_taken_over(
     timeline = harness.prepared()
     harness.host.tenants[harness.tenant.tenant_shard_id] = None
     with monkeypatch.context() as patch:
-        fail_with(patch, catalog_module, "unlink", OSError(errno.EBUSY, "busy", "x"))
+        fail_with(patch, os, "unlink", OSError(errno.EBUSY, "busy", "x"))
         harness.cache.run_cleanup()
     assert harness.cache.entries() == []
     harness.host.tenants[harness.tenant.tenant_shard_id] = harness.tenant

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,9 @@ from support.cache_helpers import (
     stop_before,
     stop_while_sending,
 )
+from support.ledger import total_bytes, total_count
 
 from bbcache.errors import LimitError
-from bbcache.storage import catalog as catalog_module
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +44,7 @@ def _shrinking(lsn: Lsn) -> bytes:
 
 
 def _accounting(harness: Harness) -> int:
-    total: int = harness.engine.index.total_size_bytes
+    total: int = total_bytes(harness.engine.index)
     return total
 
 
@@ -106,7 +107,7 @@ def test_slots_hold_while_four_workers_build(tmp_path: Path) -> None:
             stop_while_sending(timeline, gate)
             harness.send(timeline)
         gate.wait_for(2)
-        assert harness.engine.index.total_count == 3
+        assert total_count(harness.engine.index) == 3
         gate.open()
         harness.wait_idle()
         assert harness.counts() == {"ok": 3, "skip": 2}
@@ -159,7 +160,7 @@ def test_the_old_file_is_on_no_books_only_until_its_unlink(
         timeline = harness.prepared(size_bytes=MIB)
         timeline.advance(LSN_B)
         with monkeypatch.context() as patch:
-            fail_with(patch, catalog_module, "unlink", OSError(errno.EACCES, "no", "x"))
+            fail_with(patch, os, "unlink", OSError(errno.EACCES, "no", "x"))
             harness.prepare(timeline, LSN_B)
             assert _accounting(harness) == disk_bytes(harness.dir) > 2 * MIB
             newcomer = harness.timeline()
@@ -246,7 +247,7 @@ def test_a_failed_build_gives_back_all_its_room(tmp_path: Path) -> None:
             harness.prepare(timeline)
         assert harness.counts() == {"error": 5}
         assert _accounting(harness) == 0
-        assert harness.engine.index.total_count == 0
+        assert total_count(harness.engine.index) == 0
         timeline.on_send = None
         timeline.tarball = lambda _at: noise(3 * MIB)
         harness.prepare(timeline)
@@ -262,12 +263,12 @@ def test_the_temporary_file_of_a_failed_build_counts_until_it_is_gone(
         timeline = harness.timeline()
         timeline.on_send = _raise
         with monkeypatch.context() as patch:
-            fail_with(patch, catalog_module, "unlink", OSError(errno.EACCES, "no", "x"))
+            fail_with(patch, os, "unlink", OSError(errno.EACCES, "no", "x"))
             harness.prepare(timeline)
         assert len(harness.temp_files()) == 1
         assert harness.value("bbcache_nonentry_bytes") >= disk_bytes(harness.dir) > MIB
         assert harness.value("bbcache_unlink_failures_total") == 1
-        assert harness.engine.index.total_count == 1
+        assert total_count(harness.engine.index) == 1
         harness.cache.run_cleanup()
         harness.check_accounting()
 
@@ -324,7 +325,7 @@ def test_a_refresh_that_loses_its_entry_keeps_the_limit(tmp_path: Path, how: str
             harness.path(timeline).unlink()
             assert harness.get(timeline) is None
         assert _accounting(harness) <= limit_bytes
-        assert harness.engine.index.total_count == 1
+        assert total_count(harness.engine.index) == 1
         newcomer = harness.timeline()
         harness.send(newcomer)  # by another worker, if there is one
         gate.open()
@@ -343,7 +344,7 @@ def test_bytes_are_counted_while_an_unlink_hangs(
         before = _accounting(harness)
         timeline.advance(LSN_B)
         with monkeypatch.context() as patch:
-            stop_before(patch, catalog_module, "unlink", gate)
+            stop_before(patch, os, "unlink", gate)
             step = Worker(harness.cache.run_cleanup)
             gate.wait_for()
             assert harness.cache.entries() == []

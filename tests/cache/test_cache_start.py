@@ -26,7 +26,6 @@ from support.cache_helpers import (
 from support.helpers import wait_until
 
 from bbcache import Lsn
-from bbcache.storage import catalog
 from bbcache.storage.catalog import Catalog
 from bbcache.storage.files import Store
 from bbcache.waiters import Waiters
@@ -286,7 +285,7 @@ def test_a_superseded_file_that_cannot_go_is_parked(
     harness.seed(timeline, LSN_A)
     harness.seed(timeline, LSN_B)
     with monkeypatch.context() as patch:
-        fail_with(patch, catalog, "unlink", OSError(errno.EACCES, "no", "x"))
+        fail_with(patch, os, "unlink", OSError(errno.EACCES, "no", "x"))
         harness.open()
     with harness.opened:
         assert harness.get(timeline, LSN_B) == tar_of(timeline, LSN_B)

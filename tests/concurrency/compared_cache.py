@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from prometheus_client import CollectorRegistry
 from support.cache_helpers import DEADLINE_S, Worker
 from support.helpers import count_descriptors, samples, wait_until
+from support.ledger import total_bytes, total_count
 from support.threads import is_waiting
 
 from bbcache import BasebackupCache, BasebackupCacheConfig
@@ -188,7 +189,7 @@ class ComparedCache(RuleBasedStateMachine):
         self.totals["steps"] += 1
         if self.pending:
             limit_bytes = max(self.model.config.max_total_size_bytes, self.bytes_before)
-            assert self.engine.index.total_size_bytes <= limit_bytes
+            assert total_bytes(self.engine.index) <= limit_bytes
         else:
             self.model.look_ahead()
             self.wait_until_quiet()
@@ -205,7 +206,7 @@ class ComparedCache(RuleBasedStateMachine):
         assert values["pageserver_basebackup_cache_entries_total"] == len(expected)
         assert values["pageserver_basebackup_cache_size_bytes"] == model.entries_bytes
         assert values["bbcache_nonentry_bytes"] == model.nonentry_bytes
-        assert (index.total_count, index.total_size_bytes) == (model.total_count, model.total_bytes)
+        assert (total_count(index), total_bytes(index)) == (model.total_count, model.total_bytes)
         self.check_directory()
         self.prepares.update(model.outcomes)
         model.outcomes.clear()

@@ -33,6 +33,7 @@ from support.cache_helpers import (
     samples,
 )
 from support.helpers import wait_until
+from support.ledger import total_bytes
 from support.locks import watched_locks
 from support.threads import is_waiting
 
@@ -254,7 +255,7 @@ class Scene:
                 self._passes[step] += 1
                 number = self._passes[step]
             self._thread.is_looking = True  # at what takes a lock, which is no step
-            self.most_bytes = max(self.most_bytes, self.harness.engine.index.total_size_bytes)
+            self.most_bytes = max(self.most_bytes, total_bytes(self.harness.engine.index))
             self._thread.is_looking = False
             self._thread.step = step if number == 1 else f"{step} {number}"
             self._thread.locks = 0

@@ -13,6 +13,7 @@ import pytest
 from concurrency.scene import ACTIONS, Scene, naming
 from support.cache_helpers import DEADLINE_S, LSN_A, Worker, disk_bytes
 from support.fill_helpers import fill, filled, unpublished_bytes
+from support.ledger import total_bytes
 from support.shares import share_of
 
 from bbcache import ClosingError
@@ -84,7 +85,7 @@ def _fill_beside(scene: Scene, state: str, step: str, other: str) -> bool:
         scene.harness.wait_idle()
         harness = scene.harness
         assert unpublished_bytes(harness) == 0
-        assert harness.engine.index.total_size_bytes == disk_bytes(harness.dir)
+        assert total_bytes(harness.engine.index) == disk_bytes(harness.dir)
         if other != "close":
             fill(harness, scene.timeline, scene.tip, DEADLINE_S).close()
             assert harness.holds(scene.timeline, scene.tip)

@@ -15,6 +15,7 @@ import pytest
 from concurrency.scene import ACTIONS, STATES, Scene, get, naming, steps_of
 from support.cache_helpers import LSN_A, LSN_B, Worker, disk_bytes
 from support.helpers import wait_until
+from support.ledger import total_bytes
 from support.shares import share_of
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def check_end(scene: Scene, expected: set[Lsn | None], *, is_cut: bool) -> None:
     harness = scene.harness
     get(scene)
     harness.wait_idle()
-    assert harness.engine.index.total_size_bytes == disk_bytes(harness.dir)
+    assert total_bytes(harness.engine.index) == disk_bytes(harness.dir)
     if len(harness.entry_files()) > len(harness.cache.entries()):  # an unlink has failed
         harness.cache.run_cleanup()
     harness.check_accounting()

@@ -21,6 +21,7 @@ from concurrency.scene import (
 )
 from support.cache_helpers import LSN_A, LSN_B, MIB, Gate, Worker, fail_with
 from support.helpers import wait_until
+from support.ledger import total_bytes, total_count
 from support.seams import stop_at_log
 
 from bbcache.storage.files import Store
@@ -241,9 +242,9 @@ def test_an_entry_that_comes_back_is_credited_to_its_refresh_again(
     with scene.stop_at("os.fsync") as gate:
         refreshing = Worker(prepare, scene)
         gate.wait()
-        before = index.total_count, index.total_size_bytes
+        before = total_count(index), total_bytes(index)
         get(scene)
-        assert (index.total_count, index.total_size_bytes) == before
+        assert (total_count(index), total_bytes(index)) == before
     refreshing.result()
     scene.harness.check_accounting()
 

@@ -23,6 +23,7 @@ from faults.shim import hits, outside
 from prometheus_client import CollectorRegistry
 from support.cache_helpers import disk_bytes
 from support.helpers import samples
+from support.ledger import total_bytes as counted_bytes
 
 from bbcache import (
     BasebackupCache,
@@ -223,7 +224,7 @@ class Life:
         entry_bytes = gauges["pageserver_basebackup_cache_size_bytes"]
         expect(entry_bytes == sum(held.values()), f"{entry_bytes} bytes on the gauge")
         assert self.cache._engine is not None
-        booked_bytes = self.cache._engine.index.total_size_bytes  # no gauge shows it
+        booked_bytes = counted_bytes(self.cache._engine.index)  # no gauge shows it
         expect(booked_bytes == total_bytes, f"{booked_bytes} bytes booked, {total_bytes} on disk")
 
 

@@ -15,7 +15,7 @@ from bbcache.storage import catalog
 from bbcache.storage.catalog import Catalog
 from bbcache.storage.dirlock import DirectoryLock
 from bbcache.storage.files import Store, TempFile
-from bbcache.storage.index import Index
+from bbcache.storage.index import Entry, Index
 from bbcache.storage.reader import Reader
 
 if TYPE_CHECKING:
@@ -106,7 +106,13 @@ def _fail_with_the_disk() -> None:
 
 
 def _count_too_many() -> None:
-    _replace(Index, "entry_count", property(lambda index: index.snapshot().__len__() + 1))
+    load = Index.load
+
+    def load_and_miscount(index: Index, entries: dict[bytes, Entry]) -> None:
+        load(index, entries)
+        index.accounting.entry_count += 1
+
+    _replace(Index, "load", load_and_miscount)
 
 
 # Steps of a publish dropped or moved: for `sync_order`.
@@ -127,8 +133,8 @@ PROMISES: Final[dict[str, Callable[[], None]]] = {
     "hangs": lambda: _replace(Catalog, "publish", lambda *_: threading.Event().wait()),
     "crashes": lambda: _replace(Catalog, "upkeep", lambda _: os.kill(os.getpid(), signal.SIGSEGV)),
     "leaves temporary files": lambda: _replace(Store, "sweep_tmp", lambda _: {}),
-    "leaves replaced files": lambda: _replace(Catalog, "_remove_replaced_locked", lambda *_: None),
-    "says gone what is there": lambda: _replace(catalog, "_try_unlink", lambda _: None),
+    "leaves replaced files": lambda: _replace(Catalog, "_remove_locked", lambda *_: None),
+    "says gone what is there": lambda: _replace(catalog, "try_unlink", lambda _: None),
     "counts too many": _count_too_many,
     "keeps its lock": lambda: _replace(DirectoryLock, "release", lambda _: None),
 }

@@ -24,6 +24,7 @@ from support.cache_helpers import (
 )
 from support.fill_helpers import aboard, fill, filled, unpublished_bytes
 from support.helpers import count_descriptors, wait_until
+from support.ledger import total_bytes, total_count
 from support.seams import stand_still, start_close
 
 import bbcache.prepare.builder
@@ -65,7 +66,7 @@ def test_a_slot_that_goes_during_the_wait_is_missed_at_the_build(tmp_path: Path)
         timeline.on_send = _not_to_be_called
         harness.prepare(timeline)
         assert harness.skips == {"full": 1}
-        harness.engine.index.release(taken[0])
+        harness.engine.index.accounting.release(taken[0])
         harness.check_accounting()
 
 
@@ -79,7 +80,7 @@ def test_a_slot_that_goes_during_the_wait_is_not_needed_for_a_caller(tmp_path: P
         assert filled(harness, timeline) == ("built", tar_of(timeline))
         harness.wait_idle()
         assert harness.skips == {"full": 1}
-        harness.engine.index.release(taken[0])
+        harness.engine.index.accounting.release(taken[0])
         harness.check_accounting()
 
 
@@ -92,7 +93,7 @@ def test_a_build_that_spills_gives_its_place_back_at_once(tmp_path: Path) -> Non
             for seed in range(4):
                 writer.write(noise(MIB, seed))
             (temp,) = (harness.dir / "tmp").iterdir()
-            assert harness.engine.index.total_count == harness.engine.index.total_size_bytes == 0
+            assert total_count(harness.engine.index) == total_bytes(harness.engine.index) == 0
             assert unpublished_bytes(harness) == temp.stat().st_size > 2 * MIB
 
         timeline.on_send = send
@@ -195,8 +196,8 @@ def test_a_drop_that_fails_closes_what_was_opened_for_a_caller(
     """Also of an archive that was not to be published."""
     descriptor_count = count_descriptors()
     with monkeypatch.context() as patch:
-        fail_with(patch, Catalog, "drop", ArchiveError("it cannot be dropped"), times=1)
-        with pytest.raises(FillError, match="it cannot be dropped"):
+        fail_with(patch, Catalog, "abandon", ArchiveError("it cannot be removed"), times=1)
+        with pytest.raises(FillError, match="it cannot be removed"):
             fill(harness, harness.timeline(LSN_B))
         harness.wait_idle()
     assert count_descriptors() == descriptor_count

@@ -23,9 +23,9 @@ from support.cache_helpers import (
     tar_of,
 )
 from support.fill_helpers import fill, filled, fillers, fills, unpublished_bytes
+from support.ledger import total_bytes
 from support.seams import stand_still
 
-import bbcache.storage.catalog
 from bbcache import FillError, FillTimeoutError
 from bbcache.errors import CacheFullError
 from bbcache.prepare.backoff import LONGEST_PAUSE_S
@@ -218,7 +218,7 @@ def test_no_limit_is_passed_while_builds_spill(make_harness: Callable[..., Harne
     def send(writer: TarballWriter, lsn: Lsn) -> None:
         for seed in range(60):
             writer.write(noise(100 * KIB, int(lsn) + seed))
-            most.append((harness.engine.index.total_size_bytes, unpublished_bytes(harness)))
+            most.append((total_bytes(harness.engine.index), unpublished_bytes(harness)))
 
     timeline.on_send = send
     source, tar = filled(harness, timeline)
@@ -305,9 +305,7 @@ def test_a_file_that_cannot_be_unlinked_counts(
     harness = make_harness()
     timeline = _tip_moved(harness)
     with monkeypatch.context() as patch:
-        fail_with(
-            patch, bbcache.storage.catalog, "unlink", PermissionError(13, os.strerror(13), "x")
-        )
+        fail_with(patch, os, "unlink", PermissionError(13, os.strerror(13), "x"))
         source, tar = filled(harness, timeline)
     assert (source, tar) == ("built", tar_of(timeline))
     harness.wait_idle()

@@ -28,9 +28,9 @@ from support.helpers import wait_until
 from bbcache import NotReadyError, StoreError
 from bbcache.archive.format import ArchiveWriter
 from bbcache.errors import CacheFullError, ClosingError, EntryTooBigError
+from bbcache.prepare.build_space import BuildSpace
 from bbcache.storage.catalog import Catalog
 from bbcache.storage.files import TempFile
-from bbcache.storage.index import Index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from bbcache import Lsn
     from bbcache.host import TarballWriter
-    from bbcache.storage.accounting import Reservation
     from bbcache.testing import MemoryTimeline
 
 
@@ -370,20 +369,20 @@ def test_a_write_under_way_when_the_callback_raises_takes_no_room(
     """It is waited for: nothing is reserved, or written, for a build that is over."""
     with Gate() as gate, Gate() as abandoning:
         timeline = harness.timeline()
-        real_grow = Index.grow
+        real_grow = BuildSpace.grow
         workers: list[Worker] = []
 
-        def grow(index: Index, reservation: Reservation, size_bytes: int) -> None:
+        def grow(space: BuildSpace, size_bytes: int) -> None:
             if isinstance(threading.current_thread(), Worker):
                 gate()
-            real_grow(index, reservation, size_bytes)
+            real_grow(space, size_bytes)
 
         def send(writer: TarballWriter, _lsn: Lsn) -> None:
             workers.append(Worker(writer.write, noise(2 * MIB)))
             gate.wait_for()
             raise RuntimeError("the host gives up")
 
-        monkeypatch.setattr(Index, "grow", grow)
+        monkeypatch.setattr(BuildSpace, "grow", grow)
         stop_before(monkeypatch, Catalog, "abandon", abandoning)
         timeline.on_send = send
         harness.send(timeline)

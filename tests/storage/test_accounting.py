@@ -6,19 +6,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from support.helpers import KEY
+from support.helpers import KEY, make_keys
 
 from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import CacheFullError, EntryTooBigError, LimitError
-from bbcache.storage.accounting import Accounting, Reservation, Tally
+from bbcache.storage.accounting import Accounting, Files, Reservation
 
 sizes = st.integers(0, 60)
 timelines = st.integers(0, 3)
+KEYS = make_keys(4)
 
 
 def make_accounting(max_entries: int = 3, max_bytes: int = 100, max_entry: int = 50) -> Accounting:
-    """Books with small limits."""
-    return Accounting(max_entries, max_bytes, max_entry)
+    """A ledger with small limits."""
+    return Accounting(max_entries, max_bytes, max_entry, max_unpublished_size_bytes=10)
+
+
+def put(files: Files, size_bytes: int) -> None:
+    """Count one file more of a kind."""
+    files.put(f"file {len(files.sizes)}", size_bytes)
+
+
+def hold_entry(accounting: Accounting, size_bytes: int) -> None:
+    """Count one entry more, as the index does."""
+    accounting.entry_count += 1
+    accounting.entries_size_bytes += size_bytes
 
 
 def totals(accounting: Accounting) -> tuple[int, int]:
@@ -26,13 +38,18 @@ def totals(accounting: Accounting) -> tuple[int, int]:
     return accounting.total_count, accounting.total_size_bytes
 
 
-def test_tally_adds_and_subtracts() -> None:
-    """A file more and a file less, with its bytes."""
-    tally = Tally()
-    tally.add(5)
-    tally.add(7)
-    tally.subtract(5)
-    assert (tally.count, tally.size_bytes) == (1, 7)
+def test_files_are_counted_once_a_path() -> None:
+    """A file put again has its new size, and one that is not there is dropped without harm."""
+    files = Files()
+    files.put("a", 5)
+    files.put("b", 7)
+    files.put("a", 6)
+    assert (files.sizes, files.size_bytes) == ({"a": 6, "b": 7}, 13)
+    for _ in range(2):
+        files.drop("a")
+        assert (files.sizes, files.size_bytes) == ({"b": 7}, 7)
+    files.replace({"c": 1, "d": 2})
+    assert (files.sizes, files.size_bytes) == ({"c": 1, "d": 2}, 3)
 
 
 @pytest.mark.parametrize(
@@ -53,11 +70,11 @@ def test_limits_come_from_the_settings(max_entry: int | None, wanted: int) -> No
 def test_all_kinds_count_against_the_limits() -> None:
     """Entries, foreign files, doomed and builds count; of the quarantine the bytes alone."""
     accounting = make_accounting(max_entries=100, max_bytes=10**6)
-    accounting.entries.add(1)
-    accounting.foreign_files.add(10)
-    accounting.doomed.add(100)
-    accounting.quarantine.add(1000)
-    accounting.grow(accounting.open_reservation(KEY, None), 20)
+    hold_entry(accounting, 1)
+    put(accounting.foreign_files, 10)
+    put(accounting.doomed, 100)
+    put(accounting.quarantine, 1000)
+    accounting.grow(accounting.reserve(KEY, None), 20)
     assert totals(accounting) == (4, 1131)
     assert accounting.nonentry_bytes == 1110
 
@@ -65,31 +82,32 @@ def test_all_kinds_count_against_the_limits() -> None:
 def test_a_new_entry_takes_its_slot_before_the_build() -> None:
     """The slots are gone as soon as they are reserved, and no sooner."""
     accounting = make_accounting(max_entries=2)
-    accounting.entries.add(1)
-    accounting.open_reservation(KEY, None)
+    hold_entry(accounting, 1)
+    accounting.reserve(KEY, None)
     with pytest.raises(CacheFullError, match="2 of max_size_entries 2"):
-        accounting.open_reservation(KEY, None)
+        accounting.reserve(KEY, None)
     assert totals(accounting) == (2, 1)
 
 
 def test_a_new_entry_wants_one_byte_at_least() -> None:
     """With all bytes taken there is no use in a build."""
     accounting = make_accounting(max_bytes=100)
-    accounting.foreign_files.add(100)
+    put(accounting.foreign_files, 100)
     with pytest.raises(CacheFullError, match=r"100 \+ 1 bytes exceed max_total_size_bytes 100"):
-        accounting.open_reservation(KEY, None)
-    accounting.foreign_files.subtract(1)
-    assert accounting.open_reservation(KEY, None).is_open
+        accounting.reserve(KEY, None)
+    accounting.foreign_files.put("file 0", 99)
+    accounting.reserve(KEY, None)
+    assert totals(accounting) == (2, 99)
 
 
 @pytest.mark.parametrize("full_by", ["slots", "bytes"])
 def test_a_refresh_always_gets_its_reservation(full_by: str) -> None:
     """A held timeline is refreshed even when the cache is full, or over a limit."""
     accounting = make_accounting(max_entries=1, max_bytes=100)
-    accounting.entries.add(40)
-    accounting.foreign_files.add(200 if full_by == "bytes" else 0)
+    hold_entry(accounting, 40)
+    put(accounting.foreign_files, 200 if full_by == "bytes" else 0)
     before = totals(accounting)
-    reservation = accounting.open_reservation(KEY, 40)
+    reservation = accounting.reserve(KEY, 40)
     accounting.grow(reservation, 40)
     assert totals(accounting) == before
     assert (reservation.charged_slots, reservation.charged_bytes) == (0, 0)
@@ -98,8 +116,8 @@ def test_a_refresh_always_gets_its_reservation(full_by: str) -> None:
 def test_a_refresh_is_charged_for_what_exceeds_its_old_entry() -> None:
     """The bytes up to the old size are free, those above are not."""
     accounting = make_accounting(max_bytes=100)
-    accounting.entries.add(40)
-    reservation = accounting.open_reservation(KEY, 40)
+    hold_entry(accounting, 40)
+    reservation = accounting.reserve(KEY, 40)
     accounting.grow(reservation, 45)
     assert (reservation.charged_bytes, accounting.total_size_bytes) == (5, 45)
 
@@ -108,36 +126,36 @@ def test_a_refresh_is_charged_for_what_exceeds_its_old_entry() -> None:
 def test_a_new_entry_needs_at_least_one_byte(foreign_bytes: int, *, is_full: bool) -> None:
     """At the limit of bytes, and past it, there is no reservation for a new entry."""
     accounting = make_accounting(max_bytes=100)
-    accounting.foreign_files.add(foreign_bytes)
+    put(accounting.foreign_files, foreign_bytes)
     if is_full:
         with pytest.raises(CacheFullError, match=rf"{foreign_bytes} \+ 1 bytes exceed"):
-            accounting.open_reservation(KEY, None)
+            accounting.reserve(KEY, None)
     else:
-        accounting.open_reservation(KEY, None)
-    assert accounting.building_slots == (not is_full)
+        accounting.reserve(KEY, None)
+    assert accounting.total_count == 1 + (not is_full)
 
 
 def test_a_refresh_in_a_full_cache_cannot_grow_past_its_old_entry() -> None:
     """One byte more than the old entry, and there is no room."""
     accounting = make_accounting(max_bytes=100)
-    accounting.entries.add(40)
-    accounting.foreign_files.add(60)
-    reservation = accounting.open_reservation(KEY, 40)
+    hold_entry(accounting, 40)
+    put(accounting.foreign_files, 60)
+    reservation = accounting.reserve(KEY, 40)
     accounting.grow(reservation, 40)
     with pytest.raises(CacheFullError):
         accounting.grow(reservation, 1)
-    assert reservation.held_bytes == 40
+    assert reservation.size_bytes == 40
 
 
 def test_bytes_are_reserved_all_or_nothing() -> None:
     """A piece that does not fit changes nothing, and a smaller one still fits."""
     accounting = make_accounting(max_bytes=100)
-    accounting.foreign_files.add(70)
-    reservation = accounting.open_reservation(KEY, None)
+    put(accounting.foreign_files, 70)
+    reservation = accounting.reserve(KEY, None)
     accounting.grow(reservation, 20)
     with pytest.raises(CacheFullError, match=r"90 \+ 11 bytes exceed max_total_size_bytes 100"):
         accounting.grow(reservation, 11)
-    assert (reservation.held_bytes, accounting.total_size_bytes) == (20, 90)
+    assert (reservation.size_bytes, accounting.total_size_bytes) == (20, 90)
     accounting.grow(reservation, 10)
     assert accounting.total_size_bytes == 100
 
@@ -145,11 +163,11 @@ def test_bytes_are_reserved_all_or_nothing() -> None:
 def test_an_entry_too_big_is_told_from_a_full_cache() -> None:
     """What can never fit has an error of its own, and harms nothing."""
     accounting = make_accounting(max_bytes=100, max_entry=50)
-    accounting.foreign_files.add(60)
-    reservation = accounting.open_reservation(KEY, None)
+    put(accounting.foreign_files, 60)
+    reservation = accounting.reserve(KEY, None)
     with pytest.raises(EntryTooBigError, match="more than 50 bytes"):
         accounting.grow(reservation, 51)
-    assert (reservation.held_bytes, accounting.total_size_bytes) == (0, 60)
+    assert (reservation.size_bytes, accounting.total_size_bytes) == (0, 60)
     with pytest.raises(CacheFullError):
         accounting.grow(reservation, 50)
 
@@ -157,8 +175,8 @@ def test_an_entry_too_big_is_told_from_a_full_cache() -> None:
 def test_the_limit_of_an_entry_holds_for_a_refresh() -> None:
     """Its credit does not make an entry bigger."""
     accounting = make_accounting(max_bytes=100, max_entry=50)
-    accounting.entries.add(80)
-    reservation = accounting.open_reservation(KEY, 80)
+    hold_entry(accounting, 80)
+    reservation = accounting.reserve(KEY, 80)
     accounting.grow(reservation, 50)
     with pytest.raises(EntryTooBigError):
         accounting.grow(reservation, 1)
@@ -167,12 +185,11 @@ def test_the_limit_of_an_entry_holds_for_a_refresh() -> None:
 def test_a_reservation_is_given_back_exactly_once() -> None:
     """A second release changes nothing."""
     accounting = make_accounting()
-    reservation = accounting.open_reservation(KEY, None)
+    reservation = accounting.reserve(KEY, None)
     accounting.grow(reservation, 30)
     for _ in range(3):
-        accounting.close_reservation(reservation)
+        accounting.release(reservation)
         assert totals(accounting) == (0, 0)
-        assert not reservation.is_open
 
 
 @pytest.mark.parametrize(
@@ -193,17 +210,17 @@ def test_the_charge_follows_the_credit(
 ) -> None:
     """The entry to be replaced may come, go and change while the build runs."""
     accounting = make_accounting()
-    reservation = accounting.open_reservation(KEY, None)
+    reservation = accounting.reserve(KEY, None)
     accounting.grow(reservation, 30)
     for credit_bytes in credits:
-        accounting.set_credit(reservation, credit_bytes)
+        reservation.credit_bytes = credit_bytes
     assert totals(accounting) == wanted
-    accounting.close_reservation(reservation)
+    accounting.release(reservation)
     assert totals(accounting) == (0, 0)
 
 
 @pytest.mark.parametrize(
-    ("max_entries", "max_bytes", "credit_bytes", "held_bytes", "wanted"),
+    ("max_entries", "max_bytes", "credit_bytes", "size_bytes", "wanted"),
     [
         (2, 90, 40, 50, True),  # 1 entry, 10 charged: 2 slots and 90 bytes are just enough
         (1, 90, 40, 50, False),
@@ -214,18 +231,18 @@ def test_the_charge_follows_the_credit(
     ],
 )
 def test_a_credit_is_lost_only_where_there_is_room(
-    max_entries: int, max_bytes: int, credit_bytes: int | None, held_bytes: int, *, wanted: bool
+    max_entries: int, max_bytes: int, credit_bytes: int | None, size_bytes: int, *, wanted: bool
 ) -> None:
     """What the credit covers, bytes and slot, would be charged at once."""
     accounting = make_accounting(max_entries, max_bytes, max_entry=100)
-    reservation = accounting.open_reservation(KEY, credit_bytes)
+    reservation = accounting.reserve(KEY, credit_bytes)
     if credit_bytes is not None:
-        accounting.entries.add(credit_bytes)
-    accounting.grow(reservation, held_bytes)
+        hold_entry(accounting, credit_bytes)
+    accounting.grow(reservation, size_bytes)
     before = totals(accounting)
     assert accounting.may_lose_credit(reservation) == wanted
     assert totals(accounting) == before
-    accounting.set_credit(reservation, None)
+    reservation.credit_bytes = None
     fits = accounting.total_count <= max_entries and accounting.total_size_bytes <= max_bytes
     assert fits == wanted
 
@@ -233,8 +250,8 @@ def test_a_credit_is_lost_only_where_there_is_room(
 def test_without_a_credit_there_is_none_to_lose_even_past_the_limits() -> None:
     """Files of others do not matter where no charge would rise."""
     accounting = make_accounting(max_entries=1, max_bytes=100)
-    reservation = accounting.open_reservation(KEY, None)
-    accounting.foreign_files.add(101)
+    reservation = accounting.reserve(KEY, None)
+    put(accounting.foreign_files, 101)
     assert accounting.may_lose_credit(reservation)
 
 
@@ -244,10 +261,10 @@ def test_a_credit_that_covers_nothing_is_lost_only_with_a_slot(
 ) -> None:
     """A cache over its limit of bytes lets it go, one without a slot does not."""
     accounting = make_accounting(max_entries=2, max_bytes=10)
-    accounting.entries.add(40)
+    hold_entry(accounting, 40)
     for _ in range(foreign_files):
-        accounting.foreign_files.add(0)
-    assert accounting.may_lose_credit(accounting.open_reservation(KEY, 40)) == wanted
+        put(accounting.foreign_files, 0)
+    assert accounting.may_lose_credit(accounting.reserve(KEY, 40)) == wanted
 
 
 def test_limit_errors_have_one_base() -> None:
@@ -280,7 +297,7 @@ class AccountingMachine(RuleBasedStateMachine):
             before[0] < self.accounting.max_entries and before[1] < self.accounting.max_size_bytes
         )
         try:
-            self.open[timeline] = self.accounting.open_reservation(KEY, credit_bytes)
+            self.open[timeline] = self.accounting.reserve(KEYS[timeline], credit_bytes)
         except CacheFullError:
             assert credit_bytes is None
             assert not has_room
@@ -294,20 +311,20 @@ class AccountingMachine(RuleBasedStateMachine):
         reservation = self.open.get(timeline)
         if reservation is None:
             return
-        before = (reservation.held_bytes, *totals(self.accounting))
-        held_bytes = reservation.held_bytes + size_bytes
-        charge = max(0, held_bytes - (reservation.credit_bytes or 0)) - reservation.charged_bytes
+        before = (reservation.size_bytes, *totals(self.accounting))
+        after_bytes = reservation.size_bytes + size_bytes
+        charge = max(0, after_bytes - (reservation.credit_bytes or 0)) - reservation.charged_bytes
         try:
             self.accounting.grow(reservation, size_bytes)
         except EntryTooBigError:
-            assert held_bytes > self.accounting.max_entry_size_bytes
-            assert (reservation.held_bytes, *totals(self.accounting)) == before
+            assert after_bytes > self.accounting.max_entry_size_bytes
+            assert (reservation.size_bytes, *totals(self.accounting)) == before
         except CacheFullError:
             assert charge > 0
             assert self.accounting.total_size_bytes + charge > self.accounting.max_size_bytes
-            assert (reservation.held_bytes, *totals(self.accounting)) == before
+            assert (reservation.size_bytes, *totals(self.accounting)) == before
         else:
-            assert reservation.held_bytes == held_bytes
+            assert reservation.size_bytes == after_bytes
             assert self.accounting.total_size_bytes == before[2] + charge
 
     @rule(timeline=timelines)
@@ -317,11 +334,11 @@ class AccountingMachine(RuleBasedStateMachine):
         if reservation is None:
             return
         before = totals(self.accounting)
-        self.accounting.close_reservation(reservation)
+        self.accounting.release(reservation)
         if timeline in self.entries:
-            self.accounting.entries.subtract(self.entries[timeline])
-        self.accounting.entries.add(reservation.held_bytes)
-        self.entries[timeline] = reservation.held_bytes
+            self._drop_entry(timeline)
+        hold_entry(self.accounting, reservation.size_bytes)
+        self.entries[timeline] = reservation.size_bytes
         assert self.accounting.total_count == before[0]
         assert self.accounting.total_size_bytes <= before[1]
 
@@ -331,9 +348,9 @@ class AccountingMachine(RuleBasedStateMachine):
         if timeline not in self.entries:
             return
         before = totals(self.accounting)
-        self.accounting.entries.subtract(self.entries.pop(timeline))
+        self._drop_entry(timeline)
         if timeline in self.open:
-            self.accounting.set_credit(self.open[timeline], None)
+            self.open[timeline].credit_bytes = None
         assert self.accounting.total_count <= before[0]
         assert self.accounting.total_size_bytes <= before[1]
 
@@ -342,21 +359,23 @@ class AccountingMachine(RuleBasedStateMachine):
         """A reservation is given back, twice."""
         reservation = self.open.pop(timeline, None)
         if reservation is not None:
-            self.accounting.close_reservation(reservation)
-            self.accounting.close_reservation(reservation)
+            self.accounting.release(reservation)
+            self.accounting.release(reservation)
 
     @rule(size_bytes=sizes)
     def foreign_file(self, size_bytes: int) -> None:
         """Others put a file into the directory, whatever the limits say."""
-        self.accounting.foreign_files.add(size_bytes)
+        put(self.accounting.foreign_files, size_bytes)
         self.is_pushed_over = True
 
     @invariant()
     def builds_are_what_is_open(self) -> None:
-        """The accounting of builds are the sums over the open reservations."""
-        each_open = self.open.values()
-        assert self.accounting.building_slots == sum(each.charged_slots for each in each_open)
-        assert self.accounting.building_bytes == sum(each.charged_bytes for each in each_open)
+        """The builds count by what is open, and by nothing else."""
+        each_open, others = self.open.values(), self.accounting
+        slots = others.total_count - others.entry_count - len(others.foreign_files.sizes)
+        building_bytes = others.total_size_bytes - others.entries_size_bytes - others.nonentry_bytes
+        assert slots == sum(each.charged_slots for each in each_open)
+        assert building_bytes == sum(each.charged_bytes for each in each_open)
 
     @invariant()
     def limits_hold(self) -> None:
@@ -369,7 +388,11 @@ class AccountingMachine(RuleBasedStateMachine):
         """Everything given back leaves no build accounted for."""
         for timeline in list(self.open):
             self.release(timeline)
-        assert (self.accounting.building_slots, self.accounting.building_bytes) == (0, 0)
+        assert self.accounting.reservations == {}
+
+    def _drop_entry(self, timeline: int) -> None:
+        self.accounting.entry_count -= 1
+        self.accounting.entries_size_bytes -= self.entries.pop(timeline)
 
 
 AccountingMachine.TestCase.settings = settings(
@@ -384,12 +407,59 @@ TestAccountingMachine = AccountingMachine.TestCase
 def test_books_balance_to_zero(steps: list[tuple[str, int | None]]) -> None:
     """Whatever happened to a reservation, its release leaves nothing behind."""
     accounting = make_accounting(max_entries=1, max_bytes=10**6, max_entry=10**6)
-    reservation = accounting.open_reservation(KEY, None)
+    reservation = accounting.reserve(KEY, None)
     for what, size_bytes in steps:
         if what == "grow":
             accounting.grow(reservation, size_bytes or 0)
         else:
-            accounting.set_credit(reservation, size_bytes)
+            reservation.credit_bytes = size_bytes
         assert totals(accounting) == (reservation.charged_slots, reservation.charged_bytes)
-    accounting.close_reservation(reservation)
+    accounting.release(reservation)
     assert totals(accounting) == (0, 0)
+
+
+def unpublished(accounting: Accounting, size_bytes: int = 0) -> Reservation:
+    """A build that is not to be published."""
+    reservation = Reservation(KEY)
+    accounting.unpublish(reservation)
+    accounting.grow(reservation, size_bytes)
+    return reservation
+
+
+def test_the_limit_of_unpublished_bytes_is_exact() -> None:
+    """The last byte fits, one more does not, and a refusal takes nothing."""
+    accounting = make_accounting(max_bytes=1, max_entry=1)
+    one, other = unpublished(accounting, 6), unpublished(accounting, 4)
+    with pytest.raises(CacheFullError, match=r"10 \+ 1 bytes exceed max_unpublished") as caught:
+        accounting.grow(one, 1)
+    assert "\nhint: " in str(caught.value)
+    assert (accounting.unpublished_bytes, one.size_bytes, other.size_bytes) == (10, 6, 4)
+    assert totals(accounting) == (0, 0)
+
+
+def test_unpublished_bytes_count_until_the_last_holder_lets_go() -> None:
+    """Neither an earlier one nor a second call of the same makes room."""
+    accounting = make_accounting()
+    reservation = unpublished(accounting, 7)
+    reservation.hold("reader")
+    for _ in range(2):
+        accounting.release(reservation)
+        assert accounting.unpublished_bytes == 7
+    reservation.let_go("reader")
+    assert accounting.unpublished_bytes == 0
+    unpublished(accounting, 10)
+    assert reservation not in accounting.unpublished
+
+
+def test_a_build_that_leaves_its_slot_counts_as_unpublished() -> None:
+    """From one limit to the other, all or nothing."""
+    accounting = make_accounting()
+    small, big = accounting.reserve(KEYS[0], None), accounting.reserve(KEYS[1], 40)
+    accounting.grow(small, 10)
+    accounting.grow(big, 11)
+    accounting.unpublish(small)
+    assert (totals(accounting), accounting.unpublished_bytes) == ((0, 0), 10)
+    with pytest.raises(CacheFullError, match=r"10 \+ 11 bytes exceed max_unpublished"):
+        accounting.unpublish(big)
+    assert accounting.reservations == {KEYS[1]: big}
+    assert not big.is_unpublished

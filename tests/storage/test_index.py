@@ -13,11 +13,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from support.helpers import KEY, LSN, TENANT, TIMELINE, make_keys, run_threads
+from support.ledger import total_bytes, total_count
 from support.locks import watched_locks
 
 from bbcache.errors import CacheFullError, EntryTooBigError, LimitError
 from bbcache.ids import Lsn, TenantTimelineId
-from bbcache.storage.accounting import Accounting
+from bbcache.storage.accounting import Accounting, Reservation
 from bbcache.storage.index import (
     Entry,
     EntryInfo,
@@ -31,22 +32,21 @@ from bbcache.storage.index import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bbcache.storage.accounting import Reservation
-
 A, B, C, D = make_keys(4)
 sizes = st.integers(0, 60)
 keys = st.sampled_from([A, B, C, D])
+PATH = "path"
 
 
 def make_index(max_entries: int = 3, max_bytes: int = 100, max_entry: int = 50) -> Index:
     """An index with small limits."""
-    return Index(Accounting(max_entries, max_bytes, max_entry))
+    return Index(Accounting(max_entries, max_bytes, max_entry, max_unpublished_size_bytes=1000))
 
 
 def publish(index: Index, key: bytes, size_bytes: int, lsn: int = 1) -> Entry:
     """Reserve, grow and commit an entry."""
     reservation = index.reserve(key)
-    index.grow(reservation, size_bytes)
+    grow(index, reservation, size_bytes)
     entry = Entry(key, Lsn(lsn), size_bytes)
     index.commit(reservation, entry)
     return entry
@@ -57,9 +57,36 @@ def by_key(entries: Iterable[Entry]) -> dict[bytes, Entry]:
     return {entry.key: entry for entry in entries}
 
 
+def grow(index: Index, reservation: Reservation, size_bytes: int) -> None:
+    """Take room as a build does."""
+    with index.lock:
+        index.accounting.grow(reservation, size_bytes)
+
+
+def release(index: Index, reservation: Reservation) -> None:
+    """End a build."""
+    with index.lock:
+        index.accounting.release(reservation)
+
+
+def unlinked(index: Index, entry: Entry, *, is_gone: bool = True) -> None:
+    """The first attempt to unlink a doomed entry's file has been made, as by the catalog."""
+    with index.lock:
+        if is_gone:
+            index.accounting.doomed.drop(PATH)
+        index.settle_credit(entry.key)
+
+
+def moved(index: Index, entry: Entry) -> None:
+    """A doomed entry's file has been moved into the quarantine."""
+    with index.lock:
+        index.accounting.doomed.drop(PATH)
+        index.accounting.quarantine.put(f"{PATH} of {id(entry)}", entry.size_bytes)
+
+
 def totals(index: Index) -> tuple[int, int]:
     """Files and bytes that count."""
-    return index.total_count, index.total_size_bytes
+    return total_count(index), total_bytes(index)
 
 
 def test_keys_are_both_ids_in_a_row() -> None:
@@ -130,7 +157,7 @@ def test_holds_and_remove_judge_identity() -> None:
     old, new = publish(index, A, 10), publish(index, A, 10)
     assert not index.holds(old)
     assert not index.remove(old)
-    assert not index.doom(old)
+    assert not index.doom(old, PATH)
     assert index.holds(new)
     assert index.remove(new)
     assert not index.remove(new)
@@ -158,7 +185,7 @@ def test_load_takes_over_whatever_the_limits_say() -> None:
     with pytest.raises(CacheFullError):
         index.check_room(D)
     index.check_room(A)
-    index.release(index.reserve(A))
+    release(index, index.reserve(A))
     index.remove(entries[0])
     with pytest.raises(CacheFullError):
         index.reserve(D)
@@ -171,7 +198,7 @@ def test_load_again_counts_nothing_twice() -> None:
     index = make_index()
     for _ in range(2):
         index.load(by_key([Entry(A, Lsn(1), 10), Entry(B, Lsn(1), 20)]))
-    assert (index.entry_count, index.entries_size_bytes) == (2, 30)
+    assert (index.accounting.entry_count, index.accounting.entries_size_bytes) == (2, 30)
 
 
 def test_commit_returns_what_it_replaces() -> None:
@@ -179,12 +206,12 @@ def test_commit_returns_what_it_replaces() -> None:
     index = make_index()
     first, second = Entry(A, Lsn(1), 10), Entry(A, Lsn(2), 20)
     reservation = index.reserve(A)
-    index.grow(reservation, 10)
+    grow(index, reservation, 10)
     assert index.commit(reservation, first) is None
     reservation = index.reserve(A)
-    index.grow(reservation, 20)
+    grow(index, reservation, 20)
     assert index.commit(reservation, second) is first
-    assert (index.entry_count, index.entries_size_bytes) == (1, 20)
+    assert (index.accounting.entry_count, index.accounting.entries_size_bytes) == (1, 20)
     assert totals(index) == (1, 20)
 
 
@@ -212,16 +239,14 @@ def test_release_gives_back_once_and_harms_no_later_build() -> None:
     """The release of a finished reservation leaves the next one of its timeline alone."""
     index = make_index()
     first = index.reserve(A)
-    index.grow(first, 10)
+    grow(index, first, 10)
     index.commit(first, Entry(A, Lsn(1), 10))
     second = index.reserve(A)
-    index.grow(second, 20)
+    grow(index, second, 20)
     for _ in range(2):
-        index.release(first)
-        index.abandon(first)
-    assert second.is_open
+        release(index, first)
     assert totals(index) == (1, 20)
-    index.release(second)
+    release(index, second)
     assert totals(index) == (1, 10)
 
 
@@ -229,10 +254,10 @@ def test_limits_hold_for_builds_at_once() -> None:
     """Two builds share the room that is there."""
     index = make_index(max_bytes=100, max_entry=100)
     first, second = index.reserve(A), index.reserve(B)
-    index.grow(first, 60)
+    grow(index, first, 60)
     with pytest.raises(CacheFullError):
-        index.grow(second, 41)
-    index.grow(second, 40)
+        grow(index, second, 41)
+    grow(index, second, 40)
     assert totals(index) == (2, 100)
 
 
@@ -242,8 +267,8 @@ def test_an_entry_too_big_harms_no_other() -> None:
     entry = publish(index, A, 40)
     reservation = index.reserve(B)
     with pytest.raises(EntryTooBigError):
-        index.grow(reservation, 51)
-    index.release(reservation)
+        grow(index, reservation, 51)
+    release(index, reservation)
     assert index.snapshot() == [entry]
     assert totals(index) == (1, 40)
 
@@ -254,10 +279,10 @@ def test_a_full_cache_refreshes_what_it_holds() -> None:
     publish(index, A, 40)
     publish(index, B, 40)
     reservation = index.reserve(A)
-    index.grow(reservation, 40)
+    grow(index, reservation, 40)
     assert totals(index) == (2, 80)
     with pytest.raises(CacheFullError):
-        index.grow(reservation, 1)
+        grow(index, reservation, 1)
     assert index.commit(reservation, Entry(A, Lsn(2), 40)) is not None
     assert totals(index) == (2, 80)
 
@@ -267,12 +292,12 @@ def test_credit_is_gone_with_the_entry() -> None:
     index = make_index()
     entry = publish(index, A, 40)
     reservation = index.reserve(A)
-    index.grow(reservation, 45)
+    grow(index, reservation, 45)
     assert totals(index) == (1, 45)
     index.remove(entry)
     assert totals(index) == (1, 45)
     assert (reservation.charged_slots, reservation.charged_bytes) == (1, 45)
-    index.release(reservation)
+    release(index, reservation)
     assert totals(index) == (0, 0)
 
 
@@ -281,13 +306,13 @@ def test_credit_comes_back_with_the_entry() -> None:
     index = make_index()
     entry = publish(index, A, 40)
     reservation = index.reserve(A)
-    index.grow(reservation, 10)
-    assert index.move_to_quarantine(entry)
+    grow(index, reservation, 10)
+    assert index.doom_for_move(entry, PATH)
     assert (reservation.charged_slots, reservation.charged_bytes) == (1, 10)
-    index.return_from_quarantine(entry)
+    index.restore(entry, PATH)
     assert (reservation.charged_slots, reservation.charged_bytes) == (0, 0)
     assert totals(index) == (1, 40)
-    assert index.nonentry_bytes == 0
+    assert index.accounting.nonentry_bytes == 0
 
 
 def test_doomed_file_counts_and_keeps_the_credit_until_the_first_attempt() -> None:
@@ -295,14 +320,14 @@ def test_doomed_file_counts_and_keeps_the_credit_until_the_first_attempt() -> No
     index = make_index()
     entry = publish(index, A, 40)
     reservation = index.reserve(A)
-    index.grow(reservation, 45)
-    assert index.doom(entry)
+    grow(index, reservation, 45)
+    assert index.doom(entry, PATH)
     assert index.find(A, 1) is None
-    assert (index.entry_count, index.nonentry_bytes) == (0, 40)
+    assert (index.accounting.entry_count, index.accounting.nonentry_bytes) == (0, 40)
     assert totals(index) == (1, 45)
-    index.settle_doomed(entry, is_unlinked=True)
+    unlinked(index, entry, is_gone=True)
     assert totals(index) == (1, 45)
-    assert index.nonentry_bytes == 0
+    assert index.accounting.nonentry_bytes == 0
 
 
 def test_doomed_file_that_stays_counts_beside_the_build() -> None:
@@ -310,13 +335,13 @@ def test_doomed_file_that_stays_counts_beside_the_build() -> None:
     index = make_index()
     entry = publish(index, A, 40)
     reservation = index.reserve(A)
-    index.grow(reservation, 45)
-    index.doom(entry)
-    index.settle_doomed(entry, is_unlinked=False)
+    grow(index, reservation, 45)
+    index.doom(entry, PATH)
+    unlinked(index, entry, is_gone=False)
     assert totals(index) == (2, 85)
-    index.remove_doomed(40)
+    index.accounting.doomed.drop(PATH)
     assert totals(index) == (1, 45)
-    index.release(reservation)
+    release(index, reservation)
     assert totals(index) == (0, 0)
 
 
@@ -324,37 +349,12 @@ def test_settling_spares_the_credit_of_an_entry_that_has_come_since() -> None:
     """The timeline holds another entry by then: its credit is not touched."""
     index = make_index(max_bytes=200)
     old = publish(index, A, 40)
-    index.doom(old)
+    index.doom(old, PATH)
     new = publish(index, A, 30, lsn=2)
     reservation = index.reserve(A)
-    index.settle_doomed(old, is_unlinked=True)
+    unlinked(index, old, is_gone=True)
     assert index.holds(new)
     assert reservation.credit_bytes == 30
-    assert totals(index) == (1, 30)
-
-
-def test_abandoned_file_stays_on_the_books() -> None:
-    """A temporary file that could not be removed counts, once."""
-    index = make_index()
-    reservation = index.reserve(A)
-    index.grow(reservation, 30)
-    for _ in range(2):
-        index.abandon(reservation)
-    assert totals(index) == (1, 30)
-    assert index.nonentry_bytes == 30
-    index.remove_doomed(30)
-    assert totals(index) == (0, 0)
-
-
-def test_replaced_file_that_stays_counts() -> None:
-    """The old file of a refresh counts again when its unlink has failed."""
-    index = make_index()
-    publish(index, A, 40)
-    publish(index, A, 30, lsn=2)
-    assert totals(index) == (1, 30)
-    index.add_doomed(40)
-    assert totals(index) == (2, 70)
-    index.remove_doomed(40)
     assert totals(index) == (1, 30)
 
 
@@ -362,14 +362,14 @@ def test_quarantine_counts_its_bytes_but_no_slot() -> None:
     """A bad archive frees its slot and keeps its bytes."""
     index = make_index(max_entries=1, max_bytes=100)
     entry = publish(index, A, 40)
-    assert index.move_to_quarantine(entry)
+    assert index.doom_for_move(entry, PATH)
     assert totals(index) == (1, 40)
     assert index.snapshot() == []
-    index.settle_quarantined(entry)
+    moved(index, entry)
     assert totals(index) == (0, 40)
-    assert (index.entry_count, index.nonentry_bytes) == (0, 40)
+    assert (index.accounting.entry_count, index.accounting.nonentry_bytes) == (0, 40)
     publish(index, B, 50)
-    index.set_quarantine(1, 10)
+    index.accounting.quarantine.replace({"old": 10})
     assert totals(index) == (1, 60)
 
 
@@ -379,8 +379,8 @@ def test_quarantine_is_refused_where_a_refresh_leaves_no_room() -> None:
     entry = publish(index, A, 40)
     publish(index, B, 50)
     reservation = index.reserve(A)
-    index.grow(reservation, 40)
-    assert not index.move_to_quarantine(entry)
+    grow(index, reservation, 40)
+    assert not index.doom_for_move(entry, PATH)
     assert index.holds(entry)
     assert reservation.credit_bytes == 40
     assert totals(index) == (2, 90)
@@ -391,7 +391,7 @@ def test_quarantine_is_refused_where_a_refresh_leaves_no_slot() -> None:
     index = make_index(max_entries=1)
     entry = publish(index, A, 40)
     index.reserve(A)
-    assert not index.move_to_quarantine(entry)
+    assert not index.doom_for_move(entry, PATH)
     assert index.holds(entry)
     assert totals(index) == (1, 40)
 
@@ -401,32 +401,20 @@ def test_quarantine_of_a_cache_over_its_limit_needs_no_room() -> None:
     index = make_index(max_bytes=100)
     entries = [Entry(key, Lsn(1), 90) for key in (A, B)]
     index.load(by_key(entries))
-    assert index.move_to_quarantine(entries[0])
-    index.settle_quarantined(entries[0])
-    assert index.total_size_bytes == 180
+    assert index.doom_for_move(entries[0], PATH)
+    moved(index, entries[0])
+    assert total_bytes(index) == 180
 
 
 def test_return_from_quarantine_passes_no_limit() -> None:
     """The slot of an entry on its way is not given away before the move is certain."""
     index = make_index(max_entries=1)
     entry = publish(index, A, 40)
-    index.move_to_quarantine(entry)
+    index.doom_for_move(entry, PATH)
     with contextlib.suppress(LimitError):
         index.reserve(B)
-    index.return_from_quarantine(entry)
-    assert index.total_count <= 1
-
-
-def test_strays_and_quarantine_are_set_as_they_are_seen() -> None:
-    """Each look at the directory replaces the one before."""
-    index = make_index()
-    index.set_foreign_files(2, 30)
-    index.set_quarantine(5, 20)
-    assert totals(index) == (2, 50)
-    assert index.nonentry_bytes == 50
-    index.set_foreign_files(0, 0)
-    index.set_quarantine(0, 0)
-    assert totals(index) == (0, 0)
+    index.restore(entry, PATH)
+    assert total_count(index) <= 1
 
 
 def test_gauges_are_read_without_the_lock() -> None:
@@ -434,15 +422,54 @@ def test_gauges_are_read_without_the_lock() -> None:
     with watched_locks() as locks:
         index = make_index()
     publish(index, A, 10)
-    index.add_doomed(5)
-    seen: list[tuple[int, int, int]] = []
+    index.accounting.doomed.put(PATH, 5)
+    reservation = Reservation(B)
+    index.accounting.unpublish(reservation)
+    grow(index, reservation, 7)
+    accounting = index.accounting
+    seen: list[tuple[int, ...]] = []
 
     def scrape() -> None:
-        seen.append((index.entry_count, index.entries_size_bytes, index.nonentry_bytes))
+        entries = accounting.entry_count, accounting.entries_size_bytes
+        seen.append((*entries, accounting.nonentry_bytes, accounting.unpublished_bytes))
 
     with locks[0]:
         run_threads([scrape])
-    assert seen == [(1, 10, 5)]
+    assert seen == [(1, 10, 5, 7)]
+
+
+def test_an_unpublished_archive_is_let_go_of_without_the_lock() -> None:
+    """A file may be collected while any thread, also its own, changes the ledger."""
+    with watched_locks() as locks:
+        index = make_index()
+    reservation = Reservation(A)
+    index.accounting.unpublish(reservation)
+    grow(index, reservation, 7)
+    reservation.hold("reader")
+    release(index, reservation)
+    with locks[0]:
+        run_threads([functools.partial(reservation.let_go, "reader")])
+        assert index.accounting.unpublished_bytes == 0
+
+
+def test_the_limit_of_unpublished_bytes_holds_between_threads() -> None:
+    """Of many builds that grow at once exactly as many succeed as there is room for."""
+    index = make_index()
+    refused: list[int] = []
+
+    def build(key: bytes) -> None:
+        reservation = Reservation(key)
+        with index.lock:
+            index.accounting.unpublish(reservation)
+        for _ in range(100):
+            try:
+                grow(index, reservation, 1)
+            except CacheFullError:
+                refused.append(1)
+
+    run_threads([functools.partial(build, key) for key in make_keys(20)])
+    assert index.accounting.unpublished_bytes == 1000
+    assert len(refused) == 1000
 
 
 def test_lock_is_reentrant() -> None:
@@ -519,7 +546,7 @@ class IndexMachine(RuleBasedStateMachine):
         if key in self.open:
             before = totals(self.index)
             try:
-                self.index.grow(self.open[key], size_bytes)
+                grow(self.index, self.open[key], size_bytes)
             except LimitError:
                 assert totals(self.index) == before
 
@@ -529,7 +556,7 @@ class IndexMachine(RuleBasedStateMachine):
         if key not in self.open or self.is_busy:
             return
         reservation = self.open.pop(key)
-        entry = Entry(key, Lsn(1), reservation.held_bytes)
+        entry = Entry(key, Lsn(1), reservation.size_bytes)
         assert self.index.commit(reservation, entry) is self.held.get(key)
         self.held[key] = entry
 
@@ -540,10 +567,11 @@ class IndexMachine(RuleBasedStateMachine):
         if reservation is None:
             return
         if is_removed:
-            self.index.release(reservation)
+            release(self.index, reservation)
         else:
-            self.index.abandon(reservation)
-            self.doomed.append(reservation.held_bytes)
+            release(self.index, reservation)
+            self.doomed.append(reservation.size_bytes)
+            self.show_files()
             self.is_pushed_over = True
 
     @rule(key=keys)
@@ -558,25 +586,40 @@ class IndexMachine(RuleBasedStateMachine):
         """An entry is dropped and its file is about to be unlinked."""
         if key in self.held and not self.is_busy:
             self.on_disk = self.held.pop(key)
-            assert self.index.doom(self.on_disk)
+            assert self.index.doom(self.on_disk, PATH)
 
     @rule(is_unlinked=st.booleans())
     def settle(self, *, is_unlinked: bool) -> None:
         """The first attempt to unlink it."""
         if self.on_disk is None:
             return
-        self.index.settle_doomed(self.on_disk, is_unlinked=is_unlinked)
-        if not is_unlinked:
-            self.doomed.append(self.on_disk.size_bytes)
-            self.is_pushed_over = True
+        unlinked(self.index, self.on_disk, is_gone=is_unlinked)
         self.credits[self.on_disk.key] = None
-        self.on_disk = None
+        entry, self.on_disk = self.on_disk, None
+        if not is_unlinked:
+            self.doomed.append(entry.size_bytes)
+            self.is_pushed_over = True
+            self.show_files()
+
+    def show_files(self) -> None:
+        """Count the files that are no entries, as the catalog does."""
+        accounting = self.index.accounting
+        going = [each for each in (self.on_disk, self.moving) if each is not None]
+        for files, sizes in (
+            (accounting.doomed, self.doomed),
+            (accounting.quarantine, self.quarantined),
+            (accounting.foreign_files, self.foreign_files),
+        ):
+            files.replace({f"file {number}": each for number, each in enumerate(sizes)})
+        for entry in going:
+            accounting.doomed.put(PATH, entry.size_bytes)
 
     @rule()
     def unlink_at_last(self) -> None:
         """A file that could not be removed is gone."""
         if self.doomed:
-            self.index.remove_doomed(self.doomed.pop())
+            self.doomed.pop()
+            self.show_files()
 
     @rule(key=keys)
     def begin_quarantine(self, key: bytes) -> None:
@@ -584,7 +627,7 @@ class IndexMachine(RuleBasedStateMachine):
         if key not in self.held or self.is_busy:
             return
         before = totals(self.index)
-        if self.index.move_to_quarantine(self.held[key]):
+        if self.index.doom_for_move(self.held[key], PATH):
             self.moving = self.held.pop(key)
             self.credits[key] = None
         else:
@@ -598,10 +641,11 @@ class IndexMachine(RuleBasedStateMachine):
         if entry is None:
             return
         if is_moved:
-            self.index.settle_quarantined(entry)
+            moved(self.index, entry)
             self.quarantined.append(entry.size_bytes)
+            self.show_files()
         else:
-            self.index.return_from_quarantine(entry)
+            self.index.restore(entry, PATH)
             self.held[entry.key] = entry
             self.credits[entry.key] = entry.size_bytes
 
@@ -619,21 +663,23 @@ class IndexMachine(RuleBasedStateMachine):
     def trim_quarantine(self) -> None:
         """The oldest evidence goes."""
         del self.quarantined[:1]
-        self.index.set_quarantine(len(self.quarantined), sum(self.quarantined))
+        self.show_files()
 
     @rule(size_bytes=sizes)
     def foreign_file(self, size_bytes: int) -> None:
         """Others put a file into the directory."""
         self.foreign_files.append(size_bytes)
-        self.index.set_foreign_files(len(self.foreign_files), sum(self.foreign_files))
+        self.show_files()
         self.is_pushed_over = True
 
     @invariant()
     def entries_are_those_held(self) -> None:
         """The gauges count the published entries and nothing else."""
         assert {entry.key: entry for entry in self.index.snapshot()} == self.held
-        assert self.index.entry_count == len(self.held)
-        assert self.index.entries_size_bytes == sum(e.size_bytes for e in self.held.values())
+        assert self.index.accounting.entry_count == len(self.held)
+        assert self.index.accounting.entries_size_bytes == sum(
+            e.size_bytes for e in self.held.values()
+        )
 
     @invariant()
     def accounting_is_the_sums(self) -> None:
@@ -643,18 +689,20 @@ class IndexMachine(RuleBasedStateMachine):
         going = [each.size_bytes for each in (self.on_disk, self.moving) if each is not None]
         charged = [(each.charged_slots, each.charged_bytes) for each in self.open.values()]
         others = [*self.foreign_files, *self.doomed, *going]
-        assert self.index.nonentry_bytes == sum(others) + sum(self.quarantined)
-        assert self.index.total_count == len(self.held) + len(others) + sum(n for n, _ in charged)
-        assert self.index.total_size_bytes == (
-            self.index.entries_size_bytes + self.index.nonentry_bytes + sum(n for _, n in charged)
+        assert self.index.accounting.nonentry_bytes == sum(others) + sum(self.quarantined)
+        assert total_count(self.index) == len(self.held) + len(others) + sum(n for n, _ in charged)
+        assert total_bytes(self.index) == (
+            self.index.accounting.entries_size_bytes
+            + self.index.accounting.nonentry_bytes
+            + sum(n for _, n in charged)
         )
 
     @invariant()
     def limits_hold(self) -> None:
         """No build, publication, removal or quarantine ever passes a limit."""
         if not self.is_pushed_over:
-            assert self.index.total_count <= 3
-            assert self.index.total_size_bytes <= 100
+            assert total_count(self.index) <= 3
+            assert total_bytes(self.index) <= 100
 
     def teardown(self) -> None:
         """With everything gone the accounting is at zero."""
@@ -665,8 +713,8 @@ class IndexMachine(RuleBasedStateMachine):
             self.remove(key)
         while self.doomed:
             self.unlink_at_last()
-        self.index.set_foreign_files(0, 0)
-        self.index.set_quarantine(0, 0)
+        self.foreign_files, self.quarantined = [], []
+        self.show_files()
         assert totals(self.index) == (0, 0)
 
 
@@ -684,11 +732,11 @@ def build_much(index: Index, key: bytes, seed: int) -> None:
             continue
         try:
             for _ in range(3):
-                index.grow(reservation, numbers.randrange(20))
+                grow(index, reservation, numbers.randrange(20))
         except LimitError:
-            index.release(reservation)
+            release(index, reservation)
         else:
-            index.commit(reservation, Entry(key, Lsn(lsn), reservation.held_bytes))
+            index.commit(reservation, Entry(key, Lsn(lsn), reservation.size_bytes))
 
 
 def clean_much(index: Index, seed: int) -> None:
@@ -696,11 +744,11 @@ def clean_much(index: Index, seed: int) -> None:
     numbers = random.Random(seed)
     for _ in range(600):
         for entry in index.snapshot():
-            if numbers.random() < 0.5 and index.doom(entry):
-                index.settle_doomed(entry, is_unlinked=True)
+            if numbers.random() < 0.5 and index.doom(entry, PATH):
+                unlinked(index, entry, is_gone=True)
             index.find(entry.key, entry.lsn)
-        assert index.total_count <= 3
-        assert index.total_size_bytes <= 100
+        assert total_count(index) <= 3
+        assert total_bytes(index) <= 100
 
 
 def test_limits_and_books_hold_between_threads() -> None:
@@ -710,7 +758,7 @@ def test_limits_and_books_hold_between_threads() -> None:
         [functools.partial(build_much, index, key, n) for n, key in enumerate(make_keys(8))]
         + [functools.partial(clean_much, index, seed) for seed in (100, 200)]
     )
-    assert index.total_count == index.entry_count
+    assert total_count(index) == index.accounting.entry_count
     for entry in index.snapshot():
         assert index.remove(entry)
     assert totals(index) == (0, 0)

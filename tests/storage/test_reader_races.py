@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +23,6 @@ from support.cache_helpers import (
 from support.helpers import run_threads, wait_until
 
 from bbcache.archive import format as archive_format
-from bbcache.storage import catalog as catalog_module
 from bbcache.storage.catalog import Catalog
 from bbcache.storage.files import Store
 
@@ -197,13 +197,13 @@ def test_nothing_on_the_disk_holds_up_a_read(
     wanted, gone = harness.prepared(), harness.prepared()
     gone.advance(LSN_B)
     with Gate() as gate, monkeypatch.context() as patch:
-        stop_before(patch, catalog_module, "unlink", gate)
+        stop_before(patch, os, "unlink", gate)
         step = Worker(harness.cache.run_cleanup)
         gate.wait_for()
         assert harness.get(wanted) == tar_of(wanted)
         assert harness.get(gone) is None
         assert harness.get(harness.timeline()) is None
-        harness.path(wanted).unlink()
+        harness.path(wanted).rename(harness.dir.parent / "away")
         assert harness.get(wanted) is None  # also the miss that drops a ghost
         assert not harness.holds(wanted)
         gate.open()
@@ -238,7 +238,13 @@ def test_a_miss_touches_no_disk(harness: Harness, monkeypatch: pytest.MonkeyPatc
     """A miss is one look into memory: no call of the operating system at all."""
     timeline = harness.prepared()
     with monkeypatch.context() as patch:
-        for part in ("archive.format", "storage.dirlock", "storage.catalog", "storage.files"):
+        for part in (
+            "archive.format",
+            "storage.dirlock",
+            "storage.catalog",
+            "storage.files",
+            "storage.quarantine",
+        ):
             patch.setattr(f"bbcache.{part}.os", _NoDisk())
         assert harness.get(timeline, LSN_B) is None
         assert harness.get(harness.timeline()) is None

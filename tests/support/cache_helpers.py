@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from prometheus_client import CollectorRegistry
+from support.ledger import total_bytes
 
 from bbcache import BasebackupCache, BasebackupCacheConfig, Lsn, TenantShardId
 from bbcache.archive.format import ArchiveWriter, pack_header
@@ -326,7 +327,7 @@ class Harness:
         assert self.temp_files() == []
         nonentry_bytes = self.value("bbcache_nonentry_bytes")
         assert nonentry_bytes == disk_bytes(self.dir) - sum(sizes.values())
-        assert self.engine.index.total_size_bytes == disk_bytes(self.dir)
+        assert total_bytes(self.engine.index) == disk_bytes(self.dir)
 
 
 def samples(registry: CollectorRegistry) -> dict[str, float]:

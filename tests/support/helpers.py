@@ -137,7 +137,7 @@ class SettledQueue:
         self.registry = CollectorRegistry()
         self._line = Line(capacity)
         index = Index(Accounting.from_config(BasebackupCacheConfig()))
-        metrics = Metrics(self.registry, index, self._line.__len__)
+        metrics = Metrics(self.registry, index.accounting, self._line.__len__)
         self.queue = PrepareQueue(self._line, metrics, WorkCounter())
         self._reasons: list[SkipReason] = []  # of the skips that the last step has counted
         count_skip = metrics.skipped

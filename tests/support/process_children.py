@@ -360,7 +360,7 @@ DEATHS: Final = {
         (TempFile, "sync", 1),
         (Store, "rename_temp", 1),
         (Index, "commit", 1),
-        (catalog_module, "unlink", 1),
+        (catalog_module, "try_unlink", 1),
     )
     for when in ("before", "after")
 }
@@ -384,9 +384,9 @@ LATER_DEATHS: Final = {
         (Store, "make_directories"),
         (Store, "sweep_tmp"),
         (Store, "scan"),
-        (catalog_module, "unlink"),
+        (catalog_module, "try_unlink"),
         (Store, "quarantine"),
-        (Index, "move_to_quarantine"),
+        (Index, "doom_for_move"),
     )
     for when in ("before", "after")
 }

@@ -22,7 +22,6 @@ from support.cache_helpers import (
 )
 from support.helpers import run_threads, wait_until
 
-from bbcache.storage import catalog as catalog_module
 from bbcache.storage.files import Store
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def test_a_late_unlink_never_hits_a_new_file(
     timeline = harness.prepared()
     rows = harness.host.tenants.pop(harness.tenant.tenant_shard_id)
     with Gate() as gate:
-        stop_before(monkeypatch, catalog_module, "unlink", gate)
+        stop_before(monkeypatch, os, "unlink", gate)
         step = Worker(harness.cache.run_cleanup)
         gate.wait_for()  # dropped from the index, its file not unlinked yet
         harness.host.tenants[harness.tenant.tenant_shard_id] = rows
@@ -145,7 +144,7 @@ def test_a_failed_unlink_is_parked_and_tried_again(
     size_bytes = path.stat().st_size
     timeline.advance(LSN_B)
     with monkeypatch.context() as patch:
-        fail_with(patch, catalog_module, "unlink", OSError(errno.EBUSY, "busy", str(path)))
+        fail_with(patch, os, "unlink", OSError(errno.EBUSY, "busy", str(path)))
         harness.cache.run_cleanup()
         harness.wait_idle()
         harness.cache.run_cleanup()
@@ -168,7 +167,7 @@ def test_a_publish_takes_over_a_parked_path(
     timeline = harness.prepared()
     harness.host.tenants[harness.tenant.tenant_shard_id] = None
     with monkeypatch.context() as patch:
-        fail_with(patch, catalog_module, "unlink", OSError(errno.EACCES, "no", "x"))
+        fail_with(patch, os, "unlink", OSError(errno.EACCES, "no", "x"))
         harness.cache.run_cleanup()
     harness.host.tenants[harness.tenant.tenant_shard_id] = harness.tenant
     harness.prepare(timeline)
@@ -184,7 +183,7 @@ def test_a_replaced_file_that_cannot_go_is_parked(
     timeline = harness.prepared()
     timeline.advance(LSN_B)
     with monkeypatch.context() as patch:
-        fail_with(patch, catalog_module, "unlink", OSError(errno.EACCES, "no", "x"), times=1)
+        fail_with(patch, os, "unlink", OSError(errno.EACCES, "no", "x"), times=1)
         harness.prepare(timeline, LSN_B)
     assert harness.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
     assert harness.value("bbcache_nonentry_bytes") == harness.path(timeline).stat().st_size
