@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -18,12 +19,27 @@ def waiting(function: str) -> list[int]:
     A thread counts from the moment that it enters the wait until it leaves it, whatever it
     does in between.
     """
-    return [i for i, frame in sys._current_frames().items() if _waits_in(frame, function)]
+    return [i for i, frame in _frames().items() if _waits_in(frame, function)]
 
 
 def is_waiting(thread: threading.Thread, function: str) -> bool:
     """Whether a thread waits inside a function of this name."""
     return thread.ident in waiting(function)
+
+
+def _frames() -> dict[int, FrameType]:
+    """The frame of each thread, read without a collection in the middle.
+
+    In CPython 3.11 one that frees a `threading.local` there takes a lock of the interpreter
+    twice, and all stands still (https://github.com/python/cpython/issues/106883).
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames()
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _waits_in(frame: FrameType | None, function: str) -> bool:
