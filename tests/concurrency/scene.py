@@ -214,6 +214,11 @@ class Scene:
         return worker
 
     @property
+    def is_file_lock_wanted(self) -> bool:
+        """Whether a thread waits for the lock that orders changes of files."""
+        return any(lock.waiting for lock in self.locks if self._orders_files(lock))
+
+    @property
     def _quarantined_count(self) -> int:
         name = "bbcache_quarantined_total"
         return int(samples_of(self._registry, name)[name])

@@ -222,7 +222,7 @@ def test_a_prepare_while_a_quarantine_fails_publishes_over_the_bad_archive(
         finding = Worker(get, scene)
         gate.wait_for()  # the index has no entry at this moment
         publishing = Worker(prepare, scene)
-        wait_until(lambda: any(lock.waiting for lock in scene.locks))
+        wait_until(lambda: scene.is_file_lock_wanted)
         assert publishing.is_alive()
         gate.open()
     finding.result()
