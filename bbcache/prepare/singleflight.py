@@ -16,7 +16,7 @@ class Result(NamedTuple):
 
     Attributes:
         shared_file: its archive.
-        error: why there is none, for everyone who has waited.
+        error: the failure, for each caller that waited.
         is_built: whether a build has succeeded. Without a shared file the archive is in the
             index then. Where nothing was built and nothing failed, it is to be asked again.
     """

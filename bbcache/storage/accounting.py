@@ -197,7 +197,7 @@ class Accounting:
 
         Raises:
             EntryTooBigError: the archive passes the limit of one entry.
-            CacheFullError: the archive passes what is left of the total.
+            CacheFullError: the archive does not fit into the rest of the total.
         """
         if reservation.is_unpublished:
             self._check_unpublished(size_bytes)

@@ -130,7 +130,7 @@ class Index:
     Attributes:
         lock: guards entries and accounting. It is held for a few changes of memory only, and
             taken after the catalog's file lock where that is held, too.
-        accounting: the ledger. Whoever changes it, or reads a total of it, holds the lock.
+        accounting: the ledger. Hold the lock to change it, or to read a total.
     """
 
     def __init__(self, accounting: Accounting) -> None:

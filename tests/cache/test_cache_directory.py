@@ -61,7 +61,7 @@ GONE = [_remove, _remove_and_make, _move_away]
 def test_prepares_recover_by_themselves(
     harness: Harness, accident: Callable[[Harness], None]
 ) -> None:
-    """After the directory or a part of it was removed, the next prepare makes it anew."""
+    """A prepare makes a directory, or a part of it, that was removed."""
     old = harness.prepared()
     accident(harness)
     timeline = harness.timeline()
@@ -79,7 +79,7 @@ def test_prepares_recover_by_themselves(
 def test_clean_up_recovers_a_removed_directory(
     harness: Harness, accident: Callable[[Harness], None]
 ) -> None:
-    """A clean-up step alone makes it anew, locks it, and drops the entries that are gone."""
+    """A clean-up step makes the directory, locks it, and drops the entries that are gone."""
     for _ in range(3):
         harness.prepared()
     accident(harness)
