@@ -253,10 +253,10 @@ def test_history_has_all_that_is_hard(history: History) -> None:
     def count(unit: int) -> int:
         return sum(r.lsn // unit != (r.end_lsn - 1) // unit for r in history.records)
 
-    assert count(_PAGE) > 1000
-    assert count(_SEGMENT) > 20
+    assert count(_PAGE) > 300
+    assert count(_SEGMENT) > 5
     assert max(record.total_length_bytes for record in history.records) > 3 * _SEGMENT
-    assert sum(record.end_lsn % _PAGE == 0 for record in history.records) > 20
+    assert sum(record.end_lsn % _PAGE == 0 for record in history.records) > 5
     assert sum(map(_is_switch, history.records)) == 3
 
 
