@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import CollectorRegistry
 from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, Harness, Worker
-from support.fill_helpers import aboard, filled, fillers, unpublished_bytes
+from support.fill_helpers import filled, fillers, unpublished_bytes, waiting_callers
 from support.helpers import count_descriptors, is_free, wait_until
 from support.interrupts import interrupted, interruptible, places_of
 from support.shares import share_of
@@ -212,7 +212,7 @@ def fill_unpublished(harness: Harness) -> Iterator[Callable[[], object]]:
 @scenario
 def fill_join(harness: Harness) -> Iterator[Callable[[], object]]:
     """Another thread waits for the same build, which goes on when both do."""
-    with busy_worker(harness, until=lambda: aboard() == 2):
+    with busy_worker(harness, until=lambda: waiting_callers() == 2):
         timeline = harness.timeline()
         (other,) = fillers(harness, timeline, 1)
         yield functools.partial(filled, harness, timeline)
@@ -222,7 +222,7 @@ def fill_join(harness: Harness) -> Iterator[Callable[[], object]]:
 @scenario
 def fill_join_what_was_sent(harness: Harness) -> Iterator[Callable[[], object]]:
     """A prepare that no caller has waited for."""
-    with busy_worker(harness, until=lambda: aboard() == 1):
+    with busy_worker(harness, until=lambda: waiting_callers() == 1):
         timeline = harness.timeline()
         harness.send(timeline)
         yield functools.partial(filled, harness, timeline)

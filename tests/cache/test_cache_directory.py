@@ -127,7 +127,7 @@ def test_a_directory_that_vanishes_during_a_build(
 def test_a_directory_whose_parent_vanishes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What cannot be made anew is an error with a hint until somebody makes the parent."""
+    """A directory that cannot be made is an error with a hint, until its parent exists."""
     parent = tmp_path / "parent"
     with Harness(parent / "cache") as harness:
         timeline = harness.prepared()

@@ -175,7 +175,7 @@ def test_the_old_file_is_on_no_books_only_until_its_unlink(
 
 
 def test_an_entry_that_can_never_fit_harms_no_other(tmp_path: Path) -> None:
-    """It is a skip of its own kind; what is held stays, and the next build has all the room."""
+    """It is a skip of its own kind; entries stay, and the next build has all the room."""
     harness = Harness(tmp_path / "cache", max_total_size_bytes=4 * MIB)
     with harness:
         held = [harness.prepared(size_bytes=MIB // 2) for _ in range(2)]

@@ -359,7 +359,7 @@ def test_nothing_is_served_until_the_start_is_done(
 def test_a_start_that_keeps_failing_can_be_closed(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Close does not wait for the next try; who waits for the start is told."""
+    """Close does not wait for the next try, and wakes the threads that wait for the start."""
     fail_with(monkeypatch, Store, "scan", OSError(errno.EIO, "Input/output error"))
     harness.open(wait=False)
     with harness.opened:

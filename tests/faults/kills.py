@@ -41,7 +41,7 @@ class Tally:
 
 
 def kill_again_and_again(bench: Bench, count: int, seed: int) -> Tally:
-    """Start, kill, start again, `count` times; and look at the end at what is left.
+    """Start, kill and start again `count` times; then check what is left.
 
     A busy machine works more slowly: the lives become longer, and go on until there was a
     basebackup that was served, and one that was refreshed.

@@ -21,7 +21,7 @@ from support.cache_helpers import (
     noise,
     stop_while_sending,
 )
-from support.fill_helpers import aboard, fills, unpublished_bytes
+from support.fill_helpers import fills, unpublished_bytes, waiting_callers
 from support.helpers import wait_until
 
 from bbcache import BasebackupCache, Lsn, TenantState
@@ -45,10 +45,10 @@ CLIENTS = 500
 def ask_all(bench: Bench, timeline: MemoryTimeline, count: int) -> list[WireClient]:
     """So many clients that all wait for one build."""
     clients = [bench.logged_in() for _ in range(count)]
-    before = aboard()
+    before = waiting_callers()
     for client in clients:
         client.send(wire.query(bench.command(timeline, LSN_A, "gzip")))
-    wait_until(lambda: aboard() == before + count)
+    wait_until(lambda: waiting_callers() == before + count)
     return clients
 
 
@@ -164,9 +164,9 @@ def test_an_end_of_the_service_waits_for_no_build(bench: Bench) -> None:
         stop_while_sending(timeline, gate)
         ask_all(bench, timeline, 1)
         assert not bench.service.drain(0)
-        assert aboard() == 1
+        assert waiting_callers() == 1
         bench.service.close(DEADLINE_S)
-        assert aboard() == 0
+        assert waiting_callers() == 0
         assert bench.service.connection_count == 0
 
 
@@ -254,7 +254,7 @@ def test_who_is_ahead_and_goes_ends_its_wait(bench: Bench) -> None:
     clients = [bench.logged_in() for _ in range(2)]
     for client in clients:
         client.send(wire.query(bench.command(timeline, LSN_B, "gzip")))
-    wait_until(lambda: aboard() == 2)
+    wait_until(lambda: waiting_callers() == 2)
     for client in clients:
         client.close()
     bench.wait_gone()

@@ -22,7 +22,7 @@ from support.cache_helpers import (
     stop_before,
     tar_of,
 )
-from support.fill_helpers import aboard, fill, filled, unpublished_bytes
+from support.fill_helpers import fill, filled, unpublished_bytes, waiting_callers
 from support.helpers import count_descriptors, wait_until
 from support.ledger import total_bytes, total_count
 from support.seams import stand_still, start_close
@@ -123,7 +123,7 @@ def test_what_is_given_up_at_the_very_end_has_not_succeeded(
         shard_id = harness.tenant.tenant_shard_id
         ask = functools.partial(harness.cache.get_or_prepare, check_cancelled=check_cancelled)
         callers.append(Worker(ask, shard_id, timeline.timeline_id, lsn))
-        wait_until(lambda: aboard() == 1)
+        wait_until(lambda: waiting_callers() == 1)
         writer.write(timeline.tarball(lsn))
         timeline.advance(LSN_B)
 

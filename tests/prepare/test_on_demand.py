@@ -20,7 +20,7 @@ from support.cache_helpers import (
     stop_while_sending,
     tar_of,
 )
-from support.fill_helpers import aboard, fill, filled, fillers, fills
+from support.fill_helpers import fill, filled, fillers, fills, waiting_callers
 from support.helpers import wait_until
 from support.seams import stand_still, stop_at_log
 
@@ -199,7 +199,7 @@ def test_who_gives_up_does_not_stop_the_build(harness: Harness) -> None:
             with pytest.raises(TimeoutError, match=r"not ready in time\nhint: ") as caught:
                 fill(harness, timeline, timeout_s=timeout_s)
             assert type(caught.value) is FillTimeoutError
-        assert aboard() == 2
+        assert waiting_callers() == 2
         gate.open()
         assert {worker.result() for worker in patient} == {
             ("built", tar_of(timeline)),
@@ -236,7 +236,7 @@ def test_a_caller_that_is_told_to_give_up(harness: Harness) -> None:
     asked: list[int] = []
 
     def check_cancelled() -> None:
-        asked.append(aboard())
+        asked.append(waiting_callers())
         if len(asked) == 2:
             raise Gone
 
@@ -251,7 +251,7 @@ def test_a_caller_that_is_told_to_give_up(harness: Harness) -> None:
                 check_cancelled=check_cancelled,
             )
         assert asked == [2, 2]
-        assert aboard() == 1
+        assert waiting_callers() == 1
         gate.open()
         assert patient.result() == ("built", tar_of(timeline))
     assert fills(harness) == {"cancelled": 1, "built": 1}
@@ -348,7 +348,7 @@ def test_a_caller_that_is_interrupted_leaves(
             with pytest.raises(KeyboardInterrupt):
                 fill(harness, timeline)
         gate.wait_for()
-        assert aboard() == 0
+        assert waiting_callers() == 0
         gate.open()
         harness.wait_idle()
     assert filled(harness, timeline)[0] == "hit"
@@ -664,6 +664,6 @@ def test_the_pool_goes_on(harness: Harness) -> None:
             with pytest.raises(FillTimeoutError):
                 fill(harness, timeline, timeout_s=0)
     assert filled(harness, harness.timeline())[0] == "built"
-    wait_until(lambda: aboard() == 0)
+    wait_until(lambda: waiting_callers() == 0)
     harness.wait_idle()
     harness.check_accounting()

@@ -19,7 +19,7 @@ from support.cache_helpers import (
     stop_while_sending,
     tar_of,
 )
-from support.fill_helpers import aboard, fill, filled, fillers, fills, unpublished_bytes
+from support.fill_helpers import fill, filled, fillers, fills, unpublished_bytes, waiting_callers
 from support.helpers import wait_until
 
 from bbcache import BasebackupCache, ClosingError, FillError, Lsn
@@ -173,14 +173,14 @@ def test_nobody_is_left_aboard_after_many_closes(tmp_path: Path) -> None:
         timelines = [harness.timeline() for _ in range(3)]
         workers = [Worker(filled, harness, each, LSN_A, None) for each in timelines * 4]
         if round_number % 2:
-            wait_until(lambda: fills(harness) or aboard())
+            wait_until(lambda: fills(harness) or waiting_callers())
         harness.cache.close(DEADLINE_S)
         for worker in workers:
             try:
                 assert worker.result()
             except ClosingError:
                 continue
-        assert aboard() == 0
+        assert waiting_callers() == 0
         assert unpublished_bytes(harness) == 0
 
 

@@ -36,7 +36,7 @@ def queue() -> Iterator[SettledQueue]:
 
 
 def test_the_first_fill_is_queued_and_the_next_join_it(queue: SettledQueue) -> None:
-    """One request an LSN, whether it waits or runs, and everyone is aboard its call."""
+    """There is one request an LSN, waiting or running, and each caller joins its call."""
     first = fill(A)
     assert queue.join(first) is first
     assert queue.join(fill(A)) is first

@@ -21,7 +21,7 @@ from support.cache_helpers import (
     stop_while_sending,
     tar_of,
 )
-from support.fill_helpers import aboard, fill, filled, fillers, fills
+from support.fill_helpers import fill, filled, fillers, fills, waiting_callers
 from support.helpers import wait_until
 
 from bbcache import FillError, FillTimeoutError, Lsn
@@ -254,7 +254,7 @@ def test_waits_of_one_timeline_end_in_order(harness: Harness) -> None:
     for worker, lsn in ((workers[2], LSN_B), (workers[1], LSN_C)):
         timeline.advance(lsn)
         assert worker.result() == ("built", tar_of(timeline, lsn))
-    assert aboard() == 1
+    assert waiting_callers() == 1
 
 
 def test_a_wait_notices_that_its_tenant_goes(harness: Harness) -> None:

@@ -20,7 +20,7 @@ from support.cache_helpers import (
     stop_while_sending,
     tar_of,
 )
-from support.fill_helpers import aboard, fill, filled, fillers, unpublished_bytes
+from support.fill_helpers import fill, filled, fillers, unpublished_bytes, waiting_callers
 from support.helpers import wait_until
 
 from bbcache import ClosingError, FillError
@@ -94,7 +94,7 @@ def exit_while_they_wait(data_dir: str, kind: str) -> None:
     for asked in (timeline, timeline, other):
         threading.Thread(target=ask, args=(asked,), daemon=kind == "daemon").start()
     assert busy.wait(DEADLINE_S)
-    wait_until(lambda: aboard() == 3)
+    wait_until(lambda: waiting_callers() == 3)
     sys.exit(3)
 
 

@@ -49,15 +49,15 @@ def fillers(
     lsn: Lsn = LSN_A,
     timeout_s: float | None = None,
 ) -> list[Worker]:
-    """So many threads that ask, all of them aboard the one call."""
-    before = aboard()
+    """Start threads that all wait for the one call."""
+    before = waiting_callers()
     ask = functools.partial(filled, harness, timeline, lsn, timeout_s)
     workers = [Worker(ask) for _ in range(count)]
-    wait_until(lambda: aboard() == before + count)
+    wait_until(lambda: waiting_callers() == before + count)
     return workers
 
 
-def aboard() -> int:
+def waiting_callers() -> int:
     """How many threads of this process wait for a build."""
     return len(waiting("get_or_prepare"))
 
