@@ -1,7 +1,7 @@
 """Basebackups of serverless Postgres, made ahead of need and kept on local disk.
 
-Everything public is named here; `bbcache.postgres`, `bbcache.pageserver` and
-`bbcache.testing` are imported by their own names.
+The names of the cache and of its host are here. `bbcache.postgres`, `bbcache.pageserver`,
+`bbcache.page_service`, `bbcache.fetch` and `bbcache.testing` have names of their own.
 """
 
 from bbcache._version import __version__
@@ -18,8 +18,9 @@ from bbcache.errors import (
     NotReadyError,
     StoreError,
 )
-from bbcache.host import Tenant, TenantManager, TenantState, Timeline
+from bbcache.host import TarballWriter, Tenant, TenantManager, TenantState, Timeline
 from bbcache.ids import Lsn, TenantId, TenantShardId, TenantTimelineId, TimelineId
+from bbcache.simple_host import SimpleTenant, SimpleTenantManager
 from bbcache.storage.files import BasebackupFile
 from bbcache.storage.index import EntryInfo
 
@@ -37,7 +38,10 @@ __all__ = [
     "FillTimeoutError",
     "Lsn",
     "NotReadyError",
+    "SimpleTenant",
+    "SimpleTenantManager",
     "StoreError",
+    "TarballWriter",
     "Tenant",
     "TenantId",
     "TenantManager",

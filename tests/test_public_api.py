@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 NAMES = {
     *("BasebackupCache", "BasebackupCacheConfig", "BasebackupFile", "EntryInfo"),
     *("TenantId", "TimelineId", "TenantShardId", "TenantTimelineId", "Lsn"),
-    *("TenantManager", "Tenant", "Timeline", "TenantState"),
+    *("TenantManager", "Tenant", "Timeline", "TenantState", "TarballWriter"),
+    *("SimpleTenant", "SimpleTenantManager"),
     *("BbcacheError", "ConfigError", "StoreError", "DirectoryLockedError", "NotReadyError"),
     *("FillError", "FillTimeoutError", "BackingOffError", "ClosingError"),
 }

@@ -19,6 +19,7 @@ from bbcache import (
     Timeline,
     TimelineId,
 )
+from bbcache.errors import PrepareError
 from bbcache.testing import MemoryHost, MemoryTenant, MemoryTimeline, make_tarball
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def test_the_tenants_of_a_host() -> None:
     ]
     assert host.get_attached_tenant_shard(sharded.tenant_shard_id) is sharded
     for unknown in (absent, TenantShardId(TenantId.generate())):
-        with pytest.raises(KeyError, match="not attached"):
+        with pytest.raises(PrepareError, match="not attached"):
             host.get_attached_tenant_shard(unknown)
     host.is_ready = False
     with pytest.raises(NotReadyError):
@@ -76,7 +77,7 @@ def test_the_timelines_of_a_tenant() -> None:
     assert tenant.tenant_id == tenant.tenant_shard_id.tenant_id
     assert tenant.get_timeline(timeline.timeline_id) is timeline
     assert tenant.list_timelines() == [timeline]
-    with pytest.raises(KeyError):
+    with pytest.raises(PrepareError):
         tenant.get_timeline(TimelineId.generate())
     assert tenant.current_state() is TenantState.ACTIVE
     assert tenant.basebackup_cache_enabled()

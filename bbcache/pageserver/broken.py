@@ -11,7 +11,7 @@ import logging
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from bbcache.errors import BrokenError, names_a_path, printable, safe_str
 from bbcache.host import TarballWriter
@@ -161,13 +161,45 @@ class BrokenRegister:
             return list(self._broken.values())
 
 
-class TimelineHealth:
-    """What one timeline reports of itself. Thread-safe.
+class TimelineHealth(Protocol):
+    """Gets the reports of a timeline that breaks or works again. Must be thread-safe."""
+
+    def broken(self, error: BaseException | str) -> BrokenError:
+        """Take a report that the timeline is broken; return the error for its callers."""
+        ...
+
+    def works(self) -> None:
+        """Take a report that the timeline works."""
+        ...
+
+
+class UnregisteredHealth:
+    """The health of a timeline that belongs to no pageserver: logs and keeps nothing.
 
     Args:
-        register: where to.
-        tenant_id: whose timeline.
-        timeline_id: which.
+        timeline_id: the timeline.
+        path: its directory.
+    """
+
+    def __init__(self, timeline_id: TimelineId, path: Path) -> None:
+        self._timeline_id = timeline_id
+        self._path = path
+
+    def broken(self, error: BaseException | str) -> BrokenError:
+        """Return the error for the callers of the timeline."""
+        return BrokenError(f"timeline {self._timeline_id} is broken: {_reason(error, self._path)}")
+
+    def works(self) -> None:
+        """Do nothing."""
+
+
+class RegisteredHealth:
+    """The health of a timeline of a pageserver, kept in its register. Thread-safe.
+
+    Args:
+        register: where the reports go.
+        tenant_id: the tenant of the timeline.
+        timeline_id: the timeline.
         path: its directory.
     """
 

@@ -6,54 +6,41 @@
 from __future__ import annotations
 
 import os
-import stat
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from bbcache.errors import NotReadyError, ParseError, PostgresError, PrepareError, StoreError
+from bbcache.errors import ParseError, PostgresError, PrepareError, StoreError
 from bbcache.host import TenantState
 from bbcache.ids import TenantId, TenantShardId, TimelineId
-from bbcache.pageserver.broken import BrokenRegister, BrokenTimeline, TimelineHealth
+from bbcache.pageserver.broken import BrokenRegister, BrokenTimeline, RegisteredHealth
 from bbcache.pageserver.takeover import (
-    finish_takeover,
     sync_directory,
     take_over,
     timeline_names,
 )
 from bbcache.pageserver.timeline import PgdataTimeline
 from bbcache.postgres.pgdata.tarball import check_sendable
+from bbcache.simple_host import SimpleTenant, SimpleTenantManager
 
 _IdT = TypeVar("_IdT", TenantId, TimelineId)
 
 
-class PgdataTenant:
-    """One tenant, unsharded; implements `bbcache.host.Tenant`. Thread-safe.
+class PgdataTenant(SimpleTenant[PgdataTimeline | BrokenTimeline]):
+    """An unsharded tenant, ATTACHING at first. Thread-safe.
 
     Args:
         tenant_id: its id.
         directory: ``<root>/tenants/<tenant>``.
-        broken: gets a report of all that cannot be served.
-
-    Attributes:
-        is_cache_enabled: the tenant's switch for the basebackup cache.
+        broken: gets a report of every timeline that cannot be served.
     """
 
     def __init__(self, tenant_id: TenantId, directory: Path, broken: BrokenRegister) -> None:
-        self.tenant_shard_id = TenantShardId(tenant_id)
-        self.is_cache_enabled = True
+        super().__init__(TenantShardId(tenant_id))
+        self.state = TenantState.ATTACHING
         self._directory = directory
         self._timelines_dir = directory / "timelines"
         self._broken = broken
-        self._lock = threading.Lock()  # guards all that follows
-        self._state = TenantState.ATTACHING
-        self._timelines: dict[TimelineId, PgdataTimeline | BrokenTimeline] = {}
-
-    @property
-    def tenant_id(self) -> TenantId:
-        """The tenant's id."""
-        return self.tenant_shard_id.tenant_id
 
     def attach(self) -> None:
         """Find the timelines on disk; the tenant is ACTIVE then, or BROKEN.
@@ -66,15 +53,13 @@ class PgdataTenant:
         except Exception as error:  # noqa: BLE001 - one tenant must not keep others from being served
             self.break_down(error)
             return
-        with self._lock:
-            self._timelines |= found
-            self._state = TenantState.ACTIVE
+        self.timelines |= found
+        self.state = TenantState.ACTIVE
 
     def break_down(self, error: BaseException | str) -> None:
         """Report the tenant as broken: none of its timelines is served until the next start."""
         self._broken.report(self.tenant_id, None, self._directory, error)
-        with self._lock:
-            self._state = TenantState.BROKEN
+        self.state = TenantState.BROKEN
 
     def break_timeline(self, timeline_id: TimelineId, error: BaseException | str) -> None:
         """Report a timeline as broken: it is not served until the next start.
@@ -83,8 +68,7 @@ class PgdataTenant:
         """
         place = self._timelines_dir / str(timeline_id)
         broken = self._broken.report(self.tenant_id, timeline_id, place, error)
-        with self._lock:
-            self._timelines[timeline_id] = BrokenTimeline(timeline_id, broken)
+        self.add(BrokenTimeline(timeline_id, broken))
 
     def add_timeline(self, pgdata_dir: Path) -> PgdataTimeline:
         """Make a data directory, shut down cleanly, a new timeline of this tenant.
@@ -100,18 +84,8 @@ class PgdataTenant:
         check_sendable(pgdata_dir)
         take_over(pgdata_dir, place)
         timeline = PgdataTimeline(timeline_id, place, self._health(timeline_id, place))
-        with self._lock:
-            self._timelines[timeline_id] = timeline
+        self.add(timeline)
         return timeline
-
-    def current_state(self) -> TenantState:
-        """Where in its life the tenant is."""
-        with self._lock:
-            return self._state
-
-    def basebackup_cache_enabled(self) -> bool:
-        """See `is_cache_enabled`."""
-        return self.is_cache_enabled
 
     def get_timeline(self, timeline_id: TimelineId) -> PgdataTimeline:
         """The timeline.
@@ -135,16 +109,10 @@ class PgdataTenant:
         if timeline is not None:
             timeline.check_usable()
 
-    def list_timelines(self) -> list[PgdataTimeline | BrokenTimeline]:
-        """All timelines, also the broken ones; complete once the tenant is ACTIVE."""
-        with self._lock:
-            return list(self._timelines.values())
-
     def _find(self, timeline_id: TimelineId) -> PgdataTimeline | None:
         """The timeline, if there is one; raises `BrokenError` where it cannot be served."""
-        with self._lock:
-            state, timeline = self._state, self._timelines.get(timeline_id)
-        if state is TenantState.BROKEN:
+        timeline = self.timelines.get(timeline_id)
+        if self.state is TenantState.BROKEN:
             whole = self._broken.find(self.tenant_id, None)
             if whole is not None:
                 raise whole.error()
@@ -169,19 +137,17 @@ class PgdataTenant:
             return BrokenTimeline(timeline_id, broken)
         try:
             _check_one_spelling(names)
-            finish_takeover(place)
-            _check_own_directory(place)
             return PgdataTimeline(timeline_id, place, self._health(timeline_id, place))
         except Exception as error:  # noqa: BLE001 - one timeline must not keep others from being served
             broken = self._broken.report(self.tenant_id, timeline_id, place, error)
             return BrokenTimeline(timeline_id, broken)
 
-    def _health(self, timeline_id: TimelineId, place: Path) -> TimelineHealth:
-        return TimelineHealth(self._broken, self.tenant_id, timeline_id, place)
+    def _health(self, timeline_id: TimelineId, place: Path) -> RegisteredHealth:
+        return RegisteredHealth(self._broken, self.tenant_id, timeline_id, place)
 
 
-class PgdataTenantManager:
-    """All tenants below a directory; implements `bbcache.host.TenantManager`. Thread-safe.
+class PgdataTenantManager(SimpleTenantManager[PgdataTenant]):
+    """All tenants below a directory, not ready at first. Thread-safe.
 
     Args:
         tenants_dir: ``<root>/tenants``; made if need be.
@@ -191,11 +157,10 @@ class PgdataTenantManager:
     """
 
     def __init__(self, tenants_dir: Path) -> None:
+        super().__init__()
+        self.is_ready = False
         self._tenants_dir = tenants_dir
         self.broken = BrokenRegister()
-        self._lock = threading.Lock()  # guards all that follows
-        self._is_ready = False
-        self._tenants: dict[TenantId, PgdataTenant] = {}
 
     def attach_all(self) -> None:
         """Find every tenant on disk. Until it is done, `list` raises NotReadyError.
@@ -208,14 +173,14 @@ class PgdataTenantManager:
         """
         found, foreign = _by_id(TenantId, _names_in(self._tenants_dir))
         self.broken.report_foreign(self._tenants_dir, foreign)
-        tenants = {
-            tenant_id: PgdataTenant(tenant_id, self._tenants_dir / names[-1], self.broken)
+        tenants = [
+            PgdataTenant(tenant_id, self._tenants_dir / names[-1], self.broken)
             for tenant_id, names in sorted(found.items())
-        }
-        with self._lock:
-            self._tenants = tenants
-            self._is_ready = True
-        for tenant in tenants.values():
+        ]
+        for tenant in tenants:
+            self.add(tenant)
+        self.is_ready = True
+        for tenant in tenants:
             try:
                 _check_one_spelling(found[tenant.tenant_id])
             except PostgresError as error:
@@ -254,8 +219,7 @@ class PgdataTenantManager:
             timeline_id: its timeline.
             error: why; clients see the first line, without the timeline's path.
         """
-        with self._lock:
-            tenant = self._tenants.get(tenant_id)
+        tenant = self._find(tenant_id)
         if tenant is not None:
             tenant.break_timeline(timeline_id, error)
         else:
@@ -266,8 +230,7 @@ class PgdataTenantManager:
         """Raise `BrokenError` if the tenant or its timeline is broken; else do nothing."""
         if not self.broken:
             return
-        with self._lock:
-            tenant = self._tenants.get(tenant_id)
+        tenant = self._find(tenant_id)
         if tenant is not None:
             tenant.check_usable(timeline_id)
 
@@ -291,48 +254,23 @@ class PgdataTenantManager:
         sync_directory(self._tenants_dir)
         tenant = PgdataTenant(tenant_id, directory, self.broken)
         tenant.attach()
-        with self._lock:
-            self._tenants[tenant_id] = tenant
+        self.add(tenant)
         return tenant
 
     def known(self) -> tuple[PgdataTenant, ...]:
         """The tenants that are known now: none before `attach_all`."""
-        with self._lock:
-            return tuple(self._tenants.values())
-
-    def list(self) -> Iterable[tuple[TenantShardId, PgdataTenant | None]]:
-        """All tenants.
-
-        Raises:
-            NotReadyError: they are not known yet.
-        """
-        with self._lock:
-            if not self._is_ready:
-                raise NotReadyError("the tenants on disk are not known yet")
-            return [(tenant.tenant_shard_id, tenant) for tenant in self._tenants.values()]
+        return tuple(tenant for tenant in [*self.tenants.values()] if tenant is not None)
 
     def get_tenant(self, tenant_id: TenantId) -> PgdataTenant:
         """The tenant.
 
         Raises:
-            PrepareError: there is none of that id.
+            PrepareError: there is no tenant of that id.
         """
-        with self._lock:
-            tenant = self._tenants.get(tenant_id)
-        if tenant is None:
-            raise PrepareError(f"tenant {tenant_id} is not attached here")
-        return tenant
+        return self.get_attached_tenant_shard(TenantShardId(tenant_id))
 
-    def get_attached_tenant_shard(self, tenant_shard_id: TenantShardId) -> PgdataTenant:
-        """The tenant by its shard id; these tenants have one shard, unsharded.
-
-        Raises:
-            PrepareError: there is none of that id.
-        """
-        tenant = self.get_tenant(tenant_shard_id.tenant_id)
-        if tenant.tenant_shard_id != tenant_shard_id:
-            raise PrepareError(f"tenant {tenant_shard_id} is not attached here")
-        return tenant
+    def _find(self, tenant_id: TenantId) -> PgdataTenant | None:
+        return self.tenants.get(TenantShardId(tenant_id))
 
 
 def _names_in(directory: Path) -> list[str]:
@@ -361,9 +299,3 @@ def _check_one_spelling(names: list[str]) -> None:
     """Neither of two directories of one id is taken for the right one."""
     if len(names) > 1:
         raise PostgresError(f"its id is there in {len(names)} spellings: {', '.join(names)}")
-
-
-def _check_own_directory(place: Path) -> None:
-    """A takeover renames the directory, so a link to another place is none."""
-    if not stat.S_ISDIR(place.lstat().st_mode):
-        raise PostgresError(f"{place} is not a directory")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +12,8 @@ from typing import Final
 from bbcache.errors import BrokenError, PostgresError, PrepareError, TakeoverError, safe_str
 from bbcache.host import TarballWriter
 from bbcache.ids import Lsn, TimelineId
-from bbcache.pageserver.broken import TimelineHealth
-from bbcache.pageserver.takeover import pending_takeover, take_over
+from bbcache.pageserver.broken import TimelineHealth, UnregisteredHealth
+from bbcache.pageserver.takeover import finish_takeover, pending_takeover, take_over
 from bbcache.postgres.pgdata.control_file import ControlFile
 from bbcache.postgres.pgdata.tarball import (
     check_sendable,
@@ -27,25 +28,37 @@ _MAX_VERSION_BYTES: Final = 16  # of PG_VERSION
 class PgdataTimeline:
     """One timeline; implements `bbcache.host.Timeline`. Thread-safe.
 
-    It has two positions. The *tip* is the end of the last WAL record seen, and runs
+    A timeline has two positions. The *tip* is the end of the last WAL record seen, and runs
     ahead while a compute node works. The *directory's* LSN is the shutdown checkpoint
     that the directory starts from; it catches up when a compute node has stopped and
-    its directory is taken over. Basebackups can be made there only.
+    `take_over` has made its directory the new one. Basebackups are made at the directory's
+    LSN only.
+
+    A takeover that a crash has cut short is finished first.
 
     Args:
         timeline_id: its id.
         pgdata_dir: its directory, a cluster that was shut down cleanly.
-        health: gets a report when the timeline breaks, or works again.
+        health: gets a report when the timeline breaks, or works again; None for a timeline
+            outside of a pageserver.
+
+    Attributes:
+        timeline_id: its id.
+        pgdata_dir: its directory.
 
     Raises:
         OSError: the directory cannot be read.
         PostgresError: the directory is no such cluster.
     """
 
-    def __init__(self, timeline_id: TimelineId, pgdata_dir: Path, health: TimelineHealth) -> None:
+    def __init__(
+        self, timeline_id: TimelineId, pgdata_dir: Path, health: TimelineHealth | None = None
+    ) -> None:
+        finish_takeover(pgdata_dir)
+        _check_own_directory(pgdata_dir)
         self.timeline_id = timeline_id
         self.pgdata_dir = pgdata_dir
-        self._health = health
+        self._health = health or UnregisteredHealth(timeline_id, pgdata_dir)
         control = _inspect(pgdata_dir)
         self._wal_segment_size_bytes = control.wal_segment_size_bytes
         # Taken itself: an interrupt while a condition is entered would leave it locked.
@@ -236,6 +249,12 @@ class PgdataTimeline:
     def _check_usable_locked(self) -> None:
         if self._failure is not None:
             raise BrokenError(str(self._failure))
+
+
+def _check_own_directory(pgdata_dir: Path) -> None:
+    """Refuse a link: a takeover renames the directory itself."""
+    if not stat.S_ISDIR(pgdata_dir.lstat().st_mode):
+        raise PostgresError(f"{pgdata_dir} is not a directory")
 
 
 def _inspect(pgdata_dir: Path) -> ControlFile:

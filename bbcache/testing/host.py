@@ -7,9 +7,9 @@ import tarfile
 import threading
 from collections.abc import Callable
 
-from bbcache.errors import NotReadyError
-from bbcache.host import TarballWriter, TenantState
+from bbcache.host import TarballWriter
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
+from bbcache.simple_host import SimpleTenant, SimpleTenantManager
 
 
 def make_tarball(timeline_id: TimelineId, lsn: Lsn, size_bytes: int = 1000) -> bytes:
@@ -83,77 +83,25 @@ class MemoryTimeline:
             writer.write(data[start : start + self.piece_size_bytes])
 
 
-class MemoryTenant:
-    """A tenant with timelines.
-
-    Attributes:
-        tenant_shard_id: its id.
-        state: what `current_state` says.
-        is_cache_enabled: what `basebackup_cache_enabled` says.
-        timelines: by id.
-    """
-
-    def __init__(self, tenant_shard_id: TenantShardId) -> None:
-        self.tenant_shard_id = tenant_shard_id
-        self.state = TenantState.ACTIVE
-        self.is_cache_enabled = True
-        self.timelines: dict[TimelineId, MemoryTimeline] = {}
-
-    @property
-    def tenant_id(self) -> TenantId:
-        """The tenant's id without the shard."""
-        return self.tenant_shard_id.tenant_id
+class MemoryTenant(SimpleTenant[MemoryTimeline]):
+    """A tenant with timelines in memory."""
 
     def add_timeline(self, lsn: Lsn) -> MemoryTimeline:
-        """A new timeline with its tip at `lsn`."""
+        """Add a new timeline with its tip at `lsn`."""
         timeline = MemoryTimeline(lsn)
-        self.timelines[timeline.timeline_id] = timeline
+        self.add(timeline)
         return timeline
 
-    def current_state(self) -> TenantState:
-        """See `state`."""
-        return self.state
 
-    def basebackup_cache_enabled(self) -> bool:
-        """See `is_cache_enabled`."""
-        return self.is_cache_enabled
-
-    def get_timeline(self, timeline_id: TimelineId) -> MemoryTimeline:
-        """The timeline; raises KeyError when unknown."""
-        return self.timelines[timeline_id]
-
-    def list_timelines(self) -> list[MemoryTimeline]:
-        """All timelines."""
-        return list(self.timelines.values())
-
-
-class MemoryHost:
-    """A tenant manager in memory.
-
-    Attributes:
-        tenants: by shard id; None for one that is known but not attached.
-        is_ready: False makes `list` raise NotReadyError.
-    """
-
-    def __init__(self) -> None:
-        self.tenants: dict[TenantShardId, MemoryTenant | None] = {}
-        self.is_ready = True
+class MemoryHost(SimpleTenantManager[MemoryTenant]):
+    """A tenant manager in memory."""
 
     def add_tenant(self, tenant_shard_id: TenantShardId | None = None) -> MemoryTenant:
-        """A new active tenant, unsharded unless an id says otherwise."""
+        """Add a new active tenant.
+
+        Args:
+            tenant_shard_id: its id; None for a new id of an unsharded tenant.
+        """
         tenant = MemoryTenant(tenant_shard_id or TenantShardId(TenantId.generate()))
-        self.tenants[tenant.tenant_shard_id] = tenant
-        return tenant
-
-    def list(self) -> list[tuple[TenantShardId, MemoryTenant | None]]:
-        """All tenants; raises NotReadyError unless `is_ready`."""
-        if not self.is_ready:
-            raise NotReadyError("the tenants are not known yet")
-        return [*self.tenants.items()]
-
-    def get_attached_tenant_shard(self, tenant_shard_id: TenantShardId) -> MemoryTenant:
-        """The tenant; raises KeyError when it is unknown or not attached."""
-        tenant = self.tenants.get(tenant_shard_id)
-        if tenant is None:
-            raise KeyError(f"tenant {tenant_shard_id} is not attached")
+        self.add(tenant)
         return tenant

@@ -171,7 +171,6 @@ def test_what_fails_before_the_build_fails_the_caller(
 ) -> None:
     """The tenant or the timeline: with the cause, and mended it works at once."""
     timeline = harness.timeline()
-    cause: type[BaseException] = KeyError
     with monkeypatch.context() as patch:
         if what == "not attached":
             patch.setitem(harness.host.tenants, harness.tenant.tenant_shard_id, None)
@@ -179,11 +178,10 @@ def test_what_fails_before_the_build_fails_the_caller(
             patch.delitem(harness.tenant.timelines, timeline.timeline_id)
         else:
             patch.setattr(harness.tenant, "state", TenantState.ATTACHING)
-            cause = PrepareError
         shard_id = harness.tenant.tenant_shard_id
         with pytest.raises(FillError) as caught:
             harness.cache.get_or_prepare(shard_id, timeline.timeline_id, LSN_A, DEADLINE_S)
-    assert isinstance(caught.value.__cause__, cause)
+    assert isinstance(caught.value.__cause__, PrepareError)
     assert str(caught.value).count("\nhint: ") == 1
     assert filled(harness, timeline)[0] == "built"
 

@@ -128,7 +128,7 @@ CHECKS = [
     Check(_not_attached, "error", log="is not attached"),
     Check(_disabled, "skip", "disabled"),
     Check(_not_active, "error", log="the tenant is TenantState.ATTACHING"),
-    Check(_unknown_timeline, "error", log="KeyError"),
+    Check(_unknown_timeline, "error", log="has no timeline"),
     Check(_held, "skip", "up_to_date"),
     Check(_tip_past, "skip", "tip_moved"),
     Check(_full, "skip", "full"),
