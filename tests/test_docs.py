@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import doc_tables
+from support import doc_blocks, doc_tables
 
 from bbcache.cli import serve
 from bbcache.outcomes import SkipReason
 
+if TYPE_CHECKING:
+    from bbcache.postgres.server import PostgresBinaries
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 MAX_EXAMPLE_LINES = 25
+MAX_HOST_LINES = 60
 MANY = 80
-
-
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
 def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
     """The embedding example is short, runs as it stands, and prints what it says."""
-    (example,) = _blocks("python")
+    (example,) = doc_blocks.blocks(README, "python")
     assert len(example.splitlines()) <= MAX_EXAMPLE_LINES
     ended = subprocess.run(
         [sys.executable, "-W", "error", "-c", example],
@@ -40,9 +43,54 @@ def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
     assert re.fullmatch(r"\d+ bytes at 0/16B5A50: 1f8b\n", ended.stdout)
 
 
+def _run_page(name: str, monkeypatch: pytest.MonkeyPatch, directory: Path) -> dict[str, Any]:
+    """Run all Python blocks of a page in order, and compare what they print."""
+    directory.mkdir()
+    directory.chmod(0o711)  # PostgreSQL's user passes through
+    monkeypatch.chdir(directory)
+    names: dict[str, Any] = {"__name__": name}
+    for block in doc_blocks.python_blocks((ROOT / "docs" / name).read_text()):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(block.source, names)  # noqa: S102 - a page of this repository
+        assert doc_blocks.matches(printed.getvalue(), block.output), printed.getvalue()
+    return names
+
+
+def test_the_host_of_the_embedding_page_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is the first block, short and standing alone; the page's other blocks go on from it."""
+    page = (ROOT / "docs/embedding.md").read_text()
+    assert page.index("```python") < page.index("```text") < page.index("\n|")
+    assert len(doc_blocks.blocks(page, "python")[0].splitlines()) <= MAX_HOST_LINES
+    names = _run_page("embedding.md", monkeypatch, tmp_path / "page")
+    names["test_my_host_keeps_the_rules"]()
+
+
+@pytest.mark.postgres
+def test_the_tutorial_runs(
+    monkeypatch: pytest.MonkeyPatch, newest_pg: PostgresBinaries, pg_dir: Path
+) -> None:
+    """Every block, on a real PostgreSQL, prints what the page says."""
+    monkeypatch.setenv("BBCACHE_PG_BIN", str(newest_pg.bindir))
+    names = _run_page("tutorial.md", monkeypatch, pg_dir / "tutorial")
+    assert names["second"].pgdata_dir.name == "compute-2"
+
+
+def test_the_blocks_of_a_page_are_found() -> None:
+    """Blocks of Python with what they print; three dots stand for any text of one line."""
+    page = "```python\na\n```\n\n```text\nb ... c\n```\n```sh\nd\n```\n```python\ne\n```\n"
+    assert doc_blocks.python_blocks(page) == [("a\n", "b ... c\n"), ("e\n", "")]
+    assert doc_blocks.blocks(page, "sh") == ["d\n"]
+    assert doc_blocks.matches("b 1 c\n", "b ... c\n")
+    assert not doc_blocks.matches("b 1\n2 c\n", "b ... c\n")
+    assert not doc_blocks.matches("b 1 d\n", "b ... c\n")
+
+
 def test_the_readme_opens_with_the_two_commands() -> None:
     """The first shell block has the demo and the tests, each with all its set-up."""
-    commands = _blocks("sh")[0].splitlines()
+    commands = doc_blocks.blocks(README, "sh")[0].splitlines()
     assert [command.rsplit(" && ", 1)[1] for command in commands] == [
         ".venv/bin/bbcache demo",
         ".venv/bin/python -m pytest -n auto --dist loadfile",
