@@ -184,9 +184,11 @@ def test_nobody_is_left_aboard_after_many_closes(tmp_path: Path) -> None:
         assert unpublished_bytes(harness) == 0
 
 
-def test_a_forked_child_builds_nothing(tmp_path: Path) -> None:
-    """It is refused, closes what it has inherited, and the parent's accounting stay as they are."""
-    assert run_child("support.fill_children:fork_while_they_wait", tmp_path / "cache") == "done\n"
+@pytest.mark.parametrize("disk", ["good", "sick"])
+def test_a_forked_child_builds_nothing(tmp_path: Path, disk: str) -> None:
+    """It is refused, closes what it has inherited, and the parent's builds and accounting go on."""
+    child = "support.fill_children:fork_while_they_wait"
+    assert run_child(child, tmp_path / "cache", disk) == "done\n"
 
 
 @pytest.mark.parametrize("is_daemon", ["daemon", "waited for"])

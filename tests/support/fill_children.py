@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import sys
@@ -9,6 +11,7 @@ import threading
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 from support.cache_helpers import (
     DEADLINE_S,
@@ -24,6 +27,7 @@ from support.fill_helpers import fill, filled, fillers, unpublished_bytes, waiti
 from support.helpers import wait_until
 
 from bbcache import ClosingError, FillError
+from bbcache.storage.files import Store
 
 if TYPE_CHECKING:
     from bbcache import Lsn
@@ -31,14 +35,25 @@ if TYPE_CHECKING:
     from bbcache.testing import MemoryTimeline
 
 
-def fork_while_they_wait(data_dir: str) -> None:
+def fork_while_they_wait(data_dir: str, disk: str) -> None:
     """The child has the call, the files and the locks in memory, but no worker."""
-    with Harness(Path(data_dir), prepare_concurrency=1) as harness, Gate() as gate:
+    is_sick = disk == "sick"
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    sick_disk = mock.patch.object(Store, "create_temp", side_effect=error)
+    aside = Path(f"{data_dir}-aside")
+    aside.mkdir()
+    with (
+        Harness(Path(data_dir), prepare_concurrency=1, unpublished_dir=aside) as harness,
+        Gate() as gate,
+        sick_disk if is_sick else contextlib.nullcontext(),
+    ):
         outgrown, timeline = harness.timeline(LSN_B), harness.timeline()
         file = fill(harness, outgrown, LSN_A)
         stop_while_sending(timeline, gate)
         workers = fillers(harness, timeline, 2)
         gate.wait_for()
+        before_bytes = unpublished_bytes(harness)  # those of a fallback build are among them
+        assert before_bytes >= file.size_bytes
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns: there are threads
             pid = os.fork()
@@ -48,12 +63,13 @@ def fork_while_they_wait(data_dir: str) -> None:
             os._exit(7)
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == 7, status
-        assert unpublished_bytes(harness) == file.size_bytes
+        assert unpublished_bytes(harness) == before_bytes
         file.close()
-        assert unpublished_bytes(harness) == 0
+        assert unpublished_bytes(harness) == before_bytes - file.size_bytes
         gate.open()
         assert {str(worker.result()[0]) for worker in workers} == {"built", "joined"}  # type: ignore[index]
         harness.wait_idle()
+        assert harness.counts("bbcache_fallback_builds_total").get("ok", 0) == 2 * is_sick
         harness.check_accounting()
     print("done")  # noqa: T201 - read by the parent
 

@@ -11,6 +11,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from bbcache.errors import PostgresError
@@ -54,14 +55,16 @@ class TarWriter:
     Args:
         writer: gets pieces of 1 MiB, the last one shorter, from a buffer that is
             used again.
+        directory: where the files come from; errors name paths below it.
 
     Attributes:
         member_count: members begun.
         size_bytes: bytes of the tar so far.
     """
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, directory: Path | None = None) -> None:
         self._writer = writer
+        self._directory = directory or Path()
         self._buffer = memoryview(bytearray(_BUFFER_SIZE_BYTES))
         self._filled = 0
         self._flushed = 0
@@ -98,7 +101,7 @@ class TarWriter:
         """
         self._add_header(name, tarfile.REGTYPE, FILE_MODE, size_bytes)
         used_bytes = size_bytes if used_bytes is None else used_bytes
-        self._copy(name, fd, used_bytes)
+        self._copy(self._directory / name, fd, used_bytes)
         self._put_zeros(size_bytes - used_bytes)
         self._pad(size_bytes)
 
@@ -117,22 +120,22 @@ class TarWriter:
         info.type, info.mode, info.size, info.mtime = kind, mode, size_bytes, MEMBER_MTIME_S
         self._put(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
 
-    def _copy(self, name: str, fd: int, size_bytes: int) -> None:
-        for hole_bytes, data_bytes in _extents(name, fd, size_bytes):
+    def _copy(self, path: Path, fd: int, size_bytes: int) -> None:
+        for hole_bytes, data_bytes in _extents(path, fd, size_bytes):
             self._put_zeros(hole_bytes)
-            self._copy_data(name, fd, data_bytes)
+            self._copy_data(path, fd, data_bytes)
 
-    def _copy_data(self, name: str, fd: int, size_bytes: int) -> None:
+    def _copy_data(self, path: Path, fd: int, size_bytes: int) -> None:
         left = size_bytes
         while left:
             room = self._room(left)
             try:
                 got = os.readv(fd, [self._buffer[self._filled : self._filled + room]])
             except OSError as error:
-                raise _unreadable(name, error) from error
+                raise _unreadable(path, error) from error
             if not got:
                 raise PostgresError(
-                    f"{name} became shorter while it was read: {left} of {size_bytes} bytes are "
+                    f"{path} became shorter while it was read: {left} of {size_bytes} bytes are "
                     "gone\nhint: Nothing may write to a data directory that is being sent."
                 )
             self._filled += got
@@ -173,11 +176,11 @@ class TarWriter:
         self._filled = 0
 
 
-def _unreadable(name: str, error: OSError) -> PostgresError:
-    return PostgresError(f"cannot read {name}: {error.strerror}")
+def _unreadable(path: Path, error: OSError) -> PostgresError:
+    return PostgresError(f"cannot read {path}: {error.strerror}")
 
 
-def _extents(name: str, fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
+def _extents(path: Path, fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
     """Yield the bytes of each hole and of the data behind it; the file is placed at the data."""
     status = os.fstat(fd)
     missing_bytes = status.st_size - status.st_blocks * _STAT_BLOCK_SIZE_BYTES
@@ -192,7 +195,7 @@ def _extents(name: str, fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
             end = start if start == size_bytes else os.lseek(fd, start, os.SEEK_HOLE)
             os.lseek(fd, start, os.SEEK_SET)
         except OSError as error:
-            raise _unreadable(name, error) from error
+            raise _unreadable(path, error) from error
         end = min(end, size_bytes)
         yield start - position, end - start
 

@@ -124,7 +124,7 @@ def send_pgdata_tarball(pgdata_dir: Path | str, writer: Writer) -> TarballSummar
     """
     directory = Path(pgdata_dir)
     control, control_bytes = _inspect(directory)
-    tar = TarWriter(writer)
+    tar = TarWriter(writer, directory)
     walk_members(directory, control, tar).warn()
     if _inspect(directory)[1] != control_bytes:
         raise PostgresError(f"a server was started on {directory} while it was sent")

@@ -207,14 +207,14 @@ def large_file(newest_cluster: Cluster) -> Path:
 def test_file_that_shrinks(newest_cluster: Cluster, large_file: Path) -> None:
     """A file that is cut while it is read is an error, never a member filled up."""
     writer = HookedWriter(lambda: os.truncate(large_file, 1 << 20))
-    with pytest.raises(PostgresError, match="0_large became shorter while it was read"):
+    with pytest.raises(PostgresError, match=f"^{large_file} became shorter while it was read"):
         send_pgdata_tarball(newest_cluster.pgdata_dir, writer)
 
 
 def test_file_that_grows(newest_cluster: Cluster, large_file: Path) -> None:
     """A file that grows while it is read is an error, never a member cut short."""
     writer = HookedWriter(lambda: os.truncate(large_file, 4 << 20))
-    with pytest.raises(PostgresError, match="0_large was written to while it was read"):
+    with pytest.raises(PostgresError, match=f"^{large_file} was written to while it was read"):
         send_pgdata_tarball(newest_cluster.pgdata_dir, writer)
 
 
@@ -225,7 +225,7 @@ def test_file_that_is_overwritten(newest_cluster: Cluster, large_file: Path) -> 
         with large_file.open("r+b") as file:
             file.write(b"x")
 
-    with pytest.raises(PostgresError, match="0_large was written to while it was read"):
+    with pytest.raises(PostgresError, match=f"^{large_file} was written to while it was read"):
         send_pgdata_tarball(newest_cluster.pgdata_dir, HookedWriter(overwrite))
 
 
