@@ -8,6 +8,7 @@ import io
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 MAX_EXAMPLE_LINES = 25
+_INDEX = ROOT / "docs/index.md"
 MAX_HOST_LINES = 60
+MAX_README_LINES = 90
+CLAIMS = 5
+_RAW = "https://raw.githubusercontent.com/bbcache/bbcache"
 MANY = 80
 
 
@@ -134,11 +139,49 @@ def test_every_option_that_opens_the_service_is_documented() -> None:
 
 
 def test_links_of_the_docs_lead_somewhere() -> None:
-    """Every relative link in README and docs/ names a file of the repository."""
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    """Every relative link in docs/ names a file of the repository."""
+    for page in (ROOT / "docs").glob("*.md"):
+        for target in _links(page.read_text()):
             if not target.startswith("https://"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_links_of_the_root_pages_hold_everywhere(name: str) -> None:
+    """On PyPI and on the site there are no files beside these pages, so each link is absolute."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    repository = urls["Repository"]
+    for target in _links((ROOT / name).read_text()):
+        assert target.startswith("https://"), target
+        if repository in target or "raw.githubusercontent" in target:
+            base = rf"(?:{repository}/blob|{_RAW})/main/(.+)"
+            named = re.fullmatch(base, target)
+            if named is None:
+                assert target == f"{repository}/security/advisories/new"
+            else:
+                assert (ROOT / named[1]).exists(), target
+
+
+def _links(page: str) -> list[str]:
+    return re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page)
+
+
+def test_every_page_is_on_the_site() -> None:
+    """Each page of docs/ stands in one table of contents of docs/index.md."""
+    tables = re.findall(
+        r"^```\{toctree\}\n(.*?)^```$", _INDEX.read_text(), re.DOTALL | re.MULTILINE
+    )
+    listed = [line for table in tables for line in table.splitlines() if line[:1].isalpha()]
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {_INDEX.stem}
+    assert sorted(listed) == sorted(pages)
+
+
+def test_the_readme_is_short() -> None:
+    """Ninety lines, five claims, one picture."""
+    claims = README.partition("## Five claims")[2].partition("\n## ")[0]
+    assert len(README.splitlines()) <= MAX_README_LINES
+    assert claims.count("\n- **") == CLAIMS
+    assert README.count("![") == 1
 
 
 def test_every_module_is_in_the_architecture() -> None:
