@@ -19,7 +19,7 @@ from bbcache.cli import serve
 from bbcache.outcomes import SkipReason
 
 if TYPE_CHECKING:
-    from bbcache.postgres.server import PostgresBinaries
+    from bbcache.postgres.server.cluster import PostgresBinaries
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
