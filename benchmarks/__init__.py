@@ -1,1 +1,5 @@
-"""Benchmarks of bbcache beside its peers and beside the least work there is; see README.md."""
+"""bbcache measured beside its peers, and beside the least work that must be done anyway.
+
+``pytest benchmarks/`` runs all of it. Nothing of the package ``bbcache`` imports it, and
+no wheel contains it.
+"""

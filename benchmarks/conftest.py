@@ -1,239 +1,226 @@
-"""Options, the inputs, how a benchmark is run, and the closing tables of ratios."""
+"""The suite as a pytest plugin: options, fixtures, and where the figures of each case go."""
 
 from __future__ import annotations
 
-import math
+import gc
 import os
-import shutil
-import tempfile
-import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from pytest_benchmark.stats import Metadata
 
-from bbcache.bench.inputs import Inputs, make_inputs
-from bbcache.bench.peers import PeerMissingError, require_postgres_tool
-from bbcache.errors import PostgresError
-from bbcache.postgres.server.cluster import PostgresBinaries
-from benchmarks.ratios import Row, tables
+from benchmarks.bars import Bar, Outcome, Verdict, judge, without_figure
+from benchmarks.baseline import read_baseline, regression
+from benchmarks.machine import describe_machine, describe_versions
+from benchmarks.peers import PeerMissingError
+from benchmarks.results import Results
+from benchmarks.rounds import Rounds
+from benchmarks.table import table
+from benchmarks.workspace import FULL, QUICK, UNTIMED, Workspace, open_workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
-_ROWS: Final = pytest.StashKey[list[Row]]()
-_INPUTS: Final = pytest.StashKey[Inputs]()
-_MIN_ROUNDS: Final = 3
-_MAX_ROUNDS: Final = 200
-_ENTRIES: Final = 10_000
-_UNTIMED_ENTRIES: Final = 1_000
-
-Result = TypeVar("Result")
+_OUTCOMES: Final = pytest.StashKey[list[Outcome]]()
+_RESULTS: Final = pytest.StashKey[Results]()
+_COLUMNS: Final = ["min", "median", "iqr", "rounds"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The suite's own options."""
+    """Add the options of the suite."""
     group = parser.getgroup("bbcache benchmarks")
     group.addoption(
-        "--bench-scale", type=int, default=2, help="pgbench scale of the full input (default 2)"
-    )
-    group.addoption(
-        "--bench-entries",
-        type=int,
-        help="entries for start and clean-up (default 10000; 1000 where timing is disabled)",
-    )
-    group.addoption(
-        "--bench-seconds",
-        type=float,
-        default=1.0,
-        help="time for the rounds of one benchmark (default 1.0; 0 gives one round)",
-    )
-    group.addoption(
-        "--bench-slow",
+        "--quick",
         action="store_true",
-        help="also what takes over half a minute a round (libdeflate 12 on full)",
+        help="measure less, in about two minutes: fewer rounds, 20,000 entries in place of "
+        "200,000, no slow codecs; the ratios are rough",
+    )
+    group.addoption(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="append every figure to this file as it comes, one JSON object a line",
+    )
+    group.addoption(
+        "--report", type=Path, metavar="FILE", help="write one HTML page with tables and charts"
+    )
+    group.addoption(
+        "--check-bars",
+        action="store_true",
+        help="fail a case where a ratio is worse than benchmarks/baseline.toml allows",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make room for the rows."""
-    config.stash[_ROWS] = []
+    """Check the options before the minutes are spent."""
+    if config.option.check_bars and config.option.benchmark_disable:
+        raise pytest.UsageError("--check-bars needs figures, but --benchmark-disable takes none")
+    for path in (config.option.results, config.option.report):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise pytest.UsageError(f"{path} cannot be written: it is no file in a directory")
+    config.option.benchmark_columns = config.option.benchmark_columns or _COLUMNS
+    config.stash[_OUTCOMES] = []
+    config.stash[_RESULTS] = Results(config.option.results)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let ``-k`` take the names of bars and groups.
+
+    A case takes as long as it takes, so pytest-timeout is off.
+    """
+    if item.get_closest_marker("case"):
+        group, bars = _case_of(item)
+        item.extra_keyword_matches.update([group, *(bar.name for bar in bars)])
+        item.add_marker(pytest.mark.timeout(0))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the cases in their order, whatever other plugins do.
+
+    Restores come first: files that others remove may slow them down (see
+    `benchmarks.test_restore.fresh_directories`).
+    """
+    cases = [item for item in items if item.get_closest_marker("case")]
+    cases.sort(key=lambda item: (item.path.stem != "test_restore", item.path, item.location[1]))
+    items[:] = [*(item for item in items if item not in cases), *cases]
+
+
+def _case_of(item: pytest.Item) -> tuple[str, Sequence[Bar]]:
+    mark = item.get_closest_marker("case")
+    assert mark is not None
+    group, bars = mark.args
+    return group, bars
+
+
+@pytest.fixture(scope="session")
+def workspace(request: pytest.FixtureRequest) -> Iterator[Workspace]:
+    """Inputs and directories of the session."""
+    option = request.config.option
+    counts = UNTIMED if option.benchmark_disable else QUICK if option.quick else FULL
+    with open_workspace(counts) as made:
+        request.config.stash[_RESULTS].add(
+            "run",
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            counts=counts.name,
+            machine=describe_machine(made.directory),
+            versions=describe_versions(),
+        )
+        gc.freeze()  # pytest's objects; else each full collection of a case visits them
+        yield made
+        gc.unfreeze()
+
+
+@pytest.fixture
+def results(request: pytest.FixtureRequest) -> Results:
+    """Records of figures that are no ratios."""
+    return request.config.stash[_RESULTS]
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """What a case has opened; it is closed behind the rounds."""
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Iterator[Rounds]:
+    """The contenders of a case; their rounds join pytest-benchmark's tables."""
+    benchmark._mode = "rounds"
+    made = Rounds()
+    yield made
+    group, bars = _case_of(request.node)
+    absolute = {bar.what for bar in bars if not bar.against}
+    for name, samples in made.samples.items():
+        if name not in absolute and benchmark.enabled:
+            benchmark._add_stats(_stats(request.node, group, name, samples))
+
+
+def _stats(node: pytest.Item, group: str, name: str, samples: Sequence[float]) -> Any:
+    """Return the rounds of a contender as pytest-benchmark keeps those of a test: a `Metadata`."""
+    contender = SimpleNamespace(
+        name=name, fullname=f"{node.nodeid}[{name}]", group=group, param=None, params=None,
+        extra_info={}, cprofile_stats=None, has_error=False,
+    )  # fmt: skip
+    stats: Any = Metadata(contender, iterations=1, options={})  # type: ignore[no-untyped-call]
+    for sample in samples:
+        stats.update(sample)
+    return stats
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Hold the bars of a case against its rounds, and record what came out."""
+    if item.get_closest_marker("case") is None:
+        return (yield)
+    group, bars = _case_of(item)
+    made: Rounds = item.funcargs["rounds"]  # type: ignore[attr-defined]  # of a Function
+    try:
+        yield
+    except PeerMissingError as error:
+        _record(item, [without_figure(bar, group, Verdict.MISSING, str(error)) for bar in bars])
+        made.missing[group] = str(error)
+    except Exception as error:
+        _record(item, [without_figure(bar, group, Verdict.ERROR, repr(error)) for bar in bars])
+        raise
+    else:
+        _record(item, [judge(bar, group, made) for bar in bars])
+    _conclude(item, made)
+    return None
+
+
+def _record(item: pytest.Item, outcomes: Sequence[Outcome]) -> None:
+    results, made = item.config.stash[_RESULTS], item.funcargs["rounds"]  # type: ignore[attr-defined]
+    for outcome in outcomes:
+        item.config.stash[_OUTCOMES].append(outcome)
+        results.add("bar", **asdict(outcome))
+    for name, quantiles in made.quantiles().items():
+        results.add("latency", group=_case_of(item)[0], name=name, seconds=quantiles)
+    for reason in dict.fromkeys(made.missing.values()):
+        results.add("note", text=reason.splitlines()[0])
+
+
+def _conclude(item: pytest.Item, made: Rounds) -> None:
+    """Fail a case whose contender failed or got worse; skip one that lacks all its peers."""
+    complaints = list(made.failed.values())
+    if os.environ.get("BBCACHE_REQUIRE_TOOLS") == "1":
+        complaints += [f"BBCACHE_REQUIRE_TOOLS is set, and {why}" for why in made.missing.values()]
+    if item.config.option.check_bars:
+        baseline, names = read_baseline(), {bar.name for bar in _case_of(item)[1]}
+        mine = [each for each in item.config.stash[_OUTCOMES] if each.name in names]
+        complaints += filter(None, (regression(each, baseline) for each in mine))
+    if complaints:
+        pytest.fail("\n".join(complaints), pytrace=False)
+    if made.missing and not made.samples:
+        pytest.skip(" ".join(made.missing.values()).replace("\n", " "))
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print the ratios, unless nothing was timed."""
-    if rows := config.stash[_ROWS]:
-        terminalreporter.section("ratios, from this run alone")
-        terminalreporter.write_line(f"{config.stash.get(_INPUTS, 'no input was made')}\n")
-        for line in tables(rows):
+    """Print the table of ratios, and write the report."""
+    if config.option.benchmark_disable:
+        return
+    if outcomes := config.stash[_OUTCOMES]:
+        terminalreporter.section("ratios, each from rounds in turn")
+        for line in table(outcomes):
             terminalreporter.write_line(line)
+    records = config.stash[_RESULTS].records
+    if config.option.report is not None and records:
+        from benchmarks.report import render  # noqa: PLC0415 - matplotlib takes a second
+
+        config.option.report.write_text(render(records))
+        terminalreporter.write_line(f"wrote {config.option.report}")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup() -> Generator[None]:
-    """A peer that is missing skips what wants it."""
-    try:
-        return (yield)
-    except PeerMissingError as error:
-        _missing(str(error))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call() -> Generator[None]:
-    """Likewise."""
-    try:
-        return (yield)
-    except PeerMissingError as error:
-        _missing(str(error))
-
-
-def _missing(reason: str) -> NoReturn:
-    """Skip the benchmark, or fail it where ``BBCACHE_REQUIRE_TOOLS=1`` asks for all peers."""
-    if os.environ.get("BBCACHE_REQUIRE_TOOLS") == "1":
-        pytest.fail(f"BBCACHE_REQUIRE_TOOLS is set, and {reason}")
-    pytest.skip(reason.replace("\n", " "))
-
-
-class Bench:
-    """Times one row of a group. One `run` or `run_short` for each.
-
-    Args:
-        fixture: pytest-benchmark's, which keeps the figures.
-        seconds: time for all rounds.
-    """
-
-    def __init__(self, fixture: BenchmarkFixture, seconds: float) -> None:
-        self.fixture = fixture
-        self._seconds = seconds
-
-    def label(self, group: str, name: str, *, is_reference: bool = False) -> None:
-        """Say what is timed, in which table, and whether the table refers to it."""
-        self.fixture.group = group
-        self.fixture.name = name
-        self.fixture.extra_info["is_reference"] = is_reference
-
-    def size(self, size_bytes: int) -> None:
-        """Note the size of what came out."""
-        self.fixture.extra_info["size_bytes"] = size_bytes
-
-    def run(
-        self,
-        target: Callable[..., Result],
-        setup: Callable[[], tuple[object, ...]] = tuple,
-    ) -> Result:
-        """Time something that takes milliseconds or more.
-
-        Unless timing is disabled, one round that does not count warms up and tells
-        how many rounds fit the time.
-
-        Args:
-            target: what is timed.
-            setup: called before each round, untimed; returns the arguments of `target`.
-
-        Returns:
-            What `target` has returned last.
-        """
-        rounds = 1
-        if self.fixture.enabled and self._seconds > 0:
-            arguments = setup()
-            started_s = time.perf_counter()
-            target(*arguments)
-            rounds = self._rounds(time.perf_counter() - started_s)
-        pedantic: Callable[..., Result] = self.fixture.pedantic
-        return pedantic(target, setup=lambda: (setup(), {}), rounds=rounds)
-
-    def _rounds(self, round_s: float) -> int:
-        if round_s >= 2 * self._seconds:
-            return 1
-        return min(_MAX_ROUNDS, max(_MIN_ROUNDS, math.ceil(self._seconds / round_s)))
-
-    def run_short(self, target: Callable[[], Result]) -> Result:
-        """Time something that takes microseconds, in rounds of many calls if need be.
-
-        Returns:
-            What `target` has returned last.
-        """
-        result: Result = self.fixture(target)
-        return result
-
-    def row(self) -> Row | None:
-        """What was measured; None where timing is disabled."""
-        measured = self.fixture.stats
-        if measured is None or not measured.stats.data:
-            return None
-        info = self.fixture.extra_info
-        return Row(
-            self.fixture.group or "",
-            self.fixture.name,
-            measured.stats.median,
-            measured.stats.min,
-            measured.stats.iqr,
-            measured.stats.rounds,
-            info.get("size_bytes"),
-            info.get("is_reference", False),
-        )
-
-
-@pytest.fixture
-def bench(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Iterator[Bench]:
-    """What a benchmark times itself with; its row joins the closing tables."""
-    made = Bench(benchmark, request.config.getoption("--bench-seconds"))
-    yield made
-    if (row := made.row()) is not None:
-        request.config.stash[_ROWS].append(row)
-
-
-@pytest.fixture(scope="session")
-def inputs(request: pytest.FixtureRequest) -> Iterator[Inputs]:
-    """Both tarballs and the stopped cluster they come from."""
-    try:
-        binaries = PostgresBinaries.find()
-    except PostgresError as error:
-        raise PeerMissingError(f"no input can be made: {error}") from error
-    require_postgres_tool(binaries, "pgbench")
-    directory = Path(tempfile.mkdtemp(prefix="bbcache-bench-"))
-    if os.geteuid() == 0:
-        directory.chmod(0o711)  # PostgreSQL runs as another user then, and must pass through
-    try:
-        scale = request.config.getoption("--bench-scale")
-        made = make_inputs(binaries, directory / "pgdata", scale)
-        request.config.stash[_INPUTS] = made
-        yield made
-    finally:
-        shutil.rmtree(directory)
-
-
-@pytest.fixture(scope="module")
-def module_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory for all benchmarks of a module, removed at the end.
-
-    Pytest would keep it for three runs.
-    """
-    directory = tmp_path_factory.mktemp("bench")
-    yield directory
-    shutil.rmtree(directory)
-
-
-@pytest.fixture
-def scratch_dir(module_dir: Path) -> Iterator[Path]:
-    """An empty directory for one benchmark, removed after it.
-
-    Those of a module lie side by side: how long ext4 takes to make a file depends on
-    where on the disk it has put the directory's parent.
-    """
-    directory = module_dir / "scratch"
-    directory.mkdir()
-    yield directory
-    shutil.rmtree(directory)
-
-
-@pytest.fixture(scope="session")
-def entry_count(request: pytest.FixtureRequest) -> int:
-    """How many entries start and clean-up are measured with."""
-    wanted: int | None = request.config.getoption("--bench-entries")
-    is_timed = not request.config.getoption("--benchmark-disable")
-    return wanted or (_ENTRIES if is_timed else _UNTIMED_ENTRIES)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Add the bars to the file of ``--benchmark-json``."""
+    output_json["bars"] = [asdict(outcome) for outcome in config.stash[_OUTCOMES]]

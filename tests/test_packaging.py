@@ -1,4 +1,4 @@
-"""What is shipped: a source distribution that can run its tests, and a module that runs."""
+"""The distributions: one of the source that can run its tests, and a wheel of the package alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,10 @@ import pytest
 import bbcache
 
 ROOT: Final = Path(__file__).parent.parent
-_BUILD: Final = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+_BUILD: Final = (
+    "import sys; from setuptools import build_meta; made = sys.argv[1]\n"
+    "build_meta.build_sdist(made); build_meta.build_wheel(made)"
+)
 
 
 def _tracked() -> list[str]:
@@ -28,8 +32,8 @@ def _tracked() -> list[str]:
     return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
 
 
-def test_the_source_distribution_has_every_tracked_file(tmp_path: Path) -> None:
-    """Tests, helpers, docs that tests read, settings: it is built here of the tracked files."""
+def test_both_distributions_have_their_files(tmp_path: Path) -> None:
+    """The source has every tracked file; the wheel has the package, and no test or benchmark."""
     tracked = _tracked()
     source, made = tmp_path / "source", tmp_path / "made"
     for name in tracked:
@@ -39,10 +43,13 @@ def test_the_source_distribution_has_every_tracked_file(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", _BUILD, made], cwd=source, capture_output=True, check=True
     )
-    (path,) = made.iterdir()
-    with tarfile.open(path) as sdist:
+    (sdist_path,), (wheel_path,) = made.glob("*.tar.gz"), made.glob("*.whl")
+    with tarfile.open(sdist_path) as sdist:
         shipped = {name.partition("/")[2] for name in sdist.getnames()}
     assert set(tracked) - shipped == set()
+    with zipfile.ZipFile(wheel_path) as wheel:
+        installed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert installed == {name for name in tracked if name.startswith("bbcache/")}
 
 
 def test_the_package_is_run_as_a_module() -> None:

@@ -1,0 +1,112 @@
+"""A run as one HTML page, and as the pictures of the docs.
+
+``python -m benchmarks.report FILE --html PAGE --images DIR`` draws those of a run that
+was measured before, from its ``--results FILE``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import jinja2
+
+from benchmarks import charts
+from benchmarks.bars import Outcome
+from benchmarks.results import read_results
+from benchmarks.table import summary
+from benchmarks.units import format_bytes, format_figure, format_seconds, format_spread
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from benchmarks.results import Record
+
+_TEMPLATE: Final = "report.html"
+_INPUTS: Final = {
+    "full": "a whole data directory with pgbench's tables",
+    "lean": "what a serverless pageserver sends: one WAL segment, nearly all zeros",
+}
+
+
+def render(records: Sequence[Record]) -> str:
+    """Return the page of a run; it refers to nothing outside of it."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "seconds": format_seconds,
+        "spread": format_spread,
+        "bytes": format_bytes,
+    }
+    fields = {"kind"}
+    outcomes = [
+        Outcome(**{name: value for name, value in each.items() if name not in fields})
+        for each in _of("bar", records)
+    ]
+    codecs = codecs_of(records)
+    return environment.get_template(_TEMPLATE).render(
+        run=next(iter(_of("run", records))),
+        inputs={name: text for name, text in _INPUTS.items() if name in codecs},
+        codecs=codecs,
+        default=charts.DEFAULT,
+        groups=[(group, list(each)) for group, each in groupby(outcomes, lambda each: each.group)],
+        summary=summary(outcomes),
+        notes=[each["text"] for each in _of("note", records)],
+        charts=draw(records),  # markup: the charts escape their texts
+        style=charts.style(),
+        figure=format_figure,
+    )
+
+
+def _of(kind: str, records: Sequence[Record]) -> list[Record]:
+    return [each for each in records if each["kind"] == kind]
+
+
+def codecs_of(records: Sequence[Record]) -> dict[str, dict[str, Record]]:
+    """Return the codecs by input and name, fastest first; the reference has run twice on full."""
+    made: dict[str, dict[str, Record]] = {}
+    for record in sorted(_of("codec", records), key=lambda each: each["in_isal_2"]):
+        made.setdefault(record["input"], {}).setdefault(record["codec"], record)
+    return made
+
+
+def draw(records: Sequence[Record]) -> Mapping[str, str]:
+    """Return every chart of a run, as SVG by name."""
+    made = {}
+    for name, codecs in codecs_of(records).items():
+        size = format_bytes(next(iter(codecs.values()))["input_bytes"])
+        made[f"codecs-{name}"] = charts.codec_chart([*codecs.values()], f"Codecs on {name}, {size}")
+    latencies = _of("latency", records)
+    for number, (group, members) in enumerate(groupby(latencies, lambda each: each["group"]), 1):
+        made[f"latencies-{number}"] = charts.latency_chart([*members], group)
+    if points := _of("growth", records):
+        made["growth"] = charts.growth_chart(points, "get, by the number of entries")
+    if bars := [each for each in _of("bar", records) if each["value"]]:
+        made["bars"] = charts.bars_chart(bars)
+    return made
+
+
+def main() -> None:
+    """Draw a run that was measured before."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, help="a file of `pytest benchmarks/ --results`")
+    parser.add_argument("--html", type=Path, metavar="PAGE", help="write the page")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="write each chart as SVG")
+    options = parser.parse_args()
+    records = read_results(options.results)
+    if options.html is not None:
+        options.html.write_text(render(records))
+    if options.images is not None:
+        for name, svg in draw(records).items():
+            (options.images / f"{name}.svg").write_text(charts.standalone(svg))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""The page service beside nginx and beside crowds of clients, over kept connections."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from benchmarks import slow_clients
+from benchmarks.bars import Bar, Sense, case
+from benchmarks.entries import make_ids, write_entries
+from benchmarks.exchanges import Exchange, http_server, page_server
+from benchmarks.latency import P50, P99, Calls, Latencies
+from benchmarks.nginx import nginx_process
+from benchmarks.rounds import timed
+from benchmarks.service_process import child, service_process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager, ExitStack
+
+    from bbcache import TenantTimelineId
+    from benchmarks.exchanges import Server
+    from benchmarks.rounds import Rounds
+    from benchmarks.workspace import Workspace
+
+    Serve = Callable[["Archives"], AbstractContextManager[Server]]
+
+_CONNECTIONS: Final = 16
+_BIG_SIZE_BYTES: Final = 200 * 1000 * 1000
+_ROUND_S: Final = 2  # of throughput, for each second of latencies
+
+_SERVICE: Final = f"page service, lean archive, {_CONNECTIONS} connections"
+_NGINX: Final = f"nginx, lean archive, {_CONNECTIONS} connections"
+_SERVICE_BIG: Final = "page service, archive of 200 MB"
+_NGINX_BIG: Final = "nginx, archive of 200 MB"
+_SERVICE_FIRST: Final = "page service, request to first byte of a lean hit"
+_NGINX_FIRST: Final = "nginx, request to first byte of a lean archive"
+
+_IDLE_COUNT: Final = 2_000
+_SLOW_COUNT: Final = 200
+_MOST_CONNECTIONS: Final = 3_000
+_ALONE: Final = "page service, p99 of a good client alone"
+_BESIDE_IDLE: Final = f"the same beside {_IDLE_COUNT:,} idle connections"
+_BESIDE_SLOW: Final = f"the same beside those and {_SLOW_COUNT} that send a byte a second"
+
+
+class Archives(NamedTuple):
+    """A cache's directory with archives in it, and what is in them.
+
+    Attributes:
+        directory: where servers may put what they need.
+        data_dir: the cache's directory.
+        ids: the timelines.
+        paths: their files.
+    """
+
+    directory: Path
+    data_dir: Path
+    ids: Sequence[TenantTimelineId]
+    paths: Sequence[str]
+
+    def contents(self) -> list[bytes]:
+        """The bytes of each archive."""
+        return [Path(path).read_bytes() for path in self.paths]
+
+
+@contextmanager
+def written(workspace: Workspace, tarball: bytes, count: int) -> Iterator[Archives]:
+    """A directory with archives of one tarball, removed after the block."""
+    with workspace.scratch() as directory:
+        data_dir = directory / "cache"
+        data_dir.mkdir(mode=0o700)
+        ids = make_ids(count)
+        yield Archives(directory, data_dir, ids, write_entries(data_dir, ids, tarball))
+
+
+@contextmanager
+def served(archives: Archives, most_connections: int = _CONNECTIONS) -> Iterator[Server]:
+    """The page service over them, in a process of its own."""
+    log_path = archives.directory / "service.log"
+    with service_process(archives.data_dir, len(archives.ids), most_connections, log_path) as port:
+        yield page_server(port, archives.ids)
+
+
+@contextmanager
+def _served_by_nginx(archives: Archives) -> Iterator[Server]:
+    directory = archives.directory / "nginx"
+    directory.mkdir()
+    with nginx_process(archives.data_dir, directory) as port:
+        yield http_server(port, [os.path.basename(path) for path in archives.paths])
+
+
+def connected(
+    stack: ExitStack, server: Server, archives: Archives, connection_count: int
+) -> Exchange:
+    """Connections whose answers are checked now, and once more in the end."""
+    exchange = stack.enter_context(Exchange(server, connection_count))
+    contents = archives.contents()
+    exchange.check(contents)
+    stack.callback(exchange.check, contents)
+    return exchange
+
+
+def _beside_nginx(
+    workspace: Workspace,
+    rounds: Rounds,
+    stack: ExitStack,
+    archives: Archives,
+    names: tuple[str, str],
+    connection_count: int,
+    round_of: Callable[[Exchange], Callable[[], float]],
+) -> None:
+    """Run the page service and nginx, each with the round that `round_of` returns."""
+    for name, serve in zip(names, (served, _served_by_nginx), strict=True):
+
+        def enter(serve: Serve = serve) -> Callable[[], float]:
+            server = stack.enter_context(serve(archives))
+            return round_of(connected(stack, server, archives, connection_count))
+
+        rounds.add(name, enter)
+    rounds.run(workspace.counts.pace)
+
+
+@case(
+    "page service, lean archives",
+    Bar("service-lean", _SERVICE, _NGINX, Sense.AT_LEAST, 0.25),
+)
+def test_lean(workspace: Workspace, rounds: Rounds, stack: ExitStack) -> None:
+    """Seconds an archive over many connections."""
+    round_s = _ROUND_S * workspace.counts.calls.budget_s
+    archives = stack.enter_context(written(workspace, workspace.inputs.lean, _CONNECTIONS))
+    _beside_nginx(
+        workspace,
+        rounds,
+        stack,
+        archives,
+        (_SERVICE, _NGINX),
+        _CONNECTIONS,
+        lambda exchange: lambda: exchange.seconds_a_request(round_s),
+    )
+
+
+@case("page service, 200 MB", Bar("service-big", _SERVICE_BIG, _NGINX_BIG, Sense.AT_LEAST, 0.7))
+def test_big(workspace: Workspace, rounds: Rounds, stack: ExitStack) -> None:
+    """One big archive."""
+    size_bytes = _BIG_SIZE_BYTES // workspace.counts.crowd_divisor
+    archives = stack.enter_context(written(workspace, os.urandom(size_bytes), 1))
+    names = (_SERVICE_BIG, _NGINX_BIG)
+    one = Calls(1, 0)
+    _beside_nginx(
+        workspace,
+        rounds,
+        stack,
+        archives,
+        names,
+        1,
+        lambda exchange: timed(lambda: exchange.latencies(one)),
+    )
+
+
+@case(
+    "page service, first byte",
+    Bar("service-first-byte", _SERVICE_FIRST, _NGINX_FIRST, Sense.AT_MOST, 3.0),
+)
+def test_first_byte(workspace: Workspace, rounds: Rounds, stack: ExitStack) -> None:
+    """From a request to the first byte of a lean archive; the median of the requests."""
+    calls = workspace.counts.calls
+    archives = stack.enter_context(written(workspace, workspace.inputs.lean, 1))
+    _beside_nginx(
+        workspace,
+        rounds,
+        stack,
+        archives,
+        (_SERVICE_FIRST, _NGINX_FIRST),
+        1,
+        lambda exchange: Latencies(lambda: exchange.first_byte_latencies(calls), P50),
+    )
+
+
+@case(
+    "page service, p99 beside a crowd",
+    Bar("service-p99-idle", _BESIDE_IDLE, _ALONE, Sense.AT_MOST, 2.0),
+    Bar("service-p99-slow", _BESIDE_SLOW, _ALONE, Sense.AT_MOST, 2.0),
+)
+def test_crowd(workspace: Workspace, rounds: Rounds, stack: ExitStack) -> None:
+    """A good client alone, beside idle connections, and beside slow clients, too."""
+    for name, (idle_count, slow_count) in {
+        _ALONE: (0, 0),
+        _BESIDE_IDLE: (_IDLE_COUNT, 0),
+        _BESIDE_SLOW: (_IDLE_COUNT, _SLOW_COUNT),
+    }.items():
+        rounds.add(name, partial(_beside, workspace, stack, idle_count, slow_count))
+    rounds.run(workspace.counts.pace)
+
+
+def _beside(workspace: Workspace, stack: ExitStack, idle_count: int, slow_count: int) -> Latencies:
+    """Return the latencies of a good client of a service that also has this crowd."""
+    counts = workspace.counts
+    archives = stack.enter_context(written(workspace, workspace.inputs.lean, 1))
+    server = stack.enter_context(served(archives, _MOST_CONNECTIONS))
+    if idle_count or slow_count:
+        crowd = (
+            server.port,
+            idle_count // counts.crowd_divisor,
+            slow_count // counts.crowd_divisor,
+        )
+        log_path = archives.directory / "crowd.log"
+        stack.enter_context(child(slow_clients.__name__, crowd, log_path))
+    exchange = connected(stack, server, archives, 1)
+    return Latencies(lambda: exchange.latencies(counts.calls), P99)
