@@ -1,8 +1,7 @@
 """Every exception that bbcache raises, under one base class.
 
-Messages are lower case, name the object and the limit, and carry a hint on a
-line of its own where there is something to do about it. What callers may want of
-the text is in attributes too. All of them survive pickling.
+Messages are lower case and name the object and the limit. A hint, if there is one, has a line
+of its own. What a program may need from the text is in attributes too.
 """
 
 from __future__ import annotations
@@ -16,13 +15,30 @@ _ABSOLUTE_PATH: Final = re.compile(r"(?:^|(?<=[\s'\"(=]))/")
 class BbcacheError(Exception):
     """Base class of every exception that bbcache raises."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle text and attributes, since constructors make the text from their arguments."""
+        attributes = dict(vars(self))
+        if isinstance(self, OSError):  # which keeps this one elsewhere
+            attributes["errno"] = self.errno
+        return _restore, (type(self), self.args, attributes)
+
+
+def _restore(
+    cls: type[BbcacheError], args: tuple[object, ...], attributes: dict[str, object]
+) -> BbcacheError:
+    error = cls.__new__(cls)
+    error.args = args
+    for name, value in attributes.items():
+        setattr(error, name, value)
+    return error
+
 
 class ParseError(BbcacheError, ValueError):
     """A text or number that is not an id, a shard id or an LSN."""
 
 
 class ArgumentError(ParseError, TypeError):
-    """An argument of a wrong type: a `TypeError`, and a `ValueError` like all of its kind."""
+    """An argument of a wrong type: a `TypeError`, and a `ValueError` as well."""
 
 
 class ConfigError(BbcacheError, ValueError):
@@ -30,59 +46,37 @@ class ConfigError(BbcacheError, ValueError):
 
 
 class MissingExtraError(ConfigError, ModuleNotFoundError):
-    """A package that one of bbcache's extras brings cannot be imported.
-
-    Args:
-        what: what cannot be done without it, as a sentence without its end.
-        extra: the extra.
-        cause: the `ImportError`, or its text.
+    """A package of one of bbcache's extras cannot be imported.
 
     Attributes:
-        what: the same.
-        extra: the same.
-        reason: the text of the cause; of the first one where there were several.
+        what: what cannot be done without it, as a sentence without its full stop.
+        extra: the extra.
+        reason: the text of the first `ImportError`.
     """
-
-    reason: str
 
     def __init__(self, what: str, extra: str, cause: ImportError | str) -> None:
         self.what = what
         self.extra = extra
-        self.reason = cause.reason if isinstance(cause, MissingExtraError) else str(cause)
+        self.reason: str = cause.reason if isinstance(cause, MissingExtraError) else str(cause)
         super().__init__(
             f"{what}: {self.reason}\n"
             f"hint: Install what it needs with `pip install 'bbcache[{extra}]'`."
         )
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by the arguments, not by the text made from them."""
-        return type(self), (self.what, self.extra, self.reason)
-
 
 class NotReadyError(BbcacheError):
-    """Raised by a host while it does not know its set of tenants yet.
-
-    Clean-up keeps every entry when it meets this: unknown is not gone.
-    """
+    """Raised by a host that does not know its tenants yet. Clean-up then keeps every entry."""
 
 
 class StoreError(BbcacheError, OSError):
     """The cache directory cannot be used, or a file in it cannot be handled.
 
-    Also an `OSError`: `errno` is set where the operating system gave it.
+    Also an `OSError`: `errno` is set if the operating system gave one.
     """
 
     def __init__(self, message: str, *, errno: int | None = None) -> None:
         super().__init__(message)
         self.errno = errno
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle with the attributes that `OSError` keeps outside of its dict."""
-        return _restore_store_error, (type(self), str(self), self.errno)
-
-
-def _restore_store_error(cls: type[StoreError], message: str, errno: int | None) -> StoreError:
-    return cls(message, errno=errno)
 
 
 class DirectoryLockedError(StoreError):
@@ -90,7 +84,7 @@ class DirectoryLockedError(StoreError):
 
     Attributes:
         data_dir: the directory asked for.
-        pid: the holder's process id, or None where its lock file does not say.
+        pid: the holder's process id; None if its lock file does not say.
     """
 
     def __init__(self, data_dir: str, pid: int | None) -> None:
@@ -102,10 +96,6 @@ class DirectoryLockedError(StoreError):
         self.data_dir = data_dir
         self.pid = pid
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by the arguments, not by the text made from them."""
-        return type(self), (self.data_dir, self.pid)
-
 
 class ArchiveError(BbcacheError):
     """An archive's bytes are not what they should be."""
@@ -116,27 +106,27 @@ class LimitError(BbcacheError):
 
 
 class CacheFullError(LimitError):
-    """There is no room now; there may be later."""
+    """There is no room now, but there may be later."""
 
 
 class EntryTooBigError(LimitError):
-    """The archive can never fit, however empty the cache is."""
+    """The archive is larger than a limit, so that it never fits."""
 
 
 class PrepareError(BbcacheError):
-    """A basebackup cannot be prepared: its tenant, timeline or LSN is not there."""
+    """A basebackup cannot be prepared: its tenant, timeline or LSN is missing."""
 
 
 class BrokenError(PrepareError):
     """Raised by a host for a tenant or timeline that it has found damaged.
 
-    Clean-up keeps its entries: unknown is not gone. The host reports the damage itself, so
-    clean-up neither counts nor logs this as an error.
+    Clean-up then keeps the entries. It neither counts nor logs an error, since the host
+    reports the damage itself.
     """
 
 
 class ClosingError(BbcacheError):
-    """The cache is closing, and what was under way is given up."""
+    """The cache is closing."""
 
 
 class FillError(BbcacheError):
@@ -144,17 +134,17 @@ class FillError(BbcacheError):
 
 
 class FillTimeoutError(FillError, TimeoutError):
-    """The basebackup was not ready in time. Its build, once begun, goes on."""
+    """The basebackup was not ready in time. Its build goes on."""
 
 
 class BackingOffError(FillError):
-    """The last builds have failed, and the next is not tried yet.
+    """The last builds have failed, and the next one is not tried yet.
 
     Attributes:
         what: what failed: the timeline, or one LSN of it.
         failure_count: how many times in a row.
         retry_after_s: seconds until the next try.
-        until: the same as a time of day, UTC, by ISO 8601.
+        until: the time of the next try, UTC, in ISO 8601.
         cause: the text of the last failure.
     """
 
@@ -173,24 +163,19 @@ class BackingOffError(FillError):
         self.until = until
         self.cause = cause
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by the arguments, not by the text made from them."""
-        arguments = (self.what, self.failure_count, self.retry_after_s, self.until, self.cause)
-        return type(self), arguments
-
 
 class PostgresError(BbcacheError):
     """A PostgreSQL file, cluster or program is not as bbcache needs it."""
 
 
 class TakeoverError(PostgresError, OSError):
-    """What a compute node has left could not be made the state of its timeline.
+    """The data directory of a stopped compute node could not become its timeline's state.
 
-    Nothing of it is removed: the next start of the pageserver takes it over.
+    Nothing is removed: the next start of the pageserver tries again.
 
     Attributes:
         timeline_id: the timeline, as text.
-        pgdata_dir: the directory that has its last commits.
+        pgdata_dir: the directory that has the last commits.
         reason: what went wrong.
     """
 
@@ -205,16 +190,9 @@ class TakeoverError(PostgresError, OSError):
         self.pgdata_dir = pgdata_dir
         self.reason = reason
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by the arguments, not by the text made from them."""
-        return type(self), (self.timeline_id, self.pgdata_dir, self.reason)
-
 
 def safe_repr(value: object) -> str:
-    """A value's repr, or its type's name where that cannot be had.
-
-    Python refuses the digits of an int that has thousands of them.
-    """
+    """A value's repr, or the name of its type if `repr` fails, as for an int of many digits."""
     try:
         return repr(value)
     except Exception:  # noqa: BLE001 - a bad argument may be anything
@@ -222,15 +200,15 @@ def safe_repr(value: object) -> str:
 
 
 def safe_str(error: BaseException) -> str:
-    """An exception's text, after its type's name unless it is one of bbcache's own.
+    """The text of an exception, after the name of its type unless it is one of bbcache's.
 
-    The text of a `KeyError` is the bare key, and many others say as little. The name stands
-    alone where the text is empty or cannot be had.
+    The name is needed because the text of a `KeyError`, say, is the bare key. It stands alone if
+    there is no text or `str` fails.
     """
     name = type(error).__name__
     try:
         text = str(error)
-    except BaseException:  # noqa: BLE001 - of a host's exception, anything may be broken
+    except BaseException:  # noqa: BLE001 - an exception of a host may be broken in any way
         return name
     if not text:
         return name
@@ -238,19 +216,19 @@ def safe_str(error: BaseException) -> str:
 
 
 def names_a_path(text: str) -> bool:
-    """Whether a text has an absolute path in it, which is not for the clients of a service."""
+    """Whether a text has an absolute path in it, which clients of a service must not see."""
     return _ABSOLUTE_PATH.search(text) is not None
 
 
 def printable(text: str, most: int = 1000) -> str:
-    r"""A foreign text as one line that does nothing to a terminal or a log.
+    r"""A foreign text as one line that is safe for a terminal or a log.
 
     Characters that are not printable (controls, line ends, marks of writing direction,
     lone surrogates) become escapes such as ``\x1b``.
 
     Args:
         text: the text.
-        most: how many characters of it are kept; what is longer ends in ``...``.
+        most: how many characters are kept; a longer text ends in ``...``.
     """
     kept = text if len(text) <= most else f"{text[:most]}..."
     if kept.isprintable():

@@ -36,10 +36,6 @@ class HostRuleError(BbcacheError, AssertionError):
         super().__init__(f"the host breaks {count} of bbcache.host\n{listed}")
         self.broken = broken
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by the argument, not by the text made from it."""
-        return type(self), (self.broken,)
-
 
 class _BrokenRuleError(Exception):
     """What was seen, and what to do instead."""

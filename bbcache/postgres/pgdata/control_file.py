@@ -68,10 +68,6 @@ class ControlFileError(PostgresError):
         self.path = path
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[ControlFileError], tuple[str, str]]:
-        """Pickle by the arguments, not by the text made from them."""
-        return type(self), (self.path, self.reason)
-
 
 class ControlFileChecksumError(ControlFileError):
     """The checksum does not match: damaged, or read while the server wrote it."""
