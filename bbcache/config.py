@@ -47,20 +47,14 @@ _UNITS_S: Final = {
     for unit in units.split()
 }
 _DURATION_PART = re.compile(r"([0-9]{1,18})\s*([a-zA-Z]+)\s*")
-_MAX_LEVEL: Final = 3
-_LEAST_S: Final = 1e-9
-_MOST_S: Final = 1e9  # 31 years; what no clock of the system can wait for starts above
-
-
-def _default_concurrency() -> int:
-    return min(4, os.cpu_count() or 1)
+_MOST_S: Final = 1e9  # 31 years, which every clock of the system can wait for
 
 
 def parse_duration_s(text: object, key: str = "duration") -> float:
     """Seconds of a humantime text such as ``60s``, ``500ms`` or ``1h 30m``.
 
     Args:
-        text: the text; each part is a whole number and a unit.
+        text: whole numbers, each with its unit.
         key: the setting's name, for the error.
 
     Raises:
@@ -80,7 +74,8 @@ def parse_duration_s(text: object, key: str = "duration") -> float:
     return total_s
 
 
-_SECONDS: Final = seconds(_LEAST_S, _MOST_S, parse_duration_s)
+_SECONDS: Final = seconds(1e-9, _MOST_S, parse_duration_s)
+_BYTES: Final = integer(1, unit="bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,70 +88,54 @@ class BasebackupCacheConfig:
 
     cleanup_period: float = setting(
         _SECONDS,
+        60.0,
         "time between two clean-up steps; the first comes one period after the start",
-        default=60.0,
-        unit="seconds",
     )
-    max_total_size_bytes: int = setting(
-        integer(1),
-        "size of everything in the directory",
-        default=1024**3,
-        unit="bytes",
-    )
-    max_size_entries: int = setting(
-        integer(1), "files in the directory", default=10_000, unit="files"
-    )
+    max_total_size_bytes: int = setting(_BYTES, 1024**3, "size of everything in the directory")
+    max_size_entries: int = setting(integer(1, unit="files"), 10_000, "files in the directory")
     prepare_channel_size: int = setting(
-        integer(1),
+        integer(1, unit="timelines"),
+        100,
         "timelines whose prepares may wait for a worker, and requests that may wait for their LSNs",
-        default=100,
-        unit="timelines",
     )
     max_entry_size_bytes: int | None = setting(
-        optional(integer(1)),
-        "size of one archive",
-        default=None,
-        unit="bytes",
-        default_text="none: only the total limits it",
+        optional(_BYTES), None, "size of one archive", "none: only the total limits it"
     )
     max_unpublished_size_bytes: int = setting(
-        integer(1),
+        _BYTES,
+        1024**3,
         "size, beside the total, of the archives that `get_or_prepare` returns without "
         "publishing them",
-        default=1024**3,
-        unit="bytes",
     )
     unpublished_dir: str | os.PathLike[str] | None = setting(
         optional(directory()),
+        None,
         "an existing directory, on another disk than the cache, where `get_or_prepare` has an "
         "archive built when the disk of the cache fails",
-        default=None,
-        default_text="the system's temporary directory",
+        "the system's temporary directory",
     )
     prepare_concurrency: int = setting(
-        integer(1),
+        integer(1, unit="basebackups"),
+        min(4, os.cpu_count() or 1),
         "basebackups built at once",
-        default=_default_concurrency(),
-        unit="basebackups",
-        default_text="the number of CPUs, at most 4",
+        "the number of CPUs, at most 4",
     )
     wait_lsn_timeout: float = setting(
         _SECONDS,
+        300.0,
         "time that a prepare waits for its LSN, from its first look at the timeline; it holds "
         "no worker while it waits",
-        default=300.0,
-        unit="seconds",
     )
     compression_level: int = setting(
-        integer(0, _MAX_LEVEL),
+        integer(0, 3),
+        2,
         "level of ISA-L; level 3 is slower than 2 and often gives larger archives",
-        default=2,
     )
     verify_reads: Literal["always", "first", "never"] = setting(
         one_of("always", "first", "never"),
+        "first",
         "when the digest of an archive is checked: at every open (`always`), at its `first` open "
         "in this life of the cache, or `never`; only `always` finds later damage",
-        default="first",
     )
 
     def __post_init__(self) -> None:
@@ -167,13 +146,13 @@ class BasebackupCacheConfig:
         """Read the table ``basebackup_cache_config``, or the top level without it.
 
         Args:
-            source: the path of a TOML file, or a table already parsed. Times are
-                humantime strings there (``"60s"``, ``"1m 30s"``).
+            source: the path of a TOML file, or a parsed table. Times are humantime strings
+                (``"60s"``, ``"1m 30s"``).
 
         Raises:
             ConfigError: (a `ValueError`) for a file that cannot be read or
                 parsed, an unknown key or a bad value, each by name.
-            ArgumentError: (a `TypeError`) for a source that is neither.
+            ArgumentError: (a `TypeError`) for any other source.
         """
         if not isinstance(source, str | os.PathLike | Mapping):
             raise wrong_type("source", source, "a path or a table")

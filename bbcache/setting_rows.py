@@ -7,7 +7,7 @@ of TOML and the tables of the docs follow from them.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from bbcache.errors import ConfigError, safe_repr
@@ -24,13 +24,15 @@ class Kind:
 
     Attributes:
         wanted: type and range, as an error and the docs give them.
-        accepts: whether a value is one of them.
-        parse: makes a value of what TOML has, given the key for an error; None where TOML
-            has the value itself.
+        accepts: whether it takes a value.
+        unit: of the numbers; empty if there is none.
+        parse: makes a value of the one in TOML, given the key for an error; None if TOML has
+            the value itself.
     """
 
     wanted: str
     accepts: Callable[[Any], bool]
+    unit: str = ""
     parse: Callable[[object, str], Any] | None = None
 
 
@@ -40,25 +42,20 @@ class Setting:
 
     Attributes:
         kind: the values that it takes.
-        text: what it sets: lower case, no full stop.
         default: the value without the key.
-        unit: of its numbers; empty where there is none.
-        default_text: the default in words, where the value does not tell.
+        text: what it sets: lower case, no full stop.
+        default_text: the default in words, if the value alone says too little.
     """
 
     kind: Kind
-    text: str
     default: Any
-    unit: str
+    text: str
     default_text: str
 
 
-def setting(
-    kind: Kind, text: str, *, default: object, unit: str = "", default_text: str = ""
-) -> Any:
+def setting(kind: Kind, default: object, text: str, default_text: str = "") -> Any:
     """Declare the field of a dataclass as a key; the arguments are those of `Setting`."""
-    row = Setting(kind, text, default, unit, default_text)
-    return field(default=default, metadata={_KEY: row})
+    return field(default=default, metadata={_KEY: Setting(kind, default, text, default_text)})
 
 
 def settings_of(config: type) -> dict[str, Setting]:
@@ -82,12 +79,13 @@ def add_keys_to_docstring(config: type) -> None:
     """List the keys of a dataclass as the attributes in its docstring."""
     lines = []
     for key, row in settings_of(config).items():
-        unit = f", in {row.unit}" if row.unit and row.unit not in row.kind.wanted else ""
-        lines.append(f"        {key}: {row.text} ({row.kind.wanted}{unit}).")
+        kind = row.kind
+        unit = f", in {kind.unit}" if kind.unit and kind.unit not in kind.wanted else ""
+        lines.append(f"        {key}: {row.text} ({kind.wanted}{unit}).")
     config.__doc__ = "\n".join([(config.__doc__ or "").rstrip(), "", "    Attributes:", *lines, ""])
 
 
-def integer(least: int, most: int | None = None) -> Kind:
+def integer(least: int, most: int | None = None, *, unit: str = "") -> Kind:
     """An int, but no bool, in a range."""
     upper = "" if most is None else f" and at most {most}"
     return Kind(
@@ -98,6 +96,7 @@ def integer(least: int, most: int | None = None) -> Kind:
             and least <= value
             and (most is None or value <= most)
         ),
+        unit,
     )
 
 
@@ -112,6 +111,7 @@ def seconds(
             and not isinstance(value, bool)
             and least_s <= value <= most_s
         ),
+        "seconds",
         parse,
     )
 
@@ -127,8 +127,8 @@ def instance(wanted: str, of: type) -> Kind:
 
 
 def optional(kind: Kind) -> Kind:
-    """What `kind` takes, or None, which TOML says by leaving the key out."""
-    return Kind(kind.wanted, lambda value: value is None or kind.accepts(value), kind.parse)
+    """The values of `kind`, or None, for which TOML leaves the key out."""
+    return replace(kind, accepts=lambda value: value is None or kind.accepts(value))
 
 
 def directory() -> Kind:
@@ -142,5 +142,5 @@ def _is_path(value: object) -> bool:
 
 
 def bad_value(key: str, value: object, wanted: str) -> ConfigError:
-    """Make the error for a value that a key does not take."""
+    """The error for a value that a key does not take."""
     return ConfigError(f"{key} is {safe_repr(value)}, but must be {wanted}")

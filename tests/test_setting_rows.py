@@ -31,8 +31,8 @@ ROWS = [
 class Oven:
     """Settings of an oven."""
 
-    heat: int = setting(integer(0, 9), "how hot", default=5, unit="notches")
-    hours: int | None = setting(optional(integer(1)), "how long", default=None)
+    heat: int = setting(integer(0, 9, unit="notches"), 5, "how hot")
+    hours: int | None = setting(optional(integer(1)), None, "how long")
     colour: str = "red"
 
     def __post_init__(self) -> None:

@@ -31,24 +31,23 @@ class HttpConfig:
     """
 
     listen: Address = setting(
-        instance("an Address", Address), "the address that is served", default=DEFAULT_ADDRESS
+        instance("an Address", Address), DEFAULT_ADDRESS, "the address that is served"
     )
     max_connections: int = setting(
-        integer(1), "requests at once, each of which has a thread", default=16, unit="requests"
+        integer(1, unit="requests"), 16, "requests at once, each of which has a thread"
     )
     max_request_size_bytes: int = setting(
-        integer(1), "size of one request, the body included", default=16 * 1024, unit="bytes"
+        integer(1, unit="bytes"), 16 * 1024, "size of one request, the body included"
     )
     timeout_s: float = setting(
         seconds(1e-9, 1e6),
+        5.0,
         "time for a client to send its request, and again to take the answer",
-        default=5.0,
-        unit="seconds",
     )
     allow_unauthenticated: bool = setting(
         instance("a bool", bool),
-        "listen beyond loopback: HTTP asks for no token",
         default=False,
+        text="listen beyond loopback: HTTP asks for no token",
     )
     is_loopback: bool = field(init=False)  # whether only this machine can connect; found out once
 

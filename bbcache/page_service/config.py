@@ -20,8 +20,6 @@ from bbcache.setting_rows import (
 DEFAULT_PORT: Final = 64000  # Neon's
 _MAX_PORT: Final = 65535
 _LEAST_MESSAGE_SIZE_BYTES: Final = 1024
-_LEAST_S: Final = 1e-9
-_MOST_S: Final = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ class Address:
 
 
 def _timeout(text: str, default_s: float) -> Any:
-    return setting(seconds(_LEAST_S, _MOST_S), text, default=default_s, unit="seconds")
+    return setting(seconds(1e-9, 1e6), default_s, text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,21 +91,19 @@ class PageServiceConfig:
 
     listen: Address = setting(
         instance("an Address", Address),
+        Address("127.0.0.1", DEFAULT_PORT),
         "the address where clients connect",
-        default=Address("127.0.0.1", DEFAULT_PORT),
     )
     max_connections: int = setting(
-        integer(1),
+        integer(1, unit="clients"),
+        1000,
         "clients at once; one more closes the connection that has been silent longest, first of "
         "all one without a valid token yet",
-        default=1000,
-        unit="clients",
     )
     max_message_size_bytes: int = setting(
-        integer(_LEAST_MESSAGE_SIZE_BYTES),
+        integer(_LEAST_MESSAGE_SIZE_BYTES, unit="bytes"),
+        64 * 1024,
         "size of one message of a client, a token included",
-        default=64 * 1024,
-        unit="bytes",
     )
     handshake_timeout_s: float = _timeout("time from the connect to the first command", 10.0)
     message_timeout_s: float = _timeout("time from the first byte of a message to its last", 10.0)
@@ -115,10 +111,12 @@ class PageServiceConfig:
     send_timeout_s: float = _timeout("time for the client to take a piece of 1 MiB", 60.0)
     wait_lsn_timeout_s: float = _timeout("time for the timeline to reach the LSN", 300.0)
     allow_unauthenticated: bool = setting(
-        instance("a bool", bool), "listen beyond loopback without tokens", default=False
+        instance("a bool", bool), default=False, text="listen beyond loopback without tokens"
     )
     allow_cleartext_tokens: bool = setting(
-        instance("a bool", bool), "listen beyond loopback with tokens, without TLS", default=False
+        instance("a bool", bool),
+        default=False,
+        text="listen beyond loopback with tokens, without TLS",
     )
 
     def __post_init__(self) -> None:

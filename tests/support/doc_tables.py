@@ -43,7 +43,7 @@ def settings_table(config: type) -> str:
     return table(
         ("key", "takes", "default", "unit", "meaning"),
         *(
-            (f"`{key}`", row.kind.wanted, default_of(row), row.unit, row.text)
+            (f"`{key}`", row.kind.wanted, default_of(row), row.kind.unit, row.text)
             for key, row in settings_of(config).items()
         ),
     )
@@ -53,9 +53,9 @@ def default_of(row: Setting) -> str:
     """The default of a key, as people write it."""
     if row.default_text:
         return row.default_text
-    if row.unit == "seconds":
+    if row.kind.unit == "seconds":
         return f"`{row.default:g}s`" if row.kind.parse else f"{row.default:g}"
-    if row.unit == "bytes":
+    if row.kind.unit == "bytes":
         return next(f"{row.default // size} {name}" for size, name in _SIZES if row.default >= size)
     if isinstance(row.default, bool):
         return "yes" if row.default else "no"
