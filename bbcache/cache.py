@@ -110,7 +110,7 @@ class BasebackupCache:
         last archive that was to be published. Entries are served all the same.
         """
         engine = self._live_engine()
-        return None if engine is None else engine.degraded_reason
+        return None if engine is None else engine.builder.degraded_reason
 
     def get(self, tenant_id: TenantId, timeline_id: TimelineId, lsn: Lsn) -> BasebackupFile | None:
         """The open archive of the timeline at exactly `lsn`; None where there is none.

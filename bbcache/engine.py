@@ -19,11 +19,10 @@ from bbcache.outcomes import SkipReason
 from bbcache.pacer import Pacer
 from bbcache.prepare.backoff import Backoff
 from bbcache.prepare.builder import Builder
-from bbcache.prepare.ending import Ending, log_refused, log_skip
-from bbcache.prepare.line import Line
 from bbcache.prepare.on_demand import Filler
 from bbcache.prepare.queue import PrepareQueue
 from bbcache.prepare.request import Request
+from bbcache.prepare.singleflight import Result
 from bbcache.prepare.worker import Preparer
 from bbcache.storage.accounting import Accounting
 from bbcache.storage.catalog import Catalog
@@ -56,7 +55,7 @@ class Engine:
     """Wires the parts of one cache and owns its threads. Thread-safe.
 
     The threads know the engine and not the `BasebackupCache` in front of it, so that
-    a cache that is dropped without a close can be closed all the same.
+    a cache that is dropped without a close can still be closed.
 
     Args:
         data_dir: absolute path of the directory.
@@ -67,6 +66,7 @@ class Engine:
 
     Attributes:
         is_serving: False as soon as a close has begun; one read of memory.
+        is_initialized: whether the entries on disk are known.
     """
 
     def __init__(
@@ -79,25 +79,38 @@ class Engine:
     ) -> None:
         self.data_dir = data_dir
         self.is_serving = True
+        self.is_initialized = False
         self.index = Index(Accounting.from_config(config))
         self.work_counter = WorkCounter()
         self._config = config
         self._dirlock = dirlock
-        line = Line(config.prepare_channel_size)
-        self._metrics = Metrics(registry, self.index.accounting, line.__len__)
-        self._queue = PrepareQueue(line, self._metrics, self.work_counter)
+        self._metrics = Metrics(registry)
+        self._queue = PrepareQueue(config.prepare_channel_size, self._metrics, self.work_counter)
         self.store = Store(data_dir)
         self._catalog = Catalog(self.store, self.index, dirlock, self._metrics)
         pacer, backoff = Pacer(), Backoff()
         self.cleaner = Cleaner(
             tenants, self.index, self._catalog, self._metrics, self.work_counter, pacer
         )
-        self.reader = self._make_reader(pacer)
-        self._builder = self._make_builder()
-        self._preparer = self._make_preparer(tenants, backoff)
-        self.filler = self._make_filler(backoff)
-        self._changed = Waiters()  # for a change of the next, or of is_serving
-        self._is_initialized = self._is_abandoned = self._is_closed = False
+        self.reader = Reader(
+            self.index,
+            self.store,
+            self._catalog,
+            self._metrics,
+            self.work_counter,
+            pacer,
+            verify_reads=config.verify_reads,
+            rebuild=self._rebuild,
+        )
+        self.builder = Builder(config, self.index, self.store, self._catalog, self._metrics)
+        self._preparer = Preparer(
+            config, tenants, self.index, self.builder, self._queue, self._metrics, backoff
+        )
+        self.filler = Filler(
+            self.reader, self._queue, backoff, self._metrics, self._is_in_own_thread
+        )
+        self._changed = Waiters()  # for changes of the flags
+        self._is_abandoned = self._is_closed = False
         self._close_lock = threading.RLock()  # guards _has_closer
         self._has_closer = False
         self._own_threads: set[threading.Thread] = set()  # complete once start() returns
@@ -106,49 +119,8 @@ class Engine:
         self._executor = ThreadPoolExecutor(config.prepare_concurrency, "bbcache-prepare")
         self._background = threading.Thread(target=self._run, name="bbcache-cleanup")
 
-    def _make_reader(self, pacer: Pacer) -> Reader:
-        return Reader(
-            self.index,
-            self.store,
-            self._catalog,
-            self._metrics,
-            self.work_counter,
-            pacer,
-            verify_reads=self._config.verify_reads,
-            rebuild=self._rebuild,
-        )
-
-    def _make_builder(self) -> Builder:
-        return Builder(
-            self._config,
-            self.index,
-            store=self.store,
-            catalog=self._catalog,
-            metrics=self._metrics,
-        )
-
-    def _make_preparer(self, tenants: TenantManager, backoff: Backoff) -> Preparer:
-        return Preparer(
-            self._config,
-            tenants,
-            self.index,
-            builder=self._builder,
-            queue=self._queue,
-            metrics=self._metrics,
-            backoff=backoff,
-        )
-
-    def _make_filler(self, backoff: Backoff) -> Filler:
-        return Filler(
-            self.reader,
-            self._queue,
-            backoff=backoff,
-            metrics=self._metrics,
-            is_own_thread=lambda: threading.current_thread() in self._own_threads,
-        )
-
     def start(self) -> None:
-        """Start the threads; when that fails, everything is undone."""
+        """Start the threads; if that fails, undo everything."""
         self._warn_of_settings()
         lifecycle.close_at_exit(self)
         try:
@@ -171,24 +143,21 @@ class Engine:
                 os.fspath(path),
             )
 
-    @property
-    def is_initialized(self) -> bool:
-        """Whether the entries on disk are known."""
-        return self._is_initialized
-
-    @property
-    def degraded_reason(self) -> str | None:
-        """See `BasebackupCache.degraded_reason`."""
-        return self._builder.degraded_reason
-
     def wait_initialized(self, timeout_s: float | None) -> bool:
-        """Wait until the entries on disk are known; False when the cache closed before."""
-        self._changed.wait_for(lambda: self._is_initialized or not self.is_serving, timeout_s)
-        return self._is_initialized
+        """Wait until the entries on disk are known; False if the cache closed before."""
+        self._changed.wait_for(lambda: self.is_initialized or not self.is_serving, timeout_s)
+        return self.is_initialized
 
     def wait_idle(self, timeout_s: float | None) -> bool:
         """See `BasebackupCache.wait_idle`."""
         return self.work_counter.wait_for(self._is_idle, timeout_s)
+
+    def _is_idle(self) -> bool:
+        if not self.work_counter.is_idle():
+            return False
+        with suppress(OSError):  # a later call may succeed
+            self._catalog.settle_doubt()
+        return self.is_initialized and self._queue.is_idle()
 
     def send_prepare(
         self, tenant_shard_id: TenantShardId, timeline_id: TimelineId, lsn: Lsn
@@ -197,35 +166,106 @@ class Engine:
         try:
             check_shard_ids(tenant_shard_id, timeline_id, lsn)
             key = make_key(tenant_shard_id.tenant_id, timeline_id)
+            request = Request(key, lsn, tenant_shard_id, time.monotonic())
             if tenant_shard_id.is_shard_zero:
-                self._queue.submit(Request(key, lsn, tenant_shard_id, time.monotonic()))
+                self._queue.submit(request)
             else:
-                ending = Ending.skip(SkipReason.NOT_SHARD_ZERO)
-                ending.count_in(self._metrics)
-                log_skip(key, lsn, ending)
+                self._queue.finish(request, Result.skip(SkipReason.NOT_SHARD_ZERO))
         except ArgumentError as error:
-            self._metrics.prepare_failed()
-            log_refused(error)
+            self._queue.reject(error)
         except Exception:
             log.exception("a prepare could not be queued")
 
+    def _rebuild(self, entry: Entry) -> None:
+        self._queue.submit(Request(entry.key, entry.lsn, None, time.monotonic()))
+
+    def _work(self) -> None:
+        """Run prepares: the life of a worker thread."""
+        with self._own_thread():
+            self._preparer.work()
+
+    def _run(self) -> None:
+        """Load the directory, then clean up each period: the life of the background thread."""
+        with self._own_thread():
+            self._load()
+            self._tick()
+        if self._is_abandoned:
+            self.close(None)
+
+    @contextmanager
+    def _own_thread(self) -> Iterator[None]:
+        """Note that the current thread has begun, and when it is about to end."""
+        current = threading.current_thread()
+        self._own_threads.add(current)
+        self._entered.put(None)
+        try:
+            yield
+        finally:
+            self._ended_threads.add(current)
+            self._changed.wake_all()
+
+    def _is_in_own_thread(self) -> bool:
+        return threading.current_thread() in self._own_threads
+
+    def _load(self) -> None:
+        report = load(
+            self._catalog,
+            self.data_dir,
+            is_stopped_in=self._is_stopped_in,
+            on_failure=lambda: self._queue.open(for_fills_only=True),  # callers need not wait
+        )
+        if report is None:
+            return
+        with suppress(BaseException):  # a log handler may raise
+            announce(report, self.data_dir)
+        self._metrics.loaded_entries.set(report.entry_count)
+        self._metrics.refresh()
+        self.is_initialized = True
+        self._changed.wake_all()
+        self._queue.open()
+        self.work_counter.changed()
+
+    def _tick(self) -> None:
+        ticker = Ticker(self._config.cleanup_period, time.monotonic())
+        while not self._is_stopped_in(ticker.delay_s(time.monotonic())):
+            with suppress(BaseException):  # a log handler may raise
+                try:
+                    self.cleaner.step()
+                except BaseException:
+                    log.exception("a clean-up step failed")
+            ticker.advance(time.monotonic())
+
+    def _is_stopped_in(self, timeout_s: float) -> bool:
+        """Wait, and tell whether the cache has begun to close."""
+        return self._changed.wait_for(lambda: not self.is_serving, timeout_s)
+
     def begin_close(self) -> None:
-        """Stop every thread soon, and cancel what waits; without waiting. Idempotent."""
+        """Tell every thread to end, and cancel what waits; does not wait. Idempotent."""
         self._stop()
         self._queue.close()
+
+    def abandon(self) -> None:
+        """Close in the background, for a finaliser: waits for no thread and takes no lock."""
+        self._is_abandoned = True
+        self._catalog.stop()
+        self._stop()
+
+    def _stop(self) -> None:
+        self.is_serving = False
+        self.builder.stop()
+        self._changed.wake_all()
 
     def close(self, timeout: float | None = None) -> None:
         """See `BasebackupCache.close`."""
         deadline_s = None if timeout is None else time.monotonic() + timeout
         self.begin_close()
-        is_own_thread = threading.current_thread() in self._own_threads
-        while not (self._try_to_close(deadline_s) or is_own_thread):
+        while not (self._try_to_close(deadline_s) or self._is_in_own_thread()):
             left_s = _remaining_s(deadline_s)
             if not self._changed.wait_for(lambda: self._is_closed or not self._has_closer, left_s):
                 break
 
     def _try_to_close(self, deadline_s: float | None) -> bool:
-        """Finish a close; False where another thread is about to, which may be interrupted."""
+        """Finish a close; False if another thread does, which may yet be interrupted."""
         is_closer = False
         try:
             with self._close_lock:
@@ -240,87 +280,6 @@ class Engine:
                 self._changed.wake_all()
             raise
         return is_closer
-
-    def abandon(self) -> None:
-        """Close in the background, for a finaliser: it may wait for no thread and no lock."""
-        self._is_abandoned = True
-        self._catalog.stop()
-        self._stop()
-
-    def _stop(self) -> None:
-        """Tell every thread. A finaliser may call it: no lock is taken."""
-        self.is_serving = False
-        self._preparer.stop()
-        self._changed.wake_all()
-
-    def _is_idle(self) -> bool:
-        if not self.work_counter.is_idle():
-            return False
-        with suppress(OSError):  # a later look may succeed
-            self._catalog.settle_doubt()
-        return self._is_initialized and self._queue.is_idle()
-
-    def _rebuild(self, entry: Entry) -> None:
-        self._queue.submit(Request(entry.key, entry.lsn, None, time.monotonic()))
-
-    def _work(self) -> None:
-        with self._own_thread():
-            self._preparer.work()
-
-    @contextmanager
-    def _own_thread(self) -> Iterator[None]:
-        """Tell that the current thread has begun, and when it is about to end."""
-        current = threading.current_thread()
-        self._own_threads.add(current)
-        self._entered.put(None)
-        try:
-            yield
-        finally:
-            self._ended_threads.add(current)
-            self._changed.wake_all()
-
-    def _run(self) -> None:
-        """The life of the background thread."""
-        with self._own_thread():
-            self._load_and_tick()
-        if self._is_abandoned:
-            self.close(None)
-
-    def _load_and_tick(self) -> None:
-        """Load, then clean up period by period."""
-        report = load(
-            self._catalog,
-            self.data_dir,
-            is_stopped_in=self._is_stopped_in,
-            on_failure=lambda: self._queue.open(for_fills_only=True),  # it must not stop a start
-        )
-        if report is not None:
-            with suppress(BaseException):  # as in `startup.load`
-                announce(report, self.data_dir)
-            self._metrics.loaded_entries.set(report.entry_count)
-            self._metrics.refresh()
-            self._is_initialized = True
-            self._changed.wake_all()
-            self._queue.open()
-            self.work_counter.changed()
-        self._tick()
-
-    def _tick(self) -> None:
-        ticker = Ticker(self._config.cleanup_period, time.monotonic())
-        while not self._is_stopped_in(ticker.delay_s(time.monotonic())):
-            with suppress(BaseException):  # as in `startup.load`
-                self._clean_up()
-            ticker.advance(time.monotonic())
-
-    def _clean_up(self) -> None:
-        try:
-            self.cleaner.step()
-        except BaseException:
-            log.exception("a clean-up step failed")
-
-    def _is_stopped_in(self, timeout_s: float) -> bool:
-        """Wait, and tell whether the cache has begun to close."""
-        return self._changed.wait_for(lambda: not self.is_serving, timeout_s)
 
     def _finish_close(self, deadline_s: float | None) -> None:
         left = self._join(deadline_s)
@@ -342,22 +301,21 @@ class Engine:
         self._is_closed = True
         self._changed.wake_all()
 
+    def _join(self, deadline_s: float | None) -> list[str]:
+        """Wait for all threads but the current one; returns the names of those left."""
+        self._executor.shutdown(wait=False)
+        others = self._own_threads - {threading.current_thread()}
+        # `join` takes a thread for ended if it is interrupted, so it is called for ended ones.
+        self._changed.wait_for(lambda: others <= self._ended_threads, _remaining_s(deadline_s))
+        for thread in others & self._ended_threads:
+            thread.join()
+        return sorted(thread.name for thread in others - self._ended_threads)
+
     def _unlock(self) -> None:
         try:
             self._dirlock.release()
         except OSError:
             log.exception("cannot unlock %s; it is free when this process ends", self.data_dir)
-
-    def _join(self, deadline_s: float | None) -> list[str]:
-        """Wait for all threads but the current one; returns the names of those left."""
-        current = threading.current_thread()
-        self._executor.shutdown(wait=False)
-        others = self._own_threads - {current}
-        # An interrupted join takes its thread for ended, so only those are joined that are.
-        self._changed.wait_for(lambda: others <= self._ended_threads, _remaining_s(deadline_s))
-        for thread in others & self._ended_threads:
-            thread.join()
-        return sorted(thread.name for thread in others - self._ended_threads)
 
 
 def _remaining_s(deadline_s: float | None) -> float | None:

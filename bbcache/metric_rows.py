@@ -1,7 +1,7 @@
 """Prometheus metrics declared as rows: name, kind, labels and text of each, once.
 
 A `MetricSet` makes a collector of each of its rows. The tables of the docs, the status page
-and the tests read the rows. Adding a metric takes its row and the place that counts it.
+and the tests read the rows. To add a metric, add its row and the place that counts it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _K = TypeVar("_K", bound=str)
 
 
 class ReadGauge(Gauge):
-    """A gauge that may read its value when this process is scraped.
+    """A gauge that may read its value at a scrape.
 
     In Prometheus' multi-process mode another process is scraped, which sees the value of
     the last `refresh`.
@@ -39,7 +39,7 @@ class ReadGauge(Gauge):
         self._read = read
 
     def refresh(self) -> None:
-        """Set what is read at this moment, for other processes."""
+        """Set the gauge to the value of this moment, for other processes."""
         if self._read is not None:
             self.set(self._read())
 
@@ -55,23 +55,15 @@ _COLLECTORS: Final[Mapping[str, Callable[..., Any]]] = {
 class Row(Generic[_T]):
     """The declaration of one metric, as an attribute of a `MetricSet`.
 
-    The class has the row; an object has the collector that was made of it, or a mapping to
-    its children by the values of the labels (a tuple of them where there are several).
+    The class has the row. An object has the collector, or, if there are labels, a mapping from
+    their values (a tuple of them if there are several) to its children.
 
     Args:
         kind: of the metric.
         name: as a scrape shows it; a counter's ends in ``_total``.
         text: what it shows: the help of a scrape, and the meaning in the docs.
         labels: the values of each label, which all exist at zero from the start.
-        note: what an operator should know besides; in the docs only.
         options: further arguments of the collector.
-
-    Attributes:
-        name: the same.
-        kind: the same.
-        text: the same.
-        labels: the same.
-        note: the same.
     """
 
     def __init__(
@@ -80,11 +72,10 @@ class Row(Generic[_T]):
         name: str,
         text: str,
         labels: Mapping[str, Iterable[str]] | None = None,
-        note: str = "",
         **options: Any,
     ) -> None:
-        self.kind, self.name, self.text, self.note = kind, name, text, note
-        self.labels = {} if labels is None else {key: tuple(labels[key]) for key in labels}
+        self.kind, self.name, self.text = kind, name, text
+        self.labels = {label: tuple(values) for label, values in (labels or {}).items()}
         self._options = options
 
     def __set_name__(self, owner: type, attribute: str) -> None:
@@ -115,21 +106,19 @@ class Row(Generic[_T]):
         return collector
 
 
-def counter(name: str, text: str, note: str = "") -> Row[Counter]:
+def counter(name: str, text: str) -> Row[Counter]:
     """Declare a counter without labels."""
-    return Row("counter", name, text, note=note)
+    return Row("counter", name, text)
 
 
-def counter_by(
-    label: str, values: Iterable[_K], name: str, text: str, note: str = ""
-) -> Row[Mapping[_K, Counter]]:
+def counter_by(label: str, values: Iterable[_K], name: str, text: str) -> Row[Mapping[_K, Counter]]:
     """Declare a counter with one label."""
-    return Row("counter", name, text, {label: values}, note)
+    return Row("counter", name, text, {label: values})
 
 
-def gauge(name: str, text: str, note: str = "") -> Row[ReadGauge]:
+def gauge(name: str, text: str) -> Row[ReadGauge]:
     """Declare a gauge without labels."""
-    return Row("gauge", name, text, note=note)
+    return Row("gauge", name, text)
 
 
 def histogram_by(
@@ -161,7 +150,7 @@ class MetricSet:
         return [each for each in vars(cls).values() if isinstance(each, Row)]
 
     def refresh(self) -> None:
-        """Show the gauges of this moment to other processes, in the multi-process mode."""
+        """Set the gauges to the values of this moment, for the multi-process mode."""
         for collector in self._collectors:
             if isinstance(collector, ReadGauge):
                 collector.refresh()
@@ -172,20 +161,15 @@ class MetricSet:
             self.withdraw()
 
     def withdraw(self) -> None:
-        """Leave the registry, whosever it is: the start of the owner has failed."""
+        """Leave any registry, since the start of the owner has failed."""
         unregister_all(self._registry, self._collectors)
 
 
 def register_all(registry: CollectorRegistry, collectors: Iterable[Collector], owner: str) -> None:
-    """Register all or none.
-
-    Args:
-        registry: where.
-        collectors: what.
-        owner: what the metrics belong to, for the error.
+    """Register all collectors or none; the arguments are those of `MetricSet`.
 
     Raises:
-        ConfigError: the names are taken, by another owner.
+        ConfigError: the registry has the metrics of another owner.
     """
     done: list[Collector] = []
     try:
@@ -193,8 +177,7 @@ def register_all(registry: CollectorRegistry, collectors: Iterable[Collector], o
             registry.register(collector)
             done.append(collector)
     except BaseException as error:
-        for collector in done:
-            registry.unregister(collector)
+        unregister_all(registry, done)
         if not isinstance(error, ValueError):
             raise
         raise ConfigError(
@@ -204,7 +187,7 @@ def register_all(registry: CollectorRegistry, collectors: Iterable[Collector], o
 
 
 def unregister_all(registry: CollectorRegistry, collectors: Iterable[Collector]) -> None:
-    """Unregister all that are still registered."""
+    """Unregister all that are registered."""
     for collector in collectors:
         with suppress(KeyError):
             registry.unregister(collector)

@@ -1,16 +1,16 @@
 """The Prometheus metrics of a cache: one row for each.
 
 Names and labels without the ``bbcache_`` prefix are Neon's
-(``pageserver/src/metrics.rs``); its gauges count all files there and published
-entries only here. Every label set exists at zero from the start. Thread-safe.
+(``pageserver/src/metrics.rs``). Neon's gauges count all files, these count published entries
+only. Every label set exists at zero from the start. Thread-safe.
 
 No finaliser may count: the garbage collector may run it in a thread that holds the lock
-of the very counter, which is not re-entrant.
+of the same counter, which is not re-entrant.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from bbcache.metric_rows import MetricSet, counter, counter_by, gauge, histogram_by
 from bbcache.outcomes import (
@@ -23,8 +23,6 @@ from bbcache.outcomes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from prometheus_client import CollectorRegistry
 
 _NEON: Final = "pageserver_basebackup_cache"
@@ -34,37 +32,11 @@ _BUCKETS_S: Final = (
 )
 
 
-class Measured(Protocol):
-    """What the gauges read: the accounting, in memory and without a lock."""
-
-    @property
-    def entry_count(self) -> int:
-        """Published entries."""
-        ...
-
-    @property
-    def entries_size_bytes(self) -> int:
-        """Their bytes."""
-        ...
-
-    @property
-    def nonentry_bytes(self) -> int:
-        """Bytes of foreign files, doomed files and quarantine."""
-        ...
-
-    @property
-    def unpublished_bytes(self) -> int:
-        """Bytes of archives that are not published."""
-        ...
-
-
 class Metrics(MetricSet):
-    """The metrics of one cache, registered all or none.
+    """The metrics of one cache, registered all or none. Gauges are read from their owners.
 
     Args:
         registry: where to register; None for Prometheus' default registry.
-        accounting: what the gauges of entries and bytes show.
-        queue_size: how many prepares wait.
 
     Raises:
         ConfigError: the registry has the metrics of another cache.
@@ -78,8 +50,7 @@ class Metrics(MetricSet):
     )
     entries = gauge(
         f"{_NEON}_entries_total",
-        "Basebackups published in the cache.",
-        "Neon names this gauge like a counter.",
+        "Basebackups published in the cache. Neon names this gauge like a counter.",
     )
     size_bytes = gauge(f"{_NEON}_size_bytes", "Bytes of the basebackups published in the cache.")
     prepare_queue_size = gauge(f"{_NEON}_prepare_queue_size", "Prepares that wait for a worker.")
@@ -90,13 +61,12 @@ class Metrics(MetricSet):
         "result",
         FallbackResult,
         "bbcache_fallback_builds_total",
-        "Builds in unpublished_dir after the disk of the cache has failed.",
-        "They are made for callers of `get_or_prepare`, also where the disk is read-only.",
+        "Builds in unpublished_dir, for callers of get_or_prepare, after the disk of the cache "
+        "has failed or while it is read-only.",
     )
     unpublished_bytes = gauge(
         "bbcache_unpublished_bytes",
-        "Bytes of archives handed out without being published.",
-        "They count while they are built and while they are read.",
+        "Bytes of archives handed out without being published, while they are built or read.",
     )
     nonentry_bytes = gauge(
         "bbcache_nonentry_bytes",
@@ -112,40 +82,26 @@ class Metrics(MetricSet):
     prepare_archive_bytes = counter("bbcache_prepare_archive_bytes_total", "Bytes of archives.")
     quarantined = counter(
         "bbcache_quarantined_total",
-        "Bad archives taken out.",
-        "Above 0 is worth an alert: the disk may be failing.",
+        "Bad archives taken out. Above 0 is worth an alert: the disk may be failing.",
     )
     unlink_failures = counter(
-        "bbcache_unlink_failures_total", "Failed removals.", "Each clean-up tries again."
+        "bbcache_unlink_failures_total", "Failed removals. Each clean-up tries again."
     )
     cleanup_errors = counter(
-        "bbcache_cleanup_errors_total",
-        "Failures met by clean-up.",
-        "They are the host's or the disk's.",
+        "bbcache_cleanup_errors_total", "Failures of the host or the disk during a clean-up."
     )
     loaded_entries = gauge(
         "bbcache_loaded_entries",
-        "Entries found on disk at the start.",
-        "0 after a restart is worth an alert.",
+        "Entries found on disk at the start. 0 after a restart is worth an alert.",
     )
     degraded = gauge(
         "bbcache_degraded",
-        "1 while the cache can publish nothing, else 0.",
-        "1 is worth an alert: the status page and `degraded_reason` say why.",
+        "1 while the cache can publish nothing, else 0. 1 is worth an alert: the status page and "
+        "`degraded_reason` say why.",
     )
 
-    def __init__(
-        self,
-        registry: CollectorRegistry | None,
-        accounting: Measured,
-        queue_size: Callable[[], int],
-    ) -> None:
+    def __init__(self, registry: CollectorRegistry | None) -> None:
         super().__init__(registry, "cache")
-        self.entries.read_from(lambda: accounting.entry_count)
-        self.size_bytes.read_from(lambda: accounting.entries_size_bytes)
-        self.nonentry_bytes.read_from(lambda: accounting.nonentry_bytes)
-        self.prepare_queue_size.read_from(queue_size)
-        self.unpublished_bytes.read_from(lambda: accounting.unpublished_bytes)
 
     def skipped(self, reason: SkipReason) -> None:
         """Count a prepare that was skipped, and its reason."""

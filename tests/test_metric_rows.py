@@ -13,7 +13,7 @@ from bbcache.metric_rows import MetricSet, Row, counter, counter_by, gauge, hist
 class Lamps(MetricSet):
     """One row of each kind."""
 
-    lit = counter("lamps_lit_total", "Lamps that were lit.", "Some twice.")
+    lit = counter("lamps_lit_total", "Lamps that were lit.")
     broken = counter_by("cause", ("heat", "age"), "lamps_broken_total", "Lamps that broke.")
     burning = gauge("lamps_burning", "Lamps that burn.")
     hours = histogram_by("colour", ("red",), "lamps_hours", "Hours that lamps burn.", (1, 2))
@@ -57,7 +57,7 @@ def test_the_class_knows_its_rows_in_their_order() -> None:
     ]
     assert [row.kind for row in Lamps.rows()][2:4] == ["gauge", "histogram"]
     assert Lamps.broken.labels == {"cause": ("heat", "age")}
-    assert (Lamps.lit.text, Lamps.lit.note) == ("Lamps that were lit.", "Some twice.")
+    assert Lamps.lit.text == "Lamps that were lit."
 
 
 def test_two_objects_count_by_themselves(registry: CollectorRegistry) -> None:

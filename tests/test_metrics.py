@@ -12,14 +12,10 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 from support.helpers import run_threads, samples, samples_of
 
-from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import ConfigError
-from bbcache.ids import Lsn
 from bbcache.metrics import Metrics
 from bbcache.outcomes import Phase, ReadResult, SkipReason
 from bbcache.page_service.metrics import ServiceMetrics
-from bbcache.storage.accounting import Accounting
-from bbcache.storage.index import Entry, Index
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,22 +50,6 @@ def family_of(row: Row[Any]) -> str:
     return row.name.removesuffix("_total") if row.kind == "counter" else row.name
 
 
-class Ledger:
-    """What the gauges read, set by hand."""
-
-    entry_count = 0
-    entries_size_bytes = 0
-    nonentry_bytes = 0
-    unpublished_bytes = 0
-    queue_size = 0
-
-
-@pytest.fixture
-def accounting() -> Ledger:
-    """Books with zeros."""
-    return Ledger()
-
-
 @pytest.fixture
 def registry() -> CollectorRegistry:
     """A registry of the test's own."""
@@ -77,9 +57,9 @@ def registry() -> CollectorRegistry:
 
 
 @pytest.fixture
-def metrics(registry: CollectorRegistry, accounting: Ledger) -> Metrics:
+def metrics(registry: CollectorRegistry) -> Metrics:
     """Metrics in that registry."""
-    return Metrics(registry, accounting, lambda: accounting.queue_size)
+    return Metrics(registry)
 
 
 @pytest.fixture
@@ -100,10 +80,10 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Collector]]:
 
 
 @pytest.fixture
-def default_metrics(accounting: Ledger, registered: list[Collector]) -> Metrics:
+def default_metrics(registered: list[Collector]) -> Metrics:
     """Metrics in Prometheus' default registry, taken out at the end."""
     assert registered == []
-    return Metrics(None, accounting, lambda: accounting.queue_size)
+    return Metrics(None)
 
 
 def values(registry: CollectorRegistry) -> dict[str, float]:
@@ -211,33 +191,6 @@ def test_seconds_are_observed_by_phase(
 
 
 @pytest.mark.usefixtures("metrics")
-def test_gauges_read_the_books_when_asked(registry: CollectorRegistry, accounting: Ledger) -> None:
-    """No setter can go stale: a gauge shows what is there at that moment."""
-    for number in (1, 5):
-        accounting.entry_count, accounting.entries_size_bytes = number, number * 10
-        accounting.queue_size, accounting.nonentry_bytes = number * 100, number * 1000
-        found = values(registry)
-        assert found[f"{NEON}entries_total"] == number
-        assert found[f"{NEON}size_bytes"] == number * 10
-        assert found[f"{NEON}prepare_queue_size"] == number * 100
-        assert found["bbcache_nonentry_bytes"] == number * 1000
-
-
-def test_gauges_of_an_index_count_published_entries_only(registry: CollectorRegistry) -> None:
-    """Foreign files, quarantine and builds are not in the entry gauges, but in nonentry_bytes."""
-    index = Index(Accounting.from_config(BasebackupCacheConfig()))
-    Metrics(registry, index.accounting, lambda: 0)
-    index.accounting.foreign_files.replace({"one": 4, "other": 6})
-    index.accounting.quarantine.put("bad", 200)
-    index.accounting.doomed.put("old", 3000)
-    index.load({bytes(32): Entry(bytes(32), Lsn(1), 50)})
-    index.accounting.grow(index.reserve(bytes(31) + b"1"), 7)
-    found = values(registry)
-    assert (found[f"{NEON}entries_total"], found[f"{NEON}size_bytes"]) == (1, 50)
-    assert found["bbcache_nonentry_bytes"] == 3210
-
-
-@pytest.mark.usefixtures("metrics")
 def test_text_exposition_is_readable(registry: CollectorRegistry) -> None:
     """What a scrape gets is parsed back, the gauge that is named _total included."""
     text = generate_latest(registry).decode()
@@ -266,21 +219,23 @@ def test_openmetrics_exposition_is_readable(registry: CollectorRegistry) -> None
 def test_two_caches_have_registries_of_their_own() -> None:
     """What one counts, the other does not."""
     registries = [CollectorRegistry(), CollectorRegistry()]
-    first, _ = (Metrics(registry, Ledger(), lambda: 0) for registry in registries)
+    first, _ = (Metrics(registry) for registry in registries)
     first.reads[ReadResult.HIT].inc()
     counted = [values(registry)[f"{NEON}read_total{{result=hit}}"] for registry in registries]
     assert counted == [1, 0]
 
 
 def test_own_registry_stays_readable_after_close(
-    metrics: Metrics, registry: CollectorRegistry, accounting: Ledger
+    metrics: Metrics, registry: CollectorRegistry
 ) -> None:
-    """The numbers of a closed cache can still be read, and still follow the accounting."""
+    """The numbers of a closed cache can still be read, and its gauges still follow."""
+    count = 0
+    metrics.entries.read_from(lambda: count)
     metrics.reads[ReadResult.HIT].inc()
     before = ours(registry)
     metrics.close()
     metrics.close()
-    accounting.entry_count = 3
+    count = 3
     assert ours(registry) == before
     assert values(registry)[f"{NEON}read_total{{result=hit}}"] == 1
     assert values(registry)[f"{NEON}entries_total"] == 3
@@ -293,17 +248,17 @@ def test_default_registry_is_used_and_left(default_metrics: Metrics) -> None:
     assert ours(REGISTRY) == set()
 
 
-def test_default_registry_given_by_name_is_left_too(accounting: Ledger) -> None:
-    """It is nobody's own: a host that says it in full can start its next cache all the same."""
+def test_default_registry_given_by_name_is_left_too() -> None:
+    """A host that passes the default registry itself can start its next cache."""
     for _ in range(2):
-        Metrics(REGISTRY, accounting, lambda: 0).close()
+        Metrics(REGISTRY).close()
     assert ours(REGISTRY) == set()
 
 
-def test_default_registry_can_be_used_again(accounting: Ledger) -> None:
+def test_default_registry_can_be_used_again() -> None:
     """One cache after the other may use the default registry."""
     for _ in range(2):
-        metrics = Metrics(None, accounting, lambda: 0)
+        metrics = Metrics(None)
         assert set(ZEROS) <= ours(REGISTRY)
         metrics.close()
     assert ours(REGISTRY) == set()
@@ -319,13 +274,13 @@ def test_default_registry_that_was_cleared_does_not_fail_the_close(
 
 
 def test_second_cache_in_one_registry_is_refused(
-    metrics: Metrics, registry: CollectorRegistry, accounting: Ledger
+    metrics: Metrics, registry: CollectorRegistry
 ) -> None:
     """It says what to do, and the first one's numbers are unharmed."""
     metrics.reads[ReadResult.HIT].inc()
     before = values(registry)
     with pytest.raises(ConfigError, match=r"another cache\nhint: .*CollectorRegistry") as caught:
-        Metrics(registry, accounting, lambda: 0)
+        Metrics(registry)
     assert isinstance(caught.value, ValueError)
     assert values(registry) == before
 
@@ -337,9 +292,7 @@ def test_second_cache_in_one_registry_is_refused(
         for row in Metrics.rows()
     ],
 )
-def test_registration_is_all_or_none(
-    registry: CollectorRegistry, accounting: Ledger, name: str
-) -> None:
+def test_registration_is_all_or_none(registry: CollectorRegistry, name: str) -> None:
     """One name that is taken, and none of the others stays behind."""
 
     class Taken:
@@ -351,7 +304,7 @@ def test_registration_is_all_or_none(
     registry.register(Taken())
     before = set(samples(registry))
     with pytest.raises(ConfigError):
-        Metrics(registry, accounting, lambda: 0)
+        Metrics(registry)
     assert set(samples(registry)) == before
 
 
@@ -371,11 +324,11 @@ class FailingRegistry(CollectorRegistry):
 
 
 @pytest.mark.parametrize("room", [0, 1, 13])
-def test_registration_is_undone_whatever_the_registry_raises(accounting: Ledger, room: int) -> None:
+def test_registration_is_undone_whatever_the_registry_raises(room: int) -> None:
     """A registry that fails otherwise keeps nothing either."""
     registry = FailingRegistry(room)
     with pytest.raises(RuntimeError):
-        Metrics(registry, accounting, lambda: 0)
+        Metrics(registry)
     assert samples(registry) == {}
 
 

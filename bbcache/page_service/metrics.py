@@ -57,15 +57,13 @@ class ServiceMetrics(MetricSet):
         "command",
         ("Basebackup", "Fullbackup"),
         "pageserver_compute_commands_total",
-        "Commands of compute nodes.",
-        "Only commands that their clients may give are counted.",
+        "Commands of compute nodes that their clients may give.",
     )
     query_seconds: Row[Mapping[tuple[str, str], Histogram]] = Row(
         "histogram",
         "pageserver_basebackup_query_seconds",
-        "Seconds that basebackup commands took.",
+        "Seconds that basebackup commands took. The source is `none` without an archive.",
         {"result": Result, "bbcache_source": (*Source, _NO_ORIGIN)},
-        "A command that gave no archive has the source `none`.",
         buckets=_BUCKETS_S,
     )
     connections = counter_by(

@@ -18,22 +18,20 @@ ROWS: Final[tuple[Row[object], ...]] = (
     Row(
         "gauge",
         "bbcache_pageserver_tenants",
-        "Tenants on disk, by their states.",
+        "Tenants on disk, by their states. A sum of 0 is worth an alert: the root may not be "
+        "mounted.",
         {"state": [state.value for state in TenantState]},
-        "A sum of 0 is worth an alert: the root may not be mounted.",
     ),
     Row(
         "gauge",
         "bbcache_pageserver_timelines",
-        "Timelines on disk, by whether they can be served.",
+        "Timelines on disk, by whether they can be served. `broken` above 0 is worth an alert.",
         {"state": ("active", "broken")},
-        "`broken` above 0 is worth an alert.",
     ),
     Row(
         "gauge",
         "bbcache_pageserver_foreign_names",
-        "Names among the tenants and timelines that are no ids.",
-        note="One such name is `lost+found`.",
+        "Names among the tenants and timelines that are no ids, such as `lost+found`.",
     ),
 )
 

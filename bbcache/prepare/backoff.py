@@ -1,4 +1,4 @@
-"""How long to leave alone what has failed: no I/O."""
+"""Pauses after failed builds. Memory only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 30.0
-MOST_FAILING: Final = 10_000  # beyond it the oldest are forgotten
+MOST_FAILING: Final = 10_000  # if there are more, the oldest is forgotten
 
 
 class _Failing(NamedTuple):
@@ -27,8 +27,8 @@ class Backoff:
     """Pauses after failures in a row, each twice as long as the last. Thread-safe, re-entrant.
 
     Args:
-        clock: seconds that only grow.
-        utcnow: the wall clock, to tell people until when.
+        clock: a monotonic clock, in seconds.
+        utcnow: the wall clock, for the text of the error.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Backoff:
         self._utcnow = utcnow
 
     def failed(self, what: bytes, cause: str) -> None:
-        """`what` has failed, once more."""
+        """Note a failure of `what`, and pause."""
         now_s = self._clock()
         with self._lock:
             last = self._failing.pop(what, None)
-            # Nobody has asked for long: that is no row any more.
+            # A failure long after the last pause begins a new row.
             is_in_a_row = last is not None and now_s < last.until_s + LONGEST_PAUSE_S
             count = 1 + (last.failure_count if last is not None and is_in_a_row else 0)
             self._failing[what] = _Failing(count, now_s + _pause_s(count), cause)
@@ -54,18 +54,18 @@ class Backoff:
                 del self._failing[next(iter(self._failing))]
 
     def succeeded(self, *what: bytes) -> None:
-        """What has succeeded is tried at once the next time."""
+        """Forget the failures of each `what`."""
         if self._failing:
             with self._lock:
                 for each in what:
                     self._failing.pop(each, None)
 
     def refusal(self, what: bytes, name: str) -> BackingOffError | None:
-        """The error for who asks for `what` now; None where it may be tried.
+        """The error for a caller that wants `what` now; None if there is no pause.
 
         Args:
             what: as given to `failed`.
-            name: what to call it in the text.
+            name: what the error calls it.
         """
         with self._lock:
             last = self._failing.get(what)

@@ -1,4 +1,4 @@
-"""The room that the bytes of one build take."""
+"""The room that the bytes of one build take in the ledger."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class BuildSpace:
-    """Where the bytes of one build count: as an entry to be, or else as not published.
+    """Counts the bytes of one build, as a future entry or as unpublished.
 
     Attributes:
         reservation: the room that is taken.
@@ -24,40 +24,6 @@ class BuildSpace:
         self._job = job
         self._index = index
         self.reservation = self._reserve()
-
-    def grow(self, size_bytes: int) -> None:
-        """Take room for a piece before it is written.
-
-        Where the cache has none and a caller waits, the build goes on as one that is not
-        published.
-
-        Raises:
-            LimitError: there is none.
-        """
-        try:
-            with self._index.lock:
-                self._index.accounting.grow(self.reservation, size_bytes)
-        except LimitError as error:
-            if self.reservation.is_unpublished or not self._job.request.call.is_awaited:
-                raise
-            self._job.refusal = Skip(reason_of(error), error)
-            self.unpublish()
-            self.grow(size_bytes)
-
-    def unpublish(self) -> None:
-        """From now on the build counts as one that is not published.
-
-        Raises:
-            LimitError: there is no room for that.
-        """
-        with self._index.lock:
-            if not self.reservation.is_unpublished:
-                self._index.accounting.unpublish(self.reservation)
-
-    def release(self) -> None:
-        """The build is over; what is handed out keeps its own hold."""
-        with self._index.lock:
-            self._index.accounting.release(self.reservation)
 
     def _reserve(self) -> Reservation:
         key = self._job.request.key
@@ -70,3 +36,36 @@ class BuildSpace:
         with self._index.lock:
             self._index.accounting.unpublish(reservation)
         return reservation
+
+    def grow(self, size_bytes: int) -> None:
+        """Take room for a piece before it is written.
+
+        If the cache has none and a caller waits, the build goes on unpublished.
+
+        Raises:
+            LimitError: there is no room.
+        """
+        try:
+            with self._index.lock:
+                self._index.accounting.grow(self.reservation, size_bytes)
+        except LimitError as error:
+            if self.reservation.is_unpublished or not self._job.request.call.is_awaited:
+                raise
+            self._job.refusal = Skip(reason_of(error), error)
+            self.unpublish()
+            self.grow(size_bytes)
+
+    def unpublish(self) -> None:
+        """Count the build as unpublished from now on.
+
+        Raises:
+            LimitError: there is no room for that.
+        """
+        with self._index.lock:
+            if not self.reservation.is_unpublished:
+                self._index.accounting.unpublish(self.reservation)
+
+    def release(self) -> None:
+        """End the build. An unpublished archive counts until its last file is closed."""
+        with self._index.lock:
+            self._index.accounting.release(self.reservation)

@@ -1,19 +1,13 @@
-"""One prepare that runs: what is known of it so far."""
+"""One prepare that runs: what is known of it so far, and how its own steps fail."""
 
 from __future__ import annotations
 
 import errno
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from bbcache.errors import (
-    CacheFullError,
-    ClosingError,
-    EntryTooBigError,
-    LimitError,
-    StoreError,
-    safe_str,
-)
+from bbcache.errors import ClosingError, EntryTooBigError, LimitError, StoreError, safe_str
 from bbcache.outcomes import SkipReason
 from bbcache.storage.files import disk_step
 
@@ -24,8 +18,8 @@ if TYPE_CHECKING:
     from bbcache.prepare.request import Request
 
 
-# These are limits of this process or machine: a build elsewhere would meet them again, and the
-# disk is not to blame. Every other errno of the cache's own step says that the disk has failed.
+# Limits of this process or machine: a build in another directory would meet them again. Every
+# other errno of one of the cache's own steps means that the disk has failed.
 PROCESS_LIMITS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
@@ -33,8 +27,8 @@ class Skip(Exception):  # noqa: N818 - not an error: it ends a prepare that is n
     """A prepare is not needed, or has no room.
 
     Attributes:
-        reason: counted by it.
-        why: what stood in the way, where there is more to say.
+        reason: under which it is counted.
+        why: the error behind the reason, if there is one.
     """
 
     def __init__(self, reason: SkipReason, why: BaseException | None = None) -> None:
@@ -44,12 +38,10 @@ class Skip(Exception):  # noqa: N818 - not an error: it ends a prepare that is n
 
 
 class DiskError(Exception):
-    """A build has failed in the cache's own work on the disk, and not in the host.
-
-    Internal, so that no host can raise it.
+    """One of the cache's own steps on the disk has failed. Internal: no host can raise it.
 
     Attributes:
-        error: what the disk has refused.
+        error: the failure.
     """
 
     def __init__(self, error: StoreError) -> None:
@@ -57,44 +49,47 @@ class DiskError(Exception):
         self.error = error
 
 
+@dataclass(eq=False)
 class Job:
     """A request while a worker runs it; for one thread.
 
     Attributes:
-        request: what was asked for.
-        refusal: why its archive will not be published, but only handed to those who wait;
-            None as long as it may be.
-        disk_failure: why the disk of the cache cannot take the archive, so that it is built
-            in `unpublished_dir`; None as long as the disk has not failed.
-        is_outgrown: whether the timeline was past the LSN when it was last looked at.
-        failing: what its failure would be held against, for a while: the timeline, or this
-            one LSN of it; None while a failure has cost nothing.
+        request: the request.
+        refusal: why the archive will not be published, but only given to callers that wait;
+            None while nothing speaks against it.
+        disk_failure: why the disk of the cache cannot take the archive, which is built in
+            `unpublished_dir` instead; None while the disk has not failed.
+        is_outgrown: whether the timeline was past the LSN when it was last asked.
+        failing: what a failure is held against for a while: the timeline, or this one LSN of
+            it; None while a failure has cost nothing.
     """
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.refusal: Skip | None = None
-        self.disk_failure = request.disk_failure
-        self.is_outgrown = False
-        self.failing: bytes | None = None
+    request: Request
+    refusal: Skip | None = None
+    disk_failure: StoreError | None = None
+    is_outgrown: bool = False
+    failing: bytes | None = None
+
+    def __post_init__(self) -> None:
+        self.disk_failure = self.request.disk_failure
 
     @property
     def may_publish(self) -> bool:
-        """Whether nothing is known that keeps the archive from being published."""
+        """Whether nothing speaks against publishing the archive."""
         return self.refusal is None and self.disk_failure is None
 
     def why_unpublished(self) -> Skip | DiskError:
-        """What ends the job where nobody waits for an archive that may not be published."""
+        """What ends the job if the archive may not be published, and no caller waits for it."""
         if self.refusal is not None:
             return self.refusal
         assert self.disk_failure is not None
         return DiskError(self.disk_failure)
 
     def refuse(self, reason: SkipReason, why: LimitError | None = None) -> None:
-        """There is a reason not to publish.
+        """Note why the archive must not be published.
 
         Raises:
-            Skip: nobody waits for the archive either.
+            Skip: no caller waits for the archive either.
         """
         skip = self.refusal or Skip(reason, why)
         if not self.request.call.is_awaited:
@@ -102,30 +97,30 @@ class Job:
         self.refusal = skip
 
     def check_tip(self, timeline: Timeline) -> None:
-        """Refuse when the timeline has gone on; a rebuild wants it at exactly its LSN."""
+        """Refuse if the timeline is past the LSN; a rebuild wants the tip at exactly its LSN."""
         tip = timeline.get_last_record_lsn()
         self.is_outgrown = tip > self.request.lsn
         if self.is_outgrown or (self.request.is_rebuild and tip != self.request.lsn):
             self.refuse(SkipReason.TIP_MOVED)
 
 
-def both_failed(first: StoreError, second: BaseException, own_hint: str = "") -> StoreError:
-    """The error that names the failure of the cache's disk, and that of the build elsewhere.
+def both_failed(first: StoreError, second: BaseException, hint: str = "") -> StoreError:
+    """Make one error of the failure of the cache's disk and that of the build elsewhere.
 
     Args:
-        first: of the cache's disk.
-        second: of the build elsewhere.
-        own_hint: what to do about the second; in the place of the hints in the texts.
+        first: the failure of the cache's disk.
+        second: the failure of the build elsewhere.
+        hint: what to do about the second, in place of the hints in the texts.
     """
-    what, _, hint = str(first).partition("\nhint: ")
+    what, _, first_hint = str(first).partition("\nhint: ")
     then, _, second_hint = safe_str(second).partition("\nhint: ")
-    hint = own_hint or second_hint or hint
+    hint = hint or second_hint or first_hint
     text = f"{what}; the build in unpublished_dir has failed too: {then}"
     return StoreError(f"{text}\nhint: {hint}" if hint else text, errno=first.errno)
 
 
 def reason_of(error: LimitError) -> SkipReason:
-    """Under which reason a limit is counted."""
+    """The reason under which a limit is counted."""
     return SkipReason.TOO_BIG if isinstance(error, EntryTooBigError) else SkipReason.FULL
 
 
@@ -140,11 +135,11 @@ def hint_for_unpublished(error: StoreError) -> str:
 
 @contextmanager
 def own_disk(doing: str, path: str) -> Iterator[None]:
-    """Turn what the disk does to the cache's own step into a `DiskError`.
+    """Turn a disk error of one of the cache's own steps into a `DiskError`.
 
     Args:
         doing: what the step does, such as ``write``.
-        path: what it does it to.
+        path: the file or directory.
     """
     try:
         with disk_step(doing, path):
@@ -155,13 +150,13 @@ def own_disk(doing: str, path: str) -> Iterator[None]:
 
 @contextmanager
 def own_limits() -> Iterator[None]:
-    """Turn what the cache itself has no room or no time for into a skip.
+    """Turn a limit or a close that one of the cache's own steps meets into a `Skip`.
 
-    Round its own steps only: a host that raises these has failed.
+    It is not for callbacks: a host that raises these errors has failed.
     """
     try:
         yield
     except ClosingError as error:
         raise Skip(SkipReason.CLOSING) from error
-    except (EntryTooBigError, CacheFullError) as error:
+    except LimitError as error:
         raise Skip(reason_of(error), error) from error

@@ -1,7 +1,7 @@
 """The order of the requests of a cache: which one is next, and which ones fall out.
 
-The *line* has what can run: first the requests that callers wait for, then the others. A
-request whose LSN is not reached goes *behind* the line. Workers look at what is behind when
+The *line* holds what can run: first the requests that callers wait for, then the others. A
+request whose LSN is not reached goes *behind* the line. Workers look at the requests there when
 nothing else can run, and once after each run.
 
 Memory only: no lock, no clock, no I/O.
@@ -13,31 +13,29 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from bbcache.outcomes import SkipReason
-from bbcache.prepare.request import most_likely
 from bbcache.storage.index import make_place
 
 if TYPE_CHECKING:
     from bbcache.ids import Lsn
     from bbcache.prepare.request import Request
 
-_MOST_LSNS: Final = 16  # of one timeline in the line that no caller waits for
+_MOST_LSNS: Final = 16  # of one timeline, among the requests that no caller waits for
 
 
 class Line:
-    """Requests that wait, and those that run. Every call needs the queue's lock, but `len`.
+    """Requests that wait, and those that run. Every call but `len` needs the queue's lock.
 
-    A KeyboardInterrupt may end a step of a caller anywhere. So a request is added to its new
-    part before it is removed from the old one, and enters `fallen` before it is removed: an
-    interrupt between the two loses no request.
+    A KeyboardInterrupt may end a call anywhere. So a request is added to its new part before it
+    is removed from the old one, and enters `fallen` before it is removed: no request is lost.
 
     Args:
-        capacity: how many timelines may have requests in the line that no caller waits for;
-            and how many requests may be behind it that `send_prepare` has asked for, or that
-            their callers have given up.
+        capacity: how many timelines may have requests in the line that no caller waits for.
+            Likewise, how many requests of `send_prepare` may be behind the line, and how many
+            that their callers have left.
 
     Attributes:
-        running: the request that has the slot of its timeline, by timeline.
-        fallen: the requests that have fallen out and are not settled, with the reason.
+        running: by timeline, the request that has its slot.
+        fallen: requests that have fallen out and are not settled, with the reason.
         is_open: whether workers may take requests that no caller waits for.
         is_open_for_fills: whether workers may take requests that callers wait for.
     """
@@ -50,10 +48,10 @@ class Line:
         self._awaited: dict[bytes, Request] = {}  # what callers wait for, by place
         self._unawaited: dict[bytes, dict[Lsn, Request]] = {}  # the rest of the line, by timeline
         self._behind: dict[bytes, Request] = {}  # by place
-        self._polled: set[Request] = set()  # of these, what workers look at
-        self._owes_look = False  # whether what is behind has the next turn
-        self._owes_turn = False  # whether what no caller waits for has the next turn in the line
-        self._lowest_next: set[bytes] = set()  # timelines whose lowest LSN has their next turn
+        self._polled: set[Request] = set()  # those behind that a worker looks at now
+        self._owes_look = False  # the next turn is for the requests behind
+        self._owes_turn = False  # the next turn in the line is for `_unawaited`
+        self._lowest_next: set[bytes] = set()  # timelines whose next turn is for the lowest LSN
 
     def __len__(self) -> int:
         """How many requests wait; safe without the lock, since a list is copied in one step."""
@@ -83,9 +81,9 @@ class Line:
         return [each for each in found if each is not None and each.lsn == lsn]
 
     def add(self, request: Request) -> None:
-        """Add a request that no caller waits for; one that is superfluous or too many falls out.
+        """Add a request that no caller waits for, unless it is superfluous or one too many.
 
-        A newer LSN makes an older one superfluous when it is known to be reached, no sooner.
+        A newer LSN makes an older one superfluous once it is known to be reached.
         """
         lsns = self._unawaited.get(request.key)
         if self._is_covered(request):
@@ -100,16 +98,16 @@ class Line:
             self._trim(request.key)
 
     def adopt(self, request: Request, fill: Request) -> None:
-        """Make a request that a fill has joined do what the fill would."""
+        """Make a request that `fill`, of a caller, has joined do what `fill` would do."""
         if not request.is_seen and self._awaited.get(request.place) is not request:
             self.line_up(request)
         request.must_build |= fill.must_build
         request.disk_failure = request.disk_failure or fill.disk_failure
-        if request.is_rebuild:  # it need not find the shard, nor insist on the tip
+        if request.is_rebuild:  # no longer: it need not find the shard, nor insist on the tip
             request.tenant_shard_id = fill.tenant_shard_id
 
     def line_up(self, request: Request) -> None:
-        """Put a request in the part of the line where it belongs."""
+        """Put a request into its part of the line."""
         if request.call.is_awaited:
             self._awaited[request.place] = request
             self._drop_unawaited(request)
@@ -120,16 +118,11 @@ class Line:
         if self._behind.get(request.place) is request:
             del self._behind[request.place]
 
-    def may_give_up(self, request: Request) -> bool:
-        """Whether `give_up` would change anything."""
-        waiting = (self._awaited.get(request.place), self._behind.get(request.place))
-        return request in waiting and not request.call.is_awaited
-
     def give_up(self, request: Request) -> None:
-        """Move a request that its last caller has left.
+        """Move a request whose last caller has left; does nothing if it does not wait.
 
-        One that `send_prepare` has asked for too waits with its like. Another one goes behind
-        the line, and does not wait for its LSN.
+        If `send_prepare` asked for it too, it waits with the others that no caller waits for.
+        Else it goes behind the line, and falls out there if its LSN is not reached.
         """
         if self._awaited.get(request.place) is request:
             if request.is_sent:
@@ -145,9 +138,9 @@ class Line:
             del self._behind[request.place]
 
     def take(self) -> Request | None:
-        """Take the first of the line; but every other time one whose LSN was not reached.
+        """Take the first request of the line, or, every other time, one from behind it.
 
-        One from the line gets the slot of its timeline, one from behind does not.
+        A request of the line gets the slot of its timeline, one from behind does not.
         """
         if not self.is_open_for_fills:
             return None
@@ -165,28 +158,28 @@ class Line:
         return behind
 
     def has_other(self, request: Request) -> bool:
-        """Whether another request can run if this one, which is taken, goes behind."""
+        """Whether another request could run if this one, which is taken, went behind."""
         return self._first_in_line(request) is not None
 
     def postpone(self, request: Request) -> None:
-        """Put a taken request behind what can run, and free the slot of its timeline."""
+        """Put a taken request behind the line, and free the slot of its timeline."""
         request.is_behind = True
         if request in self._polled:
             self._polled.discard(request)
             return
         if not self._behind:
-            self._owes_look = False  # this one was just looked at
+            self._owes_look = False  # a worker has just looked at this one
         self._free(request)
         self._behind[request.place] = request
         self._bound_behind(request)
 
     def start(self, request: Request) -> bool:
-        """Take the timeline's slot for the build of a taken request whose LSN is reached.
+        """Take the timeline's slot for a taken request, whose LSN is reached.
 
         Requests at older LSNs that no caller waits for fall out.
 
         Returns:
-            False where another request has the slot: then this one is in the line again.
+            False if another request has the slot: then this one is in the line again.
         """
         if request in self._polled:
             self._polled.discard(request)
@@ -204,7 +197,7 @@ class Line:
         return True
 
     def release(self, request: Request) -> None:
-        """Let go of a taken request, which has ended."""
+        """Remove a taken request, which has ended."""
         if self.running.get(request.key) is request:
             self._free(request)
         elif request in self._polled:
@@ -221,10 +214,10 @@ class Line:
         self._behind.clear()
 
     def _is_covered(self, request: Request) -> bool:
-        """Whether another request makes superfluous one that is to be added."""
+        """Whether another request makes a new one superfluous."""
         running = self.running.get(request.key)
-        # A running prepare may have seen, and relied on, the very archive that has been found
-        # bad since: it does not cover a rebuild. And a rebuild may end where a prepare does not.
+        # A running prepare may have relied on the very archive that a rebuild replaces, so it
+        # covers no rebuild. And a rebuild may give up where an ordinary prepare does not.
         if running is not None and running.is_reached and running.lsn > request.lsn:
             return not request.is_rebuild
         for other in self.find(request.key, request.lsn):
@@ -244,7 +237,7 @@ class Line:
         if request.is_first:
             return
         self._owes_turn = False
-        if request.key in self._unawaited:  # the rest of it goes behind other timelines
+        if request.key in self._unawaited:  # its other LSNs go behind the other timelines
             self._unawaited[request.key] = self._unawaited.pop(request.key)
             self._lowest_next ^= {request.key}
         else:
@@ -253,30 +246,45 @@ class Line:
     def _free(self, request: Request) -> None:
         """Free the slot of a timeline.
 
-        A request that went first and has built nothing gives the next turn to the others.
+        A request that went first and built nothing gives the next turn to the others.
         """
         self._owes_turn |= request.is_first and not request.is_reached
         del self.running[request.key]
 
     def _first_in_line(self, freed: Request | None = None) -> Request | None:
-        """The first request that can run where `freed` has no slot."""
+        """The first request that can run if `freed` gives its slot up."""
         is_free = {None, freed}
         awaited = next(
             (each for each in self._awaited.values() if self.running.get(each.key) in is_free), None
         )
         if awaited is not None and not self._owes_turn:
             return awaited
-        for key, lsns in self._unawaited.items() if self.is_open else ():
+        for key in self._unawaited if self.is_open else ():
             if self.running.get(key) in is_free:
-                behind = (each for each in self._behind.values() if each.key == key)
-                return most_likely(lsns.values(), behind, is_lowest_next=key in self._lowest_next)
+                return self._most_likely(key)
         return awaited
+
+    def _most_likely(self, key: bytes) -> Request:
+        """Of the requests of a timeline in the line, the newest one whose LSN may be reached.
+
+        An LSN above one that was not reached comes last, the lowest of these first; while there
+        is one, every second turn is for the lowest LSN. So a flood of LSNs that are never
+        reached, rising or falling, does not keep a good one from its turn.
+        """
+        waiting = self._unawaited[key].values()
+        behind = (each for each in self._behind.values() if each.key == key)
+        unreached = [each.lsn for each in behind if each.waiting_since_s is not None]
+        bound = min(unreached, default=None)
+        below = [each for each in waiting if bound is None or each.lsn < bound]
+        if below and not (unreached and key in self._lowest_next):
+            return max(below, key=lambda each: each.lsn)
+        return min(waiting, key=lambda each: each.lsn)
 
     def _first_behind(self, *, is_ahead: bool = False) -> Request | None:
         """The first request behind the line that a worker can look at.
 
         Args:
-            is_ahead: whether it must be the next to be reached of its timeline.
+            is_ahead: whether it must have the lowest LSN of those of its timeline.
         """
         ahead = [r for r in self._behind.values() if is_ahead and r.waiting_since_s is not None]
         lowest = {r.key: r for r in sorted(ahead, key=lambda r: r.lsn, reverse=True)}
@@ -287,7 +295,7 @@ class Line:
         return None
 
     def _withdraw(self, request: Request) -> None:
-        """Take out a request that waits."""
+        """Remove a request that waits."""
         for requests in (self._awaited, self._behind):
             if requests.get(request.place) is request:
                 del requests[request.place]
@@ -302,7 +310,7 @@ class Line:
                 del self._unawaited[request.key]
 
     def _trim(self, key: bytes) -> None:
-        """Of too many LSNs of a timeline the one in the middle falls out.
+        """Drop the middle one of too many LSNs of a timeline.
 
         It is neither the newest one nor the first one that will be reached.
         """
@@ -313,14 +321,14 @@ class Line:
             del lsns[lsn]
 
     def _idle(self) -> list[Request]:
-        """What is behind the line, and neither a caller waits for it nor a worker looks at it."""
+        """The requests behind the line that no caller waits for and no worker looks at."""
         behind = self._behind.values()
         return [r for r in behind if not (r.call.is_awaited or r in self._polled)]
 
     def _bound_behind(self, added: Request) -> None:
-        """Of too many behind the line, the highest LSN of the timeline with the most falls out.
+        """Of too many requests behind the line, drop the highest LSN of the largest timeline.
 
-        What `send_prepare` has asked for, and what callers have given up, are counted apart.
+        Requests of `send_prepare` and those that their callers have left are counted apart.
         """
         idle = [each for each in self._idle() if each.is_sent == added.is_sent]
         if len(idle) <= self._capacity:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import (
@@ -33,14 +34,14 @@ if TYPE_CHECKING:
     from bbcache.storage.files import BasebackupFile
     from bbcache.storage.reader import Reader
 
-_SLICE_S: Final = 0.2  # how long a caller may wait before it is asked whether it still does
+_SLICE_S: Final = 0.2  # between two calls of `check_cancelled`
 
 
 class _DamagedError(Exception):
-    """A finished archive cannot be read back, or not as it was written.
+    """A finished archive cannot be read back as it was written.
 
     Attributes:
-        failure: how, for the error where the next build fails too.
+        failure: the cause, for the error if the next build fails too.
     """
 
     def __init__(self, failure: StoreError) -> None:
@@ -48,69 +49,49 @@ class _DamagedError(Exception):
         self.failure = failure
 
 
+@dataclass
 class _Patience:
     """How long one caller waits for a build; for one thread.
 
     Attributes:
-        is_at_end: whether `check_cancelled` has raised.
+        deadline_s: when the wait ends, by the clock; None if it has no limit.
+        is_cancelled: whether `check_cancelled` has raised.
     """
 
-    def __init__(
-        self,
-        timeout_s: float | None,
-        check_cancelled: Callable[[], None] | None,
-        clock: Callable[[], float],
-    ) -> None:
-        self.is_at_end = False
-        self._deadline_s = None if timeout_s is None else clock() + timeout_s
-        self._check_cancelled = check_cancelled
-        self._clock = clock
+    deadline_s: float | None
+    check_cancelled: Callable[[], None] | None
+    clock: Callable[[], float]
+    is_cancelled: bool = False
 
     def wait(self, call: Call) -> Result | None:
-        """Wait for the end of a build, still joined; None when the time is up."""
+        """Wait for the end of a build that was joined; None when the time is up."""
         while True:
-            left_s = None if self._deadline_s is None else self._deadline_s - self._clock()
-            is_last = self._check_cancelled is None or (left_s is not None and left_s <= _SLICE_S)
-            result = call.wait(left_s if is_last else _SLICE_S)
-            if result is not None or is_last:
+            left_s = None if self.deadline_s is None else self.deadline_s - self.clock()
+            if self.check_cancelled is None or (left_s is not None and left_s <= _SLICE_S):
+                return call.wait(left_s)
+            result = call.wait(_SLICE_S)
+            if result is not None:
                 return result
-            self._ask()
-
-    def _ask(self) -> None:
-        assert self._check_cancelled is not None
-        self.is_at_end = True
-        self._check_cancelled()
-        self.is_at_end = False
+            self.is_cancelled = True
+            self.check_cancelled()
+            self.is_cancelled = False
 
 
+@dataclass(eq=False)
 class Filler:
-    """Gets what is held, and has built what is not. Thread-safe.
+    """Returns hits, and waits for builds of what is missing. Thread-safe.
 
-    Args:
-        reader: for hits.
-        queue: of prepares.
-        backoff: knows what has failed lately.
-        metrics: counts how each call ends.
+    Attributes:
         is_own_thread: whether the caller is one of the threads that builds need.
-        clock: seconds that only grow.
+        clock: a monotonic clock, in seconds.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        queue: PrepareQueue,
-        *,
-        backoff: Backoff,
-        metrics: Metrics,
-        is_own_thread: Callable[[], bool],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._reader = reader
-        self._queue = queue
-        self._backoff = backoff
-        self._metrics = metrics
-        self._is_own_thread = is_own_thread
-        self._clock = clock
+    reader: Reader
+    queue: PrepareQueue
+    backoff: Backoff
+    metrics: Metrics
+    is_own_thread: Callable[[], bool]
+    clock: Callable[[], float] = time.monotonic
 
     def get(
         self,
@@ -121,18 +102,19 @@ class Filler:
         check_cancelled: Callable[[], None] | None = None,
     ) -> BasebackupFile:
         """See `BasebackupCache.get_or_prepare`."""
-        patience = _Patience(timeout_s, check_cancelled, self._clock)
+        deadline_s = None if timeout_s is None else self.clock() + timeout_s
+        patience = _Patience(deadline_s, check_cancelled, self.clock)
         file: BasebackupFile | None = None
         try:
             file = self._get(tenant_shard_id, timeline_id, lsn, patience)
-            self._metrics.fills[FillResult(file.source)].inc()
+            self.metrics.fills[FillResult(file.source)].inc()
         except BaseException as error:
-            if file is not None:  # interrupted in the last line
-                with suppress(OSError):  # one failure is enough
+            if file is not None:  # the count was interrupted
+                with suppress(OSError):  # the first failure is the one that counts
                     file.close()
             else:
-                result = FillResult.CANCELLED if patience.is_at_end else _result(error)
-                self._metrics.fills[result].inc()
+                result = FillResult.CANCELLED if patience.is_cancelled else _result(error)
+                self.metrics.fills[result].inc()
             raise
         return file
 
@@ -152,7 +134,7 @@ class Filler:
         source, must_build = Source.HIT, False
         disk_failure: StoreError | None = None
         while True:
-            file = self._reader.read(tenant_shard_id.tenant_id, timeline_id, lsn)
+            file = self.reader.read(tenant_shard_id.tenant_id, timeline_id, lsn)
             if file is not None:
                 file.source = source
                 return file
@@ -161,43 +143,41 @@ class Filler:
                 key,
                 lsn,
                 tenant_shard_id,
-                self._clock(),
+                self.clock(),
                 is_sent=False,
                 must_build=must_build,
                 disk_failure=disk_failure,
             )
             try:
-                file, result = self._fly(fill, patience)
+                file, result = self._wait(fill, patience)
             except _DamagedError as error:
                 disk_failure, must_build = error.failure, True
                 continue
             if file is not None:
                 return file
-            # It is held after all: if it cannot be read even so, it is built beside that.
+            # There is an entry after all. If it cannot be read, one more archive is built.
             source, must_build = Source.JOINED if result.is_built else Source.HIT, True
 
     def _check_may_wait(self, key: bytes, lsn: Lsn) -> None:
-        if self._is_own_thread():
+        name = f"{split_key(key)} at {lsn}"
+        if self.is_own_thread():
             raise FillError(
-                f"the basebackup of {split_key(key)} at {lsn} is not held, and a callback of the "
-                "cache cannot wait for it\n"
+                f"the cache has no basebackup of {name}, and a callback of the cache cannot "
+                "wait for it\n"
                 "hint: Call get_or_prepare from a thread of your own, and do not wait for that "
                 "thread in a callback."
             )
-        if self._queue.has(key, lsn):
+        if self.queue.has(key, lsn):
             return
-        for what, name in (
-            (key, str(split_key(key))),
-            (make_place(key, lsn), f"{split_key(key)} at {lsn}"),
-        ):
-            refusal = self._backoff.refusal(what, name)
-            if refusal is not None:
-                raise refusal
+        refusal = self.backoff.refusal(key, str(split_key(key)))
+        refusal = refusal or self.backoff.refusal(make_place(key, lsn), name)
+        if refusal is not None:
+            raise refusal
 
-    def _fly(self, fill: Request, patience: _Patience) -> tuple[BasebackupFile | None, Result]:
-        """Wait for the one build; a file where it has handed one out."""
+    def _wait(self, fill: Request, patience: _Patience) -> tuple[BasebackupFile | None, Result]:
+        """Wait for the single build; the file is None if the caller must look up again."""
         try:
-            request = self._queue.join(fill)
+            request = self.queue.join(fill)
             if request is None:
                 raise _closing()
             result = patience.wait(request.call)
@@ -213,19 +193,19 @@ class Filler:
             return self._open(fill, result.shared_file, source), result
         finally:
             try:
-                self._queue.leave(fill)
-            except BaseException:  # interrupted: it may not even have begun
-                self._queue.leave(fill)
+                self.queue.leave(fill)
+            except BaseException:  # interrupted, maybe before it had any effect
+                self.queue.leave(fill)
                 raise
 
     def _open(self, fill: Request, shared_file: SharedFile, source: Source) -> BasebackupFile:
-        """Open what was built; raises `_DamagedError` where it has to be built elsewhere."""
+        """Open a finished archive; raises `_DamagedError` if it has to be built elsewhere."""
         try:
             file = shared_file.open_file(source)
             try:
-                self._reader.check_built(file, shared_file.entry)
+                self.reader.check_built(file, shared_file.entry)
             except BaseException:
-                with suppress(OSError):  # one failure is enough
+                with suppress(OSError):  # the first failure is the one that counts
                     file.close()
                 raise
         except (ArchiveError, OSError) as error:
@@ -239,14 +219,14 @@ class Filler:
 
 
 def _result(error: BaseException) -> FillResult:
-    """Under what a call that has raised is counted."""
-    for kind, result in (
-        (ClosingError, FillResult.CLOSING),
-        (FillTimeoutError, FillResult.TIMEOUT),
-        (BackingOffError, FillResult.BACKING_OFF),
-    ):
-        if isinstance(error, kind):
-            return result
+    """How a call that raised `error` is counted."""
+    match error:
+        case ClosingError():
+            return FillResult.CLOSING
+        case FillTimeoutError():
+            return FillResult.TIMEOUT
+        case BackingOffError():
+            return FillResult.BACKING_OFF
     return FillResult.ERROR
 
 

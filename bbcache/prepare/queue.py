@@ -1,62 +1,71 @@
 """The queue of prepares: from `submit` or `join` to `finish`, each request settled once.
 
-A request that ends is settled: it is counted, logged, and its callers are told. The queue
-does all of it, whether a worker has run the request or it has fallen out of the line.
+To settle a request is to count it, log it and tell its callers. The queue does that for
+requests that a worker has run and for those that have fallen out of the line.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING, Final
 
+from bbcache.errors import safe_str
 from bbcache.outcomes import SkipReason
-from bbcache.prepare.ending import CLOSED, Ending
+from bbcache.prepare.line import Line
+from bbcache.prepare.singleflight import CLOSED, Result
+from bbcache.storage.index import split_key
 from bbcache.waiters import Waiters
 
 if TYPE_CHECKING:
+    from bbcache.errors import ArgumentError
     from bbcache.ids import Lsn
     from bbcache.metrics import Metrics
-    from bbcache.prepare.line import Line
     from bbcache.prepare.request import Request
     from bbcache.work_counter import WorkCounter
 
-WAIT_SLICE_S: Final = 0.2  # the longest look at a request whose LSN is not reached
-_LEAST_SLICE_S: Final = 0.01  # where many are looked at in turn: it bounds what that costs
-_GLANCE_S: Final = 0.001  # while something else can run, or where nobody waits
+WAIT_SLICE_S: Final = 0.2  # the longest wait for the LSN of one request
+_LEAST_SLICE_S: Final = 0.01  # if many wait in turn; bounds the processor time of these waits
+_GLANCE_S: Final = 0.001  # if another request can run, or nobody wants this one
+
+# The documented logger of all outcomes: archives at INFO, skips at DEBUG (at WARNING if a limit
+# is in the way), errors at ERROR.
+log = logging.getLogger("bbcache.prepare.worker")
 
 
 class PrepareQueue:
     """Prepares that wait, and those that run. Thread-safe.
 
-    A KeyboardInterrupt may end a step of a caller anywhere. So a step wakes the workers,
-    which then wait for the lock, before it changes anything. A request that falls out stays
-    in the line's list until it is settled, by whichever thread comes next.
+    A KeyboardInterrupt may end a caller's step anywhere. So a step wakes the workers, which
+    then wait for the lock, before it changes anything. A request that falls out stays in the
+    line's list until it is settled, by this thread or by the next one that uses the queue.
 
-    The metrics and the log are called without the lock.
+    Metrics and log are called without the lock.
 
     Args:
-        line: the order of the requests.
+        capacity: see `Line`.
         metrics: counts how requests end.
         work_counter: is told when a request has ended.
     """
 
-    def __init__(self, line: Line, metrics: Metrics, work_counter: WorkCounter) -> None:
+    def __init__(self, capacity: int, metrics: Metrics, work_counter: WorkCounter) -> None:
         self._lock = threading.RLock()  # guards the line, and what changes of its requests
-        self._line = line
+        self._line = Line(capacity)
         self._metrics = metrics
         self._work_counter = work_counter
         self._workers = Waiters()
         self._is_closed = False
+        metrics.prepare_queue_size.read_from(self._line.__len__)
 
     def __len__(self) -> int:
         """How many requests wait; takes no lock."""
         return len(self._line)
 
     def open(self, *, for_fills_only: bool = False) -> None:
-        """Let workers take requests: until now they have only gathered.
+        """Let workers take requests, which have only been collected so far.
 
         Args:
-            for_fills_only: whether requests that nobody waits for gather on.
+            for_fills_only: whether workers may take only requests that callers wait for.
         """
         with self._lock:
             self._line.is_open_for_fills = True
@@ -64,7 +73,7 @@ class PrepareQueue:
             self._workers.wake_all()
 
     def submit(self, request: Request) -> None:
-        """Queue a request that no caller waits for, or settle it: superfluous, or too many."""
+        """Queue a request that no caller waits for, or settle it if it is not needed."""
         with self._lock:
             self._workers.wake_all()
             if self._is_closed:
@@ -73,13 +82,18 @@ class PrepareQueue:
                 self._line.add(request)
         self._settle_fallen()
 
-    def join(self, fill: Request) -> Request | None:
-        """Join the call of a request at the same LSN; where there is none, queue this one.
+    def reject(self, error: ArgumentError) -> None:
+        """Count and log a `send_prepare` with arguments of a wrong type."""
+        self._metrics.prepare_failed()
+        log.error("invalid call of send_prepare: %s", error)
 
-        What callers wait for is taken first. Call `leave` in any case, interrupted or not.
+    def join(self, fill: Request) -> Request | None:
+        """Join the call of a request at the same LSN; if there is none, queue this one.
+
+        Call `leave` in any case, also after an interrupt.
 
         Returns:
-            The request whose call was joined; None once closed.
+            The request that was joined; None once closed.
         """
         with self._lock:
             if self._is_closed:
@@ -102,7 +116,7 @@ class PrepareQueue:
             return
         request.call.leave(fill)
         with self._lock:
-            if self._line.may_give_up(request):
+            if not request.call.is_awaited:
                 self._workers.wake_all()
                 self._line.give_up(request)
         self._settle_fallen()
@@ -119,10 +133,7 @@ class PrepareQueue:
             return self._line.is_empty
 
     def take(self) -> Request | None:
-        """Wait for a request that a worker can look at; None once closed.
-
-        One from the line has the slot of its timeline, one from behind has not.
-        """
+        """Wait for a request that a worker can look at, see `Line.take`; None once closed."""
         taken: list[Request] = []
 
         def is_over() -> bool:
@@ -140,12 +151,12 @@ class PrepareQueue:
         return taken[0] if taken else None
 
     def has_other(self, request: Request) -> bool:
-        """Whether another request can run if this one, which is taken, goes behind."""
+        """Whether another request could run if this one, which is taken, went behind."""
         with self._lock:
             return self._line.has_other(request)
 
     def slice_s(self, request: Request) -> float:
-        """How long a worker may wait for the LSN of a request before it looks at another."""
+        """How many seconds a worker may wait for the LSN of a request."""
         with self._lock:
             is_wanted = request.is_sent or request.call.is_awaited
             if self._line.has_other(request) or not is_wanted:
@@ -153,7 +164,7 @@ class PrepareQueue:
             return max(_LEAST_SLICE_S, WAIT_SLICE_S / max(1, self._line.behind_count))
 
     def postpone(self, request: Request) -> None:
-        """Put a taken request behind what can run, and free the slot of its timeline."""
+        """Put a taken request behind the line, and free the slot of its timeline."""
         with self._lock:
             if self._is_closed:
                 self._line.fallen[request] = SkipReason.CLOSING
@@ -164,7 +175,7 @@ class PrepareQueue:
         self._settle_fallen()
 
     def start(self, request: Request) -> bool:
-        """Begin the build of a taken request, as `Line.start`; what it outgrows is settled."""
+        """Begin the build of a taken request, see `Line.start`."""
         with self._lock:
             is_started = self._is_closed or self._line.start(request)
             if not is_started:
@@ -172,22 +183,22 @@ class PrepareQueue:
         self._settle_fallen()
         return is_started
 
-    def finish(self, request: Request, ending: Ending) -> None:
-        """Settle a taken request, unless that was done, and free its timeline for the next."""
+    def finish(self, request: Request, result: Result) -> None:
+        """Settle a request, unless that is done, and free its timeline for the next one."""
         try:
-            self._count(request, ending)
+            self._count(request, result)
         finally:
             with self._lock:
                 self._line.release(request)
                 if len(self._line):  # else a worker would wake in vain
                     self._workers.wake_all()
-            request.call.finish(ending.result)
+            request.call.finish(result)
             self._work_counter.changed()
 
     def close(self) -> None:
-        """Take no more requests and wake the workers; what waits is settled.
+        """Take no more requests, wake the workers and settle what waits.
 
-        The callers of what runs are told too: its worker may be stuck.
+        The callers of running requests are told too, since a worker may be stuck.
         """
         with self._lock:
             self._workers.wake_all()
@@ -199,31 +210,51 @@ class PrepareQueue:
             request.call.finish(CLOSED)
 
     def abandon_running(self) -> None:
-        """Settle what threads run that a close leaves behind."""
+        """Settle the requests of threads that a close leaves behind."""
         with self._lock:
             running = list(self._line.running.values())
         for request in running:
-            self._count(request, Ending.skip(SkipReason.CLOSING))
+            self._count(request, CLOSED)
             request.call.finish(CLOSED)
 
     def _settle_fallen(self) -> None:
-        """Settle what has fallen out of the line, whichever thread has made it fall."""
+        """Settle every request that has fallen out of the line."""
         if not self._line.fallen:  # one read of memory
             return
         with self._lock:
             fallen = list(self._line.fallen.items())
         for request, reason in fallen:
-            ending = Ending.skip(reason)
-            self._count(request, ending)
-            request.call.finish(ending.result)
+            result = Result.skip(reason)
+            self._count(request, result)
+            request.call.finish(result)
             with self._lock:
                 self._line.fallen.pop(request, None)
             self._work_counter.changed()
 
-    def _count(self, request: Request, ending: Ending) -> None:
-        """Count and log an ended request, once."""
+    def _count(self, request: Request, result: Result) -> None:
+        """Count and log an ended request, once. Builds and errors are logged by the worker."""
         with self._lock:
             is_first, request.is_counted = not request.is_counted, True
-        if is_first:
-            ending.count_in(self._metrics)
-            ending.log(request, len(self._line))
+        if not is_first:
+            return
+        if result.reason is not None:
+            self._metrics.skipped(result.reason)
+            self._log_skip(request, result)
+        elif result.published_bytes is not None:
+            self._metrics.prepared(*result.published_bytes)
+        else:
+            self._metrics.prepare_failed()
+
+    def _log_skip(self, request: Request, result: Result) -> None:
+        why = "" if result.why is None else f": {safe_str(result.why)}"
+        if result.reason is SkipReason.QUEUE_FULL:
+            why = f": {len(self)} prepares wait already (prepare_channel_size)"
+        log.log(
+            logging.WARNING if why else logging.DEBUG,
+            "basebackup of %s at %s %s (%s)%s",
+            split_key(request.key),
+            request.lsn,
+            "not published" if result.is_built else "skipped",
+            result.reason,
+            why,
+        )

@@ -1,4 +1,4 @@
-"""A finished archive that is kept open for those who have waited for it."""
+"""A finished archive that is kept open for the callers that waited for it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC
 
 
 class SharedFile:
-    """One open archive, of which each taker gets a file with an offset of its own.
+    """One open archive, of which each caller gets a file with its own offset.
 
-    The file may have another name by now, or none: it is opened again by the descriptor,
-    not by the name. Thread-safe, but `close` comes after the last `open_file`.
+    The archive may have another name by now, or none: it is opened again by its descriptor.
+    Thread-safe, but `close` comes after the last `open_file`.
 
     Args:
-        path: the link of the kernel's to the finished temporary file.
-        entry: what is in it.
-        name: what the files are to be called.
-        reservation: its room, where it will not be published.
+        path: the kernel's link to the finished temporary file.
+        entry: key, LSN and size of the archive.
+        name: the `name` of the callers' files.
+        reservation: the room of an unpublished archive; None for a published one.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the archive cannot be opened.
     """
 
     def __init__(
@@ -38,25 +38,24 @@ class SharedFile:
         self.entry = entry
         self._reservation = reservation
         self._name = name
-        self._holder = object()  # not the shared file itself: one that is dropped must be collected
+        self._holder = object()  # not `self`, which must be collected when it is dropped
         self._fd = -1
         self._fd = os.open(path, _FLAGS)
         if reservation is not None:
             reservation.hold(self._holder)
 
     def fileno(self) -> int:
-        """The descriptor, whose offset is neither used nor moved."""
+        """The descriptor; its offset is neither used nor moved."""
         return self._fd
 
     def open_file(self, source: Source) -> BasebackupFile:
-        """The archive at offset 0; the caller closes it.
+        """Open the archive at offset 0; the caller closes it.
 
         Raises:
             StoreError: it cannot be opened.
         """
         kind = BasebackupFile if self._reservation is None else _UnpublishedFile
         try:
-            # A link of the kernel's to the open file itself, for which names do not matter.
             file = kind.open_whatever(f"/proc/self/fd/{self._fd}", _FLAGS)
         except OSError as error:
             raise StoreError(
@@ -75,33 +74,33 @@ class SharedFile:
         return file
 
     def close(self) -> None:
-        """Close the descriptor, after the last `open_file`; harmless twice."""
+        """Close the descriptor; harmless twice."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             try:  # noqa: SIM105 - an interrupt may come after each call: this must be the first
                 os.close(fd)
-            except OSError:  # the kernel frees the descriptor even so
+            except OSError:  # the kernel frees the descriptor all the same
                 pass
         if self._reservation is not None:
             self._reservation.let_go(self._holder)
 
     def __del__(self) -> None:
-        self.close()  # where the last caller was interrupted before it could
+        self.close()  # if the last caller was interrupted before it could
 
 
 class _UnpublishedFile(BasebackupFile):
-    """A file without a name, whose bytes are accounted for until it is closed."""
+    """A file whose bytes count as unpublished until it is closed."""
 
     _kept: tuple[Reservation, object] | None = None
 
     def keep(self, reservation: Reservation) -> None:
-        """Take part in keeping the bytes on the disk."""
-        holder = object()  # not the file itself: one that is dropped must be collected
+        """Count the bytes of `reservation` until this file is closed."""
+        holder = object()  # not `self`, which must be collected when it is dropped
         self._kept = reservation, holder
         reservation.hold(holder)
 
     def close(self) -> None:
-        """Give the room back, and close the file: what is open still is closed when dropped."""
+        """Give the room back and close the file, also when the file is dropped."""
         if self._kept is not None:
             reservation, holder = self._kept
             reservation.let_go(holder)

@@ -1,10 +1,12 @@
-"""One build that is under way, and those who wait for it."""
+"""One build under way, and the callers that wait for its archive."""
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from bbcache.errors import ClosingError
+from bbcache.outcomes import SkipReason
 from bbcache.waiters import Waiters
 
 if TYPE_CHECKING:
@@ -12,18 +14,31 @@ if TYPE_CHECKING:
 
 
 class Result(NamedTuple):
-    """How a build has ended.
+    """How a request has ended. Without arguments: an error, after which callers ask again.
 
     Attributes:
-        shared_file: its archive.
-        error: the failure, for each caller that waited.
-        is_built: whether a build has succeeded. Without a shared file the archive is in the
-            index then. Where nothing was built and nothing failed, it is to be asked again.
+        shared_file: the archive, for the callers that wait.
+        error: the failure, for the callers that wait.
+        is_built: whether a build succeeded. Without `shared_file` the archive is published.
+        reason: why nothing was published; None for a published archive and for an error.
+        why: the error behind `reason`, if there is one.
+        published_bytes: sizes of the tarball and the archive; None if nothing was published.
     """
 
     shared_file: SharedFile | None = None
     error: BaseException | None = None
     is_built: bool = False
+    reason: SkipReason | None = None
+    why: BaseException | None = None
+    published_bytes: tuple[int, int] | None = None
+
+    @classmethod
+    def skip(cls, reason: SkipReason) -> Result:
+        """The end of a request that no worker has run; its callers ask again."""
+        return CLOSED if reason is SkipReason.CLOSING else cls(reason=reason)
+
+
+CLOSED: Final = Result(error=ClosingError("the cache is closing"), reason=SkipReason.CLOSING)
 
 
 class Call:
@@ -31,34 +46,33 @@ class Call:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # guards the next two
-        self._callers: set[object] = set()  # one for each caller that waits
+        self._callers: set[object] = set()
         self._result: Result | None = None
         self._waiters = Waiters()
 
     @property
     def is_awaited(self) -> bool:
-        """Whether anybody waits at this moment; one read of memory."""
+        """Whether a caller waits now; one read of memory."""
         return bool(self._callers)
 
     def join(self, caller: object) -> bool:
-        """Wait for the build until `leave`; False where it has ended already.
+        """Wait for the build until `leave`; False if it has ended already.
 
         Args:
             caller: stands for the caller; hashable.
         """
         with self._lock:
-            if self._result is not None:
-                return False
-            self._callers.add(caller)
-            return True
+            if self._result is None:
+                self._callers.add(caller)
+            return self._result is None
 
     def wait(self, timeout_s: float | None) -> Result | None:
-        """Wait for the end; None when `timeout_s` seconds passed first."""
+        """Wait for the end; None if `timeout_s` seconds pass first."""
         self._waiters.wait_for(lambda: self._result is not None, timeout_s)
         return self._result
 
     def finish(self, result: Result) -> None:
-        """The build has ended; the first call counts, and wakes everyone at once."""
+        """End the build and wake all callers. Only the first result counts."""
         with self._lock:
             is_taken = self._result is None and self.is_awaited
             if self._result is None:
@@ -71,7 +85,6 @@ class Call:
         """Stop waiting; harmless twice. The last caller closes the shared file."""
         with self._lock:
             self._callers.discard(caller)
-            is_last = not self._callers
-            shared_file = self._result.shared_file if self._result is not None and is_last else None
-        if shared_file is not None:
-            shared_file.close()
+            result = None if self._callers else self._result
+        if result is not None and result.shared_file is not None:
+            result.shared_file.close()

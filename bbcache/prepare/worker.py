@@ -1,7 +1,7 @@
-"""Preparing one basebackup: the checks, the wait for the LSN, the build, publishing.
+"""Preparing one basebackup: the checks, the wait for the LSN, the build.
 
-The first check that fails decides; see `Preparer.run`. Whatever a host callback
-raises is counted and logged, and the worker goes on.
+The first check that fails decides the result. Whatever a host callback raises is counted and
+logged, and the worker goes on.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bbcache import lifecycle
 from bbcache.errors import ClosingError, LimitError, PrepareError, StoreError, safe_str
 from bbcache.host import TenantState, attached_shards_zero, wait_for_lsn
 from bbcache.outcomes import Phase, SkipReason
-from bbcache.prepare.ending import CLOSED, Ending
 from bbcache.prepare.job import DiskError, Job, Skip, reason_of
-from bbcache.prepare.singleflight import Result
+from bbcache.prepare.singleflight import CLOSED, Result
 from bbcache.storage.index import split_key
 
 if TYPE_CHECKING:
@@ -35,180 +35,95 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Preparer:
     """Runs prepares, several at once. Thread-safe.
 
-    Args:
-        config: timeouts.
-        tenants: the host.
-        index: what is held, and whether there is room.
-        builder: builds and publishes.
-        queue: where requests come from.
-        metrics: counts how they end.
-        backoff: is told of failures.
-        clock: seconds that only grow.
+    Attributes:
+        clock: a monotonic clock, in seconds.
     """
 
-    def __init__(
-        self,
-        config: BasebackupCacheConfig,
-        tenants: TenantManager,
-        index: Index,
-        *,
-        builder: Builder,
-        queue: PrepareQueue,
-        metrics: Metrics,
-        backoff: Backoff,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._config = config
-        self._tenants = tenants
-        self._index = index
-        self._queue = queue
-        self._metrics = metrics
-        self._clock = clock
-        self._backoff = backoff
-        self._builder = builder
+    config: BasebackupCacheConfig
+    tenants: TenantManager
+    index: Index
+    builder: Builder
+    queue: PrepareQueue
+    metrics: Metrics
+    backoff: Backoff
+    clock: Callable[[], float] = time.monotonic
 
     def work(self) -> None:
         """Run requests until the queue is closed: the life of one worker thread."""
         is_open = True
         while is_open:
-            with suppress(BaseException):  # a failure between two requests ends no worker
-                is_open = self._run_next()
-
-    def _run_next(self) -> bool:
-        """Wait for a request and run it; False once the queue is closed."""
-        request = self._queue.take()
-        if request is not None:
-            self.run(request)
-        return request is not None
-
-    def stop(self) -> None:
-        """Make builds under way fail at their next write, and waits at their next slice."""
-        self._builder.stop()
+            with suppress(BaseException):  # no failure between two requests ends a worker
+                request = self.queue.take()
+                is_open = request is not None
+                if request is not None:
+                    self.run(request)
 
     def run(self, request: Request) -> None:
-        """Run one request: to its end, or until it goes behind what can run.
+        """Run one request to its end, or until it goes behind the line. Raises nothing.
 
-        Whatever it raises, its end is counted, and its callers are told.
+        Whatever is raised meanwhile, the end is counted, and the callers are told.
         """
-        job, ending = Job(request), Ending()
+        job, result = Job(request), Result()
         is_over = True
         try:
             built = self._prepare(job)
             if built is None:
                 is_over = False
             else:
-                ending = _ending_of(job, built)
+                result = _result_of(job, built)
         except Skip as skip:
-            ending = Ending(Result(error=_failure_of(job, skip)), skip.reason, skip.why)
-        except DiskError as failed:  # a caller that has come since asks again, and then waits
+            error = _failure_of(job, skip)
+            result = Result(error=error, reason=skip.reason, why=skip.why)
+        except DiskError as failed:  # a caller that has joined since asks again, and then waits
             _log_failure(request, failed.error, exc_info=False)
         except BaseException as error:  # noqa: BLE001 - SystemExit of a host must not end a worker
-            ending = Ending(Result(error=error))
+            result = Result(error=error)
             is_own = isinstance(error, (StoreError, PrepareError))
             _log_failure(request, error, exc_info=not is_own or job.disk_failure is not None)
         finally:
             if is_over:
-                self._finish(job, ending)
+                self._finish(job, result)
 
-    def _finish(self, job: Job, ending: Ending) -> None:
+    def _finish(self, job: Job, result: Result) -> None:
         try:
             self._end_wait(job.request)
-            self._note(job, ending.result)
-            self._metrics.refresh()
+            self._note(job, result)
+            self.metrics.refresh()
         finally:
-            self._queue.finish(job.request, ending)
+            self.queue.finish(job.request, result)
 
     def _note(self, job: Job, result: Result) -> None:
-        """Let what fails rest for a while, and what has been built not at all."""
+        """Tell the back-off of a success or failure."""
         if result.is_built:
-            self._backoff.succeeded(job.request.place, job.failing or job.request.place)
+            self.backoff.succeeded(job.request.place, job.failing or job.request.place)
         elif (
             job.failing is not None
             and result.error is not None
             and not isinstance(result.error, ClosingError)
         ):
-            self._backoff.failed(job.failing, safe_str(result.error))
+            self.backoff.failed(job.failing, safe_str(result.error))
 
     def _prepare(self, job: Job) -> Built | None:
-        """Check, wait and build; None where the request waits in the queue again."""
-        started_s, request = self._clock(), job.request
+        """Check, wait and build; None if the request waits in the queue again."""
+        started_s, request = self.clock(), job.request
         if not request.is_behind:
-            self._metrics.prepare_seconds[Phase.QUEUE].observe(started_s - request.queued_at_s)
+            self.metrics.prepare_seconds[Phase.QUEUE].observe(started_s - request.queued_at_s)
         with lifecycle.callback():
             timeline = self._find_timeline(job)
             self._check_still_wanted(job, timeline)
         self._check_room(job)
         job.failing = request.place
         if self._gives_way(job) or not self._wait_lsn(timeline, request):
-            self._queue.postpone(request)
+            self.queue.postpone(request)
             return None
-        if not self._queue.start(request):
+        if not self.queue.start(request):
             return None
         self._end_wait(request)
         return self._build(job, timeline, started_s)
-
-    def _gives_way(self, job: Job) -> bool:
-        """Whether a request that the timeline has outgrown lets others go first, once."""
-        request = job.request
-        return job.is_outgrown and not request.is_behind and self._queue.has_other(request)
-
-    def _wait_lsn(self, timeline: Timeline, request: Request) -> bool:
-        """Wait for the LSN for a while; False where it is not reached yet.
-
-        Raises:
-            PrepareError: it was not reached in `wait_lsn_timeout`.
-            Skip: the cache closes, or nobody waits for the LSN any more.
-        """
-        self._builder.check_not_stopping()
-        now_s = self._clock()
-        if request.waiting_since_s is None:
-            request.waiting_since_s = now_s
-        since_s, timeout_s = request.waiting_since_s, self._config.wait_lsn_timeout
-        left_s = timeout_s - (now_s - since_s)
-        slice_s = max(0.0, min(self._queue.slice_s(request), left_s))
-        with lifecycle.callback():
-            is_reached = wait_for_lsn(timeline, request.lsn, slice_s)
-        self._builder.check_not_stopping()
-        if is_reached:
-            return True
-        if self._clock() - since_s >= timeout_s:
-            with lifecycle.callback():
-                tip = timeline.get_last_record_lsn()
-            raise PrepareError(
-                f"the LSN was not reached in {timeout_s:g} s "
-                f"(wait_lsn_timeout); the tip is at {tip}, not at {request.lsn}"
-            )
-        if not (request.is_sent or request.call.is_awaited):
-            raise Skip(SkipReason.CANCELLED)
-        return False
-
-    def _end_wait(self, request: Request) -> None:
-        if request.waiting_since_s is not None:
-            waited_s = self._clock() - request.waiting_since_s
-            self._metrics.prepare_seconds[Phase.WAIT_LSN].observe(waited_s)
-            request.waiting_since_s = None
-
-    def _build(self, job: Job, timeline: Timeline, started_s: float) -> Built:
-        with lifecycle.callback():
-            job.check_tip(timeline)
-        if not job.is_outgrown:
-            job.failing = job.request.key
-        try:
-            built = self._builder.build(job, timeline)
-        except Exception:
-            _spare_the_timeline(job, timeline)
-            raise
-        log.info(
-            "basebackup of %s %s: %d bytes in %.3f s",
-            built.entry,
-            "prepared" if job.may_publish else "built, but not published",
-            built.entry.size_bytes,
-            self._clock() - started_s,
-        )
-        return built
 
     def _find_timeline(self, job: Job) -> Timeline:
         tenant = self._find_tenant(job.request)
@@ -221,56 +136,113 @@ class Preparer:
 
     def _find_tenant(self, request: Request) -> Tenant:
         if request.tenant_shard_id is not None:
-            return self._tenants.get_attached_tenant_shard(request.tenant_shard_id)
+            return self.tenants.get_attached_tenant_shard(request.tenant_shard_id)
         tenant_id = split_key(request.key).tenant_id
-        for shard_id, tenant in attached_shards_zero(self._tenants):
+        for shard_id, tenant in attached_shards_zero(self.tenants):
             if shard_id.tenant_id == tenant_id:
                 return tenant
         raise PrepareError("shard zero of the tenant is not attached here")
 
     def _check_still_wanted(self, job: Job, timeline: Timeline) -> None:
-        request, held = job.request, self._index.newest(job.request.key)
+        request, held = job.request, self.index.newest(job.request.key)
         if held is not None and held.lsn >= request.lsn:
             if held.lsn == request.lsn and not request.must_build:
-                raise Skip(SkipReason.UP_TO_DATE)  # those who wait get what is held
+                raise Skip(SkipReason.UP_TO_DATE)  # callers ask again, and get that entry
             job.refuse(SkipReason.UP_TO_DATE)
         job.check_tip(timeline)
 
     def _check_room(self, job: Job) -> None:
-        if self._builder.is_read_only:  # else the build looks, once the LSN is reached
-            self._builder.check_disk(job)
+        if self.builder.is_read_only:  # otherwise the build looks, once the LSN is reached
+            self.builder.check_disk(job)
         try:
-            self._index.check_room(job.request.key)
+            self.index.check_room(job.request.key)
         except LimitError as error:
             job.refuse(reason_of(error), error)
 
+    def _gives_way(self, job: Job) -> bool:
+        """Whether a request that the timeline has outgrown lets others go first, once."""
+        request = job.request
+        return job.is_outgrown and not request.is_behind and self.queue.has_other(request)
+
+    def _wait_lsn(self, timeline: Timeline, request: Request) -> bool:
+        """Wait for the LSN for a while; False if it is not reached yet.
+
+        Raises:
+            PrepareError: it was not reached in `wait_lsn_timeout`.
+            Skip: the cache closes, or nobody wants the archive any more.
+        """
+        self.builder.check_not_stopping()
+        now_s = self.clock()
+        if request.waiting_since_s is None:
+            request.waiting_since_s = now_s
+        since_s, timeout_s = request.waiting_since_s, self.config.wait_lsn_timeout
+        left_s = timeout_s - (now_s - since_s)
+        slice_s = max(0.0, min(self.queue.slice_s(request), left_s))
+        with lifecycle.callback():
+            is_reached = wait_for_lsn(timeline, request.lsn, slice_s)
+        self.builder.check_not_stopping()
+        if is_reached:
+            return True
+        if self.clock() - since_s >= timeout_s:
+            with lifecycle.callback():
+                tip = timeline.get_last_record_lsn()
+            raise PrepareError(
+                f"the LSN was not reached in {timeout_s:g} s "
+                f"(wait_lsn_timeout); the tip is at {tip}, not at {request.lsn}"
+            )
+        if not (request.is_sent or request.call.is_awaited):
+            raise Skip(SkipReason.CANCELLED)
+        return False
+
+    def _end_wait(self, request: Request) -> None:
+        if request.waiting_since_s is not None:
+            waited_s = self.clock() - request.waiting_since_s
+            self.metrics.prepare_seconds[Phase.WAIT_LSN].observe(waited_s)
+            request.waiting_since_s = None
+
+    def _build(self, job: Job, timeline: Timeline, started_s: float) -> Built:
+        with lifecycle.callback():
+            job.check_tip(timeline)
+        if not job.is_outgrown:
+            job.failing = job.request.key
+        try:
+            built = self.builder.build(job, timeline)
+        except Exception:
+            _spare_the_timeline(job, timeline)
+            raise
+        log.info(
+            "basebackup of %s %s: %d bytes in %.3f s",
+            built.entry,
+            "prepared" if job.may_publish else "built, but not published",
+            built.entry.size_bytes,
+            self.clock() - started_s,
+        )
+        return built
+
 
 def _spare_the_timeline(job: Job, timeline: Timeline) -> None:
-    """Hold a failed build against its LSN alone, where that is no longer the tip."""
+    """Hold a failed build against its LSN alone if that is not the tip any more."""
     if job.failing is None:
         return
-    with (
-        suppress(Exception),
-        lifecycle.callback(),
-    ):  # a host that fails here as well has failed as it has
+    with suppress(Exception), lifecycle.callback():  # the first failure is the one that counts
         if timeline.get_last_record_lsn() > job.request.lsn:
             job.failing = job.request.place
 
 
-def _ending_of(job: Job, built: Built) -> Ending:
-    result = Result(built.shared_file, is_built=True)
+def _result_of(job: Job, built: Built) -> Result:
     if job.refusal is not None:
-        return Ending(result, job.refusal.reason, job.refusal.why)
-    if job.disk_failure is not None:
-        return Ending(result)
-    return Ending(result, published=(built.seal.tar_bytes, built.entry.size_bytes))
+        reason, why = job.refusal.reason, job.refusal.why
+        return Result(built.shared_file, is_built=True, reason=reason, why=why)
+    sizes = built.seal.tar_bytes, built.entry.size_bytes
+    published_bytes = None if job.disk_failure is not None else sizes
+    return Result(built.shared_file, is_built=True, published_bytes=published_bytes)
 
 
 def _failure_of(job: Job, skip: Skip) -> BaseException | None:
-    """What a skip is for those who wait: a failure, or a reason to ask again."""
+    """The error of a skip for the callers that wait; None if they ask again."""
     if skip.reason is SkipReason.CLOSING:
         return CLOSED.error
-    # Where a refusal to publish did not end it, there was no room but for the published.
+    # A skip that is no refusal to publish comes from the limit of unpublished archives.
     return None if job.may_publish or skip is job.refusal else skip.why
 
 

@@ -54,7 +54,7 @@ class Catalog:
         index: the entries; its lock is taken after the file lock, never before.
         dirlock: the lock on the directory, already held; not held where the file system
             is read-only.
-        metrics: counts quarantined files and failed unlinks.
+        metrics: counts quarantined files and failed unlinks, and shows the ledger.
     """
 
     def __init__(
@@ -71,6 +71,11 @@ class Catalog:
         self._accounting = index.accounting
         self._quarantine = Quarantine(store, index)
         self._metrics = metrics
+        ledger = index.accounting
+        metrics.entries.read_from(lambda: ledger.entry_count)
+        metrics.size_bytes.read_from(lambda: ledger.entries_size_bytes)
+        metrics.nonentry_bytes.read_from(lambda: ledger.nonentry_bytes)
+        metrics.unpublished_bytes.read_from(lambda: ledger.unpublished_bytes)
 
     def load(self) -> LoadReport:
         """Sweep ``tmp/``, scan, and take the newest entry of each timeline over.

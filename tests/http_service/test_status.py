@@ -188,7 +188,7 @@ def test_states(whole: Whole) -> None:
 
 def test_before_the_cache_is_loaded(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is starting."""
-    monkeypatch.setattr(whole.bench.harness.engine, "_is_initialized", False)
+    monkeypatch.setattr(whole.bench.harness.engine, "is_initialized", False)
     assert whole.reader.state() is State.STARTING
 
 

@@ -22,7 +22,7 @@ from support.threads import waiting
 
 from bbcache.ids import TenantShardId
 from bbcache.outcomes import SkipReason
-from bbcache.prepare.ending import Ending
+from bbcache.prepare.singleflight import Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -436,7 +436,7 @@ def test_workers_and_senders_lose_nothing() -> None:
             assert queue.start(taken)
             with lock:
                 busy.discard(taken.key)
-            queue.finish(taken, Ending())
+            queue.finish(taken, Result())
 
     def send() -> None:
         for lsn in range(300):

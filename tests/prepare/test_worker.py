@@ -104,7 +104,7 @@ def test_arguments_of_a_wrong_type_are_an_error(
     harness.cache.send_prepare(*arguments)
     harness.wait_idle()
     assert harness.counts() == {"error": 1}
-    assert "send_prepare asked for nothing: " in caplog.text
+    assert "invalid call of send_prepare: " in caplog.text
     assert " must be a T" in caplog.text or "lsn must be an Lsn" in caplog.text
 
 
@@ -156,7 +156,8 @@ def test_one_logger_has_the_outcome_of_every_prepare(
         harness.send(waiting)
         assert outcome(waiting) == "it skipped (coalesced)"
         harness.send(late)
-        assert outcome(late) == "it skipped (queue_full)"
+        why = "1 prepares wait already (prepare_channel_size)"
+        assert outcome(late) == f"it skipped (queue_full): {why}"
         closer = threading.Thread(target=harness.cache.close)
         closer.start()
         wait_until(lambda: harness.skips.get("closing") == 1)

@@ -85,7 +85,7 @@ class Kit:
             self.dirlock.acquire()
         with watched_locks() as self.locks:
             self.index = Index(Accounting(max_entries, max_bytes, max_bytes, max_bytes))
-            metrics = Metrics(self.registry, self.index.accounting, lambda: 0)
+            metrics = Metrics(self.registry)
             self.catalog = Catalog(self.store, self.index, self.dirlock, metrics)
 
     def build(self, key: bytes, lsn: int, size_bytes: int) -> tuple[TempFile, Reservation, Entry]:
@@ -189,6 +189,20 @@ def test_an_empty_directory_loads_nothing(kit: Kit) -> None:
     assert kit.catalog.load() == (0, 0, [])
     assert file_names(kit.directory) == OWN_NAMES
     assert kit.totals() == (0, 0)
+
+
+def test_gauges_read_the_ledger_at_each_scrape(kit: Kit) -> None:
+    """Entries count in their own gauges alone, all other files in `nonentry_bytes`."""
+    ledger, neon = kit.index.accounting, "pageserver_basebackup_cache_"
+    for count in (1, 2):
+        kit.publish([A, B][count - 1], size_bytes=50)
+        ledger.foreign_files.replace({"one": 4 * count, "other": 6})
+        ledger.quarantine.put("bad", 200)
+        ledger.doomed.put("old", 3000)
+        ledger.grow(kit.index.reserve(C), 7)
+        assert kit.count(f"{neon}entries_total") == count
+        assert kit.count(f"{neon}size_bytes") == 50 * count
+        assert kit.count("bbcache_nonentry_bytes") == 3206 + 4 * count
 
 
 def test_the_newest_lsn_of_each_timeline_is_kept(reopen: Callable[..., Kit]) -> None:

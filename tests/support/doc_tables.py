@@ -71,7 +71,7 @@ def metrics_table(rows: Iterable[Row[Any]]) -> str:
                 f"`{row.name}`",
                 row.kind,
                 "; ".join(f"`{label}`: {', '.join(row.labels[label])}" for label in row.labels),
-                f"{row.text} {row.note}".strip(),
+                row.text,
             )
             for row in rows
         ),

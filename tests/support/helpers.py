@@ -12,18 +12,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from bbcache.archive.format import ArchiveWriter, pack_header
-from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import DirectoryLockedError
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.metrics import Metrics
 from bbcache.outcomes import PrepareResult, SkipReason
-from bbcache.prepare.ending import Ending
-from bbcache.prepare.line import Line
 from bbcache.prepare.queue import PrepareQueue
 from bbcache.prepare.request import Request
-from bbcache.storage.accounting import Accounting
+from bbcache.prepare.singleflight import Result
 from bbcache.storage.dirlock import DirectoryLock
-from bbcache.storage.index import Index, make_key
+from bbcache.storage.index import make_key
 from bbcache.work_counter import WorkCounter
 
 if TYPE_CHECKING:
@@ -135,10 +132,8 @@ class SettledQueue:
 
     def __init__(self, capacity: int) -> None:
         self.registry = CollectorRegistry()
-        self._line = Line(capacity)
-        index = Index(Accounting.from_config(BasebackupCacheConfig()))
-        metrics = Metrics(self.registry, index.accounting, self._line.__len__)
-        self.queue = PrepareQueue(self._line, metrics, WorkCounter())
+        metrics = Metrics(self.registry)
+        self.queue = PrepareQueue(capacity, metrics, WorkCounter())
         self._reasons: list[SkipReason] = []  # of the skips that the last step has counted
         count_skip = metrics.skipped
 
@@ -192,7 +187,7 @@ class SettledQueue:
 
     def finish(self, request: Request) -> None:
         """End a request that a worker has taken, with an error."""
-        self.queue.finish(request, Ending())
+        self.queue.finish(request, Result())
         self._open.pop(request, None)
 
     def close(self) -> list[Request]:
@@ -207,7 +202,7 @@ class SettledQueue:
 
     def running(self) -> list[Request]:
         """What has the slots of its timelines."""
-        return list(self._line.running.values())
+        return list(self.queue._line.running.values())
 
     def results(self) -> dict[str, int]:
         """How many requests have ended how."""
