@@ -1,8 +1,4 @@
-"""One wording for arguments of a wrong type.
-
-The checks of all public methods are made of these, so that the same mistake reads the
-same wherever it is made. Every function is thread-safe.
-"""
+"""Checks of arguments, and one wording for arguments of a wrong type. Thread-safe."""
 
 from __future__ import annotations
 
@@ -21,8 +17,8 @@ def wrong_type(name: str, value: object, wanted: str, hint: str = "") -> Argumen
 
     Args:
         name: the argument's name.
-        value: what was passed.
-        wanted: what it must be, with its article.
+        value: the argument.
+        wanted: the right type, with its article.
         hint: what to do, as a sentence.
     """
     text = f"{name} must be {wanted}, not {_described(value)}"
@@ -30,17 +26,10 @@ def wrong_type(name: str, value: object, wanted: str, hint: str = "") -> Argumen
 
 
 def check_methods(name: str, value: object, wanted: str, methods: tuple[str, ...]) -> None:
-    """Check that an object has the methods that will be called on it.
-
-    Args:
-        name: the argument's name.
-        value: what was passed.
-        wanted: what it must be, for the error.
-        methods: the names of the methods.
+    """Check that an argument has the methods that will be called; see `wrong_type`.
 
     Raises:
-        ArgumentError: (a `TypeError`) it is a class, or lacks one of the methods, or has one
-            that is ``async``.
+        ArgumentError: (a `TypeError`) it is a class, lacks a method or has an ``async`` one.
     """
     if isinstance(value, type):
         raise wrong_type(name, value, wanted, f"Pass an object of it: {value.__name__}(...).")
@@ -52,20 +41,19 @@ def check_methods(name: str, value: object, wanted: str, methods: tuple[str, ...
 
 
 def is_async(function: object) -> bool:
-    """Whether a call of it only makes a coroutine, or an asynchronous generator."""
+    """Whether a call would return a coroutine or an asynchronous generator."""
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
 def seconds(name: str, value: object) -> float | None:
-    """A timeout, as the system can wait for it.
+    """A timeout that the system can wait for.
 
     Args:
         name: the argument's name.
-        value: seconds. None, or more than the system can wait for, waits without limit;
-            less than 0, as of a deadline that has passed, does not wait.
+        value: seconds; None for no limit.
 
     Returns:
-        Seconds, at least 0; None for no limit.
+        Seconds, at least 0; None for no limit, or for more than the system can wait for.
 
     Raises:
         ArgumentError: (a `TypeError`) it is no number.
@@ -79,20 +67,18 @@ def seconds(name: str, value: object) -> float | None:
         raise wrong_type(name, value, "a number of seconds or None", hint)
     if value >= threading.TIMEOUT_MAX:
         return None
-    if value > 0:
-        return value
-    if value <= 0:
-        return 0.0
-    raise ParseError(f"{name} must be a number of seconds or None, not nan")
+    if value != value:  # noqa: PLR0124 - nan
+        raise ParseError(f"{name} must be a number of seconds or None, not nan")
+    return max(0.0, value)
 
 
 def with_article(name: str) -> str:
-    """The name of a class as part of a sentence."""
+    """The name of a class after its article."""
     return f"{'an' if name[0] in 'AEIOUaeiou' or name == 'Lsn' else 'a'} {name}"
 
 
 def _described(value: object) -> str:
-    """A value as an error names it: by value where it is plain, else by its type."""
+    """A value as an error names it: a plain one by its value, any other by its type."""
     if value is None or isinstance(value, bool):
         return str(value)
     if isinstance(value, type):

@@ -21,24 +21,23 @@ from bbcache.storage.dirlock import DirectoryLock
 from bbcache.storage.files import BasebackupFile, disk_step
 from bbcache.storage.index import EntryInfo
 
-EXIT_TIMEOUT_S: Final = 10.0  # how long leaving a `with` block waits
+EXIT_TIMEOUT_S: Final = 10.0  # the longest wait at the end of a `with` block
 
 
 class BasebackupCache:
     """Basebackups on local disk, made ahead of need. Make one with `spawn`.
 
-    Every method may be called from any thread at any time: before the start is
-    done, during a close, and after it. As with any lock in Python, do not call one from
-    a signal handler: set a flag there, or raise. A KeyboardInterrupt that a method is
-    interrupted by does the cache no harm. In a forked child a cache is inert: `get`
-    is None, `entries` is empty, and the rest does nothing.
+    Every method may be called from any thread at any time: before the start is done, during a
+    close, and after it. As with any lock in Python, do not call one from a signal handler: set
+    a flag there, or raise. A KeyboardInterrupt in a method does the cache no harm. In a forked
+    child a cache is inert: `get` returns None, `entries` is empty, and the rest does nothing.
 
-    A cache holds a directory lock and threads until it is closed: use `close`, or
-    a ``with`` block. One that is dropped without gives a ResourceWarning and is
-    closed in the background.
+    A cache holds a directory lock and threads until it is closed: use `close`, or a ``with``
+    block. A cache that is dropped without gives a ResourceWarning and is closed in the
+    background.
     """
 
-    _engine: Engine | None = None  # until it is made: an interrupted spawn drops the cache before
+    _engine: Engine | None = None  # so that an interrupted `spawn` can drop the cache
 
     def __init__(self, engine: Engine | None) -> None:
         """Not for callers: see `spawn`."""
@@ -53,38 +52,30 @@ class BasebackupCache:
         tenant_manager: TenantManager,
         registry: CollectorRegistry | None = None,
     ) -> Self:
-        """Take the directory and start; all else happens in the background.
+        """Lock the directory and start; all else happens in the background.
 
         On a read-only file system the directory is not locked: its entries are served, and
         nothing is published or removed before it can be locked.
 
         Args:
-            data_dir: where the archives are kept; made if need be. No other cache
+            data_dir: where the archives are kept; made if it does not exist. No other cache
                 may use it at the same time.
             config: the settings; None gives a cache that is disabled and does nothing.
             tenant_manager: the host.
-            registry: where the metrics go; None for Prometheus' default registry,
+            registry: where the metrics are registered; None for Prometheus' default registry,
                 which `close` takes them out of again.
 
         Raises:
             DirectoryLockedError: another cache has the directory.
             StoreError: (an `OSError`) the directory cannot be made or locked.
             ConfigError: the registry has the metrics of another cache.
-            ArgumentError: (a `TypeError`) for arguments of a wrong type. Of a host, only the
-                methods of the manager are looked for; see `bbcache.testing.check_host`.
+            ArgumentError: (a `TypeError`) for arguments of a wrong type. Of the host, only the
+                methods of the manager are checked; see `bbcache.testing.check_host`.
         """
         if config is None:
             return cls(None)
         _check_spawn(data_dir, config, tenant_manager, registry)
-        with disk_step("make absolute", os.fspath(data_dir)):
-            path = os.path.abspath(os.fspath(data_dir))
-        if not os.fspath(data_dir):
-            raise StoreError(
-                "the path of the cache directory is empty\n"
-                "hint: Name a directory that is for the cache alone; `.` is the working directory."
-            )
-        if "\0" in path:
-            raise StoreError(f"the path of a cache directory has no NUL, but {path!r} has")
+        path = _absolute(os.fspath(data_dir))
         with disk_step("make the cache directory", path):
             os.makedirs(path, mode=0o700, exist_ok=True)
         dirlock = DirectoryLock(path)
@@ -99,24 +90,24 @@ class BasebackupCache:
 
     @property
     def is_enabled(self) -> bool:
-        """Whether there is a configuration, so that the cache does anything at all."""
+        """Whether the cache was spawned with a configuration."""
         return self._engine is not None
 
     @property
     def degraded_reason(self) -> str | None:
-        """Why nothing can be published now, in one line; None where nothing is known.
+        """Why nothing can be published now, in one line; None if nothing is known.
 
         Either the file system of the directory is read-only, or its disk has refused the
-        last archive that was to be published. Entries are served all the same.
+        last archive that was to be published. Entries are still served.
         """
         engine = self._live_engine()
         return None if engine is None else engine.builder.degraded_reason
 
     def get(self, tenant_id: TenantId, timeline_id: TimelineId, lsn: Lsn) -> BasebackupFile | None:
-        """The open archive of the timeline at exactly `lsn`; None where there is none.
+        """Open the archive of the timeline at exactly `lsn`; None if there is none.
 
-        A miss touches no disk. What goes wrong on the disk is counted and logged,
-        never raised: it is a miss for the caller.
+        A miss touches no disk. A failing disk is counted and logged, never raised: it is a
+        miss for the caller.
 
         Args:
             tenant_id: the tenant.
@@ -139,10 +130,7 @@ class BasebackupCache:
     def get_held(
         self, tenant_id: TenantId, timeline_id: TimelineId, lsn: Lsn
     ) -> BasebackupFile | None:
-        """As `get`, but what is not held is not counted as a miss.
-
-        It is for who asks `get_or_prepare` next, which counts it.
-        """
+        """Like `get`, but leave counting a miss to the `get_or_prepare` that follows."""
         engine = self._live_engine()
         if engine is None:
             check_ids(tenant_id, timeline_id, lsn)
@@ -157,34 +145,33 @@ class BasebackupCache:
         timeout_s: float | None = None,
         check_cancelled: Callable[[], None] | None = None,
     ) -> BasebackupFile:
-        """The open archive of the timeline at exactly `lsn`, built now if need be.
+        """Open the archive of the timeline at exactly `lsn`, and build it first if need be.
 
-        However many ask at once, one build is made, by the same workers, checks and
-        limits as for `send_prepare`; who asks while it is under way joins it. What must
-        not be published (no room, too big, the timeline has gone on, the tenant's switch
-        is off) is handed out all the same, from a file without a name. Where the disk of
-        the cache fails, the host is asked once more, and the archive is built in
+        Concurrent callers share a single build, which has the workers, checks and limits of
+        `send_prepare`. An archive that must not be published (no room, too big, the timeline is
+        past the LSN, the tenant's switch is off) is still returned, as a file without a name.
+        If the disk of the cache fails, the host is asked once more, and the archive is built in
         `unpublished_dir` of the settings.
 
-        It waits, so do not call it from a host callback, where it refuses to.
+        The call waits, so a host callback must not make it: there it raises on a miss.
 
         Args:
             tenant_shard_id: shard zero of the tenant.
             timeline_id: its timeline.
             lsn: the position, in the form that the host uses for `send_prepare`.
-            timeout_s: seconds to wait for a build; None waits until it ends, 0 or less gives
-                hits only. A caller that gives up does not stop the build.
-            check_cancelled: called in this thread about five times a second while it waits: what it
-                raises ends the wait. None where nothing but the time can.
+            timeout_s: seconds to wait for a build; None waits until it ends, 0 or less returns
+                only hits. The build goes on after the timeout.
+            check_cancelled: called in this thread about five times a second during the wait;
+                an exception that it raises ends the wait.
 
         Returns:
             An unbuffered binary file at offset 0, with `lsn`, `size_bytes` and `source`:
             ``hit``, ``joined`` or ``built``. The caller closes it.
 
         Raises:
-            FillTimeoutError: (a `TimeoutError`) it was not ready in time.
-            BackingOffError: its last builds have failed; says until when to wait.
-            FillError: the build has failed, for everyone who waits for it, with the cause;
+            FillTimeoutError: (a `TimeoutError`) the archive was not ready in time.
+            BackingOffError: the last builds have failed; says when the next one is tried.
+            FillError: the build has failed, for every caller that waits for it, with the cause;
                 or nothing can be built here.
             ClosingError: the cache is closing, or closed.
             ArgumentError: (a `TypeError`) for arguments of a wrong type.
@@ -192,9 +179,8 @@ class BasebackupCache:
         check_shard_ids(tenant_shard_id, timeline_id, lsn)
         timeout_s = seconds("timeout_s", timeout_s)
         if check_cancelled is not None and not callable(check_cancelled):
-            raise wrong_type(
-                "check_cancelled", check_cancelled, "a function without arguments, or None"
-            )
+            wanted = "a function without arguments, or None"
+            raise wrong_type("check_cancelled", check_cancelled, wanted)
         engine = self._live_engine()
         if engine is None:
             raise self._why_dead()
@@ -206,7 +192,7 @@ class BasebackupCache:
         """Ask for a basebackup in the background. Never blocks, never raises.
 
         Call it when the timeline's WAL has a shutdown checkpoint that ends at `lsn`.
-        Of several for one timeline the newest LSN wins.
+        Of several requests for one timeline the newest LSN wins.
 
         Args:
             tenant_shard_id: the tenant's shard; all but shard zero are skipped.
@@ -224,16 +210,12 @@ class BasebackupCache:
             timeout: seconds to wait; None waits without limit.
 
         Returns:
-            False when that took too long, or the cache was closed before.
+            False if that took too long, or the cache was closed before.
 
         Raises:
             ArgumentError: (a `TypeError`) `timeout` is no number.
         """
-        timeout = seconds("timeout", timeout)
-        if self._engine is None:
-            return True
-        engine = self._live_engine()
-        return engine is not None and engine.wait_initialized(timeout)
+        return self._wait(Engine.wait_initialized, timeout)
 
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Wait until the start is done, no prepare is queued or runs, nothing is removed.
@@ -242,16 +224,19 @@ class BasebackupCache:
             timeout: seconds to wait; None waits without limit.
 
         Returns:
-            False when that took too long, or the cache was closed before.
+            False if that took too long, or the cache was closed before.
 
         Raises:
             ArgumentError: (a `TypeError`) `timeout` is no number.
         """
-        timeout = seconds("timeout", timeout)
+        return self._wait(Engine.wait_idle, timeout)
+
+    def _wait(self, wait: Callable[[Engine, float | None], bool], timeout: float | None) -> bool:
+        timeout_s = seconds("timeout", timeout)
         if self._engine is None:
             return True
         engine = self._live_engine()
-        return engine is not None and engine.wait_idle(timeout)
+        return engine is not None and wait(engine, timeout_s)
 
     def run_cleanup(self) -> None:
         """Run one clean-up step now, in the caller's thread; see `bbcache.upkeep.cleanup`."""
@@ -260,16 +245,16 @@ class BasebackupCache:
             engine.cleaner.step()
 
     def entries(self) -> list[EntryInfo]:
-        """What is published at this moment; empty once closed."""
+        """The published entries of this moment; empty once closed."""
         engine = self._live_engine()
         return [] if engine is None else [entry.info() for entry in engine.index.snapshot()]
 
     def close(self, timeout: float | None = None) -> None:
-        """Stop taking requests, cancel what waits, stop what runs, free the directory.
+        """Take no more requests, cancel what waits, stop what runs, free the directory.
 
-        After it, this cache changes nothing on disk any more, even where a thread
-        could not be stopped in time. Safe to call twice, from several threads and
-        from a host callback, which is then not waited for.
+        Afterwards this cache changes nothing on disk any more, even if a thread could not be
+        stopped in time. Safe to call twice, from several threads, and from a host callback,
+        which is then not waited for.
 
         Args:
             timeout: seconds to wait for the threads; None waits without limit.
@@ -317,7 +302,7 @@ class BasebackupCache:
         return ClosingError("the cache is closed\nhint: Ask the cache that is started next.")
 
     def _live_engine(self) -> Engine | None:
-        """The engine, unless the cache is disabled, closed or of another process."""
+        """The engine; None if the cache is disabled, closed or of another process."""
         engine = self._engine
         if engine is None or not engine.is_serving or self._generation != lifecycle.generation():
             return None
@@ -327,21 +312,28 @@ class BasebackupCache:
 def _check_spawn(
     data_dir: object, config: object, tenant_manager: object, registry: object
 ) -> None:
-    """Refuse what a cache cannot be made of, before anything is touched."""
+    """Refuse arguments of a wrong type before anything is touched."""
     if not isinstance(data_dir, (str, os.PathLike)) or not isinstance(os.fspath(data_dir), str):
         hint = "Pass os.fsdecode(data_dir)." if isinstance(data_dir, bytes) else ""
         raise wrong_type("data_dir", data_dir, "a str or a path", hint)
     if not isinstance(config, BasebackupCacheConfig):
-        raise wrong_type(
-            *("config", config, "a BasebackupCacheConfig or None"),
-            "Use BasebackupCacheConfig(...), or its from_toml for a table or the path of a file.",
-        )
-    check_methods(
-        *("tenant_manager", tenant_manager, "a bbcache.TenantManager"),
-        ("list", "get_attached_tenant_shard"),
-    )
+        hint = "Use BasebackupCacheConfig(...), or its from_toml for a table or the path of a file."
+        raise wrong_type("config", config, "a BasebackupCacheConfig or None", hint)
+    methods = ("list", "get_attached_tenant_shard")
+    check_methods("tenant_manager", tenant_manager, "a bbcache.TenantManager", methods)
     if registry is not None:
-        check_methods(
-            *("registry", registry, "a prometheus_client.CollectorRegistry or None"),
-            ("register", "unregister"),
+        wanted = "a prometheus_client.CollectorRegistry or None"
+        check_methods("registry", registry, wanted, ("register", "unregister"))
+
+
+def _absolute(data_dir: str) -> str:
+    if not data_dir:
+        raise StoreError(
+            "the path of the cache directory is empty\n"
+            "hint: Name a directory that is for the cache alone; `.` is the working directory."
         )
+    with disk_step("make absolute", data_dir):
+        path = os.path.abspath(data_dir)
+    if "\0" in path:
+        raise StoreError(f"the path of a cache directory has no NUL, but {path!r} has")
+    return path

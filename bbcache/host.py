@@ -1,15 +1,14 @@
-"""What a host implements, so that a cache can ask it about tenants and timelines.
+"""The interface of a host, which a cache asks about tenants and timelines.
 
-The host is the pageserver (or a prototype, or a test harness) that embeds
-bbcache. Callbacks come from the cache's own threads, several at once, so an
-implementation must be thread-safe. A callback may raise anything: it is counted
-and logged, and no thread of the cache ends. A callback that never returns holds
-up its worker, and the exit of the interpreter with it. A child process that is
-forked in a callback ends where it would come out of it.
+The host is the pageserver (or a prototype, or a test harness) that embeds bbcache. Callbacks
+come from the cache's own threads, several at once, so an implementation must be thread-safe. A
+callback may raise anything: that is counted and logged, and ends no thread of the cache. A
+callback that never returns blocks its worker and the exit of the interpreter. A child process
+that is forked in a callback ends at the end of the callback.
 
-The names follow Neon's tenant manager, tenant shard and timeline
-(``pageserver/src/tenant``). Import them by name: ``from bbcache import *`` would
-shadow a host's own classes called ``Tenant`` and ``Timeline``.
+The names follow Neon's tenant manager, tenant shard and timeline (``pageserver/src/tenant``).
+Import them by name: ``from bbcache import *`` would shadow a host's own classes called
+``Tenant`` and ``Timeline``.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from bbcache.ids import Lsn, TenantShardId, TimelineId
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer as Buffer  # noqa: PLC0414 - others take it from here
-else:  # a name for typing.get_type_hints; the class itself is new in Python 3.12
+    from typing_extensions import Buffer as Buffer  # noqa: PLC0414 - other modules import it from here
+else:  # for typing.get_type_hints; the class itself is new in Python 3.12
     Buffer = getattr(collections.abc, "Buffer", bytes | bytearray | memoryview)
 
 
 class TenantState(Enum):
-    """The life of a tenant on its host; only an ACTIVE one knows its timelines."""
+    """The state of a tenant on its host; only an ACTIVE one knows its timelines."""
 
     ATTACHING = "attaching"
     ACTIVATING = "activating"
@@ -39,10 +38,10 @@ class TenantState(Enum):
 
 
 class TarballWriter(Protocol):
-    """Where a host writes a basebackup's tar, in pieces of any size."""
+    """Takes a basebackup's tar from the host, in pieces of any size."""
 
     def write(self, data: Buffer, /) -> int:
-        """Take over a copy of the bytes; the caller may reuse its buffer.
+        """Copy the bytes; the caller may reuse its buffer.
 
         Returns:
             The number of bytes taken: all of them.
@@ -50,10 +49,10 @@ class TarballWriter(Protocol):
         Raises:
             LimitError: a size limit has no room for the archive.
             ClosingError: the cache is closing.
-            StoreError: the disk refused the bytes.
+            StoreError: the bytes could not be written.
             ValueError: the callback that was given this writer has returned.
 
-        Once it has raised, the build has failed, whatever the host does next.
+        Any of these fails the build, even if the host catches it.
         """
         ...
 
@@ -68,7 +67,7 @@ class Timeline(Protocol):
         ...
 
     def get_last_record_lsn(self) -> Lsn:
-        """The end of the last WAL record that the host has taken in: its tip."""
+        """The end of the last WAL record that the host has received: the tip."""
         ...
 
     def wait_lsn(self, lsn: Lsn, timeout: float) -> None:
@@ -76,8 +75,8 @@ class Timeline(Protocol):
 
         Args:
             lsn: the position to wait for.
-            timeout: seconds to wait at most. The cache waits in short slices and
-                calls again, so that it can close promptly.
+            timeout: seconds to wait at most. The cache calls again, so that it can close
+                promptly.
 
         Raises:
             TimeoutError: the tip has not reached `lsn` in that time.
@@ -97,18 +96,15 @@ class Tenant(Protocol):
     """One attached tenant (its shard zero)."""
 
     def current_state(self) -> TenantState:
-        """Where in its life the tenant is."""
+        """The tenant's state."""
         ...
 
     def basebackup_cache_enabled(self) -> bool:
-        """The tenant's switch; may change at any time.
-
-        Switched off, nothing is prepared and the entries age out.
-        """
+        """The tenant's switch. While it is off, nothing is prepared and the entries age out."""
         ...
 
     def get_timeline(self, timeline_id: TimelineId) -> Timeline:
-        """The timeline; raises anything when the tenant does not know it."""
+        """The timeline; raises any exception if the tenant does not know it."""
         ...
 
     def list_timelines(self) -> Iterable[Timeline]:
@@ -124,13 +120,12 @@ class TenantManager(Protocol):
         """All tenant shards known here; None for one that is not attached.
 
         Raises:
-            NotReadyError: the set of tenants is not known yet. Nothing is
-                cleaned away then.
+            NotReadyError: the tenants are not known yet. Clean-up then keeps every entry.
         """
         ...
 
     def get_attached_tenant_shard(self, tenant_shard_id: TenantShardId) -> Tenant:
-        """The attached shard; raises anything when it is not attached."""
+        """The attached shard; raises any exception if it is not attached."""
         ...
 
 
@@ -140,11 +135,11 @@ def wait_for_lsn(timeline: Timeline, lsn: Lsn, slice_s: float) -> bool:
     Args:
         timeline: the timeline.
         lsn: the position to wait for.
-        slice_s: seconds to wait. A host that gives up sooner is waited out, so that a loop
-            round this call does not spin.
+        slice_s: seconds to wait, also if the host gives up sooner, so that a loop around this
+            call does not spin.
 
     Returns:
-        False when it was not reached in that time.
+        False if it was not reached in that time.
     """
     end_s = time.monotonic() + slice_s
     try:
@@ -156,7 +151,7 @@ def wait_for_lsn(timeline: Timeline, lsn: Lsn, slice_s: float) -> bool:
 
 
 def attached_shards_zero(tenants: TenantManager) -> Iterator[tuple[TenantShardId, Tenant]]:
-    """The shards of a host that basebackups are taken on; raises what its `list` raises."""
+    """The attached shards zero of a host; raises what its `list` raises."""
     return (
         (shard_id, tenant)
         for shard_id, tenant in tenants.list()

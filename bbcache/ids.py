@@ -1,7 +1,4 @@
-"""Tenant, timeline and shard ids, and positions in the WAL.
-
-Ids and LSNs are immutable and hashable, so all of this is thread-safe.
-"""
+"""Tenant, timeline and shard ids, and positions in the WAL: immutable, hence thread-safe."""
 
 from __future__ import annotations
 
@@ -24,8 +21,8 @@ _MAX_SHARD = 255
 class _Id(bytes):
     """Sixteen bytes that print as 32 lower-case hex digits.
 
-    A subclass of `bytes`, so that `bytes(id)` and concatenation into a key cost
-    nothing. Ids of different kinds never compare equal.
+    A subclass of `bytes`, so that ids are joined to a key in C. Ids of different kinds never
+    compare equal.
     """
 
     __slots__ = ()
@@ -37,7 +34,9 @@ class _Id(bytes):
             ArgumentError: (a `TypeError`) for what is not bytes.
             ParseError: (a `ValueError`) for another length.
         """
-        _check_buffer(cls, value)
+        if not isinstance(value, bytes | bytearray | memoryview):
+            wanted = f"{ID_SIZE_BYTES} bytes"
+            raise wrong_type(f"value of {cls.__name__}", value, wanted, _way_to(cls, value))
         data = bytes(value)
         if len(data) != ID_SIZE_BYTES:
             raise ParseError(f"{cls.__name__} takes {ID_SIZE_BYTES} bytes, not {safe_repr(value)}")
@@ -48,8 +47,8 @@ class _Id(bytes):
         """Parse exactly 32 hex digits of either case.
 
         Raises:
-            ParseError: (a `ValueError`) for anything else.
-            ArgumentError: (a `TypeError` as well) for what is not a str.
+            ParseError: (a `ValueError`) for another text.
+            ArgumentError: (a `TypeError`) for what is not a str.
         """
         _check_text(cls, text)
         if not _HEX_ID.fullmatch(text):
@@ -58,7 +57,7 @@ class _Id(bytes):
 
     @classmethod
     def of_valid_hex(cls, digits: str) -> Self:
-        """An id of what is 32 hex digits for sure; a third of the time of a checked one."""
+        """Parse what is known to be 32 hex digits; takes a third of the time of `from_str`."""
         return bytes.__new__(cls, bytes.fromhex(digits))
 
     @classmethod
@@ -97,7 +96,7 @@ class TimelineId(_Id):
 
 
 class TenantTimelineId(NamedTuple):
-    """A timeline together with the tenant it belongs to."""
+    """A timeline with its tenant."""
 
     tenant_id: TenantId
     timeline_id: TimelineId
@@ -110,9 +109,8 @@ class TenantTimelineId(NamedTuple):
 class TenantShardId:
     """One shard of a tenant; a count of 0 means that the tenant is not sharded.
 
-    Printed as Neon prints it: the tenant alone when unsharded, otherwise
-    ``<tenant>-NNCC`` with number and count as two hex digits each
-    (libs/utils/src/shard.rs).
+    Printed as in Neon (libs/utils/src/shard.rs): the tenant alone if it is not sharded,
+    else ``<tenant>-NNCC`` with number and count as two hex digits each.
     """
 
     tenant_id: TenantId
@@ -142,8 +140,8 @@ class TenantShardId:
         """Parse ``<tenant>`` or ``<tenant>-NNCC``.
 
         Raises:
-            ParseError: (a `ValueError`) for anything else.
-            ArgumentError: (a `TypeError` as well) for what is not a str.
+            ParseError: (a `ValueError`) for another text.
+            ArgumentError: (a `TypeError`) for what is not a str.
         """
         _check_text(cls, text)
         tenant, dash, shard = text.partition("-")
@@ -185,7 +183,7 @@ class Lsn(int):
 
     @classmethod
     def of_valid(cls, value: int) -> Self:
-        """An LSN of an int that is in the range for sure; half the time of a checked one."""
+        """Make an LSN of an int known to be in range; takes half the time of a checked one."""
         return int.__new__(cls, value)
 
     @classmethod
@@ -193,8 +191,8 @@ class Lsn(int):
         """Parse two hex numbers of up to 32 bits with one slash between them.
 
         Raises:
-            ParseError: (a `ValueError`) for anything else.
-            ArgumentError: (a `TypeError` as well) for what is not a str.
+            ParseError: (a `ValueError`) for another text.
+            ArgumentError: (a `TypeError`) for what is not a str.
         """
         _check_text(cls, text)
         match = _HEX_LSN.fullmatch(text)
@@ -219,22 +217,14 @@ class Lsn(int):
 
 
 def check_ids(tenant_id: object, timeline_id: object, lsn: object) -> None:
-    """Check the arguments of a call that names a tenant, a timeline and an LSN.
-
-    Raises:
-        ArgumentError: (a `TypeError`) one of them has a wrong type.
-    """
+    """Check the arguments of a call for a tenant; raises `ArgumentError` (a `TypeError`)."""
     check_type("tenant_id", tenant_id, TenantId)
     check_type("timeline_id", timeline_id, TimelineId)
     check_type("lsn", lsn, Lsn)
 
 
 def check_shard_ids(tenant_shard_id: object, timeline_id: object, lsn: object) -> None:
-    """Check the arguments of a call that names a tenant's shard, a timeline and an LSN.
-
-    Raises:
-        ArgumentError: (a `TypeError`) one of them has a wrong type.
-    """
+    """Check the arguments of a call for a shard; raises `ArgumentError` (a `TypeError`)."""
     check_type("tenant_shard_id", tenant_shard_id, TenantShardId)
     check_type("timeline_id", timeline_id, TimelineId)
     check_type("lsn", lsn, Lsn)
@@ -243,22 +233,11 @@ def check_shard_ids(tenant_shard_id: object, timeline_id: object, lsn: object) -
 def check_type(name: str, value: object, wanted: type) -> None:
     """Check that an argument is an id or an LSN of the wanted class.
 
-    Args:
-        name: the argument's name.
-        value: what was passed.
-        wanted: the class.
-
     Raises:
-        ArgumentError: (a `TypeError`) it is of another class; says how to convert it.
+        ArgumentError: (a `TypeError`) it is not; says how to convert it.
     """
     if not isinstance(value, wanted):
         raise wrong_type(name, value, with_article(wanted.__name__), _way_to(wanted, value))
-
-
-def _check_buffer(cls: type, value: object) -> None:
-    if not isinstance(value, bytes | bytearray | memoryview):
-        wanted = f"{ID_SIZE_BYTES} bytes"
-        raise wrong_type(f"value of {cls.__name__}", value, wanted, _way_to(cls, value))
 
 
 def _check_text(cls: type, text: object) -> None:
@@ -268,7 +247,7 @@ def _check_text(cls: type, text: object) -> None:
 
 
 def _way_to(wanted: type, value: object) -> str:
-    """How to make the wanted id or LSN of a value, as a sentence; empty where that is unclear."""
+    """How to make the wanted id or LSN of a value, as a sentence; empty if that is unclear."""
     name = wanted.__name__
     part = "timeline_id" if wanted is TimelineId else "tenant_id"
     owner = "tenant_shard_id." if isinstance(value, TenantShardId) else "its "

@@ -1,8 +1,7 @@
-"""What a process does to its caches: fork, and exit.
+"""Fork and exit of the process that has caches.
 
-A forked child has the caches of its parent in memory, but none of their threads,
-and locks in whatever state they were. Nothing may be locked there, so each cache
-compares a plain number first.
+A forked child has the caches of its parent in memory, but none of their threads, and locks in
+any state. It must lock nothing, so each public call compares a plain number first.
 """
 
 from __future__ import annotations
@@ -23,25 +22,25 @@ _generation = 0
 
 
 class Closable(Protocol):
-    """A cache, as far as the end of the process is concerned."""
+    """What is closed at the exit: the engine of a cache."""
 
     def begin_close(self) -> None:
         """Stop every thread soon, without waiting."""
         ...
 
     def close(self, timeout: float | None = None) -> None:
-        """Close for good, waiting `timeout` seconds at most."""
+        """Close, and wait `timeout` seconds at most."""
         ...
 
 
-# By id, for a WeakSet cannot be gone through while another thread changes it: a cache that
-# closes at the very exit would keep the others from being closed.
+# By id: another thread may close a cache at the exit, and a WeakSet that changes during an
+# iteration raises.
 _caches: dict[int, weakref.ref[Closable]] = {}
 _EXIT_TIMEOUT_S = 10.0
 
 
 def generation() -> int:
-    """A number that a fork changes in the child; one read of memory."""
+    """A number that a fork changes in the child; takes one read of memory."""
     return _generation
 
 
@@ -57,10 +56,10 @@ def forget(cache: Closable) -> None:
 
 @contextmanager
 def callback() -> Iterator[None]:
-    """Round a call of the host: a child that is forked in it does not come out of it.
+    """Wrap a call of the host: a child that the host forks in it ends with the call.
 
-    It would go on with the work of its parent, and on its parent's files. It ends with the
-    exit code that it would have if the callback were all its program.
+    Otherwise the child would go on with its parent's work and files. Its exit code is that of a
+    program which consists of the callback alone.
     """
     before = _generation
     try:
@@ -79,7 +78,7 @@ def _end_child(error: BaseException | None) -> NoReturn:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     elif error is not None:
         sys.excepthook(type(error), error, error.__traceback__)
-    os._exit(code & 0xFF)  # no lock of the parent is wanted, no hook of it run
+    os._exit(code & 0xFF)  # takes no lock and runs no exit hook of the parent
 
 
 def _open_caches() -> list[Closable]:
@@ -105,8 +104,8 @@ def _in_forked_child() -> None:
 
 os.register_at_fork(after_in_child=_in_forked_child)
 atexit.register(_finish_closes)
-# An executor joins its threads at exit before any atexit handler runs. Only what
-# concurrent.futures itself uses comes in time; the last registered runs first.
+# An executor joins its threads before any atexit handler runs. Only the hook that
+# concurrent.futures itself uses is in time; the last registered one runs first.
 _register: Callable[[Callable[[], None]], object] = getattr(
     threading, "_register_atexit", atexit.register
 )

@@ -1,7 +1,6 @@
 """How reads and prepares end, and the phases of a prepare: one row for each.
 
-A metric's label, a log line, the status page and a table of the docs show the same
-member. Each member therefore carries the one line that explains it, as `text`.
+Metrics, log lines, the status page and the docs share these rows.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ from typing import Self
 
 
 class Outcome(StrEnum):
-    """A value of a metric's label, with the line that explains it.
+    """A value of a metric's label.
 
     Attributes:
-        text: the explanation: lower case, no full stop.
+        text: its explanation: lower case, no full stop.
     """
 
     text: str
 
     def __new__(cls, value: str, text: str = "") -> Self:
-        """Make the member `value`, explained by `text`; a look-up by value has no text."""
+        """Make a member; a look-up by value passes no text."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.text = text

@@ -1,9 +1,9 @@
-"""Reads go before long work in Python, which is cut into slices for their sake.
+"""Pauses of long work in Python, so that reads go first.
 
-Who comes back from a system call wants the GIL, and a thread that runs Python alone
-gives it up only after the interpreter's switch interval, 5 ms; a read makes several
-system calls. Only sleeping hands the GIL over for sure: who gives it up for a moment may
-have it back before the other thread is awake.
+A thread that returns from a system call needs the GIL, and a thread that runs Python gives it
+up only after the interpreter's switch interval, 5 ms. A read makes several system calls. So
+long work is cut into slices with pauses in between. A pause sleeps: a thread that only releases
+the GIL may have it back before the other thread is awake.
 """
 
 from __future__ import annotations
@@ -14,33 +14,32 @@ from typing import TYPE_CHECKING, Final, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-SLICE_S: Final = 0.002  # about what a read may have to wait
-SHORT_PAUSE_S: Final = 1e-6  # in truth some 60 us: Linux wakes nobody sooner
+SLICE_S: Final = 0.002  # about as long as a read may have to wait
+SHORT_PAUSE_S: Final = 1e-6  # in fact some 60 us, the shortest sleep of Linux
 LONG_PAUSE_S: Final = 0.008  # hundreds of reads, of which one meets the next slice: below 1 %
 
 _T = TypeVar("_T")
 
 
 class Pacer:
-    """Whether somebody reads, and the rests of those who work at length. Thread-safe.
+    """Knows whether there are reads, and makes long work pause for them. Thread-safe.
 
-    A read says that it is there by one write to memory. Whoever works at length rests
-    whenever a slice of time is over: a nap, which lets any one thread in, or a longer
-    pause where something was read since the last rest. So the work takes five times as
-    long at the most, even under reads without end.
+    Each read sets a flag. Long work pauses at the end of each slice: for a moment, which lets
+    one other thread in, or for longer if there was a read since the last pause. So the work
+    takes at most five times as long, even under endless reads.
 
     Args:
-        clock: seconds that only grow.
-        sleep: called with seconds.
+        clock: a monotonic clock, in seconds.
+        sleep: sleeps for a number of seconds.
 
     Attributes:
         clock: the same.
-        is_taken: set by each read when it begins.
-        due_s: when the next rest is due, in seconds of the clock. Set by any thread: a
-            rest more or less does no harm.
+        has_read: set by each read when it begins.
+        due_s: when the next pause is due, by the clock. Set by any thread: one pause more or
+            less does no harm.
     """
 
-    __slots__ = ("_sleep", "clock", "due_s", "is_taken")
+    __slots__ = ("_sleep", "clock", "due_s", "has_read")
 
     def __init__(
         self,
@@ -48,20 +47,20 @@ class Pacer:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.clock = clock
-        self.is_taken = False
+        self.has_read = False
         self.due_s = clock() + SLICE_S
         self._sleep = sleep
 
-    def rest(self) -> None:
-        """Let others go on, and begin a slice; not to be called with a lock held."""
-        was_taken, self.is_taken = self.is_taken, False
-        self._sleep(LONG_PAUSE_S if was_taken else SHORT_PAUSE_S)
+    def pause(self) -> None:
+        """Let other threads run, and begin a slice. Hold no lock when you call it."""
+        had_read, self.has_read = self.has_read, False
+        self._sleep(LONG_PAUSE_S if had_read else SHORT_PAUSE_S)
         self.due_s = self.clock() + SLICE_S
 
     def paced(self, items: Iterable[_T]) -> Iterator[_T]:
-        """The same items, with rests between them when they are due."""
+        """The same items, with pauses between them."""
         clock = self.clock
         for item in items:
             if clock() >= self.due_s:
-                self.rest()
+                self.pause()
             yield item

@@ -1,10 +1,10 @@
-"""When a periodic step is due: arithmetic only. Not thread-safe."""
+"""The time of a periodic step: arithmetic only. Not thread-safe."""
 
 from __future__ import annotations
 
 
 class Ticker:
-    """Ticks at whole periods after the start; missed ticks are skipped, not made up.
+    """Ticks at whole periods after the start; missed ticks are skipped.
 
     Args:
         period_s: seconds between two ticks.
@@ -16,10 +16,10 @@ class Ticker:
         self._due_s = now_s + period_s
 
     def delay_s(self, now_s: float) -> float:
-        """Seconds until the next tick; 0 where it is due."""
+        """Seconds until the next tick; 0 if it is due."""
         return max(0.0, self._due_s - now_s)
 
     def advance(self, now_s: float) -> None:
-        """The tick has been acted on; the next is the first one after `now_s`."""
+        """Go on to the first tick after `now_s`."""
         missed = max(0, int((now_s - self._due_s) // self._period_s))
         self._due_s += (missed + 1) * self._period_s

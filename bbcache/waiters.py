@@ -1,9 +1,9 @@
-"""Waiting for another thread, so that a KeyboardInterrupt leaves no lock held.
+"""Waiting for another thread in a way that a KeyboardInterrupt cannot break.
 
 CPython raises a KeyboardInterrupt in the main thread between two steps of Python code.
-`threading.Event` and ``with condition`` take their lock in Python code: interrupted right
-after that they never give it back, and the next thread that wants it hangs. A
-`queue.SimpleQueue` is written in C, and an interrupted `get` leaves it as it was.
+`threading.Event` and ``with condition`` take their lock in Python code. An interrupt right
+after that leaves the lock held, and the next thread that wants it hangs. `queue.SimpleQueue` is
+written in C, and an interrupted `get` leaves it as it was.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A wait that a signal just misses lets its handler run after a slice. So does one that is
-# not woken, since the thread that was to do it was interrupted.
+# CPython sees a signal that comes just before a wait only after it. And a thread may be
+# interrupted before it wakes the others. So each wait ends after a slice, and begins again.
 _SLICE_S: Final = 1.0
 
 
@@ -26,7 +26,7 @@ class Waiters:
     """The threads that wait for a change of some state. Thread-safe; takes no lock."""
 
     def __init__(self) -> None:
-        self._waiting: set[SimpleQueue[None]] = set()  # one of each thread
+        self._waiting: set[SimpleQueue[None]] = set()  # one for each thread
 
     def __len__(self) -> int:
         """How many threads wait; one read of memory."""
@@ -40,11 +40,11 @@ class Waiters:
             timeout_s: seconds to wait; None waits without limit.
 
         Returns:
-            What `is_so` has returned at last.
+            The last result of `is_so`.
         """
         deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         news: SimpleQueue[None] = SimpleQueue()
-        self._waiting.add(news)  # before the first look: no change is missed
+        self._waiting.add(news)  # before the first look, so that no change is missed
         try:
             while not (is_over := is_so()):
                 left_s = deadline_s - time.monotonic()
@@ -57,7 +57,7 @@ class Waiters:
             self._waiting.discard(news)
 
     def wake_all(self) -> None:
-        """Let every thread look at the state, which has changed. A finaliser may call it."""
+        """Make every thread look at the changed state. A finaliser may call it."""
         for news in tuple(self._waiting):
             if news.empty():
                 news.put(None)

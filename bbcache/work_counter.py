@@ -1,4 +1,4 @@
-"""How much work is under way in a cache, and waiting until there is none."""
+"""The work under way in callers' threads, and waiting until a cache is idle."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ class WorkCounter:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # guards _blocks
-        self._blocks: list[weakref.ref[threading.Lock]] = []  # locked while they run
+        self._blocks: list[weakref.ref[threading.Lock]] = []  # each locked while its block runs
         self._is_over = False
         self._waiters = Waiters()
 
     def under_way(self) -> AbstractContextManager[object]:
-        """Count a piece of work for the time of a block; call `changed` behind it.
+        """Count a piece of work during a ``with`` block; call `changed` after it.
 
-        A block that is interrupted has ended, wherever that was: it holds a lock of its own,
-        which Python frees without a step of Python code in between.
+        The block holds a lock of its own, which an interrupt anywhere in the block frees.
         """
         block = threading.Lock()
         with self._lock:
-            # No WeakSet: its own finalisers are written in Python, and swallow an interrupt.
+            # No WeakSet: its finalisers are written in Python, and swallow an interrupt.
             self._blocks = [ref for ref in self._blocks if ref() is not None]
             self._blocks.append(weakref.ref(block))
         return block
 
     def changed(self) -> None:
-        """Let the threads that wait look again: a piece of work has ended."""
+        """Make the threads that wait look again, since a piece of work has ended."""
         self._waiters.wake_all()
 
     def is_idle(self) -> bool:
@@ -46,20 +45,11 @@ class WorkCounter:
         return not any(block is not None and block.locked() for block in blocks)
 
     def wait_for(self, is_so: Callable[[], bool], timeout_s: float | None) -> bool:
-        """Wait until `is_so` is true, and look again each time that work ends.
-
-        Args:
-            is_so: called without a lock.
-            timeout_s: seconds to wait; None waits without limit.
-
-        Returns:
-            What `is_so` returned last: False when `timeout_s` seconds passed first, or the
-            cache was closed with work left.
-        """
+        """Wait until `is_so` is true, or until `give_up`; see `Waiters.wait_for`."""
         self._waiters.wait_for(lambda: self._is_over or is_so(), timeout_s)
         return is_so()
 
     def give_up(self) -> None:
-        """Wake every thread that waits: nothing more will end."""
+        """End every wait, since the cache is closed."""
         self._is_over = True
         self._waiters.wake_all()

@@ -1,4 +1,4 @@
-"""Long work rests slice by slice, longer where somebody reads, and ends all the same."""
+"""Long work pauses after each slice, longer while there are reads, and still ends."""
 
 from __future__ import annotations
 
@@ -19,82 +19,82 @@ if TYPE_CHECKING:
     from bbcache.testing import MemoryTimeline
 
 
-class _Road:
-    """A right of way whose time passes only in rests and where a test says so."""
+class _Clocked:
+    """A pacer whose clock moves only in pauses and in the work of a test."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
-        self.rests_s: list[float] = []
+        self.pauses_s: list[float] = []
         self.pacer = Pacer(lambda: self.now_s, self.sleep)
 
-    def sleep(self, rest_s: float) -> None:
-        self.rests_s.append(rest_s)
-        self.now_s += rest_s
+    def sleep(self, pause_s: float) -> None:
+        self.pauses_s.append(pause_s)
+        self.now_s += pause_s
 
     def work(self, step_s: float, count: int, *, is_read: bool = False) -> Iterator[int]:
-        """Steps of so many seconds each, with a read in each where wanted."""
+        """Do steps of `step_s` seconds each, and read in each if `is_read`."""
         for number in range(count):
             self.now_s += step_s
-            self.pacer.is_taken |= is_read
+            self.pacer.has_read |= is_read
             yield number
 
 
-def test_work_of_less_than_a_slice_does_not_rest() -> None:
-    """A small clean-up pays nothing."""
-    road = _Road()
-    assert [*road.pacer.paced(road.work(SLICE_S / 10, 9))] == [*range(9)]
-    assert road.rests_s == []
+def test_work_of_less_than_a_slice_does_not_pause() -> None:
+    """A small clean-up costs nothing more."""
+    clocked = _Clocked()
+    assert [*clocked.pacer.paced(clocked.work(SLICE_S / 10, 9))] == [*range(9)]
+    assert clocked.pauses_s == []
 
 
-def test_a_nap_comes_with_the_end_of_each_slice() -> None:
-    """All items come, in order, and between slices any other thread gets in."""
-    road = _Road()
-    assert [*road.pacer.paced(road.work(SLICE_S / 3.5, 41))] == [*range(41)]
-    assert road.rests_s == [SHORT_PAUSE_S] * 10
+def test_a_short_pause_ends_each_slice() -> None:
+    """All items come in order, and other threads run between the slices."""
+    clocked = _Clocked()
+    assert [*clocked.pacer.paced(clocked.work(SLICE_S / 3.5, 41))] == [*range(41)]
+    assert clocked.pauses_s == [SHORT_PAUSE_S] * 10
 
 
-def test_whoever_reads_gets_a_pause_and_only_one() -> None:
-    """A read makes the next rest a pause; without another the one after is a nap again."""
-    road = _Road()
-    road.pacer.is_taken = True
+def test_a_read_makes_one_pause_long() -> None:
+    """The next pause is long; without another read the one after it is short again."""
+    clocked = _Clocked()
+    clocked.pacer.has_read = True
     for _ in range(3):
-        road.pacer.rest()
-    assert road.rests_s == [LONG_PAUSE_S, SHORT_PAUSE_S, SHORT_PAUSE_S]
+        clocked.pacer.pause()
+    assert clocked.pauses_s == [LONG_PAUSE_S, SHORT_PAUSE_S, SHORT_PAUSE_S]
 
 
-def test_a_read_in_a_pause_asks_for_the_next() -> None:
-    """What comes while the work rests is not forgotten."""
-    rests_s: list[float] = []
+def test_a_read_during_a_pause_makes_the_next_one_long() -> None:
+    """The read is not forgotten."""
+    pauses_s: list[float] = []
 
-    def sleep(rest_s: float) -> None:
-        pacer.is_taken = len(rests_s) == 0
-        rests_s.append(rest_s)
+    def sleep(pause_s: float) -> None:
+        pacer.has_read = len(pauses_s) == 0
+        pauses_s.append(pause_s)
 
     pacer = Pacer(lambda: 0.0, sleep)
     for _ in range(3):
-        pacer.rest()
-    assert rests_s == [SHORT_PAUSE_S, LONG_PAUSE_S, SHORT_PAUSE_S]
+        pacer.pause()
+    assert pauses_s == [SHORT_PAUSE_S, LONG_PAUSE_S, SHORT_PAUSE_S]
 
 
-def test_reads_without_end_make_work_five_times_as_long() -> None:
-    """However many read, the work gets its share and ends."""
-    road = _Road()
-    began_s, work_s = road.now_s, 1000 * SLICE_S / 8
-    for _ in road.pacer.paced(road.work(SLICE_S / 8, 1000, is_read=True)):
+def test_endless_reads_make_work_five_times_as_long() -> None:
+    """The work gets its share, and ends."""
+    clocked = _Clocked()
+    began_s, work_s = clocked.now_s, 1000 * SLICE_S / 8
+    for _ in clocked.pacer.paced(clocked.work(SLICE_S / 8, 1000, is_read=True)):
         pass
-    assert 4.5 * work_s < road.now_s - began_s <= 5 * work_s
+    assert 4.5 * work_s < clocked.now_s - began_s <= 5 * work_s
 
 
-def test_one_slow_step_is_one_rest() -> None:
-    """What a host's callback takes is not made up for."""
-    road = _Road()
-    assert [*road.pacer.paced(road.work(100 * SLICE_S, 2))] == [0, 1]
-    assert road.rests_s == [SHORT_PAUSE_S] * 2
+def test_one_slow_step_causes_one_pause() -> None:
+    """The time of a slow host callback is not made up for."""
+    clocked = _Clocked()
+    assert [*clocked.pacer.paced(clocked.work(100 * SLICE_S, 2))] == [0, 1]
+    assert clocked.pauses_s == [SHORT_PAUSE_S] * 2
 
 
 @pytest.fixture
-def ways(monkeypatch: pytest.MonkeyPatch) -> list[Pacer]:
-    """Each right of way that a cache is given, in the order of their making."""
+def pacers(monkeypatch: pytest.MonkeyPatch) -> list[Pacer]:
+    """The pacers of the caches that are started, in order."""
     made: list[Pacer] = []
 
     def make() -> Pacer:
@@ -105,14 +105,16 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[Pacer]:
     return made
 
 
-def _rest_always(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], None]) -> None:
-    """Let the next cache rest whenever it may, by this function."""
+def _pause_always(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], None]) -> None:
+    """Make the next cache pause wherever it may, by this function."""
     always_due = itertools.count(0, 1).__next__
     monkeypatch.setattr("bbcache.engine.Pacer", lambda: Pacer(always_due, sleep))
 
 
-def test_a_clean_up_rests_without_any_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In its rests others can read and publish; what is published stays, what is outgrown goes."""
+def test_a_clean_up_pauses_without_any_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other threads read and publish meanwhile; new entries stay, and outgrown ones go."""
     born: list[MemoryTimeline] = []
     is_cleaning = threading.Event()
 
@@ -126,7 +128,7 @@ def test_a_clean_up_rests_without_any_lock(tmp_path: Path, monkeypatch: pytest.M
         if is_cleaning.is_set():
             run_threads([use])
 
-    _rest_always(monkeypatch, sleep)
+    _pause_always(monkeypatch, sleep)
     with Harness(tmp_path / "cache") as harness:
         gone, *kept = [harness.prepared() for _ in range(3)]
         gone.advance(LSN_B)
@@ -140,19 +142,19 @@ def test_a_clean_up_rests_without_any_lock(tmp_path: Path, monkeypatch: pytest.M
         harness.check_accounting()
 
 
-@pytest.mark.parametrize("rest", range(4))
-def test_a_ctrl_c_in_a_rest_ends_the_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: int
+@pytest.mark.parametrize("pause", range(4))
+def test_a_ctrl_c_in_a_pause_ends_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: int
 ) -> None:
-    """It passes through to the caller, with nothing removed half-way."""
-    rests = itertools.count()
+    """It reaches the caller, and nothing is removed half-way."""
+    pauses = itertools.count()
     is_cleaning = threading.Event()
 
     def sleep(_: float) -> None:
-        if is_cleaning.is_set() and next(rests) == rest:
+        if is_cleaning.is_set() and next(pauses) == pause:
             raise KeyboardInterrupt
 
-    _rest_always(monkeypatch, sleep)
+    _pause_always(monkeypatch, sleep)
     with Harness(tmp_path / "cache") as harness:
         timeline = harness.prepared()
         timeline.advance(LSN_B)
@@ -164,14 +166,14 @@ def test_a_ctrl_c_in_a_rest_ends_the_step(
         assert not harness.holds(timeline)
 
 
-def test_every_read_takes_the_way(tmp_path: Path, ways: list[Pacer]) -> None:
-    """Hits, misses and fills alike; what only asks the index does not."""
+def test_every_read_sets_the_flag(tmp_path: Path, pacers: list[Pacer]) -> None:
+    """Hits, misses and fills do; a call that only asks the index does not."""
     with Harness(tmp_path / "cache") as harness:
         timeline = harness.prepared()
-        (pacer,) = ways  # one, for reads and for clean-ups
-        pacer.is_taken = False
+        (pacer,) = pacers  # one, for reads and for clean-ups
+        pacer.has_read = False
         assert harness.holds(timeline)
-        assert not pacer.is_taken
+        assert not pacer.has_read
         reads: list[Callable[[], object]] = [
             lambda: harness.get(timeline),
             lambda: harness.open_file(timeline, LSN_B),
@@ -180,6 +182,6 @@ def test_every_read_takes_the_way(tmp_path: Path, ways: list[Pacer]) -> None:
             ).close(),
         ]
         for read in reads:
-            pacer.is_taken = False
+            pacer.has_read = False
             read()
-            assert pacer.is_taken
+            assert pacer.has_read

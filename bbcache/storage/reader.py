@@ -87,7 +87,7 @@ class Reader:
             ArgumentError: (a `TypeError`) for arguments of a wrong type, which are looked at
                 only where they have found nothing.
         """
-        self._pacer.is_taken = True
+        self._pacer.has_read = True
         try:
             key = make_key(tenant_id, timeline_id)
             entry = self._index.find(key, lsn)

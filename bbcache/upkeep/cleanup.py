@@ -158,7 +158,7 @@ class Cleaner:
                 return False
             for timeline in tenant.list_timelines():
                 if clock() >= pacer.due_s:
-                    pacer.rest()
+                    pacer.pause()
                 key = tenant_id + timeline.timeline_id
                 entry = take(key, None)
                 if entry is not None:
