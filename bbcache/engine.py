@@ -6,9 +6,7 @@ import logging
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from queue import SimpleQueue
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from bbcache import lifecycle
@@ -29,15 +27,12 @@ from bbcache.storage.catalog import Catalog
 from bbcache.storage.files import Store
 from bbcache.storage.index import Index, make_key
 from bbcache.storage.reader import Reader
-from bbcache.ticker import Ticker
 from bbcache.upkeep.cleanup import Cleaner
 from bbcache.upkeep.startup import announce, load
 from bbcache.waiters import Waiters
 from bbcache.work_counter import WorkCounter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from prometheus_client import CollectorRegistry
 
     from bbcache.config import BasebackupCacheConfig
@@ -113,22 +108,20 @@ class Engine:
         self._is_abandoned = self._is_closed = False
         self._close_lock = threading.RLock()  # guards _has_closer
         self._has_closer = False
-        self._own_threads: set[threading.Thread] = set()  # complete once start() returns
+        self._threads = [
+            threading.Thread(target=self._work, name=f"bbcache-prepare_{number}")
+            for number in range(config.prepare_concurrency)
+        ]
+        self._threads.append(threading.Thread(target=self._run, name="bbcache-cleanup"))
         self._ended_threads: set[threading.Thread] = set()
-        self._entered: SimpleQueue[None] = SimpleQueue()
-        self._executor = ThreadPoolExecutor(config.prepare_concurrency, "bbcache-prepare")
-        self._background = threading.Thread(target=self._run, name="bbcache-cleanup")
 
     def start(self) -> None:
         """Start the threads; if that fails, undo everything."""
         self._warn_of_settings()
         lifecycle.close_at_exit(self)
         try:
-            for _ in range(self._config.prepare_concurrency):
-                self._executor.submit(self._work)
-                self._entered.get()
-            self._background.start()
-            self._entered.get()
+            for thread in self._threads:
+                thread.start()
         except BaseException:
             self.close(None)
             self._metrics.withdraw()
@@ -181,31 +174,28 @@ class Engine:
 
     def _work(self) -> None:
         """Run prepares: the life of a worker thread."""
-        with self._own_thread():
+        try:
             self._preparer.work()
+        finally:
+            self._end_thread()
 
     def _run(self) -> None:
         """Load the directory, then clean up each period: the life of the background thread."""
-        with self._own_thread():
+        try:
             self._load()
             self._tick()
-        if self._is_abandoned:
-            self.close(None)
-
-    @contextmanager
-    def _own_thread(self) -> Iterator[None]:
-        """Note that the current thread has begun, and when it is about to end."""
-        current = threading.current_thread()
-        self._own_threads.add(current)
-        self._entered.put(None)
-        try:
-            yield
+            if self._is_abandoned:
+                self.close(None)
         finally:
-            self._ended_threads.add(current)
-            self._changed.wake_all()
+            self._end_thread()
+
+    def _end_thread(self) -> None:
+        """Note that the current thread is about to end."""
+        self._ended_threads.add(threading.current_thread())
+        self._changed.wake_all()
 
     def _is_in_own_thread(self) -> bool:
-        return threading.current_thread() in self._own_threads
+        return threading.current_thread() in self._threads
 
     def _load(self) -> None:
         report = load(
@@ -226,14 +216,17 @@ class Engine:
         self.work_counter.changed()
 
     def _tick(self) -> None:
-        ticker = Ticker(self._config.cleanup_period, time.monotonic())
-        while not self._is_stopped_in(ticker.delay_s(time.monotonic())):
+        """Clean up at whole periods after the start; missed ticks are skipped."""
+        period_s = self._config.cleanup_period
+        due_s = time.monotonic() + period_s
+        while not self._is_stopped_in(max(0.0, due_s - time.monotonic())):
             with suppress(BaseException):  # a log handler may raise
                 try:
                     self.cleaner.step()
                 except BaseException:
                     log.exception("a clean-up step failed")
-            ticker.advance(time.monotonic())
+            late_s = max(0.0, time.monotonic() - due_s)
+            due_s += period_s * (1 + late_s // period_s)
 
     def _is_stopped_in(self, timeout_s: float) -> bool:
         """Wait, and tell whether the cache has begun to close."""
@@ -303,9 +296,9 @@ class Engine:
 
     def _join(self, deadline_s: float | None) -> list[str]:
         """Wait for all threads but the current one; returns the names of those left."""
-        self._executor.shutdown(wait=False)
-        others = self._own_threads - {threading.current_thread()}
-        # `join` takes a thread for ended if it is interrupted, so it is called for ended ones.
+        started = {thread for thread in self._threads if thread.ident is not None}
+        others = started - {threading.current_thread()}
+        # An interrupted `join` takes its thread for ended, so only ended threads are joined.
         self._changed.wait_for(lambda: others <= self._ended_threads, _remaining_s(deadline_s))
         for thread in others & self._ended_threads:
             thread.join()

@@ -34,9 +34,7 @@ class _Id(bytes):
             ArgumentError: (a `TypeError`) for what is not bytes.
             ParseError: (a `ValueError`) for another length.
         """
-        if not isinstance(value, bytes | bytearray | memoryview):
-            wanted = f"{ID_SIZE_BYTES} bytes"
-            raise wrong_type(f"value of {cls.__name__}", value, wanted, _way_to(cls, value))
+        _check_bytes(cls, value)
         data = bytes(value)
         if len(data) != ID_SIZE_BYTES:
             raise ParseError(f"{cls.__name__} takes {ID_SIZE_BYTES} bytes, not {safe_repr(value)}")
@@ -238,6 +236,12 @@ def check_type(name: str, value: object, wanted: type) -> None:
     """
     if not isinstance(value, wanted):
         raise wrong_type(name, value, with_article(wanted.__name__), _way_to(wanted, value))
+
+
+def _check_bytes(cls: type, value: object) -> None:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        wanted = f"{ID_SIZE_BYTES} bytes"
+        raise wrong_type(f"value of {cls.__name__}", value, wanted, _way_to(cls, value))
 
 
 def _check_text(cls: type, text: object) -> None:

@@ -7,7 +7,7 @@ any state. It must lock nothing, so each public call compares a plain number fir
 from __future__ import annotations
 
 import atexit
-import concurrent.futures.thread  # noqa: F401 - its exit hook must be registered before ours
+import concurrent.futures.thread  # noqa: F401 - registers its exit hook, before ours
 import os
 import sys
 import threading
@@ -104,8 +104,8 @@ def _in_forked_child() -> None:
 
 os.register_at_fork(after_in_child=_in_forked_child)
 atexit.register(_finish_closes)
-# An executor joins its threads before any atexit handler runs. Only the hook that
-# concurrent.futures itself uses is in time; the last registered one runs first.
+# Python joins threads, and an executor its workers, before any atexit handler runs. Only the
+# hook that concurrent.futures uses is in time; the last registered one runs first.
 _register: Callable[[Callable[[], None]], object] = getattr(
     threading, "_register_atexit", atexit.register
 )

@@ -101,6 +101,16 @@ def test_steps_come_at_whole_periods_and_those_that_were_missed_are_skipped(
     assert began_s == [1010, 1020, 1030, 1070]
 
 
+@pytest.mark.parametrize("period_s", [1e-9, 1e9])
+def test_the_shortest_and_the_longest_period_can_be_waited_for(
+    tmp_path: Path, period_s: float
+) -> None:
+    """Neither ends the thread that cleans up."""
+    with Harness(tmp_path, cleanup_period=period_s) as harness:
+        harness.prepared()
+        assert harness.living("cleanup")
+
+
 def test_a_load_that_fails_in_any_way_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
