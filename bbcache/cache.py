@@ -179,8 +179,7 @@ class BasebackupCache:
         check_shard_ids(tenant_shard_id, timeline_id, lsn)
         timeout_s = seconds("timeout_s", timeout_s)
         if check_cancelled is not None and not callable(check_cancelled):
-            wanted = "a function without arguments, or None"
-            raise wrong_type("check_cancelled", check_cancelled, wanted)
+            raise wrong_type("check_cancelled", check_cancelled, "a function without arguments")
         engine = self._live_engine()
         if engine is None:
             raise self._why_dead()

@@ -248,7 +248,7 @@ def test_go_on_must_be_callable(harness: Harness) -> None:
     held = harness.prepared()
     arguments: list[Any] = [harness.shard_of(held), held.timeline_id, LSN_A, None, 5]
     assert str(refused(harness.cache.get_or_prepare, *arguments)) == (
-        "check_cancelled must be a function without arguments, or None, not the int 5"
+        "check_cancelled must be a function without arguments, not the int 5"
     )
 
 
