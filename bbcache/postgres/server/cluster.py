@@ -23,6 +23,8 @@ from bbcache.errors import PostgresError
 from bbcache.postgres.pgdata.postmaster_file import PostmasterFile
 from bbcache.postgres.pgdata.write_behind import WriteBehind
 from bbcache.postgres.server.binaries import PostgresBinaries
+from bbcache.postgres.server.child import end_child, quit_child
+from bbcache.postgres.server.guard import Guard
 from bbcache.postgres.server.socket_dir import make_socket_dir, quote_directory
 from bbcache.postgres.server.superuser import read_superuser
 from bbcache.postgres.server.user import ServerUser
@@ -40,16 +42,13 @@ _STOP_SIGNALS = {
 _SUPERUSER = "postgres"
 _PORT = 5432  # names the socket only, which has a directory of its own
 # What the caller's PG* variables would set otherwise, each known to libpq since version 13.
-_PINNED = (
+PINNED = (
     "hostaddr='' options='' sslmode=disable gssencmode=disable channel_binding=disable "
     "sslrootcert='' target_session_attrs=any requirepeer=''"
 )
 _SOCKET_DIRS = "unix_socket_directories"
 _POLL_S = 0.002
 _LOG_TAIL_LINES = 12
-_EXIT_GRACE_S = 5.0
-_QUIT_PATIENCE_S = 15.0  # a server kills its own children after 5 s
-_QUIT_INTERVAL_S = 0.1
 
 
 class Cluster:
@@ -57,7 +56,7 @@ class Cluster:
 
     Not thread-safe: use a cluster from one thread at a time. A server that still runs
     when its cluster is collected or the interpreter exits is shut down then; it
-    outlives only a process that was killed outright.
+    outlives only a process that was killed outright, and with a `guard` not even that.
 
     Args:
         binaries: the programs to run; of the major version of the data directory.
@@ -66,6 +65,9 @@ class Cluster:
         settings: server settings for every start, over the configuration files. Sockets are
             in the directories of these and in a private one.
         log_path: where the server's log is appended to; `<pgdata_dir>.log` if None.
+        guard: ends the server, and removes the directory of its socket, when this process is
+            killed; it may serve many clusters. The data directory stays, unless it was given
+            to the guard, too.
 
     Attributes:
         binaries: as given.
@@ -80,6 +82,7 @@ class Cluster:
         *,
         settings: Mapping[str, str] | None = None,
         log_path: Path | str | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.binaries = binaries
         self.pgdata_dir = Path(pgdata_dir).absolute()
@@ -87,6 +90,7 @@ class Cluster:
         self.log_path = Path(log_path or default_log_path).absolute()
         self._settings = dict(settings or {})
         self._user = ServerUser.current()
+        self._guard = guard
         self._server: subprocess.Popen[bytes] | None = None
         self._socket_dir: Path | None = None
         self._port = str(_PORT)
@@ -186,9 +190,9 @@ class Cluster:
 
     def _launch(self, settings: Mapping[str, str]) -> None:
         """Start the server, and note all that it takes to end it."""
-        self._socket_dir = make_socket_dir(self._user)
+        self._socket_dir = make_socket_dir(self._user, self._guard)
         self._server = self._spawn(settings)
-        self._ender = weakref.finalize(self, _end, os.getpid(), self._server, self._socket_dir)
+        self._ender = weakref.finalize(self, end_child, os.getpid(), self._server, self._socket_dir)
 
     def _spawn(self, settings: Mapping[str, str]) -> subprocess.Popen[bytes]:
         assert self._socket_dir is not None
@@ -264,7 +268,17 @@ class Cluster:
     def _kill(self) -> None:
         """Crash what has been started, and wait for it."""
         if self._server is not None:
-            _quit(self._server)
+            quit_child(self._server)
+        self._forget_server()
+
+    def detach(self) -> None:
+        """Leave the server and its socket's directory to themselves, for good.
+
+        Nothing of this object ends the server any more; a guard does, unless it is closed.
+        """
+        if self._server is not None:
+            self._server.returncode = 0  # nothing waits for it
+        self._socket_dir = None
         self._forget_server()
 
     def _forget_server(self) -> None:
@@ -319,7 +333,7 @@ class Cluster:
             PostgresError: no server runs.
         """
         host, user, quoted = _quote(str(self.socket_dir)), _quote(self.superuser), _quote(dbname)
-        return f"host={host} port={self.port} user={user} dbname={quoted} {_PINNED}"
+        return f"host={host} port={self.port} user={user} dbname={quoted} {PINNED}"
 
     def psql(self, sql: str, dbname: str = "postgres", *, timeout_s: float = 120.0) -> str:
         """Run SQL with psql and return its rows, unaligned, without the last line end.
@@ -373,26 +387,3 @@ class Cluster:
 def _quote(value: str) -> str:
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
-
-
-def _end(owner_pid: int, server: subprocess.Popen[bytes], socket_dir: Path) -> None:
-    """Stop a server whose cluster is gone; in a forked child it is the parent's."""
-    if os.getpid() != owner_pid:
-        return
-    if server.poll() is None:
-        server.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(_EXIT_GRACE_S)
-    _quit(server)
-    shutil.rmtree(socket_dir, ignore_errors=True)
-
-
-def _quit(server: subprocess.Popen[bytes]) -> None:
-    """End a server at once; by SIGKILL, which leaves its files behind, only after a while."""
-    deadline_s = time.monotonic() + _QUIT_PATIENCE_S
-    while server.poll() is None:
-        # Again and again: one that has only just been started may still ignore it.
-        is_patient = time.monotonic() < deadline_s
-        server.send_signal(signal.SIGQUIT if is_patient else signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(_QUIT_INTERVAL_S)

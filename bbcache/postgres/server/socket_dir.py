@@ -8,26 +8,32 @@ from pathlib import Path
 from typing import Final
 
 from bbcache.errors import PostgresError
+from bbcache.postgres.server.guard import Guard, make_directory
 from bbcache.postgres.server.user import ServerUser
 
 # sun_path holds 107 bytes and the name in it is `.s.PGSQL.5432`, with a `.lock` beside it.
 _MAX_SIZE_BYTES: Final = 85
 
 
-def make_socket_dir(user: ServerUser) -> Path:
+def make_socket_dir(user: ServerUser, guard: Guard | None = None) -> Path:
     """Make a private directory: mode 0700, the server's user its owner.
 
     It is in the system's temporary directory, or where that does not do, in ``/tmp``.
+
+    Args:
+        user: the user that the server runs as.
+        guard: what removes the directory, and ends the server that has it in its command
+            line, when this process is killed; None for nothing.
 
     Raises:
         PostgresError: neither does.
     """
     reasons = []
-    for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp")):  # noqa: S108 - mkdtemp is safe there
+    for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp")):  # noqa: S108 - a random name is safe there
         fault = _fault(parent, user)
         if fault is None:
             try:
-                path = Path(tempfile.mkdtemp(prefix="bbcache-", dir=parent))
+                path = make_directory(parent, "bbcache-", guard)
                 user.own_tree(path)
             except OSError as error:
                 fault = f"cannot be written to: {error.strerror}"
@@ -42,7 +48,7 @@ def make_socket_dir(user: ServerUser) -> Path:
 
 def _fault(parent: str, user: ServerUser) -> str | None:
     """Why a socket's directory cannot be in `parent`; None if it can."""
-    if len(os.fsencode(parent)) > _MAX_SIZE_BYTES - len("/bbcache-01234567"):
+    if len(os.fsencode(parent)) > _MAX_SIZE_BYTES - len("/bbcache-0123456789ab"):
         return "is too long"
     # libpq takes a comma for the end of a host, and drivers take a host that is text.
     if "," in parent or not parent.isprintable():

@@ -195,12 +195,12 @@ def test_no_place_for_a_socket(
 ) -> None:
     """Where nothing can be made in any of the places, the error says why for each."""
 
-    def refuse(*_: object, **__: object) -> str:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tempfile, "tempdir", "/some,where")
     cluster = make_cluster(newest_pg)
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(os, "mkdir", refuse)
     with pytest.raises(PostgresError) as caught:
         cluster.start()
     assert "/some,where has a comma" in str(caught.value)

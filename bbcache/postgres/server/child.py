@@ -1,0 +1,39 @@
+"""Ending a server that is a child of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Final
+
+_EXIT_GRACE_S: Final = 5.0
+_QUIT_PATIENCE_S: Final = 15.0  # a server kills its own children after 5 s
+_QUIT_INTERVAL_S: Final = 0.1
+
+
+def end_child(owner_pid: int, server: subprocess.Popen[bytes], socket_dir: Path) -> None:
+    """Stop a server whose cluster is gone; in a forked child it is the parent's."""
+    if os.getpid() != owner_pid:
+        return
+    if server.poll() is None:
+        server.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(_EXIT_GRACE_S)
+    quit_child(server)
+    shutil.rmtree(socket_dir, ignore_errors=True)
+
+
+def quit_child(server: subprocess.Popen[bytes]) -> None:
+    """End a server at once; by SIGKILL, which leaves its files behind, only after a while."""
+    deadline_s = time.monotonic() + _QUIT_PATIENCE_S
+    while server.poll() is None:
+        # Again and again: one that has only just been started may still ignore it.
+        is_patient = time.monotonic() < deadline_s
+        server.send_signal(signal.SIGQUIT if is_patient else signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(_QUIT_INTERVAL_S)

@@ -1,0 +1,203 @@
+"""A process that cleans up after this one, however this one ends.
+
+A server outlives a process that was killed with SIGKILL, and its directories stay. The guard
+is a shell in a session of its own. It reads the names of directories from a pipe. Where the
+pipe ends before the guard was released, it ends every PostgreSQL program that has one of the
+directories in its command line, and removes the directories.
+
+The kernel's PR_SET_PDEATHSIG is no alternative: it fires when the thread that has started a
+server ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+import threading
+import weakref
+from pathlib import Path
+from typing import Final
+
+from bbcache.errors import PostgresError
+
+# Names are random, so that a command line with one belongs to what this process has started.
+# The first process of a server has them in its command line, its children do not. A program
+# that has only been forked when the pipe ends shows up in one of the next rounds, and finds
+# its directory gone.
+_SCRIPT: Final = r"""
+trap '' HUP INT QUIT TERM
+PATH=/usr/bin:/bin:$PATH
+set --
+while IFS= read -r line; do
+  [ -n "$line" ] || exit 0
+  set -- "$@" "$line"
+done
+round=0 quiet=0
+while [ $# -gt 0 ] && [ "$quiet" -lt 5 ] && [ "$round" -lt 300 ]; do
+  pids=
+  for directory do
+    for file in $(grep -lsaF -e "$directory" /proc/[0-9]*/cmdline); do
+      pid=${file#/proc/} pid=${pid%/cmdline} name=
+      { IFS= read -r name <"/proc/$pid/comm"; } 2>/dev/null
+      case $name in postgres|initdb) pids="$pids $pid" ;; esac
+    done
+  done
+  signal=QUIT
+  [ "$round" -lt 100 ] || signal=KILL
+  if [ -n "$pids" ]; then kill -CONT $pids; kill -"$signal" $pids; quiet=0; fi
+  rm -rf -- "$@"
+  for directory do [ ! -e "$directory" ] || quiet=0; done
+  [ -n "$pids" ] || quiet=$((quiet + 1))
+  round=$((round + 1))
+  sleep 0.1
+done
+"""
+_END_TIMEOUT_S: Final = 10.0
+_TOKEN_BYTES: Final = 6
+
+
+class Guard:
+    """Removes directories, and ends the servers that use them, once this process has died.
+
+    It starts with the object and ends with `close`. All methods are thread-safe. A forked
+    child has no part in it: the pipe is closed there.
+
+    Raises:
+        PostgresError: there is no ``/bin/sh``, or it cannot be started.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards writes to the pipe, and its end
+        self._owner_pid = os.getpid()
+        self._process = _start()
+        _guards.add(self)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the guard."""
+        return self._process.pid
+
+    def add(self, directory: Path | str) -> None:
+        """Have a directory removed, and the servers that use it ended, when this process dies.
+
+        It need not exist yet. Its name has to be unlikely to be in any other command line:
+        `make_directory` makes one.
+
+        Raises:
+            PostgresError: the name has a line break, or the guard is gone.
+        """
+        name = os.fspath(directory)
+        if "\n" in name or not os.path.isabs(name):
+            raise PostgresError(f"{name!r} cannot be guarded: it is no absolute path of one line")
+        self._send(os.fsencode(name) + b"\n")
+
+    def make_directory(self, parent: Path | str, prefix: str) -> Path:
+        """Make a guarded directory with a random name and mode 0700.
+
+        Raises:
+            OSError: it cannot be made.
+            PostgresError: as `add`.
+        """
+        return make_directory(parent, prefix, self)
+
+    def close(self) -> None:
+        """End the guard; what it was given stays as it is. Does nothing a second time."""
+        with self._lock:
+            pipe = self._process.stdin
+            if os.getpid() != self._owner_pid or pipe is None or pipe.closed:
+                return
+            with contextlib.suppress(OSError):  # it was killed
+                os.write(pipe.fileno(), b"\n")
+            pipe.close()
+        try:
+            self._process.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _send(self, line: bytes) -> None:
+        with self._lock:
+            pipe = self._process.stdin
+            if pipe is None or pipe.closed:
+                raise PostgresError(f"the guard with pid {self.pid} is closed")
+            try:
+                os.write(pipe.fileno(), line)
+            except BrokenPipeError as error:
+                raise PostgresError(
+                    f"the guard with pid {self.pid} is gone, so nothing would end a server of this "
+                    "process if it were killed\nhint: Find out what has killed that process."
+                ) from error
+
+    def _forget_in_child(self) -> None:
+        """Close the pipe in a forked child: the guard waits until its last copy is closed."""
+        pipe = self._process.stdin
+        self._process.returncode = 0  # of the parent: nothing here waits for it
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+_guards: weakref.WeakSet[Guard] = weakref.WeakSet()
+
+
+def make_directory(parent: Path | str, prefix: str, guard: Guard | None = None) -> Path:
+    """Make a directory with a random name and mode 0700.
+
+    Args:
+        parent: where.
+        prefix: how its name begins.
+        guard: what it is given to before it exists, so that no moment is without.
+
+    Raises:
+        OSError: it cannot be made.
+        PostgresError: as `Guard.add`.
+    """
+    path = Path(parent).absolute() / f"{prefix}{secrets.token_hex(_TOKEN_BYTES)}"
+    if guard is not None:
+        guard.add(path)
+    path.mkdir(mode=0o700)
+    return path
+
+
+def clean_up(directory: Path | str) -> None:
+    """Let a guard of its own do at once what it does for a process that has died.
+
+    For directories that a killed process has left together with its guard. Returns before it
+    is done.
+
+    Args:
+        directory: the directory, with a name that `make_directory` has made.
+
+    Raises:
+        PostgresError: as `Guard`.
+    """
+    process = _start()
+    assert process.stdin is not None
+    process.stdin.write(os.fsencode(os.fspath(directory)) + b"\n")
+    process.stdin.close()
+    threading.Thread(target=process.wait, name="bbcache-clean-up", daemon=True).start()
+
+
+def _start() -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(  # noqa: S603 - our own script
+            ["/bin/sh", "-c", _SCRIPT, "bbcache-guard"],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,  # a Ctrl-C at the terminal is not for it
+        )
+    except OSError as error:
+        raise PostgresError(f"cannot start the guard: /bin/sh: {error.strerror}") from error
+
+
+def _in_forked_child() -> None:
+    for guard in list(_guards):
+        guard._forget_in_child()  # noqa: SLF001 - of this module
+
+
+os.register_at_fork(after_in_child=_in_forked_child)

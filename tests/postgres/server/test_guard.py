@@ -1,0 +1,132 @@
+"""What a killed process leaves behind is cleaned up by its guard."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from support import guarded_children
+from support.helpers import wait_until
+
+from bbcache.errors import PostgresError
+from bbcache.postgres.server.cluster import Cluster
+from bbcache.postgres.server.guard import Guard, clean_up, make_directory
+
+if TYPE_CHECKING:
+    from conftest import ClusterFactory, Templates
+
+    from bbcache.postgres.server.binaries import PostgresBinaries
+
+pytestmark = pytest.mark.postgres
+
+_CHILDREN: Final = guarded_children.__file__
+
+
+def _start(*arguments: object) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    command = [sys.executable, _CHILDREN, *map(str, arguments)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    said: dict[str, str] = json.loads(child.stdout.readline())
+    return child, said
+
+
+def _end(child: subprocess.Popen[str]) -> int:
+    assert child.stdout is not None
+    child.stdout.close()
+    return child.wait()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_a_killed_process_leaves_nothing(
+    newest_pg: PostgresBinaries, make_cluster: ClusterFactory, templates: Templates
+) -> None:
+    """Server, socket and directory go, although a program and a fork of the process live on."""
+    template = make_cluster.new_dir()
+    templates.copy(newest_pg, (), template)
+    child, said = _start("serve", newest_pg.bindir, template, make_cluster.directory)
+    try:
+        assert _end(child) == -signal.SIGKILL
+        wait_until(lambda: not _is_alive(int(said["pid"])))
+        for name in ("directory", "socket_dir"):
+            wait_until(lambda path=said[name]: not Path(path).exists())  # type: ignore[misc]
+        wait_until(lambda: not _is_alive(int(said["guard_pid"])))
+        assert all(_is_alive(int(pid)) for pid in said["others"].split(","))
+    finally:
+        for pid in said["others"].split(","):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def test_a_kill_in_the_middle_of_initdb(
+    newest_pg: PostgresBinaries, make_cluster: ClusterFactory
+) -> None:
+    """The half-made directory goes, and initdb with it."""
+    child, said = _start("make", newest_pg.bindir, make_cluster.directory)
+    directory = Path(said["directory"])
+    wait_until((directory / "pgdata" / "PG_VERSION").exists)
+    child.kill()
+    _end(child)
+    wait_until(lambda: not _is_alive(int(said["guard_pid"])))
+    assert not directory.exists()
+
+
+def test_a_closed_guard_removes_nothing(
+    newest_pg: PostgresBinaries, make_cluster: ClusterFactory
+) -> None:
+    """It ends at once, and what it was given stays, with its server; closing twice is harmless."""
+    guard = Guard()
+    directory = guard.make_directory(make_cluster.directory, "kept-")
+    unguarded = make_cluster(newest_pg)
+    cluster = Cluster(newest_pg, unguarded.pgdata_dir, guard=guard)
+    cluster.start({"fsync": "off"})
+    guard.close()
+    guard.close()
+    assert not _is_alive(guard.pid)
+    assert directory.exists()
+    assert cluster.is_running
+    assert cluster.socket_dir.exists()
+    cluster.stop("immediate")
+
+
+def test_what_cannot_be_guarded_is_refused(tmp_path: Path) -> None:
+    """A name with a line break, a relative one, and anything once the guard is gone."""
+    guard = Guard()
+    for name in ("/a\nb", "relative"):
+        with pytest.raises(PostgresError, match="cannot be guarded"):
+            guard.add(name)
+    os.kill(guard.pid, signal.SIGKILL)
+    wait_until(lambda: not _is_alive(guard.pid))
+    with pytest.raises(PostgresError, match="is gone"):
+        guard.make_directory(tmp_path, "x-")
+    assert list(tmp_path.iterdir()) == []
+    guard.close()
+    with pytest.raises(PostgresError, match="is closed"):
+        guard.add(tmp_path)
+
+
+def test_cleaning_up_after_a_guard_that_was_killed(
+    newest_pg: PostgresBinaries, make_cluster: ClusterFactory
+) -> None:
+    """The server on a directory ends and the directory goes; a neighbour is left alone."""
+    directory = make_directory(make_cluster.directory, "left-")
+    directory.chmod(0o711)
+    left, neighbour = make_cluster(newest_pg), make_cluster(newest_pg)
+    left.pgdata_dir.rename(directory / "pgdata")
+    cluster = make_cluster.on(newest_pg, directory / "pgdata")
+    cluster.start()
+    neighbour.start()
+    clean_up(directory)
+    wait_until(lambda: not directory.exists())
+    wait_until(lambda: not cluster.is_running)
+    assert neighbour.is_running
