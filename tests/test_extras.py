@@ -47,6 +47,7 @@ def imported(module: str, *missing: str) -> str:
             "bbcache.page_service.auth.tokens",
             "serve",
         ),
+        ("bbcache.testing.postgres", "psycopg", "bbcache.testing.postgres", "testing"),
         ("bbcache.fetch.download", "psycopg", "bbcache.fetch", "fetch"),
         ("bbcache.fetch.connection", "psycopg", "bbcache.fetch", "fetch"),
         ("bbcache.fetch.refusal", "psycopg", "bbcache.fetch", "fetch"),

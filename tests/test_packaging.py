@@ -49,7 +49,9 @@ def test_both_distributions_have_their_files(tmp_path: Path) -> None:
     assert set(tracked) - shipped == set()
     with zipfile.ZipFile(wheel_path) as wheel:
         installed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert installed == {name for name in tracked if name.startswith("bbcache/")}
+    assert installed == {
+        name for name in tracked if name.startswith(("bbcache/", "pytest_bbcache."))
+    }
 
 
 def test_the_package_is_run_as_a_module() -> None:

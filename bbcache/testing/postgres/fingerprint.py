@@ -1,0 +1,140 @@
+"""The name of a snapshot: a hash of all that its contents depend on.
+
+No absolute path and no time goes in: in continuous integration both differ in every run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from bbcache.errors import PostgresError
+from bbcache.postgres.server.binaries import PostgresBinaries
+from bbcache.testing.postgres.errors import SnapshotError
+from bbcache.testing.postgres.snapshots import Snapshot
+
+# Another number makes every snapshot again: raise it where they are made in another way.
+_FORMAT_VERSION: Final = "1"
+_SHARED_DIRS: Final = ("", "extension", "timezonesets", "tsearch_data")
+
+
+def fingerprint(
+    snapshot: Snapshot, binaries: PostgresBinaries, settings: Mapping[str, str], memo_dir: Path
+) -> bytes:
+    """Return 32 bytes that change with everything that the snapshot is made of.
+
+    Args:
+        snapshot: the snapshot.
+        binaries: the PostgreSQL that makes it.
+        settings: the server settings while it is made.
+        memo_dir: where the hash of a PostgreSQL installation is remembered.
+
+    Raises:
+        SnapshotError: an input cannot be found or read.
+    """
+    hasher = _Framed()
+    hasher.add("format", _FORMAT_VERSION)
+    hasher.add("postgres", binaries.run("postgres", "--version").strip())
+    hasher.add("installation", installation_hash(binaries, memo_dir))
+    for argument in snapshot.initdb_args:
+        hasher.add("initdb", argument)
+    for name, value in sorted(settings.items()):
+        hasher.add("setting", f"{name}={value}")
+    for relative, path in snapshot.input_files():
+        hasher.add("input", relative)
+        try:
+            hasher.add("content", path.read_bytes())
+        except OSError as error:
+            raise SnapshotError(
+                f"snapshot {snapshot.name}: cannot read its input {path}: {error.strerror}"
+            ) from error
+    hasher.add("source", snapshot.source())
+    hasher.add("version", snapshot.version)
+    return hasher.digest()
+
+
+class _Framed:
+    """A hash of labelled values; no two sequences of values give the same bytes."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, label: str, value: str | bytes) -> None:
+        data = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+        self._hash.update(b"%s %d\n" % (label.encode(), len(data)))
+        self._hash.update(data)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
+
+def installation_hash(binaries: PostgresBinaries, memo_dir: Path) -> bytes:
+    """Return a hash of the server's program, its libraries and extensions.
+
+    They are read once. While their paths, sizes and times stay, the hash is remembered in
+    `memo_dir`, where that can be written.
+    """
+    listed = _Framed()
+    files = list(_installed_files(binaries))
+    for name, path, status in files:
+        listed.add("file", f"{name} {path} {status.st_size} {status.st_mtime_ns}")
+    memo = memo_dir / listed.digest().hex()
+    with contextlib.suppress(OSError, ValueError):
+        return bytes.fromhex(memo.read_text())
+    hasher = _Framed()
+    for name, path, _ in files:
+        hasher.add("file", name)
+        hasher.add("content", Path(path).read_bytes())
+    with contextlib.suppress(OSError):
+        memo_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = memo.with_name(f"{memo.name}.{os.getpid()}")
+        part.write_text(hasher.digest().hex())
+        part.rename(memo)
+    return hasher.digest()
+
+
+def _installed_files(binaries: PostgresBinaries) -> Iterator[tuple[str, str, os.stat_result]]:
+    """Yield files with a name that is the same on every machine, in order."""
+    bindir = binaries.installed_bindir
+    yield from _statuses("bin", bindir, ["postgres", "initdb"])
+    library_dir, shared_dir = _directories(binaries, bindir)
+    yield from _statuses("lib", library_dir, _libraries(library_dir))
+    for name in _SHARED_DIRS:
+        directory = shared_dir / name
+        with contextlib.suppress(OSError):
+            names = [each for each in os.listdir(directory) if (directory / each).is_file()]
+            yield from _statuses(f"share/{name}", directory, names)
+
+
+def _directories(binaries: PostgresBinaries, bindir: Path) -> tuple[Path, Path]:
+    try:
+        said = binaries.run("pg_config", "--pkglibdir", "--sharedir").splitlines()
+    except PostgresError:
+        return bindir.parent / "lib", bindir.parent / "share"
+    # Of a copy, those of the original.
+    prefix, original = str(binaries.bindir.parent), str(bindir.parent)
+    library_dir, shared_dir = (
+        original + each.removeprefix(prefix) if each.startswith(prefix) else each for each in said
+    )
+    return Path(library_dir), Path(shared_dir)
+
+
+def _libraries(directory: Path) -> list[str]:
+    found = []
+    for parent, _, names in os.walk(directory):
+        relative = os.path.relpath(parent, directory)
+        found += [os.path.normpath(f"{relative}/{name}") for name in names if ".so" in name]
+    return found
+
+
+def _statuses(
+    label: str, directory: Path, names: Iterable[str]
+) -> Iterator[tuple[str, str, os.stat_result]]:
+    for name in sorted(names):
+        path = directory / name
+        with contextlib.suppress(OSError):  # a link that leads nowhere
+            yield f"{label}/{name}", str(path), path.stat()

@@ -1,0 +1,115 @@
+"""Restored data directories that wait for a server, in memory.
+
+A spare is complete before it gets its name, and the process that renames it away has it, so no
+lock is needed to claim one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock, Timeout
+
+from bbcache.errors import BbcacheError
+from bbcache.postgres.pgdata.leftovers import remove_tree
+from bbcache.testing.postgres.places import Place
+
+_PREFIX: Final = "spare-"
+_EXPIRE_S: Final = 3600.0
+_ROOM_SHARE: Final = 0.1
+_LOCK_NAME: Final = "spares.lock"
+
+
+class Spares:
+    """The spares of one place. Thread-safe.
+
+    Args:
+        place: where they are.
+        most: how many are kept of each snapshot.
+        make_temporary: makes a guarded path for one that is being restored.
+    """
+
+    def __init__(self, place: Place, most: int, make_temporary: Callable[[], Path]) -> None:
+        self._place = place
+        self._most = most if place.is_memory else 0
+        self._make_temporary = make_temporary
+        self._threads: list[threading.Thread] = []
+        self._is_closing = False
+
+    def claim(self, identity: str, dest: Path) -> bool:
+        """Make a spare the directory `dest`; return whether there was one."""
+        for path in self._paths(identity):
+            with contextlib.suppress(OSError):  # another process was faster
+                path.rename(dest)
+                return True
+        return False
+
+    def refill(self, identity: str, size_bytes: int, restore: Callable[[Path], object]) -> None:
+        """Restore what is missing, in the background.
+
+        Args:
+            identity: of the archive: its digest.
+            size_bytes: the size of a data directory.
+            restore: unpacks the archive into a directory.
+        """
+        if self._most == 0 or all(path.exists() for path in self._paths(identity)):
+            return
+        thread = threading.Thread(
+            target=self._refill,
+            args=(identity, size_bytes, restore),
+            name="bbcache-spares",
+            daemon=True,
+        )
+        self._threads.append(thread)
+        thread.start()
+
+    def close(self) -> None:
+        """Wait for the restore that is under way."""
+        self._is_closing = True
+        for thread in self._threads:
+            thread.join()
+
+    def _refill(self, identity: str, size_bytes: int, restore: Callable[[Path], object]) -> None:
+        lock = FileLock(self._place.directory / _LOCK_NAME, preserve_lock_file=True, mode=0o600)
+        try:
+            with lock.acquire(blocking=False):
+                for path in self._paths(identity):
+                    has_room = size_bytes * self._most <= _ROOM_SHARE * self._place.free_bytes
+                    if self._is_closing or not has_room:
+                        return
+                    if not path.exists():
+                        self._make(path, restore)
+        except (Timeout, OSError, BbcacheError):
+            pass  # another process does it, or servers are restored without
+
+    def _make(self, path: Path, restore: Callable[[Path], object]) -> None:
+        temporary = self._make_temporary()
+        try:
+            restore(temporary)
+            temporary.rename(path)
+        finally:
+            with contextlib.suppress(OSError):
+                remove_tree(temporary)
+
+    def _paths(self, identity: str) -> list[Path]:
+        directory = self._place.directory
+        return [directory / f"{_PREFIX}{identity}-{number}" for number in range(self._most)]
+
+
+def remove_spares(place: Place, older_than_s: float = _EXPIRE_S) -> int:
+    """Remove spares that nobody has claimed for some time; return how many."""
+    count = 0
+    for path in place.directory.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_ctime >= older_than_s:
+                doomed = path.with_name(f"dead-{os.urandom(6).hex()}")
+                path.rename(doomed)
+                remove_tree(doomed)
+                count += 1
+    return count
