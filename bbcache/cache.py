@@ -246,7 +246,7 @@ class BasebackupCache:
     def entries(self) -> list[EntryInfo]:
         """The published entries of this moment; empty once closed."""
         engine = self._live_engine()
-        return [] if engine is None else [entry.info() for entry in engine.index.snapshot()]
+        return [] if engine is None else [entry.info() for entry in engine.index.by_key().values()]
 
     def close(self, timeout: float | None = None) -> None:
         """Take no more requests, cancel what waits, stop what runs, free the directory.

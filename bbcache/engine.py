@@ -240,7 +240,6 @@ class Engine:
     def abandon(self) -> None:
         """Close in the background, for a finaliser: waits for no thread and takes no lock."""
         self._is_abandoned = True
-        self._catalog.stop()
         self._stop()
 
     def _stop(self) -> None:

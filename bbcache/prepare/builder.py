@@ -31,9 +31,8 @@ from bbcache.prepare.job import (
     own_limits,
 )
 from bbcache.prepare.shared_file import SharedFile
-from bbcache.storage.files import disk_step
+from bbcache.storage.files import UnnamedFile, disk_step
 from bbcache.storage.index import Entry, Verification, split_key
-from bbcache.storage.unnamed_file import UnnamedFile
 
 if TYPE_CHECKING:
     from bbcache.archive.format import Seal

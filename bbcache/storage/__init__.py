@@ -1,7 +1,6 @@
-"""What lies on disk, and the accounting of it.
+"""The files on disk, the index of the published ones, and the ledger of all that counts.
 
-`accounting` is the one ledger of every byte that counts. `index` has the entries, and the
-RLock under which both change (memory only). `files` does the I/O without a lock. `catalog`
-orders steps on the disk by its file lock, and tells index and ledger what happened.
-Must not import the rooms that fill, serve or clean it: `prepare`, `upkeep`, the engine.
+`accounting` is the one ledger; `index` has the entries, and the RLock that guards both (memory
+only). `files` does the I/O, without a lock. `catalog` changes files and index as one, under its
+file lock. Must not import `prepare`, `upkeep` or the engine, which fill, clean and serve it.
 """

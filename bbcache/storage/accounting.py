@@ -1,7 +1,7 @@
-"""The one ledger of every byte that counts, of every file that takes a slot, and of the limits.
+"""The one ledger of a cache: every byte and file that counts, and the limits.
 
-It is arithmetic, without a lock and without I/O. `bbcache.storage.index.Index` has the one
-ledger of a cache, and the lock under which every change is made.
+Arithmetic only, without lock and without I/O. `bbcache.storage.index.Index` owns the ledger,
+and the lock under which it changes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from bbcache.errors import CacheFullError, EntryTooBigError
 if TYPE_CHECKING:
     from bbcache.config import BasebackupCacheConfig
 
-_BUILD: Final = object()  # what holds a reservation until the build is over
+_BUILD: Final = object()  # holds a reservation until its build ends
 
 
 class Files:
     """Files of one kind, and the sum of their sizes. Not thread-safe.
 
     Attributes:
-        sizes: bytes of each file, by its path.
-        size_bytes: bytes of all of them; one read of memory, safe without a lock.
+        sizes: size in bytes of each file, by path.
+        size_bytes: sum of the sizes; one read of memory, safe without a lock.
     """
 
     __slots__ = ("size_bytes", "sizes")
@@ -32,13 +32,13 @@ class Files:
         self.size_bytes = 0
 
     def put(self, path: str, size_bytes: int) -> None:
-        """Count a file, in the place of what is counted under its path."""
+        """Count the file at a path, instead of an earlier one there."""
         self.drop(path)
         self.sizes[path] = size_bytes
         self.size_bytes += size_bytes
 
     def drop(self, path: str) -> None:
-        """Count a file no longer; one that is not counted is fine."""
+        """Stop counting the file at a path, if it is counted."""
         self.size_bytes -= self.sizes.pop(path, 0)
 
     def replace(self, sizes: dict[str, int]) -> None:
@@ -48,23 +48,23 @@ class Files:
 
 
 class Reservation:
-    """Bytes of one build, and then of its archive where that is not published.
+    """The room of one build, and of its archive if that is not published.
 
-    An archive that is not published counts while something holds it: the build, or an open
-    file. `hold` and `let_go` are thread-safe and take no lock, so that a file may be closed
-    by the garbage collector anywhere. All else is changed by `Accounting` only.
+    An unpublished archive counts as long as the build or an open file holds it. `hold` and
+    `let_go` are thread-safe and take no lock: the garbage collector may close a file at any
+    point. Only `Accounting` and `Index` change the rest.
 
     Args:
         key: tenant and timeline ids, 32 bytes.
-        credit_bytes: size of the entry that the archive will replace, None where the
-            timeline has none. Only what exceeds it is charged.
+        credit_bytes: size of the entry that the archive will replace; None if the timeline
+            has no entry. Only bytes above this size are charged.
 
     Attributes:
         key: the same.
-        credit_bytes: the same, as of now.
-        size_bytes: bytes written or about to be.
-        is_unpublished: whether the archive will not be published, and so counts against
-            `max_unpublished_size_bytes` alone.
+        credit_bytes: the same, kept up to date while the build runs.
+        size_bytes: bytes written or about to be written.
+        is_unpublished: the archive will not be published, and counts against
+            `max_unpublished_size_bytes` only.
     """
 
     __slots__ = ("_holders", "credit_bytes", "is_unpublished", "key", "size_bytes")
@@ -74,25 +74,27 @@ class Reservation:
         self.credit_bytes = credit_bytes
         self.size_bytes = 0
         self.is_unpublished = False
-        self._holders: set[object] = {_BUILD}  # changed by single steps only
+        self._holders: set[object] = {_BUILD}  # changed by single atomic steps only
 
     @property
     def charged_bytes(self) -> int:
-        """Bytes of this build that count against the limit of all entries."""
-        return max(0, self.size_bytes - (self.credit_bytes or 0))
+        """Bytes of this build that count against `max_size_bytes`."""
+        if self.credit_bytes is None:
+            return self.size_bytes
+        return max(0, self.size_bytes - self.credit_bytes)
 
     @property
     def charged_slots(self) -> int:
-        """1 where the archive will be one entry more, 0 where it replaces one."""
+        """1 for a new entry, 0 for the refresh of one."""
         return 1 if self.credit_bytes is None else 0
 
     @property
     def is_held(self) -> bool:
-        """Whether anything keeps the bytes on the disk; one read of memory."""
+        """Whether the build or an open file keeps the bytes on disk; one read of memory."""
         return bool(self._holders)
 
     def hold(self, holder: object) -> None:
-        """Count the bytes until `holder`, which is hashed by identity, lets go of them."""
+        """Count the bytes until `holder`, a hashable object, lets go of them."""
         self._holders.add(holder)
 
     def let_go(self, holder: object) -> None:
@@ -104,21 +106,21 @@ class Reservation:
 class Accounting:
     """What the cache holds, and what it may still take. Not thread-safe.
 
-    Sums are computed when they are read, from what is there: only those of entries and of
-    `Files` are kept.
+    Totals are computed from the facts below each time they are read. Only the sums of entries
+    and of `Files` are kept.
 
     Attributes:
         max_entries: files allowed.
         max_size_bytes: bytes allowed.
         max_entry_size_bytes: bytes allowed for one archive.
-        max_unpublished_size_bytes: bytes allowed for all archives that are not published.
+        max_unpublished_size_bytes: bytes allowed for all unpublished archives together.
         entry_count: published entries.
         entries_size_bytes: their bytes.
-        foreign_files: files of others in the directory, by name.
-        doomed: files of ours that are to be removed, and temporary files that could not be.
+        foreign_files: files in the directory that the cache did not make, by name.
+        doomed: entry and temporary files that the cache is removing, or could not remove.
         quarantine: bad archives kept for inspection; only their bytes count.
-        reservations: of the builds under way that may be published, at most one a timeline.
-        unpublished: reservations of the other builds, and of what became of them.
+        reservations: of the builds that may be published, at most one per timeline.
+        unpublished: of all other builds, and of their archives while they are open.
     """
 
     max_entries: int
@@ -135,7 +137,7 @@ class Accounting:
 
     @classmethod
     def from_config(cls, config: BasebackupCacheConfig) -> Accounting:
-        """Empty accounting with the limits of `config`."""
+        """Make an empty ledger with the limits of `config`."""
         total = config.max_total_size_bytes
         return cls(
             max_entries=config.max_size_entries,
@@ -154,8 +156,10 @@ class Accounting:
     @property
     def total_size_bytes(self) -> int:
         """Bytes that count against `max_size_bytes`."""
-        building = sum([each.charged_bytes for each in self.reservations.values()])
-        return self.entries_size_bytes + self.nonentry_bytes + building
+        total = self.entries_size_bytes + self.nonentry_bytes
+        for each in self.reservations.values():
+            total += each.charged_bytes
+        return total
 
     @property
     def nonentry_bytes(self) -> int:
@@ -168,24 +172,22 @@ class Accounting:
         return sum([each.size_bytes for each in list(self.unpublished) if each.is_held])
 
     def check_slot(self) -> None:
-        """Check that a new entry would find a slot, and a byte, now.
+        """Check that there is a slot, and at least one byte, for a new entry.
 
         Raises:
-            CacheFullError: it would not.
+            CacheFullError: there is not.
         """
         if self.total_count >= self.max_entries:
             raise CacheFullError(
                 f"the cache is full: {self.total_count} of max_size_entries {self.max_entries}"
             )
-        if self.total_size_bytes >= self.max_size_bytes:
-            raise self._no_bytes(1)
+        self._check_total(1)
 
     def reserve(self, key: bytes, credit_bytes: int | None) -> Reservation:
-        """Take the slot of an archive about to be built.
+        """Take the slot of an archive that is about to be built.
 
         Raises:
-            CacheFullError: there is no slot, or not one byte, for a new entry. A
-                refresh always gets its reservation.
+            CacheFullError: a new entry has no slot or no byte. A refresh always succeeds.
         """
         if credit_bytes is None:
             self.check_slot()
@@ -197,13 +199,21 @@ class Accounting:
 
         Raises:
             EntryTooBigError: the archive passes the limit of one entry.
-            CacheFullError: the archive does not fit into the rest of the total.
+            CacheFullError: the archive passes the limit of all.
         """
+        size_after = reservation.size_bytes + size_bytes
         if reservation.is_unpublished:
             self._check_unpublished(size_bytes)
+        elif size_after > self.max_entry_size_bytes:
+            raise EntryTooBigError(
+                f"the archive has more than {self.max_entry_size_bytes} bytes, "
+                "the limit of one entry"
+            )
         else:
-            self._check_entry(reservation, size_bytes)
-        reservation.size_bytes += size_bytes
+            self._check_total(
+                size_after - max(reservation.size_bytes, reservation.credit_bytes or 0)
+            )
+        reservation.size_bytes = size_after
 
     def unpublish(self, reservation: Reservation) -> None:
         """Count the build as one that is not published.
@@ -212,52 +222,32 @@ class Accounting:
             CacheFullError: there is no room for that; nothing has changed.
         """
         self._check_unpublished(reservation.size_bytes)
-        # What finalisers have let go of is settled here.
-        held = {each for each in self.unpublished if each.is_held}
+        held = {each for each in self.unpublished if each.is_held}  # forget closed archives
         self._close(reservation)
         reservation.is_unpublished = True
         self.unpublished = held | {reservation}
 
     def release(self, reservation: Reservation) -> None:
-        """End the build; harmless twice. What is not published counts while a file is open."""
+        """End the build; harmless twice. An unpublished archive counts while a file is open."""
         self._close(reservation)
         reservation.let_go(_BUILD)
-
-    def may_lose_credit(self, reservation: Reservation) -> bool:
-        """Whether both limits have room for what the credit covers now."""
-        if reservation.credit_bytes is None:
-            return True
-        covered_bytes = reservation.size_bytes - reservation.charged_bytes
-        if covered_bytes and self.total_size_bytes + covered_bytes > self.max_size_bytes:
-            return False
-        return self.total_count < self.max_entries
 
     def _close(self, reservation: Reservation) -> None:
         if self.reservations.get(reservation.key) is reservation:
             del self.reservations[reservation.key]
 
-    def _check_entry(self, reservation: Reservation, size_bytes: int) -> None:
-        size_after = reservation.size_bytes + size_bytes
-        if size_after > self.max_entry_size_bytes:
-            raise EntryTooBigError(
-                f"the archive has more than {self.max_entry_size_bytes} bytes, "
-                "the limit of one entry"
+    def _check_total(self, size_bytes: int) -> None:
+        if size_bytes > 0 and self.total_size_bytes + size_bytes > self.max_size_bytes:
+            raise CacheFullError(
+                f"the cache is full: {self.total_size_bytes} + {size_bytes} bytes exceed "
+                f"max_total_size_bytes {self.max_size_bytes}"
             )
-        charge = max(0, size_after - (reservation.credit_bytes or 0)) - reservation.charged_bytes
-        if charge > 0 and self.total_size_bytes + charge > self.max_size_bytes:
-            raise self._no_bytes(charge)
 
     def _check_unpublished(self, size_bytes: int) -> None:
-        held_bytes = self.unpublished_bytes
-        if held_bytes + size_bytes > self.max_unpublished_size_bytes:
+        if self.unpublished_bytes + size_bytes > self.max_unpublished_size_bytes:
             raise CacheFullError(
-                f"archives that are not published have no room: {held_bytes} + {size_bytes} "
-                f"bytes exceed max_unpublished_size_bytes {self.max_unpublished_size_bytes}\n"
+                "archives that are not published have no room: "
+                f"{self.unpublished_bytes} + {size_bytes} bytes exceed "
+                f"max_unpublished_size_bytes {self.max_unpublished_size_bytes}\n"
                 "hint: Raise that limit, or close archives sooner."
             )
-
-    def _no_bytes(self, wanted_bytes: int) -> CacheFullError:
-        return CacheFullError(
-            f"the cache is full: {self.total_size_bytes} + {wanted_bytes} bytes exceed "
-            f"max_total_size_bytes {self.max_size_bytes}"
-        )

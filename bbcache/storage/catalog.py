@@ -1,9 +1,8 @@
-"""File and index changed as one: load, publish, discard, quarantine, upkeep.
+"""Files and index changed as one: load, publish, discard, quarantine, upkeep.
 
-One file lock makes {rename + index insert} and {index check + unlink or
-quarantine} exclusive, so that a late removal never hits a file that was published
-meanwhile. It is never held during a build, an fsync or a callback, and neither a
-hit nor a miss ever wants it.
+One file lock makes {rename + index insert} and {index check + unlink or quarantine} exclusive,
+so a late removal never hits a file that was published meanwhile. It is not held during a
+build, an fsync or a callback, and `get` takes it only to quarantine a bad archive.
 """
 
 from __future__ import annotations
@@ -16,13 +15,15 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from bbcache.errors import ClosingError, safe_str
+from bbcache.errors import ClosingError, StoreError, safe_str
 from bbcache.storage.files import hint_for, try_unlink
 from bbcache.storage.index import newest_of_each
 from bbcache.storage.owned_directory import OwnedDirectory
 from bbcache.storage.quarantine import Quarantine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bbcache.metrics import Metrics
     from bbcache.storage.accounting import Reservation
     from bbcache.storage.dirlock import DirectoryLock
@@ -33,11 +34,11 @@ log = logging.getLogger(__name__)
 
 
 class LoadReport(NamedTuple):
-    """What a start found.
+    """What a scan of the directory found.
 
     Attributes:
-        entry_count: entries taken over.
-        superseded_count: older ones of the same timelines, removed.
+        entry_count: entries in the index.
+        superseded_count: older entries of the same timelines, which were removed.
         foreign_files: names of everything else.
     """
 
@@ -51,179 +52,168 @@ class Catalog:
 
     Args:
         store: the files.
-        index: the entries; its lock is taken after the file lock, never before.
-        dirlock: the lock on the directory, already held; not held where the file system
-            is read-only.
+        index: the entries and the ledger. Its lock is taken after the file lock, never before.
+        dirlock: the lock on the directory; not held on a read-only file system.
         metrics: counts quarantined files and failed unlinks, and shows the ledger.
     """
 
     def __init__(
         self, store: Store, index: Index, dirlock: DirectoryLock, metrics: Metrics
     ) -> None:
-        self._file_lock = threading.RLock()  # orders changes of files, and guards all that follows
-        self._failures: deque[OSError] = deque()  # of unlinks, not yet told
-        self._is_stopped = False  # no more changes but of temporary files; set without the lock
-        self._is_fenced = False
+        self._file_lock = threading.RLock()  # orders changes of files; guards the next five
+        self._directory = OwnedDirectory(store.data_dir, dirlock)
+        self._quarantine = Quarantine(store, index)
+        self._scanned: tuple[int, int] | None = None  # identity of the directory in the index
+        self._is_swept = False  # whether ``tmp/`` is
+        self._load_failure: str | None = None  # why the last load failed
+        self._failures: deque[OSError] = deque()  # of removals, not yet logged
+        self._is_fenced = False  # set under the file lock
         self._doubt = _Doubt()  # set without the lock
         self._store = store
-        self._directory = OwnedDirectory(store, dirlock)
         self._index = index
-        self._accounting = index.accounting
-        self._quarantine = Quarantine(store, index)
+        self._accounting = ledger = index.accounting
         self._metrics = metrics
-        ledger = index.accounting
         metrics.entries.read_from(lambda: ledger.entry_count)
         metrics.size_bytes.read_from(lambda: ledger.entries_size_bytes)
         metrics.nonentry_bytes.read_from(lambda: ledger.nonentry_bytes)
         metrics.unpublished_bytes.read_from(lambda: ledger.unpublished_bytes)
 
-    def load(self) -> LoadReport:
-        """Sweep ``tmp/``, scan, and take the newest entry of each timeline over.
+    @property
+    def read_only_reason(self) -> str | None:
+        """Why the cache may not change the directory, in one line; None if it may."""
+        return self._directory.read_only_reason
 
-        Safe to call again after a failure.
+    def load(self) -> LoadReport:
+        """Sweep ``tmp/``, scan the directory, and index the newest entry of each timeline.
+
+        May be called again after a failure.
 
         Raises:
             ClosingError: the cache is closed.
-            OSError: the directory cannot be listed, which is not an empty cache.
+            OSError: the directory cannot be listed, so it is not an empty cache.
         """
         with self._file_lock:
-            self._check_not_stopped_locked()
+            self._check_not_fenced_locked()
             try:
                 report = self._take_over_locked()
             except Exception as error:
-                self._directory.load_failure = safe_str(error)
+                self._load_failure = safe_str(error)
                 raise
-            self._directory.load_failure = None
-        self._tell()
+            self._load_failure = None
+        self._log_news()
         return report
 
     def ensure_directory(self) -> None:
-        """Make sure that the directory at the path is the one that is locked.
+        """Make sure that the directory at the path is locked and indexed.
 
-        One that was removed or replaced is made and locked again, and what is in it is
-        taken over. So is one that was on a read-only file system and can be written to
-        again. Where it cannot, `read_only_reason` says why, and nothing is raised.
+        A directory that was removed or replaced is made, locked and scanned again. So is one
+        that has become writable. Nothing is raised for a read-only file system; see
+        `read_only_reason`.
 
         Raises:
-            OSError: it is not to be had; `DirectoryLockedError` where another cache
-                has taken it.
+            OSError: it cannot be made, locked or listed; `DirectoryLockedError` if another
+                cache has taken it.
         """
+        report, was_locked = None, self._directory.lock.is_held
         with self._file_lock:
-            if self._is_stopped:
+            if self._is_fenced:
                 return
-            what = "replaced" if self._directory.is_locked else "read-only"
-            self._directory.come()
-            report = self._take_over_locked() if self._directory.is_rescan_due else None
+            if self._load_failure is not None:
+                text = f"the cache directory {self._store.data_dir} cannot be loaded"
+                raise StoreError(f"{text}: {self._load_failure}")
+            self._directory.ensure()
+            if self._scanned != self._directory.lock.identity:
+                report = self._take_over_locked()
         self.settle_doubt()
-        self._tell()
+        self._log_news()
         if report is not None:
             log.warning(
                 "the cache directory %s was %s; it is locked again, with %d entries",
                 self._store.data_dir,
-                what,
+                "replaced" if was_locked else "read-only",
                 report.entry_count,
             )
 
+    def is_at_path(self) -> bool:
+        """Whether the path still leads to the cache's own directory; one system call."""
+        return self._directory.lock.is_at_path()
+
     def create_temp(self, key: bytes, lsn: int) -> TempFile:
-        """A new temporary file for a build.
+        """Create a temporary file for a build.
 
         Raises:
             ClosingError: the cache is closed.
-            OSError: it cannot be made.
+            OSError: the file cannot be created.
         """
         with self._file_lock:
-            self._check_not_stopped_locked()
+            self._check_not_fenced_locked()
             return self._store.create_temp(key, lsn)
 
-    def is_at_path(self) -> bool:
-        """Whether the directory at the path is the locked one; one look at the disk."""
-        return self._directory.is_there()
-
-    @property
-    def read_only_reason(self) -> str | None:
-        """Why nothing in the directory may be changed, in one line; None where it may be."""
-        return self._directory.read_only_reason
-
     def publish(self, temp: TempFile, reservation: Reservation, entry: Entry) -> None:
-        """Put a finished file in its place and into the index, and unlink the old one.
+        """Rename a finished file into place, index it, and unlink the file it replaces.
 
         Raises:
             ClosingError: the cache is closed; nothing has changed.
-            OSError: the file could not be put in place; nothing has changed.
+            OSError: the file could not be renamed; nothing has changed.
         """
         with self._file_lock:
-            self._check_not_stopped_locked()
-            self._directory.check_there()
+            self._check_not_fenced_locked()
+            self._directory.check_at_path()
             self._store.rename_temp(temp, entry.key, entry.lsn)
             path = self._path_of(entry)
             name = os.path.basename(path)
             with self._index.lock:
                 old = self._index.commit(reservation, entry)
-                self._accounting.doomed.drop(path)  # what was there is overwritten
+                self._accounting.doomed.drop(path)  # an earlier file there is overwritten
                 self._accounting.foreign_files.drop(name)
             if old is not None and old.lsn != entry.lsn:
                 self._remove_locked(self._path_of(old), old.size_bytes)
-        self._tell()
+        self._log_news()
 
     def discard(self, entry: Entry) -> bool:
         """Remove this very entry and its file.
 
         Returns:
-            Whether the entry was still held; False, too, where the directory is not
-            this cache's any more.
+            False if the entry is not in the index any more, or the directory is not this
+            cache's.
         """
         with self._file_lock, self._doubt:
-            is_held = self._may_change_locked() and self._discard_locked(entry)
-        self._tell()
-        return is_held
+            is_removed = self._may_change_locked() and self._take_out_locked(entry, try_unlink)
+        self._log_news()
+        return is_removed
 
     def forget(self, entry: Entry) -> None:
-        """Drop this very entry, whose file is gone. Takes no file lock, since a read calls it."""
+        """Drop this very entry, whose file is gone. Takes no file lock, so `get` may call it."""
         with self._doubt:
             self._index.remove(entry)
 
-    def settle_doubt(self) -> None:
-        """Count what is in the directory again, where a step was broken off in the middle.
-
-        Raises:
-            OSError: the directory cannot be listed; a later call may do it.
-        """
-        if not self._doubt.is_there:  # one read of memory
-            return
-        with self._file_lock:
-            if self._doubt.is_there and not self._is_stopped:
-                self._rescan_locked()
-
     def quarantine(self, entry: Entry) -> bool:
-        """Take this very entry, proven bad, out and keep its file for inspection.
+        """Remove this very entry, which is bad, and keep its file for inspection.
 
-        The newest files are kept. Where a refresh under way leaves no room for the
-        evidence, it is unlinked instead.
+        The file is unlinked instead while its timeline is built, because the build needs its
+        room. A file that can be neither moved nor unlinked now is removed by a later clean-up.
 
         Returns:
-            Whether the entry was still held; False once the cache is closed.
+            False if the entry is not in the index any more, or the cache is closed.
 
         Raises:
-            OSError: the file cannot be moved; the entry stays, and stays unverified. On a
-                read-only file system, where that would last, the entry goes and the
-                file stays.
+            StoreError: the directory was removed or replaced; the entry stays.
         """
         with self._file_lock, self._doubt:
-            if self._is_stopped or not self._index.holds(entry):
+            if self._is_fenced or self._index.newest(entry.key) is not entry:
                 return False
-            self._directory.check_there()
-            if not self._directory.is_locked:
-                self._index.remove(entry)
-            else:
-                self._failures.extend(self._quarantine.make_room())
-                if not (self._quarantine.take(entry) or self._discard_locked(entry)):
-                    return False
+            self._directory.check_at_path()
+            if not self._take_out_locked(entry, lambda _path: self._keep_locked(entry)):
+                return False
+            if self._directory.lock.is_held:
+                with suppress(OSError):  # the next clean-up counts the files again
+                    self._failures.extend(self._quarantine.trim())
         self._metrics.quarantined.inc()
-        self._tell()
+        self._log_news()
         return True
 
     def abandon(self, temp: TempFile, reservation: Reservation) -> None:
-        """Remove a build's temporary file, and give its room back once it is gone.
+        """Unlink a build's temporary file, and free its room.
 
         A reader that has the file open can go on.
         """
@@ -236,10 +226,14 @@ class Catalog:
             with self._index.lock:
                 self._accounting.release(reservation)
                 self._settle_locked(temp.path, reservation.size_bytes, failure)
-        self._tell()
+        self._log_news()
 
     def upkeep(self) -> None:
-        """Retry pending unlinks; look at foreign files and quarantine as they are now."""
+        """Unlink doomed files again; count foreign files and quarantine again.
+
+        Raises:
+            OSError: the quarantine cannot be listed.
+        """
         doomed, foreign_files = self._accounting.doomed, self._accounting.foreign_files
         with self._file_lock:
             paths = list(doomed.sizes)
@@ -256,9 +250,17 @@ class Catalog:
                     foreign_files.replace(there)
                 self._quarantine.refresh()
 
-    def stop(self) -> None:
-        """Let nothing but the removal of temporary files begin any more. Takes no lock."""
-        self._is_stopped = True
+    def settle_doubt(self) -> None:
+        """Scan the directory again if a KeyboardInterrupt has broken off a step.
+
+        Raises:
+            OSError: the directory cannot be listed; a later call tries again.
+        """
+        if not self._doubt.is_there:  # one read of memory
+            return
+        with self._file_lock:
+            if self._doubt.is_there and not self._is_fenced:
+                self._rescan_locked()
 
     def fence(self, timeout_s: float) -> bool:
         """Let no rename, unlink or quarantine happen any more.
@@ -267,39 +269,40 @@ class Catalog:
             timeout_s: seconds to wait for a step on the disk; -1 waits without limit.
 
         Returns:
-            False when it did not end in that time: the directory must stay locked then.
+            False if a step did not end in that time: the directory must stay locked then.
         """
         # As in BasebackupFile.open_whatever, no interrupt comes between this and the `try`.
         (is_acquired,) = map(self._file_lock.acquire, (True,), (timeout_s,))
         if not is_acquired:
             return False
         try:
-            self._is_stopped = self._is_fenced = True
+            self._is_fenced = True
         finally:
             self._file_lock.release()
         return True
 
-    def _check_not_stopped_locked(self) -> None:
-        if self._is_stopped:
+    def _check_not_fenced_locked(self) -> None:
+        if self._is_fenced:
             raise ClosingError("the cache is closed")
 
     def _may_change_locked(self) -> bool:
-        return not self._is_stopped and self._directory.may_change()
+        return not self._is_fenced and self._directory.may_change()
 
     def _take_over_locked(self) -> LoadReport:
-        """Load the directory over what is in the index; remove what builds have left in it."""
-        if self._directory.is_locked:
+        """Index the directory that is at the path now; sweep ``tmp/`` once, before any build."""
+        self._scanned = None
+        if self._directory.lock.is_held:
             self._store.make_directories()
-            left = self._store.sweep_tmp() if self._directory.is_sweep_due else {}
+            left = {} if self._is_swept else self._store.sweep_tmp()
+            self._is_swept = True
             for path, size_bytes in left.items():
                 self._remove_locked(path, size_bytes)
         report = self._rescan_locked()
-        self._directory.is_rescan_due = False
-        self._directory.is_sweep_due = not self._directory.is_locked
+        self._scanned = self._directory.lock.identity
         return report
 
     def _rescan_locked(self) -> LoadReport:
-        """Make index and ledger those of what is in the directory; older entries go."""
+        """Make index and ledger agree with the directory; remove superseded entries."""
         found = self._store.scan()
         newest, superseded = newest_of_each(found.entries)
         self._quarantine.refresh()
@@ -319,14 +322,33 @@ class Catalog:
     def _path_of(self, entry: Entry) -> str:
         return self._store.path_of(entry.key, entry.lsn)
 
+    def _take_out_locked(self, entry: Entry, remove: Callable[[str], OSError | None]) -> bool:
+        """Drop this very entry, and remove its file; False if it is not in the index."""
+        path = self._path_of(entry)
+        if not self._index.doom(entry, path):
+            return False
+        failure = remove(path)
+        with self._index.lock:
+            self._settle_locked(path, entry.size_bytes, failure)
+            self._index.settle_credit(entry.key)
+        return True
+
+    def _keep_locked(self, entry: Entry) -> OSError | None:
+        """Quarantine the file of a doomed entry; returns why it could not be removed."""
+        if not self._directory.lock.is_held:
+            return OSError(errno.EROFS, "read-only")
+        with self._index.lock:
+            is_rebuilt = entry.key in self._accounting.reservations
+        return try_unlink(self._path_of(entry)) if is_rebuilt else self._quarantine.take(entry)
+
     def _remove_locked(self, path: str, size_bytes: int) -> None:
-        """Unlink a file; where that fails its bytes count until it is gone."""
-        is_locked = self._directory.is_locked
+        """Unlink a file; if that fails its bytes count until it is gone."""
+        is_locked = self._directory.lock.is_held
         failure = try_unlink(path) if is_locked else OSError(errno.EROFS, "read-only")
         self._settle_locked(path, size_bytes, failure)
 
     def _settle_locked(self, path: str, size_bytes: int, failure: OSError | None) -> None:
-        """Count what an attempt to unlink a file has left of it."""
+        """Count what an attempt to remove a file has left."""
         with self._index.lock:
             if failure is None:
                 self._accounting.doomed.drop(path)
@@ -334,27 +356,13 @@ class Catalog:
                 self._accounting.doomed.put(path, size_bytes)
                 self._failures.append(failure)
 
-    def _discard_locked(self, entry: Entry) -> bool:
-        """Drop this very entry and unlink its file; False where it is not held."""
-        path = self._path_of(entry)
-        if not self._index.doom(entry, path):
-            return False
-        failure = try_unlink(path)
-        with self._index.lock:
-            self._settle_locked(path, entry.size_bytes, failure)
-            self._index.settle_credit(entry.key)
-        return True
-
-    def _tell(self) -> None:
-        """Log, without a lock, what could not be removed and what the directory has become.
-
-        Each failure is counted, but for those of a read-only file system.
-        """
-        self._directory.tell()
-        with suppress(IndexError):  # all is told
+    def _log_news(self) -> None:
+        """Log, without a lock, failed removals and changes of the directory."""
+        self._directory.log_news()
+        with suppress(IndexError):  # until the deque is empty
             while True:
                 failure = self._failures.popleft()
-                if failure.errno != errno.EROFS:
+                if failure.errno != errno.EROFS:  # which is not a failure of this file
                     self._metrics.unlink_failures.inc()
                     log.warning(
                         "cannot remove %s: %s; the next clean-up tries again%s",
@@ -365,9 +373,9 @@ class Catalog:
 
 
 class _Doubt:
-    """Whether a step was broken off in the middle, by a KeyboardInterrupt, say.
+    """Whether a KeyboardInterrupt, say, has broken off a step in the middle.
 
-    A context manager round each step that a caller's thread may do.
+    A context manager around each step that may run in a caller's thread.
     """
 
     is_there = False
@@ -376,5 +384,5 @@ class _Doubt:
         """Begin a step."""
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and not issubclass(kind, OSError):  # these, a step expects
+        if kind is not None and not issubclass(kind, OSError):  # a step expects an OSError
             self.is_there = True

@@ -1,8 +1,8 @@
 """The lock on a cache directory: one cache at a time, in any process.
 
-The lock is a `flock` on ``.bbcache.lock``, which is never unlinked; a lock left by
-a killed process is simply taken. The file holds one line of JSON that names the
-holder, for people and for the error that a second cache gets.
+The lock is a `flock` on ``.bbcache.lock``, which is never unlinked. The kernel frees the lock
+of a killed process. The file has one line of JSON that names the holder, for people and for
+the error that a second cache gets.
 """
 
 from __future__ import annotations
@@ -34,20 +34,22 @@ _PROBE_FLAGS: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 class DirectoryLock:
     """The lock of one cache on its directory.
 
-    Not thread-safe by itself: the catalog calls it under its file lock. In a forked
-    child the lock library closes its copy of the descriptor, so that the child
-    neither holds nor frees the parent's lock.
+    Not thread-safe: the catalog calls it under its file lock. In a forked child the lock
+    library closes its copy of the descriptor, so the child neither holds nor frees the lock.
 
     Args:
         data_dir: absolute path of the directory.
+
+    Attributes:
+        identity: device and inode of the lock file that is held; of the directory after a
+            read-only start; None before the first `acquire`.
     """
 
     def __init__(self, data_dir: str) -> None:
+        self.identity: tuple[int, int] | None = None
         self._data_dir = data_dir
         self._path = os.path.join(data_dir, LOCK_NAME)
         self._lock: FileLock | None = None
-        self._identity: tuple[int, int] | None = None  # device and inode of the lock file held
-        self._acquired_identity: tuple[int, int] | None = None  # while it is being taken
         self._device: int | None = None  # of the directory; on overlayfs not that of its files
 
     def acquire(self) -> None:
@@ -57,7 +59,8 @@ class DirectoryLock:
             DirectoryLockedError: another cache has it.
             StoreError: the lock file cannot be used.
         """
-        device = self._device_now()
+        device = self._directory_status().st_dev
+        identities: list[tuple[int, int]] = []
         # thread_local: close() may come from any thread. No soft lock: a kill would leave it.
         lock = FileLock(
             self._path,
@@ -65,7 +68,7 @@ class DirectoryLock:
             thread_local=False,
             fallback_to_soft=False,
             preserve_lock_file=True,
-            on_acquired=self._write_holder,
+            on_acquired=lambda fd: identities.append(_write_holder(fd, self._path)),
         )
         try:
             lock.acquire(blocking=False)
@@ -73,26 +76,23 @@ class DirectoryLock:
             raise DirectoryLockedError(self._data_dir, read_holder_pid(self._path)) from None
         except OSError as error:
             raise self._unusable(error) from error
-        except ExceptionGroup as errors:  # the disk fails, and freeing the lock again fails too
+        except ExceptionGroup as errors:  # freeing the lock failed after an error
             raise self._unusable(*errors.exceptions) from errors
-        self._lock, self._identity = lock, self._acquired_identity
-        self._device = device
+        self._lock, self.identity, self._device = lock, identities[0], device
 
     def acquire_unless_read_only(self) -> None:
-        """Take the lock; on a read-only file system go on without it, until `retake`.
+        """Take the lock. On a read-only file system go on without it; `retake` tries again.
 
         Raises:
-            StoreError: as `acquire`, or the directory cannot be looked at.
+            StoreError: as `acquire`, or the directory cannot be examined.
         """
         try:
             self.acquire()
         except StoreError as error:
             if error.errno != errno.EROFS:
                 raise
-        else:
-            return
-        status = self._status_now()
-        self._identity, self._device = (status.st_dev, status.st_ino), status.st_dev
+            status = self._directory_status()
+            self.identity, self._device = (status.st_dev, status.st_ino), status.st_dev
 
     @property
     def is_held(self) -> bool:
@@ -100,9 +100,9 @@ class DirectoryLock:
         return self._lock is not None
 
     def is_read_only(self) -> bool:
-        """Whether the file system is read-only by now: only an attempt to write tells.
+        """Whether the file system has become read-only.
 
-        Where an error has made ext4 stop, for one, the mount is still said to be writable.
+        Only an attempt to write tells: Linux calls an ext4 that an error has stopped writable.
         """
         try:
             # As in BasebackupFile.open_whatever, no interrupt comes between the two.
@@ -114,33 +114,30 @@ class DirectoryLock:
 
     def release(self) -> None:
         """Free the lock; harmless when it is not held."""
-        lock, self._lock, self._identity = self._lock, None, None
+        lock, self._lock, self.identity = self._lock, None, None
         if lock is not None:
             _free(lock)
 
     def is_at_path(self) -> bool:
-        """Whether the directory still has the very lock file that is held.
+        """Whether the path still leads to the lock file that is held.
 
-        False when the directory has vanished, was replaced, or its lock file was
-        removed: another cache may have it then. Without the lock, whether the directory
-        is still the same.
+        If not, the directory was removed or replaced, and may be another cache's. Without the
+        lock: whether the path still leads to the same directory.
         """
         try:
             status = os.lstat(self._path) if self.is_held else os.stat(self._data_dir)
         except OSError:
             return False
-        return (status.st_dev, status.st_ino) == self._identity
+        return (status.st_dev, status.st_ino) == self.identity
 
     def retake(self) -> None:
-        """Take the lock of the directory that is at the path now.
-
-        The old lock is kept until the new one is held.
+        """Take the lock of the directory that is at the path now, then free the old one.
 
         Raises:
-            StoreError: as `acquire`, or the directory is on another file system,
-                such as the root below a mount point that has lost its mount.
+            StoreError: as `acquire`; or the directory is on another file system than before,
+                such as the root's below a mount point that has lost its mount.
         """
-        if self._device not in (None, self._device_now()):
+        if self._device not in (None, self._directory_status().st_dev):
             raise StoreError(
                 f"the cache directory {self._data_dir} is on another file system than at the start"
                 "\nhint: Mount its file system again, or start a new cache."
@@ -159,36 +156,32 @@ class DirectoryLock:
             errno=error.errno,
         )
 
-    def _device_now(self) -> int:
-        return self._status_now().st_dev
-
-    def _status_now(self) -> os.stat_result:
+    def _directory_status(self) -> os.stat_result:
         try:
             return os.stat(self._data_dir)
         except OSError as error:
-            text = f"cannot look at the cache directory {self._data_dir}: {error.strerror}"
+            text = f"cannot examine the cache directory {self._data_dir}: {error.strerror}"
             raise StoreError(text, errno=error.errno) from error
 
-    def _write_holder(self, fd: int) -> None:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "Not a regular file", self._path)
-        self._acquired_identity = (status.st_dev, status.st_ino)
-        holder = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        with suppress(OSError):  # a full disk must not keep a cache from serving what it has
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps(holder).encode() + b"\n", 0)
+
+def _write_holder(fd: int, path: str) -> tuple[int, int]:
+    """Name the holder in the open lock file; returns the file's device and inode."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", path)
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+    with suppress(OSError):  # the disk may be full: that does not stop a start
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(holder).encode() + b"\n", 0)
+    return status.st_dev, status.st_ino
 
 
 def _free(lock: FileLock) -> None:
-    """Free a lock, at the second try where the first has failed.
+    """Free a lock, with a second try.
 
-    A `FileLock` that could not be freed is kept for that, and would keep its directory
-    from being locked anew for as long as anything, such as a traceback, refers to it.
+    `FileLock` remembers a lock that could not be freed, and refuses to lock its directory
+    again as long as anything, such as a traceback, refers to that lock.
     """
     try:
         lock.release()
@@ -197,9 +190,10 @@ def _free(lock: FileLock) -> None:
 
 
 def read_holder_pid(path: str, sleep: Callable[[float], None] = time.sleep) -> int | None:
-    """The pid in a lock file; None where it is not to be had.
+    """The process id in a lock file; None if the file does not say.
 
-    The text comes a moment after the lock, so an empty file is read again.
+    A holder writes its line a moment after it has locked, so a file without a valid line is
+    read again a few times.
     """
     for attempt in range(_HOLDER_TRIES):
         if attempt:

@@ -1,7 +1,7 @@
 """The names of entries' files, which are exactly Neon's.
 
-A name tells tenant, timeline and LSN (``entry_filename`` in Neon's
-``basebackup_cache.rs``); only the one canonical spelling is a name. Thread-safe.
+A name has tenant, timeline and LSN (``entry_filename`` in Neon's ``basebackup_cache.rs``), in
+one canonical spelling. Thread-safe.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "basebackup_"
 _SIZE_CHARS: Final = 100
-# A name as `struct` takes it apart: the ids' digits, the LSN's, and what is always the same.
+# Formats of `struct` for the parts of a name: the digits of the ids, those of the LSN, the rest.
 _IDS: Final = "11x 32s x 32s 24x"
 _LSN: Final = "77x 16s 7x"
 _FIXED: Final = "11s 32x 1s 32x 1s 16x 7s"
@@ -23,10 +23,10 @@ _FIXED_TEXT: Final = b"basebackup___.tar.gz"
 
 
 def parse_entry_names(names: list[str]) -> tuple[Sequence[bytes], Sequence[int]] | None:
-    """Keys and LSNs of names of entries; many at once take much less time than one by one.
+    """Parse many names at once, which is much faster than one by one.
 
     Returns:
-        None unless every one is the very name that `bbcache.storage.files.Store.path_of` gives.
+        Keys and LSNs; None unless each name is one that `Store.path_of` makes.
     """
     count, text = len(names), "".join(names)
     if not text.isascii() or {*map(len, names)} != {_SIZE_CHARS}:
@@ -38,5 +38,5 @@ def parse_entry_names(names: list[str]) -> tuple[Sequence[bytes], Sequence[int]]
         return None
     try:
         return unpack(count * "32s", unhexlify(ids)), unpack(f">{count}Q", unhexlify(lsns))
-    except ValueError:  # no hex digits
+    except ValueError:  # not hexadecimal
         return None

@@ -1,8 +1,7 @@
 """The files of a cache: names, temporary files, rename, open, unlink, quarantine, scan.
 
-Every function is one step on the disk and raises the `OSError` that the step
-met. Nothing here locks or counts: `bbcache.storage.catalog` orders the steps, and changes
-file and index as one.
+Each function is one step on the disk, and raises the `OSError` of that step. Nothing here
+locks or counts: `bbcache.storage.catalog` orders the steps, and updates the index with them.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ _QUARANTINED_NAME: Final = re.compile(r"\d{8}T\d{6}\.\d{6}Z_.+", re.ASCII | re.D
 _TEMP_NAME: Final = re.compile(
     rf"{PREFIX}[0-9a-f]{{32}}_[0-9a-f]{{32}}_[0-9A-F]{{16}}\.tar\.gz(\..*)?", re.DOTALL
 )
-# No link is followed, no FIFO waited on.
+# Follow no link, wait for no FIFO.
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -53,9 +53,9 @@ _HINTS: Final = {
 
 
 def hint_for(error: BaseException) -> str:
-    """What to do about a disk error, as a line of its own; empty where unknown.
+    """What to do about a disk error: a line break and a hint, or an empty text.
 
-    A `StoreError` has its hint in its text already.
+    The text of a `StoreError` has a hint already.
     """
     if isinstance(error, StoreError):
         return ""
@@ -65,11 +65,11 @@ def hint_for(error: BaseException) -> str:
 
 @contextmanager
 def disk_step(doing: str, path: str) -> Iterator[None]:
-    """Turn an `OSError` of a step on the disk into a `StoreError` with a hint.
+    """Turn an `OSError` of the block into a `StoreError` with path and hint.
 
     Args:
-        doing: what the step does, such as ``write``.
-        path: what it does it to.
+        doing: what the block does, such as ``write``.
+        path: the file or directory.
     """
     try:
         yield
@@ -81,19 +81,19 @@ def disk_step(doing: str, path: str) -> Iterator[None]:
 
 
 class Scan(NamedTuple):
-    """What is in a cache directory.
+    """The contents of a cache directory.
 
     Attributes:
-        entries: regular files under an entry's name.
-        foreign_files: name and size in bytes of everything else; directories and special
-            files count 0 bytes.
+        entries: regular files with an entry's name.
+        foreign_files: name and size in bytes of everything else but the cache's own files;
+            0 for directories and special files.
     """
 
     entries: list[Entry]
     foreign_files: dict[str, int]
 
     def add_files(self, names: list[str], sizes: list[int]) -> None:
-        """Add regular files, each of which is an entry or a foreign file."""
+        """Add regular files: each is an entry or a foreign file."""
         parsed = parse_entry_names(names)
         if parsed is not None:
             self.entries.extend(map(Entry, *parsed, sizes))
@@ -104,7 +104,7 @@ class Scan(NamedTuple):
                 self.add_files([name], [size_bytes])
 
     def add_foreign_file(self, name: str, size_bytes: int) -> None:
-        """Add what is no entry, unless it is the cache's own."""
+        """Add a file that is no entry, unless it is the cache's own."""
         if name not in _OWN_NAMES:
             self.foreign_files[name] = size_bytes
 
@@ -112,8 +112,8 @@ class Scan(NamedTuple):
 class BasebackupFile(io.FileIO):
     """An open basebackup, at offset 0; a raw binary file. The caller closes it.
 
-    It stays readable, with the same bytes, when the cache replaces or removes the
-    entry. As any file object, it is for one thread at a time.
+    It stays readable, with the same bytes, when the cache replaces or removes the entry. Like
+    any file object, it is for one thread at a time.
 
     Attributes:
         lsn: the LSN of the basebackup.
@@ -130,7 +130,7 @@ class BasebackupFile(io.FileIO):
         """Open an archive and compare its size.
 
         Raises:
-            ArchiveError: what is there is no regular file of that size.
+            ArchiveError: the path leads to no regular file of that size.
             OSError: it cannot be opened.
         """
         try:
@@ -140,17 +140,17 @@ class BasebackupFile(io.FileIO):
                 raise ArchiveError(f"{path} is no regular file") from error
             raise
         try:
-            _check_kind_and_size(file.fileno(), path, size_bytes)
+            _check_kind_and_size(os.fstat(file.fileno()), path, size_bytes)
             file.name, file.lsn, file.size_bytes = path, lsn, size_bytes
         except BaseException:
-            with suppress(OSError):  # one failure is enough
+            with suppress(OSError):  # report the first failure only
                 file.close()
             raise
         return file
 
     @classmethod
     def open_whatever(cls, path: str, flags: int) -> Self:
-        """Open a file of any kind, so that no interrupt leaves a descriptor behind.
+        """Open a file of any kind; a KeyboardInterrupt leaks no descriptor.
 
         Raises:
             OSError: it cannot be opened, or is a directory.
@@ -165,8 +165,7 @@ class BasebackupFile(io.FileIO):
         return cls(path, "rb", opener=opener)
 
 
-def _check_kind_and_size(fd: int, path: str, size_bytes: int) -> None:
-    status = os.fstat(fd)
+def _check_kind_and_size(status: os.stat_result, path: str, size_bytes: int) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise ArchiveError(f"{path} is no regular file")
     if status.st_size != size_bytes:
@@ -174,57 +173,72 @@ def _check_kind_and_size(fd: int, path: str, size_bytes: int) -> None:
 
 
 class TempFile:
-    """A file being written in ``tmp/``; belongs to one build.
+    """A file of one build while it is written.
 
     Args:
-        path: its path, with a random token in the name; an attribute, too.
-        fd: the file, where it is open already; None creates it.
+        path: absolute path, with a random token in the name.
+        fd: an open descriptor of the file; None creates the file.
+
+    Attributes:
+        path: the same.
     """
 
     def __init__(self, path: str, fd: int | None = None) -> None:
         self.path = path
-        self._fd: int | None = os.open(path, _CREATE_FLAGS, 0o600) if fd is None else fd
+        self._fd = os.open(path, _CREATE_FLAGS, 0o600) if fd is None else fd
 
     @property
     def link(self) -> str:
-        """A path by which this very file can be opened once more, until it is closed."""
-        return f"/proc/self/fd/{self._descriptor}"
+        """A path that opens this very file, whatever its name, until `close`."""
+        return f"/proc/self/fd/{self._fd}"
 
     def append(self, data: bytes) -> None:
-        """Write all of `data`, however short the single writes are."""
+        """Write all of `data`, also where a write takes only a part of it."""
         view = memoryview(data)
         while view:
-            view = view[os.write(self._descriptor, view) :]
+            view = view[os.write(self._fd, view) :]
 
     def patch(self, data: bytes) -> None:
         """Write all of `data` over the beginning."""
         offset = 0
         while offset < len(data):
-            offset += os.pwrite(self._descriptor, data[offset:], offset)
+            offset += os.pwrite(self._fd, data[offset:], offset)
 
     def sync(self) -> None:
-        """Bring the bytes to the disk."""
-        os.fsync(self._descriptor)
+        """Flush the bytes to the disk."""
+        os.fsync(self._fd)
 
     def close(self) -> None:
-        """Close the descriptor; harmless twice."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
+        """Close the descriptor; harmless twice. Other steps fail with EBADF after it."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
             os.close(fd)
 
-    @property
-    def _descriptor(self) -> int:
-        if self._fd is None:
-            raise StoreError(f"{self.path} is closed")
-        return self._fd
+
+class UnnamedFile(TempFile):
+    """A temporary file without a name, which is gone with its last descriptor."""
+
+    @classmethod
+    def create(cls, directory: str, name: str) -> Self:
+        """Create an unnamed file.
+
+        Args:
+            directory: the directory that takes the bytes.
+            name: the name that errors, and the `name` of opened files, show.
+
+        Raises:
+            OSError: the file cannot be created.
+        """
+        with tempfile.TemporaryFile(buffering=0, dir=directory) as file:
+            return cls(os.path.join(directory, name), os.dup(file.fileno()))
 
 
 class Store:
-    """The directory of one cache. Thread-safe in so far as the file system is.
+    """The files in the directory of one cache. As thread-safe as the file system.
 
     Args:
         data_dir: absolute path.
-        utcnow: the wall clock, for the names in the quarantine.
+        utcnow: the wall clock, for names in the quarantine.
     """
 
     def __init__(
@@ -241,38 +255,36 @@ class Store:
         return "%s%s_%016X.tar.gz" % (self._entry_prefix, key.hex("_", 16), lsn)  # noqa: UP031 - half the time of an f-string: it is most of a hit's own work
 
     def make_directories(self) -> None:
-        """Make ``tmp/`` and ``quarantine/``; a link or file in their place is unlinked."""
+        """Make ``tmp/`` and ``quarantine/``, after unlinking a link or file of that name."""
         for path in (self.tmp_dir, self._quarantine_dir):
             _make_directory(path)
 
     def sweep_tmp(self) -> dict[str, int]:
-        """Unlink what builds have left in ``tmp/``; path and size in bytes of what would not go.
+        """Unlink the temporary files of earlier builds.
 
-        Anything else there is a foreign file: the directory may have been somebody's before.
+        All else in ``tmp/`` is foreign: the directory may have been somebody else's before.
+
+        Returns:
+            Path and size in bytes of the files that could not be unlinked.
+
+        Raises:
+            OSError: ``tmp/`` cannot be listed.
         """
-        left = {}
-        with os.scandir(self.tmp_dir) as items:
-            for item in list(items):
-                if not _TEMP_NAME.fullmatch(item.name):
-                    continue
-                try:
-                    os.unlink(item.path)
-                except OSError:
-                    with suppress(FileNotFoundError):  # somebody was quicker
-                        left[item.path] = _size_bytes_of(item, 0)
-        return left
+        names = filter(_TEMP_NAME.fullmatch, os.listdir(self.tmp_dir))
+        paths = [os.path.join(self.tmp_dir, name) for name in names]
+        return self.restat({path: 0 for path in paths if try_unlink(path) is not None})
 
     def create_temp(self, key: bytes, lsn: int) -> TempFile:
-        """A new temporary file for a build."""
+        """Create a temporary file for a build."""
         _make_directory(self.tmp_dir)
         return TempFile(os.path.join(self.tmp_dir, self.new_temp_name(key, lsn)))
 
     def new_temp_name(self, key: bytes, lsn: int) -> str:
-        """A name that no file has yet, with the entry's name in it."""
+        """The entry's name with a random token behind it."""
         return f"{os.path.basename(self.path_of(key, lsn))}.{secrets.token_hex(8)}"
 
     def rename_temp(self, temp: TempFile, key: bytes, lsn: int) -> None:
-        """Put a finished file under its entry's name, over whatever file is there."""
+        """Rename a finished file to its entry's name, over a file that has the name."""
         os.rename(temp.path, self.path_of(key, lsn))
 
     def open(self, key: bytes, lsn: Lsn, size_bytes: int) -> BasebackupFile:
@@ -280,17 +292,17 @@ class Store:
         return BasebackupFile.open(self.path_of(key, lsn), lsn, size_bytes)
 
     def scan(self) -> Scan:
-        """Names and sizes of all in the directory, and of foreign files in ``tmp/``; opens no file.
+        """List the directory, and the foreign files in ``tmp/``. Opens no file.
 
         Raises:
             OSError: the directory cannot be listed.
         """
         found = Scan([], {})
-        names: list[str] = []  # of regular files, not yet taken
+        names: list[str] = []  # of a batch of regular files
         sizes: list[int] = []
         is_regular = stat.S_ISREG
         with os.scandir(self.data_dir) as items:
-            for item in items:  # hundreds of thousands: this loop is most of a start
+            for item in items:  # may be hundreds of thousands: most of a start's time
                 try:
                     status = item.stat(follow_symlinks=False)
                 except FileNotFoundError:
@@ -308,22 +320,18 @@ class Store:
                     found.add_foreign_file(item.name, 0)
         if names:
             found.add_files(names, sizes)
-        self._add_foreign_files_in_tmp(found)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            others = [each for each in os.listdir(self.tmp_dir) if not _TEMP_NAME.fullmatch(each)]
+            paths = [os.path.join(TMP_NAME, name) for name in others]
+            found.foreign_files.update(self.restat(dict.fromkeys(paths, 0)))
         return found
 
-    def _add_foreign_files_in_tmp(self, found: Scan) -> None:
-        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.tmp_dir) as items:
-            names = [each.name for each in items if not _TEMP_NAME.fullmatch(each.name)]
-            found.foreign_files.update(
-                self.restat({os.path.join(TMP_NAME, name): 0 for name in names})
-            )
-
     def restat(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """The sizes in bytes of files as they are now; those that are gone are left out.
+        """The sizes in bytes that files have now; 0 for a file that is not regular.
 
         Args:
-            sizes: by path, or by name in the directory; what to go by for files whose size
-                cannot be told now.
+            sizes: earlier sizes by path, absolute or in the directory. A file that cannot be
+                examined keeps its earlier size; one that is gone is left out.
         """
         now = {}
         for name, size_bytes in sizes.items():
@@ -337,7 +345,10 @@ class Store:
         return now
 
     def quarantine(self, key: bytes, lsn: int) -> str:
-        """Move an entry's file into ``quarantine/``; its path there, with the time in it."""
+        """Move an entry's file into ``quarantine/``; returns its path there.
+
+        The name begins with the time, so that names sort by age.
+        """
         path = self.path_of(key, lsn)
         stamp = self._utcnow().strftime("%Y%m%dT%H%M%S.%fZ")
         target = os.path.join(self._quarantine_dir, f"{stamp}_{os.path.basename(path)}")
@@ -346,30 +357,29 @@ class Store:
         return target
 
     def quarantined(self, known: Mapping[str, int]) -> dict[str, int]:
-        """Paths and sizes in bytes of what is in ``quarantine/``, oldest first.
+        """Path and size in bytes of each file in ``quarantine/``, oldest first.
 
         Args:
-            known: sizes to go by for files whose size cannot be told now.
+            known: earlier sizes by path, for files that cannot be examined now.
+
+        Raises:
+            OSError: the directory cannot be listed.
         """
-        files = {}
         try:
-            if not stat.S_ISDIR(os.lstat(self._quarantine_dir).st_mode):
-                return {}
-            with os.scandir(self._quarantine_dir) as items:
-                for item in items:
-                    with suppress(FileNotFoundError):
-                        files[item.path] = _size_bytes_of(item, known.get(item.path, 0))
+            is_directory = stat.S_ISDIR(os.lstat(self._quarantine_dir).st_mode)
+            names = sorted(os.listdir(self._quarantine_dir)) if is_directory else []
         except FileNotFoundError:
             return {}
-        return dict(sorted(files.items()))
+        paths = [os.path.join(self._quarantine_dir, name) for name in names]
+        return self.restat({path: known.get(path, 0) for path in paths})
 
     def is_quarantined_name(self, path: str) -> bool:
-        """Whether a file in ``quarantine/`` was put there by a cache."""
+        """Whether a cache has moved this file into ``quarantine/``, by its name."""
         return _QUARANTINED_NAME.fullmatch(os.path.basename(path)) is not None
 
 
 def try_unlink(path: str) -> OSError | None:
-    """Remove a file; returns why it is still there. One that is gone already is fine."""
+    """Remove a file; returns why it is still there, or None if it is gone."""
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -388,12 +398,3 @@ def _make_directory(path: str) -> None:
         pass
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
-
-
-def _size_bytes_of(item: os.DirEntry[str], otherwise: int) -> int:
-    try:
-        return item.stat(follow_symlinks=False).st_size
-    except FileNotFoundError:
-        raise
-    except OSError:
-        return otherwise

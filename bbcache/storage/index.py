@@ -1,9 +1,10 @@
-"""The map from timeline to entry, guarded by one re-entrant lock; no I/O."""
+"""The published entries in memory: a map from timeline to entry, under one lock; no I/O."""
 
 from __future__ import annotations
 
 import threading
 from enum import IntEnum
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from bbcache.ids import ID_SIZE_BYTES, Lsn, TenantId, TenantTimelineId, TimelineId
@@ -20,14 +21,13 @@ class EntryInfo(NamedTuple):
 
 
 class Verification(IntEnum):
-    """What is known of an entry's bytes."""
+    """How the bytes of an entry were checked in this life of the cache."""
 
-    NONE = 0  # not checked
-    SEALED = 1  # checked against its seal
-    PLAIN = 2  # without seal, decompressed once in full
+    NONE = 0
+    SEALED = 1  # against the seal
+    PLAIN = 2  # the file has no seal, and was decompressed in full
 
 
-_VERIFICATIONS: Final = tuple(Verification)
 _VERIFICATION_MASK: Final = 0b11
 _SIZE_SHIFT: Final = 2
 _SIZE_MASK: Final = 2**64 - 1
@@ -35,9 +35,9 @@ LSN_SHIFT: Final = 66
 
 
 class Entry:
-    """One published archive. Compared by identity: a re-publish is another entry.
+    """One published archive. Compared by identity: a rebuild of the same archive differs.
 
-    There may be hundreds of thousands, so all but the key is in one int.
+    A cache may have hundreds of thousands of entries, so all but the key is in one int.
 
     Args:
         key: tenant and timeline ids, 32 bytes.
@@ -46,7 +46,7 @@ class Entry:
 
     Attributes:
         key: the same.
-        packed: from the top: LSN, size in bytes (64 bits), proof (2 bits).
+        packed: from the highest bit: LSN, size in bytes (64 bits), verification (2 bits).
     """
 
     __slots__ = ("key", "packed")
@@ -67,16 +67,13 @@ class Entry:
 
     @property
     def is_verified(self) -> bool:
-        """Whether the bytes have been checked in this life of the cache."""
+        """Whether the bytes were checked in this life of the cache."""
         return self.packed & _VERIFICATION_MASK != 0
 
     @property
     def verification(self) -> Verification:
-        """What is known of the bytes in this life of the cache.
-
-        Set by any thread that has checked them, without a lock: two checks do no harm.
-        """
-        return _VERIFICATIONS[self.packed & _VERIFICATION_MASK]
+        """How the bytes were checked. Any thread may set it without a lock."""
+        return Verification(self.packed & _VERIFICATION_MASK)
 
     @verification.setter
     def verification(self, verification: Verification) -> None:
@@ -91,7 +88,7 @@ class Entry:
 
 
 def make_key(tenant_id: TenantId, timeline_id: TimelineId) -> bytes:
-    """The 32 bytes under which a timeline is indexed."""
+    """The 32 bytes that stand for a timeline."""
     return tenant_id + timeline_id
 
 
@@ -106,31 +103,21 @@ def split_key(key: bytes) -> TenantTimelineId:
 
 
 def newest_of_each(found: list[Entry]) -> tuple[dict[bytes, Entry], list[Entry]]:
-    """Split what a scan found into the newest of each timeline, by its key, and the others."""
+    """Split entries into the newest of each timeline, by key, and the superseded ones."""
     newest = {entry.key: entry for entry in found}
     if len(newest) == len(found):
         return newest, []
-    newest.clear()
-    superseded = []
-    for entry in found:
-        held = newest.setdefault(entry.key, entry)
-        if held is entry:
-            continue
-        if held.lsn > entry.lsn:
-            superseded.append(entry)
-        else:
-            newest[entry.key] = entry
-            superseded.append(held)
-    return newest, superseded
+    newest = {entry.key: entry for entry in sorted(found, key=attrgetter("packed"))}
+    return newest, [entry for entry in found if newest[entry.key] is not entry]
 
 
 class Index:
-    """The entries of one cache, and the ledger of all that counts. Thread-safe.
+    """The entries of one cache, and its ledger. Thread-safe.
 
     Attributes:
-        lock: guards entries and accounting. It is held for a few changes of memory only, and
-            taken after the catalog's file lock where that is held, too.
-        accounting: the ledger. Hold the lock to change it, or to read a total.
+        lock: guards entries and ledger. Held for a few changes of memory only. A thread that
+            needs the catalog's file lock as well takes that first.
+        accounting: the ledger. Hold the lock to change it or to read a total.
     """
 
     def __init__(self, accounting: Accounting) -> None:
@@ -139,36 +126,26 @@ class Index:
         self._entries: dict[bytes, Entry] = {}
 
     def find(self, key: bytes, lsn: int) -> Entry | None:
-        """The timeline's entry, where it is at exactly `lsn`."""
+        """The timeline's entry, if it is at exactly `lsn`."""
         with self.lock:
             entry = self._entries.get(key)
         return entry if entry is not None and entry.packed >> LSN_SHIFT == lsn else None
 
     def newest(self, key: bytes) -> Entry | None:
-        """The timeline's entry at whatever LSN."""
+        """The timeline's entry, at any LSN."""
         with self.lock:
             return self._entries.get(key)
 
-    def holds(self, entry: Entry) -> bool:
-        """Whether this very entry is in the index."""
-        with self.lock:
-            return self._entries.get(entry.key) is entry
-
-    def snapshot(self) -> list[Entry]:
-        """All entries of this moment."""
-        with self.lock:
-            return list(self._entries.values())
-
     def by_key(self) -> dict[bytes, Entry]:
-        """All entries of this moment, by their timelines' keys; the caller's own."""
+        """A copy of all entries, by key."""
         with self.lock:
             return self._entries.copy()
 
     def load(self, entries: dict[bytes, Entry]) -> None:
-        """Take over what was found on disk, whatever the limits say; all other entries go.
+        """Replace all entries by those found on disk, even beyond the limits.
 
         Args:
-            entries: by their timelines' keys; the index's own from now on.
+            entries: by key; they belong to the index from now on.
         """
         size_bytes = sum([e.packed >> _SIZE_SHIFT & _SIZE_MASK for e in entries.values()])
         with self.lock:
@@ -178,20 +155,20 @@ class Index:
                 self.settle_credit(key)
 
     def check_room(self, key: bytes) -> None:
-        """Check that `reserve` would find a slot now.
+        """Check that `reserve` would succeed now.
 
         Raises:
-            CacheFullError: a new entry has no room.
+            CacheFullError: there is no room for a new entry.
         """
         with self.lock:
             if key not in self._entries:
                 self.accounting.check_slot()
 
     def reserve(self, key: bytes) -> Reservation:
-        """Take the slot for a build; one build a timeline at a time.
+        """Take the slot for a build. A timeline has at most one build at a time.
 
         Raises:
-            CacheFullError: a new entry has no room.
+            CacheFullError: there is no room for a new entry.
         """
         with self.lock:
             return self.accounting.reserve(key, self._size_bytes_locked(key))
@@ -200,15 +177,20 @@ class Index:
         """Turn a reservation into a published entry.
 
         Returns:
-            The entry that it replaces. Its file counts no longer, unless it is doomed
-            because it could not be removed.
+            The entry that it replaces, which counts no more. The caller removes its file.
         """
         with self.lock:
             self.accounting.release(reservation)
-            return self._insert_locked(entry)
+            old = self._entries.get(entry.key)
+            if old is not None:
+                self._drop_locked(old)
+            self._entries[entry.key] = entry
+            self.accounting.entry_count += 1
+            self.accounting.entries_size_bytes += entry.size_bytes
+            return old
 
     def remove(self, entry: Entry) -> bool:
-        """Drop this very entry, whose file is gone; False where it is not held."""
+        """Drop this very entry, whose file is gone; False if it is not in the index."""
         with self.lock:
             if not self._drop_locked(entry):
                 return False
@@ -216,13 +198,13 @@ class Index:
             return True
 
     def doom(self, entry: Entry, path: str) -> bool:
-        """Drop this very entry, whose file at `path` is about to be unlinked.
+        """Drop this very entry, and count its file at `path` as doomed.
 
-        The file counts as doomed, and a refresh under way keeps its credit until the first
-        attempt is made and `settle_credit` called.
+        A refresh under way keeps its credit until the caller, after the first attempt to
+        remove the file, calls `settle_credit`.
 
         Returns:
-            False where the entry is not held.
+            False if the entry is not in the index.
         """
         with self.lock:
             if not self._drop_locked(entry):
@@ -230,29 +212,8 @@ class Index:
             self.accounting.doomed.put(path, entry.size_bytes)
             return True
 
-    def doom_for_move(self, entry: Entry, path: str) -> bool:
-        """Drop this very entry, whose file is about to be moved into the quarantine.
-
-        A refresh under way loses its credit with the entry, so that the totals may rise past
-        a limit: then nothing changes and False is returned, as where the entry is not held.
-        """
-        with self.lock:
-            reservation = self.accounting.reservations.get(entry.key)
-            if reservation is not None and not self.accounting.may_lose_credit(reservation):
-                return False
-            if not self.doom(entry, path):
-                return False
-            self.settle_credit(entry.key)
-            return True
-
-    def restore(self, entry: Entry, path: str) -> None:
-        """Undo `doom_for_move`: the file could not be moved."""
-        with self.lock:
-            self.accounting.doomed.drop(path)
-            self._insert_locked(entry)
-
     def settle_credit(self, key: bytes) -> None:
-        """Give the timeline's build credit for the entry that is there, and for no other."""
+        """Set the credit of the timeline's build to the size of the entry, or to none."""
         with self.lock:
             reservation = self.accounting.reservations.get(key)
             if reservation is not None:
@@ -269,13 +230,3 @@ class Index:
         self.accounting.entry_count -= 1
         self.accounting.entries_size_bytes -= entry.size_bytes
         return True
-
-    def _insert_locked(self, entry: Entry) -> Entry | None:
-        old = self._entries.get(entry.key)
-        if old is not None:
-            self._drop_locked(old)
-        self._entries[entry.key] = entry
-        self.accounting.entry_count += 1
-        self.accounting.entries_size_bytes += entry.size_bytes
-        self.settle_credit(entry.key)
-        return old

@@ -1,10 +1,7 @@
-"""The bad archives of one cache that are kept for inspection, and how one gets there."""
+"""The directory ``quarantine/``: bad archives that are kept for inspection."""
 
 from __future__ import annotations
 
-import errno
-import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from bbcache.storage.files import try_unlink
@@ -17,9 +14,9 @@ KEEPS: Final = 8
 
 
 class Quarantine:
-    """The directory ``quarantine/``, and what of it counts.
+    """The newest bad archives of one cache, and their bytes in the ledger.
 
-    Not thread-safe by itself: the catalog calls it under its file lock.
+    Not thread-safe: the catalog calls it under its file lock.
 
     Args:
         store: the files.
@@ -32,7 +29,7 @@ class Quarantine:
         self._files = index.accounting.quarantine
 
     def refresh(self) -> None:
-        """Count what is there now.
+        """Count the files that are in the directory now.
 
         Raises:
             OSError: the directory cannot be listed.
@@ -41,44 +38,34 @@ class Quarantine:
         with self._index.lock:
             self._files.replace(sizes)
 
-    def make_room(self) -> list[OSError]:
-        """Unlink the oldest archives, so that `KEEPS` are there with the next one.
+    def take(self, entry: Entry) -> OSError | None:
+        """Move the file of a doomed entry here.
 
         Returns:
-            What could not be unlinked.
+            Why the file was not moved; None if it was, or is gone.
+        """
+        try:
+            path = self._store.quarantine(entry.key, entry.lsn)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return error
+        with self._index.lock:
+            self._index.accounting.doomed.drop(self._store.path_of(entry.key, entry.lsn))
+            self._files.put(path, entry.size_bytes)
+        return None
+
+    def trim(self) -> list[OSError]:
+        """Remove the oldest archives beyond `KEEPS`, and count the rest.
+
+        Returns:
+            Why some archives could not be removed.
+
+        Raises:
+            OSError: the directory cannot be listed.
         """
         self.refresh()
         own = [path for path in self._files.sizes if self._store.is_quarantined_name(path)]
-        results = [try_unlink(path) for path in own[: max(0, len(own) - KEEPS + 1)]]
+        failures = [failure for path in own[:-KEEPS] if (failure := try_unlink(path))]
         self.refresh()
-        return [failure for failure in results if failure is not None]
-
-    def take(self, entry: Entry) -> bool:
-        """Take this very entry out of the index, and move its file here.
-
-        Returns:
-            False where the entry is not held, or a build of its timeline leaves no room.
-
-        Raises:
-            OSError: the file cannot be moved; nothing has changed. On a read-only file
-                system, where that would last, the entry goes and the file stays.
-        """
-        path, doomed = self._store.path_of(entry.key, entry.lsn), self._index.accounting.doomed
-        if not self._index.doom_for_move(entry, path):
-            return False
-        try:
-            target = self._store.quarantine(entry.key, entry.lsn)
-        except BaseException as error:
-            if not os.path.lexists(path):  # somebody was quicker
-                with self._index.lock:
-                    doomed.drop(path)
-            elif not isinstance(error, OSError) or error.errno != errno.EROFS:
-                self._index.restore(entry, path)
-                raise
-        else:
-            with self._index.lock:
-                doomed.drop(path)
-                self._files.put(target, entry.size_bytes)
-        with suppress(OSError):  # what is damaged may have another size; clean-up looks again
-            self.refresh()
-        return True
+        return failures

@@ -1,4 +1,4 @@
-"""One `get`: look up, open, check, and what to do about damage."""
+"""One `get`: look up, open, check, and act on damage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from bbcache.archive.format import check_plain, check_sealed, read_seal
-from bbcache.errors import ArchiveError, safe_str
+from bbcache.errors import ArchiveError, StoreError
 from bbcache.ids import check_ids
 from bbcache.outcomes import ReadResult
 from bbcache.storage.files import hint_for
@@ -32,18 +32,18 @@ log = logging.getLogger(__name__)
 
 
 class Reader:
-    """Reads entries. Thread-safe; a miss touches no disk, a hit no lock but the index's.
+    """Reads entries. Thread-safe. A miss touches no disk; a hit takes the index lock only.
 
     Args:
         index: the entries.
         store: opens their files.
-        catalog: takes bad ones out.
+        catalog: removes bad entries.
         metrics: counts hits, misses and errors.
-        work_counter: knows of a quarantine under way.
-        way: is told of each read.
+        work_counter: counts a quarantine under way.
+        pacer: is told of each read.
         verify_reads: ``always``, ``first`` or ``never``.
-        rebuild: called with an entry that was taken out, to queue its rebuild.
-        clock: seconds that only grow.
+        rebuild: called with a bad entry after its removal, to queue a prepare.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Reader:
         self._with_digest = verify_reads != "never"
         self._rebuild = rebuild
         self._clock = clock
-        self._warned_s = -math.inf  # set by any thread: a line more or less does no harm
+        self._warned_s = -math.inf  # set by any thread: a race costs one more line
 
     def read(
         self,
@@ -84,14 +84,14 @@ class Reader:
         """Open the timeline's archive at exactly `lsn`; None for a miss or an error.
 
         Raises:
-            ArgumentError: (a `TypeError`) for arguments of a wrong type, which are looked at
-                only where they have found nothing.
+            ArgumentError: (a `TypeError`) an argument has a wrong type. Only checked if no
+                entry was found.
         """
         self._pacer.has_read = True
         try:
             key = make_key(tenant_id, timeline_id)
             entry = self._index.find(key, lsn)
-        except TypeError:  # they cannot even be looked up
+        except TypeError:
             check_ids(tenant_id, timeline_id, lsn)
             raise
         if entry is None:
@@ -101,24 +101,21 @@ class Reader:
             return None
         try:
             file = self._store.open(key, lsn, entry.size_bytes)
-        except (ArchiveError, OSError) as error:
-            self._failed(entry, error)
-            return None
-        try:
-            if self._is_always_checked or not entry.is_verified:
-                self._check(file, entry)
-            self._hits.inc()
-        except BaseException as error:
-            with suppress(OSError):  # one failure is enough
-                file.close()
-            if not isinstance(error, (ArchiveError, OSError)):
+            try:
+                if self._is_always_checked or not entry.is_verified:
+                    self._check(file, entry)
+                self._hits.inc()
+            except BaseException:
+                with suppress(OSError):  # report the first failure only
+                    file.close()
                 raise
+        except (ArchiveError, OSError) as error:
             self._failed(entry, error)
             return None
         return file
 
     def check_built(self, file: BasebackupFile, entry: Entry) -> None:
-        """Prove a file that was opened from a build, as far as `verify_reads` asks for that.
+        """Check the open file of a build as `verify_reads` says.
 
         Raises:
             ArchiveError: the bytes are bad.
@@ -128,10 +125,10 @@ class Reader:
             self._check(file, entry)
 
     def _check(self, file: BasebackupFile, entry: Entry) -> None:
-        """Prove the open file good.
+        """Check an open file, and note in the entry that it is good.
 
-        A file without seal (FLG.FEXTRA clear) is accepted where it was so when first
-        read: one whose seal has vanished since is bad.
+        A file without seal is accepted if it had none at the first check in this life of the
+        cache. A seal that has vanished since then means damage.
         """
         fd = file.fileno()
         seal = read_seal(fd, entry.key, entry.lsn)
@@ -145,21 +142,20 @@ class Reader:
             entry.verification = Verification.PLAIN
 
     def _failed(self, entry: Entry, error: ArchiveError | OSError) -> None:
-        """Count and log a failed read, and act on what it proves of the entry."""
+        """Count and log a failed read, and remove the entry if the error proves it bad."""
         if isinstance(error, ArchiveError):
             with self._work_counter.under_way():
                 self._take_out(entry, error)
             self._work_counter.changed()
         elif isinstance(error, FileNotFoundError) and self._catalog.is_at_path():
-            # Replaced or removed since the look-up, or by somebody else: no ghost stays.
-            self._catalog.forget(entry)
+            self._catalog.forget(entry)  # it was replaced or removed since the look-up
             self._misses.inc()
         else:
             self._errors.inc()
             self._warn(entry, error)
 
     def _warn(self, entry: Entry, error: OSError) -> None:
-        """Log that a read failed, but not in a flood: the metric has the number."""
+        """Log a failed read, at most once per second; the metric counts all of them."""
         now_s = self._clock()
         if now_s - self._warned_s >= _WARN_PAUSE_S:
             self._warned_s = now_s
@@ -168,13 +164,11 @@ class Reader:
     def _take_out(self, entry: Entry, error: ArchiveError) -> None:
         try:
             is_taken_out = self._catalog.quarantine(entry)
-        except OSError as move_error:
+        except StoreError as refusal:
             self._errors.inc()
-            reason = f"{safe_str(move_error)}{hint_for(move_error)}"
-            log.error("%s is bad (%s), but cannot be moved away: %s", entry, error, reason)  # noqa: TRY400 - no news in the traceback
+            log.error("%s is bad (%s), but cannot be removed: %s", entry, error, refusal)  # noqa: TRY400 - the traceback says nothing more
             return
-        if not is_taken_out:
-            # Another entry has come in its place between look-up and open.
+        if not is_taken_out:  # another entry has replaced it between look-up and open
             self._misses.inc()
             return
         self._errors.inc()

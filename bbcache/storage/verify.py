@@ -1,4 +1,4 @@
-"""Checking every archive of a cache directory, whether or not a cache is using it."""
+"""Check every archive of a cache directory, also while a cache uses it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class Verdict(StrEnum):
-    """What is known of a file."""
+    """The result of checking one file."""
 
     GOOD = "good"
     BAD = "bad"
-    UNREADABLE = "unreadable"  # which proves nothing
+    UNREADABLE = "unreadable"  # neither good nor bad
     STRAY = "foreign file"
 
 
@@ -32,9 +32,9 @@ class Finding(NamedTuple):
 
     Attributes:
         path: its path.
-        verdict: what is known of it.
+        verdict: the result of its check.
         size_bytes: its size.
-        reason: why, in words; empty for a good archive.
+        reason: the reason for the verdict; empty for a good archive.
         is_quarantined: whether it was moved into ``quarantine/``.
     """
 
@@ -46,10 +46,10 @@ class Finding(NamedTuple):
 
 
 class Audit:
-    """Checks the files of a cache directory, each by its seal or by decompressing it.
+    """Checks each archive of a cache directory by its seal, or by decompressing it.
 
-    Takes no lock, so it works beside a running cache: a file that the cache removes
-    meanwhile is passed over, and one that is quarantined here is a miss there.
+    Takes no lock, so a cache may run on the directory. A file that the cache removes meanwhile
+    is left out of the findings; one that is quarantined here is a miss there.
 
     Args:
         data_dir: the directory.
@@ -63,67 +63,67 @@ class Audit:
         self._found = self._store.scan()
 
     def __len__(self) -> int:
-        """How many archives there are to check."""
+        """The number of archives to check."""
         return len(self._found.entries)
 
     @property
     def is_cache(self) -> bool:
         """Whether a cache has ever used the directory: it has a lock file or an archive."""
-        return bool(self._found.entries) or os.path.lexists(
-            os.path.join(self._store.data_dir, LOCK_NAME)
-        )
+        lock_path = os.path.join(self._store.data_dir, LOCK_NAME)
+        return bool(self._found.entries) or os.path.lexists(lock_path)
 
     def run(self, *, quarantine: bool = False) -> Iterator[Finding]:
-        """Check everything, foreign files last.
+        """Check every archive, then list the foreign files.
 
         Args:
-            quarantine: whether bad archives are moved into ``quarantine/``.
+            quarantine: whether to move bad archives into ``quarantine/``.
 
         Raises:
-            OSError: a bad archive cannot be moved.
+            OSError: ``quarantine/`` cannot be made.
         """
         if quarantine:
             self._store.make_directories()
-        for found in sorted(self._found.entries, key=lambda entry: (entry.key, entry.lsn)):
-            finding = self._check(found, quarantine=quarantine)
+        for entry in sorted(self._found.entries, key=lambda entry: (entry.key, entry.lsn)):
+            finding = self._check(entry, quarantine=quarantine)
             if finding is not None:
                 yield finding
         for name, size_bytes in sorted(self._found.foreign_files.items()):
             path = os.path.join(self._store.data_dir, name)
             yield Finding(path, Verdict.STRAY, size_bytes, "no basebackup has this name")
 
-    def _check(self, found: Entry, *, quarantine: bool) -> Finding | None:
-        path = self._store.path_of(found.key, found.lsn)
+    def _check(self, entry: Entry, *, quarantine: bool) -> Finding | None:
+        path = self._store.path_of(entry.key, entry.lsn)
         try:
-            with self._store.open(found.key, found.lsn, found.size_bytes) as file:
-                reason = _problem(file, found)
-                is_moved = bool(reason and quarantine and self._quarantine(found, file))
+            with self._store.open(entry.key, entry.lsn, entry.size_bytes) as file:
+                problem = _problem(file, entry)
+                is_moved = bool(problem and quarantine and self._quarantine(entry, file))
         except FileNotFoundError:
             return None
-        except ArchiveError as error:  # what is there now is another file than was listed
-            return Finding(path, Verdict.UNREADABLE, found.size_bytes, str(error))
+        except ArchiveError as error:  # the file was replaced since the scan
+            return Finding(path, Verdict.UNREADABLE, entry.size_bytes, str(error))
         except OSError as error:
             reason = error.strerror or str(error)
-            return Finding(path, Verdict.UNREADABLE, found.size_bytes, reason)
-        verdict = Verdict.BAD if reason else Verdict.GOOD
-        return Finding(path, verdict, found.size_bytes, reason, is_moved)
+            return Finding(path, Verdict.UNREADABLE, entry.size_bytes, reason)
+        verdict = Verdict.BAD if problem else Verdict.GOOD
+        return Finding(path, verdict, entry.size_bytes, problem, is_moved)
 
-    def _quarantine(self, found: Entry, file: BasebackupFile) -> bool:
+    def _quarantine(self, entry: Entry, file: BasebackupFile) -> bool:
         """Move the very file that was read, not one published there since."""
-        path = self._store.path_of(found.key, found.lsn)
+        path = self._store.path_of(entry.key, entry.lsn)
         if not os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
             return False
-        self._store.quarantine(found.key, found.lsn)
+        self._store.quarantine(entry.key, entry.lsn)
         return True
 
 
-def _problem(file: BasebackupFile, found: Entry) -> str:
+def _problem(file: BasebackupFile, entry: Entry) -> str:
+    """Why an open archive is bad; empty if it is good."""
     try:
-        seal = read_seal(file.fileno(), found.key, found.lsn)
+        seal = read_seal(file.fileno(), entry.key, entry.lsn)
         if seal is None:
-            check_plain(file.fileno(), found.size_bytes)
+            check_plain(file.fileno(), entry.size_bytes)
         else:
-            check_sealed(file.fileno(), found.size_bytes, seal, with_digest=True)
+            check_sealed(file.fileno(), entry.size_bytes, seal, with_digest=True)
     except ArchiveError as error:
         return str(error)
     return ""

@@ -329,25 +329,20 @@ class Model:
         return ERROR
 
     def _quarantine(self, slot: Slot, held: Held) -> None:
-        """A bad entry is taken out; its file is kept where the limits allow that."""
+        """A bad entry is taken out; its file is kept, unless its timeline is built now."""
         name = slot.name(held.lsn)
-        files = self._quarantined()
-        own = sorted(files)
-        for path in own[: max(0, len(own) - _QUARANTINE_KEEPS + 1)]:
-            if not os.path.isdir(path):  # which no unlink removes
-                del files[path]
-        self.quarantine_bytes = sum(files.values())
-        credit_bytes = min(HEADER_SIZE_BYTES, held.size_bytes)
-        is_refreshed = slot.number in self.builds
-        total_bytes = self.total_bytes + credit_bytes
-        has_bytes = credit_bytes == 0 or total_bytes <= self.config.max_total_size_bytes
-        has_slot = self.total_count < self.config.max_size_entries
+        files = [(path, size, os.path.isdir(path)) for path, size in self._quarantined().items()]
+        files.sort()
         del self.held[slot.number]
-        if is_refreshed and not (has_bytes and has_slot):
+        if slot.number in self.builds:
             self._remove_file(name, held.size_bytes)
         else:
-            self.quarantine_bytes += os.lstat(os.path.join(self._dir, name)).st_size
+            path = os.path.join(self._dir, name)
+            files.append((path, _regular_bytes(path), False))
             self.damage.pop(name)
+        over = len(files) - _QUARANTINE_KEEPS
+        kept = [size for at, (_, size, is_folder) in enumerate(files) if at >= over or is_folder]
+        self.quarantine_bytes = sum(kept)
         self._queue(slot, Waiting(held.lsn, is_asked=False))
 
     def clean_up(self, undecided: Collection[int] = ()) -> None:
@@ -368,7 +363,7 @@ class Model:
         }
         foreign_files = {name: os.path.join(self._dir, name) for name in self.foreign_files}
         self.foreign_files = {
-            n: _foreign_bytes(path) for n, path in foreign_files.items() if os.path.lexists(path)
+            n: _regular_bytes(path) for n, path in foreign_files.items() if os.path.lexists(path)
         }
         self.quarantine_bytes = sum(self._quarantined().values())
 
@@ -391,9 +386,9 @@ class Model:
         folder = os.path.join(self._dir, "quarantine")
         names = os.listdir(folder) if os.path.isdir(folder) else []
         paths = [os.path.join(folder, name) for name in names]
-        return {path: os.lstat(path).st_size for path in paths}
+        return {path: _regular_bytes(path) for path in paths}
 
 
-def _foreign_bytes(path: str) -> int:
+def _regular_bytes(path: str) -> int:
     status = os.lstat(path)
     return status.st_size if stat.S_ISREG(status.st_mode) else 0

@@ -53,7 +53,17 @@ _CALLBACKS: Final = {
     "tenant": ("list_timelines", "get_timeline"),
     "timeline": ("get_last_record_lsn", "wait_lsn", "send_basebackup_tarball"),
 }
-_CALLS: Final = ("open", "pread", "pwrite", "fsync", "rename", "unlink", "mkdir", "scandir")
+_CALLS: Final = (
+    "open",
+    "pread",
+    "pwrite",
+    "fsync",
+    "rename",
+    "unlink",
+    "mkdir",
+    "scandir",
+    "listdir",
+)
 
 
 @functools.cache

@@ -27,8 +27,7 @@ from bbcache import FillError, StoreError
 from bbcache.errors import BackingOffError
 from bbcache.prepare.shared_file import SharedFile
 from bbcache.storage.catalog import Catalog
-from bbcache.storage.files import Store, TempFile
-from bbcache.storage.unnamed_file import UnnamedFile
+from bbcache.storage.files import Store, TempFile, UnnamedFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -219,54 +219,6 @@ def test_the_charge_follows_the_credit(
     assert totals(accounting) == (0, 0)
 
 
-@pytest.mark.parametrize(
-    ("max_entries", "max_bytes", "credit_bytes", "size_bytes", "wanted"),
-    [
-        (2, 90, 40, 50, True),  # 1 entry, 10 charged: 2 slots and 90 bytes are just enough
-        (1, 90, 40, 50, False),
-        (2, 89, 40, 50, False),
-        (2, 50, 40, 0, True),  # nothing written: no byte more to charge
-        (2, 90, None, 50, True),  # no credit to lose
-        (1, 50, None, 50, True),
-    ],
-)
-def test_a_credit_is_lost_only_where_there_is_room(
-    max_entries: int, max_bytes: int, credit_bytes: int | None, size_bytes: int, *, wanted: bool
-) -> None:
-    """What the credit covers, bytes and slot, would be charged at once."""
-    accounting = make_accounting(max_entries, max_bytes, max_entry=100)
-    reservation = accounting.reserve(KEY, credit_bytes)
-    if credit_bytes is not None:
-        hold_entry(accounting, credit_bytes)
-    accounting.grow(reservation, size_bytes)
-    before = totals(accounting)
-    assert accounting.may_lose_credit(reservation) == wanted
-    assert totals(accounting) == before
-    reservation.credit_bytes = None
-    fits = accounting.total_count <= max_entries and accounting.total_size_bytes <= max_bytes
-    assert fits == wanted
-
-
-def test_without_a_credit_there_is_none_to_lose_even_past_the_limits() -> None:
-    """Files of others do not matter where no charge would rise."""
-    accounting = make_accounting(max_entries=1, max_bytes=100)
-    reservation = accounting.reserve(KEY, None)
-    put(accounting.foreign_files, 101)
-    assert accounting.may_lose_credit(reservation)
-
-
-@pytest.mark.parametrize(("foreign_files", "wanted"), [(0, True), (1, False)])
-def test_a_credit_that_covers_nothing_is_lost_only_with_a_slot(
-    foreign_files: int, *, wanted: bool
-) -> None:
-    """A cache over its limit of bytes lets it go, one without a slot does not."""
-    accounting = make_accounting(max_entries=2, max_bytes=10)
-    hold_entry(accounting, 40)
-    for _ in range(foreign_files):
-        put(accounting.foreign_files, 0)
-    assert accounting.may_lose_credit(accounting.reserve(KEY, 40)) == wanted
-
-
 def test_limit_errors_have_one_base() -> None:
     """A writer that raises for a limit raises a LimitError."""
     for error in (CacheFullError, EntryTooBigError):

@@ -484,10 +484,10 @@ def test_the_sweep_tells_what_would_not_go(store: Store) -> None:
     assert file_names(tmp) == {f"{NAME}.folder"}
 
 
-def test_a_link_that_would_not_go_has_its_own_size(
+def test_a_link_that_would_not_go_has_no_size(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it leads to is not in ``tmp/``, or nowhere."""
+    """It is no regular file, so it counts no bytes, wherever it leads."""
 
     def refuse(path: str) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
@@ -498,7 +498,7 @@ def test_a_link_that_would_not_go_has_its_own_size(
     for path, target in links.items():
         os.symlink(target, path)
     monkeypatch.setattr(os, "unlink", refuse)
-    assert store.sweep_tmp() == {path: len(target) for path, target in links.items()}
+    assert store.sweep_tmp() == dict.fromkeys(links, 0)
 
 
 @pytest.mark.parametrize("is_gone", [True, False])
@@ -508,15 +508,13 @@ def test_what_cannot_be_looked_at_does_not_stop_the_sweep(
     """It is still there, of no size that is known, or somebody else has removed it."""
     directory = Path(store.tmp_dir)
     (directory / NAME).write_bytes(b"123")
-    with os.scandir(directory) as items:
-        item = next(items)
     (directory / NAME).unlink()
     if not is_gone:
         directory.rmdir()
         directory.touch()  # a file now: what is below it can be neither unlinked nor looked at
-    monkeypatch.setattr(os, "scandir", lambda _path: nullcontext([item]))
+    monkeypatch.setattr(os, "listdir", lambda _path: [NAME])
     fail_with(monkeypatch, os, "unlink", PermissionError(errno.EPERM, "no"))
-    assert store.sweep_tmp() == ({} if is_gone else {item.path: 0})
+    assert store.sweep_tmp() == ({} if is_gone else {str(directory / NAME): 0})
 
 
 def test_a_sweep_that_cannot_list_is_an_error(store: Store) -> None:
@@ -625,7 +623,7 @@ def test_a_full_disk_is_an_error_of_the_write(store: Store) -> None:
 
 
 def test_a_closed_file_takes_nothing(store: Store) -> None:
-    """Closing twice is harmless, writing then is an error with the path."""
+    """Closing twice is harmless; every other step is then an error."""
     temp = store.create_temp(KEY, LSN)
     temp.close()
     temp.close()
@@ -635,9 +633,8 @@ def test_a_closed_file_takes_nothing(store: Store) -> None:
         temp.sync,
     ]
     for step in steps:
-        with pytest.raises(StoreError, match="is closed") as caught:
+        with pytest.raises((OSError, ValueError), match="descriptor"):
             step()
-        assert temp.path in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["file", *ODD_FILES])
@@ -822,23 +819,19 @@ def test_files_of_others_in_the_quarantine_are_known(store: Store, name: str) ->
 
 @pytest.mark.parametrize(("known_bytes", "wanted_bytes"), [(None, 0), (7, 7)])
 def test_a_quarantined_file_that_cannot_be_looked_at_keeps_its_size(
-    store: Store,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    known_bytes: int | None,
-    wanted_bytes: int,
+    store: Store, monkeypatch: pytest.MonkeyPatch, known_bytes: int | None, wanted_bytes: int
 ) -> None:
-    """As it was known before; none where it was not."""
-    lost = tmp_path / "lost"
-    lost.mkdir()
-    path = lost / NAME
+    """Its earlier size, or 0 if it had none."""
+    path = Path(store.data_dir, "quarantine", NAME)
     path.write_bytes(b"123")
-    with os.scandir(lost) as items:
-        item = next(items)
-    path.unlink()
-    lost.rmdir()
-    lost.touch()  # a file now: what is below it cannot be looked at
-    monkeypatch.setattr(os, "scandir", lambda _path: nullcontext([item]))
+    real_lstat = os.lstat
+
+    def lstat(name: str) -> os.stat_result:
+        if name == str(path):
+            raise PermissionError(errno.EACCES, "no")
+        return real_lstat(name)
+
+    monkeypatch.setattr(os, "lstat", lstat)
     known = {} if known_bytes is None else {str(path): known_bytes}
     assert store.quarantined(known) == {str(path): wanted_bytes}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import random
 import tracemalloc
@@ -13,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from support.helpers import KEY, LSN, TENANT, TIMELINE, make_keys, run_threads
-from support.ledger import total_bytes, total_count
+from support.ledger import entries_of, holds, total_bytes, total_count
 from support.locks import watched_locks
 
 from bbcache.errors import CacheFullError, EntryTooBigError, LimitError
@@ -82,6 +81,7 @@ def moved(index: Index, entry: Entry) -> None:
     with index.lock:
         index.accounting.doomed.drop(PATH)
         index.accounting.quarantine.put(f"{PATH} of {id(entry)}", entry.size_bytes)
+        index.settle_credit(entry.key)
 
 
 def totals(index: Index) -> tuple[int, int]:
@@ -155,10 +155,10 @@ def test_holds_and_remove_judge_identity() -> None:
     """An entry that was replaced by an equal one is not held, and not removed."""
     index = make_index()
     old, new = publish(index, A, 10), publish(index, A, 10)
-    assert not index.holds(old)
+    assert not holds(index, old)
     assert not index.remove(old)
     assert not index.doom(old, PATH)
-    assert index.holds(new)
+    assert holds(index, new)
     assert index.remove(new)
     assert not index.remove(new)
     assert totals(index) == (0, 0)
@@ -168,7 +168,7 @@ def test_snapshot_is_a_copy() -> None:
     """What is removed later is still in it, what comes later is not."""
     index = make_index()
     entry = publish(index, A, 10)
-    snapshot = index.snapshot()
+    snapshot = entries_of(index)
     publish(index, B, 10)
     index.remove(entry)
     assert snapshot == [entry]
@@ -269,7 +269,7 @@ def test_an_entry_too_big_harms_no_other() -> None:
     with pytest.raises(EntryTooBigError):
         grow(index, reservation, 51)
     release(index, reservation)
-    assert index.snapshot() == [entry]
+    assert entries_of(index) == [entry]
     assert totals(index) == (1, 40)
 
 
@@ -299,20 +299,6 @@ def test_credit_is_gone_with_the_entry() -> None:
     assert (reservation.charged_slots, reservation.charged_bytes) == (1, 45)
     release(index, reservation)
     assert totals(index) == (0, 0)
-
-
-def test_credit_comes_back_with_the_entry() -> None:
-    """An entry that could not be moved away is replaced again, not added to."""
-    index = make_index()
-    entry = publish(index, A, 40)
-    reservation = index.reserve(A)
-    grow(index, reservation, 10)
-    assert index.doom_for_move(entry, PATH)
-    assert (reservation.charged_slots, reservation.charged_bytes) == (1, 10)
-    index.restore(entry, PATH)
-    assert (reservation.charged_slots, reservation.charged_bytes) == (0, 0)
-    assert totals(index) == (1, 40)
-    assert index.accounting.nonentry_bytes == 0
 
 
 def test_doomed_file_counts_and_keeps_the_credit_until_the_first_attempt() -> None:
@@ -353,7 +339,7 @@ def test_settling_spares_the_credit_of_an_entry_that_has_come_since() -> None:
     new = publish(index, A, 30, lsn=2)
     reservation = index.reserve(A)
     unlinked(index, old, is_gone=True)
-    assert index.holds(new)
+    assert holds(index, new)
     assert reservation.credit_bytes == 30
     assert totals(index) == (1, 30)
 
@@ -362,9 +348,9 @@ def test_quarantine_counts_its_bytes_but_no_slot() -> None:
     """A bad archive frees its slot and keeps its bytes."""
     index = make_index(max_entries=1, max_bytes=100)
     entry = publish(index, A, 40)
-    assert index.doom_for_move(entry, PATH)
+    assert index.doom(entry, PATH)
     assert totals(index) == (1, 40)
-    assert index.snapshot() == []
+    assert entries_of(index) == []
     moved(index, entry)
     assert totals(index) == (0, 40)
     assert (index.accounting.entry_count, index.accounting.nonentry_bytes) == (0, 40)
@@ -373,48 +359,14 @@ def test_quarantine_counts_its_bytes_but_no_slot() -> None:
     assert totals(index) == (1, 60)
 
 
-def test_quarantine_is_refused_where_a_refresh_leaves_no_room() -> None:
-    """The refresh would lose its credit and pass the limit: nothing changes."""
-    index = make_index(max_bytes=100)
-    entry = publish(index, A, 40)
-    publish(index, B, 50)
-    reservation = index.reserve(A)
-    grow(index, reservation, 40)
-    assert not index.doom_for_move(entry, PATH)
-    assert index.holds(entry)
-    assert reservation.credit_bytes == 40
-    assert totals(index) == (2, 90)
-
-
-def test_quarantine_is_refused_where_a_refresh_leaves_no_slot() -> None:
-    """While the file is on its way both it and the build would need one."""
-    index = make_index(max_entries=1)
-    entry = publish(index, A, 40)
-    index.reserve(A)
-    assert not index.doom_for_move(entry, PATH)
-    assert index.holds(entry)
-    assert totals(index) == (1, 40)
-
-
 def test_quarantine_of_a_cache_over_its_limit_needs_no_room() -> None:
     """Without a build of that timeline the bytes only change their kind."""
     index = make_index(max_bytes=100)
     entries = [Entry(key, Lsn(1), 90) for key in (A, B)]
     index.load(by_key(entries))
-    assert index.doom_for_move(entries[0], PATH)
+    assert index.doom(entries[0], PATH)
     moved(index, entries[0])
     assert total_bytes(index) == 180
-
-
-def test_return_from_quarantine_passes_no_limit() -> None:
-    """The slot of an entry on its way is not given away before the move is certain."""
-    index = make_index(max_entries=1)
-    entry = publish(index, A, 40)
-    index.doom_for_move(entry, PATH)
-    with contextlib.suppress(LimitError):
-        index.reserve(B)
-    index.restore(entry, PATH)
-    assert total_count(index) <= 1
 
 
 def test_gauges_are_read_without_the_lock() -> None:
@@ -623,31 +575,24 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(key=keys)
     def begin_quarantine(self, key: bytes) -> None:
-        """An entry is found bad."""
-        if key not in self.held or self.is_busy:
-            return
-        before = totals(self.index)
-        if self.index.doom_for_move(self.held[key], PATH):
+        """A bad entry is dropped, unless its timeline is built: its file is then unlinked."""
+        if key in self.held and key not in self.open and not self.is_busy:
             self.moving = self.held.pop(key)
-            self.credits[key] = None
-        else:
-            assert key in self.open
-            assert totals(self.index) == before
+            assert self.index.doom(self.moving, PATH)
 
     @rule(is_moved=st.booleans())
     def end_quarantine(self, *, is_moved: bool) -> None:
-        """Its file has been moved, or not."""
+        """Its file is moved, or stays to be removed later."""
         entry, self.moving = self.moving, None
         if entry is None:
             return
         if is_moved:
             moved(self.index, entry)
             self.quarantined.append(entry.size_bytes)
-            self.show_files()
         else:
-            self.index.restore(entry, PATH)
-            self.held[entry.key] = entry
-            self.credits[entry.key] = entry.size_bytes
+            unlinked(self.index, entry, is_gone=False)
+            self.doomed.append(entry.size_bytes)
+        self.show_files()
 
     @rule(found=st.dictionaries(keys, sizes, max_size=3))
     def rescan(self, found: dict[bytes, int]) -> None:
@@ -675,7 +620,7 @@ class IndexMachine(RuleBasedStateMachine):
     @invariant()
     def entries_are_those_held(self) -> None:
         """The gauges count the published entries and nothing else."""
-        assert {entry.key: entry for entry in self.index.snapshot()} == self.held
+        assert {entry.key: entry for entry in entries_of(self.index)} == self.held
         assert self.index.accounting.entry_count == len(self.held)
         assert self.index.accounting.entries_size_bytes == sum(
             e.size_bytes for e in self.held.values()
@@ -743,7 +688,7 @@ def clean_much(index: Index, seed: int) -> None:
     """Remove entries at random; the limits are never passed."""
     numbers = random.Random(seed)
     for _ in range(600):
-        for entry in index.snapshot():
+        for entry in entries_of(index):
             if numbers.random() < 0.5 and index.doom(entry, PATH):
                 unlinked(index, entry, is_gone=True)
             index.find(entry.key, entry.lsn)
@@ -759,6 +704,6 @@ def test_limits_and_books_hold_between_threads() -> None:
         + [functools.partial(clean_much, index, seed) for seed in (100, 200)]
     )
     assert total_count(index) == index.accounting.entry_count
-    for entry in index.snapshot():
+    for entry in entries_of(index):
         assert index.remove(entry)
     assert totals(index) == (0, 0)

@@ -264,10 +264,10 @@ def test_failed_reads_leak_no_descriptor(harness: Harness) -> None:
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_bad_file_that_cannot_be_moved_stays_and_is_not_served(
+def test_a_bad_file_that_cannot_be_moved_is_not_served_again(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its entry stays accounted for, unverified, until it can be taken out."""
+    """Its entry is gone: the next read is a miss, and clean-up removes the file."""
     timeline = harness.prepared()
     timeline.advance(LSN_B)
     harness.path(timeline).write_bytes(b"bad")
@@ -276,11 +276,11 @@ def test_a_bad_file_that_cannot_be_moved_stays_and_is_not_served(
         fail_with(patch, type(harness.engine.store), "quarantine", error)
         for _ in range(2):
             assert harness.get(timeline) is None
-        assert harness.holds(timeline)
-    assert harness.reads == {"error": 2}
-    assert harness.get(timeline) is None
+    assert harness.reads == {"error": 1, "miss": 1}
     assert harness.cache.entries() == []
     harness.wait_idle()
+    harness.cache.run_cleanup()
+    assert harness.quarantined() == []
     harness.check_accounting()
 
 

@@ -35,7 +35,7 @@ from bbcache import (
 )
 from bbcache.archive.format import ArchiveWriter
 from bbcache.storage import catalog as catalog_module
-from bbcache.storage.dirlock import DirectoryLock
+from bbcache.storage import dirlock as dirlock_module
 from bbcache.storage.files import Store, TempFile
 from bbcache.storage.index import Index
 from bbcache.testing import MemoryHost, MemoryTimeline
@@ -380,13 +380,13 @@ def die_in_a_refresh(data_dir: str, death: str) -> None:
 LATER_DEATHS: Final = {
     f"{when}_{name}": _die_around(owner, name, when)
     for owner, name in (
-        (DirectoryLock, "_write_holder"),
+        (dirlock_module, "_write_holder"),
         (Store, "make_directories"),
         (Store, "sweep_tmp"),
         (Store, "scan"),
         (catalog_module, "try_unlink"),
         (Store, "quarantine"),
-        (Index, "doom_for_move"),
+        (Index, "doom"),
     )
     for when in ("before", "after")
 }
