@@ -95,6 +95,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     if _SESSION in config.stash:
         report = config.stash[_SESSION].close()
+        if report is None:
+            return
         if hasattr(config, "workeroutput"):
             config.workeroutput[_OUTPUT] = report
         else:

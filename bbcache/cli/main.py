@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from bbcache._version import __version__
-from bbcache.cli import demo, fetch, serve, verify
+from bbcache.cli import demo, fetch, serve, testing, verify
 from bbcache.cli.output import (
     drop_unwritten,
     lasting_stderr,
@@ -124,5 +124,6 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_parser(commands)
     fetch.add_parser(commands)
     serve.add_parser(commands)
+    testing.add_parser(commands)
     verify.add_parser(commands)
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import statistics
@@ -43,8 +44,12 @@ class PytestSession:
 
     def __init__(self, config: pytest.Config, started_s: float) -> None:
         self._config = config
-        rebuild_before_s = started_s if config.getoption("--pg-rebuild") else 0.0
-        self._runtime = Runtime(_options(config, rebuild_before_s), self._say)
+        self._rebuild_before_s = started_s if config.getoption("--pg-rebuild") else 0.0
+
+    @functools.cached_property
+    def _runtime(self) -> Runtime:
+        """Of the first use; raises `ConfigError` for an option that is wrong."""
+        return Runtime(_options(self._config, self._rebuild_before_s), self._say)
 
     def shared_server(self, node: pytest.Item | None = None) -> Server:
         """Return the one server for the snapshot of a test; without a test, of the run."""
@@ -66,8 +71,10 @@ class PytestSession:
         except BbcacheError as error:
             return f"bbcache: {str(error).splitlines()[0]}"
 
-    def close(self) -> Report:
+    def close(self) -> Report | None:
         """End all servers, unless they are kept, and return what is to be reported."""
+        if "_runtime" not in vars(self):
+            return None
         done = self._runtime.statistics
         kept = [server.kept_dsn for server in self._runtime.close()]
         return Report(

@@ -72,6 +72,11 @@ class RunDirectory:
 _open: weakref.WeakSet[RunDirectory] = weakref.WeakSet()
 
 
+def run_directories(place: Place) -> list[Path]:
+    """Return the directories of all processes, dead or alive."""
+    return sorted(place.directory.glob(f"{_PREFIX}*"))
+
+
 def sweep(place: Place, *, with_kept: bool = False) -> int:
     """Remove the directories of processes that are dead, and end their servers; return how many.
 
@@ -80,7 +85,7 @@ def sweep(place: Place, *, with_kept: bool = False) -> int:
     """
     count = 0
     with _locked(place.directory):
-        for path in place.directory.glob(f"{_PREFIX}*"):
+        for path in run_directories(place):
             with contextlib.suppress(OSError):
                 os.close(_open_locked(path))  # fails for one that is in use
                 if with_kept or not (path / _KEEP_NAME).exists():

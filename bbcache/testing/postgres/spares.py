@@ -102,10 +102,15 @@ class Spares:
         return [directory / f"{_PREFIX}{identity}-{number}" for number in range(self._most)]
 
 
+def spare_directories(place: Place) -> list[Path]:
+    """Return the spares of all snapshots."""
+    return sorted(place.directory.glob(f"{_PREFIX}*-*"))
+
+
 def remove_spares(place: Place, older_than_s: float = _EXPIRE_S) -> int:
     """Remove spares that nobody has claimed for some time; return how many."""
     count = 0
-    for path in place.directory.glob(f"{_PREFIX}*"):
+    for path in spare_directories(place):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_ctime >= older_than_s:
                 doomed = path.with_name(f"dead-{os.urandom(6).hex()}")

@@ -1,0 +1,140 @@
+"""Runs of pytest that are killed with SIGKILL at random moments leave nothing behind.
+
+``BBCACHE_TESTING_KILLS`` sets how many; each second run builds its snapshot.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from bbcache.testing.postgres.places import run_place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bbcache.testing.postgres import PostgresOptions
+
+pytestmark = [pytest.mark.postgres, pytest.mark.timeout(3600)]
+
+_KILLS: Final = int(os.environ.get("BBCACHE_TESTING_KILLS", "5"))
+_LIMIT_S: Final = 30.0
+_CONFTEST: Final = """
+from bbcache.testing.postgres import snapshot
+
+@snapshot(inputs=["conftest.py"])
+def app(db):
+    db.psql("CREATE TABLE account AS SELECT generate_series(1, 100) AS id")
+"""
+_TESTS: Final = """
+import pytest
+
+@pytest.mark.parametrize("number", range(4))
+def test_database(pg_database, number):
+    assert pg_database.psql("SELECT count(*) FROM account") == "100"
+
+def test_server(pg_fresh_server):
+    assert pg_fresh_server.psql("SELECT count(*) FROM account") == "100"
+"""
+_INI: Final = """
+[pytest]
+bbcache_pg_bin = {bin}
+bbcache_pg_cache_dir = {directory}/cache
+bbcache_pg_run_dir = {directory}
+bbcache_pg_spares = 1
+"""
+
+
+class KilledRuns:
+    """A project, and runs of its tests.
+
+    Args:
+        directory: short, and reachable for the servers' user.
+    """
+
+    def __init__(self, directory: Path, options: PostgresOptions) -> None:
+        self.directory = directory
+        self._project = directory / "project"
+        self._cache_dir = directory / "cache"
+        self._sockets_dir = directory / "s"
+        self._project.mkdir()
+        self._sockets_dir.mkdir(mode=0o711)
+        (self._project / "conftest.py").write_text(_CONFTEST)
+        (self._project / "test_it.py").write_text(_TESTS)
+        ini = _INI.format(bin=options.bin, directory=directory)
+        (self._project / "pytest.ini").write_text(ini)
+
+    def start(self, *, is_cold: bool) -> subprocess.Popen[bytes]:
+        """Start a run; one that is cold builds the snapshot."""
+        if is_cold:
+            shutil.rmtree(self._cache_dir, ignore_errors=True)
+        plugins = ["-p", "pytest_bbcache", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-q", *plugins]
+        env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TMPDIR": str(self._sockets_dir)}
+        with (self.directory / "log").open("wb") as log:
+            return subprocess.Popen(
+                command, cwd=self._project, env={**os.environ, **env}, stdout=log, stderr=log
+            )
+
+    def leftovers(self) -> list[str]:
+        """What is left of all runs: processes, directories of theirs, half-written snapshots."""
+        left = [*self.directory.glob("bbcache-testing-*/run-*"), *self._sockets_dir.iterdir()]
+        left += self._cache_dir.glob(".*.part")
+        return [f"process {pid}" for pid in self._processes()] + [str(path) for path in left]
+
+    def _processes(self) -> list[int]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                if os.fsencode(self.directory) in path.read_bytes():
+                    found.append(int(path.parent.name))
+            except OSError:
+                pass  # it has ended
+        return found
+
+
+@pytest.fixture
+def runs(own_dir: Path, options: PostgresOptions) -> Iterator[KilledRuns]:
+    """Runs below a directory that only they use."""
+    yield KilledRuns(own_dir, options)
+    if run_place(options, 0).is_memory:
+        assert len(list(own_dir.glob("bbcache-testing-*/spare-*"))) <= 2, "spares pile up"
+
+
+def test_killed_runs_leave_nothing(runs: KilledRuns) -> None:
+    """Neither a server nor a directory half a minute later, whatever was under way."""
+    durations_s = {}
+    for is_cold in (True, False):
+        started_s = time.monotonic()
+        assert runs.start(is_cold=is_cold).wait() == 0, (runs.directory / "log").read_text()
+        durations_s[is_cold] = time.monotonic() - started_s
+        assert runs.leftovers() == []
+    took_s = []
+    for number in range(_KILLS):
+        is_cold = number % 2 == 0
+        moment_s = random.uniform(0, durations_s[is_cold])
+        run = runs.start(is_cold=is_cold)
+        try:
+            run.wait(moment_s)
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGKILL)
+        run.wait()
+        killed_s = time.monotonic()
+        while left := runs.leftovers():
+            assert time.monotonic() - killed_s < _LIMIT_S, f"killed after {moment_s:.2f} s: {left}"
+            time.sleep(0.02)
+        took_s.append(time.monotonic() - killed_s)
+    print(  # noqa: T201 - the counts of a long run
+        f"{_KILLS} kills, all gone after {statistics.median(took_s):.2f} s in the median, "
+        f"{max(took_s):.2f} s at most"
+    )

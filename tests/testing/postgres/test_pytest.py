@@ -1,0 +1,226 @@
+"""The pytest plugin in projects of its users: fixtures, options, header, summary, workers."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from support.helpers import tool, wait_until
+
+from bbcache.testing.postgres.places import run_place
+from bbcache.testing.postgres.run_directory import sweep
+
+if TYPE_CHECKING:
+    from _pytest.pytester import RunResult
+
+    from bbcache.testing.postgres import PostgresOptions
+
+pytestmark = pytest.mark.postgres
+pytest_plugins = ["pytester"]
+
+_NOBODY = 65534
+
+_TESTS = """
+    import psycopg, pytest
+    from bbcache.testing.postgres import snapshot
+
+    @snapshot(inputs=["conftest.py"])
+    def other(db):
+        db.psql("CREATE TABLE other (id int)")
+
+    def rows(url, table="account"):
+        with psycopg.connect(url) as connection:
+            connection.execute(f"INSERT INTO {table} VALUES (1)")
+            return connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
+    @pytest.mark.parametrize("number", range(3))
+    def test_own_database(pg_database, number):
+        assert rows(pg_database.url) == 1
+
+    def test_shared_server(pg_server, pg_database):
+        assert pg_database.address == pg_server.main_database.address
+
+    def test_own_server(pg_fresh_server, pg_server):
+        assert pg_fresh_server.pid != pg_server.pid
+        assert rows(pg_fresh_server.url) == 1
+
+    @pytest.mark.pg_snapshot(other)
+    def test_marked(pg_database):
+        assert rows(pg_database.url, "other") == 1
+
+    def test_without():
+        pass
+"""
+
+
+def _in(project: pytest.Pytester, *arguments: str) -> RunResult:
+    return project.runpytest_inprocess(*arguments)
+
+
+def _set(project: pytest.Pytester, name: str, value: str) -> None:
+    """Set an option of the ini file, in place of the one that is there."""
+    path = project.path / "tox.ini"
+    others = re.sub(f"bbcache_pg_{name} = .*", "", path.read_text())
+    path.write_text(f"{others}\nbbcache_pg_{name} = {value}\n")
+
+
+def test_cold_and_warm(project: pytest.Pytester, tmp_path: Path) -> None:
+    """The first run builds, the second finds the snapshot, and ``--pg-rebuild`` builds again."""
+    _set(project, "cache_dir", str(tmp_path))
+    project.makepyfile("def test_it(pg_database): assert pg_database.psql('TABLE account') == ''")
+    outputs = []
+    for arguments in ((), (), ("--pg-rebuild",)):
+        result = _in(project, *arguments)
+        result.assert_outcomes(passed=1)
+        outputs.append(result.stdout.str())
+    cold, warm, rebuilt = outputs
+    header = (
+        r"bbcache: PostgreSQL \d+\S+ \(.*\), snapshot app [0-9a-f]{8}\.\.\. \({}\), servers on /"
+    )
+    assert re.search(header.replace("{}", "to be built"), cold)
+    assert re.search(header.replace("{}", r"hit, \d\.\d MB"), warm)
+    built = r"bbcache: built snapshot app [0-9a-f]{8} in \d+\.\d s, started 1 server \("
+    assert re.search(built, cold)
+    assert not re.search(built, warm)
+    assert "bbcache: started 1 server (" in warm
+    assert re.search(built, rebuilt)
+
+
+def test_what_the_fixtures_give(project: pytest.Pytester) -> None:
+    """Databases, the worker's server, a fresh one, and another snapshot by the marker."""
+    project.makepyfile(_TESTS)
+    result = _in(project, "-p", "bbcache.testing.plugin", "-W", "error")
+    result.assert_outcomes(passed=7)
+    result.stdout.fnmatch_lines(["*started 3 servers (*"])
+
+
+def test_workers_share_one_build(project: pytest.Pytester, tmp_path: Path) -> None:
+    """With pytest-xdist: one build, a server for each worker, one summary; the master has none."""
+    project.makepyfile(_TESTS)
+    (project.path / "migrations" / "002.sql").write_text(f"-- {tmp_path}")
+    result = project.runpytest_subprocess("-n", "2", "-k", "own_database", "--pg-rebuild")
+    result.assert_outcomes(passed=3)
+    text = result.stdout.str()
+    assert len(re.findall(r"built snapshot app", text)) == 1
+    result.stdout.fnmatch_lines(["*started [12] server*"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a plain user")
+def test_a_plain_user(project: pytest.Pytester, own_dir: Path, options: PostgresOptions) -> None:
+    """The servers of a plain user run as that user, in directories that are closed to others."""
+    copy = shutil.copytree(project.path, own_dir / "project")
+    ini = (copy / "tox.ini").read_text().replace(str(options.cache_dir), f"{own_dir}/cache")
+    (copy / "tox.ini").write_text(ini.replace(str(options.run_dir), f"{own_dir}/run"))
+    test = """
+        def test_it(pg_database, pg_server):
+            assert pg_database.psql("TABLE account") == ""
+            assert pg_server.data_dir.owner() == "nobody"
+            modes = {path.stat().st_mode & 0o777 for path in list(pg_server.data_dir.parents)[:2]}
+            assert modes == {0o700}
+    """
+    (copy / "test_it.py").write_text(textwrap.dedent(test))
+    (own_dir / "run").mkdir()
+    for path in (own_dir, *own_dir.rglob("*")):
+        os.chown(path, _NOBODY, _NOBODY)
+    # Python itself may be in root's home.
+    done = subprocess.run(
+        [
+            *(tool("setpriv"), f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"),
+            *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
+            *(sys.executable, "-m", "pytest", "-q", "-p", "pytest_bbcache"),
+        ],
+        cwd=copy,
+        env={"PATH": os.environ["PATH"], "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HOME": "/"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_run_without_databases(project: pytest.Pytester) -> None:
+    """Nothing of bbcache is imported, and nothing is said."""
+    project.makeconftest("")
+    project.makepyfile(
+        """
+        import sys
+
+        def test_it():
+            assert [name for name in sys.modules if name.split(".")[0] == "bbcache"] == []
+        """
+    )
+    result = project.runpytest_subprocess()
+    result.assert_outcomes(passed=1)
+    assert "bbcache: " not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("snapshot", "nowhere:app", "bbcache_pg_snapshot = nowhere:app: No module named"),
+        ("snapshot", "conftest:nothing", "has no attribute 'nothing'"),
+        ("snapshot", "conftest:pytest", "this is no snapshot but a module"),
+        ("settings", "work_mem", "bbcache_pg_settings: 'work_mem' is not name=value"),
+        ("pool", "many", "bbcache_pg_pool: 'many' is no whole number"),
+        ("max_size", "1GB", "bbcache_pg_max_size: '1GB' is no size such as 512MiB"),
+        ("bin", "/nowhere", "no initdb in /nowhere"),
+        ("run_dir", "/nowhere", "/nowhere cannot be used: No such file or directory"),
+        ("snapshot", "", "the conftest files have 2 snapshots: app, second"),
+    ],
+)
+def test_wrong_options(project: pytest.Pytester, name: str, value: str, complaint: str) -> None:
+    """Each is named in the header and where a fixture fails; other tests pass."""
+    _set(project, name, value)
+    _add_second_snapshot(project)
+    if name != "snapshot":
+        _set(project, "snapshot", "conftest:app")
+    project.makepyfile("def test_db(pg_database): pass\ndef test_other(): pass")
+    result = _in(project)
+    result.assert_outcomes(passed=1, errors=1)
+    text = result.stdout.str()
+    (header,) = (line for line in text.splitlines() if line.startswith("bbcache: "))
+    assert complaint in header
+    assert complaint in text.partition(header)[2]
+
+
+def _add_second_snapshot(project: pytest.Pytester) -> None:
+    conftest = (project.path / "conftest.py").read_text()
+    second = conftest.partition("\n")[2].replace("def app", "def second")
+    project.makeconftest(f"import pytest\n{conftest}\n{second}")
+
+
+def test_settings_reach_the_server(project: pytest.Pytester) -> None:
+    """Those of the ini file go over ours; the named snapshot is taken of several."""
+    _add_second_snapshot(project)
+    _set(project, "snapshot", "conftest:app")
+    _set(project, "settings", "\n    work_mem = 7MB")
+    project.makepyfile(
+        """
+        def test_it(pg_database):
+            assert pg_database.psql("SHOW work_mem; SHOW fsync") == "7MB\\noff"
+        """
+    )
+    result = _in(project)
+    result.assert_outcomes(passed=1)
+
+
+def test_kept_servers(project: pytest.Pytester, options: PostgresOptions) -> None:
+    """``--pg-keep`` says how to reach the database of the last test, which is as it left it."""
+    project.makepyfile("def test_it(pg_database): pg_database.psql('CREATE TABLE mine ()')")
+    result = _in(project, "--pg-keep")
+    result.assert_outcomes(passed=1)
+    (dsn,) = re.findall(r'bbcache: kept: psql "(.*)"', result.stdout.str())
+    with psycopg.connect(dsn) as connection:
+        assert connection.execute("SELECT count(*) FROM mine").fetchone() == (0,)
+        directory = connection.execute("SHOW data_directory").fetchone()
+    assert directory is not None
+    sweep(run_place(options, 0), with_kept=True)
+    wait_until(lambda: not Path(directory[0]).exists())
