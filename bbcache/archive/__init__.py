@@ -1,6 +1,5 @@
-"""The bytes of one archive: its format, and its parts that know nothing of files or threads.
+"""The bytes of one archive. Knows no file names, and takes no lock of the cache.
 
-An archive is one gzip member with a seal in its header (`format`), whose body `deflate`
-compresses; `tar_head` refuses what is no tarball. No lock is taken here. Must not import
-any other room.
+An archive is one gzip member with a seal in its header (`format`). `deflate` compresses its
+body; `tar_head` refuses a body that is no tarball. Must not import any other room.
 """

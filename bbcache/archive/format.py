@@ -1,13 +1,11 @@
 """The bytes of an archive: one sealed gzip member.
 
-Layout, by RFC 1952: the ten fixed bytes of a gzip header with FLG.FEXTRA set,
-one extra subfield ``BB`` that holds the seal, then the *body*: raw deflate, CRC-32
-and ISIZE. Every gzip reader skips the seal; bbcache tells by it whether the file
-is whole and belongs under its name. The header has a fixed size, so that the seal
-can be patched in once the body is written.
+Layout, by RFC 1952: the ten fixed bytes of a gzip header with FLG.FEXTRA set, one extra
+subfield ``BB`` with the seal, then the *body*: raw deflate, CRC-32 and ISIZE. Every gzip reader
+skips the seal. By the seal bbcache finds out whether a file is complete and has its own name.
+The header has a fixed size, so the seal can be patched in after the body is written.
 
-Nothing here knows of files' names or of locks. Every function is thread-safe; an
-`ArchiveWriter` belongs to one build.
+Every function is thread-safe. An `ArchiveWriter` belongs to one build.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from isal import isal_zlib
 from xxhash import xxh3_64_digest, xxh3_128
 
 from bbcache.archive.deflate import PIECE_SIZE_BYTES, ZEROS, Deflate
+from bbcache.archive.tar_head import BLOCK_SIZE_BYTES
 from bbcache.errors import ArchiveError
 
 if TYPE_CHECKING:
@@ -37,29 +36,27 @@ _FLG_FEXTRA: Final = 0x04
 _FLG_RESERVED: Final = 0xE0
 _FLG_OFFSET: Final = 3
 _GZIP: Final = 31
-# The gzip header up to and including the subfield's own head, then the seal.
+# The gzip header up to the head of the subfield, which the seal follows.
 _HEAD: Final = struct.pack("<2sBBIBBH2sH", _MAGIC, 8, _FLG_FEXTRA, 0, 0, 255, 45, b"BB", 41)
 _SEAL: Final = struct.Struct("<BQQ16s")
 _CHECK_SIZE_BYTES: Final = 8
 _TRAILER: Final = struct.Struct("<II")
 _NOT_PATCHED: Final = b"\0" * (_SEAL.size + _CHECK_SIZE_BYTES)
 
-HEAD_SIZE_BYTES: Final = 512  # of a tarball: a header of its first member
 HEADER_SIZE_BYTES: Final = len(_HEAD) + len(_NOT_PATCHED)
 _READ_SIZE_BYTES: Final = 1 << 18
-# Writes that are compared with zeros one by one, and not only once they fill a piece.
+# Sizes of writes that are compared with zeros one by one, before they fill a piece.
 _LEAST_COMPARED_BYTES: Final = 1 << 12
 _MOST_COMPARED_BYTES: Final = 1 << 16
-# Buffers of builds that have ended. Memory that a process has for the first time costs more
-# than what is done with it here.
+# Buffers of earlier builds: the first use of fresh memory costs more than all else done with it.
 _SPARE_PIECES: Final[deque[io.BytesIO]] = deque(maxlen=4)
 
 
 class Seal(NamedTuple):
-    """What a header says of its archive.
+    """The facts about an archive in its header.
 
     Attributes:
-        body_bytes: size of all after the header.
+        body_bytes: size of everything after the header.
         tar_bytes: size of the tarball.
         digest: xxh3-128 of the body.
     """
@@ -70,20 +67,20 @@ class Seal(NamedTuple):
 
 
 def pack_header(seal: Seal, key: bytes, lsn: int) -> bytes:
-    """The header of a finished archive, bound to its timeline and LSN."""
+    """Make the header of a finished archive, bound to its timeline and LSN."""
     head = _HEAD + _SEAL.pack(SEAL_VERSION, *seal)
     return head + _check(head, key, lsn)
 
 
 def parse_header(header: bytes, key: bytes, lsn: int) -> Seal | None:
-    """The seal in the first `HEADER_SIZE_BYTES` of a file.
+    """Read the seal in the first `HEADER_SIZE_BYTES` of a file.
 
     Returns:
         None for a gzip header without extra field, as Neon writes it.
 
     Raises:
-        ArchiveError: no gzip header, or one with a seal that is broken, unknown
-            or made for another timeline or LSN.
+        ArchiveError: there is no gzip header; or the seal is broken, of an unknown version, or
+            of another timeline or LSN.
     """
     if header[:2] != _MAGIC or len(header) <= _FLG_OFFSET:
         raise ArchiveError("the file does not begin with a gzip header")
@@ -105,36 +102,36 @@ def _check(head: bytes, key: bytes, lsn: int) -> bytes:
 
 
 def read_seal(fd: int, key: bytes, lsn: int) -> Seal | None:
-    """The seal of an open archive; the file's offset is neither used nor moved.
+    """Read the seal of an open archive, without use of the file's offset.
 
     Returns:
         None for an archive without seal.
 
     Raises:
         ArchiveError: as `parse_header`.
-        OSError: the file cannot be read, which proves nothing.
+        OSError: the file cannot be read; it may be good.
     """
     header = b""
-    while len(header) < HEADER_SIZE_BYTES:
+    while len(header) < HEADER_SIZE_BYTES:  # a read may return less than it was asked for
         part = os.pread(fd, HEADER_SIZE_BYTES - len(header), len(header))
         if not part:
-            break  # the file is shorter; a read that was cut short proves nothing
+            break
         header += part
     return parse_header(header, key, lsn)
 
 
 def check_sealed(fd: int, size_bytes: int, seal: Seal, *, with_digest: bool) -> None:
-    """Check an open archive of `size_bytes` against its seal.
+    """Check an open archive against its seal, without use of the file's offset.
 
     Args:
-        fd: the open file; its offset is neither used nor moved.
+        fd: the open file.
         size_bytes: its size.
-        seal: what its header says.
-        with_digest: whether the body is read and compared too.
+        seal: the seal in its header.
+        with_digest: whether to read the body and compare its digest.
 
     Raises:
-        ArchiveError: the bytes are bad.
-        OSError: they cannot be read, which proves nothing.
+        ArchiveError: the archive is bad.
+        OSError: it cannot be read; it may be good.
     """
     sealed_bytes = HEADER_SIZE_BYTES + seal.body_bytes
     if sealed_bytes != size_bytes:
@@ -148,11 +145,11 @@ def check_sealed(fd: int, size_bytes: int, seal: Seal, *, with_digest: bool) -> 
 
 
 def check_plain(fd: int, size_bytes: int) -> None:
-    """Decompress an open file once: one whole gzip member, and nothing behind it.
+    """Check that an open file is one complete gzip member, by decompressing it.
 
     Raises:
-        ArchiveError: the bytes are bad.
-        OSError: they cannot be read, which proves nothing.
+        ArchiveError: it is not, or there are bytes behind the member.
+        OSError: it cannot be read; it may be good.
     """
     stream = isal_zlib.decompressobj(_GZIP)
     read_bytes = 0
@@ -181,29 +178,27 @@ def _pieces(fd: int, offset: int, piece_size_bytes: int) -> Iterator[bytes]:
 class ArchiveWriter(io.BufferedIOBase):
     """The writer that a host's `send_basebackup_tarball` is given.
 
-    Gathers small writes and passes big ones through uncopied, so that the compressor always
-    gets whole pieces. Of zeros at the start of a piece only the number is kept. What it is
-    given is copied or compressed before `write` returns. `flush` and `close` of the host are
-    ignored: only `finish` or `abort` end the archive. Writes of several threads go one by one;
-    the rest belongs to one thread, but for `cancel`.
+    It gathers small writes, and passes big ones through without a copy, so the compressor gets
+    whole pieces. Of zeros at the start of a piece it keeps only the number. It has copied or
+    compressed the data when `write` returns. The host's `flush` and `close` are ignored. Writes
+    of several threads take turns. Any thread may call `cancel`; the rest is for one thread.
 
     Args:
-        emit: takes the bytes of the file in order, header first; may raise to end
-            the build.
+        emit: takes the bytes of the file in order, header first. An error ends the build.
         level: ISA-L level, 0 to 3.
-        check_head: called once, with the first `HEAD_SIZE_BYTES` bytes, or all where they are
-            fewer, before any of them is compressed; what it raises ends the archive.
+        check_head: called once with the first `BLOCK_SIZE_BYTES` of the tarball, or all of it
+            if that is shorter, before anything is compressed. An error ends the build.
 
     Attributes:
-        failure: what a write, or the end, has raised. The build has failed then, even where the
-            host swallows the error and returns.
+        failure: the error of a write or of `finish`. The build has failed then, even if the
+            host ignores the error.
     """
 
     def __init__(
         self,
         emit: Callable[[bytes], None],
         level: int,
-        check_head: Callable[[bytes], None] | None = None,
+        check_head: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         super().__init__()
         self.failure: BaseException | None = None
@@ -212,18 +207,17 @@ class ArchiveWriter(io.BufferedIOBase):
         self._deflate = Deflate(self._put, level)
         self._hasher = xxh3_128()
         self._body_bytes = 0
-        self._has_ended = False
-        # Held while output is written, too: it is wanted by one build only.
+        # Held during output, too, since only the threads of one build take it.
         self._one_at_a_time = threading.Lock()  # guards all that follows
-        self._piece = _spare_piece()  # what is held, unless that is zeros
-        self._held_bytes = 0  # less than a piece
+        self._has_ended = False
+        self._piece = _spare_piece()
+        self._held_bytes = 0  # less than a piece; in _piece, unless they are zeros
         self._holds_zeros = True
-        self._head = None if check_head is None else bytearray()  # None once it is checked
-        self._like_last = bytearray()  # zeros, as many as were compared last
+        self._like_last = bytearray()  # as many zeros as the last write that was compared
         emit(_HEAD + _NOT_PATCHED)
 
     def writable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def write(self, data: Buffer, /) -> int:
@@ -234,8 +228,8 @@ class ArchiveWriter(io.BufferedIOBase):
             if self.failure is not None:
                 raise self.failure
             try:
-                # Most writes of many a basebackup are zeros, and as long as the last. They are
-                # told here, without a call; == would also take an object that claims to be equal.
+                # In many basebackups most writes are zeros, as long as the last write. These
+                # need no further call. `==` would accept any object that claims to be equal.
                 like = self._like_last
                 if self._holds_zeros and like.__eq__(data) is True:
                     held_bytes = self._held_bytes + len(like)
@@ -248,48 +242,47 @@ class ArchiveWriter(io.BufferedIOBase):
                 raise
 
     def flush(self) -> None:
-        """Do nothing: bytes go on when a piece is full or the archive is finished."""
+        """Do nothing: a piece is written when it is full or the archive ends."""
 
     def close(self) -> None:
-        """Do nothing: a host cannot end an archive early."""
+        """Do nothing: a host cannot end an archive."""
 
     def cancel(self, failure: BaseException) -> None:
         """Make every further write raise `failure`; callable from any thread."""
         self.failure = failure
 
     def finish(self) -> Seal:
-        """Write what is left and end the gzip member; writes raise ValueError then.
+        """Write the rest and end the gzip member. Later writes raise ValueError.
 
         Returns:
-            The seal, for `pack_header` to patch in at offset 0.
+            The seal, for `pack_header`.
 
         Raises:
             ArchiveError: nothing was written.
-            BaseException: whatever an earlier write or this one has raised.
+            ValueError: the archive has ended before.
+            BaseException: an earlier write, or this one, has raised it.
         """
-        with self._one_at_a_time:  # after a write that is under way
+        with self._one_at_a_time:
             had_ended, self._has_ended = self._has_ended, True
-        if self.failure is not None:
-            raise self.failure
-        try:
-            if had_ended:
-                raise ValueError("the archive has ended")  # noqa: TRY301 - kept like a failure of now
-            return self._end()
-        except BaseException as error:
-            self.failure = error
-            raise
+            if self.failure is not None:
+                raise self.failure
+            try:
+                if had_ended:
+                    raise ValueError("the archive has ended")  # noqa: TRY301 - it fails the build
+                return self._end()
+            except BaseException as error:
+                self.failure = error
+                raise
 
     def abort(self) -> None:
         """Give up the archive: later writes raise ValueError. Harmless when finished.
 
-        Returns when no write is under way: what that emits belongs to a build still.
+        It waits for a write under way, because the bytes of that write belong to the build.
         """
         with self._one_at_a_time:
             self._has_ended = True
 
     def _take(self, data: Buffer) -> int:
-        if self._head is not None:
-            self._look_at_head(data)
         if type(data) is bytes:
             size_bytes = len(data)
         else:
@@ -301,20 +294,8 @@ class ArchiveWriter(io.BufferedIOBase):
                 self._take_across(view)
         return size_bytes
 
-    def _look_at_head(self, data: Buffer) -> None:
-        assert self._head is not None
-        with _view_of(data) as view:
-            self._head += view[: HEAD_SIZE_BYTES - len(self._head)]
-        if len(self._head) == HEAD_SIZE_BYTES:
-            self._end_head()
-
-    def _end_head(self) -> None:
-        if self._head and self._check_head is not None:
-            self._check_head(bytes(self._head))
-        self._head = None
-
     def _hold(self, data: Buffer, size_bytes: int) -> None:
-        """Keep what does not fill the piece."""
+        """Keep data that does not fill the piece."""
         if self._holds_zeros and not self._are_zeros(data, size_bytes):
             self._holds_zeros = False
             self._piece.seek(0)
@@ -324,7 +305,7 @@ class ArchiveWriter(io.BufferedIOBase):
         self._held_bytes += size_bytes
 
     def _are_zeros(self, data: Buffer, size_bytes: int) -> bool:
-        """Whether they are; what is not worth the question is none."""
+        """Whether the data is zeros; False if its size makes the comparison not worth it."""
         if len(self._like_last) != size_bytes:
             if not _LEAST_COMPARED_BYTES <= size_bytes <= _MOST_COMPARED_BYTES:
                 return False
@@ -332,31 +313,35 @@ class ArchiveWriter(io.BufferedIOBase):
         return self._like_last == data
 
     def _take_across(self, view: memoryview) -> None:
-        """Fill the piece that is held, go on with those that need no copy, and hold the rest."""
+        """Fill the piece with the data, add the whole pieces that follow, and hold the rest."""
         start = 0
         if self._held_bytes:
             start = PIECE_SIZE_BYTES - self._held_bytes
             self._hold(view[:start], start)
             self._add_held()
         while len(view) - start >= PIECE_SIZE_BYTES:
-            self._deflate.add(view[start : start + PIECE_SIZE_BYTES])
+            self._add(view[start : start + PIECE_SIZE_BYTES])
             start += PIECE_SIZE_BYTES
         if start < len(view):
             self._hold(view[start:], len(view) - start)
 
     def _add_held(self) -> None:
-        if self._holds_zeros and self._held_bytes == PIECE_SIZE_BYTES:
-            self._deflate.add_zeros()
-        elif self._holds_zeros:
-            self._deflate.add(ZEROS[: self._held_bytes])
-        else:
+        if not self._holds_zeros:
             with self._piece.getbuffer() as buffer, buffer[: self._held_bytes] as piece:
-                self._deflate.add(piece)
+                self._add(piece)
+        elif self._held_bytes == PIECE_SIZE_BYTES and self._deflate.size_bytes:
+            self._deflate.add_zeros()  # without a comparison
+        else:
+            self._add(ZEROS[: self._held_bytes])
         self._held_bytes = 0
         self._holds_zeros = True
 
+    def _add(self, piece: Buffer) -> None:
+        if self._deflate.size_bytes == 0:
+            self._check_head(bytes(memoryview(piece)[:BLOCK_SIZE_BYTES]))
+        self._deflate.add(piece)
+
     def _end(self) -> Seal:
-        self._end_head()
         if self._held_bytes:
             self._add_held()
         deflate = self._deflate
@@ -375,7 +360,7 @@ class ArchiveWriter(io.BufferedIOBase):
 
 
 def _view_of(data: Buffer) -> memoryview:
-    """The bytes of a buffer, copied only where its items are none that Python has."""
+    """The bytes of a buffer; copied only if its items have a format that Python lacks."""
     view = memoryview(data)
     return view.cast("B") if len(view.format) == 1 else memoryview(view.tobytes())
 

@@ -1,7 +1,7 @@
-"""The first block of a tarball: what is no tar is told by it, before the rest is written.
+"""Check the first block of a tarball, so that a body of another kind is refused early.
 
-Pure functions, hence thread-safe. The layout is that of POSIX.1-1988 (ustar), which all
-later formats keep: the checksum stands at offset 148, as octal digits.
+Pure functions, so thread-safe. The layout is that of POSIX.1-1988 (ustar), which all later
+formats keep: the checksum is at offset 148, in octal digits.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ _MAGICS: Final = (
 
 
 def check_tar_head(block: bytes) -> None:
-    """Check the first block of what a host has written.
+    """Check the first block that a host has written.
 
     Args:
-        block: its first `BLOCK_SIZE_BYTES` bytes, or all of them where they are fewer.
+        block: its first `BLOCK_SIZE_BYTES` bytes, or all of them if there are fewer.
 
     Raises:
-        ArchiveError: it begins no tar, or a tar without members; says what it looks like.
+        ArchiveError: it is not the beginning of a tar, or the tar has no members. The text
+            says what it looks like.
     """
     if len(block) == BLOCK_SIZE_BYTES and _has_checksum(block):
         return
     if not block.strip(b"\0"):
         raise ArchiveError(
-            "the host wrote an empty basebackup: zeros where the first member of a tar would be"
+            "the host wrote an empty basebackup: zeros instead of the first member of a tar"
         )
     raise ArchiveError(f"the host wrote no tar, but {_looks_like(block)}\n{_HINT}")
 
@@ -51,7 +52,7 @@ def _has_checksum(block: bytes) -> bool:
         return False
     summed = block[: _CHECKSUM.start] + b" " * 8 + block[_CHECKSUM.stop :]
     unsigned = sum(summed)
-    signed = unsigned - 256 * sum(each >> 7 for each in summed)  # as some old programs have it
+    signed = unsigned - 256 * sum(each >> 7 for each in summed)  # as some old programs write it
     return stated in {unsigned, signed}
 
 

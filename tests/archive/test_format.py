@@ -692,24 +692,6 @@ def test_write_after_a_finish_that_found_a_failure_raises_value_error() -> None:
         made.writer.write(TAR)
 
 
-def test_a_write_amid_the_end_is_refused() -> None:
-    """What comes while the trailer is on its way is not swallowed."""
-    refused: list[str] = []
-
-    def emit(_: bytes) -> None:
-        if made_already:
-            with pytest.raises(ValueError, match="ended") as caught:
-                made_already[0].writer.write(b"late")
-            refused.append(str(caught.value))
-
-    made_already: list[Made] = []
-    made = Made(emit=emit)
-    made.writer.write(TAR)
-    made_already.append(made)
-    made.writer.finish()
-    assert refused
-
-
 def test_an_archive_is_not_ended_twice() -> None:
     """A second end raises, as one after an abort does, and emits nothing."""
     made = Made()
@@ -931,6 +913,38 @@ def test_cancelled_before_the_first_write() -> None:
     with pytest.raises(ClosingError):
         made.writer.finish()
     assert len(made.emitted) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 100, 512, 4096, PIECE_SIZE_BYTES, len(RANDOM)])
+@pytest.mark.parametrize("tar", [RANDOM, bytes(3 << 20)], ids=["random", "zeros"])
+def test_the_head_is_checked_once_and_before_anything_is_compressed(tar: bytes, cut: int) -> None:
+    """The check sees the first block; what it raises fails the build, with no body emitted."""
+    tar, heads = tar[: 2000 * cut], []
+
+    def refuse(head: bytes) -> None:
+        heads.append(head)
+        raise ArchiveError("no tar")
+
+    emitted: list[bytes] = []
+    for check in (heads.append, refuse):
+        emitted.clear()
+        writer = ArchiveWriter(emitted.append, 2, check)
+        with contextlib.suppress(ArchiveError):
+            writer.writelines(tar[start : start + cut] for start in range(0, len(tar), cut))
+        with pytest.raises(ArchiveError) if check is refuse else contextlib.nullcontext():
+            writer.finish()
+    assert heads == [tar[:512]] * 2
+    assert len(emitted) == 1
+
+
+def test_the_head_of_a_short_tarball_is_all_of_it() -> None:
+    """It is checked at the end."""
+    heads: list[bytes] = []
+    writer = ArchiveWriter(lambda _: None, 2, heads.append)
+    writer.write(b"short")
+    assert heads == []
+    writer.finish()
+    assert heads == [b"short"]
 
 
 @pytest.fixture
