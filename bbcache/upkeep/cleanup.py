@@ -1,7 +1,7 @@
 """One clean-up step: remove the entries that their timelines have outgrown.
 
-Unknown is not gone: wherever the host cannot say, the entries stay, so that a
-restart, with its tenants still attaching, never throws the cache away.
+Unknown is not gone: an entry stays if the host cannot say whether it is wanted. So a restart,
+while tenants still attach, never empties the cache.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bbcache.storage.files import hint_for
 from bbcache.storage.index import LSN_SHIFT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from bbcache.host import Tenant, TenantManager
     from bbcache.ids import TenantId
@@ -32,15 +32,15 @@ log = logging.getLogger(__name__)
 
 
 class Cleaner:
-    """Runs clean-up steps. Thread-safe: two steps at once do no harm.
+    """Runs clean-up steps. Thread-safe: two steps may run at once.
 
     Args:
-        tenants: the host, asked without any lock.
+        tenants: the host, called without any lock.
         index: the entries.
         catalog: removes them.
         metrics: counts failures.
-        work_counter: knows of a step under way.
-        way: who reads goes before a step.
+        work_counter: counts a step under way.
+        pacer: pauses a step for reads.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Cleaner:
         self._generation = lifecycle.generation()
 
     def step(self) -> None:
-        """Remove what is outgrown, then see to pending unlinks, foreign files and quarantine.
+        """Remove outgrown entries, then let the catalog do its upkeep.
 
-        Failures of the host and the disk are counted and logged; only a Ctrl-C in the
-        main thread passes through.
+        Failures of the host and the disk are counted and logged. Only a Ctrl-C in the main
+        thread is raised.
         """
         with self._work_counter.under_way():
             self._step()
@@ -75,11 +75,10 @@ class Cleaner:
             return
         if self._catalog.read_only_reason is not None:
             return
-        # Before the host is asked: an entry born meanwhile is not judged.
-        entries = self._index.by_key()
+        entries = self._index.by_key()  # before the host is asked: later entries are not judged
         entry_count = len(entries)
         with lifecycle.callback():
-            outgrown = self._outgrown(entries)
+            outgrown = self._outgrown(entries) if entries else []
         removed_count = sum(map(self._catalog.discard, outgrown))
         if removed_count:
             log.info("clean-up removed %d of %d basebackups", removed_count, entry_count)
@@ -91,66 +90,46 @@ class Cleaner:
             what()
         except OSError as error:
             self._metrics.cleanup_errors.inc()
-            log.error("clean-up cannot %s: %s%s", doing, error, hint_for(error))  # noqa: TRY400 - no news in the traceback
+            log.error("clean-up cannot %s: %s%s", doing, error, hint_for(error))  # noqa: TRY400 - the traceback says nothing more
             return False
         return True
 
-    def _keep(self, error: BaseException, what: str) -> None:
-        """The host has raised: unknown is not gone."""
-        is_ctrl_c = isinstance(error, KeyboardInterrupt) and _is_main_thread()
-        if is_ctrl_c or self._generation != lifecycle.generation():
-            raise error
-        if isinstance(error, BrokenError):  # which the host has reported
-            log.debug("clean-up keeps %s: %s", what, error)
-            return
-        self._metrics.cleanup_errors.inc()
-        log.error("clean-up keeps %s: the host raised %s", what, safe_str(error), exc_info=error)
-
     def _outgrown(self, entries: dict[bytes, Entry]) -> list[Entry]:
-        """The entries that every attached shard zero of their tenants has outgrown.
+        """The entries that no attached shard zero of their tenants wants.
 
         Args:
-            entries: all of them, by their timelines' keys; what is wanted is taken out.
+            entries: all of them, by key; the wanted ones are removed from it.
         """
-        tenants = self._ask_tenants() if entries else None
-        if tenants is None:
-            return []
-        unknown = {
-            bytes(tenant_id)  # a TenantId never equals the first half of a key
-            for tenant_id, tenant in self._pacer.paced(tenants)
-            if not self._take_wanted(tenant_id, tenant, entries)
-        }
-        # Left are those of timelines that have gone on or are gone, and of tenants that
-        # are gone or unknown.
-        left = self._pacer.paced(entries.values())
-        return [entry for entry in left if entry.key[:ID_SIZE_BYTES] not in unknown]
-
-    def _ask_tenants(self) -> Iterable[tuple[TenantId, Tenant]] | None:
-        """The attached shards zero; None where the host cannot say."""
         ids: list[TenantId] = []
         tenants: list[Tenant] = []
         try:
-            # Two lists: tens of thousands of new pairs would set the garbage collector off.
+            # Two lists, since tens of thousands of new pairs would start the garbage collector.
             for shard_id, tenant in self._pacer.paced(attached_shards_zero(self._tenants)):
                 ids.append(shard_id.tenant_id)
                 tenants.append(tenant)
         except NotReadyError:
             log.debug("clean-up keeps everything: the tenants are not known yet")
+            return []
         except BaseException as error:  # noqa: BLE001 - a host may raise anything
             self._keep(error, "everything")
-        else:
-            return zip(ids, tenants, strict=True)
-        return None
+            return []
+        unknown = {
+            bytes(tenant_id)  # a TenantId never equals the first half of a key
+            for tenant_id, tenant in self._pacer.paced(zip(ids, tenants, strict=True))
+            if not self._take_wanted(tenant_id, tenant, entries)
+        }
+        left = self._pacer.paced(entries.values())
+        return [entry for entry in left if entry.key[:ID_SIZE_BYTES] not in unknown]
 
     def _take_wanted(
         self, tenant_id: TenantId, tenant: Tenant, entries: dict[bytes, Entry]
     ) -> bool:
-        """Take the entries out that one shard zero still wants.
+        """Remove from `entries` those that one shard zero still wants.
 
-        Hundreds of thousands come by here: nothing is called but the host and the clock.
+        The loop may run hundreds of thousands of times, so it calls only the host and the clock.
 
         Returns:
-            False where the shard cannot say, so that all entries of its tenant stay.
+            False if the shard cannot say, so all entries of its tenant must stay.
         """
         pacer, clock, take = self._pacer, self._pacer.clock, entries.pop  # as `paced`, but faster
         try:
@@ -167,12 +146,20 @@ class Cleaner:
                             entries[key] = entry
                     except BaseException as error:  # noqa: BLE001 - a host may raise anything
                         self._keep(error, str(entry))
-            # A tenant that has stopped meanwhile may have listed too few.
+            # The list may be short if the tenant has stopped meanwhile.
             return tenant.current_state() is TenantState.ACTIVE
         except BaseException as error:  # noqa: BLE001 - a host may raise anything
             self._keep(error, f"the entries of tenant {tenant_id}")
             return False
 
-
-def _is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+    def _keep(self, error: BaseException, what: str) -> None:
+        """Count and log what the host has raised; raise a Ctrl-C, and all in a forked child."""
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        is_ctrl_c = isinstance(error, KeyboardInterrupt) and is_main_thread
+        if is_ctrl_c or self._generation != lifecycle.generation():
+            raise error
+        if isinstance(error, BrokenError):  # the host has reported it
+            log.debug("clean-up keeps %s: %s", what, error)
+            return
+        self._metrics.cleanup_errors.inc()
+        log.error("clean-up keeps %s: the host raised %s", what, safe_str(error), exc_info=error)

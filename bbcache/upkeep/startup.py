@@ -1,9 +1,8 @@
-"""Loading of a cache's directory at the start, with retries."""
+"""Load a cache's directory at the start, with retries."""
 
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import ClosingError
@@ -27,38 +26,35 @@ def load(
     is_stopped_in: Callable[[float], bool],
     on_failure: Callable[[], None],
 ) -> LoadReport | None:
-    """Load the directory; where that fails, try again with growing pauses.
+    """Load the directory; after a failure try again, with growing pauses.
 
-    A directory that cannot be listed is not an empty cache. For one thread.
+    A directory that cannot be listed is not an empty cache.
 
     Args:
-        catalog: what is loaded.
+        catalog: loads it.
         data_dir: the directory, for log lines.
-        is_stopped_in: waits that many seconds; True as soon as the cache closes.
+        is_stopped_in: waits a number of seconds; returns True as soon as the cache closes.
         on_failure: called after each failure, before the pause.
 
     Returns:
-        What was found; None where the cache has closed before.
+        What was found; None if the cache was closed before.
     """
     pause_s = 0.0
     while not is_stopped_in(pause_s):
         pause_s = min(max(_FIRST_PAUSE_S, 2 * pause_s), _LONGEST_PAUSE_S)
-        with suppress(BaseException):  # the thread has to go on
-            try:
-                report = catalog.load()
-            except ClosingError:
-                return None
-            except Exception as error:
-                on_failure()
-                hint = hint_for(error)
-                log.exception("cannot load %s, trying again in %.2f s%s", data_dir, pause_s, hint)
-            else:
-                return report
+        try:
+            return catalog.load()
+        except ClosingError:
+            break
+        except Exception as error:
+            on_failure()
+            hint = hint_for(error)
+            log.exception("cannot load %s, trying again in %.2f s%s", data_dir, pause_s, hint)
     return None
 
 
 def announce(report: LoadReport, data_dir: str) -> None:
-    """Log what a start has found in the directory `data_dir`."""
+    """Log what a start has found in the directory."""
     log.info(
         "%d basebackups loaded from %s, %d superseded ones removed",
         report.entry_count,
