@@ -51,7 +51,10 @@ _SIDES: Final = (
     *((0, 8, "center", "bottom"), (0, -8, "center", "top")),
     *((6, 8, "left", "bottom"), (6, -8, "left", "top")),
     *((-6, 8, "right", "bottom"), (-6, -8, "right", "top")),
+    *((0, side * far, "center", "center") for far in (20, 31, 42, 53) for side in (1, -1)),
 )
+_ABOVE_BELOW: Final = [(0, each, "center", "center") for each in (-10, 10, -21)]
+_LEADER_PT: Final = 15  # a label that is farther away has a line to its point
 
 
 def style() -> str:
@@ -86,13 +89,14 @@ def codec_chart(codecs: Sequence[Record], title: str) -> str:
     _ratio_axis(axes, "x", x, "time, in times of ISA-L 2")
     _ratio_axis(axes, "y", y, "size, in times of ISA-L 2")
     names = [each["codec"] + " (default)" * (each is default) for each in codecs]
-    _label(axes, list(zip(x, y, names, colors, strict=True)))
+    points = zip(x, y, names, colors, strict=True)
+    _label(axes, sorted(points, key=lambda point: "default" not in point[2]))
     return _svg(figure, f"{title}: time and size of each codec; the table has the figures")
 
 
 def latency_chart(latencies: Sequence[Record], title: str) -> str:
     """Draw the quantiles of each contender as points on one row."""
-    figure, axes = _axes(1.3 + 0.55 * len(latencies), title, "left is better")
+    figure, axes = _axes(1.2 + 0.7 * len(latencies), title, "left is better")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_seconds(value)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -102,9 +106,9 @@ def latency_chart(latencies: Sequence[Record], title: str) -> str:
     for row, record in enumerate(reversed(latencies)):
         seconds = [record["seconds"][name] for name in SHOWN]
         axes.scatter(seconds, [row] * len(seconds), s=26, color=_SERIES[0], zorder=3)
-        axes.text(0, row + 0.3, record["name"], transform=axes.get_yaxis_transform(), size=9)
+        axes.text(0, row + 0.36, record["name"], transform=axes.get_yaxis_transform(), size=9)
         points += [(each, row, name, _SOFT) for each, name in zip(seconds, SHOWN, strict=True)]
-    _label(axes, points, sides=[(0, -6, "center", "top"), (0, 6, "center", "bottom")])
+    _label(axes, points, sides=_ABOVE_BELOW)
     return _svg(figure, f"{title}: quantiles of the latencies of each contender")
 
 
@@ -130,6 +134,7 @@ def bars_chart(bars: Sequence[Record]) -> str:
     """Draw every round of every bar as a share of the bar, and the median."""
     title = "Each ratio as a share of its bar"
     figure, axes = _axes(1.3 + 0.22 * len(bars), title, "left of the line, the bar is met")
+    drawn = [1.0]
     for row, bar in enumerate(reversed(bars)):
         cost = bar["sense"] == Sense.AT_MOST
         shares = [each / bar["limit"] if cost else bar["limit"] / each for each in bar["values"]]
@@ -137,10 +142,11 @@ def bars_chart(bars: Sequence[Record]) -> str:
         color = _GOOD if share <= 1 else _BAD
         axes.scatter(shares, [row] * len(shares), s=10, color=color, alpha=0.4, linewidths=0)
         axes.scatter([share], [row], s=60, color=color, marker="|", linewidths=2)
+        drawn += shares
     axes.axvline(1, color=_INK, linewidth=1)
     axes.set_yticks(range(len(bars)), [bar["name"] for bar in reversed(bars)])
     axes.set_ylim(-0.7, len(bars) - 0.3)
-    _ratio_axis(axes, "x", [1, *axes.get_xlim()], "")
+    _ratio_axis(axes, "x", drawn, "")
     return _svg(figure, f"{title}; the table has the figures")
 
 
@@ -199,10 +205,14 @@ def _label(
             text = axes.annotate(
                 name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, size=8,
                 color=color, weight="bold" if "default" in name else "normal",
+                arrowprops={"arrowstyle": "-", "color": _RULE} if abs(dy) > _LEADER_PT else None,
             )  # fmt: skip
-            box = text.get_window_extent(renderer)
+            text.update_positions(renderer)
+            box = mpl.text.Text.get_window_extent(text, renderer)  # without its leader
             covered = sum(box.overlaps(other) for other in taken)
-            covered += not axes.bbox.padded(6).containsx(box.x1)
+            covered += not (
+                axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
+            )
             if best is None or covered < best[0]:
                 if best is not None:
                     best[1].remove()
@@ -210,7 +220,7 @@ def _label(
             else:
                 text.remove()
         assert best is not None
-        taken.append(best[2])
+        taken.append(best[2].padded(2))
 
 
 def _svg(figure: Figure, description: str) -> str:

@@ -42,9 +42,10 @@ _NGINX_FIRST: Final = "nginx, request to first byte of a lean archive"
 _IDLE_COUNT: Final = 2_000
 _SLOW_COUNT: Final = 200
 _MOST_CONNECTIONS: Final = 3_000
-_ALONE: Final = "page service, p99 of a good client alone"
-_BESIDE_IDLE: Final = f"the same beside {_IDLE_COUNT:,} idle connections"
-_BESIDE_SLOW: Final = f"the same beside those and {_SLOW_COUNT} that send a byte a second"
+_GOOD: Final = "page service, p99 of a good client"
+_ALONE: Final = f"{_GOOD} alone"
+_BESIDE_IDLE: Final = f"{_GOOD} beside {_IDLE_COUNT:,} idle connections"
+_BESIDE_SLOW: Final = f"{_BESIDE_IDLE} and {_SLOW_COUNT} that send a byte a second"
 
 
 class Archives(NamedTuple):
