@@ -1,6 +1,6 @@
-"""A run as one HTML page, and as the pictures of the docs.
+"""A run as one HTML page, and as the figures and pictures of the docs.
 
-``python -m benchmarks.report FILE --html PAGE --images DIR`` draws those of a run that
+``python -m benchmarks.report FILE --html PAGE --docs docs`` writes those of a run that
 was measured before, from its ``--results FILE``.
 """
 
@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Final
 import jinja2
 
 from benchmarks import charts
-from benchmarks.bars import Outcome
+from benchmarks.bars import Outcome, Verdict
 from benchmarks.results import read_results
 from benchmarks.table import summary
 from benchmarks.units import format_bytes, format_figure, format_seconds, format_spread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from benchmarks.results import Record
 
 _TEMPLATE: Final = "report.html"
+_END: Final = "<!-- end of figures -->"
 _INPUTS: Final = {
     "full": "a whole data directory with pgbench's tables",
     "lean": "what a serverless pageserver sends: one WAL segment, nearly all zeros",
@@ -45,11 +46,7 @@ def render(records: Sequence[Record]) -> str:
         "spread": format_spread,
         "bytes": format_bytes,
     }
-    fields = {"kind"}
-    outcomes = [
-        Outcome(**{name: value for name, value in each.items() if name not in fields})
-        for each in _of("bar", records)
-    ]
+    outcomes = outcomes_of(records)
     codecs = codecs_of(records)
     return environment.get_template(_TEMPLATE).render(
         run=next(iter(_of("run", records))),
@@ -68,6 +65,14 @@ def render(records: Sequence[Record]) -> str:
 
 def _of(kind: str, records: Sequence[Record]) -> list[Record]:
     return [each for each in records if each["kind"] == kind]
+
+
+def outcomes_of(records: Sequence[Record]) -> list[Outcome]:
+    """Return the bars of a run."""
+    return [
+        Outcome(**{name: value for name, value in each.items() if name != "kind"})
+        for each in _of("bar", records)
+    ]
 
 
 def codecs_of(records: Sequence[Record]) -> dict[str, dict[str, Record]]:
@@ -101,19 +106,47 @@ def draw(records: Sequence[Record]) -> Mapping[str, str]:
     return made
 
 
+def figures(records: Sequence[Record]) -> Iterator[str]:
+    """Yield the lines of Markdown that say what a run has measured."""
+    run, outcomes = next(iter(_of("run", records))), outcomes_of(records)
+    names = ("CPU", "file system", "system", "Python", "load at the start")
+    machine = ", ".join(f"{name} {run['machine'][name]}" for name in names)
+    yield f"One run of bbcache {run['versions']['bbcache']} with {run['counts']} counts:"
+    yield f"{machine}. {summary(outcomes)}."
+    yield "\n| bar | figure | spread | wanted | |\n| --- | --- | --- | --- | --- |"
+    for each in outcomes:
+        figure = "" if each.value is None else format_figure(each.value, each.unit)
+        spread = "" if each.value is None else format_spread(each.spread)
+        verdict = "met" if each.verdict == Verdict.PASS else f"**{each.verdict}**"
+        yield f"| `{each.name}` | {figure} | {spread} | {each.limit_text()} | {verdict} |"
+
+
+def write_docs(records: Sequence[Record], docs_dir: Path) -> None:
+    """Write the figures of performance.md, and the charts to which it refers."""
+    page = docs_dir / "performance.md"
+    text = page.read_text()
+    head, mark, rest = text.partition("-->\n")
+    tail = rest[rest.index(_END) :]
+    page.write_text("\n".join([head + mark.rstrip(), *figures(records), tail]))
+    for name, svg in draw(records).items():
+        if f"images/{name}.svg" in text:
+            (docs_dir / "images" / f"{name}.svg").write_text(charts.standalone(svg))
+
+
 def main() -> None:
-    """Draw a run that was measured before."""
+    """Write a run that was measured before."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, help="a file of `pytest benchmarks/ --results`")
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write the page")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="write each chart as SVG")
+    parser.add_argument(
+        "--docs", type=Path, metavar="DIR", help="write the figures and charts of performance.md"
+    )
     options = parser.parse_args()
     records = read_results(options.results)
     if options.html is not None:
         options.html.write_text(render(records))
-    if options.images is not None:
-        for name, svg in draw(records).items():
-            (options.images / f"{name}.svg").write_text(charts.standalone(svg))
+    if options.docs is not None:
+        write_docs(records, options.docs)
 
 
 if __name__ == "__main__":

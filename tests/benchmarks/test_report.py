@@ -11,6 +11,7 @@ import pytest
 from support.bench_helpers import make_records
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import ModuleType
 
 HOSTILE = "<script src='http://x.test/'>\"&amp;]]>--></title></style>é\u2028"
@@ -106,3 +107,18 @@ def test_a_part_of_a_run_has_a_page(report: ModuleType, kinds: set[str]) -> None
     records: list[dict[str, Any]] = [each for each in make_records() if each["kind"] in kinds]
     page = Reader(report.render(records))
     assert ("Which codec" in page.text) is ("codec" in kinds)
+
+
+def test_the_docs_get_the_figures_of_one_run(report: ModuleType, tmp_path: Path) -> None:
+    """The part between the marks is replaced, and the charts that the page names are written."""
+    page = tmp_path / "performance.md"
+    page.write_text("a\n<!-- figures -->\nold\n<!-- end of figures -->\n![b](images/growth.svg)\n")
+    (tmp_path / "images").mkdir()
+    for _ in range(2):
+        report.write_docs(make_records(), tmp_path)
+    text = page.read_text()
+    assert text.startswith("a\n<!-- figures -->\nOne run of bbcache 1.0 with tiny counts")
+    assert "| `prepare-a` | 1x | +-5% | at most 1.5x | met |" in text
+    assert text.endswith("<!-- end of figures -->\n![b](images/growth.svg)\n")
+    assert "old" not in text
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["growth.svg"]

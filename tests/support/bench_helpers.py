@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COST = Bar("prepare-a", "ours", "theirs", Sense.AT_MOST, 1.5)
 GAIN = Bar("prepare-b", "ours", "others", Sense.AT_LEAST, 2.0)
+MACHINE = ("CPU", "file system", "system", "Python", "load at the start")
 SIZE = Bar("memory-a", "ours", "", Sense.AT_MOST, 220.0, "bytes")
 
 
@@ -71,8 +72,8 @@ def make_records(text: str = "plain") -> list[dict[str, Any]]:
             "kind": "run",
             "started_at": "2026-01-02T03:04:05+00:00",
             "counts": "tiny",
-            "machine": {"CPU": text, "Python": "CPython"},
-            "versions": {text: "1.0"},
+            "machine": dict.fromkeys(MACHINE, text),
+            "versions": {text: "1.0", "bbcache": "1.0"},
         },
         *({"kind": "bar", **asdict(outcome)} for outcome in make_outcomes(text)),
         *(
