@@ -23,6 +23,7 @@ from bbcache.testing.postgres.places import Place
 _PREFIX: Final = "spare-"
 _EXPIRE_S: Final = 3600.0
 _ROOM_SHARE: Final = 0.1
+_MOST_IN_ALL: Final = 4
 _LOCK_NAME: Final = "spares.lock"
 
 
@@ -79,6 +80,7 @@ class Spares:
         lock = FileLock(self._place.directory / _LOCK_NAME, preserve_lock_file=True, mode=0o600)
         try:
             with lock.acquire(blocking=False):
+                self._make_room(identity)
                 for path in self._paths(identity):
                     has_room = size_bytes * self._most <= _ROOM_SHARE * self._place.free_bytes
                     if self._is_closing or not has_room:
@@ -87,6 +89,14 @@ class Spares:
                         self._make(path, restore)
         except (Timeout, OSError, BbcacheError):
             pass  # another process does it, or servers are restored without
+
+    def _make_room(self, identity: str) -> None:
+        """Remove the oldest spares of other snapshots: each change of a schema is another one."""
+        own = self._paths(identity)
+        others = [path for path in spare_directories(self._place) if path not in own]
+        others.sort(key=lambda path: path.stat().st_ctime)
+        for path in others[: max(0, len(others) + self._most - _MOST_IN_ALL)]:
+            _remove(path)
 
     def _make(self, path: Path, restore: Callable[[Path], object]) -> None:
         temporary = self._make_temporary()
@@ -113,8 +123,13 @@ def remove_spares(place: Place, older_than_s: float = _EXPIRE_S) -> int:
     for path in spare_directories(place):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_ctime >= older_than_s:
-                doomed = path.with_name(f"dead-{os.urandom(6).hex()}")
-                path.rename(doomed)
-                remove_tree(doomed)
+                _remove(path)
                 count += 1
     return count
+
+
+def _remove(path: Path) -> None:
+    """Remove a spare, of which nobody sees a part."""
+    doomed = path.with_name(f"dead-{os.urandom(6).hex()}")
+    path.rename(doomed)
+    remove_tree(doomed)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -17,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-
-from bbcache.testing.postgres.places import run_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,8 +104,7 @@ class KilledRuns:
 def runs(own_dir: Path, options: PostgresOptions) -> Iterator[KilledRuns]:
     """Runs below a directory that only they use."""
     yield KilledRuns(own_dir, options)
-    if run_place(options, 0).is_memory:
-        assert len(list(own_dir.glob("bbcache-testing-*/spare-*"))) <= 2, "spares pile up"
+    assert len(list(own_dir.glob("bbcache-testing-*/spare-*"))) <= 4, "spares pile up"
 
 
 def test_killed_runs_leave_nothing(runs: KilledRuns) -> None:
@@ -120,21 +116,25 @@ def test_killed_runs_leave_nothing(runs: KilledRuns) -> None:
         durations_s[is_cold] = time.monotonic() - started_s
         assert runs.leftovers() == []
     took_s = []
-    for number in range(_KILLS):
-        is_cold = number % 2 == 0
+    count = 0
+    while count < _KILLS:
+        is_cold = count % 2 == 0
         moment_s = random.uniform(0, durations_s[is_cold])
         run = runs.start(is_cold=is_cold)
         try:
             run.wait(moment_s)
+            continue  # it was faster
         except subprocess.TimeoutExpired:
-            run.send_signal(signal.SIGKILL)
+            run.kill()
         run.wait()
         killed_s = time.monotonic()
+        count += 1
+        had_left = bool(runs.leftovers())
         while left := runs.leftovers():
             assert time.monotonic() - killed_s < _LIMIT_S, f"killed after {moment_s:.2f} s: {left}"
             time.sleep(0.02)
-        took_s.append(time.monotonic() - killed_s)
+        took_s += [time.monotonic() - killed_s] * had_left
     print(  # noqa: T201 - the counts of a long run
-        f"{_KILLS} kills, all gone after {statistics.median(took_s):.2f} s in the median, "
-        f"{max(took_s):.2f} s at most"
+        f"{_KILLS} kills, {len(took_s)} of them with something to clean up; that was gone after "
+        f"{statistics.median(took_s or [0]):.2f} s (median), {max(took_s or [0]):.2f} s (at most)"
     )

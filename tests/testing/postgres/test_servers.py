@@ -25,6 +25,8 @@ from bbcache.testing.postgres.snapshots import EMPTY
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bbcache.postgres.server.cluster import StopMode
+
 pytestmark = pytest.mark.postgres
 
 _COUNT = "SELECT count(*) FROM account"
@@ -137,13 +139,14 @@ def test_psql(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_server_is_restarted(fresh: Server) -> None:
-    """At the same address and with its data, also after a crash; a pool goes on after it."""
+    """At the same address, with what was committed right before a crash; a pool goes on."""
     before, pid = fresh.url, fresh.pid
-    fresh.psql("INSERT INTO account (name) VALUES ('eve')")
-    for mode in ("fast", "immediate"):
+    modes: tuple[StopMode, ...] = ("immediate", "fast", "immediate")
+    for number, mode in enumerate(modes, 1):
+        fresh.psql("INSERT INTO account (name) VALUES ('eve')")
         fresh.restart(mode)
         assert fresh.url == before
-        assert fresh.psql(_COUNT) == "3"
+        assert fresh.psql(_COUNT) == str(2 + number)
         with fresh.database() as database:
             assert _names(database) == list(NAMES)
     assert fresh.pid != pid

@@ -84,6 +84,16 @@ def test_no_spares(place: Place) -> None:
         assert _spares(place) == []
 
 
+def test_spares_do_not_pile_up(place: Place) -> None:
+    """Those of other snapshots go, the oldest first: a schema that changes has many."""
+    spares = _make(place)
+    for identity in ("aa", "bb", "cc"):
+        spares.refill(identity, SIZE_BYTES, _restore)
+        wait_until(lambda last=f"spare-{identity}-1": last in _spares(place))  # type: ignore[misc]
+    spares.close()
+    assert _spares(place) == ["spare-bb-0", "spare-bb-1", "spare-cc-0", "spare-cc-1"]
+
+
 def test_spares_expire(place: Place) -> None:
     """What nobody has claimed goes; what is new stays."""
     spares = _make(place)
