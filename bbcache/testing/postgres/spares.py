@@ -70,11 +70,15 @@ class Spares:
         self._threads.append(thread)
         thread.start()
 
-    def close(self) -> None:
-        """Wait for the restore that is under way."""
-        self._is_closing = True
+    def wait(self) -> None:
+        """Wait until all that was begun is there."""
         for thread in self._threads:
             thread.join()
+
+    def close(self) -> None:
+        """Begin no more restores, and wait for the one that is under way."""
+        self._is_closing = True
+        self.wait()
 
     def _refill(self, identity: str, size_bytes: int, restore: Callable[[Path], object]) -> None:
         lock = FileLock(self._place.directory / _LOCK_NAME, preserve_lock_file=True, mode=0o600)
