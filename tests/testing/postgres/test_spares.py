@@ -46,8 +46,7 @@ def test_a_spare_goes_to_one(place: Place, own_dir: Path) -> None:
     """However many claim at once; each other one has to restore."""
     spares = _make(place)
     spares.refill("aa", SIZE_BYTES, _restore)
-    wait_until(lambda: len(_spares(place)) == 2)
-    spares.close()
+    spares.wait()
     claimed = []
 
     def claim(number: int) -> None:
@@ -68,7 +67,7 @@ def test_a_restore_that_fails_leaves_nothing(place: Place) -> None:
 
     spares = _make(place)
     spares.refill("aa", SIZE_BYTES, restore)
-    spares.close()
+    spares.wait()
     assert [path.name for path in place.directory.iterdir()] == ["spares.lock"]
 
 
@@ -80,7 +79,7 @@ def test_no_spares(place: Place) -> None:
         (_make(place), place.free_bytes // 15),
     ):
         spares.refill("aa", size_bytes, _restore)
-        spares.close()
+        spares.wait()
         assert _spares(place) == []
 
 
@@ -89,8 +88,7 @@ def test_spares_do_not_pile_up(place: Place) -> None:
     spares = _make(place)
     for identity in ("aa", "bb", "cc"):
         spares.refill(identity, SIZE_BYTES, _restore)
-        wait_until(lambda last=f"spare-{identity}-1": last in _spares(place))  # type: ignore[misc]
-    spares.close()
+        spares.wait()
     assert _spares(place) == ["spare-bb-0", "spare-bb-1", "spare-cc-0", "spare-cc-1"]
 
 
@@ -98,8 +96,7 @@ def test_spares_expire(place: Place) -> None:
     """What nobody has claimed goes; what is new stays."""
     spares = _make(place)
     spares.refill("aa", SIZE_BYTES, _restore)
-    wait_until(lambda: len(_spares(place)) == 2)
-    spares.close()
+    spares.wait()
     assert remove_spares(place) == 0
     assert remove_spares(place, older_than_s=0) == 2
     assert [path.name for path in place.directory.iterdir()] == ["spares.lock"]
