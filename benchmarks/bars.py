@@ -1,4 +1,4 @@
-"""A bar: what a case measures, what it is compared with, and the ratio that is wanted."""
+"""A bar: two contenders of a case, and the ratio that is wanted."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Outcome(Bar):
-    """A bar and what was measured for it.
+    """A bar and its figures.
 
     Attributes:
         group: the group of its case.
@@ -97,7 +97,7 @@ def case(group: str, *bars: Bar) -> pytest.MarkDecorator:
 
     Args:
         group: the name of its table.
-        bars: what its contenders are held against.
+        bars: the ratios of its contenders, each with its limit.
     """
     return pytest.mark.case(group, bars)
 

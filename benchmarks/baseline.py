@@ -36,7 +36,7 @@ class Baseline(NamedTuple):
 
 
 def read_baseline(text: str | None = None) -> dict[str, Baseline]:
-    """Return what was reached, by the names of bars.
+    """Return the baseline of each bar, by its name.
 
     Args:
         text: TOML with `slack`, a table `reached`, and a table `slacks` for bars that
@@ -63,8 +63,8 @@ def regression(outcome: Outcome, baseline: Mapping[str, Baseline]) -> str:
     """Return the complaint about a bar that got worse; empty where it did not.
 
     Args:
-        outcome: what was measured; a bar without a figure or without a baseline passes.
-        baseline: what was reached.
+        outcome: a measured bar; one without a figure or without a baseline passes.
+        baseline: the baseline of each bar.
     """
     reached = baseline.get(outcome.name)
     if reached is None or outcome.value is None:

@@ -115,13 +115,13 @@ class Exchange:
             self._socks.append(sock)
 
     def check(self, archives: Sequence[bytes]) -> None:
-        """Ask once over each connection, and look at every byte.
+        """Send one request over each connection, and check every byte of the answers.
 
         Args:
-            archives: what is to come.
+            archives: the expected archives.
 
         Raises:
-            ValueError: something else has come, or an answer of another length.
+            ValueError: an answer has other bytes, or another length than the others.
         """
         for number, sock in enumerate(self._socks):
             sock.sendall(self._requests[sock.fileno()])
@@ -135,7 +135,7 @@ class Exchange:
             self._answer_size_bytes = len(answer)
 
     def seconds_a_request(self, budget_s: float) -> float:
-        """Ask over all connections at once, each for the next when it has one.
+        """Send requests over all connections at once, each the next one behind its answer.
 
         Args:
             budget_s: how long.
@@ -166,9 +166,9 @@ class Exchange:
         return (time.perf_counter() - started_s) / count
 
     def first_byte_latencies(self, calls: Calls) -> array[int]:
-        """From a request to the first byte of its answer, over the first connection.
+        """Time the first byte of each answer, over the first connection.
 
-        Between two requests the server has the time to end what it does after an answer,
+        Between two requests the server has time to finish the work behind an answer,
         such as its log: no client has its next request ready within microseconds.
 
         Args:
@@ -193,7 +193,7 @@ class Exchange:
         return taken
 
     def latencies(self, calls: Calls) -> array[int]:
-        """From a request to the last byte of its answer, one after the other; else the same."""
+        """Time the last byte of each answer, one request after the other, without a pause."""
         sock, clock, taken = self._socks[0], time.perf_counter_ns, array("q")
         request = self._requests[sock.fileno()]
         until_ns = clock() + int(calls.budget_s * 1e9)
@@ -220,7 +220,7 @@ class Exchange:
 
 
 def connect(server: Server) -> socket.socket:
-    """A connection that has said its greeting, and was answered."""
+    """Open a connection, and wait for the answer to its greeting."""
     sock = socket.create_connection(("127.0.0.1", server.port), _TIMEOUT_S)
     # Python would ask for its time-out before each call; the kernel can see to it alone.
     sock.settimeout(None)
@@ -246,7 +246,7 @@ def _throw_away(sock: socket.socket, size_bytes: int) -> None:
 
 
 def _thrown_away(sock: socket.socket, most_bytes: int) -> int:
-    """Take some of what comes, without a copy of it; returns how many bytes."""
+    """Discard received bytes without a copy; return how many."""
     size_bytes = sock.recv_into(_NOWHERE, min(most_bytes, _PIECE_SIZE_BYTES), socket.MSG_TRUNC)
     if size_bytes == 0:
         raise ConnectionError("the server has hung up")

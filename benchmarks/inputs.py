@@ -1,4 +1,4 @@
-"""The two tarballs that are measured, made from a real PostgreSQL cluster."""
+"""The two inputs, lean and full, made from a real PostgreSQL cluster."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PGBENCH_TIMEOUT_S: Final = 600.0
 
 
 class Inputs(NamedTuple):
-    """What the benchmarks compress, prepare and restore.
+    """The tarballs that the benchmarks compress, prepare and restore.
 
     Attributes:
         lean: see `lean_tarball`.
@@ -49,7 +49,7 @@ class Inputs(NamedTuple):
         return f"inputs: {sizes}, of PostgreSQL {self.version}"
 
     def tarball(self, name: str) -> bytes:
-        """The tarball called ``lean`` or ``full``."""
+        """Return the tarball called ``lean`` or ``full``."""
         return {"lean": self.lean, "full": self.full}[name]
 
 
@@ -105,7 +105,7 @@ def _run_pgbench(cluster: Cluster, scale: int) -> None:
 
 
 def full_tarball(pgdata_dir: Path) -> bytes:
-    """What `send_pgdata_tarball` makes of a stopped cluster: *full*.
+    """Return *full*: the tarball that `send_pgdata_tarball` makes of a stopped cluster.
 
     All relations, and of the WAL the one segment that the next start reads, with
     zeros behind the checkpoint. Smaller than a tar of the directory as it lies there,
@@ -117,7 +117,7 @@ def full_tarball(pgdata_dir: Path) -> bytes:
 
 
 def lean_tarball(pgdata_dir: Path) -> bytes:
-    """The shape that a Neon pageserver serves, of this cluster's own files: *lean*.
+    """Return *lean*: the tarball that a Neon pageserver would serve, of this cluster's files.
 
     A compute node there reads relations from the pageserver page by page, so its
     basebackup has none. In it are:

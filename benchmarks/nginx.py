@@ -51,7 +51,7 @@ def nginx_process(root: Path, directory: Path) -> Iterator[int]:
     """Serve the files of a directory while the block runs.
 
     Args:
-        root: what is served.
+        root: the directory of the files.
         directory: an empty one for its settings, logs and temporary files.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What bbcache is compared with, and may not be installed: a missing one is named."""
+"""Peers that may not be installed; an error names the missing one."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 class PeerMissingError(BbcacheError):
-    """What bbcache would be compared with is not here; the hint says how to get it."""
+    """A peer is not installed; the hint says how to install it."""
 
 
 def require_package(module: str, package: str) -> Any:
     """Import a module of a Python package.
 
     Args:
-        module: what to import.
-        package: what to install for it.
+        module: its name.
+        package: the package that has it.
 
     Raises:
         PeerMissingError: it is not installed.
@@ -37,7 +37,7 @@ def require_package(module: str, package: str) -> Any:
 
 
 def require_tool(name: str, package: str) -> str:
-    """The path of a program.
+    """Return the path of a program.
 
     Args:
         name: the program.
@@ -55,7 +55,7 @@ def require_tool(name: str, package: str) -> str:
 
 
 def require_postgres_tool(binaries: PostgresBinaries, name: str) -> str:
-    """The path of a program of a PostgreSQL installation.
+    """Return the path of a program of a PostgreSQL installation.
 
     Raises:
         PeerMissingError: it is not among them.

@@ -7,7 +7,7 @@ A results file has one JSON object a line, each with a ``kind``:
 - ``codec``: time, size and decompression of one codec on one input;
 - ``latency``: quantiles of the latencies of one contender;
 - ``growth``: the latency of a call, by the number of entries;
-- ``note``: what was left out, and why.
+- ``note``: a contender that was left out, and the reason.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Rounds:
     Attributes:
         samples: by contender, one figure a round.
         missing: by contender, why it cannot run.
-        failed: by contender, what it has raised; it runs no more then.
+        failed: by contender, its exception; such a contender runs no more.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:

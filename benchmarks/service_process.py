@@ -4,7 +4,7 @@
 the first COUNT of `make_ids` that are in DIR, without tokens, over loopback. It
 prints its port, logs each command to stderr, and ends at the end of stdin.
 
-`child` is how such processes are run.
+`child` runs such a process.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def child(module: str, arguments: Sequence[object], log_path: Path) -> Iterator[
         The first line that it prints.
 
     Raises:
-        ValueError: it ended without one; the message has what it said instead.
+        ValueError: it ended without one; the message has the end of its log.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
     with (
@@ -90,7 +90,7 @@ def service_process(
 
 
 def allow_many_descriptors() -> None:
-    """Raise this process's limit of descriptors as far as that goes."""
+    """Raise the limit of descriptors of this process to its maximum."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -105,7 +105,7 @@ def main(data_dir: Path, entry_count: int, most_connections: int) -> None:
     with spawn_ready(data_dir, host) as cache:
         service = PageService(CacheSource(host, cache), config, registry=registry)
         with service:
-            print(service.address.port, flush=True)  # noqa: T201 - for who has started it
+            print(service.address.port, flush=True)  # noqa: T201 - for `child`
             sys.stdin.read()
 
 

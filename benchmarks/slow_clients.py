@@ -1,9 +1,9 @@
 """Clients of a page service that are idle or slow, in a process of their own.
 
 ``python -m benchmarks.slow_clients PORT IDLE SLOW`` opens connections, prints a line
-when all were let in, and keeps them until the end of stdin. IDLE of them say nothing;
-SLOW of them send a query that never ends, a byte a second each, and come again when
-they are sent away.
+when the server has accepted all, and keeps them until the end of stdin. IDLE of them
+send nothing; SLOW of them send an endless query, a byte a second each, and connect
+again when the server closes them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SlowClient:
         self._at = 0
 
     def send_byte(self) -> None:
-        """Send one byte, over another connection where the last one has ended."""
+        """Send one byte, over a new connection where the server has closed the last one."""
         try:
             self._sock.send(_QUERY[self._at : self._at + 1], socket.MSG_NOSIGNAL)
         except ConnectionError:
@@ -53,7 +53,7 @@ def main(port: int, idle_count: int, slow_count: int) -> None:
     server = page_server(port, ())
     idle = [connect(server) for _ in range(idle_count)]
     slow = deque(SlowClient(port) for _ in range(slow_count))
-    print(len(idle), len(slow), flush=True)  # noqa: T201 - for who has started it
+    print(len(idle), len(slow), flush=True)  # noqa: T201 - for `child`
     pause_s = _SECOND_S / slow_count if slow_count else None
     while not select.select([sys.stdin], [], [], pause_s)[0]:
         slow[0].send_byte()

@@ -49,10 +49,10 @@ _BESIDE_SLOW: Final = f"{_BESIDE_IDLE} and {_SLOW_COUNT} that send a byte a seco
 
 
 class Archives(NamedTuple):
-    """A cache's directory with archives in it, and what is in them.
+    """A directory of a cache, and its archives.
 
     Attributes:
-        directory: where servers may put what they need.
+        directory: for the files of the servers.
         data_dir: the cache's directory.
         ids: the timelines.
         paths: their files.

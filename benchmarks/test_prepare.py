@@ -62,7 +62,7 @@ def check_published(path: Path, tarball: bytes) -> None:
         ValueError: it is not.
     """
     if isal_zlib.decompress(path.read_bytes(), _GZIP) != tarball:
-        raise ValueError(f"{path} is no archive of the input")
+        raise ValueError(f"{path} does not hold the input")
 
 
 @case(
@@ -116,7 +116,7 @@ def _prepared(
     first = add(pipeline)
     pipeline.prepare(first)
     if isal_zlib.decompress(pipeline.read(first), _GZIP) != tarball:
-        raise ValueError("what was prepared is not the input")
+        raise ValueError("the prepared archive does not hold the input")
     return timed(pipeline.prepare, lambda: [add(pipeline) for _ in range(count)])
 
 

@@ -1,4 +1,4 @@
-"""Figures as people read them."""
+"""Figures as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MANY: Final = 100
 
 
 def format_seconds(seconds: float) -> str:
-    """In s, ms, us or ns, with three digits: ``1.23 ms``."""
+    """Format in s, ms, us or ns, with three digits: ``1.23 ms``."""
     for unit_s, name in _SECONDS:
         if seconds >= unit_s:
             return f"{_short(seconds / unit_s)} {name}"
@@ -19,7 +19,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(size_bytes: float) -> str:
-    """In GB, MB, kB or B, by powers of ten, with three digits."""
+    """Format in GB, MB, kB or B, by powers of ten, with three digits."""
     for unit_bytes, name in _BYTES:
         if size_bytes >= unit_bytes:
             return f"{_short(size_bytes / unit_bytes)} {name}"
@@ -27,13 +27,13 @@ def format_bytes(size_bytes: float) -> str:
 
 
 def format_figure(value: float, unit: str) -> str:
-    """A figure of a bar: ``1.23x``, or ``211 bytes``."""
+    """Format a figure of a bar: ``1.23x``, or ``211 bytes``."""
     text = f"{value:.0f}" if value >= _MANY else f"{value:.{_DIGITS}g}"
     return f"{text}x" if unit == "x" else f"{text} {unit}"
 
 
 def format_spread(spread: float | None) -> str:
-    """Half the distance between the quartiles: ``+-3%``."""
+    """Format half the distance between the quartiles: ``+-3%``."""
     return "once" if spread is None else f"+-{100 * spread:.0f}%"
 
 

@@ -24,7 +24,7 @@ TIMEOUT_S = 30.0
 
 
 def test_two_workers_build_in_the_block_and_nothing_is_left(tmp_path: Path) -> None:
-    """Both are at work when it begins, and go on with the next; what they made is removed."""
+    """Both work when it begins, and go on with the next prepare; the end removes the archives."""
     builds = threading.Semaphore(0)
 
     def send(writer: TarballWriter) -> None:

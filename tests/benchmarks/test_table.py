@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.bars import Bar
 
 PERFORMANCE = Path(__file__).parents[2] / "docs" / "performance.md"
-COLUMNS = 6  # four, and what is left and right of the table
+COLUMNS = 6  # four, and the ends of the line
 
 
 def all_bars() -> list[Bar]:
