@@ -47,7 +47,6 @@ _UNITS_S: Final = {
     for unit in units.split()
 }
 _DURATION_PART = re.compile(r"([0-9]{1,18})\s*([a-zA-Z]+)\s*")
-_MOST_S: Final = 1e9  # 31 years, which every clock of the system can wait for
 
 
 def parse_duration_s(text: object, key: str = "duration") -> float:
@@ -74,7 +73,7 @@ def parse_duration_s(text: object, key: str = "duration") -> float:
     return total_s
 
 
-_SECONDS: Final = seconds(1e-9, _MOST_S, parse_duration_s)
+_SECONDS: Final = seconds(parse_duration_s)
 _BYTES: Final = integer(1, unit="bytes")
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _KEY: Final = "bbcache"  # of a field's metadata
+_LEAST_S: Final = 1e-9
+_MOST_S: Final = 1e9  # 31 years; no clock of the system can wait for much more
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +102,14 @@ def integer(least: int, most: int | None = None, *, unit: str = "") -> Kind:
     )
 
 
-def seconds(
-    least_s: float, most_s: float, parse: Callable[[object, str], float] | None = None
-) -> Kind:
-    """A number of seconds in a range, which TOML may have as a text."""
+def seconds(parse: Callable[[object, str], float] | None = None) -> Kind:
+    """A number of seconds that a clock can wait for, which TOML may have as a text."""
     return Kind(
-        f"a number of seconds from {least_s:g} to {most_s:g}",
+        f"a number of seconds from {_LEAST_S:g} to {_MOST_S:g}",
         lambda value: (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            and least_s <= value <= most_s
+            and _LEAST_S <= value <= _MOST_S
         ),
         "seconds",
         parse,

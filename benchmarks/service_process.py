@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client import CollectorRegistry
 
 from bbcache.page_service.config import Address, PageServiceConfig
-from bbcache.page_service.line_handler import LineHandler
 from bbcache.page_service.server import PageService
 from bbcache.page_service.source import CacheSource
 from benchmarks.entries import make_host, make_ids, spawn_ready
@@ -98,7 +97,7 @@ def allow_many_descriptors() -> None:
 def main(data_dir: Path, entry_count: int, most_connections: int) -> None:
     """Serve until stdin ends."""
     allow_many_descriptors()
-    logging.basicConfig(level=logging.INFO, handlers=[LineHandler(sys.stderr)])
+    logging.basicConfig(level=logging.INFO)
     host = make_host(make_ids(entry_count))
     config = PageServiceConfig(listen=_ANY_PORT, max_connections=most_connections)
     registry = CollectorRegistry()

@@ -170,6 +170,7 @@ class Deployment:
             self.pageserver.tenants,
             self.pageserver.cache,
             wait_lsn_timeout_s=config.wait_lsn_timeout_s,
+            max_uncached_size_bytes=config.max_fullbackup_size_bytes,
             build_dir=str(build_dir),
         )
 

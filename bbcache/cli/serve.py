@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from bbcache.cli.descriptors import allow_descriptors
+from bbcache.cli.descriptors import ClientLimits, fit_clients
 from bbcache.cli.output import lasting_stdout
 from bbcache.cli.stop_signals import heeded_signals
 from bbcache.config import TOML_TABLE, BasebackupCacheConfig, parse_duration_s
@@ -168,14 +168,12 @@ def run(options: argparse.Namespace) -> bool:
     except ImportError as error:
         raise MissingExtraError("the service cannot start", "serve", error) from error
 
-    settings = _settings(options)
     with (
         lasting_stdout(),
         _signals_wait() as signals,
         _logging_to_stderr(),
-        Deployment(options.root, create=options.create, **settings) as deployment,
+        Deployment(options.root, create=options.create, **_settings(options)) as deployment,
     ):
-        allow_descriptors(options.max_connections)
         deployment.start()
         _announce(deployment)
         _serve(deployment, signals, options.drain_timeout)
@@ -186,17 +184,26 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     if options.tls_key is not None and options.tls_cert is None:
         raise ConfigError("--tls-key is the key of a certificate\nhint: Name it with --tls-cert.")
     cache_config = _cache_config(options.config)
+    clients = fit_clients(
+        ClientLimits(
+            options.max_connections,
+            _SETTINGS["max_pending_logins"].default,
+            0 if options.no_http else settings_of(HttpConfig)["max_connections"].default,
+        )
+    )
     http_config = None
     if not options.no_http:
         http_config = HttpConfig(
             listen=Address.from_str(options.http, default_port=DEFAULT_ADDRESS.port),
+            max_connections=clients.requests,
             allow_unauthenticated=options.allow_unauthenticated_http,
         )
     return {
         "cache_config": cache_config,
         "service_config": PageServiceConfig(
             listen=Address.from_str(options.listen),
-            max_connections=options.max_connections,
+            max_connections=clients.connections,
+            max_pending_logins=clients.pending_logins,
             wait_lsn_timeout_s=cache_config.wait_lsn_timeout,
             allow_unauthenticated=options.allow_unauthenticated,
             allow_cleartext_tokens=options.allow_cleartext_tokens,
@@ -281,9 +288,8 @@ def _signals_wait() -> Iterator[set[signal.Signals]]:
 
 @contextmanager
 def _logging_to_stderr() -> Iterator[None]:
-    from bbcache.page_service.line_handler import LineHandler  # noqa: PLC0415 - with the others
-
-    handler = LineHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("bbcache")
     before = logger.level
     logger.addHandler(handler)

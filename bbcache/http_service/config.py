@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from typing import Final
 
 from bbcache.errors import ConfigError
-from bbcache.page_service.config import Address
+from bbcache.page_service.config import ADDRESSES, Address
 from bbcache.setting_rows import (
     add_keys_to_docstring,
     check_settings,
@@ -17,6 +18,7 @@ from bbcache.setting_rows import (
     setting,
 )
 
+_HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:@/]*))(?::[0-9]*)?")
 DEFAULT_PORT: Final = 9898  # that of the HTTP API of Neon's pageserver
 DEFAULT_ADDRESS: Final = Address("127.0.0.1", DEFAULT_PORT)
 
@@ -30,17 +32,17 @@ class HttpConfig:
             other machines could connect without `allow_unauthenticated`.
     """
 
-    listen: Address = setting(
-        instance("an Address", Address), DEFAULT_ADDRESS, "the address that is served"
+    listen: Address | tuple[Address, ...] = setting(
+        ADDRESSES, DEFAULT_ADDRESS, "the addresses that are served"
     )
     max_connections: int = setting(
-        integer(1, unit="requests"), 16, "requests at once, each of which has a thread"
+        integer(1, unit="requests"), 64, "requests at once; one more cuts off the oldest"
     )
     max_request_size_bytes: int = setting(
         integer(1, unit="bytes"), 16 * 1024, "size of one request, the body included"
     )
     timeout_s: float = setting(
-        seconds(1e-9, 1e6),
+        seconds(),
         5.0,
         "time for a client to send its request, and again to take the answer",
     )
@@ -49,31 +51,40 @@ class HttpConfig:
         default=False,
         text="listen beyond loopback: HTTP asks for no token",
     )
-    is_loopback: bool = field(init=False)  # whether only this machine can connect; found out once
+    is_loopback: bool = field(init=False)  # whether only this machine can connect; looked up once
 
     def __post_init__(self) -> None:
         check_settings(self)
-        object.__setattr__(self, "is_loopback", self.listen.is_loopback())
-        if not self.allow_unauthenticated and not self.is_loopback:
+        exposed = [each for each in self.addresses if not each.is_loopback()]
+        object.__setattr__(self, "is_loopback", not exposed)
+        if exposed and not self.allow_unauthenticated:
             raise ConfigError(
-                f"{self.listen} is open to other machines, and HTTP asks nobody who he is\n"
-                "hint: Say --allow-unauthenticated-http: everyone who can connect can then see "
-                "the status, the metrics, and which tenants and timelines there are."
+                f"{exposed[0]} is open to other machines, and HTTP asks for no token\n"
+                "hint: Say --allow-unauthenticated-http: anyone who can connect can then see "
+                "the status, the metrics, and the ids of tenants and timelines."
             )
 
-    def is_welcome(self, host: str | None) -> bool:
-        """Whether a request for this Host is taken.
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The addresses of `listen`, as a tuple."""
+        return (self.listen,) if isinstance(self.listen, Address) else self.listen
 
-        On loopback only for loopback's own names: a web site whose name has been pointed
-        at this machine must not read the page by the browser of someone on it.
+    def is_welcome(self, host: str | None) -> bool:
+        """Whether a request for this Host is answered.
+
+        On loopback only the names of loopback are: a web site that points its name at this
+        machine must not read the page through a browser that runs here.
         """
         if host is None or not self.is_loopback:
             return True
-        name = host.rpartition("]")[0].lstrip("[") if "]" in host else host.partition(":")[0]
+        found = _HOST.fullmatch(host)
+        if found is None:
+            return False
+        name = found[1] or found[2]
         try:
             return name.lower() == "localhost" or ipaddress.ip_address(name).is_loopback
         except ValueError:
-            return name == self.listen.host
+            return name in [each.host for each in self.addresses]
 
 
 add_keys_to_docstring(HttpConfig)

@@ -1,24 +1,25 @@
-"""The HTTP service: it listens, and gives each request a thread of a bounded pool."""
+"""The HTTP service: it listens, and answers each request in a thread of a pool."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Sequence
 from typing import Final, Self
 
 from bbcache import lifecycle
 from bbcache.http_service.config import HttpConfig
-from bbcache.http_service.handler import Handler, Response
-from bbcache.page_service import inherited
-from bbcache.page_service.config import Address
-from bbcache.page_service.listener import Listener
+from bbcache.http_service.connection import Connection
+from bbcache.http_service.handler import Response
+from bbcache.serving import fork
+from bbcache.serving.listening import Address, address_of, open_listeners
+from bbcache.serving.poller import Poller
+from bbcache.serving.workers import Workers
 
 _EXIT_TIMEOUT_S: Final = 10.0
-_BUSY: Final = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_SPARE_THREADS: Final = 2  # for the newest requests, where the oldest have not ended yet
 
 log = logging.getLogger(__name__)
 
@@ -26,56 +27,93 @@ log = logging.getLogger(__name__)
 class HttpService:
     """Answers requests over HTTP. Thread-safe.
 
+    The newest request is always served: where there are too many, the oldest is cut off.
+
     Close it, or use it in a ``with`` block. At the exit of the interpreter it is closed
     in time for its threads. In a forked child it is inert, and does not listen.
 
     Args:
-        config: where, and the limits.
+        config: addresses and limits.
         respond: gives the answer to a path and an Accept header; called by many threads.
+        listeners: sockets that listen already, in the place of the addresses of `config`.
     """
 
-    def __init__(self, config: HttpConfig, respond: Callable[[str, str], Response]) -> None:
+    def __init__(
+        self,
+        config: HttpConfig,
+        respond: Callable[[str, str], Response],
+        listeners: Sequence[socket.socket] = (),
+    ) -> None:
         self._config = config
         self._respond = respond
-        self._places = threading.Semaphore(config.max_connections)
-        self._pool = ThreadPoolExecutor(config.max_connections, "bbcache-http")
-        self._listener = Listener(config.listen, self._take, "bbcache-http-accept")
+        self._listeners = listeners
+        self._addresses: tuple[Address, ...] = ()
+        self._lock = threading.Lock()  # guards _connections
+        self._connections: dict[int, Connection] = {}  # by identity, oldest first
+        self._workers: Workers[Connection] = Workers(
+            config.max_connections + _SPARE_THREADS,
+            self._serve,
+            group_of=lambda _: None,
+            name="bbcache-http",
+        )
+        self._poller: Poller[Connection] = Poller(
+            self._workers.add, self._accept, "bbcache-http-poller"
+        )
         self._generation = lifecycle.generation()
 
     def start(self) -> Address:
         """Listen, and serve in the background.
 
         Returns:
-            Where: with the port that it has got.
+            The first address, with the port that it has got.
 
         Raises:
             ConfigError: it cannot listen there.
         """
-        inherited.drop_in_children(self._listener)
-        self._listener.start()
+        listeners = self._listeners or open_listeners(self._config.addresses)
+        self._addresses = tuple(map(address_of, listeners))
+        fork.close_in_children(self)
+        self._poller.start(listeners)
         lifecycle.close_at_exit(self)
         return self.address
 
     @property
     def address(self) -> Address:
-        """Where it listens, once started."""
-        return self._listener.address
+        """The first address that it listens on, once started."""
+        return self._addresses[0]
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All addresses that it listens on, once started."""
+        return self._addresses
 
     def begin_close(self) -> None:
-        """Take no more requests; waits for nobody."""
-        self._listener.stop()
+        """Take no more requests; waits for nothing."""
+        if self._generation == lifecycle.generation():
+            self._poller.stop_accepting()
 
     def close(self, timeout: float | None = None) -> None:
-        """Take no more requests; those under way end by themselves, and soon.
+        """Take no more requests; those that run end by themselves, and soon.
 
         Args:
-            timeout: seconds to wait at most for the accepting thread; None waits without limit.
+            timeout: seconds to wait at most for them; None waits without limit.
         """
         if self._generation != lifecycle.generation():
             return
-        self._listener.close(timeout)
-        self._pool.shutdown(wait=False)
+        self._poller.close(timeout)
+        with self._lock:
+            connections = list(self._connections.values())
+        for connection in connections:
+            if self._poller.take(connection):
+                self._end(connection)
+        self._workers.close(timeout)
         lifecycle.forget(self)
+
+    def close_inherited(self) -> None:
+        """See `bbcache.serving.fork.Owner`."""
+        self._poller.close_inherited()
+        for connection in list(self._connections.values()):
+            connection.close_inherited()
 
     def __enter__(self) -> Self:
         self.start()
@@ -84,25 +122,39 @@ class HttpService:
     def __exit__(self, *_: object) -> None:
         self.close(_EXIT_TIMEOUT_S)
 
-    def _take(self, sock: socket.socket, peer: str) -> None:
-        if not self._places.acquire(blocking=False):
-            with sock, contextlib.suppress(OSError):
-                sock.settimeout(0)
-                sock.send(_BUSY)
-            return
-        try:
-            self._pool.submit(self._serve, sock, peer)
-        except BaseException:
-            self._places.release()
-            raise
+    def _accept(self, sock: socket.socket, peer: str) -> None:
+        connection = Connection(sock, peer, self._config, self._respond, time.monotonic())
+        oldest = None
+        with self._lock:
+            self._connections[id(connection)] = connection
+            if len(self._connections) > self._config.max_connections:
+                oldest = self._connections.pop(next(iter(self._connections)))
+        if oldest is not None:
+            oldest.cut_off()
+            if self._poller.take(oldest) or self._workers.take(oldest):
+                oldest.close()
+        self._watch(connection)
 
-    def _serve(self, sock: socket.socket, peer: str) -> None:
+    def _serve(self, connection: Connection) -> None:
         try:
-            with sock:
-                Handler(sock, peer, self._config, self._respond)
-        except OSError as error:  # the client has gone, or takes nothing
-            log.debug("%s: %s", peer, error)
+            if connection.serve(time.monotonic()):
+                self._watch(connection)
+                return
         except Exception:
             log.exception("cannot serve a request")
-        finally:
-            self._places.release()
+        self._forget(connection)
+
+    def _watch(self, connection: Connection) -> None:
+        try:
+            self._poller.watch(connection)
+        except OSError as error:
+            self._end(connection)
+            log.warning("a client cannot be watched: %s", error.strerror)
+
+    def _end(self, connection: Connection) -> None:
+        connection.close()
+        self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        with self._lock:
+            self._connections.pop(id(connection), None)

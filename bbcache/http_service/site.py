@@ -62,7 +62,10 @@ class Site:
         return Response(HTTPStatus.OK, "application/json", body)
 
     def _metrics(self, accept: str) -> Response:
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except Exception:  # noqa: BLE001 - it parses a header of the client
+            encode, content_type = choose_encoder("")
         return Response(HTTPStatus.OK, content_type, encode(self._registry))
 
     def _healthz(self, _: str) -> Response:

@@ -2,83 +2,38 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from bbcache.errors import ConfigError
+from bbcache.serving.listening import DEFAULT_PORT, Address
 from bbcache.setting_rows import (
+    Kind,
     add_keys_to_docstring,
     check_settings,
     instance,
     integer,
+    optional,
     seconds,
     setting,
 )
 
-DEFAULT_PORT: Final = 64000  # Neon's
-_MAX_PORT: Final = 65535
+__all__ = ["ADDRESSES", "DEFAULT_PORT", "Address", "PageServiceConfig"]
+
 _LEAST_MESSAGE_SIZE_BYTES: Final = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen.
+def _is_addresses(value: object) -> bool:
+    several = (value,) if isinstance(value, Address) else value
+    return isinstance(several, tuple) and all(isinstance(each, Address) for each in several)
 
-    Attributes:
-        host: a name or an address.
-        port: 0 for any that is free.
-    """
 
-    host: str
-    port: int
-
-    @classmethod
-    def from_str(cls, text: str, default_port: int = DEFAULT_PORT) -> Address:
-        """Parse ``HOST``, ``HOST:PORT``, ``:PORT`` (of loopback) or ``[IPV6]:PORT``.
-
-        Raises:
-            ConfigError: for anything else.
-        """
-        bracketed, bracket, rest = text.partition("]")
-        host, colon, port = (bracketed[1:], rest[:1], rest[1:]) if bracket else text.rpartition(":")
-        if not bracket and not colon:
-            host, port = text, ""
-        is_bracketed = bool(bracket) and text.startswith("[") and (not rest or colon == ":")
-        is_plain = not bracket and "[" not in host and ":" not in host
-        number = (port or str(default_port)) if port or not colon else ""
-        is_number = number.isascii() and number.isdecimal()
-        if not (is_bracketed or is_plain) or not is_number or int(number) > _MAX_PORT:
-            raise ConfigError(f"{text!r} is no address such as 127.0.0.1:{default_port}")
-        return cls(host or "127.0.0.1", int(number))
-
-    def resolve(self) -> tuple[socket.AddressFamily, str]:
-        """The first family and numeric address of the host.
-
-        Raises:
-            ConfigError: the host has none.
-        """
-        try:
-            found = socket.getaddrinfo(
-                self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-        except (OSError, UnicodeError) as error:
-            raise ConfigError(f"{self.host!r} has no address: {error}") from error
-        family, _, _, _, address = found[0]
-        return family, str(address[0])
-
-    def is_loopback(self) -> bool:
-        """Whether nobody outside of this machine can reach it."""
-        _, numeric = self.resolve()
-        return ipaddress.ip_address(numeric.partition("%")[0]).is_loopback
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+ADDRESSES: Final = Kind("an Address, or a tuple of them", _is_addresses)
 
 
 def _timeout(text: str, default_s: float) -> Any:
-    return setting(seconds(1e-9, 1e6), default_s, text)
+    return setting(seconds(), default_s, text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,26 +44,36 @@ class PageServiceConfig:
         ConfigError: (a `ValueError`) for a bad value, by key, value and range.
     """
 
-    listen: Address = setting(
-        instance("an Address", Address),
-        Address("127.0.0.1", DEFAULT_PORT),
-        "the address where clients connect",
+    listen: Address | tuple[Address, ...] = setting(
+        ADDRESSES, Address("127.0.0.1", DEFAULT_PORT), "the addresses where clients connect"
     )
     max_connections: int = setting(
         integer(1, unit="clients"),
         1000,
-        "clients at once; one more closes the connection that has been silent longest, first of "
-        "all one without a valid token yet",
+        "clients that are logged in at once; one more takes the place of an idle client, or of "
+        "a client whose tenant has more than its share",
+    )
+    max_pending_logins: int = setting(
+        integer(1, unit="clients"),
+        250,
+        "clients besides that have not logged in yet; one more takes the place of the oldest",
     )
     max_message_size_bytes: int = setting(
         integer(_LEAST_MESSAGE_SIZE_BYTES, unit="bytes"),
-        64 * 1024,
+        32 * 1024,
         "size of one message of a client, a token included",
+    )
+    max_fullbackup_size_bytes: int | None = setting(
+        optional(integer(1, unit="bytes")),
+        None,
+        "size of all `fullbackup` archives together, from their first byte until the client has "
+        "them",
+        default_text="none: only the disk limits it",
     )
     handshake_timeout_s: float = _timeout("time from the connect to the first command", 10.0)
     message_timeout_s: float = _timeout("time from the first byte of a message to its last", 10.0)
     idle_timeout_s: float = _timeout("time from one message to the next", 600.0)
-    send_timeout_s: float = _timeout("time for the client to take a piece of 1 MiB", 60.0)
+    send_timeout_s: float = _timeout("time that the client may take for each MiB", 60.0)
     wait_lsn_timeout_s: float = _timeout("time for the timeline to reach the LSN", 300.0)
     allow_unauthenticated: bool = setting(
         instance("a bool", bool), default=False, text="listen beyond loopback without tokens"
@@ -121,30 +86,43 @@ class PageServiceConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if not self.addresses:
+            raise ConfigError("listen has no address\nhint: Name one, such as 127.0.0.1:64000.")
 
-    def check_exposure(self, *, has_tokens: bool, has_tls: bool) -> None:
-        """Refuse to listen where strangers could come, unless that was asked for.
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The addresses of `listen`, as a tuple."""
+        return (self.listen,) if isinstance(self.listen, Address) else self.listen
+
+    def check_exposure(
+        self, *, has_tokens: bool, has_tls: bool, addresses: Iterable[Address] | None = None
+    ) -> None:
+        """Refuse to listen where strangers could connect, unless that was asked for.
 
         Args:
             has_tokens: whether clients must prove who they are.
             has_tls: whether TLS is spoken.
+            addresses: where the service listens; None for `addresses`.
 
         Raises:
-            ConfigError: it would be open, or tokens would travel in clear.
+            ConfigError: the data would be open, or tokens would travel in clear text.
         """
-        if self.listen.is_loopback():
-            return
+        for address in self.addresses if addresses is None else addresses:
+            if not address.is_loopback():
+                self._check_exposed(address, has_tokens=has_tokens, has_tls=has_tls)
+
+    def _check_exposed(self, address: Address, *, has_tokens: bool, has_tls: bool) -> None:
         if not has_tokens and not self.allow_unauthenticated:
             raise ConfigError(
-                f"{self.listen} is open to other machines, and no token is asked for\n"
-                "hint: Name keys with --auth-keys, or say --allow-unauthenticated: everyone "
+                f"{address} is open to other machines, and no token is asked for\n"
+                "hint: Name keys with --auth-keys, or say --allow-unauthenticated: anyone "
                 "who can connect can then read every tenant's data."
             )
         if has_tokens and not has_tls and not self.allow_cleartext_tokens:
             raise ConfigError(
-                f"{self.listen} is open to other machines, and tokens would travel in clear\n"
+                f"{address} is open to other machines, and tokens would travel in clear text\n"
                 "hint: Name a certificate with --tls-cert, or say --allow-cleartext-tokens: "
-                "everyone on the way can then take the tokens, and read the data."
+                "anyone on the network between can then take the tokens, and read the data."
             )
 
 

@@ -9,7 +9,7 @@ from typing import BinaryIO, Final
 from bbcache.errors import ArchiveError, PostgresError
 from bbcache.page_service.errors import CommandError
 from bbcache.page_service.protocol.backend import copy_data_head
-from bbcache.page_service.transport import Transport
+from bbcache.page_service.transport import Data, Transport
 from bbcache.postgres.pgdata.tar_reader import open_stream
 
 PIECE_SIZE_BYTES: Final = 1 << 20  # measured best with psql, which holds a piece in memory
@@ -20,75 +20,68 @@ SMALL_SIZE_BYTES: Final = 1 << 16  # up to which one copy costs less than anothe
 class CopyOut:
     """Sends one archive. Not thread-safe.
 
-    Its first bytes are read at once, so that a disk that fails is met before the client
-    is told that a copy begins.
+    The constructor reads its first bytes, so that an archive that cannot be read is found
+    before the client is told of a copy.
 
     Args:
         file: one gzip member, open at its start.
         size_bytes: its size.
-        is_gzip: whether it is sent as it is, or decompressed on its way.
-        before_wait: called before the disk is waited for.
+        is_gzip: whether it is sent as it is, or decompressed.
 
     Attributes:
         sent_bytes: how many bytes of the copy were sent.
-        whole: all of it, where it is small and is sent as it is: that takes no `run`.
 
     Raises:
         CommandError: the archive cannot be read.
     """
 
-    def __init__(
-        self,
-        file: BinaryIO,
-        size_bytes: int,
-        *,
-        is_gzip: bool,
-        before_wait: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, file: BinaryIO, size_bytes: int, *, is_gzip: bool) -> None:
         self.sent_bytes = 0
         self._fd = file.fileno()
         self._size_bytes = size_bytes
-        self._pieces: Iterator[bytes] | None = None
-        self.whole: memoryview | None = None
+        self._whole = b""  # a small one
+        self._pieces: Iterator[bytes] | None = None  # of one that is decompressed
         try:
             if is_gzip and size_bytes <= SMALL_SIZE_BYTES:
-                self.whole = _read_whole(self._fd, size_bytes, before_wait)
+                self._whole = _read_whole(self._fd, size_bytes)
             elif is_gzip:
-                before_wait()
                 os.pread(self._fd, 1, 0)
             else:
-                before_wait()
                 self._pieces = _begun(open_stream(file))
         except (ArchiveError, OSError) as error:
             raise _unreadable() from error
 
-    def run(self, transport: Transport, check_cancelled: Callable[[], None]) -> None:
+    def run(self, transport: Transport, head: Data, tail: Data, check: Callable[[], None]) -> None:
         """Send all of it.
 
         Args:
             transport: where to.
-            check_cancelled: called between pieces; what it raises ends the copy.
+            head: sent before it.
+            tail: sent after it.
+            check: called between pieces; what it raises ends the copy.
 
         Raises:
             CommandError: the archive cannot be read to its end. What was sent so far are
-                whole messages, so that the error can be told behind them.
+                whole messages, so that the error can follow them.
             DisconnectedError: the client is gone or does not take it.
         """
-        if self._pieces is not None:
-            self._send_pieces(self._pieces, transport, check_cancelled)
+        transport.send(head, more=True)
+        if self._whole:
+            transport.send(copy_data_head(self._size_bytes), more=True)
+            transport.send(self._whole, more=True)
+            transport.send(tail)
+            self.sent_bytes = self._size_bytes
             return
-        for offset in range(0, self._size_bytes, PIECE_SIZE_BYTES):
-            check_cancelled()
-            size_bytes = min(PIECE_SIZE_BYTES, self._size_bytes - offset)
-            transport.send(copy_data_head(size_bytes), more=True)
-            self._send_piece(transport, offset, size_bytes)
-            self.sent_bytes += size_bytes
+        if self._pieces is not None:
+            self._send_pieces(self._pieces, transport, check)
+        else:
+            self._send_file(transport, check)
+        transport.send(tail)
 
     def _send_pieces(
-        self, pieces: Iterator[bytes], transport: Transport, check_cancelled: Callable[[], None]
+        self, pieces: Iterator[bytes], transport: Transport, check: Callable[[], None]
     ) -> None:
         while True:
-            check_cancelled()
             try:
                 piece = next(pieces, None)
             except (ArchiveError, PostgresError, OSError) as error:
@@ -98,6 +91,15 @@ class CopyOut:
             transport.send(copy_data_head(len(piece)), more=True)
             transport.send(piece)
             self.sent_bytes += len(piece)
+            check()
+
+    def _send_file(self, transport: Transport, check: Callable[[], None]) -> None:
+        for offset in range(0, self._size_bytes, PIECE_SIZE_BYTES):
+            check()
+            size_bytes = min(PIECE_SIZE_BYTES, self._size_bytes - offset)
+            transport.send(copy_data_head(size_bytes), more=True)
+            self._send_piece(transport, offset, size_bytes)
+            self.sent_bytes += size_bytes
 
     def _send_piece(self, transport: Transport, offset: int, size_bytes: int) -> None:
         """Send a piece, or fill its message up with zeros and raise."""
@@ -121,24 +123,15 @@ class CopyOut:
         return len(data)
 
 
-def _read_whole(fd: int, size_bytes: int, before_wait: Callable[[], None]) -> memoryview:
-    """All of a small file, which is most often in the page cache, where no disk is waited for."""
-    whole = bytearray(size_bytes)
-    try:
-        if os.preadv(fd, [whole], 0, os.RWF_NOWAIT) == size_bytes:
-            return memoryview(whole)
-        before_wait()  # for the part of it that the page cache does not have
-    except BlockingIOError:
-        before_wait()
-    except OSError:
-        pass  # not all file systems can tell; those in memory cannot
-    if os.preadv(fd, [whole], 0) != size_bytes:
+def _read_whole(fd: int, size_bytes: int) -> bytes:
+    whole = os.pread(fd, size_bytes, 0)
+    if len(whole) != size_bytes:
         raise ArchiveError("the archive is cut short")
-    return memoryview(whole)
+    return whole
 
 
 def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The same pieces, the first of which has been read."""
+    """Return the same pieces, the first of which has been read."""
     first = next(pieces, None)
 
     def all_of_them() -> Iterator[bytes]:

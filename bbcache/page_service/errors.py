@@ -69,6 +69,15 @@ class CommandError(PageServiceError):
     """A command that is not understood, or cannot be done."""
 
 
+class NoRoomError(CommandError):
+    """An archive cannot be published, and has no room besides.
+
+    Other clients hold the room; it is free when they have read their archives.
+    """
+
+    sqlstate = "53400"
+
+
 class NotFoundError(PageServiceError):
     """The tenant or timeline is not here."""
 
@@ -115,6 +124,12 @@ class TlsRequiredError(PageServiceError):
     """The client wants to go on without TLS."""
 
     is_fatal = True
+
+
+class FailedTransactionError(PageServiceError):
+    """A command in a transaction that has failed."""
+
+    sqlstate = "25P02"
 
 
 class CanceledError(PageServiceError):

@@ -13,6 +13,16 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from bbcache.metric_rows import MetricSet, Row, counter, counter_by, gauge
 from bbcache.outcomes import Outcome, Source
+from bbcache.page_service.errors import (
+    BadTokenError,
+    DisconnectedError,
+    IdleTimeoutError,
+    PageServiceError,
+    ProtocolError,
+    ShutdownError,
+    TlsRequiredError,
+    TooManyConnectionsError,
+)
 
 _BUCKETS_S: Final = (
     *(0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
@@ -85,3 +95,17 @@ class ServiceMetrics(MetricSet):
     def served(self, result: Result, origin: Source | None, seconds: float) -> None:
         """Count a command that has ended."""
         self.query_seconds[result, origin or _NO_ORIGIN].observe(seconds)
+
+
+def ending_of(error: PageServiceError) -> Ending:
+    """Say under which reason a connection is counted that an error has ended."""
+    kinds: dict[type[PageServiceError], Ending] = {
+        BadTokenError: Ending.UNAUTHORIZED,
+        DisconnectedError: Ending.BROKEN,
+        IdleTimeoutError: Ending.TIMEOUT,
+        ProtocolError: Ending.PROTOCOL,
+        ShutdownError: Ending.SHUTDOWN,
+        TlsRequiredError: Ending.UNAUTHORIZED,
+        TooManyConnectionsError: Ending.REFUSED,
+    }
+    return kinds.get(type(error), Ending.FAILED)

@@ -1,34 +1,42 @@
-"""The page service: it listens, and serves all clients."""
+"""The page service: it listens, and its threads serve all clients."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import os
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Self
 
 from prometheus_client import CollectorRegistry
 
 from bbcache import lifecycle
-from bbcache.page_service import inherited
 from bbcache.page_service.auth.tls import Certificate
-from bbcache.page_service.command_log import CommandLog
+from bbcache.page_service.auth.verifier import Verifier
+from bbcache.page_service.clients import Client, Clients
 from bbcache.page_service.config import Address, PageServiceConfig
-from bbcache.page_service.connections import Connection, Connections
-from bbcache.page_service.errors import PageServiceError, ShutdownError
-from bbcache.page_service.listener import Listener
-from bbcache.page_service.lookout import Lookout
-from bbcache.page_service.metrics import Ending, ServiceMetrics
-from bbcache.page_service.protocol import backend as replies
-from bbcache.page_service.session import Session, Verifier
+from bbcache.page_service.errors import (
+    IdleTimeoutError,
+    PageServiceError,
+    ShutdownError,
+    TooManyConnectionsError,
+)
+from bbcache.page_service.metrics import ServiceMetrics
+from bbcache.page_service.service import Service
+from bbcache.page_service.session import STRANGER, Session, Turn
 from bbcache.page_service.source import BasebackupSource
 from bbcache.page_service.transport import Transport
+from bbcache.serving import fork
+from bbcache.serving.listening import address_of, open_listeners
+from bbcache.serving.poller import Poller
+from bbcache.serving.workers import Workers
 
 _EXIT_TIMEOUT_S: Final = 10.0
+_LINGER_S: Final = 0.005  # a busy client's next command comes within it
+_STRANGERS_AT_ONCE: Final = 2 * (os.cpu_count() or 1)  # their steps wait for nothing
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +54,7 @@ class PageService:
         tls: how TLS is spoken, which clients then must: a context that stays, or a
             certificate, whose context each new connection asks for; None where it is not.
         registry: for the metrics; None for Prometheus' default registry.
+        listeners: sockets that listen already, in the place of the addresses of `config`.
         clock: seconds that only grow.
         wall_clock: seconds since 1970, for the expiry of tokens.
 
@@ -62,23 +71,44 @@ class PageService:
         verifier: Verifier | None = None,
         tls: ssl.SSLContext | Certificate | None = None,
         registry: CollectorRegistry | None = None,
+        listeners: Sequence[socket.socket] = (),
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        config.check_exposure(has_tokens=verifier is not None, has_tls=tls is not None)
-        self._source = source
         self._config = config
-        self._verifier = verifier
-        self._tls = tls
         self._clock = clock
-        self._wall_clock = wall_clock
-        self._connections = Connections(config.max_connections)
-        self._metrics = ServiceMetrics(registry, lambda: len(self._connections))
-        self._command_log = CommandLog()
-        self._lookout = Lookout(
-            config.max_connections, clock, "bbcache-client", self._command_log.catch_up
+        self._listeners = listeners
+        self._addresses: tuple[Address, ...] = tuple(map(address_of, listeners))
+        config.check_exposure(
+            has_tokens=verifier is not None,
+            has_tls=tls is not None,
+            addresses=self._addresses or config.addresses,
         )
-        self._listener = Listener(config.listen, self._take, "bbcache-accept")
+        self._clients = Clients(config.max_connections, config.max_pending_logins)
+        self._metrics = ServiceMetrics(registry, lambda: len(self._clients))
+        self._workers: Workers[Session] = Workers(
+            config.max_connections + _STRANGERS_AT_ONCE,
+            self._serve,
+            group_of=lambda session: session.group,
+            limits={STRANGER: _STRANGERS_AT_ONCE},
+            name="bbcache-client",
+            clock=clock,
+        )
+        self._poller: Poller[Session] = Poller(
+            self._workers.add, self._accept, "bbcache-poller", clock
+        )
+        self._service = Service(
+            source,
+            config,
+            self._metrics,
+            self._clients,
+            verifier,
+            (lambda: tls.context if isinstance(tls, Certificate) else tls) if tls else None,
+            self._workers.must_yield,
+            self._evict,
+            clock,
+            wall_clock,
+        )
         self._lock = threading.Lock()  # guards _is_closed
         self._is_closed = False
         self._generation = lifecycle.generation()
@@ -87,39 +117,41 @@ class PageService:
         """Listen, and serve in the background.
 
         Returns:
-            Where: with the port that it has got.
+            The first address, with the port that it has got.
 
         Raises:
             ConfigError: it cannot listen there.
         """
-        self._lookout.start()
-        inherited.drop_in_children(self)
-        try:
-            self._listener.start()
-        except BaseException:
-            self._lookout.close(None)
-            raise
+        listeners = self._listeners or open_listeners(self._config.addresses)
+        self._addresses = tuple(map(address_of, listeners))
+        fork.close_in_children(self)
+        self._poller.start(listeners)
         lifecycle.close_at_exit(self)
-        log.info("the page service listens on %s", self.address)
+        log.info("the page service listens on %s", ", ".join(map(str, self._addresses)))
         return self.address
 
     @property
     def address(self) -> Address:
-        """Where it listens, once started."""
-        return self._listener.address
+        """The first address that it listens on, once started."""
+        return self._addresses[0]
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All addresses that it listens on, once started."""
+        return self._addresses
 
     @property
     def is_serving(self) -> bool:
         """Whether clients can connect."""
-        return self._listener.is_accepting
+        return self._poller.is_accepting
 
     @property
     def connection_count(self) -> int:
         """How many clients are connected."""
-        return len(self._connections)
+        return len(self._clients)
 
     def drain(self, timeout_s: float | None) -> bool:
-        """Let every client end the command that it is at, but begin nothing new.
+        """Let every client finish the command that runs, but begin nothing new.
 
         Args:
             timeout_s: how long to wait for them; None waits without limit.
@@ -129,20 +161,19 @@ class PageService:
         """
         if self._is_inherited():
             return True
-        self._listener.stop()
-        self._connections.end(_shutdown())
-        return self._connections.wait_empty(timeout_s)
+        self._poller.stop_accepting()
+        self._clients.end(_shutdown(), is_immediate=False)
+        return self._clients.wait_empty(timeout_s)
 
     def begin_close(self) -> None:
-        """End every connection soon, whatever it is at; waits for nobody."""
+        """End every connection soon, whatever it does; waits for nothing."""
         if self._is_inherited():
             return
-        self._listener.stop()
-        self._connections.abort(_shutdown())
-        self._lookout.begin_close()
+        self._poller.stop_accepting()
+        self._clients.end(_shutdown(), is_immediate=True)
 
     def close(self, timeout: float | None = None) -> None:
-        """End every connection, whatever it is at, and wait for the threads.
+        """End every connection, whatever it does, and wait for the threads.
 
         Args:
             timeout: seconds to wait at most; None waits without limit.
@@ -150,23 +181,20 @@ class PageService:
         if self._is_inherited():
             return
         self.begin_close()
-        is_empty = self._connections.wait_empty(timeout)
-        if not is_empty:
-            log.warning("%d connections are still at something", len(self._connections))
-        self._listener.close(timeout)
+        if not self._clients.wait_empty(timeout):
+            log.warning("%d connections have not ended in time", len(self._clients))
+        self._poller.close(timeout)
+        is_over = self._workers.close(timeout)
         with self._lock:
-            is_first, self._is_closed = not self._is_closed, True
+            is_first, self._is_closed = not self._is_closed and is_over, is_over
         if is_first:
-            self._lookout.close(timeout if is_empty else 0)
-            self._command_log.catch_up()
             self._metrics.close()
             lifecycle.forget(self)
 
-    def drop_inherited(self) -> None:
-        """See `bbcache.page_service.inherited.Owner`."""
-        self._listener.drop_inherited()
-        self._connections.drop_inherited()
-        self._lookout.drop_inherited()
+    def close_inherited(self) -> None:
+        """See `bbcache.serving.fork.Owner`."""
+        self._poller.close_inherited()
+        self._clients.close_inherited()
 
     def _is_inherited(self) -> bool:
         """Whether this is a forked child, and the service its parent's."""
@@ -179,46 +207,48 @@ class PageService:
     def __exit__(self, *_: object) -> None:
         self.close(_EXIT_TIMEOUT_S)
 
-    def _take(self, sock: socket.socket, peer: str) -> None:
+    def _accept(self, sock: socket.socket, peer: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        leave = self._lookout.leave
-        transport = Transport(sock, self._config.send_timeout_s, self._clock, leave)
-        try:
-            connection = self._connections.add(transport, peer, self._clock())
-            self._metrics.refresh()
-        except PageServiceError as error:
-            self._refuse(transport, error)
+
+        def make_transport(check_wait: Callable[[float], None]) -> Transport:
+            return Transport(sock, self._config.send_timeout_s, check_wait, self._clock)
+
+        session = Session(self._service, make_transport, peer)
+        if self._workers.is_short:
+            session.say_farewell(TooManyConnectionsError("no thread can be begun"), 0.0)
+            session.close()
             return
+        victim = self._clients.add(session)
+        if victim is not None:
+            self._evict(victim, IdleTimeoutError("others wait to log in, and this took longest"))
+        self._metrics.refresh()
+        self._watch(session)
+
+    def _evict(self, client: Client, reason: PageServiceError) -> None:
+        """End a client in favour of another one; one that is served ends in its own thread."""
+        client.end(reason, is_immediate=True)
+        assert isinstance(client, Session)
+        if self._poller.take(client) or self._workers.take(client):
+            client.say_farewell(reason, 0.0)
+            client.close()
+
+    def _serve(self, session: Session) -> None:
+        """Serve a session until it waits for input, in a thread of the pool."""
+        while (turn := session.serve()) is Turn.WAIT:
+            may_linger = session.has_served_command and not self._workers.is_short
+            if not (may_linger and session.wait_input(_LINGER_S)):
+                self._watch(session)
+                return
+        if turn is Turn.MORE:
+            self._poller.rest(session)
+
+    def _watch(self, session: Session) -> None:
         try:
-            session = self._session(connection)
-            self._lookout.add(session, session.deadline_s)
-        except BaseException:
-            self._connections.remove(connection)
-            raise
-
-    def _session(self, connection: Connection) -> Session:
-        return Session(
-            connection,
-            self._connections,
-            self._source,
-            self._config,
-            self._metrics,
-            self._command_log,
-            self._verifier,
-            self._tls.context if isinstance(self._tls, Certificate) else self._tls,
-            self._clock,
-            self._wall_clock,
-        )
-
-    def _refuse(self, transport: Transport, error: PageServiceError) -> None:
-        """Say why, as far as that goes without waiting, and hang up."""
-        self._metrics.connections[Ending.REFUSED].inc()
-        with contextlib.suppress(PageServiceError):
-            transport.send(
-                replies.error_response("FATAL", error.sqlstate, error.simple_text()), timeout_s=0
-            )
-        transport.close()
+            self._poller.watch(session)
+        except OSError as error:
+            session.close()
+            log.warning("a client cannot be watched: %s", error.strerror)
 
 
 def _shutdown() -> ShutdownError:

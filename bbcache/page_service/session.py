@@ -1,368 +1,399 @@
-"""One client served: its bytes, its waits, and its commands."""
+"""One client served: its handshake, its login and its commands, a turn at a time."""
 
 from __future__ import annotations
 
 import logging
 import math
-import ssl
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+import os
+from collections.abc import Callable, Hashable
+from enum import Enum
+from typing import Final
 
 from bbcache import lifecycle
-from bbcache.outcomes import Source
-from bbcache.page_service.auth.permission import EVERYTHING, Permission
-from bbcache.page_service.command_log import CommandLog, EndedCommand, one_line
-from bbcache.page_service.config import PageServiceConfig
-from bbcache.page_service.connections import Connection, Connections
+from bbcache.ids import TenantId
+from bbcache.page_service.access_log import EndedCommand, one_line
+from bbcache.page_service.auth.permission import EVERYTHING
+from bbcache.page_service.auth.verifier import verified
+from bbcache.page_service.cancellation import Cancellation
 from bbcache.page_service.copy_out import CopyOut
 from bbcache.page_service.errors import (
-    BadTokenError,
     CommandError,
     DisconnectedError,
     IdleTimeoutError,
+    NoRoomError,
     PageServiceError,
-    ProtocolError,
     ShutdownError,
-    TlsRequiredError,
+    TooManyConnectionsError,
     UnauthorizedError,
 )
-from bbcache.page_service.metrics import Ending, ServiceMetrics
-from bbcache.page_service.protocol import conversation as c
+from bbcache.page_service.metrics import Ending, ending_of
 from bbcache.page_service.protocol.command import BasebackupCommand, NoOpCommand, parse_command
-from bbcache.page_service.source import BasebackupSource, OpenBasebackup
+from bbcache.page_service.protocol.conversation import (
+    CancelRequested,
+    CommandGiven,
+    Conversation,
+    Event,
+    TlsRequested,
+    TokenGiven,
+)
+from bbcache.page_service.service import Service
+from bbcache.page_service.source import OpenBasebackup
+from bbcache.page_service.transport import READ_SIZE_BYTES, Transport
 
+STRANGER: Final = "not logged in"  # the group of clients that have no tenant yet
+_SECRET_SIZE_BYTES: Final = 4  # that of protocol 3.0
 _FAREWELL_TIMEOUT_S: Final = 1.0
 _SHOWN_CHARACTERS: Final = 100
+_STALLED_S: Final = 1.0  # a client that takes nothing for so long may lose its thread
+_TURN_MESSAGES: Final = 32  # about 150 microseconds
+_COMMAND_COST: Final = 8  # messages
+_ROOM_TRIES: Final = 8  # readers that may have to go for one archive
+_ROOM_TIMEOUT_S: Final = 1.0
 
 log = logging.getLogger(__name__)
 
 
-class Verifier(Protocol):
-    """Proves tokens; `bbcache.page_service.auth.tokens.TokenKeys` is one. Thread-safe."""
+class Turn(Enum):
+    """What comes after a turn of a session."""
 
-    def verify(self, token: str) -> Permission:
-        """What the token opens; raises `BadTokenError` where it proves nothing."""
-        ...
-
-
-@dataclass(slots=True)
-class _Served:
-    """A command whose answer is made, or sent in part."""
-
-    command: BasebackupCommand
-    started_s: float
-    origin: Source | None = None
-    copy: CopyOut | None = None
-
-    def sent_bytes(self, failure: BaseException | None) -> int:
-        if self.copy is None:
-            return 0
-        if self.copy.whole is None:
-            return self.copy.sent_bytes
-        return len(self.copy.whole) if failure is None else 0
+    WAIT = "the session waits for input"
+    MORE = "the client has sent more than a turn takes"
+    OVER = "the session has ended, and its socket is closed"
 
 
 class Session:
-    """Serves one connection, from its first byte to its last. For one thread at a time.
+    """Serves one connection, from its first byte to its last.
+
+    One thread at a time calls `serve`; any thread may call `end` and `cancel_command`.
 
     Args:
-        connection: the client.
-        connections: those that it is one of, and whose commands it may cancel.
-        source: where archives come from.
-        config: the service's settings.
-        metrics: counts.
-        command_log: of the commands that have ended.
-        verifier: proves tokens; None where none are asked for.
-        tls: how TLS is spoken; None where it is not.
-        clock: seconds that only grow.
-        wall_clock: seconds since 1970, for the expiry of tokens.
+        service: what it shares with other sessions.
+        make_transport: makes the transport, given what is called during its waits.
+        peer: the address of the client, for the log.
 
     Attributes:
-        deadline_s: by when the client must have said the next thing, by the clock.
+        deadline_s: when the next input must be there.
+        is_logged_in: whether the client has proved who it is.
+        has_served_command: whether the last turn was a command, so that the next may follow
+            soon.
+        process_id: see `bbcache.page_service.clients.Client`, as for all below.
     """
 
     def __init__(
         self,
-        connection: Connection,
-        connections: Connections,
-        source: BasebackupSource,
-        config: PageServiceConfig,
-        metrics: ServiceMetrics,
-        command_log: CommandLog,
-        verifier: Verifier | None,
-        tls: ssl.SSLContext | None,
-        clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
+        service: Service,
+        make_transport: Callable[[Callable[[float], None]], Transport],
+        peer: str,
     ) -> None:
-        self._connection = connection
-        self._transport = connection.transport
-        self._connections = connections
-        self._source = source
-        self._config = config
-        self._metrics = metrics
-        self._command_log = command_log
-        self._verifier = verifier
-        self._tls = tls
-        self._leave = self._transport.before_wait
-        self._clock = clock
-        self._wall_clock = wall_clock
+        self._service = service
+        self._peer = peer
+        self._transport = make_transport(self._check_wait)
+        self._cancellation = Cancellation(self._transport.is_client_gone)
         self._permission = EVERYTHING
-        self._served: _Served | None = None  # has not ended yet
-        self._conversation = c.Conversation(
-            config.max_message_size_bytes,
-            wants_token=verifier is not None,
-            has_tls=tls is not None,
-            process_id=connection.process_id,
-            secret=connection.secret,
+        self._is_shaking_hands = self._is_direct_tls = False
+        self._has_received = False
+        now_s = service.clock()
+        self.process_id = service.clients.new_process_id()
+        self.secret = os.urandom(_SECRET_SIZE_BYTES)
+        self.is_logged_in = False
+        self.tenant_id: TenantId | None = None
+        self.idle_since_s: float | None = now_s
+        self.busy_since_s = now_s
+        self.unpublished_bytes = 0
+        self.has_served_command = False
+        self._conversation = Conversation(
+            service.config.max_message_size_bytes,
+            wants_token=service.verifier is not None,
+            has_tls=service.tls_context is not None,
+            process_id=self.process_id,
+            secret=self.secret,
         )
-        self._handshake_deadline_s = (
-            connection.waiting_since_s or clock()
-        ) + config.handshake_timeout_s
-        self.deadline_s = self._handshake_deadline_s
+        self.deadline_s = self._handshake_deadline_s = now_s + service.config.handshake_timeout_s
         self._seen_count = -1  # messages that had come when the next two were set
         self._idle_deadline_s = self._message_deadline_s = math.inf
+        self._served_group: Hashable = STRANGER
+
+    @property
+    def group(self) -> Hashable:
+        """Whose share of the threads the session takes."""
+        return self.tenant_id if self.is_logged_in else STRANGER
 
     def fileno(self) -> int:
-        """The descriptor of the socket."""
+        """Return the descriptor of the socket; -1 once it is closed."""
         return self._transport.fileno()
 
-    def serve(self) -> bool:
-        """Serve what has come of the client, up to the answer; raises nothing.
+    def wait_input(self, timeout_s: float) -> bool:
+        """Wait a moment for input; whether there is some."""
+        return self._transport.wait_input(timeout_s)
 
-        Returns:
-            Whether it goes on, by `finish`; False where it is gone or had to go, and the
-            socket is closed.
-        """
-        self._connection.waiting_since_s = None
-        return self._goes_on_after(self._converse)
+    def end(self, reason: PageServiceError, *, is_immediate: bool) -> None:
+        """End the session: after the command that runs, or in the middle of it."""
+        self._cancellation.end_session(reason, is_immediate=is_immediate)
+        self._transport.stop_reading()
 
-    def finish(self) -> float | None:
-        """Send the client what it has not been sent yet; raises nothing.
-
-        Returns:
-            By when it must say more, by the clock, of which the next `serve` and `finish`
-            are to know; None where it is gone or had to go, and the socket is closed.
-        """
-        return self.deadline_s if self._goes_on_after(self._answer_and_wait) else None
-
-    def _goes_on_after(self, step: Callable[[], bool]) -> bool:
-        goes_on = False
-        try:
-            goes_on = step()
-            if not goes_on:
-                self._metrics.connections[Ending.CLOSED].inc()
-        except PageServiceError as error:
-            self._metrics.connections[_ending_of(error)].inc()
-            log.info("connection of %s ended: %s", self._connection.peer, one_line(error))
-            self._say_farewell(error)
-        except Exception as error:
-            self._metrics.connections[Ending.FAILED].inc()
-            log.exception("connection of %s failed", self._connection.peer)
-            self._account(error)
-        finally:
-            if not goes_on:
-                self.close()
-        return goes_on
+    def cancel_command(self) -> None:
+        """End the command that runs."""
+        self._cancellation.cancel_command()
 
     def close(self) -> None:
-        """Close the socket: the connection has ended."""
+        """Close the socket: the session has ended."""
         self._transport.close()
-        self._connections.remove(self._connection)
-        self._metrics.refresh()
+        self._service.clients.remove(self)
+        self._service.metrics.refresh()
 
-    def _converse(self) -> bool:
-        """Take some of what has come, and make the answers; False where that was the last."""
-        data = self._transport.receive()
-        if data is None:
-            return True
-        if not data:
-            return False
-        self._conversation.feed(data)
-        self._answer_all()
+    def close_inherited(self) -> None:
+        """See `bbcache.serving.fork.Owner`."""
+        self._transport.close_inherited()
+
+    def serve(self) -> Turn:
+        """Serve a turn of what the client has sent; raises nothing.
+
+        It waits for nothing that the client has yet to send.
+        """
+        self.idle_since_s, self.busy_since_s = None, self._service.clock()
+        self._served_group = self.group
+        turn = Turn.OVER
+        try:
+            turn = self._serve_turn()
+            if turn is Turn.OVER:
+                self._service.metrics.connections[Ending.CLOSED].inc()
+        except PageServiceError as error:
+            self.say_farewell(error, _FAREWELL_TIMEOUT_S if self.is_logged_in else 0.0)
+        except Exception:
+            self._service.metrics.connections[Ending.FAILED].inc()
+            log.exception("connection of %s failed", self._peer)
+        finally:
+            if turn is Turn.OVER:
+                self.close()
+            else:
+                self.idle_since_s = self._service.clock()
+        return turn
+
+    def say_farewell(self, error: PageServiceError, timeout_s: float) -> None:
+        """Tell the client why it must go, where it can still be told, and count that."""
+        self._service.metrics.connections[ending_of(error)].inc()
+        log.info("connection of %s ended: %s", self._peer, one_line(error))
+        if isinstance(error, DisconnectedError):
+            return
+        self._conversation.fail(error)
+        try:
+            self._transport.send(self._conversation.take_output(), timeout_s=timeout_s)
+        except PageServiceError:
+            log.debug("%s is gone already", self._peer)
+
+    def _serve_turn(self) -> Turn:
+        self.has_served_command = False
+        self._cancellation.check_session()
+        if not self._has_received or self._is_shaking_hands:
+            is_plain = self._go_on_with_tls()
+            if not is_plain:
+                return self._wait_for_input()
+        data = None
+        if not self._conversation.has_message:
+            data = self._transport.receive()
+            if data == b"":
+                return Turn.OVER
+        if data:
+            self._has_received = True
+            self._conversation.feed(data)
+        self._answer_turn()
+        self._send_output()
         if self._conversation.is_closed:
-            self._flush()
+            return Turn.OVER
+        self._cancellation.check_session()
+        if self._conversation.has_message or (data and len(data) == READ_SIZE_BYTES):
+            return Turn.MORE
+        return self._wait_for_input()
+
+    def _go_on_with_tls(self) -> bool:
+        """Go on with a TLS handshake, if there is one; False where it needs more input."""
+        context = self._service.tls_context
+        if not self._is_shaking_hands:
+            if context is None or not self._transport.begins_with_tls():
+                return True
+            self._transport.begin_tls(context())
+            self._is_shaking_hands = self._is_direct_tls = True
+        if not self._transport.shake_hands():
             return False
-        return True  # what is left is heard of again, when others have had their turn
-
-    def _answer_all(self) -> None:
-        """Answer every whole message; the last answer is not sent yet."""
-        is_first = True
-        while (event := self._conversation.next_event()) is not None:
-            if not is_first:
-                self._flush()
-                self._leave()  # others do not wait for one who asks for much at once
-            is_first = False
-            self._answer(event)
-
-    def _answer_and_wait(self) -> bool:
-        self._flush()
-        now_s = self._clock()
-        self.deadline_s = self._deadline_s(now_s)
-        if now_s >= self.deadline_s:
-            raise IdleTimeoutError("the client has been silent, or slow, for too long")
-        self._connection.waiting_since_s = now_s
+        self._is_shaking_hands = False
+        self._has_received = True
+        if self._is_direct_tls:
+            self._transport.check_direct_tls()
+            self._conversation.begin_direct_tls()
         return True
 
-    def _flush(self) -> None:
-        """Send all answers; a command has ended when its answer is sent.
+    def _answer_turn(self) -> None:
+        budget = _TURN_MESSAGES
+        while budget > 0 and not self._is_shaking_hands:
+            before = self._conversation.message_count
+            event = self._conversation.next_event(budget)
+            self._log_in()
+            if event is None:
+                return
+            self._answer(event)
+            budget -= self._conversation.message_count - before
+            if self.has_served_command:
+                budget -= _COMMAND_COST
+                if not self._conversation.is_closed:
+                    self._cancellation.check_session()
 
-        Raises:
-            DisconnectedError: the client is gone or does not take them.
-            PageServiceError: it must go now.
-        """
-        self._send_output()
-        if not self._conversation.is_closed:
-            self._transport.check()
+    def _answer(self, event: Event) -> None:
+        if isinstance(event, CommandGiven):
+            self._run_command(event.text)
+        elif isinstance(event, TlsRequested):
+            if self._conversation.answer_tls():
+                self._send_output()
+                assert self._service.tls_context is not None
+                self._transport.begin_tls(self._service.tls_context())
+                self._is_shaking_hands = True
+        elif isinstance(event, TokenGiven):
+            assert self._service.verifier is not None
+            self._permission = verified(self._service.verifier, event.token)
+            self.tenant_id = self._permission.tenant_id
+            self._conversation.let_in()
+            self._log_in()
+        elif isinstance(event, CancelRequested):
+            self._service.clients.cancel(event.process_id, event.secret)
 
-    def _send_output(self, timeout_s: float | None = None) -> None:
-        data = self._conversation.take_output()
-        if not data:
+    def _log_in(self) -> None:
+        """Find a place for a client that was let in, before it is told so."""
+        if self.is_logged_in or not self._conversation.is_let_in:
             return
         try:
-            self._transport.send(data, timeout_s=timeout_s)
-        except BaseException as error:
-            self._account(error)
+            self._take_place()
+        except TooManyConnectionsError:
+            self._conversation.take_output()
             raise
-        self._account(None)
+        self.is_logged_in = True
 
-    def _deadline_s(self, now_s: float) -> float:
-        """By when the next message must be there in full; a slow one has less time."""
-        self._connection.is_let_in = self._conversation.is_let_in
-        if not self._connection.is_let_in:
+    def _take_place(self) -> None:
+        victim = self._service.clients.place(self)
+        if victim is not None:
+            self._service.evict(
+                victim,
+                TooManyConnectionsError("the connection had to make room for another client"),
+            )
+
+    def _wait_for_input(self) -> Turn:
+        """Set the time for the next input.
+
+        Raises:
+            IdleTimeoutError: the client has used up its time.
+        """
+        now_s = self._service.clock()
+        self.deadline_s = self._next_deadline_s(now_s)
+        if now_s >= self.deadline_s:
+            raise IdleTimeoutError("the client has been silent, or slow, for too long")
+        return Turn.WAIT
+
+    def _next_deadline_s(self, now_s: float) -> float:
+        """Return when the next message must be there; the bytes of one have less time."""
+        if not self.is_logged_in:
             return self._handshake_deadline_s
         if self._conversation.message_count != self._seen_count:
             self._seen_count = self._conversation.message_count
-            self._idle_deadline_s = now_s + self._config.idle_timeout_s
+            self._idle_deadline_s = now_s + self._service.config.idle_timeout_s
             self._message_deadline_s = math.inf
         if self._conversation.is_within_message and self._message_deadline_s == math.inf:
-            self._message_deadline_s = now_s + self._config.message_timeout_s
+            self._message_deadline_s = now_s + self._service.config.message_timeout_s
         return min(self._idle_deadline_s, self._message_deadline_s)
 
-    def _answer(self, event: c.Event) -> None:
-        if isinstance(event, c.CommandGiven):
-            self._run_command(event.text)
-        elif isinstance(event, c.TlsRequested):
-            if self._conversation.answer_tls():
-                self._flush()
-                assert self._tls is not None
-                self._leave()
-                self._transport.start_tls(self._tls, self._handshake_deadline_s)
-        elif isinstance(event, c.TokenGiven):
-            assert self._verifier is not None
-            self._leave()
-            self._permission = _verified(self._verifier, event.token)
-            self._conversation.let_in()
-        elif isinstance(event, c.CancelRequested):
-            self._connections.cancel(event.process_id, event.secret)
+    def _send_output(self) -> None:
+        data = self._conversation.take_output()
+        if data:
+            self._transport.send(data, timeout_s=None if self.is_logged_in else 0.0)
+
+    def _check_wait(self, waited_s: float) -> None:
+        """End a wait for the client to take more, where it must."""
+        self._cancellation.check_immediate()
+        if waited_s >= _STALLED_S and self._service.must_yield(
+            self._served_group, to_own_group=True
+        ):
+            raise DisconnectedError("the client takes nothing, and others wait for a thread")
+
+    def _check_command(self) -> None:
+        """End a command, where it must."""
+        self._cancellation.check_command()
+        if self._service.must_yield(self._served_group, to_own_group=False):
+            raise TooManyConnectionsError(
+                "there are too few threads, and this tenant has more than the others"
+            )
 
     def _run_command(self, text: str) -> None:
-        self._connection.is_canceled = False
+        self._cancellation.begin_command()
+        self.has_served_command = True
         try:
             command = parse_command(text)
             if isinstance(command, NoOpCommand):
-                self._conversation.complete(command.tag)
+                self._conversation.complete(command)
             else:
-                self._serve(command)
-        except DisconnectedError:
-            raise
+                self._conversation.check_transaction()
+                self._serve_command(command)
         except PageServiceError as error:
+            if error.is_fatal:
+                raise
             self._conversation.fail(error)
         except Exception:
             log.exception("the command %s failed", ascii(text[:_SHOWN_CHARACTERS]))
             self._conversation.fail(CommandError("internal error; the log has more"))
 
-    def _serve(self, command: BasebackupCommand) -> None:
-        """Answer a command; it has not ended before the answer is sent."""
+    def _serve_command(self, command: BasebackupCommand) -> None:
         self._check_permission(command)
-        self._metrics.commanded(is_full=command.is_full)
-        self._served = served = _Served(command, self._clock())
+        if self._permission.tenant_id is None:
+            self.tenant_id = command.tenant_id
+            self._take_place()
+        self._service.metrics.commanded(is_full=command.is_full)
+        started_s = self._service.clock()
+        ended = EndedCommand(command, self._peer, None, None, 0, 0.0)
         try:
             basebackup = self._open(command)
-            served.origin = basebackup.origin
+            ended = ended._replace(origin=basebackup.origin)
             with basebackup.file:
-                served.copy = copy = CopyOut(
-                    basebackup.file,
-                    basebackup.size_bytes,
-                    is_gzip=command.is_gzip,
-                    before_wait=self._leave,
-                )
-                self._conversation.begin_copy()
-                if copy.whole is None:
-                    self._transport.send(self._conversation.take_output(), more=True)
-                    copy.run(self._transport, self._connection.check_cancelled)
-            if copy.whole is not None:
-                self._conversation.copy(copy.whole)
-            self._conversation.end_copy()
+                self.unpublished_bytes = basebackup.size_bytes * basebackup.is_unpublished
+                copy = CopyOut(basebackup.file, basebackup.size_bytes, is_gzip=command.is_gzip)
+                head, tail = self._conversation.copy_frame()
+                try:
+                    copy.run(self._transport, head, tail, self._check_command)
+                finally:
+                    ended = ended._replace(sent_bytes=copy.sent_bytes)
         except BaseException as error:
-            self._account(error)
+            ended = ended._replace(failure=error)
             raise
+        finally:
+            self.unpublished_bytes = 0
+            self._account(ended._replace(seconds=self._service.clock() - started_s))
 
     def _open(self, command: BasebackupCommand) -> OpenBasebackup:
-        held = self._source.open_held(command)
-        if held is not None:
-            return held
-        self._leave()
-        with lifecycle.callback():
-            return self._source.open(command, self._connection.check_cancelled)
+        """Open an archive; where others hold the room for it, they may have to go."""
+        for _ in range(_ROOM_TRIES):
+            try:
+                return self._open_now(command)
+            except NoRoomError:
+                victim = self._service.clients.room_maker(self.tenant_id)
+                if victim is None:
+                    raise
+                reason = TooManyConnectionsError(
+                    "archives that are not published have no room, and this tenant has the most"
+                )
+                self._service.evict(victim, reason)
+                self._service.clients.wait_removed(victim, _ROOM_TIMEOUT_S)
+        return self._open_now(command)
 
-    def _account(self, failure: BaseException | None) -> None:
-        """Count and log the command that has been served last, if that has not been done."""
-        served, self._served = self._served, None
-        if served is None:
-            return
-        ended = EndedCommand(
-            served.command,
-            self._connection.peer,
-            served.origin,
-            failure,
-            served.sent_bytes(failure),
-            self._clock() - served.started_s,
-            self._wall_clock(),
-        )
-        self._metrics.copied_bytes.inc(ended.sent_bytes)
-        if not isinstance(failure, ShutdownError):  # which Neon does not observe either
-            self._metrics.served(ended.result, ended.origin, ended.seconds)
-        self._command_log.add(ended)
+    def _open_now(self, command: BasebackupCommand) -> OpenBasebackup:
+        with lifecycle.callback():
+            return self._service.source.open(command, self._check_command)
+
+    def _account(self, ended: EndedCommand) -> None:
+        self._service.metrics.copied_bytes.inc(ended.sent_bytes)
+        if not isinstance(ended.failure, ShutdownError):  # which Neon does not observe either
+            self._service.metrics.served(ended.result, ended.origin, ended.seconds)
+        ended.log()
 
     def _check_permission(self, command: BasebackupCommand) -> None:
         try:
-            self._permission.check(command.tenant_id, command.timeline_id, self._wall_clock())
+            self._permission.check(
+                command.tenant_id, command.timeline_id, self._service.wall_clock()
+            )
         except UnauthorizedError as error:
-            log.warning("%s for %s was refused: %s", command, self._connection.peer, error)
+            log.warning("%s for %s was refused: %s", command, self._peer, error)
             raise
-
-    def _say_farewell(self, error: PageServiceError) -> None:
-        """Tell the client why it must go, where it can still be told; nobody waits for it."""
-        if isinstance(error, DisconnectedError):
-            self._account(error)
-            return
-        self._conversation.fail(error)
-        try:
-            self._send_output(_FAREWELL_TIMEOUT_S)
-        except DisconnectedError:
-            log.debug("%s is gone already", self._connection.peer)
-
-
-def _verified(verifier: Verifier, token: str) -> Permission:
-    """What a token opens. Of a verifier that fails, only the kind of its failure is told."""
-    try:
-        return verifier.verify(token)
-    except PageServiceError:
-        raise
-    except Exception as error:  # noqa: BLE001 - its text and traceback may have the token
-        kind = type(error).__name__
-    raise BadTokenError(f"the token cannot be verified: {kind}")
-
-
-def _ending_of(error: PageServiceError) -> Ending:
-    kinds: dict[type[PageServiceError], Ending] = {
-        BadTokenError: Ending.UNAUTHORIZED,
-        DisconnectedError: Ending.BROKEN,
-        IdleTimeoutError: Ending.TIMEOUT,
-        ProtocolError: Ending.PROTOCOL,
-        ShutdownError: Ending.SHUTDOWN,
-        TlsRequiredError: Ending.UNAUTHORIZED,
-    }
-    return kinds.get(type(error), Ending.FAILED)

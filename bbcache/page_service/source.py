@@ -12,6 +12,7 @@ from bbcache.cache import BasebackupCache
 from bbcache.errors import (
     BackingOffError,
     BrokenError,
+    CacheFullError,
     ClosingError,
     FillError,
     NotReadyError,
@@ -29,6 +30,7 @@ from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.outcomes import Source
 from bbcache.page_service.errors import (
     CommandError,
+    NoRoomError,
     NotFoundError,
     PageServiceError,
     ShutdownError,
@@ -44,44 +46,41 @@ log = logging.getLogger(__name__)
 
 
 class OpenBasebackup(NamedTuple):
-    """An open archive, whose file the taker closes.
+    """An open archive, whose file the receiver closes.
 
     Attributes:
         file: a file of one gzip member on disk, open at its start.
-        lsn: the position that it is of.
+        lsn: its position.
         size_bytes: its size.
-        origin: how it came to be there: ``bbcache_source`` in the log and the metrics.
+        origin: ``bbcache_source`` in the log and the metrics.
+        is_unpublished: whether it counts against `max_unpublished_size_bytes` until it is
+            closed.
     """
 
     file: BinaryIO
     lsn: Lsn
     size_bytes: int
     origin: Source
+    is_unpublished: bool = False
 
 
 class BasebackupSource(Protocol):
-    """Gives archives to a service, for many threads at once."""
-
-    def open_held(self, command: BasebackupCommand) -> OpenBasebackup | None:
-        """The archive that a command asks for, if it is here and nothing is waited for.
-
-        All other clients wait meanwhile. None is always right: `open` is asked then.
-        """
-        ...
+    """Gives archives to a service. Thread-safe."""
 
     def open(
         self, command: BasebackupCommand, check_cancelled: Callable[[], None]
     ) -> OpenBasebackup:
-        """The archive that a command asks for, complete.
+        """Open the archive that a command asks for, complete.
 
         Args:
-            command: what is asked for. The client may have it.
-            check_cancelled: to be called every so often while there is something to wait for; it
-                raises where nobody waits for the archive any more.
+            command: the command, which the client may give.
+            check_cancelled: to be called about five times a second during a wait; it raises
+                where the client does not wait any more.
 
         Raises:
             NotFoundError: the tenant or timeline is not here.
-            PageServiceError: it cannot be had, for the client to know.
+            NoRoomError: the archive cannot be published, and has no room besides.
+            PageServiceError: the archive cannot be had; the client is told why.
         """
         ...
 
@@ -124,7 +123,8 @@ class CacheSource:
         wait_lsn_timeout_s: how long to wait for a timeline to reach an LSN.
         build_dir: where is built what the cache does not build; None for the system's
             temporary directory.
-        max_uncached_builds: how many such builds run at once, >= 1.
+        max_uncached_builds: how many such archives are built or sent at once, >= 1.
+        max_uncached_size_bytes: their size together; None where only the disk limits it.
         clock: seconds that only grow.
     """
 
@@ -136,17 +136,20 @@ class CacheSource:
         wait_lsn_timeout_s: float = 300.0,
         build_dir: str | None = None,
         max_uncached_builds: int = 2,
+        max_uncached_size_bytes: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tenant_manager = tenant_manager
         self._knower = tenant_manager if isinstance(tenant_manager, BrokenKnowing) else None
         self._cache = cache
         self._wait_lsn_timeout_s = wait_lsn_timeout_s
-        self._uncached_builder = UncachedBuilder(max_uncached_builds, build_dir)
+        self._uncached_builder = UncachedBuilder(
+            max_uncached_builds, max_uncached_size_bytes, build_dir
+        )
         self._clock = clock
 
-    def open_held(self, command: BasebackupCommand) -> OpenBasebackup | None:
-        """What the cache holds and the command names exactly.
+    def _open_held(self, command: BasebackupCommand) -> OpenBasebackup | None:
+        """Open an archive that the cache holds and the command names exactly.
 
         The host is asked one thing only: whether it knows the timeline to be broken.
         """
@@ -164,6 +167,9 @@ class CacheSource:
         self, command: BasebackupCommand, check_cancelled: Callable[[], None]
     ) -> OpenBasebackup:
         """See `BasebackupSource.open`."""
+        held = self._open_held(command)
+        if held is not None:
+            return held
         shard_id, tenant = self._tenant(command.tenant_id)
         timeline = _timeline(tenant, command)
         make = self._build if command.is_full or not self._cache.is_enabled else self._fill
@@ -213,11 +219,19 @@ class CacheSource:
             ) from None
         except FillError as error:
             cause = error.__cause__ or error
+            if isinstance(cause, CacheFullError):
+                raise NoRoomError(_what_failed(cause, timeline, lsn)) from cause
             raise CommandError(_what_failed(cause, timeline, lsn)) from cause
-        return OpenBasebackup(file, file.lsn, file.size_bytes, Source(file.source))
+        return OpenBasebackup(
+            file, file.lsn, file.size_bytes, Source(file.source), file.is_unpublished
+        )
 
     def _build(
-        self, _: TenantShardId, timeline: Timeline, lsn: Lsn, check_cancelled: Callable[[], None]
+        self,
+        shard_id: TenantShardId,
+        timeline: Timeline,
+        lsn: Lsn,
+        check_cancelled: Callable[[], None],
     ) -> OpenBasebackup:
         """Have the host build it, for this client alone."""
         still_waits = self._until_timeout(timeline, lsn, check_cancelled)
@@ -225,13 +239,13 @@ class CacheSource:
         try:
             while not wait_for_lsn(timeline, lsn, slice_s):
                 still_waits()
-            file, size_bytes = self._uncached_builder.build(timeline, lsn, check_cancelled)
+            file = self._uncached_builder.build(shard_id.tenant_id, timeline, lsn, check_cancelled)
         except PageServiceError:
             raise
         except Exception as error:
             log.exception("cannot build a basebackup of timeline %s", timeline.timeline_id)
             raise CommandError(_what_failed(error, timeline, lsn)) from error
-        return OpenBasebackup(file, lsn, size_bytes, Source.BUILT)
+        return OpenBasebackup(file, lsn, file.size_bytes, Source.BUILT)
 
     def _until_timeout(
         self, timeline: Timeline, lsn: Lsn, check_cancelled: Callable[[], None]

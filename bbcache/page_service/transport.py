@@ -1,4 +1,4 @@
-"""A client's socket: every wait has a deadline, and another thread can end it."""
+"""The socket of one client: nothing waits for its input, and every other wait has a bound."""
 
 from __future__ import annotations
 
@@ -12,153 +12,140 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from bbcache.page_service.errors import DisconnectedError, IdleTimeoutError, PageServiceError
+from bbcache.page_service.errors import DisconnectedError, ProtocolError
 
-# A whole record of TLS (RFC 8446, 5.1): what is left in TLS's own buffer is not heard of.
-_READ_SIZE_BYTES: Final = 16 * 1024
+# A whole record of TLS (RFC 8446, 5.1): the poller does not see what is left in TLS's buffer.
+READ_SIZE_BYTES: Final = 16 * 1024
+ALPN: Final = "postgresql"  # of libpq, for TLS without a request for it
+_TLS_HANDSHAKE: Final = 0x16  # the first byte of a record with a ClientHello
 _MOST_UNREAD: Final = 16  # pieces that are thrown away
 _MOST_HELD_BYTES: Final = 128 * 1024
+_PACE_BYTES: Final = 1 << 20  # a client has `send_timeout_s` for each of these
+_SLICE_S: Final = 0.2  # how often a wait looks whether it is still wanted
 _GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 _SOCKET_ERRORS: Final = (errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
-Data = bytes | bytearray | memoryview
-
 _BLOCKED: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+Data = bytes | bytearray | memoryview
 
 
 class Transport:
-    """One connected socket.
+    """One connected socket, with or without TLS.
 
-    For one thread at a time, but for `interrupt` and `abort`, which any thread may call.
+    For one thread at a time, except `stop_reading`, which any thread may call.
 
     Args:
-        sock: the socket; it is closed with the transport.
-        send_timeout_s: how long the client may take for each piece that is sent.
+        sock: the socket; the transport closes it.
+        send_timeout_s: how long the client may keep the service waiting for each MiB that
+            it is sent.
+        check_wait: called five times a second while the client keeps the service waiting,
+            with the seconds of the wait so far; what it raises ends the wait.
         clock: seconds that only grow.
-        before_wait: to be called before what may take long; each wait here does so.
-
-    Attributes:
-        before_wait: the same.
     """
 
     def __init__(
         self,
         sock: socket.socket,
         send_timeout_s: float,
+        check_wait: Callable[[float], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
-        before_wait: Callable[[], None] = lambda: None,
     ) -> None:
         self._sock = sock
         self._send_timeout_s = send_timeout_s
+        self._check_wait = check_wait
         self._clock = clock
-        self.before_wait = before_wait
-        self._interruption: PageServiceError | None = None
-        self._is_aborted = False
         self._held: list[Data] = []  # to go with what is sent next
         self._held_bytes = 0
-        self._poller = select.poll()
+        self._paced_bytes = 0  # taken since the last whole MiB
+        self._waited_s = 0.0  # for the client to take them
         sock.settimeout(0)
-
-    @property
-    def interruption(self) -> PageServiceError | None:
-        """Why no more is taken from the client; None where more is."""
-        return self._interruption
-
-    @property
-    def is_aborted(self) -> bool:
-        """Whether `abort` was called."""
-        return self._is_aborted
 
     @property
     def is_encrypted(self) -> bool:
         """Whether TLS is spoken."""
         return isinstance(self._sock, ssl.SSLSocket)
 
-    def interrupt(self, reason: PageServiceError) -> None:
-        """Take no more from the client: `receive` raises `reason`, now and later."""
-        self._interruption = self._interruption or reason
-        self._shut(socket.SHUT_RD)
-
-    def abort(self, reason: PageServiceError) -> None:
-        """End the connection whatever it is at."""
-        self._is_aborted = True
-        self._interruption = self._interruption or reason
-        self._shut(socket.SHUT_RDWR)
-
-    def _shut(self, how: int) -> None:
-        with contextlib.suppress(OSError):
-            # Not SSLSocket's own, which drops the TLS state that the other thread uses.
-            socket.socket.shutdown(self._sock, how)
-
-    def is_client_gone(self) -> bool:
-        """Whether the client has closed its side; not known once interrupted."""
-        if self.interruption is not None:
-            return False
-        self._poller.register(self._sock, _GONE)
-        # An interruption meanwhile looks the same, and is known before it can be seen.
-        return bool(self._poller.poll(0)) and self.interruption is None
-
-    def start_tls(self, context: ssl.SSLContext, deadline_s: float) -> None:
-        """Speak TLS from now on.
-
-        Raises:
-            DisconnectedError: the client does not, or is gone.
-            IdleTimeoutError: it was not done by the deadline.
-        """
-        try:
-            tls = context.wrap_socket(self._sock, server_side=True, do_handshake_on_connect=False)
-        except OSError as error:
-            raise DisconnectedError(f"no TLS could be begun: {error}") from error
-        self._sock = tls
-        while True:
-            try:
-                tls.do_handshake()
-            except _BLOCKED as error:
-                self._wait(error, select.POLLIN, deadline_s, IdleTimeoutError("TLS took too long"))
-            except OSError as error:
-                raise DisconnectedError(f"no TLS could be begun: {error}") from error
-            else:
-                return
-
     def fileno(self) -> int:
-        """The descriptor of the socket; -1 once it is closed."""
+        """Return the descriptor of the socket; -1 once it is closed."""
         return self._sock.fileno()
 
+    def stop_reading(self) -> None:
+        """Read nothing more, which wakes the poller; the transport still sends."""
+        with contextlib.suppress(OSError):
+            # Not SSLSocket's own, which drops the TLS state that the other thread uses.
+            socket.socket.shutdown(self._sock, socket.SHUT_RD)
+
+    def is_client_gone(self) -> bool:
+        """Whether the client has closed its side; not known after `stop_reading`."""
+        poller = select.poll()
+        poller.register(self._sock, _GONE)
+        return bool(poller.poll(0))
+
+    def wait_input(self, timeout_s: float) -> bool:
+        """Wait a moment for input; whether there is some."""
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        return bool(poller.poll(timeout_s * 1000))
+
+    def begins_with_tls(self) -> bool:
+        """Whether the input that has come begins like a TLS handshake; takes none of it."""
+        try:
+            return self._sock.recv(1, socket.MSG_PEEK)[:1] == bytes([_TLS_HANDSHAKE])
+        except OSError:
+            return False
+
+    def begin_tls(self, context: ssl.SSLContext) -> None:
+        """Speak TLS from now on, after `shake_hands`.
+
+        Raises:
+            DisconnectedError: the client is gone.
+        """
+        try:
+            self._sock = context.wrap_socket(
+                self._sock, server_side=True, do_handshake_on_connect=False
+            )
+        except OSError as error:
+            raise DisconnectedError(f"no TLS could be begun: {error}") from error
+
+    def shake_hands(self) -> bool:
+        """Go on with the TLS handshake; False where that needs more input.
+
+        Raises:
+            DisconnectedError: the client speaks no TLS, or is gone.
+        """
+        assert isinstance(self._sock, ssl.SSLSocket)
+        try:
+            self._sock.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except OSError as error:  # also a full socket: a handshake is shorter than its buffer
+            raise DisconnectedError(f"no TLS could be begun: {error}") from error
+        return True
+
+    def check_direct_tls(self) -> None:
+        """Check that a client which began with TLS meant this protocol.
+
+        Raises:
+            ProtocolError: it did not say so by ALPN.
+        """
+        assert isinstance(self._sock, ssl.SSLSocket)
+        if self._sock.selected_alpn_protocol() != ALPN:
+            raise ProtocolError(f"TLS without a request for it takes the ALPN protocol {ALPN!r}")
+
     def receive(self) -> bytes | None:
-        """What has come of the client, or some of it; waits for nothing.
+        """Take input that has come; waits for nothing.
 
         Returns:
             Bytes; none at the end of the stream, and None where nothing has come.
 
         Raises:
             DisconnectedError: the connection is broken.
-            PageServiceError: the reason given to `interrupt`.
         """
-        data = None
-        while self._interruption is None:
-            try:
-                data = self._sock.recv(_READ_SIZE_BYTES)
-            except ssl.SSLWantWriteError as error:  # TLS has something to say by itself
-                deadline_s = self._clock() + self._send_timeout_s
-                self._wait(error, select.POLLOUT, deadline_s, _slow())
-            except _BLOCKED:
-                break
-            except OSError as error:
-                raise _broken(error) from error
-            else:
-                break
-        if self._interruption is not None:
-            self.check()
-        return data
-
-    def check(self) -> None:
-        """Return where more is taken from the client.
-
-        Raises:
-            PageServiceError: the reason given to `interrupt`.
-        """
-        if self._interruption is not None:
-            # One for each client: what is raised keeps the frames that it has come through.
-            raise type(self._interruption)(*self._interruption.args)
+        try:
+            return self._sock.recv(READ_SIZE_BYTES)
+        except _BLOCKED:  # TLS 1.2 and later never has to send before it can receive
+            return None
+        except OSError as error:
+            raise _broken(error) from error
 
     def send(self, data: Data, *, more: bool = False, timeout_s: float | None = None) -> None:
         """Send all of `data`.
@@ -167,7 +154,8 @@ class Transport:
             data: the bytes.
             more: whether more follows at once: what is short waits for it, and goes with
                 it in one system call.
-            timeout_s: how long the client may take for it; None for the usual time.
+            timeout_s: how long the client may keep the service waiting; None for the usual
+                time.
 
         Raises:
             DisconnectedError: the client is gone or does not take it.
@@ -179,24 +167,7 @@ class Transport:
         if self._held:
             data = self._with_held(data)
         flags = socket.MSG_MORE if more and not self.is_encrypted else 0
-        deadline_s = self._clock() + (self._send_timeout_s if timeout_s is None else timeout_s)
-        self._send_all(memoryview(data), flags, deadline_s)
-
-    def _with_held(self, data: Data = b"") -> bytes:
-        """What was held back, and `data` behind it; nothing is held back any more."""
-        joined = b"".join((*self._held, data))
-        self._held.clear()
-        self._held_bytes = 0
-        return joined
-
-    def _send_all(self, view: memoryview, flags: int, deadline_s: float) -> None:
-        while view:
-            try:
-                view = view[self._sock.send(view, flags) :]
-            except _BLOCKED as error:
-                self._wait(error, select.POLLOUT, deadline_s, _slow())
-            except OSError as error:
-                raise _broken(error) from error
+        self._send_all(memoryview(data), flags, timeout_s)
 
     def send_from(self, fd: int, offset: int, size_bytes: int) -> int:
         """Send the start of a piece of a file, without a copy through Python.
@@ -210,48 +181,82 @@ class Transport:
             DisconnectedError: the client is gone or does not take it.
             OSError: the file cannot be read.
         """
-        sock_fd = self._sock.fileno()
-        deadline_s = self._clock() + self._send_timeout_s
         if self._held:
-            self._send_all(memoryview(self._with_held()), socket.MSG_MORE, deadline_s)
+            self._send_all(memoryview(self._with_held()), socket.MSG_MORE)
         while True:
             try:
-                return os.sendfile(sock_fd, fd, offset, size_bytes)
+                sent_bytes = os.sendfile(self._sock.fileno(), fd, offset, size_bytes)
             except BlockingIOError as error:
-                self._wait(error, select.POLLOUT, deadline_s, _slow())
+                self._wait(error)
             except OSError as error:
                 if isinstance(error, ConnectionError) or error.errno in _SOCKET_ERRORS:
                     raise _broken(error) from error
                 raise
+            else:
+                self._note_taken(sent_bytes)
+                return sent_bytes
 
     def close(self) -> None:
         """Close the socket; what was sent is still delivered."""
+        with contextlib.suppress(OSError, ValueError):
+            if isinstance(self._sock, ssl.SSLSocket):
+                self._sock.unwrap()  # sends close_notify; the client's own is not waited for
         with contextlib.suppress(OSError):
             # Closing on unread bytes would be a reset, and not an end, to the client.
             for _ in range(_MOST_UNREAD):
-                if not socket.socket.recv(self._sock, _READ_SIZE_BYTES):
+                if not socket.socket.recv(self._sock, READ_SIZE_BYTES):
                     break
+        self.close_inherited()
+
+    def close_inherited(self) -> None:
+        """Close the descriptor alone; in a forked child, where the parent goes on with it."""
         with contextlib.suppress(OSError):
             self._sock.close()
 
-    def drop_inherited(self) -> None:
-        """Close the descriptor in a forked child; to parent and client it is as before."""
-        with contextlib.suppress(OSError):
-            self._sock.close()
+    def _with_held(self, data: Data = b"") -> bytes:
+        """Return what was held back and `data` after it; nothing is held back any more."""
+        joined = b"".join((*self._held, data))
+        self._held.clear()
+        self._held_bytes = 0
+        return joined
 
-    def _wait(
-        self, blocked: OSError, event: int, deadline_s: float, reason: PageServiceError
-    ) -> None:
-        """Wait until what has blocked can go on; raises `reason` at the deadline."""
-        if isinstance(blocked, ssl.SSLWantReadError):
-            event = select.POLLIN
-        elif isinstance(blocked, ssl.SSLWantWriteError):
-            event = select.POLLOUT
-        self.before_wait()
-        self._poller.register(self._sock, event)
-        left_s = deadline_s - self._clock()
-        if left_s <= 0 or not self._poller.poll(left_s * 1000 + 1):
-            raise reason
+    def _send_all(self, view: memoryview, flags: int, timeout_s: float | None = None) -> None:
+        while view:
+            try:
+                sent_bytes = self._sock.send(view, flags)
+            except _BLOCKED as error:
+                self._wait(error, timeout_s)
+            except OSError as error:
+                raise _broken(error) from error
+            else:
+                self._note_taken(sent_bytes)
+                view = view[sent_bytes:]
+
+    def _note_taken(self, sent_bytes: int) -> None:
+        self._paced_bytes += sent_bytes
+        if self._paced_bytes >= _PACE_BYTES:
+            self._paced_bytes, self._waited_s = 0, 0.0
+
+    def _wait(self, blocked: OSError, timeout_s: float | None = None) -> None:
+        """Wait until the client takes more.
+
+        Raises:
+            DisconnectedError: it has taken too long over the present MiB.
+        """
+        poller = select.poll()
+        is_read = isinstance(blocked, ssl.SSLWantReadError)
+        poller.register(self._sock, select.POLLIN if is_read else select.POLLOUT)
+        before_s, started_s, is_ready = self._waited_s, self._clock(), False
+        most_s = self._send_timeout_s if timeout_s is None else before_s + timeout_s
+        while not is_ready:
+            left_s = most_s - self._waited_s
+            if left_s <= 0:
+                raise _slow()
+            is_ready = bool(poller.poll(min(left_s, _SLICE_S) * 1000 + 1))
+            waited_s = self._clock() - started_s
+            self._waited_s = before_s + waited_s
+            if not is_ready:
+                self._check_wait(waited_s)
 
 
 def _slow() -> DisconnectedError:

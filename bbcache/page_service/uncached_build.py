@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import BinaryIO, Final
@@ -11,79 +14,193 @@ from typing import BinaryIO, Final
 from isal import igzip
 
 from bbcache.archive.tar_head import BLOCK_SIZE_BYTES, check_tar_head
+from bbcache.errors import CacheFullError
 from bbcache.host import Buffer, Timeline
-from bbcache.ids import Lsn
+from bbcache.ids import Lsn, TenantId
 
 _LEVEL: Final = 2
 _SLICE_S: Final = 0.2
 
 
-class UncachedBuilder:
-    """Builds what is for one client alone, a few at a time. Thread-safe.
+class UncachedFile(io.FileIO):
+    """An archive without a name, which holds a place of its builder until it is closed.
 
-    Args:
-        most: how many are built at once; the next ones wait.
-        build_dir: where the files are; None for the system's temporary directory. They
-            have no names there, and are gone when they are closed.
+    Attributes:
+        size_bytes: its size.
     """
 
-    def __init__(self, most: int, build_dir: str | None) -> None:
-        self._places = threading.BoundedSemaphore(most)
+    def __init__(self, fd: int, builder: UncachedBuilder, tenant_id: TenantId) -> None:
+        super().__init__(fd, "rb+")
+        self.size_bytes = 0
+        self._builder = builder
+        self._tenant_id = tenant_id
+
+    def write(self, data: Buffer, /) -> int:
+        """Write bytes that have room.
+
+        Raises:
+            CacheFullError: they have none.
+        """
+        left = memoryview(data).cast("B")
+        size_bytes = len(left)
+        self._builder.charge(self, size_bytes)
+        while left:
+            left = left[super().write(left) :]
+        return size_bytes
+
+    def close(self) -> None:
+        """Close the file, which frees its bytes and its place."""
+        if not self.closed:
+            super().close()
+            self._builder.release(self, self._tenant_id)
+
+
+class UncachedBuilder:
+    """Builds archives for one client each, a few at a time. Thread-safe.
+
+    An archive holds its place until it is closed. When one is free, it goes to the tenant that
+    holds the fewest of those that wait.
+
+    Args:
+        most: how many archives there are at once; the next ones wait.
+        most_bytes: their size together; None where only the disk limits it.
+        build_dir: where the files are, without names; None for the system's temporary
+            directory.
+    """
+
+    def __init__(self, most: int, most_bytes: int | None, build_dir: str | None) -> None:
+        self._most = most
+        self._most_bytes = most_bytes
         self._build_dir = build_dir
+        self._changed = threading.Condition(threading.Lock())  # guards all that follows
+        self._held: Counter[TenantId] = Counter()
+        self._waiting: dict[object, TenantId] = {}  # in the order in which they have come
+        self._size_bytes = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all archives that are open; reads memory only."""
+        return self._size_bytes
 
     def build(
-        self, timeline: Timeline, lsn: Lsn, check_cancelled: Callable[[], None]
-    ) -> tuple[BinaryIO, int]:
+        self,
+        tenant_id: TenantId,
+        timeline: Timeline,
+        lsn: Lsn,
+        check_cancelled: Callable[[], None],
+    ) -> UncachedFile:
         """Build one.
 
         Args:
-            timeline: of what.
-            lsn: at which position.
-            check_cancelled: called every so often; what it raises ends the build.
+            tenant_id: whose share of the places it takes.
+            timeline: its timeline.
+            lsn: its position.
+            check_cancelled: called about five times a second; what it raises ends the build.
 
         Returns:
-            A file of one gzip member, open at its start, and its size in bytes. The
-            caller closes it.
+            A file of one gzip member, open at its start. The caller closes it.
 
         Raises:
             ArchiveError: the host wrote no tar.
+            CacheFullError: `most_bytes` has no room.
             OSError: it cannot be written.
             Exception: the host has raised it.
         """
-        while not self._places.acquire(timeout=_SLICE_S):
-            check_cancelled()
+        self._wait_for_place(tenant_id, check_cancelled)
         try:
-            return self._build(timeline, lsn, check_cancelled)
-        finally:
-            self._places.release()
-
-    def _build(
-        self, timeline: Timeline, lsn: Lsn, check_cancelled: Callable[[], None]
-    ) -> tuple[BinaryIO, int]:
-        file = tempfile.TemporaryFile(dir=self._build_dir)  # noqa: SIM115 - the caller closes it
+            file = UncachedFile(_unnamed_file(self._build_dir), self, tenant_id)
+        except BaseException:
+            self._free_place(tenant_id)
+            raise
         try:
-            stream: AbstractContextManager[BinaryIO] = igzip.open(file, "wb", compresslevel=_LEVEL)  # type: ignore[no-untyped-call]  # isal has no types for it
-            with stream as gzip:
-                watched = _Watched(gzip, check_cancelled)
-                timeline.send_basebackup_tarball(watched, lsn)
-                watched.finish()
-            size_bytes = file.tell()
-            file.seek(0)
+            _fill(file, timeline, lsn, check_cancelled)
         except BaseException:
             file.close()
             raise
-        return file, size_bytes
+        return file
+
+    def charge(self, file: UncachedFile, added_bytes: int) -> None:
+        """Count bytes before they are written.
+
+        Raises:
+            CacheFullError: they have no room.
+        """
+        with self._changed:
+            size_bytes = self._size_bytes + added_bytes
+            if self._most_bytes is not None and size_bytes > self._most_bytes:
+                raise CacheFullError(
+                    f"fullbackups have no room: {size_bytes} bytes exceed "
+                    f"max_fullbackup_size_bytes {self._most_bytes}\n"
+                    "hint: Raise that limit, or ask again later."
+                )
+            self._size_bytes = size_bytes
+            file.size_bytes += added_bytes
+
+    def release(self, file: UncachedFile, tenant_id: TenantId) -> None:
+        """Count a file no longer."""
+        with self._changed:
+            self._size_bytes -= file.size_bytes
+        self._free_place(tenant_id)
+
+    def _wait_for_place(self, tenant_id: TenantId, check_cancelled: Callable[[], None]) -> None:
+        ticket = object()
+        with self._changed:
+            self._waiting[ticket] = tenant_id
+        try:
+            while not self._take_place(ticket, tenant_id):
+                check_cancelled()
+        finally:
+            with self._changed:
+                del self._waiting[ticket]
+                self._changed.notify_all()
+
+    def _take_place(self, ticket: object, tenant_id: TenantId) -> bool:
+        with self._changed:
+            if not self._is_next_locked(ticket):
+                self._changed.wait(_SLICE_S)
+            is_next = self._is_next_locked(ticket)
+            if is_next:
+                self._held[tenant_id] += 1
+            return is_next
+
+    def _is_next_locked(self, ticket: object) -> bool:
+        if self._held.total() >= self._most:
+            return False
+        return min(self._waiting, key=lambda each: self._held[self._waiting[each]]) is ticket
+
+    def _free_place(self, tenant_id: TenantId) -> None:
+        with self._changed:
+            self._held[tenant_id] -= 1
+            if not self._held[tenant_id]:
+                del self._held[tenant_id]
+            self._changed.notify_all()
+
+
+def _unnamed_file(directory: str | None) -> int:
+    with tempfile.TemporaryFile(buffering=0, dir=directory) as file:
+        return os.dup(file.fileno())
+
+
+def _fill(
+    file: UncachedFile, timeline: Timeline, lsn: Lsn, check_cancelled: Callable[[], None]
+) -> None:
+    stream: AbstractContextManager[BinaryIO] = igzip.open(file, "wb", compresslevel=_LEVEL)  # type: ignore[no-untyped-call]  # isal has no types for it
+    with stream as gzip:
+        watched = _Watched(gzip, check_cancelled)
+        timeline.send_basebackup_tarball(watched, lsn)
+        watched.finish()
+    file.seek(0)
 
 
 class _Watched:
-    """A writer that takes a tar only, and stops where nobody waits for it any more.
+    """A writer that takes a tar only, and stops where the client does not wait any more.
 
-    What it has raised once ends the build, whatever the host makes of it.
+    An error that it has raised ends the build, even if the host goes on.
     """
 
     def __init__(self, writer: BinaryIO, check_cancelled: Callable[[], None]) -> None:
         self._writer = writer
-        self._go_on = check_cancelled
+        self._check_cancelled = check_cancelled
         self._head = b""  # the first block, as far as it is written
         self._failure: BaseException | None = None
 
@@ -91,7 +208,7 @@ class _Watched:
         if self._failure is not None:
             raise self._failure
         try:
-            self._go_on()
+            self._check_cancelled()
             if len(self._head) < BLOCK_SIZE_BYTES:
                 self._look_at_head(data)
             return self._writer.write(data)
@@ -100,7 +217,7 @@ class _Watched:
             raise
 
     def finish(self) -> None:
-        """Raise what ended the build, or what is wrong with a tar of less than a block."""
+        """Raise the error that ended the build, or that the tar is less than a block."""
         if self._failure is not None:
             raise self._failure
         if len(self._head) < BLOCK_SIZE_BYTES:

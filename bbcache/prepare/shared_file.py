@@ -91,6 +91,7 @@ class SharedFile:
 class _UnpublishedFile(BasebackupFile):
     """A file whose bytes count as unpublished until it is closed."""
 
+    is_unpublished = True
     _kept: tuple[Reservation, object] | None = None
 
     def keep(self, reservation: Reservation) -> None:

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bbcache import lifecycle
-from bbcache.errors import ClosingError, LimitError, PrepareError, StoreError, safe_str
+from bbcache.errors import (
+    CacheFullError,
+    ClosingError,
+    LimitError,
+    PrepareError,
+    StoreError,
+    safe_str,
+)
 from bbcache.host import TenantState, attached_shards_zero, wait_for_lsn
 from bbcache.outcomes import Phase, SkipReason
 from bbcache.prepare.job import DiskError, Job, Skip, reason_of
@@ -103,7 +110,7 @@ class Preparer:
         elif (
             job.failing is not None
             and result.error is not None
-            and not isinstance(result.error, ClosingError)
+            and not isinstance(result.error, ClosingError | CacheFullError)  # not its own failure
         ):
             self.backoff.failed(job.failing, safe_str(result.error))
 

@@ -119,11 +119,14 @@ class BasebackupFile(io.FileIO):
         lsn: the LSN of the basebackup.
         size_bytes: the size of the archive.
         source: ``hit``; from `BasebackupCache.get_or_prepare` also ``joined`` or ``built``.
+        is_unpublished: whether the archive is in a file without a name, whose bytes count
+            against `max_unpublished_size_bytes` until it is closed.
     """
 
     lsn: Lsn
     size_bytes: int
     source: Source = Source.HIT
+    is_unpublished: bool = False
 
     @classmethod
     def open(cls, path: str, lsn: Lsn, size_bytes: int) -> Self:

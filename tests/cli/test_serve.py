@@ -686,11 +686,11 @@ def test_settings(serve: Callable[..., Served], tmp_path: Path) -> None:
     assert (limits["max_size_entries"], limits["max_connections"]) == (7, 5)
 
 
-@pytest.mark.parametrize(("hard", "soft_then"), [(2000, 456), (300, 300)])
+@pytest.mark.parametrize(("hard", "soft_then"), [(2000, 770), (300, 300)])
 def test_descriptors(
     serve: Callable[..., Served], tmp_path: Path, hard: int, soft_then: int
 ) -> None:
-    """The limit is raised to what its clients need, as far as that goes; else it warns."""
+    """The limit is raised to what its clients need, as far as that goes; else fewer are served."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
@@ -698,9 +698,33 @@ def test_descriptors(
     served = serve(tmp_path / "root", "--create", "--max-connections", "100", before=limit)
     pid = served.process.pid
     assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (soft_then, hard)
+    limits = {each["setting"]: each["limit"] for each in served.status()["meters"]}
     served.signal(signal.SIGTERM)
     served.end()
-    assert ("100 clients need 456 descriptors, but there are" in served.err) == (hard < 456)
+    assert ("100 clients need 770 descriptors, but there are" in served.err) == (hard < 770)
+    assert limits["max_connections"] == (100 if hard >= 770 else 47)
+
+
+def test_few_descriptors(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """With 64 of them 300 silent strangers keep no client out."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+    served = serve(tmp_path / "root", "--create", before=limit)
+    with contextlib.ExitStack() as opened:
+        old = served.client()
+        opened.callback(old.close)
+        for number in range(300):
+            stranger = socket.create_connection(("127.0.0.1", served.port), DEADLINE_S)
+            opened.callback(stranger.close)
+            if number % 30 == 29:
+                client = served.client()
+                assert kinds(client.ask("BEGIN")) == "CZ"
+                client.close()
+        assert kinds(old.ask("BEGIN")) == "CZ"
+        assert served.http("healthz") == b"ok\n"
+    assert "cannot accept" not in served.err
 
 
 def test_enough_descriptors(serve: Callable[..., Served], tmp_path: Path) -> None:
@@ -728,7 +752,7 @@ def with_keys(path: Path) -> list[str]:
     ("options", "complaint"),
     [
         (["--listen", EVERYWHERE], r"no token is asked for\nhint: .* --allow-unauthenticated: "),
-        (["--http", EVERYWHERE], r"who he is\nhint: Say --allow-unauthenticated-http: "),
+        (["--http", EVERYWHERE], r"asks for no token\nhint: Say --allow-unauthenticated-http: "),
         (["--listen", "nowhere:x"], r"'nowhere:x' is no address such as 127\.0\.0\.1:64000"),
         (["--http", "x:y:z"], r"'x:y:z' is no address such as 127\.0\.0\.1:9898"),
         (["--auth-keys", "/nothing"], r"cannot read the keys in /nothing: No such file"),

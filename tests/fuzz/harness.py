@@ -27,15 +27,15 @@ from support.helpers import count_descriptors, wait_until
 
 from bbcache import TenantId, TimelineId
 from bbcache.page_service.auth.tokens import TokenKeys
-from bbcache.page_service.command_log import CommandLog
+from bbcache.page_service.clients import Clients
 from bbcache.page_service.config import Address, PageServiceConfig
-from bbcache.page_service.connections import Connections
 from bbcache.page_service.errors import PageServiceError
 from bbcache.page_service.metrics import ServiceMetrics
 from bbcache.page_service.protocol import conversation as c
 from bbcache.page_service.protocol.command import BasebackupCommand, parse_command
 from bbcache.page_service.server import PageService
-from bbcache.page_service.session import Session
+from bbcache.page_service.service import Service
+from bbcache.page_service.session import Session, Turn
 from bbcache.page_service.source import CacheSource
 from bbcache.page_service.transport import Transport
 
@@ -137,9 +137,7 @@ class FuzzBed:
         self._log.token = token
         self.vocabulary = Vocabulary(_commands(tenant_id, timeline.timeline_id), token)
         self._metrics = ServiceMetrics(CollectorRegistry(), lambda: 0)
-        self._command_log = CommandLog()
-        self._opened.callback(self._command_log.catch_up)
-        self._connections = Connections(1000)
+        self._clients = Clients(1000, 1000)
         self._services = {who: self._service(who) for who in Who}
         return self
 
@@ -187,7 +185,7 @@ class FuzzBed:
                 break
             conversation.feed(piece)
             try:
-                self._answer_all(conversation, who)
+                self._answer_all(conversation, who, said)
             except PageServiceError as error:
                 conversation.fail(error)
                 assert conversation.is_closed
@@ -195,7 +193,7 @@ class FuzzBed:
         _check_whole(bytes(said))
         return bytes(said)
 
-    def _answer_all(self, conversation: c.Conversation, who: Who) -> None:
+    def _answer_all(self, conversation: c.Conversation, who: Who, said: bytearray) -> None:
         while (event := conversation.next_event()) is not None:
             self.counts[type(event).__name__] += 1
             if isinstance(event, c.TlsRequested):
@@ -207,21 +205,21 @@ class FuzzBed:
             elif isinstance(event, c.CommandGiven):
                 assert conversation.is_let_in
                 assert who is not Who.STRANGER, "a stranger has given a command"
-                self._obey(conversation, event.text)
+                self._obey(conversation, event.text, said)
 
-    def _obey(self, conversation: c.Conversation, text: str) -> None:
+    def _obey(self, conversation: c.Conversation, text: str, said: bytearray) -> None:
         try:
             command = parse_command(text)
+            if not isinstance(command, BasebackupCommand):
+                conversation.complete(command)
+                return
+            conversation.check_transaction()
         except PageServiceError as error:
             conversation.fail(error)
             return
-        if isinstance(command, BasebackupCommand):
-            self.counts["commands understood"] += 1
-            assert parse_command(str(command)) == command
-            conversation.begin_copy()
-            conversation.end_copy()
-        else:
-            conversation.complete(command.tag)
+        self.counts["commands understood"] += 1
+        assert parse_command(str(command)) == command
+        said += b"".join(conversation.copy_frame())
 
     def serve(self, script: Script) -> None:
         """To a whole session, over a pair of sockets, in this thread."""
@@ -229,20 +227,24 @@ class FuzzBed:
         with theirs:
             theirs.sendall(b"".join(script.messages))
             theirs.shutdown(socket.SHUT_WR)
-            transport = Transport(ours, _SEND_TIMEOUT_S)
-            connection = self._connections.add(transport, "fuzz", time.monotonic())
-            session = Session(
-                connection,
-                self._connections,
-                self._source,
-                self._config,
-                self._metrics,
-                self._command_log,
-                None if script.who is Who.ANYONE else self._verifier,
-                None,
+            service = Service(
+                source=self._source,
+                config=self._config,
+                metrics=self._metrics,
+                clients=self._clients,
+                verifier=None if script.who is Who.ANYONE else self._verifier,
+                tls_context=None,
+                must_yield=lambda *_, **__: False,
+                evict=lambda *_: None,
+                clock=time.monotonic,
+                wall_clock=time.time,
             )
-            while session.serve() and session.finish() is not None:
-                pass  # all has been sent already, and the end of the stream
+            session = Session(
+                service, lambda check: Transport(ours, _SEND_TIMEOUT_S, check), "fuzz"
+            )
+            self._clients.add(session)
+            while session.serve() is not Turn.OVER:
+                pass  # the script has sent all, and the end of the stream
             assert ours.fileno() == -1, "the socket was left open"
             self._check_answer(script.who, _received(theirs))
 
@@ -274,7 +276,7 @@ class FuzzBed:
     def check_quiet(self) -> None:
         """Nothing is left of all that was played."""
         wait_until(lambda: not any(each.connection_count for each in self._services.values()))
-        assert len(self._connections) == 0
+        assert len(self._clients) == 0
         assert not self._log.bad, self._log.bad
         self._harness.wait_idle()
 
@@ -299,8 +301,7 @@ def _commands(tenant_id: TenantId, timeline_id: TimelineId) -> list[str]:
         f"fullbackup {ids}",
         f"basebackup {tenant_id} {TimelineId.generate()} {LSN_A} --gzip",
         f"basebackup {TenantId.generate()} {timeline_id} {LSN_A} --gzip",
-        "begin",
-        "",
+        *("begin", "rollback", "rollback to s", "commit", ""),
     ]
 
 

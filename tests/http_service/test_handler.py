@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 from http import HTTPStatus
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.cache_helpers import DEADLINE_S
 
 from bbcache.http_service.config import HttpConfig
 from bbcache.http_service.handler import Handler, Response, text_response
 
-CONFIG = HttpConfig(timeout_s=DEADLINE_S)
+CONFIG = HttpConfig()
 PIECES = st.sampled_from(
     [
         *(b"GET", b"HEAD", b"POST", b" ", b"/", b"/metrics", b"?", b"%00", b"HTTP/1.1"),
@@ -33,16 +31,7 @@ def answer_to(request: bytes) -> tuple[bytes, list[str]]:
         asked.append(path)
         return text_response(HTTPStatus.OK, "hello")
 
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        theirs.sendall(request)
-        theirs.shutdown(socket.SHUT_WR)
-        Handler(ours, "peer", CONFIG, respond)
-        ours.close()
-        data = b""
-        while piece := theirs.recv(1 << 16):
-            data += piece
-    return data, asked
+    return Handler(request, "peer", CONFIG, respond).answer, asked
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
@@ -60,8 +49,24 @@ def test_any_bytes(request_: bytes) -> None:
     assert b"xxxxx" not in data
 
 
-@pytest.mark.parametrize("start", [b"GET /", b"GET / HTTP/1.1\r\nA: "], ids=["line", "header"])
-def test_a_request_that_is_larger_than_may_be(start: bytes) -> None:
-    """What is cut off at the limit is not taken for a whole one."""
-    with pytest.raises(OSError, match="longer than it may be"):
-        answer_to(start + b"x" * CONFIG.max_request_size_bytes + b"\r\n\r\n")
+@pytest.mark.parametrize(
+    ("request_", "status", "paths"),
+    [
+        (b"GET http://localhost:9/x?y HTTP/1.1\r\nHost: evil\r\n\r\n", b"200", ["/x"]),
+        (b"GET HTTP://127.0.0.1 HTTP/1.1\r\nHost: localhost\r\n\r\n", b"200", ["/"]),
+        (b"GET http://evil/ HTTP/1.1\r\nHost: localhost\r\n\r\n", b"421", []),
+        (b"GET http://u@localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n", b"421", []),
+        (b"GET https://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400", []),
+        (b"GET http://[::1/ HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400", []),
+        (b"GET localhost HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400", []),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", b"400", []),
+        (b"GET / HTTP/1.1\r\nHost: [::1]evil\r\n\r\n", b"421", []),
+        (b"GET / HTTP/1.1\r\nHost: [::1]evil:80\r\n\r\n", b"421", []),
+        (b"GET / HTTP/1.1\r\nHost: evil@localhost\r\n\r\n", b"421", []),
+    ],
+)
+def test_the_host_of_a_request(request_: bytes, status: bytes, paths: list[str]) -> None:
+    """It is named once, by a whole name; that of an absolute target counts."""
+    data, asked = answer_to(request_)
+    assert data.split()[1] == status
+    assert asked == paths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -16,6 +17,7 @@ from bbcache.errors import ConfigError
 from bbcache.http_service.config import HttpConfig
 from bbcache.http_service.handler import Response, text_response
 from bbcache.http_service.server import HttpService
+from bbcache.serving.listening import Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,8 +90,8 @@ def test_beyond_loopback_only_if_told(make_front: Callable[..., Front]) -> None:
     assert front.get(Host="bbcache.example").status == HTTPStatus.OK
 
 
-def _everywhere() -> object:
-    return HttpConfig().listen.from_str("0.0.0.0:0")
+def _everywhere() -> Address:
+    return Address("0.0.0.0", 0)  # noqa: S104 - on purpose
 
 
 def test_an_answer_that_fails(
@@ -184,22 +186,46 @@ def test_a_client_that_breaks_off(make_front: Callable[..., Front]) -> None:
     wait_until(lambda: front.get().status == HTTPStatus.OK)
 
 
-def test_too_many_at_once(make_front: Callable[..., Front]) -> None:
-    """One more than there are places is sent away, and waits for nobody."""
-    with Gate() as gate:
+@pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\n"])
+def test_slow_requests_do_not_keep_new_ones_waiting(
+    make_front: Callable[..., Front], begun: bytes
+) -> None:
+    """Where there are too many, the oldest goes, and each new one is answered."""
+    front = make_front(hello, max_connections=16)
+    slow = [front.socket() for _ in range(16)]
+    for sock in slow:
+        sock.sendall(begun)
+    for number in range(56):
+        assert front.get("/healthz").status == HTTPStatus.OK
+        if number < 16:
+            slow.append(front.socket())
+            slow[-1].sendall(begun)
+    assert slow[0].recv(1) == b""
 
-        def stopped(path: str, accept: str) -> Response:
-            gate()
-            return hello(path, accept)
 
-        front = make_front(stopped, max_connections=2)
-        workers = [Worker(front.get) for _ in range(2)]
-        gate.wait_for(2)
-        assert front.get().status == HTTPStatus.SERVICE_UNAVAILABLE
-        gate.open()
-        for worker in workers:
-            assert worker.result()
-    wait_until(lambda: front.get().status == HTTPStatus.OK)
+def test_lazy_readers_do_not_keep_new_ones_waiting(make_front: Callable[..., Front]) -> None:
+    """The oldest answer that is not read is cut off, too, which frees its thread."""
+
+    def large(path: str, _: str) -> Response:
+        return Response(HTTPStatus.OK, "x/x", bytes(16 * MIB if path == "/large" else 1))
+
+    front = make_front(large, max_connections=4)
+    lazy = [front.socket() for _ in range(4)]
+    for sock in lazy:
+        sock.sendall(b"GET /large HTTP/1.0\r\n\r\n")
+        assert sock.recv(1)
+    for _ in range(20):
+        assert front.get("/healthz").status == HTTPStatus.OK
+
+
+def test_a_request_that_is_too_long(make_front: Callable[..., Front]) -> None:
+    """It ends, and is not taken for a whole one."""
+    front = make_front(hello, max_request_size_bytes=1000)
+    sock = front.socket()
+    with contextlib.suppress(ConnectionError):
+        sock.sendall(b"GET / HTTP/1.1\r\nA: " + b"x" * 1000 + b"\r\n\r\n")
+        assert sock.recv(1000) == b""
+    assert front.asked == []
 
 
 def test_a_close_lets_requests_end(make_front: Callable[..., Front]) -> None:
@@ -213,7 +239,7 @@ def test_a_close_lets_requests_end(make_front: Callable[..., Front]) -> None:
         front = make_front(stopped)
         worker = Worker(front.get)
         gate.wait_for()
-        front.service.close()
+        front.service.close(0.01)
         with pytest.raises(OSError, match=r"refused|reset"):
             front.socket().recv(1)
         gate.open()

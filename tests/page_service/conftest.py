@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from bbcache.page_service.session import Verifier
+    from bbcache.page_service.auth.verifier import Verifier
     from bbcache.page_service.source import BasebackupSource
     from bbcache.testing import MemoryTimeline
 
@@ -159,7 +159,7 @@ def make_bench(tmp_path: Path) -> Iterator[Callable[[], Bench]]:
     yield make
     for bench in made:
         bench.close()
-    assert not [each for each in threading.enumerate() if each.name == "bbcache-accept"]
+    assert not [each for each in threading.enumerate() if each.name == "bbcache-poller"]
 
 
 @pytest.fixture

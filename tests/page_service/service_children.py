@@ -63,7 +63,6 @@ def fork_while_serving(data_dir: str) -> None:
     leaving.close()
     for client in (staying, bench.logged_in()):
         assert kinds(client.ask(command)) == "HdcCZ"
-    assert bench.service._lookout._epoll.poll(0) == []
     with urllib.request.urlopen(f"http://{http.address}/x", timeout=DEADLINE_S) as answer:
         assert answer.read() == b"/x\n"
     http.close(DEADLINE_S)
@@ -85,10 +84,6 @@ class _Forking:
     def __init__(self, source: BasebackupSource) -> None:
         self._source = source
         self.codes: list[int] = []
-
-    def open_held(self, _: BasebackupCommand) -> OpenBasebackup | None:
-        """Nothing."""
-        return None
 
     def open(
         self, command: BasebackupCommand, check_cancelled: Callable[[], None]

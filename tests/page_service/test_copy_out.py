@@ -1,79 +1,94 @@
-"""What sends an archive, and when it says that it may take long."""
+"""An archive is sent whole, or an error follows whole messages."""
 
 from __future__ import annotations
 
-import errno
 import gzip
 import os
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from page_service import wire
+from page_service.wire import copied, kinds
+from support.cache_helpers import DEADLINE_S, Worker
 
 from bbcache.page_service.copy_out import SMALL_SIZE_BYTES, CopyOut
+from bbcache.page_service.errors import CanceledError, CommandError
+from bbcache.page_service.protocol.backend import COPY_DONE, COPY_OUT
+from bbcache.page_service.transport import Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A small archive, which has just been written and is in memory yet."""
+def sent(
+    path: Path, size_bytes: int, *, is_gzip: bool, check: Callable[[], None] = lambda: None
+) -> tuple[list[wire.Reply], int, BaseException | None]:
+    """The messages that a client gets, how many bytes are said to be sent, and the error."""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(DEADLINE_S)
+    failures: list[BaseException | None] = [None]
+
+    def send() -> int:
+        with path.open("rb") as file, ours:
+            copy = CopyOut(file, size_bytes, is_gzip=is_gzip)
+            transport = Transport(ours, DEADLINE_S)
+            try:
+                copy.run(transport, COPY_OUT, COPY_DONE, check)
+            except (CommandError, CanceledError) as error:
+                failures.append(error)
+                transport.send(b"")
+            return copy.sent_bytes
+
+    sending = Worker(send)
+    data = bytearray()
+    with theirs:
+        while piece := theirs.recv(1 << 20):
+            data += piece
+    count = sending.result()
+    assert isinstance(count, int)
+    replies, left = wire.split(data)
+    assert not left
+    return replies, count, failures[-1]
+
+
+@pytest.mark.parametrize("is_gzip", [True, False])
+@pytest.mark.parametrize("size_bytes", [1000, SMALL_SIZE_BYTES + 1, 3 << 20])
+def test_it_is_sent_whole(tmp_path: Path, size_bytes: int, *, is_gzip: bool) -> None:
+    """As it is or decompressed, small or large, and all its bytes are counted."""
+    content = os.urandom(size_bytes)
     path = tmp_path / "archive"
-    path.write_bytes(gzip.compress(os.urandom(1000)))
-    return path
+    path.write_bytes(gzip.compress(content, 0))
+    replies, count, _ = sent(path, path.stat().st_size, is_gzip=is_gzip)
+    assert kinds(replies) == "Hdc"
+    assert copied(replies) == (path.read_bytes() if is_gzip else content)
+    assert count == len(copied(replies))
 
 
-def waits_of(path: Path, *, is_gzip: bool) -> tuple[bytes | None, int]:
-    """What is read of it whole, and how often the copy said that it waits."""
-    waits: list[int] = []
-    with path.open("rb") as file:
-        copy = CopyOut(
-            file, path.stat().st_size, is_gzip=is_gzip, before_wait=lambda: waits.append(1)
-        )
-        return None if copy.whole is None else bytes(copy.whole), len(waits)
+@pytest.mark.parametrize("is_gzip", [True, False])
+def test_an_end_in_the_middle_follows_whole_messages(tmp_path: Path, *, is_gzip: bool) -> None:
+    """What was sent before it is counted."""
+    path = tmp_path / "archive"
+    path.write_bytes(gzip.compress(os.urandom(4 << 20), 0))
+    left = iter([None, None])
+
+    def check() -> None:
+        if next(left, 1):
+            raise CanceledError("stop")
+
+    replies, count, error = sent(path, path.stat().st_size, is_gzip=is_gzip, check=check)
+    assert kinds(replies) == "Hd"
+    assert count == len(copied(replies)) > 0
+    assert isinstance(error, CanceledError)
 
 
-def test_a_small_one_in_memory(path: Path) -> None:
-    """It is read whole, and no disk is waited for."""
-    assert waits_of(path, is_gzip=True) == (path.read_bytes(), 0)
-
-
-@pytest.mark.parametrize(("number", "count"), [(errno.EAGAIN, 1), (errno.EOPNOTSUPP, 0)])
-def test_a_small_one_that_is_not_in_memory(
-    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, count: int
-) -> None:
-    """It is read whole all the same, after the word that this may take long, if that is known."""
-    preadv = os.preadv
-
-    def evicted(fd: int, buffers: Sequence[bytearray], offset: int, flags: int = 0) -> int:
-        if flags & os.RWF_NOWAIT:
-            raise OSError(number, os.strerror(number))
-        return preadv(fd, buffers, offset, flags)
-
-    monkeypatch.setattr(os, "preadv", evicted)
-    assert waits_of(path, is_gzip=True) == (path.read_bytes(), count)
-
-
-def test_a_small_one_that_is_in_memory_in_part(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left of it may take long, too."""
-    preadv = os.preadv
-
-    def half_evicted(fd: int, buffers: Sequence[bytearray], offset: int, flags: int = 0) -> int:
-        if flags & os.RWF_NOWAIT:
-            return preadv(fd, [memoryview(buffers[0])[:500]], offset)  # tmpfs knows no flag
-        return preadv(fd, buffers, offset, flags)
-
-    monkeypatch.setattr(os, "preadv", half_evicted)
-    assert waits_of(path, is_gzip=True) == (path.read_bytes(), 1)
-
-
-def test_what_is_decompressed(path: Path) -> None:
-    """That may take long, too."""
-    assert waits_of(path, is_gzip=False) == (None, 1)
-
-
-def test_a_large_one(path: Path) -> None:
-    """It is sent piece by piece."""
-    path.write_bytes(bytes(SMALL_SIZE_BYTES + 1))
-    assert waits_of(path, is_gzip=True) == (None, 1)
+def test_a_file_that_is_cut_short(tmp_path: Path) -> None:
+    """A small one is refused before anything is sent, a large one after whole messages."""
+    path = tmp_path / "archive"
+    path.write_bytes(bytes(1000))
+    with path.open("rb") as file, pytest.raises(CommandError, match="cannot be read to its end"):
+        CopyOut(file, 1001, is_gzip=True)
+    replies, _, error = sent(path, 3 << 20, is_gzip=True)
+    assert kinds(replies) == "Hd"
+    assert isinstance(error, CommandError)

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from bbcache.errors import BbcacheError, PostgresError, StoreError
-from bbcache.page_service.command_log import one_line
+from bbcache.page_service.access_log import one_line
 from bbcache.page_service.errors import CommandError
 
 _UNNAMED = "the log of the service has the reason"

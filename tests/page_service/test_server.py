@@ -118,14 +118,14 @@ def test_extended_protocol(bench: Bench) -> None:
 def test_drivers_words(bench: Bench) -> None:
     """What drivers send around a command is answered, and means nothing."""
     client = bench.logged_in()
-    for text, tag in {
-        "BEGIN": "BEGIN",
-        "SET datestyle TO 'ISO'": "SET",
-        "rollback;": "ROLLBACK",
-    }.items():
+    for text, tag, status in (
+        ("BEGIN", "BEGIN", b"T"),
+        ("SET datestyle TO 'ISO'", "SET", b"T"),
+        ("rollback;", "ROLLBACK", b"I"),
+    ):
         complete, ready = client.ask(text)
         assert (complete.kind, complete.body) == ("C", tag.encode() + b"\0")
-        assert ready.body == b"I"
+        assert ready.body == status
     assert kinds(client.ask(";")) == "IZ"
 
 
@@ -223,10 +223,6 @@ class Lying:
         self.path = path
         self.size_bytes = size_bytes
 
-    def open_held(self, command: BasebackupCommand) -> OpenBasebackup:
-        """The same."""
-        return self.open(command, lambda: None)
-
     def open(self, command: BasebackupCommand, _: Callable[[], None]) -> OpenBasebackup:
         """The file."""
         return OpenBasebackup(
@@ -265,10 +261,6 @@ def test_an_archive_that_is_cut_short(
 class Failing:
     """A source that raises what nobody expects."""
 
-    def open_held(self, _: BasebackupCommand) -> OpenBasebackup | None:
-        """Nothing is here."""
-        return None
-
     def open(
         self, command: BasebackupCommand, check_cancelled: Callable[[], None]
     ) -> OpenBasebackup:
@@ -286,7 +278,7 @@ def test_a_source_that_wants_to_end_it_all(
     client.send(wire.query(bench.command(bench.harness.timeline(), LSN_A)))
     assert client.rest() == []
     assert kinds(other.ask("BEGIN")) == "CZ"
-    wait_until(lambda: "a client could not be served" in caplog.messages)
+    wait_until(lambda: "a connection could not be served" in caplog.messages)
     assert bench.service.connection_count == 1
 
 

@@ -1,53 +1,123 @@
-"""A client's socket: what another thread may do to it meanwhile."""
+"""A client's socket: how long a client may take, and how a connection ends."""
 
 from __future__ import annotations
 
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from page_service.certificates import certificate
+from support.cache_helpers import DEADLINE_S, MIB, Worker
 
-from bbcache.page_service.errors import ShutdownError
+from bbcache.page_service.cancellation import Cancellation
+from bbcache.page_service.errors import DisconnectedError, ShutdownError
 from bbcache.page_service.transport import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-    from bbcache.page_service.errors import PageServiceError
-
-
-class _InterruptedTransport(Transport):
-    """Interrupted between the question whether it was and the look at its socket."""
-
-    @property
-    def interruption(self) -> PageServiceError | None:
-        known = super().interruption
-        self.interrupt(ShutdownError("the page service ends"))
-        return known
+Pair = tuple[socket.socket, socket.socket]
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+def pair() -> Iterator[Pair]:
     """Two ends of a connection."""
     ours, theirs = socket.socketpair()
+    for sock in (ours, theirs):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        sock.settimeout(DEADLINE_S)
     yield ours, theirs
     ours.close()
     theirs.close()
 
 
-def test_a_client_that_has_hung_up_is_gone(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_client_that_has_hung_up_is_gone(pair: Pair) -> None:
     """Its end of the stream is seen, and not before it is there."""
     ours, theirs = pair
-    transport = Transport(ours, send_timeout_s=60)
+    transport = Transport(ours, DEADLINE_S)
     assert not transport.is_client_gone()
     theirs.close()
     assert transport.is_client_gone()
 
 
-def test_an_interruption_is_no_client_that_is_gone(
-    pair: tuple[socket.socket, socket.socket],
-) -> None:
+def test_an_end_of_the_session_is_no_client_that_is_gone(pair: Pair) -> None:
     """Not even where it comes while the socket is looked at, on which it looks alike."""
-    transport = _InterruptedTransport(pair[0], send_timeout_s=60)
-    assert not transport.is_client_gone()
-    assert transport.interruption is not None
+    transport = Transport(pair[0], DEADLINE_S)
+
+    def is_client_gone() -> bool:
+        cancellation.end_session(ShutdownError("the page service ends"), is_immediate=False)
+        transport.stop_reading()
+        return transport.is_client_gone()
+
+    cancellation = Cancellation(is_client_gone)
+    cancellation.check_command()
+    assert transport.is_client_gone()
+    assert cancellation.is_ending
+
+
+def test_a_client_has_its_time_for_each_mib(pair: Pair) -> None:
+    """One that takes a little now and then is too slow; one that takes a MiB in time is not."""
+    ours, theirs = pair
+    now_s = [0.0]
+
+    def check(_: float) -> None:
+        now_s[0] += 1.0
+
+    def clock() -> float:
+        now_s[0] += 1.0  # each wait takes a second
+        return now_s[0]
+
+    transport = Transport(ours, 20.0, check, clock)
+    is_over = threading.Event()
+
+    def drip() -> None:
+        while not is_over.is_set():
+            theirs.recv(1000)
+
+    dripping = Worker(drip)
+    with pytest.raises(DisconnectedError, match="does not take"):
+        transport.send(bytes(8 * MIB))
+    is_over.set()
+    ours.close()
+    dripping.result()
+
+
+def test_a_wait_is_looked_at(pair: Pair) -> None:
+    """What is raised while the client takes nothing ends the wait."""
+
+    def check(waited_s: float) -> None:
+        assert waited_s > 0
+        raise ShutdownError("the page service ends")
+
+    transport = Transport(pair[0], DEADLINE_S, check)
+    with pytest.raises(ShutdownError):
+        transport.send(bytes(8 * MIB))
+
+
+def test_a_farewell_waits_for_nobody(pair: Pair) -> None:
+    """Where the client takes nothing, it is over at once."""
+    transport = Transport(pair[0], DEADLINE_S)
+    with pytest.raises(DisconnectedError):
+        transport.send(bytes(8 * MIB), timeout_s=0)
+
+
+def test_tls_ends_with_a_close_notify(pair: Pair, tmp_path: Path) -> None:
+    """Without it a client cannot tell the end from an attack, and libpq reports a failure."""
+    server, trusting = certificate(tmp_path)
+    ours, theirs = pair
+    transport = Transport(ours, DEADLINE_S)
+
+    def client() -> bytes:
+        with trusting.wrap_socket(
+            theirs, server_hostname="127.0.0.1", suppress_ragged_eofs=False
+        ) as sock:
+            return sock.recv(1)
+
+    receiving = Worker(client)
+    transport.begin_tls(server)
+    while not transport.shake_hands():
+        assert transport.wait_input(DEADLINE_S)
+    transport.close()
+    assert receiving.result() == b""

@@ -1,4 +1,4 @@
-"""What the service says: the backend messages of PostgreSQL's protocol 3, as bytes.
+"""The backend messages of PostgreSQL's protocol 3, as bytes.
 
 Layouts are those of PostgreSQL's manual, "Message Formats". Pure functions.
 """
@@ -24,7 +24,9 @@ def _message(kind: bytes, body: bytes = b"") -> bytes:
 
 AUTHENTICATION_OK: Final = _message(b"R", struct.pack("!I", 0))
 CLEARTEXT_PASSWORD_WANTED: Final = _message(b"R", struct.pack("!I", 3))
-READY_FOR_QUERY: Final = _message(b"Z", b"I")  # idle: there are no transactions
+READY_FOR_QUERY: Final = _message(b"Z", b"I")  # idle
+READY_IN_TRANSACTION: Final = _message(b"Z", b"T")
+READY_IN_FAILED_TRANSACTION: Final = _message(b"Z", b"E")
 PARSE_COMPLETE: Final = _message(b"1")
 BIND_COMPLETE: Final = _message(b"2")
 CLOSE_COMPLETE: Final = _message(b"3")
@@ -36,19 +38,19 @@ COPY_DONE: Final = _message(b"c")
 
 
 def parameter_status(name: str, value: str) -> bytes:
-    """A setting that the client is told of."""
+    """Tell the client a setting."""
     return _message(b"S", _text(name) + _text(value))
 
 
 def backend_key_data(process_id: int, secret: bytes) -> bytes:
-    """What a client cancels its commands with."""
+    """Tell the client what it cancels its commands with."""
     return _message(b"K", struct.pack("!I", process_id) + secret)
 
 
 def negotiate_protocol_version(unknown_options: Iterable[str]) -> bytes:
-    """Protocol 3.0 it is, and without these options.
+    """Offer protocol 3.0, without these options.
 
-    The whole version stands there, not the minor alone: libpq 18 wants it so.
+    The message has the whole version, not the minor alone, as libpq 18 expects it.
     """
     names = b"".join(map(_text, unknown_options))
     count = names.count(b"\0")
@@ -56,22 +58,22 @@ def negotiate_protocol_version(unknown_options: Iterable[str]) -> bytes:
 
 
 def command_complete(tag: str) -> bytes:
-    """A command has ended well."""
+    """Say that a command has succeeded."""
     return _message(b"C", _text(tag))
 
 
 def copy_data_head(size_bytes: int) -> bytes:
-    """What comes before `size_bytes` bytes of a copy."""
+    """Return the head of a message with `size_bytes` bytes of a copy."""
     return _HEAD.pack(b"d", size_bytes + _LENGTH_SIZE_BYTES)
 
 
 def error_response(
     severity: str, sqlstate: str, text: str, *, detail: str | None = None, hint: str | None = None
 ) -> bytes:
-    """A command, or the whole connection, has failed.
+    """Say that a command, or the whole connection, has failed.
 
     Args:
-        severity: ``ERROR``, or ``FATAL`` where the connection is closed behind it.
+        severity: ``ERROR``, or ``FATAL`` where the connection is closed after it.
         sqlstate: five characters.
         text: the message.
         detail: more of it.

@@ -29,12 +29,22 @@ _USAGE: Final = (
 # What drivers send around a command, and the tag that each is answered with.
 _TAGS: Final = {
     "set": "SET",
+    "reset": "RESET",
+    "discard": "DISCARD",
+    "deallocate": "DEALLOCATE",
     "begin": "BEGIN",
+    "start": "START TRANSACTION",
     "commit": "COMMIT",
+    "end": "COMMIT",
     "rollback": "ROLLBACK",
+    "abort": "ROLLBACK",
+    "savepoint": "SAVEPOINT",
+    "release": "RELEASE",
 }
+_BEGINNINGS: Final = ("BEGIN", "START TRANSACTION")
+_ENDINGS: Final = ("COMMIT", "ROLLBACK")
 
-# What compute nodes say, whose start waits for it; it is read in half the time.
+# The form of compute nodes, whose start waits for it; this reads it in half the time.
 _USUAL: Final = re.compile(
     r"basebackup ([0-9a-fA-F]{32}) ([0-9a-fA-F]{32}) ([0-9a-fA-F]{1,8}/[0-9a-fA-F]{1,8})"
     r"( (?:--)?gzip)?"
@@ -44,7 +54,7 @@ _T = TypeVar("_T")
 
 
 class BasebackupCommand(NamedTuple):
-    """What a client wants to have. Immutable, hence thread-safe.
+    """A request for an archive. Immutable, hence thread-safe.
 
     Attributes:
         tenant_id: the tenant.
@@ -76,20 +86,32 @@ class BasebackupCommand(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NoOpCommand:
-    """What a driver sends that means nothing here; an empty text is one, too.
+    """A statement that drivers send around a command; an empty text is one, too.
 
     Attributes:
         tag: what it is answered with; empty for an empty text.
+        is_to_savepoint: whether it rolls back to a savepoint, and ends no transaction.
     """
 
     tag: str
+    is_to_savepoint: bool = False
+
+    @property
+    def begins_transaction(self) -> bool:
+        """Whether a transaction is open after it."""
+        return self.tag in _BEGINNINGS
+
+    @property
+    def ends_transaction(self) -> bool:
+        """Whether no transaction is open after it."""
+        return self.tag in _ENDINGS and not self.is_to_savepoint
 
 
 Command = BasebackupCommand | NoOpCommand
 
 
 def parse_command(text: str) -> Command:
-    """The command in the text of a query.
+    """Parse the text of a query.
 
     Raises:
         CommandError: it is none, or has words that it cannot have.
@@ -109,7 +131,7 @@ def parse_command(text: str) -> Command:
     word, _, rest = query.partition(" ")
     tag = _TAGS.get(word.lower())
     if tag is not None:
-        return NoOpCommand(tag)
+        return NoOpCommand(tag, is_to_savepoint=" to " in f" {rest.lower()} " and tag == "ROLLBACK")
     if not rest:
         raise CommandError(f"cannot parse query: {_shown(query)}\n{_USAGE}")
     if word.lower() == "basebackup":

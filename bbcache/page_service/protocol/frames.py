@@ -18,7 +18,7 @@ _TYPE_SIZE_BYTES: Final = 1
 
 
 class Frame(NamedTuple):
-    """One message as it came: its type, which is empty for the first, and its body."""
+    """One message as it came: its type, empty for the first one, and its body."""
 
     kind: bytes
     body: bytes
@@ -27,8 +27,8 @@ class Frame(NamedTuple):
 class FrameBuffer:
     """Takes bytes as they come and gives whole messages. Not thread-safe.
 
-    A message that says it is too long is refused when its length is read, so that no
-    more is kept than the limit and what one `feed` brought.
+    A message that is too long is refused when its length is read, so that no more is kept
+    than the limit and the bytes of one `feed`.
 
     Args:
         max_size_bytes: the longest message, its length field and body together.
@@ -37,10 +37,10 @@ class FrameBuffer:
     def __init__(self, max_size_bytes: int) -> None:
         self._max_size_bytes = max_size_bytes
         self._data = b""
-        self._at = 0  # what comes before that is done with
+        self._at = 0  # the bytes before it were given
 
     def __len__(self) -> int:
-        """How many bytes are waiting."""
+        """How many bytes wait."""
         return len(self._data) - self._at
 
     def feed(self, data: bytes) -> None:
@@ -48,8 +48,25 @@ class FrameBuffer:
         self._data = self._data[self._at :] + data if len(self) else data
         self._at = 0
 
+    @property
+    def has_message(self) -> bool:
+        """Whether `next_message` gives a message, or an error; not for the first one."""
+        size_bytes = len(self)
+        if size_bytes < _TYPE_SIZE_BYTES + _LENGTH.size:
+            return False
+        (length,) = _LENGTH.unpack_from(self._data, self._at + _TYPE_SIZE_BYTES)
+        return (
+            not size_bytes
+            < _TYPE_SIZE_BYTES + int(length)
+            <= _TYPE_SIZE_BYTES + self._max_size_bytes
+        )
+
+    def begins_with(self, prefix: bytes) -> bool:
+        """Whether the bytes that wait begin so."""
+        return self._data.startswith(prefix, self._at)
+
     def next_startup(self) -> Frame | None:
-        """The first message of a connection; None until it is there in full.
+        """Return the first message of a connection; None until it is there in full.
 
         Raises:
             ProtocolError: it says that it is shorter or longer than one can be.
@@ -57,7 +74,7 @@ class FrameBuffer:
         return self._next(0, MAX_STARTUP_SIZE_BYTES)
 
     def next_message(self) -> Frame | None:
-        """The next message; None until it is there in full.
+        """Return the next message; None until it is there in full.
 
         Raises:
             ProtocolError: it says that it is shorter or longer than one can be.

@@ -18,6 +18,7 @@ from bbcache.page_service.errors import (
     UnauthorizedError,
 )
 from bbcache.page_service.protocol import conversation as c
+from bbcache.page_service.protocol.command import NoOpCommand, parse_command
 from bbcache.page_service.protocol.conversation import Conversation
 
 LIMIT_BYTES = 4096
@@ -56,13 +57,14 @@ def test_trust() -> None:
     assert conversation.is_let_in
     replies, _ = wire.split(conversation.take_output())
     settings = [reply.body for reply in replies if reply.kind == "S"]
-    assert wire.kinds(replies) == "RSSSKZ"
+    assert wire.kinds(replies) == "RSSSSSKZ"
     assert settings == [
         wire.text("client_encoding", "UTF8"),
+        wire.text("in_hot_standby", "off"),
+        wire.text("default_transaction_read_only", "off"),
         wire.text("integer_datetimes", "on"),
         wire.text("server_version", "14.1"),
     ]
-    assert conversation.parameters["options"] == "-c neon.compute_mode=primary"
 
 
 def test_token() -> None:
@@ -73,7 +75,7 @@ def test_token() -> None:
     assert not conversation.is_let_in
     assert conversation.take_output() == b"R\0\0\0\x08\0\0\0\3"
     conversation.let_in()
-    assert said(conversation) == "RSKZ"
+    assert said(conversation) == "RSSSKZ"
 
 
 @pytest.mark.parametrize(
@@ -146,13 +148,119 @@ def test_bytes_behind_the_request_for_tls() -> None:
         conversation.answer_tls()
 
 
+@pytest.mark.parametrize("has_tls", [True, False])
+def test_tls_that_nobody_asked_for(*, has_tls: bool) -> None:
+    """A TLS hello where none is expected is called that, whether there is a certificate or not."""
+    conversation = make(has_tls=has_tls)
+    conversation.feed(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+    with pytest.raises(ProtocolError) as raised:
+        conversation.next_event()
+    assert "the client begins TLS without a request for it" in str(raised.value)
+    assert ("no certificate" in str(raised.value)) != has_tls
+
+
+def test_direct_tls() -> None:
+    """A client that has begun with TLS need not ask for it, and may not."""
+    conversation = make(has_tls=True)
+    conversation.begin_direct_tls()
+    conversation.feed(wire.startup(user="u"))
+    assert conversation.next_event() is None
+    assert conversation.is_let_in
+    conversation = make(has_tls=True)
+    conversation.begin_direct_tls()
+    conversation.feed(wire.ssl_request())
+    with pytest.raises(ProtocolError, match="asked for before"):
+        conversation.next_event()
+
+
+TRANSACTIONS = [
+    ("begin, commit", "TI"),
+    ("start transaction, end", "TI"),
+    ("begin, rollback", "TI"),
+    ("commit", "I"),
+    ("begin, savepoint a, release a, commit", "TTTI"),
+    ("begin, savepoint a, wrong, rollback to savepoint a, commit", "TTETI"),
+    ("begin, wrong, , set x to 1, rollback", "TEEEI"),
+    ("begin, wrong, begin, commit", "TEEI"),
+    ("wrong, begin", "IT"),
+]
+
+
+@pytest.mark.parametrize(("texts", "statuses"), TRANSACTIONS)
+def test_the_status_of_the_transaction(texts: str, statuses: str) -> None:
+    """BEGIN, COMMIT and errors move it as PostgreSQL does, so that drivers can nest them."""
+    conversation = begun()
+    found = ""
+    for text in texts.split(", "):
+        conversation.feed(wire.query(text))
+        assert conversation.next_event() == c.CommandGiven(text)
+        try:
+            command = parse_command(text)
+            assert isinstance(command, NoOpCommand)
+            conversation.complete(command)
+        except PageServiceError as error:
+            conversation.fail(error)
+        replies, _ = wire.split(conversation.take_output())
+        found += replies[-1].body.decode()
+    assert found == statuses
+
+
+def test_a_commit_of_a_failed_transaction_is_a_rollback() -> None:
+    """Its tag says so, and a command before it has the SQLSTATE of PostgreSQL."""
+    conversation = begun()
+    conversation.complete(NoOpCommand("BEGIN"))
+    conversation.fail(CommandError("wrong"))
+    with pytest.raises(PageServiceError) as raised:
+        conversation.check_transaction()
+    assert raised.value.sqlstate == "25P02"
+    conversation.take_output()
+    conversation.complete(NoOpCommand("COMMIT"))
+    (complete, ready), _ = wire.split(conversation.take_output())
+    assert (complete.body, ready.body) == (b"ROLLBACK\0", b"I")
+
+
+def test_some_messages_at_a_time() -> None:
+    """The owner says how many messages are one turn, and is told whether there are more."""
+    conversation = begun()
+    conversation.feed(wire.SYNC * 5 + wire.SYNC[:3])
+    assert conversation.next_event(2) is None
+    states = [(said(conversation), conversation.has_message)]
+    assert conversation.next_event(3) is None
+    states.append((said(conversation), conversation.has_message))
+    assert states == [("ZZ", True), ("ZZZ", False)]
+    assert conversation.is_within_message
+
+
+@pytest.mark.parametrize("kind", ["names", "texts", "portals", "wide characters"])
+def test_names_and_texts_have_a_limit(kind: str) -> None:
+    """However they are spread, a connection keeps no more than 16 KiB of them."""
+    conversation, kept_bytes = begun(), 0
+    for number in range(16):
+        name, text = f"s{number}", "x" * 3000
+        if kind == "names":
+            name, text = name + text, "x"
+        elif kind == "wide characters":
+            text = "\N{GRINNING FACE}" * 700
+        message = wire.parse(text, name)
+        if kind == "portals":
+            message = wire.parse("x", name) + wire.bind(name, "p" * 3000 + name)
+        conversation.feed(message + wire.FLUSH)
+        assert conversation.next_event() is None
+        replies, _ = wire.split(conversation.take_output())
+        if replies[-1].kind == "E":
+            assert "16384 bytes at most" in replies[-1].fields()["M"]
+            break
+        kept_bytes += 3000
+    assert 0 < kept_bytes <= 16384
+
+
 def test_newer_protocol() -> None:
     """A newer minor version and unknown options are talked down, and the client goes on."""
     conversation = make()
     conversation.feed(wire.startup(2, user="u", **{"_pq_.x": "1"}))
     assert conversation.next_event() is None
     replies, _ = wire.split(conversation.take_output())
-    assert wire.kinds(replies) == "vRSSSKZ"
+    assert wire.kinds(replies) == "vRSSSSSKZ"
     assert replies[0].body == b"\0\3\0\0\0\0\0\1_pq_.x\0"
 
 
@@ -170,12 +278,11 @@ def test_simple_query() -> None:
     conversation = begun()
     conversation.feed(wire.query("one") + wire.query("two"))
     assert conversation.next_event() == c.CommandGiven("one")
-    conversation.begin_copy()
-    assert said(conversation) == "H"
-    conversation.end_copy()
-    assert conversation.take_output().startswith(b"c\0\0\0\4C\0\0\0\x0dSELECT 1\0Z")
+    head, tail = conversation.copy_frame()
+    assert wire.kinds(wire.split(head)[0]) == "H"
+    assert tail.startswith(b"c\0\0\0\4C\0\0\0\x0dSELECT 1\0Z")
     assert conversation.next_event() == c.CommandGiven("two")
-    conversation.complete("")
+    conversation.complete(NoOpCommand(""))
     assert said(conversation) == "IZ"
     assert conversation.next_event() is None
 
@@ -188,10 +295,7 @@ def test_extended_query() -> None:
     assert said(conversation) == "1tnZ"
     conversation.feed(wire.bind("s0") + wire.execute() + wire.SYNC)
     assert conversation.next_event() == c.CommandGiven("one")
-    assert said(conversation) == "2"
-    conversation.begin_copy()
-    conversation.end_copy()
-    assert said(conversation) == "HcC"
+    assert wire.kinds(wire.split(b"".join(conversation.copy_frame()))[0]) == "2HcC"
     assert conversation.next_event() is None
     assert said(conversation) == "Z"
 
@@ -310,11 +414,10 @@ def test_shutdown_ends_the_conversation() -> None:
     conversation = begun()
     conversation.feed(wire.query("x"))
     conversation.next_event()
-    conversation.begin_copy()
+    conversation.copy_frame()
     conversation.fail(ShutdownError("the service ends"))
-    replies, _ = wire.split(conversation.take_output())
-    assert wire.kinds(replies) == "HE"
-    assert (replies[1].fields()["C"], replies[1].fields()["M"]) == ("57P01", "shutdown")
+    (reply,), _ = wire.split(conversation.take_output())
+    assert (reply.fields()["C"], reply.fields()["M"]) == ("57P01", "shutdown")
     assert conversation.is_closed
 
 
@@ -361,7 +464,7 @@ def test_hostile_clients(pieces: list[bytes], *, wants_token: bool, has_tls: boo
                 elif isinstance(event, c.CommandGiven):
                     assert has_proved
                     assert is_encrypted or not has_tls
-                    conversation.complete("X")
+                    conversation.complete(NoOpCommand("X"))
         except PageServiceError as error:
             assert error.is_fatal  # noqa: PT017 - no error is fine, too
             conversation.fail(error)

@@ -1,0 +1,63 @@
+"""The line in the log for each command, and its count in the metrics."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final, NamedTuple
+
+from bbcache.outcomes import Source
+from bbcache.page_service.errors import CanceledError, DisconnectedError, PageServiceError
+from bbcache.page_service.metrics import Result
+from bbcache.page_service.protocol.command import BasebackupCommand
+
+_NO_ORIGIN: Final = "none"
+
+log = logging.getLogger(__name__)
+"""Gets a line for each command: a warning where the service failed, otherwise an INFO."""
+
+
+class EndedCommand(NamedTuple):
+    """A command that has ended.
+
+    Attributes:
+        command: the command.
+        peer: the address of the client.
+        origin: where the archive came from; None where there was none.
+        failure: why it has failed; None where it has not.
+        sent_bytes: how many bytes of the archive were sent.
+        seconds: how long it took.
+    """
+
+    command: BasebackupCommand
+    peer: str
+    origin: Source | None
+    failure: BaseException | None
+    sent_bytes: int
+    seconds: float
+
+    @property
+    def result(self) -> Result:
+        """How it ended."""
+        if self.failure is None:
+            return Result.OK
+        is_clients = isinstance(self.failure, DisconnectedError | CanceledError)
+        return Result.CLIENT_ERROR if is_clients else Result.ERROR
+
+    def log(self) -> None:
+        """Write the line."""
+        log.log(logging.WARNING if self.result is Result.ERROR else logging.INFO, "%s", self)
+
+    def __str__(self) -> str:
+        reason = "" if self.failure is None else f": {one_line(self.failure)}"
+        return (
+            f"{self.command} for {self.peer}: result={self.result} "
+            f"bbcache_source={self.origin or _NO_ORIGIN} bytes={self.sent_bytes} "
+            f"seconds={self.seconds:.3f}{reason}"
+        )
+
+
+def one_line(error: BaseException) -> str:
+    """Put an error into one line of the log."""
+    if isinstance(error, PageServiceError):
+        return ascii(error.log_text())[1:-1]
+    return type(error).__name__

@@ -1,0 +1,213 @@
+"""The clients of a service: how many there may be, and which one goes for a new one.
+
+A client takes one of the places when it has logged in. Clients without a place are counted
+apart, so that a stranger takes none. Each tenant has a share of the places, which binds only
+when a client of another tenant finds none. A client whose token names no tenant belongs to
+the tenant of its last command; where no place is free, it has to give one first.
+"""
+
+from __future__ import annotations
+
+import hmac
+import itertools
+import threading
+from collections import Counter
+from typing import Final, Protocol
+
+from bbcache.ids import TenantId
+from bbcache.page_service.errors import PageServiceError, TooManyConnectionsError
+
+_MAX_PROCESS_ID: Final = 2**31 - 1
+
+
+class Client(Protocol):
+    """A session, as far as other clients are concerned with it.
+
+    Attributes:
+        process_id: a client cancels its commands with this number and `secret`.
+        secret: likewise.
+        tenant_id: the tenant of its token, else of its last command; None before.
+        idle_since_s: since when it waits for a message; None while it is busy.
+        busy_since_s: when it became busy last.
+        unpublished_bytes: of the archive without a name that it is sent.
+    """
+
+    process_id: int
+    secret: bytes
+    tenant_id: TenantId | None
+    idle_since_s: float | None
+    busy_since_s: float
+    unpublished_bytes: int
+
+    def end(self, reason: PageServiceError, *, is_immediate: bool) -> None:
+        """End it after its command, or in the middle of it."""
+        ...
+
+    def cancel_command(self) -> None:
+        """End its command."""
+        ...
+
+    def close_inherited(self) -> None:
+        """See `bbcache.serving.fork.Owner`."""
+        ...
+
+
+class Clients:
+    """All clients of a service. Thread-safe.
+
+    Args:
+        most: places.
+        most_pending: how many clients may have none.
+    """
+
+    def __init__(self, most: int, most_pending: int) -> None:
+        self._most = most
+        self._most_pending = most_pending
+        self._changed = threading.Condition(threading.Lock())  # guards all that follows
+        self._by_id: dict[int, Client] = {}
+        self._placed: set[int] = set()  # process ids of clients that have a place
+        self._going: set[int] = set()  # and of those that were told to go
+        self._ending: tuple[PageServiceError, bool] | None = None
+        self._numbers = itertools.count(1)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._by_id)
+
+    def new_process_id(self) -> int:
+        """Return the number of the next client."""
+        return next(self._numbers) & _MAX_PROCESS_ID
+
+    def add(self, client: Client) -> Client | None:
+        """Take in a client that has no place.
+
+        Returns:
+            The one that must go for it: the oldest of too many that have none.
+        """
+        with self._changed:
+            self._by_id[client.process_id] = client
+            ending = self._ending
+            pending = self._staying_locked(is_placed=False)
+            victim = pending[0] if len(pending) > self._most_pending else None
+            if victim is not None:
+                self._going.add(victim.process_id)
+        if ending is not None:
+            client.end(ending[0], is_immediate=ending[1])
+        return victim
+
+    def place(self, client: Client) -> Client | None:
+        """Give a client that has logged in a place, if it has none.
+
+        Where that takes the place of a busy client, it is put off until the tenant of the
+        client is known.
+
+        Returns:
+            The one that must go for it.
+
+        Raises:
+            TooManyConnectionsError: none has to: its own tenant has its share, and is busy.
+        """
+        with self._changed:
+            if client.process_id in self._placed:
+                return None
+            others = self._staying_locked(is_placed=True)
+            victim = None
+            if len(others) >= self._most:
+                victim = _victim(others, client.tenant_id)
+                if victim is None and client.tenant_id is None:
+                    return None
+                if victim is None:
+                    raise TooManyConnectionsError(
+                        f"there are {self._most} connections already\n"
+                        "hint: Close idle ones, or raise --max-connections."
+                    )
+                self._going.add(victim.process_id)
+            self._placed.add(client.process_id)
+        return victim
+
+    def room_maker(self, tenant_id: TenantId | None) -> Client | None:
+        """Return the client to end so that a tenant finds room for an unpublished archive.
+
+        It is the one that is sent its archive for longest, of the tenant that holds the most
+        such bytes; None where no other tenant holds more than this one.
+        """
+        with self._changed:
+            held: Counter[TenantId | None] = Counter()
+            clients = self._staying_locked(is_placed=True)
+            readers = [each for each in clients if each.unpublished_bytes]
+            for each in readers:
+                held[each.tenant_id] += each.unpublished_bytes
+            largest = max(held, key=held.__getitem__, default=tenant_id)
+            if largest == tenant_id or held[largest] <= held[tenant_id]:
+                return None
+            theirs = [each for each in readers if each.tenant_id == largest]
+            victim = min(theirs, key=lambda each: each.busy_since_s)
+            self._going.add(victim.process_id)
+            return victim
+
+    def remove(self, client: Client) -> None:
+        """Forget a client that has ended."""
+        with self._changed:
+            self._by_id.pop(client.process_id, None)
+            self._going.discard(client.process_id)
+            self._placed.discard(client.process_id)
+            self._changed.notify_all()
+
+    def cancel(self, process_id: int, secret: bytes) -> bool:
+        """Cancel the command of the client that was told these; False where there is none."""
+        client = self._by_id.get(process_id)
+        if client is None or not hmac.compare_digest(client.secret, secret):
+            return False
+        client.cancel_command()
+        return True
+
+    def end(self, reason: PageServiceError, *, is_immediate: bool) -> None:
+        """End all clients, now and later: after their commands, or in the middle of them."""
+        with self._changed:
+            self._ending = reason, is_immediate
+            clients = [*self._by_id.values()]
+        for client in clients:
+            client.end(reason, is_immediate=is_immediate)
+
+    def wait_removed(self, client: Client, timeout_s: float) -> bool:
+        """Wait until a client has ended; False where that took longer."""
+        with self._changed:
+            return self._changed.wait_for(lambda: client.process_id not in self._by_id, timeout_s)
+
+    def wait_empty(self, timeout_s: float | None) -> bool:
+        """Wait until there are none; False where that took longer."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._by_id, timeout_s)
+
+    def close_inherited(self) -> None:
+        """See `bbcache.serving.fork.Owner`."""
+        for client in list(self._by_id.values()):
+            client.close_inherited()
+
+    def _staying_locked(self, *, is_placed: bool) -> list[Client]:
+        """List the clients with or without a place that need not go, oldest first."""
+        return [
+            each
+            for number, each in self._by_id.items()
+            if number not in self._going and (number in self._placed) == is_placed
+        ]
+
+
+def _victim(others: list[Client], tenant_id: TenantId | None) -> Client | None:
+    """Choose who goes for a client of a tenant; None where the tenant has its share.
+
+    The tenant with the most connections is first, and of its clients those that are idle. An
+    idle client goes if its tenant has as many connections as the newcomer's will have, and a
+    busy one only if its tenant has more. A newcomer whose tenant is not known yet takes no
+    place of a busy client.
+    """
+    counts = Counter(each.tenant_id for each in others)
+    wanted = counts[tenant_id] + 1
+    candidates = []
+    for each in others:
+        count, idle_since_s = counts[each.tenant_id], each.idle_since_s
+        if idle_since_s is not None and (each.tenant_id == tenant_id or count >= wanted):
+            candidates.append((-count, 0, idle_since_s, each.process_id, each))
+        elif tenant_id is not None and count > wanted:
+            candidates.append((-count, 1, each.busy_since_s, each.process_id, each))
+    return min(candidates)[-1] if candidates else None

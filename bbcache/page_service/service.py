@@ -1,0 +1,43 @@
+"""What all sessions of one service share."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bbcache.page_service.auth.verifier import Verifier
+from bbcache.page_service.clients import Client, Clients
+from bbcache.page_service.config import PageServiceConfig
+from bbcache.page_service.errors import PageServiceError
+from bbcache.page_service.metrics import ServiceMetrics
+from bbcache.page_service.source import BasebackupSource
+
+
+@dataclass(frozen=True)
+class Service:
+    """What all sessions of a service share. Thread-safe.
+
+    Attributes:
+        source: where archives come from.
+        config: the settings.
+        metrics: counts.
+        clients: all clients.
+        verifier: proves tokens; None where none are asked for.
+        tls_context: gives the context for a new connection; None where TLS is not spoken.
+        must_yield: see `bbcache.serving.workers.Workers.must_yield`.
+        evict: ends another client.
+        clock: seconds that only grow.
+        wall_clock: seconds since 1970, for the expiry of tokens.
+    """
+
+    source: BasebackupSource
+    config: PageServiceConfig
+    metrics: ServiceMetrics
+    clients: Clients
+    verifier: Verifier | None
+    tls_context: Callable[[], ssl.SSLContext] | None
+    must_yield: Callable[..., bool]
+    evict: Callable[[Client, PageServiceError], None]
+    clock: Callable[[], float]
+    wall_clock: Callable[[], float]

@@ -1,0 +1,214 @@
+"""The threads that serve connections: one for each that is busy, and none for the others."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Mapping
+from typing import Final, Generic, TypeVar
+
+IDLE_TIMEOUT_S: Final = 10.0
+_WARN_PAUSE_S: Final = 1.0
+
+_C = TypeVar("_C")
+log = logging.getLogger(__name__)
+
+
+class Workers(Generic[_C]):
+    """A pool that grows to `most` threads and shrinks when they are idle. Thread-safe.
+
+    Where there are fewer threads than busy connections, the next free thread serves the
+    group that has the fewest threads, so that no group keeps the others waiting.
+
+    Args:
+        most: threads at once.
+        serve: called with each connection, in a thread of the pool.
+        group_of: names the group of a connection, such as its tenant.
+        limits: how many threads a group may have, for those that have a limit.
+        name: of the threads.
+        clock: seconds that only grow.
+        idle_timeout_s: how long a thread waits for a connection before it ends.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        serve: Callable[[_C], None],
+        *,
+        group_of: Callable[[_C], Hashable],
+        limits: Mapping[Hashable, int] | None = None,
+        name: str,
+        clock: Callable[[], float] = time.monotonic,
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
+    ) -> None:
+        self._most = most
+        self._serve = serve
+        self._group_of = group_of
+        self._limits = {} if limits is None else limits
+        self._name = name
+        self._clock = clock
+        self._idle_timeout_s = idle_timeout_s
+        self._changed = threading.Condition(threading.Lock())  # guards all that follows
+        self._queue: deque[tuple[Hashable, _C]] = deque()  # a thread may serve each of them
+        self._held: deque[tuple[Hashable, _C]] = deque()  # of groups that are at their limits
+        self._active: Counter[Hashable] = Counter()  # by group: in the queue, or served
+        self._busy: Counter[Hashable] = Counter()  # by group: served
+        self._threads: set[threading.Thread] = set()
+        self._idle_count = 0
+        self._yield_count = 0  # threads that were told to make room
+        self._can_grow = True
+        self._is_closing = False
+        self._warned_s = -math.inf
+
+    @property
+    def thread_count(self) -> int:
+        """How many threads there are."""
+        return len(self._threads)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether connections wait for a thread, and none can be begun; reads memory only."""
+        return bool(self._queue) and not self._idle_count and not self._can_begin
+
+    def add(self, connection: _C) -> None:
+        """Serve a connection as soon as there is a thread for it."""
+        group = self._group_of(connection)
+        with self._changed:
+            if self._active[group] >= self._limits.get(group, math.inf):
+                self._held.append((group, connection))
+                return
+            self._enqueue_locked(group, connection)
+            thread = self._new_thread_locked()
+        self._begin(thread)
+
+    def take(self, connection: _C) -> bool:
+        """Take back a connection that waits for a thread; False where it does not wait."""
+        with self._changed:
+            for waiting in (self._held, self._queue):
+                for item in waiting:
+                    if item[1] is connection:
+                        waiting.remove(item)
+                        if waiting is self._queue:
+                            self._forget_locked(item[0])
+                        return True
+        return False
+
+    def must_yield(self, group: Hashable, *, to_own_group: bool) -> bool:
+        """Whether a thread that waits should end what it does, for a connection that has none.
+
+        Each waiting connection is told of once, so that no more threads give way than there
+        are connections that wait.
+
+        Args:
+            group: what the thread serves.
+            to_own_group: whether it gives way to its own group, too. Otherwise it does only
+                to a group that has fewer threads.
+        """
+        if not self.is_short:
+            return False
+        with self._changed:
+            if self._yield_count >= len(self._queue):
+                return False
+            mine = self._busy[group]
+            if not to_own_group and all(self._busy[each] + 1 >= mine for each, _ in self._queue):
+                return False
+            self._yield_count += 1
+            return True
+
+    def close(self, timeout_s: float | None) -> bool:
+        """End the threads, each after what it serves; False where that took longer."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        deadline_s = None if timeout_s is None else self._clock() + timeout_s
+        for thread in list(self._threads):
+            thread.join(None if deadline_s is None else max(0.0, deadline_s - self._clock()))
+        return not self._threads
+
+    @property
+    def _can_begin(self) -> bool:
+        return self._can_grow and len(self._threads) < self._most
+
+    def _enqueue_locked(self, group: Hashable, connection: _C) -> None:
+        self._active[group] += 1
+        self._queue.append((group, connection))
+        self._changed.notify()
+
+    def _new_thread_locked(self) -> threading.Thread | None:
+        if len(self._queue) <= self._idle_count or len(self._threads) >= self._most:
+            return None
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._threads.add(thread)
+        return thread
+
+    def _begin(self, thread: threading.Thread | None) -> None:
+        if thread is None:
+            return
+        try:
+            thread.start()
+        except RuntimeError as error:  # what waits is served when another thread is free
+            with self._changed:
+                self._threads.discard(thread)
+                self._can_grow = False
+            now_s = self._clock()
+            if now_s >= self._warned_s + _WARN_PAUSE_S:
+                self._warned_s = now_s
+                log.warning("no thread can be begun to serve clients: %s", error)
+        else:
+            self._can_grow = True
+
+    def _run(self) -> None:
+        while (item := self._next()) is not None:
+            group, connection = item
+            try:
+                self._serve(connection)
+            except BaseException:  # SystemExit of a host ends no thread
+                log.exception("a connection could not be served")
+            del connection, item
+            self._end(group)
+
+    def _next(self) -> tuple[Hashable, _C] | None:
+        """Wait for a connection; None where this thread is to end."""
+        with self._changed:
+            self._idle_count += 1
+            try:
+                is_idle = False
+                while not self._queue:
+                    if self._is_closing or is_idle:
+                        self._threads.discard(threading.current_thread())
+                        return None
+                    is_idle = not self._changed.wait(self._idle_timeout_s)
+                item = self._pick_locked()
+            finally:
+                self._idle_count -= 1
+            self._busy[item[0]] += 1
+            self._yield_count = max(0, self._yield_count - 1)
+            return item
+
+    def _pick_locked(self) -> tuple[Hashable, _C]:
+        item = self._queue[0]
+        if len(self._queue) > 1:
+            item = min(self._queue, key=lambda each: self._busy[each[0]])
+        self._queue.remove(item)
+        return item
+
+    def _end(self, group: Hashable) -> None:
+        with self._changed:
+            self._busy[group] -= 1
+            if not self._busy[group]:
+                del self._busy[group]
+            self._forget_locked(group)
+
+    def _forget_locked(self, group: Hashable) -> None:
+        """Count one connection less, and let the next one of its group go on."""
+        self._active[group] -= 1
+        if not self._active[group]:
+            del self._active[group]
+        for item in self._held:
+            if item[0] == group:
+                self._held.remove(item)
+                self._enqueue_locked(*item)
+                break

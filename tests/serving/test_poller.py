@@ -1,0 +1,228 @@
+"""One thread watches all connections, and tells of each one once."""
+
+from __future__ import annotations
+
+import errno
+import math
+import queue
+import socket
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+from support.cache_helpers import DEADLINE_S
+from support.helpers import count_descriptors, wait_until
+
+from bbcache.serving.listening import Address, address_of, open_listeners
+from bbcache.serving.poller import REST_S, Poller
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NAME = "test-poller"
+
+
+class Guest:
+    """A connection whose other end the test has."""
+
+    def __init__(self, deadline_s: float = math.inf) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.deadline_s = deadline_s
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self.ours.fileno()
+
+
+class Watch:
+    """A poller, its guests, and what it has told; closed at the end."""
+
+    def __init__(self) -> None:
+        self.ready: queue.Queue[Guest] = queue.Queue()
+        self.accepted: queue.Queue[socket.socket] = queue.Queue()
+        self.failures: list[Exception] = []
+        self.poller: Poller[Guest] = Poller(self.ready.put, self._accept, NAME)
+        self._opened = ExitStack()
+        (self.listener,) = open_listeners([Address("127.0.0.1", 0)])
+        self.address = address_of(self.listener)
+
+    def start(self, listener: socket.socket | None = None) -> None:
+        """Begin to watch."""
+        self.poller.start([listener or self.listener])
+
+    def guest(self, timeout_s: float = math.inf) -> Guest:
+        """Watch one more."""
+        guest = Guest(time.monotonic() + timeout_s)
+        self._opened.callback(guest.ours.close)
+        self._opened.callback(guest.theirs.close)
+        self.poller.watch(guest)
+        return guest
+
+    def next_ready(self) -> Guest:
+        """The next one that is told of."""
+        return self.ready.get(timeout=DEADLINE_S)
+
+    def connect(self) -> socket.socket:
+        """A client's socket."""
+        address = (self.address.host, self.address.port)
+        return self._opened.enter_context(socket.create_connection(address, DEADLINE_S))
+
+    def close(self) -> None:
+        """Close everything."""
+        self._opened.close()
+        self.poller.close(DEADLINE_S)
+        self.listener.close()
+        while not self.accepted.empty():
+            self.accepted.get().close()
+
+    def _accept(self, sock: socket.socket, _: str) -> None:
+        if self.failures:
+            raise self.failures.pop()
+        self.accepted.put(sock)
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    """A poller that leaves nothing open."""
+    before = count_descriptors()
+    watch = Watch()
+    yield watch
+    watch.close()
+    assert not [each for each in threading.enumerate() if each.name == NAME]
+    assert count_descriptors() <= before
+
+
+def test_input_is_told_of_once(watch: Watch) -> None:
+    """And again only when the connection is watched again."""
+    watch.start()
+    guest, other = watch.guest(), watch.guest()
+    guest.theirs.send(b"x")
+    assert watch.next_ready() is guest
+    guest.theirs.send(b"y")
+    other.theirs.send(b"x")
+    assert watch.next_ready() is other
+    assert watch.ready.empty()
+    watch.poller.watch(guest)
+    assert watch.next_ready() is guest
+
+
+def test_an_end_is_input(watch: Watch) -> None:
+    """A client that goes is told of."""
+    watch.start()
+    guest = watch.guest()
+    guest.theirs.close()
+    assert watch.next_ready() is guest
+
+
+def test_a_deadline_is_told_of(watch: Watch) -> None:
+    """In the order of the deadlines, also where the earliest comes last."""
+    watch.start()
+    patient, second, first = watch.guest(), watch.guest(0.1), watch.guest(0.01)
+    assert watch.next_ready() is first
+    assert watch.next_ready() is second
+    patient.theirs.send(b"x")
+    assert watch.next_ready() is patient
+
+
+def test_a_connection_can_be_taken_back(watch: Watch) -> None:
+    """Watched or resting; then its input is not told of."""
+    watch.start()
+    guest, other = watch.guest(), watch.guest()
+    assert watch.poller.take(guest)
+    assert not watch.poller.take(guest)
+    guest.theirs.send(b"x")
+    other.theirs.send(b"x")
+    assert watch.next_ready() is other
+    assert watch.ready.empty()
+    with watch.poller._lock:  # so that the poller cannot let it go on meanwhile
+        watch.poller._resting.append(guest)
+    watch.poller.take(guest)
+
+
+def test_resting_connections_go_on_one_at_a_time(watch: Watch) -> None:
+    """Each in its turn, with a pause between them, however many there are."""
+    watch.start()
+    guests = [Guest() for _ in range(10)]
+    started_s = time.monotonic()
+    for guest in guests:
+        watch.poller.rest(guest)
+    assert [watch.next_ready() for _ in guests] == guests
+    assert time.monotonic() - started_s >= 9 * REST_S
+    for guest in guests:
+        guest.ours.close()
+        guest.theirs.close()
+
+
+def test_a_descriptor_that_cannot_be_watched(watch: Watch) -> None:
+    """The caller is told, and nothing is left behind."""
+    watch.start()
+    guest = Guest()
+    with tempfile.TemporaryFile() as file:  # no epoll takes a regular file
+        guest.fileno = file.fileno  # type: ignore[method-assign]  # which no socket has
+        with pytest.raises(OSError, match="Operation not permitted"):
+            watch.poller.watch(guest)
+        assert not watch.poller.take(guest)
+    guest.ours.close()
+    guest.theirs.close()
+
+
+def test_clients_are_accepted(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
+    """Where one cannot be served, its socket is closed, and the next one is accepted."""
+    watch.failures.append(RuntimeError("no"))
+    watch.start()
+    assert watch.connect().recv(1) == b""
+    watch.connect()
+    watch.accepted.get(timeout=DEADLINE_S).close()
+    assert "cannot serve a connection" in caplog.messages
+
+
+def test_an_accept_that_fails(watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
+    """As for want of descriptors: it is logged once a second at most, and tried again."""
+
+    class Scarce(socket.socket):
+        """A socket whose first accepts fail."""
+
+        left = 3
+
+        def accept(self) -> tuple[socket.socket, object]:
+            """Fail, for some time."""
+            if self.left:
+                self.left -= 1
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    scarce = Scarce(fileno=watch.listener.detach())
+    scarce.settimeout(0)
+    watch.start(scarce)
+    watch.connect()
+    watch.accepted.get(timeout=DEADLINE_S).close()
+    assert caplog.messages[0] == "cannot accept a connection: Too many open files"
+
+
+def test_no_more_clients(watch: Watch) -> None:
+    """What is watched goes on when the listening sockets are closed."""
+    watch.start()
+    guest = watch.guest()
+    states = [watch.poller.is_accepting]
+    watch.poller.stop_accepting()
+    states.append(watch.poller.is_accepting)
+    assert states == [True, False]
+    wait_until(lambda: watch.listener.fileno() == -1)
+    guest.theirs.send(b"x")
+    assert watch.next_ready() is guest
+
+
+def test_no_thread_to_start_with(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left open, and a close waits for nothing."""
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("no more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="no more"):
+            watch.start()
+    watch.poller.close(None)

@@ -1,0 +1,207 @@
+"""The pool has a thread for each busy connection, and none for the others."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from support.cache_helpers import DEADLINE_S, Gate
+from support.helpers import wait_until
+
+from bbcache.serving.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NAME = "test-worker-pool"
+
+
+class Work(NamedTuple):
+    """A connection of a group, and what serving it does."""
+
+    group: str
+    serve: Callable[[], object]
+
+
+class Pool:
+    """A pool, closed at the end."""
+
+    def __init__(self) -> None:
+        self.served: list[str] = []
+        self.made: list[Workers[Work]] = []
+
+    def make(self, most: int, **settings: object) -> Workers[Work]:
+        """Make a pool of so many threads at most."""
+        self.made.append(
+            Workers(most, self._serve, group_of=lambda work: work.group, name=NAME, **settings)  # type: ignore[arg-type]  # settings of the constructor
+        )
+        return self.made[-1]
+
+    def _serve(self, work: Work) -> None:
+        self.served.append(work.group)
+        work.serve()
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    """A pool that leaves no thread."""
+    pool = Pool()
+    yield pool
+    for workers in pool.made:
+        assert workers.close(DEADLINE_S)
+    assert not [each for each in threading.enumerate() if each.name == NAME]
+
+
+def test_it_grows_with_busy_connections(pool: Pool) -> None:
+    """Each of those that are served at once has a thread of its own, up to the limit."""
+    workers = pool.make(3)
+    with Gate() as gate:
+        for _ in range(5):
+            workers.add(Work("a", gate))
+        gate.wait_for(3)
+        assert workers.thread_count == 3
+        assert workers.is_short
+        assert not gate.has_arrived(0.05)
+        gate.open()
+    wait_until(lambda: len(pool.served) == 5)
+
+
+def test_an_idle_thread_is_used_again(pool: Pool) -> None:
+    """Connections that come one after the other share one thread."""
+    workers = pool.make(5)
+    threads: set[int] = set()
+    for _ in range(20):
+        done = threading.Event()
+
+        def serve(done: threading.Event = done) -> None:
+            threads.add(threading.get_ident())
+            done.set()
+
+        workers.add(Work("a", serve))
+        assert done.wait(DEADLINE_S)
+    assert len(threads) <= 2  # the first one may not be idle again when the second comes
+    assert workers.thread_count <= 2
+
+
+def test_idle_threads_end(pool: Pool) -> None:
+    """After their time, and new ones begin when they are needed."""
+    workers = pool.make(5, idle_timeout_s=0.01)
+    with Gate() as gate:
+        for _ in range(5):
+            workers.add(Work("a", gate))
+        gate.wait_for(5)
+        gate.open()
+    wait_until(lambda: workers.thread_count == 0)
+    done = threading.Event()
+    workers.add(Work("a", done.set))
+    assert done.wait(DEADLINE_S)
+
+
+def test_the_group_with_the_fewest_threads_is_next(pool: Pool) -> None:
+    """However long the queue of another group is."""
+    workers = pool.make(2)
+    with Gate() as gate:
+        gates = [Gate() for _ in range(2)]
+        for each in gates:
+            workers.add(Work("greedy", each))
+            each.wait_for()
+        for _ in range(10):
+            workers.add(Work("greedy", gate))
+        workers.add(Work("modest", gate))
+        gates[0].open()
+        gate.wait_for()
+        assert pool.served == ["greedy", "greedy", "modest"]
+        gates[1].open()
+        gate.open()
+
+
+def test_a_group_with_a_limit_takes_no_more_threads(pool: Pool) -> None:
+    """Its connections wait for each other, and others are served meanwhile."""
+    workers = pool.make(5, limits={"stranger": 1})
+    with Gate() as gate:
+        for _ in range(3):
+            workers.add(Work("stranger", gate))
+        gate.wait_for()
+        for _ in range(2):
+            workers.add(Work("a", gate))
+        gate.wait_for(2)
+        assert sorted(pool.served) == ["a", "a", "stranger"]
+        assert not workers.is_short
+        gate.open()
+    wait_until(lambda: pool.served.count("stranger") == 3)
+
+
+def test_a_connection_that_waits_can_be_taken_back(pool: Pool) -> None:
+    """Once; one that is served cannot."""
+    workers = pool.make(1, limits={"stranger": 1})
+    with Gate() as gate:
+        works = [Work(group, gate) for group in ("a", "a", "stranger", "stranger")]
+        for work in works:
+            workers.add(work)
+        gate.wait_for()
+        assert [workers.take(work) for work in works] == [False, True, True, True]
+        assert not workers.take(works[1])
+        gate.open()
+    done = threading.Event()
+    workers.add(Work("stranger", done.set))
+    assert done.wait(DEADLINE_S)
+    assert pool.served == ["a", "stranger"]
+
+
+def test_threads_give_way_only_when_one_is_missing(pool: Pool) -> None:
+    """To a group that has fewer, or on request to their own; one for each that waits."""
+    workers = pool.make(3)
+    with Gate() as gate:
+        for _ in range(3):
+            workers.add(Work("greedy", gate))
+        gate.wait_for(3)
+        assert not workers.must_yield("greedy", to_own_group=True)
+        workers.add(Work("greedy", gate))
+        assert not workers.must_yield("greedy", to_own_group=False)
+        assert workers.must_yield("greedy", to_own_group=True)
+        assert not workers.must_yield("greedy", to_own_group=True)
+        workers.add(Work("modest", gate))
+        assert workers.must_yield("greedy", to_own_group=False)
+        assert not workers.must_yield("greedy", to_own_group=False)
+        gate.open()
+
+
+def test_no_thread_can_be_begun(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Connections wait for a thread that there is, and none is lost."""
+    workers = pool.make(5)
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("no more")
+
+    with Gate() as gate:
+        workers.add(Work("a", gate))
+        gate.wait_for()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            for _ in range(2):
+                workers.add(Work("a", gate))
+        assert caplog.messages == ["no thread can be begun to serve clients: no more"]
+        assert workers.is_short
+        gate.open()
+    wait_until(lambda: len(pool.served) == 3)
+    assert not workers.is_short
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), SystemExit(3), KeyboardInterrupt()])
+def test_a_connection_that_cannot_be_served(
+    pool: Pool, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    """It costs no thread."""
+    workers = pool.make(1)
+
+    def fail() -> None:
+        raise error
+
+    workers.add(Work("a", fail))
+    done = threading.Event()
+    workers.add(Work("a", done.set))
+    assert done.wait(DEADLINE_S)
+    assert "a connection could not be served" in caplog.messages
