@@ -14,7 +14,6 @@ import io
 import os
 import struct
 import threading
-from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isal import isal_zlib
@@ -48,8 +47,6 @@ _READ_SIZE_BYTES: Final = 1 << 18
 # Sizes of writes that are compared with zeros one by one, before they fill a piece.
 _LEAST_COMPARED_BYTES: Final = 1 << 12
 _MOST_COMPARED_BYTES: Final = 1 << 16
-# Buffers of earlier builds: the first use of fresh memory costs more than all else done with it.
-_SPARE_PIECES: Final[deque[io.BytesIO]] = deque(maxlen=4)
 
 
 class Seal(NamedTuple):
@@ -210,7 +207,7 @@ class ArchiveWriter(io.BufferedIOBase):
         # Held during output, too, since only the threads of one build take it.
         self._one_at_a_time = threading.Lock()  # guards all that follows
         self._has_ended = False
-        self._piece = _spare_piece()
+        self._piece = io.BytesIO()
         self._held_bytes = 0  # less than a piece; in _piece, unless they are zeros
         self._holds_zeros = True
         self._like_last = bytearray()  # as many zeros as the last write that was compared
@@ -349,7 +346,6 @@ class ArchiveWriter(io.BufferedIOBase):
             raise ArchiveError("the host wrote an empty basebackup")
         rest = deflate.finish()
         self._put(rest + _TRAILER.pack(deflate.crc, deflate.size_bytes & 0xFFFFFFFF))
-        _SPARE_PIECES.append(self._piece)  # no write is under way, and none will be
         return Seal(self._body_bytes, deflate.size_bytes, self._hasher.digest())
 
     def _put(self, output: bytes) -> None:
@@ -363,10 +359,3 @@ def _view_of(data: Buffer) -> memoryview:
     """The bytes of a buffer; copied only if its items have a format that Python lacks."""
     view = memoryview(data)
     return view.cast("B") if len(view.format) == 1 else memoryview(view.tobytes())
-
-
-def _spare_piece() -> io.BytesIO:
-    try:
-        return _SPARE_PIECES.pop()
-    except IndexError:
-        return io.BytesIO()

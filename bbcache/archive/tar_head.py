@@ -50,10 +50,7 @@ def _has_checksum(block: bytes) -> bool:
         stated = int(block[_CHECKSUM].strip(b"\0 "), 8)
     except ValueError:
         return False
-    summed = block[: _CHECKSUM.start] + b" " * 8 + block[_CHECKSUM.stop :]
-    unsigned = sum(summed)
-    signed = unsigned - 256 * sum(each >> 7 for each in summed)  # as some old programs write it
-    return stated in {unsigned, signed}
+    return stated == sum(block[: _CHECKSUM.start] + b" " * 8 + block[_CHECKSUM.stop :])
 
 
 def _looks_like(block: bytes) -> str:

@@ -63,17 +63,6 @@ def test_every_kind_of_tar_passes(form: int, name: str) -> None:
     check_tar_head(buffer.getvalue()[:BLOCK_SIZE_BYTES])
 
 
-def test_a_tar_of_an_old_program_passes() -> None:
-    """Its checksum adds up signed bytes, and it has no magic."""
-    block = bytearray(TAR[:BLOCK_SIZE_BYTES])
-    block[257:265] = bytes(8)
-    block[0:2] = b"\xe4\xf6"
-    block[148:156] = b" " * 8
-    signed = sum(each - 256 * (each >> 7) for each in block)
-    block[148:156] = b"%06o\0 " % signed
-    check_tar_head(bytes(block))
-
-
 @pytest.mark.parametrize(("data", "kind"), FOREIGN)
 def test_what_is_no_tar_is_refused(data: bytes, kind: str) -> None:
     """The error says what it looks like, and what to do."""
