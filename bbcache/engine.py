@@ -22,7 +22,6 @@ from bbcache.prepare.queue import PrepareQueue
 from bbcache.prepare.request import Request
 from bbcache.prepare.singleflight import Result
 from bbcache.prepare.worker import Preparer
-from bbcache.storage.accounting import Accounting
 from bbcache.storage.catalog import Catalog
 from bbcache.storage.files import Store
 from bbcache.storage.index import Index, make_key
@@ -75,7 +74,7 @@ class Engine:
         self.data_dir = data_dir
         self.is_serving = True
         self.is_initialized = False
-        self.index = Index(Accounting.from_config(config))
+        self.index = Index(config)
         self.work_counter = WorkCounter()
         self._config = config
         self._dirlock = dirlock

@@ -6,7 +6,6 @@ and the lock under which it changes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import CacheFullError, EntryTooBigError
@@ -54,14 +53,10 @@ class Reservation:
     `let_go` are thread-safe and take no lock: the garbage collector may close a file at any
     point. Only `Accounting` and `Index` change the rest.
 
-    Args:
-        key: tenant and timeline ids, 32 bytes.
-        credit_bytes: size of the entry that the archive will replace; None if the timeline
-            has no entry. Only bytes above this size are charged.
-
     Attributes:
-        key: the same.
-        credit_bytes: the same, kept up to date while the build runs.
+        key: tenant and timeline ids, 32 bytes.
+        credit_bytes: size of the entry that the archive will replace, kept up to date while
+            the build runs; None if the timeline has no entry. Only bytes above it are charged.
         size_bytes: bytes written or about to be written.
         is_unpublished: the archive will not be published, and counts against
             `max_unpublished_size_bytes` only.
@@ -78,7 +73,7 @@ class Reservation:
 
     @property
     def charged_bytes(self) -> int:
-        """Bytes of this build that count against `max_size_bytes`."""
+        """Bytes of this build that count against `max_total_size_bytes`."""
         if self.credit_bytes is None:
             return self.size_bytes
         return max(0, self.size_bytes - self.credit_bytes)
@@ -102,18 +97,16 @@ class Reservation:
         self._holders.discard(holder)
 
 
-@dataclass(slots=True)
 class Accounting:
     """What the cache holds, and what it may still take. Not thread-safe.
 
     Totals are computed from the facts below each time they are read. Only the sums of entries
     and of `Files` are kept.
 
+    Args:
+        config: has the limits.
+
     Attributes:
-        max_entries: files allowed.
-        max_size_bytes: bytes allowed.
-        max_entry_size_bytes: bytes allowed for one archive.
-        max_unpublished_size_bytes: bytes allowed for all unpublished archives together.
         entry_count: published entries.
         entries_size_bytes: their bytes.
         foreign_files: files in the directory that the cache did not make, by name.
@@ -123,39 +116,29 @@ class Accounting:
         unpublished: of all other builds, and of their archives while they are open.
     """
 
-    max_entries: int
-    max_size_bytes: int
-    max_entry_size_bytes: int
-    max_unpublished_size_bytes: int
-    entry_count: int = 0
-    entries_size_bytes: int = 0
-    foreign_files: Files = field(default_factory=Files)
-    doomed: Files = field(default_factory=Files)
-    quarantine: Files = field(default_factory=Files)
-    reservations: dict[bytes, Reservation] = field(default_factory=dict)
-    unpublished: set[Reservation] = field(default_factory=set)
-
-    @classmethod
-    def from_config(cls, config: BasebackupCacheConfig) -> Accounting:
-        """Make an empty ledger with the limits of `config`."""
-        total = config.max_total_size_bytes
-        return cls(
-            max_entries=config.max_size_entries,
-            max_size_bytes=total,
-            max_entry_size_bytes=min(config.max_entry_size_bytes or total, total),
-            max_unpublished_size_bytes=config.max_unpublished_size_bytes,
-        )
+    def __init__(self, config: BasebackupCacheConfig) -> None:
+        self.entry_count = 0
+        self.entries_size_bytes = 0
+        self.foreign_files = Files()
+        self.doomed = Files()
+        self.quarantine = Files()
+        self.reservations: dict[bytes, Reservation] = {}
+        self.unpublished: set[Reservation] = set()
+        self._max_entries = config.max_size_entries
+        self._max_size_bytes = total = config.max_total_size_bytes
+        self._max_entry_size_bytes = min(config.max_entry_size_bytes or total, total)
+        self._max_unpublished_bytes = config.max_unpublished_size_bytes
 
     @property
     def total_count(self) -> int:
-        """Files that count against `max_entries`."""
+        """Files that count against `max_size_entries`."""
         building = sum([each.charged_slots for each in self.reservations.values()])
         nonentries = len(self.foreign_files.sizes) + len(self.doomed.sizes)
         return self.entry_count + nonentries + building
 
     @property
     def total_size_bytes(self) -> int:
-        """Bytes that count against `max_size_bytes`."""
+        """Bytes that count against `max_total_size_bytes`."""
         total = self.entries_size_bytes + self.nonentry_bytes
         for each in self.reservations.values():
             total += each.charged_bytes
@@ -177,9 +160,9 @@ class Accounting:
         Raises:
             CacheFullError: there is not.
         """
-        if self.total_count >= self.max_entries:
+        if self.total_count >= self._max_entries:
             raise CacheFullError(
-                f"the cache is full: {self.total_count} of max_size_entries {self.max_entries}"
+                f"the cache is full: {self.total_count} of max_size_entries {self._max_entries}"
             )
         self._check_total(1)
 
@@ -204,9 +187,9 @@ class Accounting:
         size_after = reservation.size_bytes + size_bytes
         if reservation.is_unpublished:
             self._check_unpublished(size_bytes)
-        elif size_after > self.max_entry_size_bytes:
+        elif size_after > self._max_entry_size_bytes:
             raise EntryTooBigError(
-                f"the archive has more than {self.max_entry_size_bytes} bytes, "
+                f"the archive has more than {self._max_entry_size_bytes} bytes, "
                 "the limit of one entry"
             )
         else:
@@ -237,17 +220,17 @@ class Accounting:
             del self.reservations[reservation.key]
 
     def _check_total(self, size_bytes: int) -> None:
-        if size_bytes > 0 and self.total_size_bytes + size_bytes > self.max_size_bytes:
+        if size_bytes > 0 and self.total_size_bytes + size_bytes > self._max_size_bytes:
             raise CacheFullError(
                 f"the cache is full: {self.total_size_bytes} + {size_bytes} bytes exceed "
-                f"max_total_size_bytes {self.max_size_bytes}"
+                f"max_total_size_bytes {self._max_size_bytes}"
             )
 
     def _check_unpublished(self, size_bytes: int) -> None:
-        if self.unpublished_bytes + size_bytes > self.max_unpublished_size_bytes:
+        if self.unpublished_bytes + size_bytes > self._max_unpublished_bytes:
             raise CacheFullError(
                 "archives that are not published have no room: "
                 f"{self.unpublished_bytes} + {size_bytes} bytes exceed "
-                f"max_unpublished_size_bytes {self.max_unpublished_size_bytes}\n"
+                f"max_unpublished_size_bytes {self._max_unpublished_bytes}\n"
                 "hint: Raise that limit, or close archives sooner."
             )

@@ -134,10 +134,6 @@ class Catalog:
                 report.entry_count,
             )
 
-    def is_at_path(self) -> bool:
-        """Whether the path still leads to the cache's own directory; one system call."""
-        return self._directory.lock.is_at_path()
-
     def create_temp(self, key: bytes, lsn: int) -> TempFile:
         """Create a temporary file for a build.
 
@@ -182,10 +178,17 @@ class Catalog:
         self._log_news()
         return is_removed
 
-    def forget(self, entry: Entry) -> None:
-        """Drop this very entry, whose file is gone. Takes no file lock, so `get` may call it."""
+    def forget(self, entry: Entry) -> bool:
+        """Drop this very entry, whose file is gone. Takes no file lock, so `get` may call it.
+
+        Returns:
+            False if the directory itself is gone or replaced; the entry stays.
+        """
+        if not self._directory.lock.is_at_path():
+            return False
         with self._doubt:
             self._index.remove(entry)
+        return True
 
     def quarantine(self, entry: Entry) -> bool:
         """Remove this very entry, which is bad, and keep its file for inspection.
@@ -235,20 +238,16 @@ class Catalog:
             OSError: the quarantine cannot be listed.
         """
         doomed, foreign_files = self._accounting.doomed, self._accounting.foreign_files
-        with self._file_lock:
-            paths = list(doomed.sizes)
-        for path in paths:
-            with self._file_lock, self._doubt:
-                is_due = self._may_change_locked() and path in doomed.sizes
-                if is_due and try_unlink(path) is None:
-                    with self._index.lock:
-                        doomed.drop(path)
         with self._file_lock, self._doubt:
-            if self._may_change_locked():
-                there = self._store.restat(foreign_files.sizes)
-                with self._index.lock:
-                    foreign_files.replace(there)
-                self._quarantine.refresh()
+            if not self._may_change_locked():
+                return
+            gone = [path for path in doomed.sizes if try_unlink(path) is None]
+            there = self._store.restat(foreign_files.sizes)
+            with self._index.lock:
+                for path in gone:
+                    doomed.drop(path)
+                foreign_files.replace(there)
+            self._quarantine.refresh()
 
     def settle_doubt(self) -> None:
         """Scan the directory again if a KeyboardInterrupt has broken off a step.

@@ -12,22 +12,16 @@ import json
 import os
 import socket
 import stat
-import time
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from filelock import FileLock, Timeout
 
 from bbcache.errors import DirectoryLockedError, StoreError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 LOCK_NAME: Final = ".bbcache.lock"
 _HOLDER_MAX_BYTES: Final = 4096
-_HOLDER_TRIES: Final = 5
-_HOLDER_PAUSE_S: Final = 0.01
 _PROBE_FLAGS: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -189,24 +183,16 @@ def _free(lock: FileLock) -> None:
         lock.release()
 
 
-def read_holder_pid(path: str, sleep: Callable[[float], None] = time.sleep) -> int | None:
-    """The process id in a lock file; None if the file does not say.
-
-    A holder writes its line a moment after it has locked, so a file without a valid line is
-    read again a few times.
-    """
-    for attempt in range(_HOLDER_TRIES):
-        if attempt:
-            sleep(_HOLDER_PAUSE_S)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            return None
-        try:
-            pid = json.loads(os.read(fd, _HOLDER_MAX_BYTES))["pid"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue
-        finally:
-            os.close(fd)
-        return pid if isinstance(pid, int) else None
-    return None
+def read_holder_pid(path: str) -> int | None:
+    """The process id in a lock file; None if the file does not say."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        pid = json.loads(os.read(fd, _HOLDER_MAX_BYTES))["pid"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    finally:
+        os.close(fd)
+    return pid if isinstance(pid, int) else None

@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 from enum import IntEnum
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bbcache.ids import ID_SIZE_BYTES, Lsn, TenantId, TenantTimelineId, TimelineId
-from bbcache.storage.accounting import Accounting, Reservation
+from bbcache.storage.accounting import Accounting
+
+if TYPE_CHECKING:
+    from bbcache.config import BasebackupCacheConfig
+    from bbcache.storage.accounting import Reservation
 
 
 class EntryInfo(NamedTuple):
@@ -39,13 +43,8 @@ class Entry:
 
     A cache may have hundreds of thousands of entries, so all but the key is in one int.
 
-    Args:
-        key: tenant and timeline ids, 32 bytes.
-        lsn: the position of the basebackup.
-        size_bytes: the size of the file.
-
     Attributes:
-        key: the same.
+        key: tenant and timeline ids, 32 bytes.
         packed: from the highest bit: LSN, size in bytes (64 bits), verification (2 bits).
     """
 
@@ -114,15 +113,18 @@ def newest_of_each(found: list[Entry]) -> tuple[dict[bytes, Entry], list[Entry]]
 class Index:
     """The entries of one cache, and its ledger. Thread-safe.
 
+    Args:
+        config: has the limits.
+
     Attributes:
         lock: guards entries and ledger. Held for a few changes of memory only. A thread that
             needs the catalog's file lock as well takes that first.
         accounting: the ledger. Hold the lock to change it or to read a total.
     """
 
-    def __init__(self, accounting: Accounting) -> None:
+    def __init__(self, config: BasebackupCacheConfig) -> None:
         self.lock = threading.RLock()
-        self.accounting = accounting
+        self.accounting = Accounting(config)
         self._entries: dict[bytes, Entry] = {}
 
     def find(self, key: bytes, lsn: int) -> Entry | None:

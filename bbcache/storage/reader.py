@@ -43,7 +43,6 @@ class Reader:
         pacer: is told of each read.
         verify_reads: ``always``, ``first`` or ``never``.
         rebuild: called with a bad entry after its removal, to queue a prepare.
-        clock: monotonic seconds.
     """
 
     def __init__(
@@ -57,7 +56,6 @@ class Reader:
         *,
         verify_reads: str,
         rebuild: Callable[[Entry], None],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._index = index
         self._store = store
@@ -70,7 +68,6 @@ class Reader:
         self._is_always_checked = verify_reads == "always"
         self._with_digest = verify_reads != "never"
         self._rebuild = rebuild
-        self._clock = clock
         self._warned_s = -math.inf  # set by any thread: a race costs one more line
 
     def read(
@@ -147,16 +144,15 @@ class Reader:
             with self._work_counter.under_way():
                 self._take_out(entry, error)
             self._work_counter.changed()
-        elif isinstance(error, FileNotFoundError) and self._catalog.is_at_path():
-            self._catalog.forget(entry)  # it was replaced or removed since the look-up
-            self._misses.inc()
+        elif isinstance(error, FileNotFoundError) and self._catalog.forget(entry):
+            self._misses.inc()  # it was replaced or removed since the look-up
         else:
             self._errors.inc()
             self._warn(entry, error)
 
     def _warn(self, entry: Entry, error: OSError) -> None:
         """Log a failed read, at most once per second; the metric counts all of them."""
-        now_s = self._clock()
+        now_s = time.monotonic()
         if now_s - self._warned_s >= _WARN_PAUSE_S:
             self._warned_s = now_s
             log.warning("cannot read %s: %s%s", entry, error, hint_for(error))

@@ -15,11 +15,23 @@ from bbcache.storage.accounting import Accounting, Files, Reservation
 sizes = st.integers(0, 60)
 timelines = st.integers(0, 3)
 KEYS = make_keys(4)
+MAX_ENTRIES, MAX_BYTES, MAX_ENTRY_BYTES = 3, 100, 50
 
 
-def make_accounting(max_entries: int = 3, max_bytes: int = 100, max_entry: int = 50) -> Accounting:
+def make_accounting(
+    max_entries: int = MAX_ENTRIES,
+    max_bytes: int = MAX_BYTES,
+    max_entry: int = MAX_ENTRY_BYTES,
+) -> Accounting:
     """A ledger with small limits."""
-    return Accounting(max_entries, max_bytes, max_entry, max_unpublished_size_bytes=10)
+    return Accounting(
+        BasebackupCacheConfig(
+            max_size_entries=max_entries,
+            max_total_size_bytes=max_bytes,
+            max_entry_size_bytes=max_entry,
+            max_unpublished_size_bytes=10,
+        )
+    )
 
 
 def put(files: Files, size_bytes: int) -> None:
@@ -56,15 +68,14 @@ def test_files_are_counted_once_a_path() -> None:
     ("max_entry", "wanted"), [(None, 1000), (1, 1), (999, 999), (1000, 1000), (5000, 1000)]
 )
 def test_limits_come_from_the_settings(max_entry: int | None, wanted: int) -> None:
-    """An entry may have what it is allowed, but never more than the whole cache."""
-    config = BasebackupCacheConfig(
-        max_total_size_bytes=1000, max_size_entries=7, max_entry_size_bytes=max_entry
-    )
-    accounting = Accounting.from_config(config)
-    limits = (accounting.max_entries, accounting.max_size_bytes, accounting.max_entry_size_bytes)
-    assert limits == (7, 1000, wanted)
-    assert totals(accounting) == (0, 0)
-    assert accounting.nonentry_bytes == 0
+    """An entry may have its own limit, but never more than the whole cache."""
+    config = BasebackupCacheConfig(max_total_size_bytes=1000, max_entry_size_bytes=max_entry)
+    accounting = Accounting(config)
+    assert totals(accounting) == (accounting.nonentry_bytes, accounting.unpublished_bytes) == (0, 0)
+    reservation = accounting.reserve(KEY, None)
+    accounting.grow(reservation, wanted)
+    with pytest.raises(EntryTooBigError, match=f"more than {wanted} bytes"):
+        accounting.grow(reservation, 1)
 
 
 def test_all_kinds_count_against_the_limits() -> None:
@@ -245,9 +256,7 @@ class AccountingMachine(RuleBasedStateMachine):
             return
         before = totals(self.accounting)
         credit_bytes = self.entries.get(timeline)
-        has_room = (
-            before[0] < self.accounting.max_entries and before[1] < self.accounting.max_size_bytes
-        )
+        has_room = before[0] < MAX_ENTRIES and before[1] < MAX_BYTES
         try:
             self.open[timeline] = self.accounting.reserve(KEYS[timeline], credit_bytes)
         except CacheFullError:
@@ -269,11 +278,11 @@ class AccountingMachine(RuleBasedStateMachine):
         try:
             self.accounting.grow(reservation, size_bytes)
         except EntryTooBigError:
-            assert after_bytes > self.accounting.max_entry_size_bytes
+            assert after_bytes > MAX_ENTRY_BYTES
             assert (reservation.size_bytes, *totals(self.accounting)) == before
         except CacheFullError:
             assert charge > 0
-            assert self.accounting.total_size_bytes + charge > self.accounting.max_size_bytes
+            assert self.accounting.total_size_bytes + charge > MAX_BYTES
             assert (reservation.size_bytes, *totals(self.accounting)) == before
         else:
             assert reservation.size_bytes == after_bytes
@@ -333,8 +342,8 @@ class AccountingMachine(RuleBasedStateMachine):
     def limits_hold(self) -> None:
         """No build ever passes a limit."""
         if not self.is_pushed_over:
-            assert self.accounting.total_count <= self.accounting.max_entries
-            assert self.accounting.total_size_bytes <= self.accounting.max_size_bytes
+            assert self.accounting.total_count <= MAX_ENTRIES
+            assert self.accounting.total_size_bytes <= MAX_BYTES
 
     def teardown(self) -> None:
         """Everything given back leaves no build accounted for."""

@@ -34,6 +34,7 @@ from support.helpers import (
 from support.ledger import entries_of, holds, total_bytes, total_count
 from support.locks import watched_locks
 
+from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import (
     CacheFullError,
     ClosingError,
@@ -44,7 +45,6 @@ from bbcache.errors import (
 from bbcache.ids import Lsn
 from bbcache.metrics import Metrics
 from bbcache.storage import catalog as catalog_module
-from bbcache.storage.accounting import Accounting
 from bbcache.storage.catalog import Catalog
 from bbcache.storage.dirlock import LOCK_NAME, DirectoryLock
 from bbcache.storage.files import Store
@@ -84,7 +84,13 @@ class Kit:
         if dirlock is None:
             self.dirlock.acquire()
         with watched_locks() as self.locks:
-            self.index = Index(Accounting(max_entries, max_bytes, max_bytes, max_bytes))
+            self.index = Index(
+                BasebackupCacheConfig(
+                    max_size_entries=max_entries,
+                    max_total_size_bytes=max_bytes,
+                    max_unpublished_size_bytes=max_bytes,
+                )
+            )
             metrics = Metrics(self.registry)
             self.catalog = Catalog(self.store, self.index, self.dirlock, metrics)
 
@@ -475,7 +481,7 @@ def test_nothing_is_published_into_a_directory_that_is_not_locked(kit: Kit, lost
         kit.directory.mkdir()
     else:
         (kit.directory / LOCK_NAME).unlink()
-    assert not kit.catalog.is_at_path()
+    assert not kit.dirlock.is_at_path()
     with pytest.raises(StoreError, match="removed or replaced") as caught:
         kit.catalog.publish(temp, reservation, entry)
     assert caught.value.errno == errno.ENOENT
@@ -755,7 +761,7 @@ def test_a_bad_entry_that_another_reader_has_dropped_is_left_alone(
 ) -> None:
     """The other reader needs no file lock, so the entry may go at any step."""
     entry = kit.publish(A, size_bytes=30)
-    stop_before(monkeypatch, kit.dirlock, "is_at_path", lambda: kit.catalog.forget(entry))
+    stop_before(monkeypatch, kit.dirlock, "is_at_path", lambda: kit.index.remove(entry))
     assert not kit.catalog.quarantine(entry)
     assert kit.quarantined() == []
     assert kit.count("bbcache_quarantined_total") == 0
@@ -966,7 +972,7 @@ def test_at_home_nothing_is_done(kit: Kit) -> None:
     kit.publish(A)
     before = snapshot_of(kit.directory)
     kit.catalog.ensure_directory()
-    assert kit.catalog.is_at_path()
+    assert kit.dirlock.is_at_path()
     assert snapshot_of(kit.directory) == before
 
 
@@ -983,9 +989,9 @@ def test_a_removed_directory_is_made_and_locked_again(
     shutil.rmtree(kit.directory)
     if is_made_again:
         kit.directory.mkdir()
-    assert not kit.catalog.is_at_path()
+    assert not kit.dirlock.is_at_path()
     kit.catalog.ensure_directory()
-    assert kit.catalog.is_at_path()
+    assert kit.dirlock.is_at_path()
     assert file_names(kit.directory) == OWN_NAMES
     assert entries_of(kit.index) == []
     assert "was replaced" in caplog.text
@@ -1076,7 +1082,7 @@ def test_a_directory_that_another_cache_has_taken_is_not_used(kit: Kit) -> None:
     assert entries_of(kit.index) == [entry]
     other.release()
     kit.catalog.ensure_directory()
-    assert kit.catalog.is_at_path()
+    assert kit.dirlock.is_at_path()
 
 
 @pytest.mark.parametrize("step", ["discard", "quarantine", "upkeep"])

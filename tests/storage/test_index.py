@@ -15,9 +15,10 @@ from support.helpers import KEY, LSN, TENANT, TIMELINE, make_keys, run_threads
 from support.ledger import entries_of, holds, total_bytes, total_count
 from support.locks import watched_locks
 
+from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import CacheFullError, EntryTooBigError, LimitError
 from bbcache.ids import Lsn, TenantTimelineId
-from bbcache.storage.accounting import Accounting, Reservation
+from bbcache.storage.accounting import Reservation
 from bbcache.storage.index import (
     Entry,
     EntryInfo,
@@ -39,7 +40,14 @@ PATH = "path"
 
 def make_index(max_entries: int = 3, max_bytes: int = 100, max_entry: int = 50) -> Index:
     """An index with small limits."""
-    return Index(Accounting(max_entries, max_bytes, max_entry, max_unpublished_size_bytes=1000))
+    return Index(
+        BasebackupCacheConfig(
+            max_size_entries=max_entries,
+            max_total_size_bytes=max_bytes,
+            max_entry_size_bytes=max_entry,
+            max_unpublished_size_bytes=1000,
+        )
+    )
 
 
 def publish(index: Index, key: bytes, size_bytes: int, lsn: int = 1) -> Entry:

@@ -7,6 +7,7 @@ import gzip
 import io
 import os
 import socket
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,6 @@ from support.cache_helpers import (
     LSN_B,
     Harness,
     fail_with,
-    put,
     tar_of,
 )
 
@@ -243,7 +243,8 @@ def test_failed_reads_are_logged_but_not_in_a_flood(
 ) -> None:
     """A line a second at the most: the metric has the number."""
     timeline, now_s = harness.prepared(), 100.0
-    put(harness.engine.reader, "_clock", lambda: now_s)
+    clock = SimpleNamespace(monotonic=lambda: now_s)
+    monkeypatch.setattr("bbcache.storage.reader.time", clock)
     fail_with(monkeypatch, Store, "open", OSError(errno.EIO, "Input/output error"))
     for now_s, line_count in ((100.0, 1), (100.9, 1), (101.0, 2), (101.5, 2)):  # noqa: B007 - read by the clock
         assert harness.get(timeline) is None
