@@ -98,15 +98,10 @@ class Scan(NamedTuple):
         if parsed is not None:
             self.entries.extend(map(Entry, *parsed, sizes))
         elif len(names) == 1:
-            self.add_foreign_file(names[0], sizes[0])
+            self.foreign_files[names[0]] = sizes[0]
         else:
             for name, size_bytes in zip(names, sizes, strict=True):
                 self.add_files([name], [size_bytes])
-
-    def add_foreign_file(self, name: str, size_bytes: int) -> None:
-        """Add a file that is no entry, unless it is the cache's own."""
-        if name not in _OWN_NAMES:
-            self.foreign_files[name] = size_bytes
 
 
 class BasebackupFile(io.FileIO):
@@ -311,7 +306,7 @@ class Store:
                 except FileNotFoundError:
                     continue
                 except OSError:
-                    found.add_foreign_file(item.name, 0)
+                    found.foreign_files[item.name] = 0
                     continue
                 if is_regular(status.st_mode):
                     names.append(item.name)
@@ -320,9 +315,11 @@ class Store:
                         found.add_files(names, sizes)
                         names, sizes = [], []
                 else:
-                    found.add_foreign_file(item.name, 0)
+                    found.foreign_files[item.name] = 0
         if names:
             found.add_files(names, sizes)
+        for name in _OWN_NAMES:
+            found.foreign_files.pop(name, None)
         with suppress(FileNotFoundError, NotADirectoryError):
             others = [each for each in os.listdir(self.tmp_dir) if not _TEMP_NAME.fullmatch(each)]
             paths = [os.path.join(TMP_NAME, name) for name in others]

@@ -38,7 +38,7 @@ def _header_flips(data: bytes) -> Iterator[bytes]:
 
 
 def _body_flips(data: bytes) -> Iterator[bytes]:
-    """A dense sample of the body, its trailer wholly, each with another bit."""
+    """A dense sample of the body and the whole trailer, with varying bits."""
     step = max(1, (len(data) - HEADER_SIZE_BYTES) // BODY_SAMPLES)
     offsets = {*range(HEADER_SIZE_BYTES, len(data), step), *range(len(data) - 8, len(data))}
     for offset in sorted(offsets):
@@ -51,7 +51,7 @@ def _truncations(data: bytes) -> Iterator[bytes]:
 
 
 def _others(data: bytes) -> Iterator[bytes]:
-    """What power cuts and people leave behind."""
+    """Damage as from power cuts and operators."""
     yield bytes(len(data))
     yield data[:HEADER_SIZE_BYTES] + bytes(len(data) - HEADER_SIZE_BYTES)
     yield bytes(HEADER_SIZE_BYTES) + data[HEADER_SIZE_BYTES:]
@@ -163,7 +163,7 @@ def test_a_swap_of_whole_files_between_two_lives_is_found(tmp_path: Path) -> Non
 
 
 def test_nothing_is_built_again_once_the_timeline_has_gone_on(tmp_path: Path) -> None:
-    """A bad archive that nobody will ask for any more is only taken out."""
+    """A bad archive of a timeline that has moved on is only removed."""
     with Harness(tmp_path / "cache") as harness:
         timeline = harness.prepared()
         _damage(harness.path(timeline), b"bad")
@@ -176,7 +176,7 @@ def test_nothing_is_built_again_once_the_timeline_has_gone_on(tmp_path: Path) ->
 
 
 def test_never_still_refuses_what_has_another_size(tmp_path: Path) -> None:
-    """With `never`, the size is compared all the same, and a start reads the header."""
+    """With `never` the size is still compared, and the header read once after a start."""
     with Harness(tmp_path / "cache", verify_reads="never") as harness:
         timeline = harness.prepared(size_bytes=600)
         whole = harness.path(timeline).read_bytes()
@@ -195,7 +195,7 @@ def test_never_still_refuses_what_has_another_size(tmp_path: Path) -> None:
 
 
 def test_an_audit_finds_every_damage(tmp_path: Path) -> None:
-    """What a read refuses, `Audit` calls bad, whether or not a cache is running."""
+    """`Audit` finds all damage that a read finds, with and without a cache."""
     with Harness(tmp_path / "cache") as harness:
         timeline = harness.prepared(size_bytes=600)
         path = harness.path(timeline)

@@ -19,7 +19,7 @@ PIECES = {"0": bytes(ZEROS), "n": NOISE, "t": TEXT, "z": NEARLY}
 
 
 def deflated(pieces: list[bytes], level: int = 2) -> tuple[list[bytes], Deflate]:
-    """What is put for these pieces, and the stream."""
+    """The stream of these pieces, and the parts that were put."""
     put: list[bytes] = []
     deflate = Deflate(put.append, level)
     for piece in pieces:
@@ -60,7 +60,7 @@ def test_zeros_take_a_thousandth(level: int) -> None:
 
 
 def test_zeros_add_the_same_wherever_they_stand() -> None:
-    """What comes before them is ended once, and not for each piece."""
+    """The stream is flushed before the first piece of zeros only."""
 
     def size_bytes(pieces: list[bytes]) -> int:
         return len(b"".join(deflated(pieces)[0]))
@@ -72,7 +72,7 @@ def test_zeros_add_the_same_wherever_they_stand() -> None:
 
 
 def test_a_run_is_put_in_portions() -> None:
-    """Neither piece by piece, nor all at the end."""
+    """They are put in batches."""
     put, _ = deflated([bytes(ZEROS)] * 200)
     assert 4 <= len(put) <= 6
     assert max(map(len, put)) < 100_000
@@ -86,6 +86,6 @@ def test_a_stream_of_nothing_is_empty() -> None:
 
 
 def test_zeros_are_never_written_to() -> None:
-    """They are all zeros after all that was compared and copied."""
+    """No other test has written to them."""
     deflated([*PIECES.values()])
     assert bytes(PIECE_SIZE_BYTES) == ZEROS

@@ -79,7 +79,7 @@ def prove(content: bytes, key: bytes = KEY, lsn: int = LSN, *, with_digest: bool
 
 
 def check_bad(content: bytes, **how: Any) -> str:
-    """The file is found bad; returns the text."""
+    """Check that the file is found bad; returns the error's text."""
     with pytest.raises(ArchiveError) as caught:
         prove(content, **how)
     return str(caught.value)
@@ -187,7 +187,7 @@ def test_a_packed_header_is_parsed_back(seal: Seal, key: bytes, lsn: int) -> Non
 
 
 def test_a_sealed_archive_is_proven() -> None:
-    """With and without its digest."""
+    """It passes with and without its digest."""
     content = seal_archive(TAR)
     assert prove(content) == prove(content, with_digest=False) == "sealed"
 
@@ -239,7 +239,7 @@ def test_a_file_of_zeros_is_bad() -> None:
 
 
 def test_an_empty_file_is_bad() -> None:
-    """No byte, no archive."""
+    """A file without bytes is no archive."""
     assert "gzip header" in check_bad(b"")
 
 
@@ -280,14 +280,14 @@ def test_a_header_of_another_size_is_bad(size_bytes: int) -> None:
 
 @pytest.mark.parametrize("magic", [b"\x1f\x8a", b"\x1f\x8c", b"\x1e\x8b", b"\x20\x8b"])
 def test_only_the_magic_number_begins_a_header(magic: bytes) -> None:
-    """Two bytes that are no gzip are told at once, with and without a seal behind."""
+    """Other first bytes are refused, with and without a seal."""
     for content in (seal_archive(TAR), gzip.compress(TAR)):
         with pytest.raises(ArchiveError, match="does not begin with a gzip header"):
             parse_header(magic + content[2:HEADER_SIZE_BYTES], KEY, LSN)
 
 
 def test_a_header_that_is_read_in_two_parts_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A read that is cut short is taken up where it ended, and goes no further."""
+    """A short read is continued."""
     real, short = os.pread, iter([7])
     monkeypatch.setattr(os, "pread", lambda fd, n, at: real(fd, next(short, n), at))
     with opened(seal_archive(TAR)) as fd:
@@ -327,7 +327,7 @@ def test_checks_leave_the_offset_alone() -> None:
 
 
 def test_what_cannot_be_read_proves_nothing(tmp_path: Path) -> None:
-    """An error of the system goes through as it is."""
+    """The system's error is raised unchanged."""
     seal = Seal(1, 1, bytes(16))
     fd = os.open(tmp_path, os.O_RDONLY)  # reading a directory fails
     try:
@@ -402,7 +402,7 @@ def test_gzip_with_a_header_crc_is_taken() -> None:
 @pytest.mark.parametrize("offset", [-1, 0, 1, 512, 32768])
 @pytest.mark.parametrize("kind", ["zeros", "random", "repeats"])
 def test_gzip_of_whole_pieces_is_not_taken_for_cut(size_bytes: int, offset: int, kind: str) -> None:
-    """Output that fills the buffer exactly leaves nothing undecided."""
+    """A member whose output fills the buffer exactly is complete."""
     length = size_bytes + offset
     data = {
         "zeros": lambda: bytes(length),
@@ -452,7 +452,7 @@ def test_a_reserved_flag_is_bad(bit: int) -> None:
 
 
 def test_a_broken_stream_is_told_from_a_cut_one() -> None:
-    """Who reads the log learns whether bytes changed or are missing."""
+    """The error says whether bytes changed or are missing."""
     content = gzip.compress(RANDOM[:1000], mtime=0)
     assert "is broken" in check_bad(flip(content, 8 * len(content) - 64))  # of the CRC
     assert "is cut after 999 bytes" in check_bad(content[:999])
@@ -474,7 +474,7 @@ def test_nothing_behind_a_plain_gzip_of_a_round_size_passes(size_bytes: int, jun
 
 
 def test_no_more_junk_is_read_than_tells_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much is behind a plain gzip, one piece of it is enough, and is all that is kept."""
+    """The check stops at the first piece behind the member."""
     content = gzip.compress(TAR)
     real_pread, reads = os.pread, []
 
@@ -570,7 +570,7 @@ def test_every_contiguous_buffer_is_taken_behind_others(kind: str) -> None:
     "data", ["text", None, 5, [1], memoryview(bytes(10))[::2], memoryview(bytes(10))[::-1]]
 )
 def test_what_is_no_buffer_fails_the_build(data: Any) -> None:
-    """It raises, and the build has failed even if the host swallows that."""
+    """It raises, and the build fails even if the host ignores the error."""
     made = Made()
     made.writer.write(TAR)
     with pytest.raises((TypeError, BufferError, ValueError)) as first:
@@ -634,7 +634,7 @@ def test_wrappers_of_the_host_do_not_close_it() -> None:
 
 
 def test_a_host_finds_nothing_behind_the_writer() -> None:
-    """There is nothing to detach, nor to write to, that could lack a piece."""
+    """The writer cannot be detached, and has no raw stream."""
     made = Made()
     made.writer.write(TAR)
     with pytest.raises(io.UnsupportedOperation):
@@ -674,7 +674,7 @@ def test_write_after_abort_raises_value_error(*, is_failed: bool) -> None:
 
 
 def test_write_after_a_failed_finish_raises_value_error() -> None:
-    """An archive that could not be finished is over all the same."""
+    """A failed `finish` ends the archive, too."""
     made = Made()
     with pytest.raises(ArchiveError):
         made.writer.finish()
@@ -683,7 +683,7 @@ def test_write_after_a_failed_finish_raises_value_error() -> None:
 
 
 def test_write_after_a_finish_that_found_a_failure_raises_value_error() -> None:
-    """The failure is told once more by `finish`; what comes then comes too late."""
+    """`finish` raises the failure again; later writes raise ValueError."""
     made = Made()
     made.writer.cancel(ClosingError("closing"))
     with pytest.raises(ClosingError):
@@ -811,7 +811,7 @@ def test_cancel_from_another_thread_ends_the_build() -> None:
 
 
 def stopping(emitted: list[bytes], gate: Gate) -> Callable[[bytes], None]:
-    """Keeps what is emitted, but stops at the gate before what comes behind the header."""
+    """Collects the output, and stops at the gate after the header."""
 
     def emit(data: bytes) -> None:
         if emitted:
@@ -887,7 +887,7 @@ def test_a_write_that_fails_in_another_thread_fails_the_build() -> None:
 
 
 def test_a_write_that_had_to_wait_for_the_end_is_refused() -> None:
-    """It came before the archive ended, and gets its turn after."""
+    """A write that waits while the archive ends is refused."""
     gate = Gate()
     emitted: list[bytes] = []
 
@@ -1106,7 +1106,7 @@ def test_zeros_come_back_however_they_are_cut(name: str, cut: int) -> None:
 
 @pytest.mark.parametrize("kind", ["bytes", "bytearray", "memoryview", "array"])
 def test_zeros_in_any_buffer_are_zeros(kind: str) -> None:
-    """They are told by their bytes, and the last that differs counts."""
+    """Only the bytes decide, and the last byte counts."""
     make: Callable[[bytes], Buffer] = {
         "bytes": bytes,
         "bytearray": bytearray,
@@ -1154,7 +1154,7 @@ def test_a_run_of_zeros_is_not_compressed(fed: list[int]) -> None:
 
 
 def test_zeros_without_end_take_no_memory() -> None:
-    """They are emitted as they come, and not only when something else does."""
+    """They are emitted in batches, not only before other data."""
     made = Made()
     for _ in range(1000):
         made.writer.write(bytes(PIECE_SIZE_BYTES))
@@ -1164,7 +1164,7 @@ def test_zeros_without_end_take_no_memory() -> None:
 
 
 def test_a_buffer_is_used_again_and_tells_nothing() -> None:
-    """What is left in it of another archive does not come into the next."""
+    """Each archive has its own bytes."""
     for tar in (RANDOM[:500_000], b"x" * 1000, RANDOM[:700_000], b"y"):
         made = Made()
         made.writer.write(tar[:300_000])
@@ -1173,7 +1173,7 @@ def test_a_buffer_is_used_again_and_tells_nothing() -> None:
 
 
 def test_a_write_that_is_under_way_when_the_build_is_given_up_is_waited_for() -> None:
-    """Nothing is emitted for a build that is over, and no other build gets its buffer."""
+    """`abort` waits for it, so nothing is emitted for a build that is over."""
     is_inside, may_go_on = threading.Event(), threading.Event()
     steps: list[str] = []
 

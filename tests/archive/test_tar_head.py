@@ -53,7 +53,7 @@ FOREIGN: list[tuple[bytes, str]] = [
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("name", ["PG_VERSION", "n" * 300, "ünïcödé"])
 def test_every_kind_of_tar_passes(form: int, name: str) -> None:
-    """Those of tarfile, with long names and names that are not ASCII."""
+    """All formats of tarfile pass, with long and non-ASCII names."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
         try:
@@ -85,7 +85,7 @@ def make_harness(tmp_path: Path) -> Iterator[Harness]:
 def test_a_host_that_writes_no_tar_is_refused_by_the_first_block(
     harness: Harness, data: bytes, kind: str, piece_size_bytes: int
 ) -> None:
-    """In pieces of any size; the host's write fails, and the caller is told."""
+    """The caller gets the reason, whatever the sizes of the writes."""
     timeline = harness.timeline()
     timeline.tarball = lambda _: data
     timeline.piece_size_bytes = piece_size_bytes
@@ -99,7 +99,7 @@ def test_a_host_that_writes_no_tar_is_refused_by_the_first_block(
 
 @pytest.mark.parametrize("size_bytes", [1024, 10240, 1 << 21])
 def test_an_archive_without_members_is_refused(harness: Harness, size_bytes: int) -> None:
-    """Zeros alone are an empty tar, and no basebackup."""
+    """Zeros alone are an empty tar."""
     timeline = harness.timeline()
     timeline.tarball = lambda _: bytes(size_bytes)
     with pytest.raises(FillError, match="the host wrote an empty basebackup"):
@@ -107,7 +107,7 @@ def test_an_archive_without_members_is_refused(harness: Harness, size_bytes: int
 
 
 def test_what_ends_in_the_first_block_is_refused_at_its_end(harness: Harness) -> None:
-    """A host that writes too little is told as well, though no block is full."""
+    """A tarball shorter than a block is refused at its end."""
     timeline = harness.timeline()
     sent: list[Any] = []
 

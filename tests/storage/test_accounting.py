@@ -51,7 +51,7 @@ def totals(accounting: Accounting) -> tuple[int, int]:
 
 
 def test_files_are_counted_once_a_path() -> None:
-    """A file put again has its new size, and one that is not there is dropped without harm."""
+    """A second `put` replaces the size; `drop` of an unknown path does nothing."""
     files = Files()
     files.put("a", 5)
     files.put("b", 7)
@@ -79,7 +79,7 @@ def test_limits_come_from_the_settings(max_entry: int | None, wanted: int) -> No
 
 
 def test_all_kinds_count_against_the_limits() -> None:
-    """Entries, foreign files, doomed and builds count; of the quarantine the bytes alone."""
+    """Entries, foreign files, doomed files and builds count; the quarantine counts bytes only."""
     accounting = make_accounting(max_entries=100, max_bytes=10**6)
     hold_entry(accounting, 1)
     put(accounting.foreign_files, 10)
@@ -101,7 +101,7 @@ def test_a_new_entry_takes_its_slot_before_the_build() -> None:
 
 
 def test_a_new_entry_wants_one_byte_at_least() -> None:
-    """With all bytes taken there is no use in a build."""
+    """A build is refused when no byte is left."""
     accounting = make_accounting(max_bytes=100)
     put(accounting.foreign_files, 100)
     with pytest.raises(CacheFullError, match=r"100 \+ 1 bytes exceed max_total_size_bytes 100"):
@@ -135,7 +135,7 @@ def test_a_refresh_is_charged_for_what_exceeds_its_old_entry() -> None:
 
 @pytest.mark.parametrize(("foreign_bytes", "is_full"), [(99, False), (100, True), (101, True)])
 def test_a_new_entry_needs_at_least_one_byte(foreign_bytes: int, *, is_full: bool) -> None:
-    """At the limit of bytes, and past it, there is no reservation for a new entry."""
+    """At or above the limit of bytes a new entry gets no reservation."""
     accounting = make_accounting(max_bytes=100)
     put(accounting.foreign_files, foreign_bytes)
     if is_full:
@@ -147,7 +147,7 @@ def test_a_new_entry_needs_at_least_one_byte(foreign_bytes: int, *, is_full: boo
 
 
 def test_a_refresh_in_a_full_cache_cannot_grow_past_its_old_entry() -> None:
-    """One byte more than the old entry, and there is no room."""
+    """One byte more than the old entry is refused."""
     accounting = make_accounting(max_bytes=100)
     hold_entry(accounting, 40)
     put(accounting.foreign_files, 60)
@@ -172,7 +172,7 @@ def test_bytes_are_reserved_all_or_nothing() -> None:
 
 
 def test_an_entry_too_big_is_told_from_a_full_cache() -> None:
-    """What can never fit has an error of its own, and harms nothing."""
+    """An archive above the limit of one entry raises its own error and changes nothing."""
     accounting = make_accounting(max_bytes=100, max_entry=50)
     put(accounting.foreign_files, 60)
     reservation = accounting.reserve(KEY, None)
@@ -184,7 +184,7 @@ def test_an_entry_too_big_is_told_from_a_full_cache() -> None:
 
 
 def test_the_limit_of_an_entry_holds_for_a_refresh() -> None:
-    """Its credit does not make an entry bigger."""
+    """The credit of a refresh does not raise the limit of one entry."""
     accounting = make_accounting(max_bytes=100, max_entry=50)
     hold_entry(accounting, 80)
     reservation = accounting.reserve(KEY, 80)
@@ -366,7 +366,7 @@ TestAccountingMachine = AccountingMachine.TestCase
     steps=st.lists(st.tuples(st.sampled_from(["grow", "credit"]), st.none() | sizes), max_size=30)
 )
 def test_books_balance_to_zero(steps: list[tuple[str, int | None]]) -> None:
-    """Whatever happened to a reservation, its release leaves nothing behind."""
+    """After any steps the release of a reservation leaves zeros."""
     accounting = make_accounting(max_entries=1, max_bytes=10**6, max_entry=10**6)
     reservation = accounting.reserve(KEY, None)
     for what, size_bytes in steps:
@@ -399,7 +399,7 @@ def test_the_limit_of_unpublished_bytes_is_exact() -> None:
 
 
 def test_unpublished_bytes_count_until_the_last_holder_lets_go() -> None:
-    """Neither an earlier one nor a second call of the same makes room."""
+    """The room is free only when build and readers have all let go."""
     accounting = make_accounting()
     reservation = unpublished(accounting, 7)
     reservation.hold("reader")
@@ -413,7 +413,7 @@ def test_unpublished_bytes_count_until_the_last_holder_lets_go() -> None:
 
 
 def test_a_build_that_leaves_its_slot_counts_as_unpublished() -> None:
-    """From one limit to the other, all or nothing."""
+    """It moves from one limit to the other as a whole, or not at all."""
     accounting = make_accounting()
     small, big = accounting.reserve(KEYS[0], None), accounting.reserve(KEYS[1], 40)
     accounting.grow(small, 10)

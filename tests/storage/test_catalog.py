@@ -262,7 +262,7 @@ def test_what_a_kill_has_left_in_tmp_is_swept(reopen: Callable[..., Kit]) -> Non
 
 
 def test_what_else_is_in_tmp_counts_as_a_stray(reopen: Callable[..., Kit]) -> None:
-    """It is left alone, and no longer accounted for as soon as it is gone."""
+    """It is left alone, and counts until it is gone."""
     kit = reopen()
     foreign_file = kit.directory / "tmp" / "foreign file"
     foreign_file.write_bytes(bytes(100))
@@ -276,7 +276,7 @@ def test_what_else_is_in_tmp_counts_as_a_stray(reopen: Callable[..., Kit]) -> No
 
 
 def test_what_cannot_be_swept_counts_until_it_can(reopen: Callable[..., Kit]) -> None:
-    """It stays accounted for, does not stop the start, and is tried again."""
+    """It counts, does not stop the start, and is unlinked later."""
     kit = reopen()
     folder = kit.directory / "tmp" / f"{kit.path(A).name}.folder"
     folder.mkdir()
@@ -292,7 +292,7 @@ def test_what_cannot_be_swept_counts_until_it_can(reopen: Callable[..., Kit]) ->
 def test_what_cannot_be_swept_is_told(
     reopen: Callable[..., Kit], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A failed unlink is counted and logged, at the start as later."""
+    """A failed unlink is counted and logged at the start, too."""
     kit = reopen()
     (kit.directory / "tmp" / f"{kit.path(A).name}.folder").mkdir()
     kit.catalog.load()
@@ -301,7 +301,7 @@ def test_what_cannot_be_swept_is_told(
 
 
 def test_the_quarantine_of_an_earlier_life_counts(reopen: Callable[..., Kit]) -> None:
-    """Its bytes, and no slot."""
+    """Its bytes count, but it takes no slot."""
     kit = reopen()
     (kit.directory / "quarantine" / "old").write_bytes(bytes(70))
     kit.catalog.load()
@@ -310,7 +310,7 @@ def test_the_quarantine_of_an_earlier_life_counts(reopen: Callable[..., Kit]) ->
 
 
 def test_a_directory_over_its_limits_is_kept_and_served(reopen: Callable[..., Kit]) -> None:
-    """Nothing is thrown away; nothing new is admitted, but refreshes are."""
+    """Nothing is removed. New entries are refused; refreshes are not."""
     kit = reopen(max_entries=2, max_bytes=100)
     for key in (A, B, C):
         kit.put(key, size_bytes=50)
@@ -327,7 +327,7 @@ def test_a_directory_over_its_limits_is_kept_and_served(reopen: Callable[..., Ki
 
 
 class BusyStore(Store):
-    """Does something behind the cache's back, once, when the scan has been made."""
+    """Calls a function once, right after a scan."""
 
     def __init__(self, directory: Path, behind: Callable[[], object]) -> None:
         super().__init__(str(directory))
@@ -377,7 +377,7 @@ def test_a_directory_that_cannot_be_listed_is_no_empty_cache(reopen: Callable[..
 def test_a_load_that_fails_half_way_counts_nothing_twice(
     tmp_path: Path, reopen: Callable[..., Kit]
 ) -> None:
-    """The second try finds the same, and what is gone by then is not there."""
+    """The second try counts what is there by then."""
     quarantine, away = tmp_path / "quarantine", tmp_path.with_name(tmp_path.name + "-away")
 
     def interfere() -> None:
@@ -419,7 +419,7 @@ def test_a_published_file_is_in_its_place_and_in_the_index(kit: Kit) -> None:
 
 
 def test_a_refresh_takes_the_old_file_away(kit: Kit) -> None:
-    """One file a timeline."""
+    """A timeline has one file."""
     kit.publish(A, lsn=1, size_bytes=30)
     entry = kit.publish(A, lsn=2, size_bytes=20)
     assert entries_of(kit.index) == [entry]
@@ -448,7 +448,7 @@ def test_a_full_cache_refreshes(tmp_path: Path, reopen: Callable[..., Kit]) -> N
 
 
 def test_a_directory_under_the_entrys_name_stops_the_publication(kit: Kit) -> None:
-    """Nothing has changed then: the old entry, the temporary file, the reservation."""
+    """Old entry, temporary file and reservation are as before."""
     old = kit.publish(A, lsn=1, size_bytes=30)
     kit.path(A, 2).mkdir()
     temp, reservation, entry = kit.build(A, 2, 40)
@@ -463,7 +463,7 @@ def test_a_directory_under_the_entrys_name_stops_the_publication(kit: Kit) -> No
 
 
 def test_nothing_is_published_after_the_fence(kit: Kit) -> None:
-    """A thread that was left behind learns that the cache is closed."""
+    """A late thread gets a ClosingError."""
     temp, reservation, entry = kit.build(A, 1, 10)
     assert kit.catalog.fence(0)
     with pytest.raises(ClosingError):
@@ -474,7 +474,7 @@ def test_nothing_is_published_after_the_fence(kit: Kit) -> None:
 
 @pytest.mark.parametrize("lost", ["lock file", "directory"])
 def test_nothing_is_published_into_a_directory_that_is_not_locked(kit: Kit, lost: str) -> None:
-    """It may be another cache's by now."""
+    """The directory may be another cache's."""
     temp, reservation, entry = kit.build(A, 1, 10)
     if lost == "directory":
         kit.directory.rename(kit.directory.with_name(kit.directory.name + "-away"))
@@ -512,7 +512,7 @@ def test_an_old_file_that_stays_counts_until_it_goes(
 
 
 def test_a_late_unlink_never_hits_a_published_file(kit: Kit) -> None:
-    """A path that waited to be removed is held again: the removal is dropped."""
+    """A path that waits to be removed becomes an entry's again: it is not removed."""
     entry = kit.publish(A, size_bytes=30)
     block(kit.path(A))
     assert kit.catalog.discard(entry)
@@ -527,7 +527,7 @@ def test_a_late_unlink_never_hits_a_published_file(kit: Kit) -> None:
 
 
 def test_a_parked_path_is_parked_once(kit: Kit) -> None:
-    """The same path may fail again for another entry: its bytes count once each."""
+    """Each file counts once, however often its unlink fails."""
     for lsn in (1, 2):
         entry = kit.publish(A, lsn, size_bytes=30)
         block(kit.path(A, lsn))
@@ -557,7 +557,7 @@ def test_a_stray_that_is_overwritten_counts_no_more(reopen: Callable[..., Kit]) 
 
 
 def test_a_discarded_entry_is_gone_with_its_file(kit: Kit) -> None:
-    """And the second time there is nothing to do."""
+    """A second discard does nothing."""
     entry = kit.publish(A)
     assert kit.catalog.discard(entry)
     assert kit.files() == set()
@@ -566,7 +566,7 @@ def test_a_discarded_entry_is_gone_with_its_file(kit: Kit) -> None:
 
 
 def test_removal_judges_the_identity_of_the_entry(kit: Kit) -> None:
-    """An entry that was published again meanwhile, at the same LSN, is not harmed."""
+    """An entry that was rebuilt at the same LSN meanwhile stays."""
     old = kit.publish(A)
     new = kit.publish(A)
     assert not kit.catalog.discard(old)
@@ -577,7 +577,7 @@ def test_removal_judges_the_identity_of_the_entry(kit: Kit) -> None:
 
 
 def test_a_file_that_is_gone_already_is_no_failure(kit: Kit) -> None:
-    """Somebody was faster."""
+    """An operator may have removed it before."""
     entry = kit.publish(A)
     kit.path(A).unlink()
     assert kit.catalog.discard(entry)
@@ -586,7 +586,7 @@ def test_a_file_that_is_gone_already_is_no_failure(kit: Kit) -> None:
 
 
 def test_a_discard_that_fails_is_counted_once(kit: Kit, caplog: pytest.LogCaptureFixture) -> None:
-    """The entry is gone at once, its bytes when the file is."""
+    """The entry goes at once; its bytes count until the file is gone."""
     entry = kit.publish(A, size_bytes=30)
     block(kit.path(A))
     assert kit.catalog.discard(entry)
@@ -618,7 +618,7 @@ def test_a_refresh_under_way_keeps_its_credit_until_the_unlink(
 
 
 def test_a_bad_file_is_kept_for_inspection(kit: Kit) -> None:
-    """It is out of the index, its bytes count, its slot does not."""
+    """The entry leaves the index; the file counts bytes but no slot."""
     entry = kit.publish(A, size_bytes=30)
     assert kit.catalog.quarantine(entry)
     assert entries_of(kit.index) == []
@@ -633,7 +633,7 @@ def test_a_bad_file_is_kept_for_inspection(kit: Kit) -> None:
 
 @pytest.mark.parametrize("size_bytes", [0, 5, 300])
 def test_damage_is_counted_as_large_as_it_is(kit: Kit, size_bytes: int) -> None:
-    """A file that was cut, or has grown, has not the size that was indexed."""
+    """A cut or grown file counts with its real size, not the indexed one."""
     entry = kit.publish(A, size_bytes=30)
     kit.path(A).write_bytes(bytes(size_bytes))
     kit.catalog.quarantine(entry)
@@ -643,7 +643,7 @@ def test_damage_is_counted_as_large_as_it_is(kit: Kit, size_bytes: int) -> None:
 
 
 def test_the_eight_newest_are_kept(kit: Kit) -> None:
-    """The oldest evidence goes, and the accounting follow."""
+    """The oldest files are removed, and the ledger follows."""
     for size_bytes in range(1, 12):
         kit.catalog.quarantine(kit.publish(A, lsn=size_bytes, size_bytes=size_bytes))
     names = kit.quarantined()
@@ -654,7 +654,7 @@ def test_the_eight_newest_are_kept(kit: Kit) -> None:
 
 
 def test_what_an_audit_has_put_beside_is_trimmed_too(kit: Kit) -> None:
-    """Another process may quarantine in the same directory: eight stay, the newest."""
+    """`bbcache verify` may quarantine in the same directory; the eight newest stay."""
     kit.catalog.quarantine(kit.publish(A, lsn=1, size_bytes=1))
     (mine,) = kit.quarantined()
     for number in range(9):
@@ -667,7 +667,7 @@ def test_what_an_audit_has_put_beside_is_trimmed_too(kit: Kit) -> None:
 
 
 def test_files_of_others_in_the_quarantine_are_left_alone(kit: Kit) -> None:
-    """They count their bytes, and do not push evidence out."""
+    """They count bytes, but not against the eight files."""
     (kit.directory / "quarantine" / "0-notes").write_bytes(bytes(100))
     for lsn in range(1, 11):
         kit.catalog.quarantine(kit.publish(A, lsn=lsn, size_bytes=1))
@@ -677,7 +677,7 @@ def test_files_of_others_in_the_quarantine_are_left_alone(kit: Kit) -> None:
 
 
 def test_evidence_that_will_not_go_is_told(kit: Kit, caplog: pytest.LogCaptureFixture) -> None:
-    """The oldest cannot be unlinked: counted and logged, and the new one comes in."""
+    """An unlink that fails is counted and logged; the new file is kept."""
     for lsn in range(1, 9):
         kit.catalog.quarantine(kit.publish(A, lsn=lsn, size_bytes=1))
     block(kit.directory / "quarantine" / kit.quarantined()[0])
@@ -707,7 +707,7 @@ def test_a_bad_file_is_unlinked_while_its_timeline_is_built(
 def test_a_bad_file_that_can_be_neither_moved_nor_unlinked(
     reopen: Callable[..., Kit],
 ) -> None:
-    """It counts until it is gone."""
+    """The file counts until it is gone."""
     kit = reopen(max_entries=1, max_bytes=30)
     old = kit.publish(A, lsn=1, size_bytes=30)
     temp, reservation, _ = kit.build(A, 2, 30)
@@ -768,7 +768,7 @@ def test_a_bad_entry_that_another_reader_has_dropped_is_left_alone(
 
 
 def test_a_lost_quarantine_is_made_again(kit: Kit) -> None:
-    """Somebody has tidied up."""
+    """An operator has removed the directory."""
     shutil.rmtree(kit.directory / "quarantine")
     assert kit.catalog.quarantine(kit.publish(A))
     assert len(kit.quarantined()) == 1
@@ -796,7 +796,7 @@ def test_an_abandoned_build_closes_its_file(kit: Kit) -> None:
 
 
 def test_a_temporary_file_that_stays_counts_until_it_goes(kit: Kit) -> None:
-    """It never leaves the accounting before it leaves the disk."""
+    """It counts as long as it is on the disk."""
     kit.publish(A, lsn=1, size_bytes=20)
     temp, reservation, _ = kit.build(A, 2, 30)
     block(Path(temp.path))
@@ -812,7 +812,7 @@ def test_a_temporary_file_that_stays_counts_until_it_goes(kit: Kit) -> None:
 
 
 def test_a_dropped_file_that_stays_is_told_and_counts_until_it_goes(kit: Kit) -> None:
-    """One that was not to be published; its descriptor is closed."""
+    """This also holds for an unpublished build; its descriptor is closed."""
     before = count_descriptors()
     temp, reservation = kit.catalog.create_temp(A, 1), kit.index.reserve(A)
     kit.index.accounting.grow(reservation, 30)
@@ -829,7 +829,7 @@ def test_a_dropped_file_that_stays_is_told_and_counts_until_it_goes(kit: Kit) ->
 
 
 def test_after_the_fence_a_temporary_file_is_left(kit: Kit) -> None:
-    """The directory may be another cache's: its start sweeps it."""
+    """The directory may be another cache's; the next start sweeps it."""
     temp, reservation, _ = kit.build(A, 1, 30)
     unpublished, leaving, _ = kit.build(B, 1, 30)
     kit.index.accounting.unpublish(leaving)
@@ -844,7 +844,7 @@ def test_after_the_fence_a_temporary_file_is_left(kit: Kit) -> None:
 def test_a_step_broken_off_after_its_call_counts_what_is_there(
     kit: Kit, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """The file is gone, or moved, though nothing was told so: the next look settles it."""
+    """The next scan finds that the file is gone or moved."""
     entry = kit.publish(A, size_bytes=30)
     kit.publish(B, size_bytes=20)
     name = {"discard": "unlink", "quarantine": "rename"}[step]
@@ -866,7 +866,7 @@ def test_a_step_broken_off_after_its_call_counts_what_is_there(
 
 
 def test_strays_are_followed(reopen: Callable[..., Kit]) -> None:
-    """One that grows counts more, one that goes counts no more."""
+    """Clean-up counts the sizes that they have now."""
     kit = reopen()
     for name in ("a", "b"):
         (kit.directory / name).write_bytes(bytes(10))
@@ -887,7 +887,7 @@ def test_the_quarantine_is_followed(kit: Kit) -> None:
 
 
 def test_upkeep_never_touches_a_build_in_flight(kit: Kit) -> None:
-    """Nor its reservation."""
+    """Its file and its reservation stay."""
     temp, reservation, entry = kit.build(A, 1, 30)
     kit.catalog.upkeep()
     assert Path(temp.path).exists()
@@ -926,7 +926,7 @@ def test_nothing_changes_after_the_fence(kit: Kit) -> None:
 
 
 def test_a_late_start_changes_nothing_after_the_fence(reopen: Callable[..., Kit]) -> None:
-    """A start that comes after the close must not sweep the next cache's builds."""
+    """A start that continues after the close must not sweep the next cache's builds."""
     kit = reopen()
     kit.put(A, 1)
     kit.put(A, 2)
@@ -948,7 +948,7 @@ def test_a_late_step_does_not_take_the_lock_after_the_fence(kit: Kit) -> None:
 
 
 def test_the_fence_waits_for_a_step_on_the_disk(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And gives up after its time, with the cache not fenced."""
+    """It gives up after its timeout, and the cache is not fenced."""
     with Gate() as gate:
         stop_before(monkeypatch, os, "rename", gate)
         publishing = Worker(kit.publish, A)
@@ -968,7 +968,7 @@ def test_the_fence_waits_for_a_step_on_the_disk(kit: Kit, monkeypatch: pytest.Mo
 
 
 def test_at_home_nothing_is_done(kit: Kit) -> None:
-    """One look at the disk."""
+    """A directory that is still locked is left as it is."""
     kit.publish(A)
     before = snapshot_of(kit.directory)
     kit.catalog.ensure_directory()
@@ -1004,7 +1004,7 @@ def test_a_removed_directory_is_made_and_locked_again(
 
 
 def test_a_directory_is_made_for_the_owner_alone(kit: Kit) -> None:
-    """As the spawn makes it."""
+    """It has the mode that `spawn` gives it."""
     shutil.rmtree(kit.directory)
     kit.catalog.ensure_directory()
     assert kit.directory.stat().st_mode & 0o777 == 0o700
@@ -1022,7 +1022,7 @@ def test_entries_whose_files_are_still_there_stay(kit: Kit) -> None:
 
 
 def test_what_is_in_a_replaced_directory_is_taken_over(kit: Kit) -> None:
-    """A copy that an operator has put back is served, foreign files and all counted."""
+    """A copy that an operator has restored is served, and its foreign files count."""
     kit.publish(A, size_bytes=30)
     kit.publish(B, lsn=2, size_bytes=40)
     temp, reservation, _ = kit.build(C, 1, 5)
@@ -1042,7 +1042,7 @@ def test_what_is_in_a_replaced_directory_is_taken_over(kit: Kit) -> None:
 def test_an_older_file_that_stays_in_a_replaced_directory_is_told(
     kit: Kit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As at the start: counted once, logged, accounted for until the next upkeep."""
+    """The failure is counted and logged once; the file counts until it is removed."""
     shutil.rmtree(kit.directory)
     kit.directory.mkdir()
     old = kit.put(A, lsn=1, size_bytes=25)
@@ -1059,7 +1059,7 @@ def test_an_older_file_that_stays_in_a_replaced_directory_is_told(
 
 
 def test_a_build_in_flight_survives_the_loss_of_its_directory(kit: Kit) -> None:
-    """It fails, gives its room back, and the next one works."""
+    """It fails and frees its room; the next build works."""
     temp, reservation, entry = kit.build(A, 1, 30)
     shutil.rmtree(kit.directory)
     with pytest.raises(StoreError):
@@ -1071,7 +1071,7 @@ def test_a_build_in_flight_survives_the_loss_of_its_directory(kit: Kit) -> None:
 
 
 def test_a_directory_that_another_cache_has_taken_is_not_used(kit: Kit) -> None:
-    """The error names its pid; the entries stay as they are known."""
+    """The error names its pid; the index is unchanged."""
     entry = kit.publish(A)
     (kit.directory / LOCK_NAME).unlink()
     other = DirectoryLock(str(kit.directory))
@@ -1087,7 +1087,7 @@ def test_a_directory_that_another_cache_has_taken_is_not_used(kit: Kit) -> None:
 
 @pytest.mark.parametrize("step", ["discard", "quarantine", "upkeep"])
 def test_nothing_is_removed_from_a_directory_that_is_not_locked(kit: Kit, step: str) -> None:
-    """Files of the same names are another cache's by now."""
+    """Files with the same names are another cache's."""
     entry, pending_unlinks = kit.publish(A), kit.publish(B)
     block(kit.path(B))
     kit.catalog.discard(pending_unlinks)
@@ -1109,7 +1109,7 @@ def test_nothing_is_removed_from_a_directory_that_is_not_locked(kit: Kit, step: 
 
 
 class FailingStore(Store):
-    """Cannot list the directory when it is told so."""
+    """Fails to list the directory while a flag is set."""
 
     is_failing = False
 
@@ -1123,7 +1123,7 @@ class FailingStore(Store):
 def test_a_replaced_directory_is_taken_over_though_the_old_lock_cannot_be_freed(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The new directory is locked by then: the next look takes stock of it."""
+    """The new directory is locked then, and the next step scans it."""
     kit.directory.rename(kit.directory.with_name("aside"))
     kit.directory.mkdir()
     kit.put(A)
@@ -1147,7 +1147,7 @@ def test_a_replaced_directory_is_taken_over_though_the_old_lock_cannot_be_freed(
 def test_a_replaced_directory_that_cannot_be_listed_is_looked_at_again(
     tmp_path: Path, reopen: Callable[..., Kit]
 ) -> None:
-    """It is locked already by then, and must not be taken for the old one."""
+    """It is locked then, and must not be taken for the scanned one."""
     store = FailingStore(str(tmp_path))
     kit = reopen(store=store)
     kit.publish(A)
@@ -1167,7 +1167,7 @@ def test_a_replaced_directory_that_cannot_be_listed_is_looked_at_again(
 
 
 def test_a_file_that_waits_to_be_removed_is_not_unlinked_under_its_entry(kit: Kit) -> None:
-    """A new look at the directory finds it again: it is an entry, or it goes."""
+    """A scan indexes the file again, so it is not removed."""
     entry = kit.publish(A, size_bytes=30)
     block(kit.path(A))
     kit.catalog.discard(entry)
@@ -1181,7 +1181,7 @@ def test_a_file_that_waits_to_be_removed_is_not_unlinked_under_its_entry(kit: Ki
 
 
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
-    """The file system below may be gone: only the last part is ever made."""
+    """Only the last part of the path is made: the file system may be unmounted."""
     directory = tmp_path / "mount" / "cache"
     directory.mkdir(parents=True)
     kit = Kit(directory)
@@ -1231,7 +1231,7 @@ def test_no_line_is_logged_under_a_lock(kit: Kit) -> None:
 
 
 def test_look_ups_do_not_want_the_file_lock(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step on the disk that hangs holds up neither hits nor misses nor builds."""
+    """A hanging step on the disk delays no hit, no miss and no reservation."""
     entry = kit.publish(A)
     seen: list[Entry | None] = []
     with Gate() as gate:
@@ -1301,7 +1301,7 @@ def used_bytes(directory: Path) -> int:
 
 
 class CatalogMachine(RuleBasedStateMachine):
-    """A catalog over several lives: at every idle moment the accounting equal the disk."""
+    """A catalog over several lives: whenever it is idle the ledger equals the disk."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -66,7 +66,7 @@ def other_process(directory: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def holder_of(directory: Path) -> dict[str, Any]:
-    """What the lock file says."""
+    """The holder in the lock file, as a dict."""
     text = (directory / LOCK_NAME).read_text()
     assert text.endswith("\n")
     assert text.count("\n") == 1
@@ -132,7 +132,7 @@ def test_the_lock_file_is_for_the_owner_alone(tmp_path: Path, umask: int) -> Non
 
 @pytest.mark.usefixtures("lock")
 def test_a_second_one_in_the_same_process_is_refused(tmp_path: Path) -> None:
-    """At once, with directory and pid in the error; the first one keeps it."""
+    """The error has directory and pid, and comes at once; the first lock stays."""
     second = DirectoryLock(str(tmp_path))
     for _ in range(2):
         with pytest.raises(DirectoryLockedError) as caught:
@@ -163,7 +163,7 @@ def test_another_process_is_named(tmp_path: Path) -> None:
 
 
 def test_the_lock_of_a_killed_process_is_simply_taken(tmp_path: Path) -> None:
-    """Its text is stale then, and is replaced as a whole."""
+    """The stale text of its file is replaced as a whole."""
     with other_process(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -199,7 +199,7 @@ def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
 
 
 def test_the_lock_file_is_never_unlinked(tmp_path: Path, lock: DirectoryLock) -> None:
-    """Freed and taken again, it is the same file."""
+    """After release and another acquire it is the same file."""
     before = (tmp_path / LOCK_NAME).stat().st_ino
     lock.release()
     assert (tmp_path / LOCK_NAME).stat().st_ino == before
@@ -210,7 +210,7 @@ def test_the_lock_file_is_never_unlinked(tmp_path: Path, lock: DirectoryLock) ->
 
 
 def test_release_is_harmless_when_it_is_not_held(tmp_path: Path, lock: DirectoryLock) -> None:
-    """Twice, or before it was ever taken, and it frees nobody else's."""
+    """It may be called twice or without a lock, and frees no other lock."""
     DirectoryLock(str(tmp_path)).release()
     assert not is_free(tmp_path)
     lock.release()
@@ -230,7 +230,7 @@ def test_any_thread_may_release(tmp_path: Path, lock: DirectoryLock) -> None:
 def test_a_file_system_without_flock_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lock file that locks by being there would be left behind by a kill."""
+    """A lock by mere existence would outlive a kill."""
 
     def flock(_fd: int, _operation: int) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -272,7 +272,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_fifo_is_not_waited_on(tmp_path: Path) -> None:
-    """It cannot hold the holder's name: an error at once."""
+    """Its open does not wait; it raises an error."""
     os.mkfifo(tmp_path / LOCK_NAME)
     with pytest.raises(StoreError, match="regular file"):
         DirectoryLock(str(tmp_path)).acquire()
@@ -295,7 +295,7 @@ def test_a_text_without_pid_names_nobody(tmp_path: Path, content: str) -> None:
 
 
 def test_bytes_that_are_no_text_name_nobody(tmp_path: Path) -> None:
-    """Neither does what is no UTF-8."""
+    """Bytes that are not UTF-8 name nobody, either."""
     (tmp_path / LOCK_NAME).write_bytes(b"\xff\xfe\xff")
     assert read_holder_pid(str(tmp_path / LOCK_NAME)) is None
 
@@ -318,7 +318,7 @@ def test_no_file_names_nobody(tmp_path: Path, kind: str) -> None:
 
 
 def test_home_is_where_the_held_file_is(tmp_path: Path, lock: DirectoryLock) -> None:
-    """Also when the directory is moved away and back."""
+    """A directory that is moved away and back is the same."""
     assert lock.is_at_path()
     away = tmp_path.with_name(tmp_path.name + "-away")
     tmp_path.rename(away)
@@ -342,7 +342,7 @@ def test_home_is_lost_with_the_lock_file(tmp_path: Path, lock: DirectoryLock) ->
 
 
 def test_a_lock_that_was_never_taken_has_no_home(tmp_path: Path) -> None:
-    """Nor has one of a directory without lock file."""
+    """A lock that was never taken is at no path."""
     (tmp_path / LOCK_NAME).touch()
     assert not DirectoryLock(str(tmp_path)).is_at_path()
 
@@ -370,7 +370,7 @@ def test_a_replaced_directory_is_locked_again(
 def test_a_directory_that_another_cache_has_taken_is_refused(
     tmp_path: Path, lock: DirectoryLock
 ) -> None:
-    """The error names that cache, and home is still lost."""
+    """The error names that cache; the lock stays lost."""
     (tmp_path / LOCK_NAME).unlink()
     with other_process(tmp_path) as process:
         for _ in range(2):
@@ -384,7 +384,7 @@ def test_a_directory_that_another_cache_has_taken_is_refused(
 
 
 def test_a_lock_that_was_never_held_can_be_retaken(tmp_path: Path) -> None:
-    """As after a first try that failed: it is simply taken."""
+    """`retake` works without an earlier lock."""
     lock = DirectoryLock(str(tmp_path))
     lock.retake()
     assert lock.is_at_path()
@@ -393,7 +393,7 @@ def test_a_lock_that_was_never_held_can_be_retaken(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_gone_cannot_be_retaken(tmp_path: Path, lock: DirectoryLock) -> None:
-    """An OSError, and nothing is made."""
+    """It raises an OSError and makes nothing."""
     away = tmp_path.with_name(tmp_path.name + "-away")
     tmp_path.rename(away)
     with pytest.raises(OSError, match=str(tmp_path)):
@@ -413,7 +413,7 @@ def other_device(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_directory_on_another_file_system_is_refused(tmp_path: Path, other_device: Path) -> None:
-    """It is the root below a lost mount: the cache must not fill it."""
+    """It may be the root's, below a lost mount: the cache must not fill it."""
     data_dir, disk = tmp_path / "data", tmp_path / "disk"
     disk.mkdir()
     data_dir.symlink_to(disk)
@@ -451,7 +451,7 @@ else:
 
 
 def test_a_full_disk_still_locks(tmp_path: Path) -> None:
-    """Where the holder cannot be written the lock is held all the same, by nobody named."""
+    """The lock is taken even if its holder cannot be written."""
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
     ran = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -463,7 +463,7 @@ def test_a_full_disk_still_locks(tmp_path: Path) -> None:
 def test_a_lock_that_cannot_even_be_freed_again_is_a_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk fails when the lock file was just locked, and then at every call."""
+    """The disk fails right after the lock, and at every later call."""
 
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -482,7 +482,7 @@ def test_a_lock_that_cannot_even_be_freed_again_is_a_clear_error(
 
 
 def test_a_forked_child_frees_nothing(tmp_path: Path, lock: DirectoryLock) -> None:
-    """Neither its end nor a release there touches the parent's lock."""
+    """Neither its exit nor a release in it frees the parent's lock."""
     run_child(lambda: True)
     assert not is_free(tmp_path)
     run_child(lock.release)
@@ -492,7 +492,7 @@ def test_a_forked_child_frees_nothing(tmp_path: Path, lock: DirectoryLock) -> No
 
 @pytest.mark.usefixtures("lock")
 def test_a_forked_child_does_not_get_the_lock(tmp_path: Path) -> None:
-    """For it the directory is locked by its parent."""
+    """The child cannot lock the directory that its parent has locked."""
     assert run_child(lambda: not is_free(tmp_path)) == 0
 
 
@@ -512,7 +512,7 @@ os.kill(os.getpid(), 9)
 
 
 def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
-    """The parent is killed, the child lives on, and the directory is free."""
+    """When the parent is killed, the directory is free although the child runs."""
     command = [sys.executable, "-c", PARENT, str(tmp_path)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -534,7 +534,7 @@ def test_an_executed_program_does_not_hold_the_lock(tmp_path: Path, lock: Direct
 
 
 def test_freeing_is_tried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unlock that fails once leaves no lock behind, though the error is kept."""
+    """An unlock that fails once leaves no lock behind."""
     lock = DirectoryLock(str(tmp_path))
     lock.acquire()
     flock, failures = fcntl.flock, [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]

@@ -25,7 +25,7 @@ A_NAME = re.compile(
 
 @given(entries=ENTRIES)
 def test_names_are_parsed_as_they_were_made(entries: list[tuple[bytes, int]]) -> None:
-    """What the store names is a name, and parsing many at once gives them back in order."""
+    """Names that the store makes are parsed back, in order."""
     parsed = parse_entry_names([STORE.path_of(key, lsn) for key, lsn in entries])
     assert parsed is not None
     assert [*zip(*parsed, strict=True)] == entries
@@ -39,7 +39,7 @@ def test_names_are_parsed_as_they_were_made(entries: list[tuple[bytes, int]]) ->
 def test_one_bad_name_among_many_is_noticed(
     entries: list[tuple[bytes, int]], at: int, char: str
 ) -> None:
-    """One character that is another one, wherever, and not all are names."""
+    """One wrong character anywhere makes the whole batch fail."""
     names = [STORE.path_of(key, lsn) for key, lsn in entries]
     number, place = at % len(names), at % len(names[0])
     changed = names[number][:place] + char + names[number][place + 1 :]
@@ -51,7 +51,7 @@ def test_one_bad_name_among_many_is_noticed(
 
 @pytest.mark.parametrize("place", range(len(NAME)))
 def test_no_other_spelling_is_a_name(place: int) -> None:
-    """Each character in the other case, and each as one that is no digit and no letter."""
+    """Each character in the other case, and each replaced by a special one, is refused."""
     for char in (NAME[place].swapcase(), "-", " ", "g"):
         changed = NAME[:place] + char + NAME[place + 1 :]
         assert (parse_entry_names([changed]) is None) == (changed != NAME)
@@ -59,7 +59,7 @@ def test_no_other_spelling_is_a_name(place: int) -> None:
 
 @pytest.mark.parametrize("cut", [1, 50, 99])
 def test_two_halves_are_no_names(cut: int) -> None:
-    """Names that only together spell names, shorter and longer ones, and none at all."""
+    """Names of wrong lengths are refused, even if their sum is right."""
     halves = (NAME + NAME)[:cut], (NAME + NAME)[cut:]
     assert parse_entry_names([*halves]) is None
     assert parse_entry_names([NAME, *halves]) is None

@@ -134,7 +134,7 @@ def test_every_name_is_found_again(key: bytes, lsn: int, size_bytes: int) -> Non
 
 
 def is_canonical(name: str) -> bool:
-    """Whether a name is the one that its own parts give."""
+    """Whether a name is the canonical one of its own parts."""
     try:
         ids = TenantId.from_str(name[11:43]), TimelineId.from_str(name[44:76])
         lsn = Lsn(int(name[77:93], 16))
@@ -159,7 +159,7 @@ def near_names(draw: st.DrawFn) -> str:
 @given(names=st.sets(near_names().filter(lambda name: 0 < len(name) < 200), min_size=1))
 @settings(max_examples=150, deadline=None)
 def test_only_canonical_names_are_entries(names: set[str]) -> None:
-    """One digit, blank, sign or letter's case off, and it is a foreign file."""
+    """A name that differs in one character or case is a foreign file."""
     with tempfile.TemporaryDirectory() as directory:
         for name in names:
             (Path(directory) / name).write_bytes(b"12345")
@@ -199,7 +199,7 @@ def test_only_canonical_names_are_entries(names: set[str]) -> None:
     ids=ascii,
 )
 def test_odd_names_are_strays(store: Store, tmp_path: Path, name: str) -> None:
-    """They are told with their sizes, and never an error."""
+    """They are reported with their sizes, without an error."""
     (tmp_path / name).write_bytes(b"123")
     assert store.scan() == ([], {name: 3})
 
@@ -224,7 +224,7 @@ def test_odd_files_under_an_entrys_name_are_strays(store: Store, tmp_path: Path,
 
 
 def test_many_entries_and_strays_are_found(store: Store, tmp_path: Path) -> None:
-    """However many batches there are, none is lost, and no foreign file takes others with it."""
+    """No batch is lost, and a foreign file in a batch does not affect the entries in it."""
     entries, foreign_files = {}, {}
     for number in range(700):
         key = number.to_bytes(32, "big")
@@ -241,7 +241,7 @@ def test_many_entries_and_strays_are_found(store: Store, tmp_path: Path) -> None
 
 
 def test_directories_count_no_bytes(store: Store, tmp_path: Path) -> None:
-    """Nor is looked into them."""
+    """Directories are not listed, either."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / NAME).write_bytes(b"123")
     assert store.scan() == ([], {"folder": 0})
@@ -249,7 +249,7 @@ def test_directories_count_no_bytes(store: Store, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 10**6])
 def test_entries_are_found_with_their_sizes(store: Store, tmp_path: Path, size_bytes: int) -> None:
-    """Also an empty one and an unreadable one: what is in them is for the first open."""
+    """This includes empty and unreadable files, which the first open checks."""
     (tmp_path / NAME).write_bytes(bytes(size_bytes))
     (tmp_path / NAME).chmod(0)
     (entry,), foreign_files = store.scan()
@@ -257,7 +257,7 @@ def test_entries_are_found_with_their_sizes(store: Store, tmp_path: Path, size_b
 
 
 def test_all_lsns_of_a_timeline_are_found(store: Store, tmp_path: Path) -> None:
-    """Which of them to keep is not for the store to say."""
+    """The catalog decides which of them to keep."""
     for lsn in range(3):
         Path(store.path_of(KEY, lsn)).touch()
     found = store.scan().entries
@@ -279,7 +279,7 @@ def test_a_directory_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
 def test_a_file_that_vanishes_during_the_scan_is_not_there(
     store: Store, entry: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the listing and the look at it; those behind it are found."""
+    """It vanishes between listing and stat; later files are found."""
     (entry.parent / "behind").write_bytes(b"12")
     with os.scandir(store.data_dir) as items:
         found = {item.name: item for item in items}
@@ -321,7 +321,7 @@ def test_a_scan_opens_no_file(store: Store, tmp_path: Path) -> None:
 
 
 def test_strays_are_looked_at_again(store: Store, tmp_path: Path) -> None:
-    """Their size now, 0 for what is no file, nothing once gone."""
+    """`restat` gives the present size, 0 for a directory, and nothing for a lost file."""
     foreign_file = tmp_path / "foreign file"
     foreign_file.write_bytes(b"12")
     assert store.restat({"foreign file": 9}) == {"foreign file": 2}
@@ -518,7 +518,7 @@ def test_what_cannot_be_looked_at_does_not_stop_the_sweep(
 
 
 def test_a_sweep_that_cannot_list_is_an_error(store: Store) -> None:
-    """The start must not go on as if it had swept."""
+    """The start must not continue without the sweep."""
     Path(store.tmp_dir).rmdir()
     with pytest.raises(FileNotFoundError):
         store.sweep_tmp()
@@ -553,7 +553,7 @@ def test_temporary_files_have_random_names(store: Store) -> None:
 
 @odd_files
 def test_temporary_files_are_created_exclusively(tmp_path: Path, kind: str) -> None:
-    """What has the name already is neither opened nor followed."""
+    """A file that has the name is neither opened nor followed."""
     ODD_FILES[kind](tmp_path / "temp")
     with pytest.raises(FileExistsError):
         TempFile(str(tmp_path / "temp"))
@@ -564,7 +564,7 @@ def test_temporary_files_are_created_exclusively(tmp_path: Path, kind: str) -> N
 
 
 def test_a_lost_tmp_is_made_again(store: Store, tmp_path: Path) -> None:
-    """A build does not fail because somebody has tidied up."""
+    """A build works after an operator has removed the directory."""
     Path(store.tmp_dir).rmdir()
     store.create_temp(KEY, LSN).close()
     assert mode_of(store.tmp_dir) == 0o700
@@ -591,7 +591,7 @@ def test_pieces_are_appended_and_the_beginning_is_patched(store: Store) -> None:
 
 
 def test_short_writes_are_completed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system may take less than it is given."""
+    """A write may take a part of the data."""
     write, pwrite = os.write, os.pwrite
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:7]))
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:3], offset))
@@ -605,7 +605,7 @@ def test_short_writes_are_completed(store: Store, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_full_disk_is_an_error_of_the_write(store: Store) -> None:
-    """What fits is written, the rest raises: a limit on the file's size does it for real."""
+    """The part that fits is written, then an error is raised. RLIMIT_FSIZE plays the full disk."""
     script = (
         "import resource\n"
         "from bbcache.storage.files import TempFile\n"
@@ -664,7 +664,7 @@ def test_publishing_replaces_what_has_the_name(store: Store, tmp_path: Path, kin
 
 @pytest.mark.usefixtures("entry")
 def test_an_open_basebackup_is_a_raw_file_at_its_beginning(store: Store) -> None:
-    """It tells its LSN and size, reads, seeks, cannot be written, and is not inherited."""
+    """It has LSN and size, reads and seeks, refuses writes, and is not inherited."""
     with store.open(KEY, LSN, 10) as file:
         assert isinstance(file, io.FileIO)
         assert type(file) is BasebackupFile
@@ -703,7 +703,7 @@ def test_another_size_is_proof_of_damage(store: Store, size_bytes: int) -> None:
 
 @odd_files
 def test_no_link_is_followed_and_no_fifo_waited_on(store: Store, tmp_path: Path, kind: str) -> None:
-    """What is no regular file is proof of damage, at once, and nothing stays open."""
+    """Any other kind of file is bad; the open does not wait, and leaks nothing."""
     ODD_FILES[kind](tmp_path / NAME)
     before = open_fds()
     for size_bytes in (10, 0):
@@ -713,13 +713,13 @@ def test_no_link_is_followed_and_no_fifo_waited_on(store: Store, tmp_path: Path,
 
 
 def test_a_missing_file_is_told_from_a_bad_one(store: Store) -> None:
-    """It was removed: a miss for the caller."""
+    """FileNotFoundError is raised as it is; the reader makes it a miss."""
     with pytest.raises(FileNotFoundError):
         store.open(KEY, LSN, 10)
 
 
 def test_what_cannot_be_opened_proves_nothing(tmp_path: Path, entry: Path) -> None:
-    """An error of the system goes through as it is."""
+    """The system's error is raised unchanged."""
     with pytest.raises(NotADirectoryError):
         Store(str(entry)).open(KEY, LSN, 10)
     assert file_names(tmp_path) == {NAME}
@@ -751,7 +751,7 @@ def test_an_unreadable_file_proves_nothing(store: Store, entry: Path) -> None:
 
 
 def clock() -> Callable[[], datetime]:
-    """A wall clock that goes on by a second a look."""
+    """A wall clock that advances by one second at each call."""
     start, numbers = datetime(2024, 12, 31, 23, 59, 57, 123456, tzinfo=UTC), itertools.count()
     return lambda: start + timedelta(seconds=next(numbers))
 
@@ -778,7 +778,7 @@ def test_bad_files_are_moved_under_their_time_and_name(tmp_path: Path, entry: Pa
 
 @pytest.mark.usefixtures("entry")
 def test_a_lost_quarantine_is_made_again(store: Store, tmp_path: Path) -> None:
-    """Evidence is kept although somebody has tidied up."""
+    """The file is kept after an operator has removed the directory."""
     (tmp_path / "quarantine").rmdir()
     assert store.quarantined({}) == {}
     store.quarantine(KEY, LSN)
@@ -786,7 +786,7 @@ def test_a_lost_quarantine_is_made_again(store: Store, tmp_path: Path) -> None:
 
 
 def test_a_missing_entry_cannot_be_moved(store: Store) -> None:
-    """That is the caller's to know."""
+    """The error is raised."""
     with pytest.raises(FileNotFoundError):
         store.quarantine(KEY, LSN)
     assert store.quarantined({}) == {}
@@ -794,7 +794,7 @@ def test_a_missing_entry_cannot_be_moved(store: Store) -> None:
 
 @odd_files
 def test_odd_files_are_moved_as_they_are(store: Store, tmp_path: Path, kind: str) -> None:
-    """A link goes into the quarantine, not what it leads to."""
+    """The link itself is moved, not its target."""
     ODD_FILES[kind](tmp_path / NAME)
     before = os.lstat(tmp_path / NAME)
     store.quarantine(KEY, LSN)
@@ -813,7 +813,7 @@ def test_odd_files_are_moved_as_they_are(store: Store, tmp_path: Path, kind: str
     ids=ascii,
 )
 def test_files_of_others_in_the_quarantine_are_known(store: Store, name: str) -> None:
-    """Only names that a quarantine makes are the cache's own."""
+    """Only names that `Store.quarantine` makes are the cache's own."""
     assert not store.is_quarantined_name(f"/x/quarantine/{name}")
 
 
@@ -840,7 +840,7 @@ def test_a_quarantined_file_that_cannot_be_looked_at_keeps_its_size(
 
 
 def test_unlink_wants_the_file_gone(tmp_path: Path, entry: Path) -> None:
-    """One that is gone already is fine; of one that stays the error is returned."""
+    """It returns None for a missing file, and the error for one that stays."""
     assert try_unlink(str(entry)) is None
     assert try_unlink(str(entry)) is None
     assert not entry.exists()
@@ -856,7 +856,7 @@ def test_unlink_wants_the_file_gone(tmp_path: Path, entry: Path) -> None:
     ids=errno.errorcode.__getitem__,
 )
 def test_disk_errors_come_with_a_hint(number: int) -> None:
-    """A full sentence on a line of its own, for each that an operator can mend."""
+    """Each error that an operator can fix has a full sentence on its own line."""
     hint = hint_for(OSError(number, "x"))
     assert hint.startswith("\nhint: ")
     assert hint.count("\n") == 1
@@ -872,12 +872,12 @@ def test_a_hint_is_not_told_twice() -> None:
 
 @pytest.mark.parametrize("error", [OSError(errno.EXDEV, "x"), OSError("x"), ValueError("x")])
 def test_other_errors_have_no_hint(error: Exception) -> None:
-    """Nothing is said where nothing is known."""
+    """An unknown error has no hint."""
     assert hint_for(error) == ""
 
 
 def test_a_step_on_the_disk_raises_a_store_error_with_its_cause() -> None:
-    """It says what was done to what, why it failed and what to do, and keeps errno."""
+    """The text has step, path, cause and hint; errno is kept."""
     cause = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(StoreError) as caught, disk_step("write", "/data/x"):
         raise cause
@@ -889,14 +889,14 @@ def test_a_step_on_the_disk_raises_a_store_error_with_its_cause() -> None:
 
 @pytest.mark.parametrize("error", [StoreError("x", errno=5), ArchiveError("x"), ValueError("x")])
 def test_other_errors_pass_a_step_unchanged(error: Exception) -> None:
-    """What has its text already is not told twice."""
+    """A StoreError passes unchanged."""
     with pytest.raises(type(error)) as caught, disk_step("write", "/data/x"):
         raise error
     assert caught.value is error
 
 
 def test_a_step_that_works_says_nothing() -> None:
-    """The value of the block is its own."""
+    """A block without an error is not affected."""
     with disk_step("write", "/data/x"):
         done = split_key(KEY)
     assert done == (TENANT, TIMELINE)

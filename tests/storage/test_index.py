@@ -77,7 +77,7 @@ def release(index: Index, reservation: Reservation) -> None:
 
 
 def unlinked(index: Index, entry: Entry, *, is_gone: bool = True) -> None:
-    """The first attempt to unlink a doomed entry's file has been made, as by the catalog."""
+    """Do the catalog's bookkeeping after the first attempt to unlink a doomed file."""
     with index.lock:
         if is_gone:
             index.accounting.doomed.drop(PATH)
@@ -85,7 +85,7 @@ def unlinked(index: Index, entry: Entry, *, is_gone: bool = True) -> None:
 
 
 def moved(index: Index, entry: Entry) -> None:
-    """A doomed entry's file has been moved into the quarantine."""
+    """Do the catalog's bookkeeping after the move into the quarantine."""
     with index.lock:
         index.accounting.doomed.drop(PATH)
         index.accounting.quarantine.put(f"{PATH} of {id(entry)}", entry.size_bytes)
@@ -107,7 +107,7 @@ def test_keys_are_both_ids_in_a_row() -> None:
 
 
 def test_places_are_one_lsn_of_a_timeline() -> None:
-    """Two of them differ where timeline or LSN do, up to the greatest."""
+    """Different timelines or LSNs have different places, up to the greatest LSN."""
     lsns = [Lsn(0), Lsn(1), Lsn(2**64 - 2), Lsn(2**64 - 1)]
     assert len({make_place(key, lsn) for key in (A, B) for lsn in lsns}) == 8
     assert make_place(A, LSN) == make_place(A, LSN)
@@ -124,7 +124,7 @@ def test_entry_shows_itself() -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 2**63, 2**64 - 2, 2**64 - 1])
 def test_what_an_entry_packs_comes_out_again(number: int) -> None:
-    """Whatever is verified of it and taken back, and however great its neighbours are."""
+    """Each packed field keeps its value when the others change."""
     most = 2**64 - 1
     for lsn, size_bytes in ((number, 0), (number, most), (0, number), (most, number)):
         entry = Entry(KEY, Lsn(lsn), size_bytes)
@@ -149,7 +149,7 @@ def test_entries_are_compared_by_identity() -> None:
 
 
 def test_find_wants_the_exact_lsn() -> None:
-    """An entry is for one exact LSN, and newest tells of it at any."""
+    """`find` needs the exact LSN; `newest` does not."""
     index = make_index()
     entry = publish(index, A, 10, lsn=5)
     assert index.find(A, 5) is entry
@@ -173,7 +173,7 @@ def test_holds_and_remove_judge_identity() -> None:
 
 
 def test_snapshot_is_a_copy() -> None:
-    """What is removed later is still in it, what comes later is not."""
+    """Later removals and additions do not change it."""
     index = make_index()
     entry = publish(index, A, 10)
     snapshot = entries_of(index)
@@ -224,7 +224,7 @@ def test_commit_returns_what_it_replaces() -> None:
 
 
 def test_check_room_reserves_nothing() -> None:
-    """It raises as a reservation would, and changes no book."""
+    """It raises as `reserve` does, and changes nothing."""
     index = make_index(max_entries=1)
     index.check_room(A)
     assert totals(index) == (0, 0)
@@ -236,7 +236,7 @@ def test_check_room_reserves_nothing() -> None:
 
 
 def test_check_room_sees_builds_under_way() -> None:
-    """A slot that a build has taken is gone."""
+    """The slot of a build under way counts."""
     index = make_index(max_entries=1)
     index.reserve(A)
     with pytest.raises(CacheFullError):
@@ -244,7 +244,7 @@ def test_check_room_sees_builds_under_way() -> None:
 
 
 def test_release_gives_back_once_and_harms_no_later_build() -> None:
-    """The release of a finished reservation leaves the next one of its timeline alone."""
+    """A late release does not touch the timeline's next reservation."""
     index = make_index()
     first = index.reserve(A)
     grow(index, first, 10)
@@ -270,7 +270,7 @@ def test_limits_hold_for_builds_at_once() -> None:
 
 
 def test_an_entry_too_big_harms_no_other() -> None:
-    """What can never fit is refused, and all entries are still there."""
+    """It is refused, and all entries stay."""
     index = make_index(max_bytes=100, max_entry=50)
     entry = publish(index, A, 40)
     reservation = index.reserve(B)
@@ -310,7 +310,7 @@ def test_credit_is_gone_with_the_entry() -> None:
 
 
 def test_doomed_file_counts_and_keeps_the_credit_until_the_first_attempt() -> None:
-    """Between the index change and the unlink, file and build are not both charged."""
+    """Until the first attempt to unlink, file and build are not both charged."""
     index = make_index()
     entry = publish(index, A, 40)
     reservation = index.reserve(A)
@@ -340,7 +340,7 @@ def test_doomed_file_that_stays_counts_beside_the_build() -> None:
 
 
 def test_settling_spares_the_credit_of_an_entry_that_has_come_since() -> None:
-    """The timeline holds another entry by then: its credit is not touched."""
+    """The timeline has a newer entry then, and the credit stays that entry's."""
     index = make_index(max_bytes=200)
     old = publish(index, A, 40)
     index.doom(old, PATH)
@@ -368,7 +368,7 @@ def test_quarantine_counts_its_bytes_but_no_slot() -> None:
 
 
 def test_quarantine_of_a_cache_over_its_limit_needs_no_room() -> None:
-    """Without a build of that timeline the bytes only change their kind."""
+    """The bytes only move from entries to quarantine."""
     index = make_index(max_bytes=100)
     entries = [Entry(key, Lsn(1), 90) for key in (A, B)]
     index.load(by_key(entries))
@@ -399,7 +399,7 @@ def test_gauges_are_read_without_the_lock() -> None:
 
 
 def test_an_unpublished_archive_is_let_go_of_without_the_lock() -> None:
-    """A file may be collected while any thread, also its own, changes the ledger."""
+    """The garbage collector may close a file in any thread at any time."""
     with watched_locks() as locks:
         index = make_index()
     reservation = Reservation(A)
@@ -413,7 +413,7 @@ def test_an_unpublished_archive_is_let_go_of_without_the_lock() -> None:
 
 
 def test_the_limit_of_unpublished_bytes_holds_between_threads() -> None:
-    """Of many builds that grow at once exactly as many succeed as there is room for."""
+    """Concurrent builds together take exactly the room that there is."""
     index = make_index()
     refused: list[int] = []
 
@@ -433,7 +433,7 @@ def test_the_limit_of_unpublished_bytes_holds_between_threads() -> None:
 
 
 def test_lock_is_reentrant() -> None:
-    """One step of the index is made of others."""
+    """A thread that has the lock may call the index."""
     with watched_locks() as locks:
         index = make_index()
     with locks[0]:
@@ -461,7 +461,7 @@ def test_an_entry_takes_little_memory() -> None:
 
 
 class IndexMachine(RuleBasedStateMachine):
-    """All that happens to an index, with one step on the disk at a time, as the catalog has it.
+    """All that happens to an index, with one step on the disk at a time, as in the catalog.
 
     What the design lets pass a limit is told apart: files that could not be removed,
     and files of others. Without them no limit is ever passed.

@@ -82,7 +82,7 @@ def listing(directory: Path) -> dict[str, tuple[int, int]]:
 def test_what_is_held_is_served_and_nothing_changes(
     disk: Disk, harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Hits, skipped prepares, fallbacks, clean-up: no file comes, goes or moves."""
+    """Hits, skipped prepares, fallbacks and clean-up change no file."""
     harness.open()
     held, outgrown = harness.prepared(), harness.prepared()
     superseded = harness.timeline(LSN_B)
@@ -125,7 +125,7 @@ def test_what_is_held_is_served_and_nothing_changes(
 def test_writes_resume_after_a_remount(
     disk: Disk, harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The lock is taken, what a kill has left goes, and what is missing is prepared."""
+    """The lock is taken, leftovers are removed, and prepares work."""
     harness.open()
     held, missing = harness.prepared(), harness.timeline()
     superseded = harness.timeline(LSN_B)
@@ -154,7 +154,7 @@ def test_writes_resume_after_a_remount(
 
 
 def test_a_clean_up_is_enough_to_resume(disk: Disk, harness: Harness) -> None:
-    """No prepare has to come first; the step then does its work."""
+    """A clean-up notices the remount itself, and does its work."""
     harness.open()
     outgrown = harness.prepared()
     reopen_read_only(disk, harness)
@@ -170,7 +170,7 @@ def test_a_clean_up_is_enough_to_resume(disk: Disk, harness: Harness) -> None:
 def test_a_cache_that_another_has_replaced_stays_read_only(
     disk: Disk, harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The directory is the other one's by the time of the remount: it is said once, and left."""
+    """After the remount another cache has the directory: this is logged once."""
     harness.open()
     held, lost = harness.prepared(), harness.prepared()
     reopen_read_only(disk, harness)
@@ -235,7 +235,7 @@ def test_a_bad_entry_is_not_served_again(
 
 
 def test_an_empty_or_unwritten_directory_will_do(disk: Disk, harness: Harness) -> None:
-    """There is neither a lock file nor `tmp/`; callers get their bytes."""
+    """Callers get their bytes without a lock file and without `tmp/`."""
     harness.dir.mkdir()
     disk.be_read_only()
     harness.open()
@@ -257,7 +257,7 @@ def test_a_directory_that_does_not_exist_is_an_error(disk: Disk, harness: Harnes
 
 
 def test_a_read_only_file_system_that_is_gone(disk: Disk, harness: Harness) -> None:
-    """What is below its mount point is another directory: not locked, and not written to."""
+    """The directory below the mount point is neither locked nor written to."""
     harness.open()
     held = harness.prepared()
     reopen_read_only(disk, harness)
@@ -293,7 +293,7 @@ class _Flip:
 def test_a_directory_that_becomes_read_only_later(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The lock is kept; all else is as after a read-only start."""
+    """The lock is kept; the rest is as after a read-only start."""
     harness.open(verify_reads="always")
     held, outgrown, bad = harness.prepared(), harness.prepared(), harness.prepared()
     missing = harness.timeline()
@@ -327,7 +327,7 @@ def test_a_directory_that_becomes_read_only_later(
 
 
 def test_an_ext4_that_an_error_has_stopped(tmp_path: Path) -> None:
-    """It calls itself writable and refuses every write: at the start, and in the middle."""
+    """Linux calls it writable, but every write fails, at the start or later."""
     image, path = tmp_path / "image", tmp_path / "ext4"
     with image.open("wb") as file:
         file.truncate(8 << 20)
@@ -380,7 +380,7 @@ def test_other_refusals_to_lock_stay_errors(
 def test_stock_that_cannot_be_taken_after_a_remount_is_taken_later(
     disk: Disk, harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lock is held by then; entries are served, and the next step looks again."""
+    """The lock is taken, entries are served, and the next step scans again."""
     harness.open()
     held, missing = harness.prepared(), harness.timeline()
     reopen_read_only(disk, harness)

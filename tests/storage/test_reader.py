@@ -76,7 +76,7 @@ def test_everything_else_is_a_miss(harness: Harness) -> None:
 
 @pytest.mark.parametrize("how", ["replaced", "removed", "quarantined"])
 def test_an_open_hit_keeps_its_bytes(harness: Harness, how: str) -> None:
-    """What was handed out stays readable with the same bytes, whatever becomes of the entry."""
+    """An open file keeps its bytes when its entry is replaced, removed or quarantined."""
     timeline = harness.prepared()
     file = harness.open_file(timeline)
     assert file is not None
@@ -154,7 +154,7 @@ def _not_ready(harness: Harness, _timeline: MemoryTimeline) -> None:
 def test_a_bad_entry_is_not_made_anew_elsewhere(
     harness: Harness, change: Callable[[Harness, MemoryTimeline], None], result: str
 ) -> None:
-    """A rebuild is an ordinary prepare, and none where the tip is not exactly there."""
+    """A rebuild is an ordinary prepare, and is skipped unless the tip is exactly at the LSN."""
     timeline = harness.prepared(LSN_B)
     path = harness.path(timeline, LSN_B)
     path.write_bytes(b"bad")
@@ -167,7 +167,7 @@ def test_a_bad_entry_is_not_made_anew_elsewhere(
 
 
 def test_the_newest_bad_files_are_kept(harness: Harness) -> None:
-    """The quarantine keeps eight files, the newest; their bytes are counted."""
+    """The quarantine keeps the eight newest files, and their bytes count."""
     kept: list[bytes] = []
     for number in range(11):
         timeline = harness.prepared()
@@ -206,7 +206,7 @@ def test_what_is_no_regular_file_is_bad(
     place: Callable[[Path], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A link is not followed, a FIFO not waited on; what lies there is moved away itself."""
+    """A link is not followed, a FIFO not waited on; the file itself is moved."""
     timeline = harness.prepared()
     timeline.advance(LSN_B)
     path = harness.path(timeline)
@@ -241,7 +241,7 @@ def test_a_read_that_fails_proves_nothing(
 def test_failed_reads_are_logged_but_not_in_a_flood(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A line a second at the most: the metric has the number."""
+    """At most one line per second is logged; the metric counts all."""
     timeline, now_s = harness.prepared(), 100.0
     clock = SimpleNamespace(monotonic=lambda: now_s)
     monkeypatch.setattr("bbcache.storage.reader.time", clock)
@@ -253,7 +253,7 @@ def test_failed_reads_are_logged_but_not_in_a_flood(
 
 
 def test_failed_reads_leak_no_descriptor(harness: Harness) -> None:
-    """Whatever a read finds, its descriptor is closed."""
+    """Every failed read closes its descriptor."""
     before = set(os.listdir("/proc/self/fd"))
     for place in (os.mkfifo, os.mkdir, lambda path: path.write_bytes(b"bad")):
         timeline = harness.prepared()
@@ -298,7 +298,7 @@ def test_a_missing_quarantine_is_made_anew(harness: Harness) -> None:
 def test_a_quarantine_that_cannot_be_listed_afterwards_is_one_all_the_same(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once the bad file is moved the entry is out and made anew, whatever the accounting meet."""
+    """The move counts, even if the quarantine cannot be listed after it."""
     timeline = harness.prepared()
     harness.path(timeline).write_bytes(b"bad")
     real_quarantine = Store.quarantine

@@ -81,7 +81,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_found_at_the_start_is_never_served(harness: Harness, damage: str) -> None:
-    """The first read of an entry found on disk proves it bad, and takes it out."""
+    """The first read of a damaged entry finds the damage and removes the entry."""
     timeline = harness.timeline(LSN_B)
     bad = DAMAGE[damage](harness.sealed(timeline, LSN_A))
     harness.seed(timeline, LSN_A, bad)
@@ -149,7 +149,7 @@ def test_the_first_read_of_a_published_entry_is_checked_too(harness: Harness) ->
 
 
 def test_a_read_cut_short_proves_nothing(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A header that comes byte by byte is put together, not taken for a broken one."""
+    """A header that is read byte by byte is complete."""
     timeline = harness.prepared()
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda fd, _size, offset: pread(fd, 1, offset))
@@ -327,7 +327,7 @@ def test_what_is_found_by_origin_and_mode(
     when: str,
     verify_reads: str,
 ) -> None:
-    """Each mode looks at what it says, at the first open of a life and at later ones."""
+    """Each mode finds what its documentation says, at the first open and at later ones."""
     timeline = origin(harness, verify_reads)
     timeline.advance(LSN_B)  # what is found bad is not built again
     path = harness.path(timeline)

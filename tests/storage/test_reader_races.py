@@ -58,7 +58,7 @@ def _remove_by_hand(harness: Harness, timeline: MemoryTimeline) -> None:
 def test_an_entry_gone_between_look_up_and_open_is_a_miss(
     harness: Harness, change: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Never an exception, never other bytes; and no ghost entry stays."""
+    """`get` raises nothing, gives no wrong bytes, and leaves no ghost entry."""
     timeline = harness.prepared()
     with Gate() as gate:
         stop_before(monkeypatch, Store, "open", gate)
@@ -76,7 +76,7 @@ def test_an_entry_gone_between_look_up_and_open_is_a_miss(
 def test_an_entry_made_anew_between_look_up_and_open(
     harness: Harness, size_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file published meanwhile at the same LSN is served or a miss, and never taken out."""
+    """A file that was published meanwhile at the same LSN is never removed."""
     timeline = harness.timeline()
     timeline.tarball = lambda _at: noise(1000)
     harness.prepare(timeline)
@@ -103,7 +103,7 @@ def test_an_entry_made_anew_between_look_up_and_open(
 def test_a_reader_between_rename_and_index(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new file met under the size of the old entry is not taken out, but a miss."""
+    """A new file of another size than the old entry is a miss, and stays."""
     timeline = harness.timeline()
     timeline.tarball = lambda _at: noise(1000)
     harness.prepare(timeline)
@@ -131,7 +131,7 @@ def test_a_reader_between_rename_and_index(
 
 
 def test_a_bad_archive_is_taken_out_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two readers prove one file bad: one takes it out, the other finds it replaced."""
+    """Of two readers that find one file bad, one removes it; the other gets a miss."""
     timeline = harness.prepared()
     harness.path(timeline).write_bytes(b"bad")
     with Gate() as gate, monkeypatch.context() as patch:
@@ -150,7 +150,7 @@ def test_a_bad_archive_is_taken_out_once(harness: Harness, monkeypatch: pytest.M
 def test_a_late_proof_of_badness_never_hits_the_rebuilt_file(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader that holds the bad file open finds the entry rebuilt: a miss, nothing moved."""
+    """A reader with the bad file open gets a miss once the entry is rebuilt."""
     timeline = harness.prepared()
     harness.path(timeline).write_bytes(harness.path(timeline).read_bytes()[:-4] + b"evil")
     with Gate() as gate:
@@ -173,7 +173,7 @@ def test_a_late_proof_of_badness_never_hits_the_rebuilt_file(
 def test_a_bad_entry_outgrown_meanwhile_is_a_miss(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Verification of badness against an entry that clean-up has removed changes nothing."""
+    """A reader that finds a bad file changes nothing if clean-up has removed the entry."""
     timeline = harness.prepared()
     harness.path(timeline).write_bytes(b"bad")
     with Gate() as gate, monkeypatch.context() as patch:
@@ -193,7 +193,7 @@ def test_a_bad_entry_outgrown_meanwhile_is_a_miss(
 def test_nothing_on_the_disk_holds_up_a_read(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While an unlink hangs under the file lock, hits and misses come at once."""
+    """Hits and misses do not wait for an unlink that hangs."""
     wanted, gone = harness.prepared(), harness.prepared()
     gone.advance(LSN_B)
     with Gate() as gate, monkeypatch.context() as patch:
@@ -212,7 +212,7 @@ def test_nothing_on_the_disk_holds_up_a_read(
 
 
 def test_no_callback_of_the_host_holds_up_a_read(harness: Harness) -> None:
-    """While a build and a clean-up wait for the host, hits and misses come at once."""
+    """Hits and misses do not wait for callbacks of the host."""
     wanted, built = harness.prepared(), harness.timeline()
     with Gate() as building, Gate() as judging:
         stop_while_sending(built, building)
@@ -228,14 +228,14 @@ def test_no_callback_of_the_host_holds_up_a_read(harness: Harness) -> None:
 
 
 class _NoDisk:
-    """Stands in for the module os of a part that must not use it."""
+    """Replaces the module os where it must not be used."""
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"os.{name} was called")
 
 
 def test_a_miss_touches_no_disk(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A miss is one look into memory: no call of the operating system at all."""
+    """A miss makes no system call."""
     timeline = harness.prepared()
     with monkeypatch.context() as patch:
         for part in (

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def test_an_unnamed_file_is_gone_with_its_descriptor(tmp_path: Path) -> None:
-    """While it is open its link opens it again; the directory never shows it."""
+    """Its link opens it again while it is open; the directory never lists it."""
     file = UnnamedFile.create(str(tmp_path), "name")
     assert file.path == str(tmp_path / "name")
     file.append(b"bytes")

@@ -28,7 +28,7 @@ def test_good_archives_of_both_kinds_are_good(tmp_path: Path) -> None:
 
 
 def test_strays_are_listed_and_left_alone(tmp_path: Path) -> None:
-    """What has no entry's name, or is no file, is a foreign file, also when quarantining."""
+    """A file with another name, or of another kind, is a foreign file and stays."""
     with Harness(tmp_path / "cache") as harness:
         (harness.dir / "notes.txt").write_text("hello")
         os.mkfifo(harness.dir / "pipe")
@@ -41,7 +41,7 @@ def test_strays_are_listed_and_left_alone(tmp_path: Path) -> None:
 
 
 def test_quarantine_moves_bad_archives_only(tmp_path: Path) -> None:
-    """With `quarantine`, what is bad is moved away and the rest untouched."""
+    """With `quarantine` bad archives are moved, and the rest stays."""
     with Harness(tmp_path / "cache") as harness:
         good, bad = harness.prepared(), harness.prepared()
         harness.path(bad).write_bytes(b"bad")
@@ -53,7 +53,7 @@ def test_quarantine_moves_bad_archives_only(tmp_path: Path) -> None:
 
 
 def test_quarantine_beside_a_running_cache_costs_a_miss(tmp_path: Path) -> None:
-    """A running cache misses what an audit has taken away, and can prepare it again."""
+    """A running cache misses a quarantined archive, and can prepare it again."""
     with Harness(tmp_path / "cache") as harness:
         timeline = harness.prepared()
         with harness.path(timeline).open("r+b") as file:
@@ -79,7 +79,7 @@ def test_a_file_that_vanishes_meanwhile_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changes_meanwhile_is_not_called_bad(tmp_path: Path) -> None:
-    """Another size than was listed proves nothing: the file was replaced."""
+    """A file of another size than listed was replaced, so it may be good."""
     with Harness(tmp_path / "cache") as harness:
         timeline = harness.prepared()
         audit = Audit(harness.dir)
@@ -92,7 +92,7 @@ def test_a_file_that_changes_meanwhile_is_not_called_bad(tmp_path: Path) -> None
 def test_a_file_published_over_the_one_read_is_not_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the very file that was found bad is quarantined."""
+    """A file that has replaced the bad one stays."""
     with Harness(tmp_path / "cache") as harness:
         timeline = harness.prepared()
         path = harness.path(timeline)
@@ -113,7 +113,7 @@ def test_a_file_published_over_the_one_read_is_not_moved(
 
 
 def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    """An audit of nothing is no good result."""
+    """A directory without a cache is no good result."""
     with pytest.raises(FileNotFoundError):
         Audit(tmp_path / "nowhere")
 

@@ -148,7 +148,7 @@ def _rows_of_nonsense(harness: Harness, _timeline: MemoryTimeline) -> None:
 def test_what_is_wanted_or_unknown_stays(
     harness: Harness, change: Callable[[Harness, MemoryTimeline], None]
 ) -> None:
-    """Unknown is not gone: wherever the host cannot say, the entry stays."""
+    """Unknown is not gone: an entry stays if the host cannot say."""
     timeline = harness.prepared(LSN_B)
     change(harness, timeline)
     harness.cache.run_cleanup()
@@ -211,7 +211,7 @@ def test_a_restart_throws_nothing_away(harness: Harness) -> None:
 def test_a_list_that_raises_keeps_everything(
     harness: Harness, error: BaseException, is_half_way: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`TenantManager.list` that raises, also after some rows, judges nobody."""
+    """If `TenantManager.list` raises, even after some rows, all entries stay."""
     timelines = [harness.prepared(), harness.prepared()]
     timelines[0].advance(LSN_B)
 
@@ -281,7 +281,7 @@ def test_a_tenant_that_raises_keeps_what_it_was_asked_about(
 def test_one_timeline_that_raises_keeps_itself_alone(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of one tenant, timelines that answer are judged beside one that raises."""
+    """The other timelines of its tenant are judged."""
     broken, gone = harness.prepared(), harness.prepared()
     gone.advance(LSN_B)
     put(broken, "get_last_record_lsn", _raiser(RuntimeError("no tip")))
@@ -339,7 +339,7 @@ def test_the_period_runs_steps_and_survives_whatever_they_raise(tmp_path: Path) 
 def test_a_tenant_that_raises_anything_does_not_save_the_others(
     tmp_path: Path, error: BaseException
 ) -> None:
-    """Also SystemExit or a Ctrl-C of one tenant's own leaves the others to be judged."""
+    """The other tenants are judged, even after SystemExit or KeyboardInterrupt."""
     with Harness(tmp_path / "cache", cleanup_period=0.02) as harness:
         broken = harness.host.add_tenant()
         harness.host.tenants = {broken.tenant_shard_id: broken, **harness.host.tenants}
@@ -369,7 +369,7 @@ def test_a_ctrl_c_passes_through_run_cleanup(harness: Harness, callback: str) ->
 
 
 def test_the_log_tells_how_many_went(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
-    """One line where something went, and none where nothing did."""
+    """A step that removes entries logs one line; others log none."""
     caplog.set_level(logging.INFO, logger="bbcache.upkeep.cleanup")
     harness.prepared()
     outgrown = harness.prepared()
@@ -383,7 +383,7 @@ def test_the_log_tells_how_many_went(harness: Harness, caplog: pytest.LogCapture
 def test_without_its_directory_a_step_judges_nothing(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it cannot be used the step ends, and the next one does the work."""
+    """A step ends if the directory cannot be used; the next step does the work."""
     timeline = harness.prepared()
     timeline.advance(LSN_B)
     fail_with(monkeypatch, Catalog, "ensure_directory", OSError(errno.EIO, "EIO"), times=1)

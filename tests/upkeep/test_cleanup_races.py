@@ -40,7 +40,7 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
 
 
 def test_an_entry_published_while_the_host_is_asked_is_not_judged(harness: Harness) -> None:
-    """Entries are snapshotted before the manager is asked: one born meanwhile stays."""
+    """Entries are copied before the host is asked: an entry published later stays."""
     old, refreshed = harness.prepared(), harness.prepared()
     born = harness.timeline()
     del harness.tenant.timelines[old.timeline_id]
@@ -66,7 +66,7 @@ def test_an_entry_published_while_the_host_is_asked_is_not_judged(harness: Harne
 
 
 def test_removal_judges_the_entry_not_its_lsn(harness: Harness) -> None:
-    """An entry made anew at the very LSN that was judged stays."""
+    """An entry that was rebuilt at the judged LSN stays."""
     timeline = harness.prepared()
     rows = [*harness.host.tenants.items()]
     with Gate() as gate:
@@ -163,7 +163,7 @@ def test_a_failed_unlink_is_parked_and_tried_again(
 def test_a_publish_takes_over_a_parked_path(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file published where one waits for its removal is counted once and never removed."""
+    """A file published at a path that waits to be removed counts once and stays."""
     timeline = harness.prepared()
     harness.host.tenants[harness.tenant.tenant_shard_id] = None
     with monkeypatch.context() as patch:
@@ -203,7 +203,7 @@ def test_two_steps_at_once_do_no_harm(harness: Harness) -> None:
 
 
 def test_upkeep_follows_strays_and_quarantine(harness: Harness) -> None:
-    """What an operator removes, or what grows, is seen by the next step."""
+    """The next step sees removed and grown files."""
     harness.cache.close()
     foreign_file = harness.dir / "notes.txt"
     foreign_file.write_bytes(b"x" * 100)
@@ -222,7 +222,7 @@ def test_upkeep_follows_strays_and_quarantine(harness: Harness) -> None:
 def test_run_cleanup_before_the_start_is_done_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is nothing to judge until the entries are known."""
+    """A step before the load is done does nothing."""
     harness = Harness(tmp_path / "cache")
     timeline = harness.timeline()
     harness.seed(timeline)
