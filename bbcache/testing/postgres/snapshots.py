@@ -9,14 +9,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from bbcache.testing.postgres.database import Database
 from bbcache.testing.postgres.errors import SnapshotError
 
-if TYPE_CHECKING:
-    from bbcache.testing.postgres.database import Database
-
-Builder = Callable[["Database"], object]
+Builder = Callable[[Database], object]
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,40}")
 _COMPILED: Final = "__pycache__"  # differs from machine to machine
 
