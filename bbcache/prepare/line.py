@@ -1,8 +1,8 @@
 """The order of the requests of a cache: which one is next, and which ones fall out.
 
-The *line* holds what can run: first the requests that callers wait for, then the others. A
-request whose LSN is not reached goes *behind* the line. Workers look at the requests there when
-nothing else can run, and once after each run.
+The *line* holds what can run: requests that callers wait for go before the others. A request
+whose LSN is not reached goes *behind* the line. Workers look at the requests there when nothing
+else can run, and once after each run.
 
 Memory only: no lock, no clock, no I/O.
 """
@@ -45,18 +45,16 @@ class Line:
         self.fallen: dict[Request, SkipReason] = {}
         self.is_open = self.is_open_for_fills = False
         self._capacity = capacity
-        self._awaited: dict[bytes, Request] = {}  # what callers wait for, by place
-        self._unawaited: dict[bytes, dict[Lsn, Request]] = {}  # the rest of the line, by timeline
-        self._behind: dict[bytes, Request] = {}  # by place
+        self._line: dict[bytes, Request] = {}  # by place, in the order of turns
+        self._behind: dict[bytes, Request] = {}  # by place, in the order of turns
         self._polled: set[Request] = set()  # those behind that a worker looks at now
         self._owes_look = False  # the next turn is for the requests behind
-        self._owes_turn = False  # the next turn in the line is for `_unawaited`
+        self._owes_turn = False  # the next turn in the line is for what no caller waits for
         self._lowest_next: set[bytes] = set()  # timelines whose next turn is for the lowest LSN
 
     def __len__(self) -> int:
-        """How many requests wait; safe without the lock, since a list is copied in one step."""
-        unawaited = sum(map(len, list(self._unawaited.values())))
-        return unawaited + len(self._awaited) + len(self._behind)
+        """How many requests wait; safe without the lock."""
+        return len(self._line) + len(self._behind)
 
     @property
     def is_empty(self) -> bool:
@@ -75,9 +73,8 @@ class Line:
 
     def find(self, key: bytes, lsn: Lsn) -> list[Request]:
         """The requests at exactly `lsn`, waiting or running."""
-        place, lsns = make_place(key, lsn), self._unawaited.get(key, {})
-        found = [self.running.get(key), lsns.get(lsn)]
-        found += [requests.get(place) for requests in (self._awaited, self._behind)]
+        place = make_place(key, lsn)
+        found = (self.running.get(key), self._line.get(place), self._behind.get(place))
         return [each for each in found if each is not None and each.lsn == lsn]
 
     def add(self, request: Request) -> None:
@@ -85,13 +82,12 @@ class Line:
 
         A newer LSN makes an older one superfluous once it is known to be reached.
         """
-        lsns = self._unawaited.get(request.key)
         if self._is_covered(request):
             self.fallen[request] = SkipReason.COALESCED
-        elif lsns is None and len(self._unawaited) >= self._capacity:
+        elif self._is_too_many(request):
             self.fallen[request] = SkipReason.QUEUE_FULL
         else:
-            replaced = None if lsns is None else lsns.get(request.lsn)
+            replaced = self._line.get(request.place)
             if replaced is not None:  # a rebuild
                 self.fallen[replaced] = SkipReason.COALESCED
             self.line_up(request)
@@ -99,7 +95,7 @@ class Line:
 
     def adopt(self, request: Request, fill: Request) -> None:
         """Make a request that `fill`, of a caller, has joined do what `fill` would do."""
-        if not request.is_seen and self._awaited.get(request.place) is not request:
+        if not request.is_seen:
             self.line_up(request)
         request.must_build |= fill.must_build
         request.disk_failure = request.disk_failure or fill.disk_failure
@@ -107,31 +103,23 @@ class Line:
             request.tenant_shard_id = fill.tenant_shard_id
 
     def line_up(self, request: Request) -> None:
-        """Put a request into its part of the line."""
-        if request.call.is_awaited:
-            self._awaited[request.place] = request
-            self._drop_unawaited(request)
-        elif request.key in self._unawaited:
-            self._unawaited[request.key][request.lsn] = request
-        else:
-            self._unawaited[request.key] = {request.lsn: request}
+        """Put a request into the line; one that is there keeps its turn."""
+        self._line[request.place] = request
         if self._behind.get(request.place) is request:
             del self._behind[request.place]
 
     def give_up(self, request: Request) -> None:
         """Move a request whose last caller has left; does nothing if it does not wait.
 
-        If `send_prepare` asked for it too, it waits with the others that no caller waits for.
-        Else it goes behind the line, and falls out there if its LSN is not reached.
+        If `send_prepare` asked for it too, it stays in the line with its like. Else it goes
+        behind the line, and falls out there if its LSN is not reached.
         """
-        if self._awaited.get(request.place) is request:
+        if self._line.get(request.place) is request:
             if request.is_sent:
-                self.line_up(request)
-                del self._awaited[request.place]
                 self._trim(request.key)
             else:
                 self._behind[request.place] = request
-                del self._awaited[request.place]
+                del self._line[request.place]
                 self._bound_behind(request)
         elif not request.is_sent and request.is_seen and request in self._idle():
             self.fallen[request] = SkipReason.CANCELLED
@@ -189,8 +177,7 @@ class Line:
             del self._behind[request.place]
             self.running[request.key] = request
         request.is_reached = True
-        waiting = [*self._unawaited.get(request.key, {}).values(), *self._idle()]
-        for each in waiting:
+        for each in (*self._unawaited(request.key), *self._idle()):
             if each.key == request.key and each.lsn < request.lsn:
                 self.fallen[each] = SkipReason.COALESCED
                 self._withdraw(each)
@@ -206,11 +193,8 @@ class Line:
 
     def clear(self, reason: SkipReason) -> None:
         """Let every request that waits fall out."""
-        unawaited = [each for lsns in self._unawaited.values() for each in lsns.values()]
-        for each in (*unawaited, *self._awaited.values(), *self._behind.values()):
-            self.fallen[each] = reason
-        self._unawaited.clear()
-        self._awaited.clear()
+        self.fallen.update(dict.fromkeys((*self._line.values(), *self._behind.values()), reason))
+        self._line.clear()
         self._behind.clear()
 
     def _is_covered(self, request: Request) -> bool:
@@ -228,17 +212,24 @@ class Line:
                 return True
         return False
 
+    def _is_too_many(self, request: Request) -> bool:
+        """Whether a new request would be of one timeline too many."""
+        timelines = {each.key for each in self._line.values() if not each.call.is_awaited}
+        return request.key not in timelines and len(timelines) >= self._capacity
+
     def _run(self, request: Request) -> None:
         """Give a request of the line the slot of its timeline."""
         request.is_seen = self._owes_look = True
-        request.is_first = self._awaited.get(request.place) is request
+        request.is_first = request.call.is_awaited
         self._withdraw(request)
         self.running[request.key] = request
         if request.is_first:
             return
         self._owes_turn = False
-        if request.key in self._unawaited:  # its other LSNs go behind the other timelines
-            self._unawaited[request.key] = self._unawaited.pop(request.key)
+        rest = self._unawaited(request.key)
+        for each in rest:  # they go behind the other timelines
+            self._line[each.place] = self._line.pop(each.place)
+        if rest:
             self._lowest_next ^= {request.key}
         else:
             self._lowest_next.discard(request.key)
@@ -254,15 +245,13 @@ class Line:
     def _first_in_line(self, freed: Request | None = None) -> Request | None:
         """The first request that can run if `freed` gives its slot up."""
         is_free = {None, freed}
-        awaited = next(
-            (each for each in self._awaited.values() if self.running.get(each.key) in is_free), None
-        )
+        can_run = [r for r in self._line.values() if self.running.get(r.key) in is_free]
+        awaited = next((each for each in can_run if each.call.is_awaited), None)
         if awaited is not None and not self._owes_turn:
             return awaited
-        for key in self._unawaited if self.is_open else ():
-            if self.running.get(key) in is_free:
-                return self._most_likely(key)
-        return awaited
+        others = (each for each in can_run if self.is_open and not each.call.is_awaited)
+        other = next(others, None)
+        return awaited if other is None else self._most_likely(other.key)
 
     def _most_likely(self, key: bytes) -> Request:
         """Of the requests of a timeline in the line, the newest one whose LSN may be reached.
@@ -271,7 +260,7 @@ class Line:
         is one, every second turn is for the lowest LSN. So a flood of LSNs that are never
         reached, rising or falling, does not keep a good one from its turn.
         """
-        waiting = self._unawaited[key].values()
+        waiting = self._unawaited(key)
         behind = (each for each in self._behind.values() if each.key == key)
         unreached = [each.lsn for each in behind if each.waiting_since_s is not None]
         bound = min(unreached, default=None)
@@ -294,36 +283,31 @@ class Line:
                 return request
         return None
 
+    def _unawaited(self, key: bytes) -> list[Request]:
+        """The requests of a timeline in the line that no caller waits for."""
+        return [r for r in self._line.values() if r.key == key and not r.call.is_awaited]
+
+    def _idle(self) -> list[Request]:
+        """The requests behind the line that no caller waits for and no worker looks at."""
+        behind = self._behind.values()
+        return [r for r in behind if not (r.call.is_awaited or r in self._polled)]
+
     def _withdraw(self, request: Request) -> None:
         """Remove a request that waits."""
-        for requests in (self._awaited, self._behind):
+        for requests in (self._line, self._behind):
             if requests.get(request.place) is request:
                 del requests[request.place]
-        self._drop_unawaited(request)
-
-    def _drop_unawaited(self, request: Request) -> None:
-        lsns = self._unawaited.get(request.key, {})
-        if lsns.get(request.lsn) is request:
-            if len(lsns) > 1:
-                del lsns[request.lsn]
-            else:
-                del self._unawaited[request.key]
 
     def _trim(self, key: bytes) -> None:
         """Drop the middle one of too many LSNs of a timeline.
 
         It is neither the newest one nor the first one that will be reached.
         """
-        lsns = self._unawaited.get(key, {})
-        if len(lsns) > _MOST_LSNS:
-            lsn = sorted(lsns)[len(lsns) // 2]
-            self.fallen[lsns[lsn]] = SkipReason.COALESCED
-            del lsns[lsn]
-
-    def _idle(self) -> list[Request]:
-        """The requests behind the line that no caller waits for and no worker looks at."""
-        behind = self._behind.values()
-        return [r for r in behind if not (r.call.is_awaited or r in self._polled)]
+        requests = sorted(self._unawaited(key), key=lambda each: each.lsn)
+        if len(requests) > _MOST_LSNS:
+            middle = requests[len(requests) // 2]
+            self.fallen[middle] = SkipReason.COALESCED
+            self._withdraw(middle)
 
     def _bound_behind(self, added: Request) -> None:
         """Of too many requests behind the line, drop the highest LSN of the largest timeline.

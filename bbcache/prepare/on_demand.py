@@ -139,15 +139,8 @@ class Filler:
                 file.source = source
                 return file
             self._check_may_wait(key, lsn)
-            fill = Request(
-                key,
-                lsn,
-                tenant_shard_id,
-                self.clock(),
-                is_sent=False,
-                must_build=must_build,
-                disk_failure=disk_failure,
-            )
+            fill = Request(key, lsn, tenant_shard_id, self.clock(), is_sent=False)
+            fill.must_build, fill.disk_failure = must_build, disk_failure
             try:
                 file, result = self._wait(fill, patience)
             except _DamagedError as error:

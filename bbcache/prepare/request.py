@@ -43,8 +43,8 @@ class Request:
     tenant_shard_id: TenantShardId | None
     queued_at_s: float
     is_sent: bool = field(default=True, kw_only=True)
-    must_build: bool = field(default=False, kw_only=True)
-    disk_failure: StoreError | None = field(default=None, kw_only=True)
+    must_build: bool = field(init=False, default=False)
+    disk_failure: StoreError | None = field(init=False, default=None)
     place: bytes = field(init=False)
     call: Call = field(init=False, default_factory=Call)
     joined: Request | None = field(init=False, default=None)

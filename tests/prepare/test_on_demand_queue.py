@@ -23,7 +23,9 @@ SHARD = TenantShardId(TENANT)
 
 def fill(key: bytes, lsn: int = 1, *, must_build: bool = False) -> Request:
     """A request that somebody waits for."""
-    return Request(key, Lsn(lsn), SHARD, 0.0, is_sent=False, must_build=must_build)
+    made = Request(key, Lsn(lsn), SHARD, 0.0, is_sent=False)
+    made.must_build = must_build
+    return made
 
 
 @pytest.fixture
@@ -121,13 +123,13 @@ def test_a_fill_covers_a_prepare_at_its_lsn_alone(
 
 
 def test_what_is_waited_for_goes_first(queue: SettledQueue) -> None:
-    """Also a prepare that is joined late; among themselves in order."""
+    """Also a prepare that is joined late; among themselves in the order of the requests."""
     first, second, awaited = make_request(A), make_request(B), fill(C)
     queue.submit(first)
     queue.submit(second)
     queue.join(awaited)
     queue.join(fill(B))
-    assert take_all(queue) == [awaited, second, first]
+    assert take_all(queue) == [second, awaited, first]
 
 
 def test_waiting_callers_are_not_bounded_by_the_capacity(queue: SettledQueue) -> None:
