@@ -32,6 +32,9 @@ class BasebackupCache:
     a flag there, or raise. A KeyboardInterrupt in a method does the cache no harm. In a forked
     child a cache is inert: `get` returns None, `entries` is empty, and the rest does nothing.
 
+    Arguments of a wrong type raise `ArgumentError` (a `TypeError`), but for `send_prepare`, which
+    counts and logs them.
+
     A cache holds a directory lock and threads until it is closed: use `close`, or a ``with``
     block. A cache that is dropped without gives a ResourceWarning and is closed in the
     background.
@@ -69,8 +72,8 @@ class BasebackupCache:
             DirectoryLockedError: another cache has the directory.
             StoreError: (an `OSError`) the directory cannot be made or locked.
             ConfigError: the registry has the metrics of another cache.
-            ArgumentError: (a `TypeError`) for arguments of a wrong type. Of the host, only the
-                methods of the manager are checked; see `bbcache.testing.check_host`.
+            ArgumentError: for arguments of a wrong type. Of the host, only the methods of the
+                manager are checked; see `bbcache.testing.check_host`.
         """
         if config is None:
             return cls(None)
@@ -117,9 +120,6 @@ class BasebackupCache:
         Returns:
             An unbuffered binary file at offset 0, with `lsn` and `size_bytes`. The
             caller closes it.
-
-        Raises:
-            ArgumentError: (a `TypeError`) for arguments of a wrong type.
         """
         engine = self._live_engine()
         if engine is None:
@@ -174,7 +174,6 @@ class BasebackupCache:
             FillError: the build has failed, for every caller that waits for it, with the cause;
                 or nothing can be built here.
             ClosingError: the cache is closing, or closed.
-            ArgumentError: (a `TypeError`) for arguments of a wrong type.
         """
         check_shard_ids(tenant_shard_id, timeline_id, lsn)
         timeout_s = seconds("timeout_s", timeout_s)
@@ -210,9 +209,6 @@ class BasebackupCache:
 
         Returns:
             False if that took too long, or the cache was closed before.
-
-        Raises:
-            ArgumentError: (a `TypeError`) `timeout` is no number.
         """
         return self._wait(Engine.wait_initialized, timeout)
 
@@ -224,9 +220,6 @@ class BasebackupCache:
 
         Returns:
             False if that took too long, or the cache was closed before.
-
-        Raises:
-            ArgumentError: (a `TypeError`) `timeout` is no number.
         """
         return self._wait(Engine.wait_idle, timeout)
 
@@ -257,9 +250,6 @@ class BasebackupCache:
 
         Args:
             timeout: seconds to wait for the threads; None waits without limit.
-
-        Raises:
-            ArgumentError: (a `TypeError`) `timeout` is no number; nothing is closed then.
         """
         timeout = seconds("timeout", timeout)
         if self._engine is not None and self._generation == lifecycle.generation():

@@ -48,15 +48,9 @@ log = logging.getLogger(__name__)
 class Engine:
     """Wires the parts of one cache and owns its threads. Thread-safe.
 
-    The threads know the engine and not the `BasebackupCache` in front of it, so that
-    a cache that is dropped without a close can still be closed.
-
-    Args:
-        data_dir: absolute path of the directory.
-        config: the settings.
-        tenants: the host.
-        dirlock: the lock on the directory, already held.
-        registry: for the metrics; None for the default one.
+    The threads know the engine and not the `BasebackupCache` in front of it, so that a cache
+    that is dropped without a close can still be closed. The path of the directory is absolute,
+    and its lock is held unless the file system is read-only.
 
     Attributes:
         is_serving: False as soon as a close has begun; one read of memory.

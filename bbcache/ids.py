@@ -31,8 +31,7 @@ class _Id(bytes):
         """Check type and length.
 
         Raises:
-            ArgumentError: (a `TypeError`) for what is not bytes.
-            ParseError: (a `ValueError`) for another length.
+            ParseError: (a `ValueError`) for another length; an `ArgumentError` for another type.
         """
         _check_bytes(cls, value)
         data = bytes(value)
@@ -45,8 +44,7 @@ class _Id(bytes):
         """Parse exactly 32 hex digits of either case.
 
         Raises:
-            ParseError: (a `ValueError`) for another text.
-            ArgumentError: (a `TypeError`) for what is not a str.
+            ParseError: (a `ValueError`) for another text; an `ArgumentError` for another type.
         """
         _check_text(cls, text)
         if not _HEX_ID.fullmatch(text):
@@ -138,8 +136,7 @@ class TenantShardId:
         """Parse ``<tenant>`` or ``<tenant>-NNCC``.
 
         Raises:
-            ParseError: (a `ValueError`) for another text.
-            ArgumentError: (a `TypeError`) for what is not a str.
+            ParseError: (a `ValueError`) for another text; an `ArgumentError` for another type.
         """
         _check_text(cls, text)
         tenant, dash, shard = text.partition("-")
@@ -170,8 +167,7 @@ class Lsn(int):
         """Check type and range.
 
         Raises:
-            ArgumentError: (a `TypeError`) for what is not an int.
-            ParseError: (a `ValueError`) for one out of range.
+            ParseError: (a `ValueError`) out of range; an `ArgumentError` for another type.
         """
         if not isinstance(value, int) or isinstance(value, bool):
             raise wrong_type("value of Lsn", value, "an int", _way_to(cls, value))
@@ -189,8 +185,7 @@ class Lsn(int):
         """Parse two hex numbers of up to 32 bits with one slash between them.
 
         Raises:
-            ParseError: (a `ValueError`) for another text.
-            ArgumentError: (a `TypeError`) for what is not a str.
+            ParseError: (a `ValueError`) for another text; an `ArgumentError` for another type.
         """
         _check_text(cls, text)
         match = _HEX_LSN.fullmatch(text)

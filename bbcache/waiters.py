@@ -28,10 +28,6 @@ class Waiters:
     def __init__(self) -> None:
         self._waiting: set[SimpleQueue[None]] = set()  # one for each thread
 
-    def __len__(self) -> int:
-        """How many threads wait; one read of memory."""
-        return len(self._waiting)
-
     def wait_for(self, is_so: Callable[[], bool], timeout_s: float | None) -> bool:
         """Wait until `is_so` is true.
 

@@ -54,19 +54,18 @@ class _Patience:
     """How long one caller waits for a build; for one thread.
 
     Attributes:
-        deadline_s: when the wait ends, by the clock; None if it has no limit.
+        deadline_s: when the wait ends, by `time.monotonic`; None if it has no limit.
         is_cancelled: whether `check_cancelled` has raised.
     """
 
     deadline_s: float | None
     check_cancelled: Callable[[], None] | None
-    clock: Callable[[], float]
     is_cancelled: bool = False
 
     def wait(self, call: Call) -> Result | None:
         """Wait for the end of a build that was joined; None when the time is up."""
         while True:
-            left_s = None if self.deadline_s is None else self.deadline_s - self.clock()
+            left_s = None if self.deadline_s is None else self.deadline_s - time.monotonic()
             if self.check_cancelled is None or (left_s is not None and left_s <= _SLICE_S):
                 return call.wait(left_s)
             result = call.wait(_SLICE_S)
@@ -83,7 +82,6 @@ class Filler:
 
     Attributes:
         is_own_thread: whether the caller is one of the threads that builds need.
-        clock: a monotonic clock, in seconds.
     """
 
     reader: Reader
@@ -91,7 +89,6 @@ class Filler:
     backoff: Backoff
     metrics: Metrics
     is_own_thread: Callable[[], bool]
-    clock: Callable[[], float] = time.monotonic
 
     def get(
         self,
@@ -102,8 +99,8 @@ class Filler:
         check_cancelled: Callable[[], None] | None = None,
     ) -> BasebackupFile:
         """See `BasebackupCache.get_or_prepare`."""
-        deadline_s = None if timeout_s is None else self.clock() + timeout_s
-        patience = _Patience(deadline_s, check_cancelled, self.clock)
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        patience = _Patience(deadline_s, check_cancelled)
         file: BasebackupFile | None = None
         try:
             file = self._get(tenant_shard_id, timeline_id, lsn, patience)
@@ -139,7 +136,7 @@ class Filler:
                 file.source = source
                 return file
             self._check_may_wait(key, lsn)
-            fill = Request(key, lsn, tenant_shard_id, self.clock(), is_sent=False)
+            fill = Request(key, lsn, tenant_shard_id, time.monotonic(), is_sent=False)
             fill.must_build, fill.disk_failure = must_build, disk_failure
             try:
                 file, result = self._wait(fill, patience)

@@ -21,7 +21,7 @@ class Request:
         key: tenant and timeline ids, 32 bytes.
         lsn: the LSN of the basebackup.
         tenant_shard_id: shard zero of the tenant; None for the rebuild of a bad archive.
-        queued_at_s: time of the request, by the clock of the cache.
+        queued_at_s: time of the request, by `time.monotonic`.
         is_sent: whether `send_prepare` or a rebuild asked for it. A request of callers of
             `get_or_prepare` alone stops waiting for its LSN when they leave.
         must_build: whether an entry at the LSN is no substitute, because it cannot be read.

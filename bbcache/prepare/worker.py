@@ -28,8 +28,6 @@ from bbcache.prepare.singleflight import CLOSED, Result
 from bbcache.storage.index import split_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bbcache.config import BasebackupCacheConfig
     from bbcache.host import Tenant, TenantManager, Timeline
     from bbcache.metrics import Metrics
@@ -44,11 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Preparer:
-    """Runs prepares, several at once. Thread-safe.
-
-    Attributes:
-        clock: a monotonic clock, in seconds.
-    """
+    """Runs prepares, several at once. Thread-safe."""
 
     config: BasebackupCacheConfig
     tenants: TenantManager
@@ -57,7 +51,6 @@ class Preparer:
     queue: PrepareQueue
     metrics: Metrics
     backoff: Backoff
-    clock: Callable[[], float] = time.monotonic
 
     def work(self) -> None:
         """Run requests until the queue is closed: the life of one worker thread."""
@@ -116,7 +109,7 @@ class Preparer:
 
     def _prepare(self, job: Job) -> Built | None:
         """Check, wait and build; None if the request waits in the queue again."""
-        started_s, request = self.clock(), job.request
+        started_s, request = time.monotonic(), job.request
         if not request.is_behind:
             self.metrics.prepare_seconds[Phase.QUEUE].observe(started_s - request.queued_at_s)
         with lifecycle.callback():
@@ -179,7 +172,7 @@ class Preparer:
             Skip: the cache closes, or nobody wants the archive any more.
         """
         self.builder.check_not_stopping()
-        now_s = self.clock()
+        now_s = time.monotonic()
         if request.waiting_since_s is None:
             request.waiting_since_s = now_s
         since_s, timeout_s = request.waiting_since_s, self.config.wait_lsn_timeout
@@ -190,7 +183,7 @@ class Preparer:
         self.builder.check_not_stopping()
         if is_reached:
             return True
-        if self.clock() - since_s >= timeout_s:
+        if time.monotonic() - since_s >= timeout_s:
             with lifecycle.callback():
                 tip = timeline.get_last_record_lsn()
             raise PrepareError(
@@ -203,7 +196,7 @@ class Preparer:
 
     def _end_wait(self, request: Request) -> None:
         if request.waiting_since_s is not None:
-            waited_s = self.clock() - request.waiting_since_s
+            waited_s = time.monotonic() - request.waiting_since_s
             self.metrics.prepare_seconds[Phase.WAIT_LSN].observe(waited_s)
             request.waiting_since_s = None
 
@@ -222,7 +215,7 @@ class Preparer:
             built.entry,
             "prepared" if job.may_publish else "built, but not published",
             built.entry.size_bytes,
-            self.clock() - started_s,
+            time.monotonic() - started_s,
         )
         return built
 

@@ -283,7 +283,7 @@ def score_quick(
     ]
     mutants = random.sample(mutants, min(count, len(mutants)))
     started_s = time.monotonic()
-    if session.judge_quickly("index", source_of("index"), 900) != SURVIVED:
+    if session.judge_quickly("storage.index", source_of("storage.index"), 900) != SURVIVED:
         raise SystemExit("the quick tests fail without any mutant")
     timeout_s = 30 + 3 * (time.monotonic() - started_s)
     outcomes = list(
