@@ -1,4 +1,4 @@
-"""Pauses after failures: how long, for whom, until when, and what ends them."""
+"""Pauses after failures: their length, what they apply to, and what ends them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """Seconds that a test moves."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -26,7 +26,7 @@ class Clock:
 
 @pytest.fixture
 def clock() -> Clock:
-    """A clock that stands."""
+    """A clock that does not run."""
     return Clock()
 
 
@@ -37,14 +37,14 @@ def backoff(clock: Clock) -> Backoff:
 
 
 def refusal(backoff: Backoff, what: bytes = b"t") -> BackingOffError:
-    """The error for who asks now."""
+    """The error for a caller that asks now."""
     error = backoff.refusal(what, "the timeline")
     assert error is not None
     return error
 
 
 def test_a_failure_pauses_and_the_pause_ends(backoff: Backoff, clock: Clock) -> None:
-    """Refused until the pause is over, to the instant; what has not failed never is."""
+    """It is refused until the pause is over; anything else is not refused."""
     assert backoff.refusal(b"t", "t") is None
     backoff.failed(b"t", "broken")
     assert refusal(backoff).retry_after_s == FIRST_PAUSE_S
@@ -56,7 +56,7 @@ def test_a_failure_pauses_and_the_pause_ends(backoff: Backoff, clock: Clock) -> 
 
 
 def test_each_failure_in_a_row_doubles_the_pause(backoff: Backoff, clock: Clock) -> None:
-    """Up to the longest."""
+    """Up to the longest pause."""
     pauses = []
     for count in range(1, 2000):
         backoff.failed(b"t", "broken")
@@ -69,7 +69,7 @@ def test_each_failure_in_a_row_doubles_the_pause(backoff: Backoff, clock: Clock)
 
 
 def test_a_success_ends_the_row(backoff: Backoff) -> None:
-    """At once, and the next failure is a first one."""
+    """It is tried at once, and the next failure counts as the first."""
     for what in (b"t", b"other"):
         backoff.failed(what, "broken")
         backoff.failed(what, "broken")
@@ -81,7 +81,7 @@ def test_a_success_ends_the_row(backoff: Backoff) -> None:
 
 
 def test_a_long_silence_ends_the_row(backoff: Backoff, clock: Clock) -> None:
-    """What failed long ago, with nobody asking since, counts for nothing."""
+    """An old failure that was followed by no other does not count."""
     backoff.failed(b"t", "broken")
     clock.now_s += FIRST_PAUSE_S + LONGEST_PAUSE_S - 0.001
     backoff.failed(b"t", "broken")
@@ -92,7 +92,7 @@ def test_a_long_silence_ends_the_row(backoff: Backoff, clock: Clock) -> None:
 
 
 def test_the_error_says_what_until_when_and_why(backoff: Backoff, clock: Clock) -> None:
-    """In words and in attributes; of the cause its first line."""
+    """In its text and in attributes; the text has the first line of the cause."""
     backoff.failed(b"t", "the disk is full\nhint: Free space.")
     clock.now_s += 0.25
     error = refusal(backoff)
@@ -107,7 +107,7 @@ def test_the_error_says_what_until_when_and_why(backoff: Backoff, clock: Clock) 
 
 
 def test_what_is_remembered_is_bounded(backoff: Backoff) -> None:
-    """Of more than that the oldest are forgotten, not those who failed again."""
+    """The oldest are forgotten, but not those that failed again."""
     names = [number.to_bytes(4, "big") for number in range(MOST_FAILING)]
     for name in names:
         backoff.failed(name, "broken")

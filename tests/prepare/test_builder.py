@@ -57,7 +57,7 @@ def _fail(_writer: TarballWriter, _lsn: Lsn) -> None:
 
 
 def test_a_slot_that_goes_during_the_wait_is_missed_at_the_build(tmp_path: Path) -> None:
-    """It is looked for again when the build begins: a skip, before the host is asked."""
+    """The build looks for a slot again: the prepare is a skip, and the host is not asked."""
     with Harness(tmp_path / "cache", max_size_entries=1) as harness:
         timeline = harness.timeline()
         other = make_key(harness.tenant.tenant_id, TimelineId.generate())
@@ -71,7 +71,7 @@ def test_a_slot_that_goes_during_the_wait_is_missed_at_the_build(tmp_path: Path)
 
 
 def test_a_slot_that_goes_during_the_wait_is_not_needed_for_a_caller(tmp_path: Path) -> None:
-    """Who waits gets the archive, and nothing is published."""
+    """The caller gets the archive, and nothing is published."""
     with Harness(tmp_path / "cache", max_size_entries=1) as harness:
         timeline = harness.timeline()
         other = make_key(harness.tenant.tenant_id, TimelineId.generate())
@@ -85,7 +85,7 @@ def test_a_slot_that_goes_during_the_wait_is_not_needed_for_a_caller(tmp_path: P
 
 
 def test_a_build_that_spills_gives_its_place_back_at_once(tmp_path: Path) -> None:
-    """Not at its end: all that it has written counts as not published from then on."""
+    """All bytes that it has written count as unpublished at once, not at its end."""
     with Harness(tmp_path / "cache", max_entry_size_bytes=2 * MIB) as harness:
         timeline = harness.timeline()
 
@@ -103,10 +103,10 @@ def test_a_build_that_spills_gives_its_place_back_at_once(tmp_path: Path) -> Non
         harness.check_accounting()
 
 
-def test_what_is_given_up_at_the_very_end_has_not_succeeded(
+def test_a_build_that_is_left_at_its_end_has_not_succeeded(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outgrown, and with nobody left to have it: a skip, and the pause goes on."""
+    """An outgrown archive without a caller is a skip, and the pause goes on."""
     stand_still(monkeypatch, harness)
     timeline = harness.timeline()
     timeline.on_send = _fail
@@ -144,7 +144,7 @@ def test_what_is_given_up_at_the_very_end_has_not_succeeded(
 
 @pytest.mark.parametrize("is_outgrown", [False, True])
 def test_a_failed_build_leaves_nothing(harness: Harness, *, is_outgrown: bool) -> None:
-    """Neither its file nor its bytes stay, be it to be published or not."""
+    """Neither its file nor its bytes stay, whether it was to be published or not."""
     timeline = harness.timeline(LSN_B if is_outgrown else LSN_A)
 
     def send(writer: TarballWriter, _lsn: Lsn) -> None:
@@ -162,7 +162,7 @@ def test_a_failed_build_leaves_nothing(harness: Harness, *, is_outgrown: bool) -
 
 
 def test_a_build_that_is_published_leaves_no_descriptor_open(harness: Harness) -> None:
-    """Its temporary file is closed, and so is what was handed to who waited."""
+    """Its temporary file and the callers' shared file are closed."""
     descriptor_count = count_descriptors()
     harness.prepared()
     assert count_descriptors() == descriptor_count
@@ -253,7 +253,7 @@ def test_a_stop_before_the_host_is_asked_asks_it_nothing(
 
 
 def test_a_stop_fails_the_writes_that_come_after(harness: Harness) -> None:
-    """Of all builds under way, whatever their host makes of it."""
+    """In all builds under way, even if the host catches the error."""
     timeline = harness.timeline()
     raised: list[BbcacheError] = []
     closing: list[Worker] = []
@@ -285,7 +285,7 @@ def test_a_stop_fails_the_writes_that_come_after(harness: Harness) -> None:
 def test_the_cause_is_what_the_writer_raised(
     tmp_path: Path, limit: str, error_type: type[BbcacheError], reason: str
 ) -> None:
-    """A host may raise something else instead: it was the limit all the same."""
+    """A host may raise another error; the limit is still the cause."""
     with Harness(tmp_path / "cache", **{limit: 2 * MIB}) as harness:
         if limit == "max_total_size_bytes":
             harness.prepared(size_bytes=MIB)
@@ -334,7 +334,7 @@ def test_a_build_that_has_ended_leaves_no_object(
     assert seen[1:] == [seen[1]] * 3
 
 
-def test_what_nobody_waits_for_is_opened_for_nobody(
+def test_an_archive_without_callers_is_not_opened(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A plain prepare costs no second look at its bytes."""
@@ -344,7 +344,7 @@ def test_what_nobody_waits_for_is_opened_for_nobody(
 
 
 def test_a_missing_directory_is_made_again_before_the_build(harness: Harness) -> None:
-    """A build has its file in the directory that is at the path now."""
+    """The build's file is in the directory that is at the path now."""
     timeline = harness.prepared()
     moved = harness.dir.with_name("moved")
     os.rename(harness.dir, moved)

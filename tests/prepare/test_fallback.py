@@ -59,7 +59,7 @@ ERRNOS: Final = [
 
 @pytest.fixture
 def aside(tmp_path: Path) -> Path:
-    """Where archives are built that the disk of the cache cannot take."""
+    """The directory of fallback builds."""
     path = tmp_path / "aside"
     path.mkdir()
     return path
@@ -73,17 +73,17 @@ def harness(tmp_path: Path, aside: Path) -> Iterator[Harness]:
 
 
 def fallbacks(harness: Harness) -> dict[str, int]:
-    """How many builds in `unpublished_dir` ended how."""
+    """How many builds in `unpublished_dir` ended in each way."""
     return harness.counts("bbcache_fallback_builds_total")
 
 
 def disk_fails(monkeypatch: pytest.MonkeyPatch, code: int = errno.ENOSPC, **kwargs: Any) -> None:
-    """Let no file be made in the cache."""
+    """Make every attempt to create a file in the cache fail."""
     fail_with(monkeypatch, Store, "create_temp", OSError(code, os.strerror(code)), **kwargs)
 
 
 def count_builds(timeline: MemoryTimeline) -> list[Lsn]:
-    """A list that gets one LSN for each time that the host is asked for the timeline."""
+    """A list that gets the LSN of each call of the host for the timeline."""
     builds: list[Lsn] = []
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
@@ -110,7 +110,7 @@ def test_whatever_step_fails_the_caller_gets_the_bytes(
     code: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """From a file without a name in `unpublished_dir`; the failure is counted and logged."""
+    """The file is in `unpublished_dir` without a name; the failure is counted and logged."""
     timeline = harness.timeline()
     builds = count_builds(timeline)
     with monkeypatch.context() as patch:
@@ -145,7 +145,7 @@ def test_whatever_step_fails_the_caller_gets_the_bytes(
 def test_a_limit_of_the_process_is_no_failure_of_the_disk(
     harness: Harness, owner: object, step: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A build elsewhere would meet it, too: an error at once, with its hint and no pause."""
+    """A fallback build would meet it too: it is an error at once, with its hint and no pause."""
     timeline = harness.timeline()
     builds = count_builds(timeline)
     with monkeypatch.context() as patch:
@@ -187,7 +187,7 @@ def test_a_caller_without_a_descriptor_asks_the_host_for_nothing(
 def test_the_hint_about_an_unpublished_dir_names_its_setting(
     harness: Harness, aside: Path, code: int, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not the cache directory, and not the limits of the cache."""
+    """It names neither the cache directory nor the limits of the cache."""
     timeline = harness.timeline()
     disk_fails(monkeypatch)
     fail_with(monkeypatch, UnnamedFile, "create", OSError(code, os.strerror(code)))
@@ -204,7 +204,7 @@ def test_the_hint_about_an_unpublished_dir_names_its_setting(
 def test_nothing_is_synced_or_renamed_there(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bytes are for those who wait now; no start looks for them."""
+    """The bytes are for callers that wait now; no start looks for them."""
     disk_fails(monkeypatch)
     called: list[str] = []
     for name in ("fsync", "fdatasync", "rename", "replace", "link"):
@@ -216,7 +216,7 @@ def test_nothing_is_synced_or_renamed_there(
 def test_a_file_system_without_nameless_files_will_do(
     harness: Harness, aside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where O_TMPFILE is refused, the file is made and unlinked at once."""
+    """If O_TMPFILE is refused, the file is made and unlinked at once."""
     disk_fails(monkeypatch)
     real_open = os.open
 
@@ -235,7 +235,7 @@ def test_a_file_system_without_nameless_files_will_do(
 def test_the_default_is_the_temporary_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That of the system, as Python finds it."""
+    """It is the system's, as Python finds it."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "aside"))
     (tmp_path / "aside").mkdir()
     with Harness(tmp_path / "cache") as harness:
@@ -246,7 +246,7 @@ def test_the_default_is_the_temporary_directory(
 
 
 def test_a_limit_of_file_sizes(harness: Harness) -> None:
-    """EFBIG of the system, in the middle of an archive, which is then built from the start."""
+    """After EFBIG in the middle of an archive it is built again from the start."""
     timeline = harness.timeline()
     tar, limits = noise(300 * KIB), resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -267,7 +267,7 @@ def test_a_limit_of_file_sizes(harness: Harness) -> None:
 def test_five_hundred_callers_cause_one_fallback(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The host is asked twice in all, and the bytes are there once."""
+    """The host is asked twice in all, and the bytes are on the disk once."""
     timeline = harness.timeline()
     with Gate() as gate, monkeypatch.context() as patch:
         fail_with(patch, TempFile, "sync", OSError(errno.ENOSPC, "No space left on device"))
@@ -294,7 +294,7 @@ def test_five_hundred_callers_cause_one_fallback(
 def test_a_prepare_never_falls_back(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody waits for its bytes: an ordinary error, and no pause for those who ask next."""
+    """No caller waits for its bytes: it is an ordinary error, without a pause for later callers."""
     timeline = harness.timeline()
     builds = count_builds(timeline)
     with monkeypatch.context() as patch:
@@ -311,7 +311,7 @@ def test_a_prepare_never_falls_back(
 def test_callers_that_have_joined_a_prepare_get_their_bytes(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What `send_prepare` has begun falls back for those who wait for it by now."""
+    """A prepare of `send_prepare` falls back if callers have joined it."""
     timeline = harness.timeline()
     with Gate() as gate, monkeypatch.context() as patch:
         fail_with(patch, Store, "rename_temp", OSError(errno.EIO, "Input/output error"))
@@ -328,7 +328,7 @@ def test_callers_that_have_joined_a_prepare_get_their_bytes(
 def test_a_caller_that_joins_a_prepare_as_it_fails_gets_its_bytes(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it was decided already that nobody waits, the caller asks again by itself."""
+    """A caller that joins after the decision not to fall back asks again by itself."""
     timeline = harness.timeline()
     with Gate() as gate, monkeypatch.context() as patch:
         disk_fails(patch)
@@ -346,7 +346,7 @@ def test_a_caller_that_joins_a_prepare_as_it_fails_gets_its_bytes(
 def test_a_host_that_fails_is_not_asked_again(
     harness: Harness, error: OSError, *, is_late: bool
 ) -> None:
-    """Whatever its exception is called: the failure is the host's, and its timeline pauses."""
+    """Whatever its exception is called, the failure is the host's, and the timeline pauses."""
     timeline, builds = harness.timeline(), []
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
@@ -369,7 +369,7 @@ def test_a_host_that_fails_is_not_asked_again(
 def test_a_host_that_swallows_what_the_writer_raises_is_asked_again(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk was the cause, whatever the host has made of it."""
+    """The disk is the cause, even if the host catches the writer's error."""
     timeline = harness.timeline()
 
     def send(writer: TarballWriter, _: Lsn) -> None:
@@ -387,7 +387,7 @@ def test_a_host_that_swallows_what_the_writer_raises_is_asked_again(
 def test_both_failures_are_named(
     harness: Harness, aside: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """That of the cache's disk, and that of `unpublished_dir`; with one hint, and no pause."""
+    """The error names both disks with one hint, and causes no pause."""
     timeline = harness.timeline()
     aside.rmdir()
     with monkeypatch.context() as patch:
@@ -409,7 +409,7 @@ def test_both_failures_are_named(
 def test_an_unpublished_dir_that_is_not_there_is_told_at_the_start(
     tmp_path: Path, aside: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Rather than when it is wanted; it stops no start of the cache."""
+    """It is logged at the start rather than at the first use, and does not stop the start."""
     with Harness(tmp_path / "cache", unpublished_dir=aside):
         assert "unpublished_dir" not in caplog.text
     with Harness(tmp_path / "cache", unpublished_dir=str(aside / "lost")):
@@ -419,7 +419,7 @@ def test_an_unpublished_dir_that_is_not_there_is_told_at_the_start(
 def test_a_host_that_fails_the_second_time_is_named_too(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its failure is its own, so the timeline pauses."""
+    """It is the host's failure, so the timeline pauses."""
     timeline = harness.timeline()
 
     def send(_: TarballWriter, __: Lsn) -> None:
@@ -455,7 +455,7 @@ def test_the_fallback_has_a_limit(
 def test_what_must_not_be_published_falls_back_too(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An archive that the cache's disk would only have handed out: a skip, as ever."""
+    """An archive that would not have been published anyway is a skip."""
     timeline = harness.timeline(LSN_B)
     disk_fails(monkeypatch)
     assert filled(harness, timeline, LSN_A) == ("built", tar_of(timeline))
@@ -479,7 +479,7 @@ def test_an_entry_that_cannot_be_read_on_a_full_disk(
 def test_a_directory_that_cannot_be_loaded_stops_no_start(
     tmp_path: Path, aside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Callers get their bytes while prepares wait; once it is loaded all is as ever."""
+    """Callers get their bytes while prepares wait; after the load everything works as usual."""
     harness = Harness(tmp_path / "cache", unpublished_dir=aside)
     held, missing, sent = harness.timeline(), harness.timeline(), harness.timeline()
     harness.seed(held)
@@ -522,7 +522,7 @@ def test_an_archive_that_cannot_be_read_back_is_built_elsewhere(
 def test_a_caller_whose_check_fails_has_it_built_elsewhere(
     tmp_path: Path, aside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where every open is checked, also the one of an archive that the build has checked."""
+    """With `always`, a caller checks an archive that the build has checked before."""
     with Harness(tmp_path / "cache", unpublished_dir=aside, verify_reads="always") as harness:
         timeline = harness.timeline(LSN_B)
         error = OSError(errno.EIO, "Input/output error")
@@ -534,10 +534,10 @@ def test_a_caller_whose_check_fails_has_it_built_elsewhere(
         assert unpublished_bytes(harness) == 0
 
 
-def test_what_everyone_has_given_up_ends_as_the_disk_has_ended_it(
+def test_a_fallback_without_callers_ends_as_a_disk_failure(
     harness: Harness, aside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fallback whose callers have gone hands nothing out, and leaves nothing behind."""
+    """A fallback build without callers ends as its disk failure, and leaves nothing behind."""
     timeline = harness.timeline()
     with Gate() as gate, monkeypatch.context() as patch:
         disk_fails(patch)

@@ -1,4 +1,4 @@
-"""The order of what waits: turns between what callers wait for and the rest, and what falls out."""
+"""The order of requests: whose turn it is, and which ones fall out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sent(line: Line, key: bytes, lsn: int = 1) -> Request:
 
 
 def joined(line: Line, request: Request) -> Request:
-    """Make a caller wait for a request, and give the caller."""
+    """Make a caller wait for a request, and return the caller."""
     fill = Request(request.key, request.lsn, request.tenant_shard_id, 0.0, is_sent=False)
     request.call.join(fill)
     line.adopt(request, fill)
@@ -51,7 +51,7 @@ def leave(line: Line, request: Request, fill: Request) -> None:
 
 
 def postpone(line: Line, request: Request) -> None:
-    """Find the LSN of a request not reached."""
+    """Put a request behind the line as its worker does when the LSN is not reached."""
     request.waiting_since_s = 0.0
     line.postpone(request)
 
@@ -60,7 +60,7 @@ def postpone(line: Line, request: Request) -> None:
 def test_one_that_went_first_and_built_nothing_gives_a_turn(
     line: Line, *, is_postponed: bool
 ) -> None:
-    """One turn for each, to what no caller waits for; then callers go first again."""
+    """Each gives one turn to requests without callers; then the others go first again."""
     first, second, third = (awaited(line, key) for key in (A, B, C))
     other = sent(line, D)
     sent(line, A, 2)
@@ -74,7 +74,7 @@ def test_one_that_went_first_and_built_nothing_gives_a_turn(
 
 
 def test_one_that_is_built_gives_no_turn(line: Line) -> None:
-    """Callers have threads that wait: their builds go before what nobody waits for."""
+    """Callers have threads that wait, so their builds go before prepares without callers."""
     fills = [awaited(line, key) for key in (A, B, C)]
     other = sent(line, D)
     for each in fills:
@@ -84,15 +84,15 @@ def test_one_that_is_built_gives_no_turn(line: Line) -> None:
     assert line.take() is other
 
 
-def test_what_runs_gives_no_turn_before_it_ends(line: Line) -> None:
-    """Other workers take what callers wait for meanwhile."""
+def test_a_running_request_gives_no_turn_before_it_ends(line: Line) -> None:
+    """Meanwhile other workers take requests with callers."""
     fills = [awaited(line, key) for key in (A, B)]
     sent(line, D)
     assert [line.take(), line.take()] == fills
 
 
 def test_callers_do_not_move_a_timeline_to_the_end(line: Line) -> None:
-    """Its prepares keep their place, however often a caller waits for another LSN of it."""
+    """The prepares of a timeline keep their turn when callers wait for other LSNs of it."""
     first, second = sent(line, A), sent(line, B)
     fill = awaited(line, A, 9)
     assert line.take() is fill
@@ -109,7 +109,7 @@ def test_callers_do_not_move_a_timeline_to_the_end(line: Line) -> None:
 
 @pytest.mark.parametrize("lsn", [5, 500])
 def test_a_flood_of_callers_leaves_a_prepare_its_place(line: Line, lsn: int) -> None:
-    """Of its own timeline and of another one, with ever new LSNs that are also sent."""
+    """The callers name ever new LSNs of its timeline and another one, which are sent as well."""
     true = sent(line, A, 1)
     for number in range(lsn, lsn + 100):
         for key in (A, B):
@@ -128,8 +128,8 @@ def test_a_flood_of_callers_leaves_a_prepare_its_place(line: Line, lsn: int) -> 
     assert len(taken) < 20
 
 
-def test_what_was_sent_and_left_waits_with_its_like(line: Line) -> None:
-    """It takes a place of the timelines again, and goes after what callers wait for."""
+def test_a_sent_request_that_is_left_waits_with_its_like(line: Line) -> None:
+    """It counts against the capacity again, and goes after requests with callers."""
     request = sent(line, A)
     fill = joined(line, request)
     leave(line, request, fill)
@@ -140,7 +140,7 @@ def test_what_was_sent_and_left_waits_with_its_like(line: Line) -> None:
 
 
 def test_a_timeline_keeps_few_lsns_that_were_left(line: Line) -> None:
-    """As of those that no caller ever waited for."""
+    """As many as of requests that never had a caller."""
     pairs = [(each := sent(line, A, lsn), joined(line, each)) for lsn in range(1, 31)]
     assert not line.fallen
     for request, fill in pairs:
@@ -151,7 +151,7 @@ def test_a_timeline_keeps_few_lsns_that_were_left(line: Line) -> None:
 
 
 def test_nothing_is_lost(line: Line) -> None:
-    """What is cleared has fallen, and nothing waits."""
+    """All cleared requests have fallen out, and none waits."""
     waiting = {sent(line, A), awaited(line, B), awaited(line, C)}
     behind = line.take()
     assert behind in waiting

@@ -80,7 +80,7 @@ def test_a_hit_is_what_get_gives(harness: Harness) -> None:
 
 
 def test_a_miss_is_built_published_and_handed_out(harness: Harness) -> None:
-    """The caller gets it at once, everyone later a hit."""
+    """The caller gets it at once, and later callers have a hit."""
     timeline = harness.timeline()
     with fill(harness, timeline) as file:
         assert (file.source, file.tell(), file.name) == ("built", 0, str(harness.path(timeline)))
@@ -140,7 +140,7 @@ def test_who_comes_between_the_look_up_and_the_queue_gets_the_entry(
 def test_a_failing_build_fails_everyone_with_its_cause(
     harness: Harness, error: BaseException
 ) -> None:
-    """At once, each with an error of its own, and no second build is tried for them."""
+    """They fail at once, each with its own error, and no second build is tried."""
     timeline, count = harness.timeline(), 50
     with Gate() as gate:
         timeline.on_send = raising(error, gate)  # type: ignore[assignment]
@@ -169,7 +169,7 @@ def _error_of(worker: Worker) -> BaseException:
 def test_what_fails_before_the_build_fails_the_caller(
     harness: Harness, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tenant or the timeline: with the cause, and mended it works at once."""
+    """The error names the cause, and once that is mended the call works at once."""
     timeline = harness.timeline()
     with monkeypatch.context() as patch:
         if what == "not attached":
@@ -187,7 +187,7 @@ def test_what_fails_before_the_build_fails_the_caller(
 
 
 def test_who_gives_up_does_not_stop_the_build(harness: Harness) -> None:
-    """The error is a TimeoutError, the others get their bytes, and it is published."""
+    """It raises a TimeoutError; the other callers get their bytes, and the archive is published."""
     timeline = harness.timeline()
     with Gate() as gate:
         stop_while_sending(timeline, gate)
@@ -207,7 +207,7 @@ def test_who_gives_up_does_not_stop_the_build(harness: Harness) -> None:
 
 
 def test_a_build_that_fails_as_the_tip_goes_on_spares_the_timeline(harness: Harness) -> None:
-    """Its own LSN rests; the new tip is tried at once."""
+    """Its LSN pauses; the new tip is tried at once."""
     timeline = harness.timeline(LSN_A)
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
@@ -229,7 +229,7 @@ class Gone(Exception):  # noqa: N818 - not an error
 
 
 def test_a_caller_that_is_told_to_give_up(harness: Harness) -> None:
-    """What `check_cancelled` raises ends its wait, and neither the build nor the wait of others."""
+    """An exception of `check_cancelled` ends this wait, but neither the build nor other waits."""
     timeline = harness.timeline()
     asked: list[int] = []
 
@@ -256,7 +256,7 @@ def test_a_caller_that_is_told_to_give_up(harness: Harness) -> None:
 
 
 def test_a_caller_that_is_asked_whether_to_go_on_waits_all_the_while(harness: Harness) -> None:
-    """A build that ends meanwhile is for it: nothing is built twice, or thrown away."""
+    """It gets a build that ends meanwhile: nothing is built twice or thrown away."""
     timeline, builds = harness.timeline(LSN_B), []
     with Gate() as gate:
 
@@ -279,7 +279,7 @@ def test_a_caller_that_is_asked_whether_to_go_on_waits_all_the_while(harness: Ha
 
 
 def test_a_caller_that_may_go_on_has_its_time_and_no_more(harness: Harness) -> None:
-    """A deadline holds beside `check_cancelled`, which is not asked where nothing is waited for."""
+    """A deadline holds beside `check_cancelled`, which is called only during a wait."""
     timeline, held = harness.timeline(), harness.prepared()
     asked: list[None] = []
 
@@ -298,7 +298,7 @@ def test_a_caller_that_may_go_on_has_its_time_and_no_more(harness: Harness) -> N
     assert fills(harness) == {"hit": 1, "timeout": 1}
 
 
-def test_what_is_held_is_got_and_what_is_not_is_no_miss(harness: Harness) -> None:
+def test_get_held_counts_hits_but_no_misses(harness: Harness) -> None:
     """`get_held` opens exactly the entry, and counts hits alone."""
     timeline = harness.prepared()
     ids = harness.shard_of(timeline).tenant_id, timeline.timeline_id
@@ -318,7 +318,7 @@ def test_what_is_held_is_got_and_what_is_not_is_no_miss(harness: Harness) -> Non
 def test_a_build_that_everyone_has_given_up_is_published(
     harness: Harness, *, is_begun: bool
 ) -> None:
-    """Whether it had begun or not; the next caller has a hit."""
+    """Whether the build had begun or not, the next caller has a hit."""
     timeline, busy = harness.timeline(), harness.timeline()
     with Gate() as gate:
         stop_while_sending(timeline if is_begun else busy, gate)
@@ -337,7 +337,7 @@ def test_a_build_that_everyone_has_given_up_is_published(
 def test_a_caller_that_is_interrupted_leaves(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Ctrl-C passes, and no seat stays taken."""
+    """A Ctrl-C reaches the caller, which does not count as waiting any more."""
     timeline = harness.timeline()
     with Gate() as gate:
         stop_while_sending(timeline, gate)
@@ -358,7 +358,7 @@ def _interrupt(*_: object) -> None:
 
 @pytest.mark.parametrize("is_running", [False, True])
 def test_a_prepare_is_joined(harness: Harness, *, is_running: bool) -> None:
-    """Whether it waits for a worker or runs: there is no second build."""
+    """There is no second build, whether the prepare waits for a worker or runs."""
     timeline, busy = harness.timeline(), harness.timeline()
     with Gate() as gate:
         stop_while_sending(timeline if is_running else busy, gate)
@@ -390,7 +390,7 @@ def test_a_prepare_joined_as_it_is_published_gives_its_entry(
 
 
 def test_a_prepare_joined_as_it_is_skipped_is_built_for_the_caller(harness: Harness) -> None:
-    """The skip was decided before anyone waited: the caller asks again, by himself."""
+    """The skip was decided before the caller joined, so the caller asks again by itself."""
     timeline = harness.timeline()
     seen = timeline.get_last_record_lsn
     with Gate() as gate:
@@ -407,7 +407,7 @@ def test_a_prepare_joined_as_it_is_skipped_is_built_for_the_caller(harness: Harn
 
 
 def test_a_newer_prepare_does_not_take_the_place_of_what_is_waited_for(harness: Harness) -> None:
-    """Both LSNs are built, each for its caller, and the newer one is held."""
+    """Both LSNs are built, each for its caller, and the newer one is the entry."""
     timeline, busy = harness.timeline(), harness.timeline()
     with Gate() as gate:
         stop_while_sending(busy, gate)
@@ -441,7 +441,7 @@ def test_damage_is_found_and_filled(harness: Harness) -> None:
 def test_an_entry_that_cannot_be_read_is_built_beside_it(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failing disk proves nothing: the entry stays, and the caller gets bytes all the same."""
+    """A failing disk proves nothing: the entry stays, and the caller still gets the bytes."""
     timeline = harness.prepared()
     with monkeypatch.context() as patch:
         patch.setattr(Store, "open", _raise_io_error)
@@ -457,7 +457,7 @@ def _raise_io_error(*_: object) -> None:
 
 
 def test_before_the_start_is_done_a_caller_waits_for_it(tmp_path: Path) -> None:
-    """What turns out to be on the disk is a hit, the rest is built."""
+    """Archives that turn out to be on the disk are hits, and the others are built."""
     harness = Harness(tmp_path / "cache")
     held, missing = harness.timeline(), harness.timeline()
     harness.seed(held)
@@ -475,7 +475,7 @@ def test_before_the_start_is_done_a_caller_waits_for_it(tmp_path: Path) -> None:
 
 
 def test_after_a_restart_what_was_filled_is_a_hit(harness: Harness) -> None:
-    """It was published like any other."""
+    """The rebuild is published like any other archive."""
     timeline = harness.timeline()
     filled(harness, timeline)
     harness.reopen()
@@ -496,11 +496,11 @@ class TestBackoff:
 
     @pytest.fixture
     def now_s(self, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-        """What the clock of the back-off shows; a test moves it."""
+        """The clock of the back-off, which a test moves."""
         return stand_still(monkeypatch, harness)
 
     def test_a_failing_timeline_is_left_alone(self, harness: Harness, now_s: list[float]) -> None:
-        """At any LSN, for longer with each failure, and not a moment longer than that."""
+        """At any LSN; each pause is longer than the last, and ends in time."""
         timeline, builds = harness.timeline(), []
 
         def send(_writer: TarballWriter, lsn: Lsn) -> None:
@@ -525,7 +525,7 @@ class TestBackoff:
 
     @pytest.mark.usefixtures("now_s")
     def test_other_timelines_do_not_suffer(self, harness: Harness) -> None:
-        """Nor do hits of the same one."""
+        """Nor do hits of the same timeline."""
         failing, other = harness.prepared(), harness.timeline()
         failing.advance(LSN_B)
         failing.on_send = raising(ValueError())  # type: ignore[assignment]
@@ -538,7 +538,7 @@ class TestBackoff:
 
     @pytest.mark.usefixtures("now_s")
     def test_an_lsn_that_is_too_old_costs_the_tip_nothing(self, harness: Harness) -> None:
-        """What the host cannot build any more is left alone by itself."""
+        """An LSN that the host cannot build any more pauses alone."""
         timeline = harness.timeline(LSN_B)
         timeline.on_send = raising(ValueError("below the horizon"))  # type: ignore[assignment]
         with pytest.raises(FillError):
@@ -549,7 +549,7 @@ class TestBackoff:
         assert filled(harness, timeline, LSN_B)[0] == "built"
 
     def test_an_lsn_that_never_comes_costs_the_tip_nothing(self, tmp_path: Path) -> None:
-        """A client may name any."""
+        """A client may name any LSN."""
         with Harness(tmp_path / "cache", wait_lsn_timeout=0.01) as harness:
             timeline = harness.timeline(LSN_A)
             with pytest.raises(FillError, match="wait_lsn_timeout"):
@@ -558,7 +558,7 @@ class TestBackoff:
 
     @pytest.mark.usefixtures("now_s")
     def test_what_is_not_there_yet_is_asked_for_again(self, harness: Harness) -> None:
-        """A tenant that is still attaching costs nothing, and is not made to wait longer."""
+        """A tenant that is still attaching costs nothing, so its callers do not pause."""
         timeline = harness.timeline()
         harness.tenant.state = TenantState.ATTACHING
         for _ in range(3):
@@ -569,7 +569,7 @@ class TestBackoff:
 
     @pytest.mark.usefixtures("now_s")
     def test_a_build_in_flight_is_joined_all_the_same(self, harness: Harness) -> None:
-        """A prepare is no retry: it is tried, and who comes then waits for it."""
+        """A prepare is no retry: it is tried, and callers join it."""
         timeline = harness.timeline()
         timeline.on_send = raising(ValueError())  # type: ignore[assignment]
         with pytest.raises(FillError):
@@ -584,7 +584,7 @@ class TestBackoff:
 
     @pytest.mark.usefixtures("now_s")
     def test_a_prepare_that_succeeds_ends_the_pause(self, harness: Harness) -> None:
-        """The timeline is well again, also at an LSN that was not prepared."""
+        """It also ends the pause of an LSN that was not prepared."""
         timeline = harness.timeline()
         timeline.on_send = raising(ValueError())  # type: ignore[assignment]
         with pytest.raises(FillError):
@@ -596,7 +596,7 @@ class TestBackoff:
 
 
 class TestArguments:
-    """What cannot be asked for, and from where."""
+    """Calls that are refused."""
 
     def test_wrong_types_are_refused(self, harness: Harness) -> None:
         """By name, as errors of bbcache."""
@@ -617,7 +617,7 @@ class TestArguments:
 
     @pytest.mark.parametrize("callback", ["on_wait", "on_send"])
     def test_a_callback_gets_hits_and_does_not_wait(self, harness: Harness, callback: str) -> None:
-        """Its worker is the only one: it would wait for itself."""
+        """Its worker is the only one, and would wait for itself."""
         held, missing, asking = harness.prepared(), harness.timeline(), harness.timeline()
         seen: list[object] = []
 
@@ -633,7 +633,7 @@ class TestArguments:
         assert filled(harness, missing)[0] == "built"
 
     def test_a_clean_up_of_the_callers_own_may_wait(self, harness: Harness) -> None:
-        """Only the cache's own threads are refused: no build needs this one."""
+        """Only the cache's own threads are refused, since builds need them."""
         held, missing = harness.prepared(), harness.timeline()
         seen: list[object] = []
         listed = harness.host.list

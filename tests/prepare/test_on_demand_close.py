@@ -1,4 +1,4 @@
-"""Callers that wait when a cache closes, is closed, or belongs to somebody else: none hangs."""
+"""Callers of a cache that closes, is closed, or belongs to another process: none hangs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_closing(workers: list[Worker]) -> None:
 def test_a_close_ends_every_wait_though_the_worker_is_stuck(
     harness: Harness, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of the build that runs, and of those that queue; what ends late is for nobody."""
+    """Callers of the running build and of queued ones are told; a late archive is dropped."""
     timeline, queued = harness.timeline(), harness.timeline()
     with Gate() as gate, monkeypatch.context() as patch:
         if step == "wait":
@@ -82,7 +82,7 @@ def test_a_close_ends_every_wait_though_the_worker_is_stuck(
 
 
 def test_a_close_with_a_deadline_leaves_the_worker_and_no_caller_behind(harness: Harness) -> None:
-    """Also where what is left behind was not to be published."""
+    """Also if the archive of the build that is left behind was not to be published."""
     timeline = harness.timeline(LSN_B)
     with Gate() as gate:
         stop_while_sending(timeline, gate)
@@ -125,7 +125,7 @@ def test_a_host_that_closes_in_its_callback(harness: Harness) -> None:
 
 
 def test_a_closed_cache_says_so(harness: Harness) -> None:
-    """At once, with a hint, and counts nothing."""
+    """The error comes at once, has a hint, and counts nothing."""
     timeline = harness.prepared()
     harness.cache.close()
     with pytest.raises(ClosingError, match=r"is closed\nhint: "):
@@ -134,7 +134,7 @@ def test_a_closed_cache_says_so(harness: Harness) -> None:
 
 
 def test_a_disabled_cache_says_so(tmp_path: Path) -> None:
-    """There is nothing that could build."""
+    """A disabled cache cannot build."""
     harness = Harness(tmp_path)
     timeline = harness.timeline()
     cache = BasebackupCache.spawn(tmp_path, None, harness.host)
@@ -144,7 +144,7 @@ def test_a_disabled_cache_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:the basebackup cache on .* was not closed:ResourceWarning")
 def test_a_cache_that_is_dropped_while_they_wait(tmp_path: Path) -> None:
-    """A caller keeps it: it is closed when the last one has its bytes."""
+    """The shared file is closed when the last caller has its own file."""
     harness = Harness(tmp_path / "cache")
     harness.open()
     timeline = harness.timeline()
@@ -186,14 +186,14 @@ def test_nobody_is_left_aboard_after_many_closes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("disk", ["good", "sick"])
 def test_a_forked_child_builds_nothing(tmp_path: Path, disk: str) -> None:
-    """It is refused, closes what it has inherited, and the parent's builds and accounting go on."""
+    """The child's call is refused, and the parent's builds and accounting go on."""
     child = "support.fill_children:fork_while_they_wait"
     assert run_child(child, tmp_path / "cache", disk) == "done\n"
 
 
 @pytest.mark.parametrize("is_daemon", ["daemon", "waited for"])
 def test_the_exit_of_the_interpreter_ends_every_wait(tmp_path: Path, is_daemon: str) -> None:
-    """Threads that wait without limit do not hold it up; those it waits for are told the reason."""
+    """Threads that wait without limit do not delay the exit; its callers are told the reason."""
     child = start_child("support.fill_children:exit_while_they_wait", tmp_path / "cache", is_daemon)
     code, out, err = end_child(child)
     assert (code, err) == (3, "")

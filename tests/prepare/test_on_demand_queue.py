@@ -1,4 +1,4 @@
-"""Fills in the queue: joining, their order, their places, giving up."""
+"""Requests with callers in the queue: joining, order, capacity, giving up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHARD = TenantShardId(TENANT)
 
 
 def fill(key: bytes, lsn: int = 1, *, must_build: bool = False) -> Request:
-    """A request that somebody waits for."""
+    """A request of a caller."""
     made = Request(key, Lsn(lsn), SHARD, 0.0, is_sent=False)
     made.must_build = must_build
     return made
@@ -38,7 +38,7 @@ def queue() -> Iterator[SettledQueue]:
 
 
 def test_the_first_fill_is_queued_and_the_next_join_it(queue: SettledQueue) -> None:
-    """There is one request an LSN, waiting or running, and each caller joins its call."""
+    """There is one request for an LSN, waiting or running, and each caller joins it."""
     first = fill(A)
     assert queue.join(first) is first
     assert queue.join(fill(A)) is first
@@ -83,7 +83,7 @@ def test_another_lsn_is_another_request(queue: SettledQueue) -> None:
 
 
 def test_one_build_a_timeline_at_a_time(queue: SettledQueue) -> None:
-    """Fills of one timeline wait for each other, those of others pass them."""
+    """Requests of one timeline wait for each other; those of other timelines pass them."""
     first, second, other = fill(A, 1), fill(A, 2), fill(B)
     for each in (first, second, other):
         queue.join(each)
@@ -94,7 +94,7 @@ def test_one_build_a_timeline_at_a_time(queue: SettledQueue) -> None:
 
 
 def test_a_newer_prepare_replaces_nothing_that_is_waited_for(queue: SettledQueue) -> None:
-    """Neither a fill nor a prepare that a fill has joined."""
+    """Neither the request of a caller nor a prepare that a caller has joined."""
     joined, newer = make_request(A, 1), make_request(A, 2)
     queue.submit(joined)
     queue.join(fill(A, 1))
@@ -122,8 +122,8 @@ def test_a_fill_covers_a_prepare_at_its_lsn_alone(
         assert queue.submit(older) is None
 
 
-def test_what_is_waited_for_goes_first(queue: SettledQueue) -> None:
-    """Also a prepare that is joined late; among themselves in the order of the requests."""
+def test_requests_with_callers_go_first(queue: SettledQueue) -> None:
+    """Also a prepare that was joined late; among themselves they keep their order."""
     first, second, awaited = make_request(A), make_request(B), fill(C)
     queue.submit(first)
     queue.submit(second)
@@ -133,7 +133,7 @@ def test_what_is_waited_for_goes_first(queue: SettledQueue) -> None:
 
 
 def test_waiting_callers_are_not_bounded_by_the_capacity(queue: SettledQueue) -> None:
-    """Their own number bounds them; prepares keep their places beside them."""
+    """Only the number of callers bounds them, and prepares keep their capacity."""
     fills = [fill(key) for key in (A, B, C)]
     for each in fills:
         assert queue.join(each) is each
@@ -144,8 +144,8 @@ def test_waiting_callers_are_not_bounded_by_the_capacity(queue: SettledQueue) ->
     assert take_all(queue) == [*fills, first, second]
 
 
-def test_what_is_given_up_goes_behind_what_can_run(queue: SettledQueue) -> None:
-    """As many as a queue of prepares would hold; of what is beyond the oldest falls out."""
+def test_a_request_that_was_left_goes_behind_the_line(queue: SettledQueue) -> None:
+    """As many stay as the capacity says."""
     fills = [fill(key) for key in (A, B, C)]
     for each in fills:
         queue.join(each)
@@ -159,7 +159,7 @@ def test_what_is_given_up_goes_behind_what_can_run(queue: SettledQueue) -> None:
 
 
 def test_too_many_that_are_given_up_fall_out(queue: SettledQueue) -> None:
-    """The highest LSN of the timeline that has the most."""
+    """The highest LSN of the largest timeline falls out."""
     fills = [fill(A), fill(B, 1), fill(B, 2)]
     for each in fills:
         queue.join(each)
@@ -185,11 +185,11 @@ def test_what_is_given_up_takes_no_place_of_what_waits_for_its_lsn(queue: Settle
 
 
 class TestNotReached:
-    """Fills whose LSN is not reached."""
+    """Requests of callers whose LSN is not reached."""
 
     @pytest.fixture
     def ahead(self, queue: SettledQueue) -> Request:
-        """One whose worker has put it behind what can run."""
+        """A request that its worker has put behind the line."""
         made = fill(A, 9)
         queue.join(made)
         assert queue.take() is made
@@ -206,7 +206,7 @@ class TestNotReached:
         assert take_all(queue) == [other, ahead]
 
     def test_it_ends_with_its_last_caller(self, queue: SettledQueue, ahead: Request) -> None:
-        """At once; where a worker looks at it, that ends it."""
+        """It falls out when its last caller leaves."""
         queue.join(fill(A, 9))
         assert queue.leave(ahead) is None
         assert queue.leave(ahead) == (ahead, SkipReason.CANCELLED)
@@ -215,7 +215,7 @@ class TestNotReached:
     def test_one_that_is_looked_at_is_left_to_its_worker(
         self, queue: SettledQueue, ahead: Request
     ) -> None:
-        """It holds no slot, is joined all the same, and goes behind again."""
+        """It holds no slot, can be joined, and goes behind the line again."""
         assert queue.take() is ahead
         assert queue.running() == []
         assert queue.leave(ahead) is None
@@ -239,7 +239,7 @@ class TestNotReached:
         assert queue.take() is ahead
 
     def test_reached_it_waits_for_the_slot(self, queue: SettledQueue, ahead: Request) -> None:
-        """One build a timeline: it is in the line again, as what a caller waits for."""
+        """While another build has the slot, it is in the line, before requests without callers."""
         assert queue.take() is ahead
         build = make_request(A, 1)
         queue.submit(build)
@@ -252,7 +252,7 @@ class TestNotReached:
         assert queue.running() == [ahead]
 
     def test_it_has_a_turn_after_each_other(self, queue: SettledQueue, ahead: Request) -> None:
-        """Whatever can run all the time, it is looked at."""
+        """It is looked at although other requests can run all the time."""
         others = [fill(B, lsn) for lsn in (1, 2)]
         for each in others:
             queue.join(each)
@@ -267,7 +267,7 @@ class TestNotReached:
     def test_others_that_are_not_reached_keep_no_turn_from_it(
         self, queue: SettledQueue, ahead: Request
     ) -> None:
-        """However many come; and of a timeline the LSN is looked at that is reached first."""
+        """However many there are; of a timeline the lowest LSN is looked at."""
         taken = []
         for lsn in range(10, 14):
             queue.join(fill(A, lsn))
@@ -302,7 +302,7 @@ class TestNotReached:
     def test_a_flood_of_falling_lsns_keeps_no_look_from_a_true_one(
         self, queue: SettledQueue
     ) -> None:
-        """Each of them may be the next to be reached, and is below all that were not."""
+        """Each of them is below all LSNs that were not reached, and could be the next."""
         falling = iter(range(10_000, 0, -10))
         for lsn in itertools.islice(falling, 30):
             queue.submit(make_request(A, lsn))
@@ -321,7 +321,7 @@ class TestNotReached:
         assert taken[-1] is true
 
     def test_how_long_it_is_looked_at(self, queue: SettledQueue, ahead: Request) -> None:
-        """A slice where it is alone; less where others are, and hardly while one can run."""
+        """A full slice if it is alone, a part beside others, and 1 ms while another can run."""
         assert queue.slice_s(ahead) == WAIT_SLICE_S
         for lsn in range(10, 13):
             more = fill(A, lsn)
@@ -334,7 +334,7 @@ class TestNotReached:
         assert queue.slice_s(ahead) < WAIT_SLICE_S / 20
 
     def test_a_close_cancels_it(self, queue: SettledQueue, ahead: Request) -> None:
-        """Also while a worker looks at it, which then neither postpones nor starts it."""
+        """Also while a worker looks at it: it is neither postponed nor started then."""
         assert queue.take() is ahead
         assert queue.close() == [ahead]
         assert queue.postpone(ahead) is None
@@ -343,8 +343,8 @@ class TestNotReached:
         assert len(queue) == 0
 
 
-def test_what_was_given_up_can_be_joined_again(queue: SettledQueue) -> None:
-    """It is still the one request of its LSN."""
+def test_a_request_that_was_left_can_be_joined_again(queue: SettledQueue) -> None:
+    """It is still the only request of its LSN."""
     first = fill(A)
     queue.join(first)
     assert queue.leave(first) is None
@@ -352,8 +352,8 @@ def test_what_was_given_up_can_be_joined_again(queue: SettledQueue) -> None:
     assert first.call.is_awaited
 
 
-def test_what_runs_goes_on_when_it_is_given_up(queue: SettledQueue) -> None:
-    """Leaving takes nothing out that a worker has taken."""
+def test_a_running_request_goes_on_when_it_is_left(queue: SettledQueue) -> None:
+    """A request that a worker has taken stays when its callers leave."""
     first = fill(A)
     queue.join(first)
     assert queue.take() is first
@@ -361,8 +361,8 @@ def test_what_runs_goes_on_when_it_is_given_up(queue: SettledQueue) -> None:
     assert queue.running() == [first]
 
 
-def test_what_has_landed_is_not_joined(queue: SettledQueue) -> None:
-    """Between its end and its leaving the queue a new request is made, which waits its turn."""
+def test_a_finished_request_is_not_joined(queue: SettledQueue) -> None:
+    """A caller that comes after its end, and before the queue is told, queues a new request."""
     first, second = fill(A), fill(A)
     queue.join(first)
     queue.take()
@@ -372,7 +372,7 @@ def test_what_has_landed_is_not_joined(queue: SettledQueue) -> None:
 
 
 def test_a_closed_queue_takes_no_fill(queue: SettledQueue) -> None:
-    """Those that wait come back to be told; later ones get nothing."""
+    """Requests that wait are settled; later callers get None."""
     waiting, prepared = fill(A), make_request(B)
     queue.join(waiting)
     queue.submit(prepared)

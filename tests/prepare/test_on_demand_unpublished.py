@@ -1,4 +1,4 @@
-"""What must not be published is handed out all the same, and its bytes are accounted for."""
+"""An archive that must not be published is still returned, and its bytes count."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def make_harness(tmp_path: Path) -> Iterator[Callable[..., Harness]]:
 
 
 def noisy(harness: Harness, size_bytes: int, lsn: Lsn = LSN_A) -> MemoryTimeline:
-    """A timeline whose archives have a little more than so many bytes."""
+    """A timeline with archives of slightly more than a number of bytes."""
     timeline = harness.timeline(lsn)
     timeline.tarball = lambda at: noise(size_bytes, int(at))
     return timeline
@@ -123,7 +123,7 @@ def test_the_caller_gets_the_bytes_and_nothing_is_published(
     settings: dict[str, int],
     reason: str,
 ) -> None:
-    """From a file without a name, counted until it is closed; as a skip, with its reason."""
+    """The file has no name and counts until it is closed; the prepare is a skip with its reason."""
     harness = make_harness(**settings)
     timeline = case(harness)
     entries, names = harness.cache.entries(), harness.entry_files()
@@ -146,7 +146,7 @@ def test_the_caller_gets_the_bytes_and_nothing_is_published(
 def test_all_who_wait_share_what_is_not_published(
     make_harness: Callable[..., Harness], case: Callable[[Harness], MemoryTimeline]
 ) -> None:
-    """One build, one file on the disk, an offset for each; the last to close it frees it."""
+    """There is one build, one file on the disk, and an offset each; the last close frees it."""
     harness = make_harness()
     timeline = case(harness)
     on_send, builds = timeline.on_send, []
@@ -180,7 +180,7 @@ def test_all_who_wait_share_what_is_not_published(
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_a_file_that_is_dropped_gives_its_room_back(make_harness: Callable[..., Harness]) -> None:
-    """Its bytes go with it when it is collected."""
+    """Its bytes are given back when it is collected."""
     harness = make_harness()
     file = fill(harness, _tip_moved(harness))
     assert unpublished_bytes(harness) == file.size_bytes
@@ -192,7 +192,7 @@ def test_a_file_that_is_dropped_gives_its_room_back(make_harness: Callable[..., 
 def test_what_is_not_published_has_a_limit_of_its_own(
     make_harness: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Never passed, also by those being read; the error names it, and room comes back."""
+    """Builds and open files never pass it; the error names it, and closing gives room back."""
     harness = make_harness(max_unpublished_size_bytes=10 * KIB)
     now_s = stand_still(monkeypatch, harness)
     first, second = noisy(harness, 6 * KIB, LSN_B), noisy(harness, 6 * KIB, LSN_B)
@@ -210,7 +210,7 @@ def test_what_is_not_published_has_a_limit_of_its_own(
 
 
 def test_no_limit_is_passed_while_builds_spill(make_harness: Callable[..., Harness]) -> None:
-    """A build that finds the cache full moves over with all it has written, or fails."""
+    """A build that finds the cache full counts all its bytes as unpublished, or fails."""
     harness = make_harness(max_total_size_bytes=1500 * KIB, max_unpublished_size_bytes=6200 * KIB)
     timeline = harness.timeline()
     most: list[tuple[int, float]] = []
@@ -232,7 +232,7 @@ def test_no_limit_is_passed_while_builds_spill(make_harness: Callable[..., Harne
 
 
 def test_nobody_waits_for_what_nobody_may_have(make_harness: Callable[..., Harness]) -> None:
-    """What everyone has given up, and must not be published, ends as a skip; no bytes stay."""
+    """A build without callers that must not be published is a skip; no bytes stay."""
     harness = make_harness()
     timeline = _tip_moves_in_the_build(harness)
     on_send = timeline.on_send
@@ -257,7 +257,7 @@ def test_nobody_waits_for_what_nobody_may_have(make_harness: Callable[..., Harne
 def test_a_prepare_that_nobody_waits_for_is_skipped_as_ever(
     make_harness: Callable[..., Harness],
 ) -> None:
-    """Without a caller nothing is built beside the limits."""
+    """Without a caller nothing is built as unpublished."""
     harness = make_harness(max_entry_size_bytes=5 * KIB)
     for case in (_too_big, _tip_moved, _disabled):
         harness.prepare(case(harness))
@@ -269,7 +269,7 @@ def test_a_prepare_that_nobody_waits_for_is_skipped_as_ever(
 def test_a_prepare_that_is_joined_spills_for_the_caller(
     make_harness: Callable[..., Harness],
 ) -> None:
-    """One that has begun for nobody, and turns out too big, is not built twice."""
+    """A prepare that turns out too big while a caller joins is not built twice."""
     harness = make_harness(max_entry_size_bytes=5 * KIB)
     timeline, builds = _too_big(harness), []
     with Gate() as gate:
@@ -289,7 +289,7 @@ def test_a_prepare_that_is_joined_spills_for_the_caller(
 
 
 def test_a_full_cache_refreshes_for_a_caller(make_harness: Callable[..., Harness]) -> None:
-    """A held timeline has its room, so the build is published as ever."""
+    """A timeline with an entry has its room, so the build is published."""
     harness = make_harness(max_size_entries=1)
     timeline = harness.prepared()
     timeline.advance(LSN_B)
@@ -301,7 +301,7 @@ def test_a_full_cache_refreshes_for_a_caller(make_harness: Callable[..., Harness
 def test_a_file_that_cannot_be_unlinked_counts(
     make_harness: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The caller reads it all the same, and a later clean-up removes it."""
+    """The caller still reads it, and a later clean-up removes it."""
     harness = make_harness()
     timeline = _tip_moved(harness)
     with monkeypatch.context() as patch:
@@ -344,10 +344,10 @@ def test_what_is_handed_out_is_checked(
 
 
 @pytest.mark.parametrize("verify_reads", ["always", "first"])
-def test_every_taker_checks_where_every_open_is_checked(
+def test_every_caller_checks_if_every_open_is_checked(
     make_harness: Callable[..., Harness], verify_reads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Damage between the build and the taking is found by `always`."""
+    """`always` finds damage between the build and the caller's open."""
     harness = make_harness(verify_reads=verify_reads)
     timeline = harness.timeline(LSN_B)
     open_file = SharedFile.open_file
@@ -400,7 +400,7 @@ def test_a_taker_without_a_descriptor_harms_no_other(
 
 
 def _open_archives(harness: Harness) -> list[str]:
-    """What this process has open of a cache's archives, with a name or without."""
+    """The archives of a cache that this process has open, with a name or without."""
     names = []
     for fd in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):  # that of the list itself
@@ -416,7 +416,7 @@ def _outcome(worker: Worker) -> str:
 
 
 def test_a_restart_finds_nothing_of_it(make_harness: Callable[..., Harness]) -> None:
-    """What was handed out without a name is read on after a close, and gone after a start."""
+    """An unpublished archive can be read after a close, and is gone after a start."""
     harness = make_harness()
     timeline = _tip_moved(harness)
     with fill(harness, timeline) as file:

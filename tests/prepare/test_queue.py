@@ -58,7 +58,7 @@ def test_requests_are_taken_in_order(queue: SettledQueue) -> None:
 
 
 def test_the_newest_lsn_of_a_timeline_is_taken_first(queue: SettledQueue) -> None:
-    """Where its LSN is reached, those at older LSNs fall out; other timelines keep their places."""
+    """When its LSN is reached, older LSNs fall out; other timelines keep their turns."""
     old, other, new, older = (
         make_request(A, 2),
         make_request(B),
@@ -72,7 +72,7 @@ def test_the_newest_lsn_of_a_timeline_is_taken_first(queue: SettledQueue) -> Non
 
 
 def test_an_lsn_that_is_not_reached_makes_no_other_superfluous(queue: SettledQueue) -> None:
-    """Whether it is newer or older, comes before or after: the other has its turn at once."""
+    """The other LSN has its turn at once, whether it is newer or older."""
     bogus, true = make_request(A, 9), make_request(A, 2)
     queue.submit(bogus)
     assert queue.submit(true) is None
@@ -87,7 +87,7 @@ def test_an_lsn_that_is_not_reached_makes_no_other_superfluous(queue: SettledQue
 
 
 def test_an_equal_request_falls_out(queue: SettledQueue) -> None:
-    """One request an LSN is enough, wherever it waits."""
+    """One request for an LSN is enough, wherever it waits."""
     first = make_request(A, 2)
     queue.submit(first)
     assert queue.submit(late := make_request(A, 2)) == (late, SkipReason.COALESCED)
@@ -109,7 +109,7 @@ def test_a_build_covers_what_is_not_newer(queue: SettledQueue, lsn: int) -> None
 
 
 def test_few_lsns_of_a_timeline_wait(queue: SettledQueue) -> None:
-    """Of more the one in the middle falls out: not the newest, nor the first to be reached."""
+    """The middle one of too many falls out: neither the newest nor the next to be reached."""
     made = [make_request(A, lsn) for lsn in range(1, 18)]
     assert [queue.submit(each) for each in made] == [
         *[None] * 16,
@@ -120,7 +120,7 @@ def test_few_lsns_of_a_timeline_wait(queue: SettledQueue) -> None:
 
 
 def test_a_newer_request_waits_for_the_running_one(queue: SettledQueue) -> None:
-    """One build a timeline at a time; other timelines pass it."""
+    """A timeline has one build at a time; other timelines pass it."""
     running, newer, other = make_request(A, 1), make_request(A, 2), make_request(B)
     queue.submit(running)
     assert queue.take() is running
@@ -217,7 +217,7 @@ def test_the_best_request_of_a_timeline_is_run_last(
 
 
 def test_capacity_bounds_what_waits(queue: SettledQueue) -> None:
-    """The request too many is the one that falls out."""
+    """The new request falls out."""
     made = [make_request(key) for key in (A, B, C)]
     for each in made:
         queue.submit(each)
@@ -228,7 +228,7 @@ def test_capacity_bounds_what_waits(queue: SettledQueue) -> None:
 
 
 def test_a_full_queue_still_coalesces(queue: SettledQueue) -> None:
-    """Another LSN of a timeline that waits needs no place."""
+    """Another LSN of a timeline that waits takes no capacity."""
     old, new = make_request(B, 1), make_request(B, 2)
     for each in (make_request(A), old, make_request(C)):
         queue.submit(each)
@@ -237,16 +237,16 @@ def test_a_full_queue_still_coalesces(queue: SettledQueue) -> None:
     assert queue.submit(stale) == (stale, SkipReason.COALESCED)
 
 
-def test_what_runs_takes_no_place(queue: SettledQueue) -> None:
-    """The capacity is for those that wait."""
+def test_running_requests_take_no_capacity(queue: SettledQueue) -> None:
+    """Only requests that wait count against the capacity."""
     for key in (A, B, C):
         queue.submit(make_request(key))
     queue.take()
     assert queue.submit(make_request(D)) is None
 
 
-def test_a_full_queue_has_no_place_behind_a_running_one(queue: SettledQueue) -> None:
-    """A newer one for a busy timeline needs a place of its own."""
+def test_a_full_queue_takes_no_request_of_a_busy_timeline(queue: SettledQueue) -> None:
+    """A newer request of a busy timeline counts against the capacity."""
     queue.submit(make_request(A, 1))
     queue.take()
     for key in (B, C, D):
@@ -274,8 +274,8 @@ def test_requests_gather_until_the_queue_is_opened() -> None:
     assert taken == [made]
 
 
-def test_a_queue_that_is_open_for_fills_keeps_the_rest() -> None:
-    """What a caller waits for is taken; what nobody waits for gathers until it is opened."""
+def test_a_queue_that_is_open_for_fills_keeps_the_others() -> None:
+    """Requests with callers are taken; the others gather until the queue is opened."""
     queue = SettledQueue(3)
     sent, fill = make_request(A), make_request(B)
     queue.submit(sent)
@@ -326,7 +326,7 @@ def test_take_is_woken_by_the_end_of_a_run(queue: SettledQueue) -> None:
 
 
 def test_a_put_for_a_busy_timeline_does_not_swallow_the_next(queue: SettledQueue) -> None:
-    """A worker woken in vain waits on, and is woken again."""
+    """A worker that was woken in vain waits again, and is woken by the next request."""
     running = make_request(A, 1)
     queue.submit(running)
     queue.take()
@@ -343,7 +343,7 @@ def test_a_put_for_a_busy_timeline_does_not_swallow_the_next(queue: SettledQueue
 
 
 def test_a_request_is_counted_once(queue: SettledQueue) -> None:
-    """However many threads end it, at once and later."""
+    """Even if several threads end it, at once or later."""
     made = make_request(A)
     queue.submit(made)
     assert queue.take() is made
@@ -368,8 +368,8 @@ def test_what_runs_when_a_close_ends_is_counted_as_closing(queue: SettledQueue) 
     assert queue.is_idle()
 
 
-def test_close_gives_back_what_waits(queue: SettledQueue) -> None:
-    """Cancelled are those that wait, not those that run, and only once."""
+def test_close_cancels_what_waits(queue: SettledQueue) -> None:
+    """Requests that wait are cancelled, once; running ones are not."""
     running, second, third = make_request(A), make_request(B), make_request(C)
     for each in (running, second, third):
         queue.submit(each)
@@ -393,7 +393,7 @@ def test_closed_queue_takes_and_gives_nothing(queue: SettledQueue) -> None:
 
 
 def test_close_wakes_every_taker() -> None:
-    """Workers end, also where the queue was never opened."""
+    """Workers end, also if the queue was never opened."""
     queue = SettledQueue(3)
     taken: list[Request | None] = []
 

@@ -1,4 +1,4 @@
-"""Flights: boarding, landing once, leaving, and who closes what was handed out."""
+"""Calls: joining, finishing once, leaving, and closing the shared file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Closable:
-    """A shared file of which only its closing matters."""
+    """A shared file that counts its closes."""
 
     def __init__(self) -> None:
         self.closed_count = 0
@@ -26,12 +26,12 @@ class Closable:
         self.closed_count += 1
 
     def result(self) -> Result:
-        """A landing with this shared file."""
+        """A result with this shared file."""
         return Result(cast("SharedFile", self), is_built=True)
 
 
-def test_a_landing_wakes_everyone() -> None:
-    """All who wait get the same, and so does who comes to wait later."""
+def test_a_result_wakes_every_caller() -> None:
+    """All callers get the same result, also one that waits later."""
     call, result = Call(), Result(error=ValueError("why"))
     for _ in range(5):
         assert call.join(object())
@@ -44,7 +44,7 @@ def test_a_landing_wakes_everyone() -> None:
 
 @pytest.mark.parametrize("timeout_s", [-1.0, 0.0, 0.01])
 def test_a_wait_ends_in_time(timeout_s: float) -> None:
-    """None where the build has not ended; a negative time is none."""
+    """It returns None if the build has not ended; a negative timeout does not wait."""
     call = Call()
     call.join(0)
     assert call.wait(timeout_s) is None
@@ -52,15 +52,15 @@ def test_a_wait_ends_in_time(timeout_s: float) -> None:
 
 
 def test_a_wait_may_be_longer_than_any_clock() -> None:
-    """More seconds than the system can wait for are as good as without limit."""
+    """More seconds than the system can wait for mean no limit."""
     call = Call()
     call.join(0)
     call.finish(Result())
     assert call.wait(float("inf")) == Result()
 
 
-def test_only_the_first_landing_counts() -> None:
-    """A close that comes before the end of the build decides; what is built late is closed."""
+def test_only_the_first_result_counts() -> None:
+    """A close that comes before the end of the build counts; a late archive is closed."""
     call, late = Call(), Closable()
     call.join(0)
     closing = Result(error=ValueError("closing"))
@@ -70,16 +70,16 @@ def test_only_the_first_landing_counts() -> None:
     assert late.closed_count == 1
 
 
-def test_nobody_boards_what_has_landed() -> None:
-    """It is too late: who comes then looks again."""
+def test_a_finished_call_is_not_joined() -> None:
+    """A caller that comes too late looks again."""
     call = Call()
     call.finish(Result())
     assert not call.join(object())
     assert not call.is_awaited
 
 
-def test_the_last_one_closes_the_handout() -> None:
-    """Once, after everyone has left; not by those before, nor by who gave up earlier."""
+def test_the_last_caller_closes_the_shared_file() -> None:
+    """Only the last caller closes it, and once."""
     call, shared_file = Call(), Closable()
     for seat in range(3):
         call.join(seat)
@@ -92,8 +92,8 @@ def test_the_last_one_closes_the_handout() -> None:
     assert shared_file.closed_count == 1
 
 
-def test_a_handout_for_nobody_is_closed_at_once() -> None:
-    """Everyone has given up before the end, and nothing is kept of it."""
+def test_a_shared_file_without_callers_is_closed_at_once() -> None:
+    """If all callers have left before the end, nothing is kept."""
     call, shared_file = Call(), Closable()
     call.join(0)
     call.leave(0)
@@ -102,8 +102,8 @@ def test_a_handout_for_nobody_is_closed_at_once() -> None:
     assert call.wait(0) == Result()
 
 
-def test_leaving_and_landing_together_close_once() -> None:
-    """Whoever of the two comes last closes, however they meet."""
+def test_leaving_and_finishing_together_close_once() -> None:
+    """The later of the two closes it, once."""
     for _ in range(200):
         call, shared_file = Call(), Closable()
         call.join(0)

@@ -128,7 +128,7 @@ def test_one_logger_has_the_outcome_of_every_prepare(
     ):
 
         def outcome(timeline: MemoryTimeline, lsn: Lsn = LSN_A) -> str:
-            """What was logged of a timeline's prepare since this was last called."""
+            """The log line of a timeline's prepare since the last call."""
             name = f"basebackup of {harness.tenant.tenant_id}/{timeline.timeline_id} at {lsn}"
             found = [r for r in caplog.records if name in r.getMessage()]
             caplog.clear()
@@ -252,7 +252,7 @@ def test_timelines_are_built_at_the_same_time(tmp_path: Path) -> None:
 
 
 def test_the_queue_is_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What overflows is a skip; a request for a timeline that waits still takes its place."""
+    """A request too many is a skip; another request of a timeline that waits is not."""
     harness = Harness(tmp_path / "cache", prepare_concurrency=1, prepare_channel_size=2)
     with harness, Gate() as gate:
         blocker, *others = (harness.timeline(LSN_B) for _ in range(5))
@@ -274,7 +274,7 @@ def test_the_queue_is_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
 def test_requests_before_the_start_is_done_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until the directory is known, `get` is None and prepares wait in the bounded queue."""
+    """Until the directory is loaded, `get` returns None and prepares wait in the bounded queue."""
     harness = Harness(tmp_path / "cache", prepare_channel_size=1)
     known, new, overflow = (harness.timeline() for _ in range(3))
     harness.seed(known)
@@ -366,7 +366,7 @@ def test_the_lsn_is_awaited_in_slices(harness: Harness) -> None:
 def test_a_host_that_times_out_at_once_does_not_make_a_worker_spin(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """TimeoutError before its time is waited out; the error names wanted and current LSN."""
+    """After an early TimeoutError the rest of the time is waited; the error names both LSNs."""
     with Harness(tmp_path / "cache", wait_lsn_timeout=0.5) as harness:
         timeline = harness.timeline(LSN_A)
         calls: list[float] = []
@@ -385,7 +385,7 @@ def test_a_host_that_times_out_at_once_does_not_make_a_worker_spin(
 
 
 def test_a_tip_that_moves_during_the_build_is_a_skip(harness: Harness) -> None:
-    """Nothing is published of a basebackup that its timeline has outgrown meanwhile."""
+    """A basebackup that its timeline outgrows during the build is not published."""
     timeline = harness.prepared()
     timeline.advance(LSN_B)
 
@@ -403,7 +403,7 @@ def test_a_tip_that_moves_during_the_build_is_a_skip(harness: Harness) -> None:
 
 @pytest.mark.parametrize("calls_before", [0, 1, 2], ids=["wanted", "waited", "built"])
 def test_a_stop_decides_whatever_comes_after(harness: Harness, calls_before: int) -> None:
-    """Told to stop while it asks the host for the tip, a prepare does nothing more."""
+    """A prepare that is stopped while it asks the host for the tip does nothing more."""
     timeline = harness.timeline()
     answers = iter([LSN_A] * calls_before)
     original = timeline.get_last_record_lsn
@@ -437,7 +437,7 @@ def test_a_stop_during_the_wait_decides_before_the_tip(harness: Harness) -> None
 
 
 def test_no_wait_goes_past_the_timeout(tmp_path: Path) -> None:
-    """The last slice ends with it, however short it is."""
+    """The last slice ends with the timeout."""
     waits_s: list[float] = []
     with Harness(tmp_path / "cache", wait_lsn_timeout=0.05) as harness:
         timeline = harness.timeline()
@@ -457,7 +457,7 @@ def test_no_wait_goes_past_the_timeout(tmp_path: Path) -> None:
 def test_a_host_that_takes_its_time_is_asked_again_at_once(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only what a host has left of a slice is waited out; there is none below nothing."""
+    """Only the rest of a slice is waited, and never a negative time."""
     timeline = harness.timeline()
     real_wait = MemoryTimeline(LSN_A)
     real_sleep, left_s = time.sleep, []
@@ -523,7 +523,7 @@ def test_what_was_just_built_is_taken_for_checked_only_where_nothing_is(
 
 
 def test_the_seconds_of_a_prepare_are_those_that_it_took(tmp_path: Path) -> None:
-    """No phase takes less than nothing, or more than passes."""
+    """No phase is negative or longer than the time that passed."""
     started_s = time.monotonic()
     with Harness(tmp_path / "cache") as harness:
         harness.prepared()
@@ -532,8 +532,8 @@ def test_the_seconds_of_a_prepare_are_those_that_it_took(tmp_path: Path) -> None
             assert 0 <= harness.value(f"bbcache_prepare_seconds_sum{{phase={phase}}}") <= passed_s
 
 
-def test_what_is_held_at_the_lsn_is_not_built_again(harness: Harness) -> None:
-    """Not only what is newer."""
+def test_an_entry_at_the_lsn_is_not_built_again(harness: Harness) -> None:
+    """As with a newer entry."""
     timeline = harness.prepared()
     harness.prepare(timeline)
     assert harness.counts() == {"ok": 1, "skip": 1}
@@ -541,7 +541,7 @@ def test_what_is_held_at_the_lsn_is_not_built_again(harness: Harness) -> None:
 
 
 def test_a_skip_is_no_failure(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has gone on while it was built does not rest: it is built for whoever asks next."""
+    """A timeline that moves on during its build does not pause: the next caller gets a build."""
     stand_still(monkeypatch, harness)
     timeline = harness.timeline()
 
@@ -557,10 +557,10 @@ def test_a_skip_is_no_failure(harness: Harness, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("tip", [LSN_B, LSN_A], ids=["there", "back"])
-def test_a_build_that_fails_makes_its_timeline_rest(
+def test_a_failed_build_makes_its_timeline_pause(
     harness: Harness, tip: Lsn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unless the timeline has gone on meanwhile; where it has gone back, something is wrong."""
+    """Unless the timeline has moved on; a tip that has moved back is an error."""
     stand_still(monkeypatch, harness)
     timeline = harness.timeline(LSN_B)
 
@@ -578,7 +578,7 @@ def test_a_build_that_fails_makes_its_timeline_rest(
 def test_an_lsn_that_does_not_come_rests_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not waited for again and again; the timeline is built where it is."""
+    """Its LSN pauses, while the timeline is built at its tip."""
     with Harness(tmp_path / "cache", wait_lsn_timeout=0.01) as harness:
         stand_still(monkeypatch, harness)
         timeline = harness.timeline()
@@ -615,7 +615,7 @@ def test_a_rebuild_asks_the_tenant_of_the_entry(harness: Harness) -> None:
 
 @pytest.mark.parametrize("tip", [Lsn(LSN_A - 1), Lsn(LSN_A + 1)], ids=["back", "on"])
 def test_a_rebuild_wants_the_tip_at_exactly_its_lsn(harness: Harness, tip: Lsn) -> None:
-    """A timeline that is elsewhere, before it or after, is not waited for."""
+    """If its tip is at another LSN, before or after, the rebuild is skipped."""
     timeline = harness.prepared()
     put(timeline, "get_last_record_lsn", lambda: tip)
     timeline.on_wait = _not_to_be_called

@@ -1,4 +1,4 @@
-"""The checks of a prepare: of any two that fail the earlier decides."""
+"""The checks of a prepare: if two fail, the earlier one decides."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Scene:
-    """A timeline whose prepare at `LSN_B` would succeed, were it not for what is wrong."""
+    """A timeline whose prepare at `LSN_B` succeeds unless a test breaks something."""
 
     def __init__(self, harness: Harness) -> None:
         self.harness = harness
@@ -111,7 +111,7 @@ def _nothing(_scene: Scene) -> None:
 
 
 class Check(NamedTuple):
-    """One check of a prepare: how to make it fail, and what it then says."""
+    """One check of a prepare: how to make it fail, and its result then."""
 
     spoil: Callable[[Scene], None]
     result: str

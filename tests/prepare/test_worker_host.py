@@ -102,7 +102,7 @@ def test_whatever_a_callback_raises_is_counted_and_logged(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A host may raise anything anywhere: an error with ids and LSN, and the worker lives."""
+    """Whatever a host raises is an error with ids and LSN, and the worker goes on."""
     timeline = harness.timeline()
     with monkeypatch.context() as patch:
         patch.setattr(_callback_owner(harness, timeline, callback), callback, _raiser(error))
@@ -120,7 +120,7 @@ def test_whatever_a_callback_raises_is_counted_and_logged(
 def test_a_host_cannot_pretend_to_be_the_cache(
     harness: Harness, callback: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a host raises itself is an error, also an exception of another cache of its own."""
+    """An exception of the host is an error, even if it comes from another cache."""
     timeline = harness.timeline()
     with monkeypatch.context() as patch:
         patch.setattr(_callback_owner(harness, timeline, callback), callback, _raiser(error))
@@ -159,7 +159,7 @@ def _swallowing_a_type_error(writer: Any, lsn: Lsn) -> None:
 
 
 def test_a_swallowed_limit_fails_the_build(tmp_path: Path) -> None:
-    """Once the writer has raised, the build fails, even where the host goes on as if not."""
+    """Once the writer has raised, the build fails, even if the host goes on."""
     with Harness(tmp_path / "cache", max_total_size_bytes=2 * MIB) as harness:
         harness.prepared(size_bytes=MIB // 2)
         timeline = harness.timeline()
@@ -233,7 +233,7 @@ def test_a_host_may_close_and_flush_the_writer(harness: Harness) -> None:
 
 
 def test_a_host_that_detaches_the_writer_gets_an_error(harness: Harness) -> None:
-    """A writer taken to pieces by the host fails its build, and nothing else."""
+    """A host that breaks the writer's attributes fails its build, and nothing else."""
     timeline = harness.timeline()
     kept: list[Any] = []
 
@@ -248,7 +248,7 @@ def test_a_host_that_detaches_the_writer_gets_an_error(harness: Harness) -> None
 
 
 def test_a_host_may_write_with_tarfile(harness: Harness, tmp_path: Path) -> None:
-    """A tar stream of the standard library, and shutil's copy, are what a writer is for."""
+    """A `tarfile` stream and `shutil.copyfileobj` can write to it."""
     (tmp_path / "PG_VERSION").write_text("17\n")
     with_tarfile, with_copy = harness.timeline(), harness.timeline()
 
@@ -270,7 +270,7 @@ def test_a_host_may_write_with_tarfile(harness: Harness, tmp_path: Path) -> None
 
 
 def test_a_write_after_the_callback_raises_value_error(harness: Harness) -> None:
-    """The writer is dead once the callback has returned, and the archive stays as it is."""
+    """The writer raises once the callback has returned, and the archive does not change."""
     timeline = harness.timeline()
     kept: list[TarballWriter] = []
 
@@ -288,7 +288,7 @@ def test_a_write_after_the_callback_raises_value_error(harness: Harness) -> None
 
 
 def test_a_write_after_a_callback_that_failed_raises_value_error(harness: Harness) -> None:
-    """The writer is dead then too."""
+    """The writer raises then too."""
     kept: list[TarballWriter] = []
 
     def send(writer: TarballWriter, _lsn: Lsn) -> None:
@@ -329,7 +329,7 @@ def test_another_threads_late_write_changes_nothing(harness: Harness) -> None:
 def test_a_write_under_way_when_the_callback_returns_spoils_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is waited for, or fails the build: no archive is published with a part of it."""
+    """The build waits for it or fails: no archive is published with a part of it."""
     with (
         Harness(tmp_path / "cache", verify_reads="never") as harness,
         Gate() as gate,
@@ -366,7 +366,7 @@ def test_a_write_under_way_when_the_callback_returns_spoils_nothing(
 def test_a_write_under_way_when_the_callback_raises_takes_no_room(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is waited for: nothing is reserved, or written, for a build that is over."""
+    """The build waits for it: nothing is reserved or written after the build."""
     with Gate() as gate, Gate() as abandoning:
         timeline = harness.timeline()
         real_grow = BuildSpace.grow
@@ -400,7 +400,7 @@ def test_a_write_under_way_when_the_callback_raises_takes_no_room(
 def test_a_write_that_fails_after_the_callback_returned_fails_the_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The end of the archive waits for a write under way, and for what that has raised."""
+    """The end of the archive waits for a write under way, and sees its error."""
     with Harness(tmp_path / "cache", verify_reads="never") as harness, Gate() as gate:
         timeline = harness.timeline()
         real_append = TempFile.append
@@ -433,7 +433,7 @@ def test_a_write_that_fails_after_the_callback_returned_fails_the_build(
 
 
 def test_a_host_may_write_from_threads_of_its_own(harness: Harness) -> None:
-    """Writes come from whatever thread the host likes, as long as the callback runs."""
+    """A host may write from any thread while the callback runs."""
     timeline = harness.timeline()
 
     def send(writer: TarballWriter, lsn: Lsn) -> None:
@@ -445,7 +445,7 @@ def test_a_host_may_write_from_threads_of_its_own(harness: Harness) -> None:
 
 
 def test_a_failing_write_of_another_thread_fails_the_build(tmp_path: Path) -> None:
-    """An error that only a helper thread of the host has seen fails the build all the same."""
+    """An error that only a helper thread of the host has seen fails the build."""
     with Harness(tmp_path / "cache", max_entry_size_bytes=MIB) as harness:
         timeline = harness.timeline()
 

@@ -1,4 +1,4 @@
-"""LSNs that are not reached yet, or never: they cost nobody else worker, slot or place."""
+"""LSNs that are not reached yet, or never: they hold no worker, slot or capacity."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BOGUS = Lsn(2**63)
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Iterator[Harness]:
-    """A running cache with one worker, which waits for an LSN as long as no test lasts."""
+    """A running cache with one worker and a very long `wait_lsn_timeout`."""
     with Harness(tmp_path / "cache", prepare_concurrency=1) as opened:
         yield opened
 
@@ -49,7 +49,7 @@ def wait_phases(harness: Harness) -> float:
 
 
 def until_looked_at(timeline: MemoryTimeline) -> Gate:
-    """A gate that opens itself, to see the first wait for an LSN of a timeline."""
+    """A gate that opens itself at the first wait for an LSN of a timeline."""
     gate, real_wait = Gate(), timeline.wait_lsn
     gate.open()
 
@@ -87,7 +87,7 @@ def test_the_true_prepare_passes_one_that_waits(harness: Harness, kind: str) -> 
 
 @pytest.mark.parametrize("lsns", [(LSN_A, BOGUS), (BOGUS, LSN_A), (BOGUS, LSN_A, LSN_C)], ids=str)
 def test_queued_together_the_true_one_is_published(tmp_path: Path, lsns: tuple[Lsn, ...]) -> None:
-    """In any order; the others end as errors when their time is up, each counted once."""
+    """In any order; the other requests end as errors after their timeout, each counted once."""
     settings = {"prepare_concurrency": 1, "wait_lsn_timeout": 1.0}
     with Harness(tmp_path / "cache", **settings) as harness, Gate() as gate:
         busy, timeline = harness.timeline(), harness.timeline()
@@ -104,7 +104,7 @@ def test_queued_together_the_true_one_is_published(tmp_path: Path, lsns: tuple[L
 
 
 def test_the_error_names_what_was_wanted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """And where the timeline stands; the caller is told the same."""
+    """It names the tip as well; the caller gets the same error."""
     with Harness(tmp_path / "cache", wait_lsn_timeout=0.5) as harness:
         timeline = harness.timeline()
         with pytest.raises(FillError, match="was not reached in 0") as caught:
@@ -115,7 +115,7 @@ def test_the_error_names_what_was_wanted(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def test_many_that_wait_take_no_place_of_others(tmp_path: Path) -> None:
-    """However many, of one timeline or of many, sent or asked for: prepares find room."""
+    """Prepares find room beside any number of them, of one timeline or many."""
     settings = {"prepare_concurrency": 1, "prepare_channel_size": 2}
     with Harness(tmp_path / "cache", **settings) as harness:
         timelines = [harness.timeline() for _ in range(3)]
@@ -166,7 +166,7 @@ def test_impatient_callers_starve_no_prepare(tmp_path: Path, kind: str) -> None:
 
 
 def test_many_timelines_wait_and_one_worker_builds(harness: Harness) -> None:
-    """A worker looks at them in turn, and builds what can be built; each that is reached, too."""
+    """A worker looks at them in turn, and builds each that is reached."""
     waiting = [harness.timeline() for _ in range(50)]
     for timeline in waiting:
         harness.send(timeline, LSN_B)
@@ -186,7 +186,7 @@ def test_many_timelines_wait_and_one_worker_builds(harness: Harness) -> None:
 
 @pytest.mark.parametrize("count", [1, 60])
 def test_waiting_does_not_spin(tmp_path: Path, count: int) -> None:
-    """Looks are paced, also with a host that gives up at once."""
+    """Waits are paced, also with a host that gives up at once."""
     with Harness(tmp_path / "cache", prepare_concurrency=2) as harness:
         looks: list[float] = []
 
@@ -206,7 +206,7 @@ def test_waiting_does_not_spin(tmp_path: Path, count: int) -> None:
 
 
 def test_the_wait_is_observed_once_and_whole(harness: Harness) -> None:
-    """However often the LSN was looked at."""
+    """However often the worker has looked at the LSN."""
     timeline = harness.timeline()
     looked = until_looked_at(timeline)
     began_s = time.monotonic()
@@ -248,7 +248,7 @@ def test_a_wait_that_the_host_asked_for_outlasts_callers(harness: Harness) -> No
 
 
 def test_waits_of_one_timeline_end_in_order(harness: Harness) -> None:
-    """Each caller gets its own LSN as it is reached, below one that never is."""
+    """Each caller gets its LSN when it is reached, beside one that never is."""
     timeline = harness.timeline()
     workers = [fillers(harness, timeline, 1, lsn)[0] for lsn in (BOGUS, LSN_C, LSN_B)]
     for worker, lsn in ((workers[2], LSN_B), (workers[1], LSN_C)):
@@ -258,7 +258,7 @@ def test_waits_of_one_timeline_end_in_order(harness: Harness) -> None:
 
 
 def test_a_wait_notices_that_its_tenant_goes(harness: Harness) -> None:
-    """It does not last to its end for nothing."""
+    """The wait ends before its timeout."""
     timeline = harness.timeline()
     looked = until_looked_at(timeline)
     (worker,) = fillers(harness, timeline, 1, BOGUS)
@@ -269,7 +269,7 @@ def test_a_wait_notices_that_its_tenant_goes(harness: Harness) -> None:
 
 
 def test_a_close_ends_every_wait(harness: Harness) -> None:
-    """At once, though one worker looks at all of them in turn."""
+    """They end at once, although one worker looks at all of them in turn."""
     timelines = [harness.timeline() for _ in range(30)]
     for timeline in timelines:
         harness.send(timeline, BOGUS)
@@ -284,7 +284,7 @@ def test_a_close_ends_every_wait(harness: Harness) -> None:
 
 
 class TestOutgrown:
-    """LSNs that a timeline is past: their builds are for their callers alone."""
+    """LSNs that a timeline is past, whose builds are for their callers alone."""
 
     @pytest.fixture
     def timeline(self, harness: Harness) -> MemoryTimeline:
@@ -300,7 +300,7 @@ class TestOutgrown:
         return made
 
     def test_they_go_behind_the_tip(self, harness: Harness, timeline: MemoryTimeline) -> None:
-        """Though their callers have come first."""
+        """Although their callers came first."""
         busy = harness.timeline()
         with Gate() as gate:
             stop_while_sending(busy, gate)
@@ -319,7 +319,7 @@ class TestOutgrown:
     def test_one_that_runs_delays_the_tip_by_itself_alone(
         self, harness: Harness, timeline: MemoryTimeline
     ) -> None:
-        """Those behind it come after the tip."""
+        """Requests at older LSNs come after the tip."""
         with Gate() as gate:
             send = timeline.on_send
             assert send is not None
