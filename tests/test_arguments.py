@@ -1,4 +1,4 @@
-"""Arguments of a wrong type: one wording, from every method, that says what to pass instead."""
+"""Arguments of a wrong type: every method says in the same words what to pass instead."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ RIGHT = {"tenant_id": TENANT, "tenant_shard_id": SHARD, "timeline_id": TIMELINE,
 
 
 def check_text(error: object, name: str, text: str, hint: str) -> None:
-    """The text names the argument, what came, and what to pass instead on a line of its own."""
+    """The text names the argument and its type, and the hint what to pass instead."""
     lines = str(error).split("\n")
     assert lines[0].startswith(f"{name} must be ")
     assert text in lines[0]
@@ -88,7 +88,7 @@ def check_text(error: object, name: str, text: str, hint: str) -> None:
 
 
 def refused(call: Callable[..., object], *arguments: object, **named: object) -> TypeError:
-    """What a call raises: a TypeError that is one of bbcache's as well."""
+    """The exception of a call: a TypeError and a BbcacheError."""
     with pytest.raises(TypeError) as caught:
         call(*arguments, **named)
     assert isinstance(caught.value, BbcacheError)
@@ -109,7 +109,7 @@ def make_harness(tmp_path: Path) -> Iterator[Harness]:
 def test_a_get_says_which_argument_is_wrong(
     harness: Harness, life: str, method: str, name: str, value: object, text: str, hint: str
 ) -> None:
-    """Where it finds nothing, whatever the life of the cache; and it is not counted as a miss."""
+    """If there is no entry, in any state of the cache; it does not count as a miss."""
     cache = harness.cache
     if life == "closed":
         cache.close()
@@ -125,7 +125,7 @@ def test_a_get_says_which_argument_is_wrong(
 def test_get_or_prepare_says_which_argument_is_wrong(
     harness: Harness, life: str, name: str, value: object, text: str, hint: str
 ) -> None:
-    """With the same words, before anything else, whatever the life of the cache."""
+    """With the same words, before anything else, in any state of the cache."""
     cache = harness.cache
     if life == "closed":
         cache.close()
@@ -230,7 +230,7 @@ def test_a_timeout_is_a_number_of_seconds(harness: Harness, value: Any, hint: st
 
 
 def test_a_timeout_that_is_no_number_of_seconds(harness: Harness) -> None:
-    """Nan is a ValueError; less than nothing does not wait; very much waits without limit."""
+    """Nan is a ValueError, a negative time does not wait, and a huge one waits without limit."""
     with pytest.raises(ValueError, match="timeout must be a number of seconds or None, not nan"):
         harness.cache.wait_idle(math.nan)
     assert (seconds("t", -5), seconds("t", -(10**400)), seconds("t", 0)) == (0.0, 0.0, 0)
@@ -244,7 +244,7 @@ def test_a_timeout_that_is_no_number_of_seconds(harness: Harness) -> None:
 
 
 def test_go_on_must_be_callable(harness: Harness) -> None:
-    """It is refused at once, not when somebody has waited for a while."""
+    """It is refused at once, not after a wait."""
     held = harness.prepared()
     arguments: list[Any] = [harness.shard_of(held), held.timeline_id, LSN_A, None, 5]
     assert str(refused(harness.cache.get_or_prepare, *arguments)) == (
@@ -314,7 +314,7 @@ def test_a_disabled_cache_needs_no_host(tmp_path: Path) -> None:
 
 
 def test_a_registry_of_ones_own_kind_is_taken(tmp_path: Path) -> None:
-    """What has the methods is a registry, as it is for prometheus_client."""
+    """An object with the methods is a registry, as for prometheus_client."""
 
     class Registry(CollectorRegistry):
         """A user's own."""

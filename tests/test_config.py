@@ -76,7 +76,7 @@ BAD_DURATIONS = [
 
 
 def check_refused(make: Callable[[], object], *named: str) -> str:
-    """Both faces of a settings error, and what its text names; returns the text."""
+    """Check that a call raises a ConfigError that names some words; returns its text."""
     with pytest.raises(ConfigError) as caught:
         make()
     assert isinstance(caught.value, ValueError)
@@ -301,7 +301,7 @@ def test_numbers_that_cannot_be_printed_are_bad_values_like_any_other(
 
 
 def test_a_key_that_cannot_be_printed_is_an_unknown_key() -> None:
-    """A table that was made in Python may have keys of any kind."""
+    """A table made in Python may have keys of any type."""
     table: dict[Any, Any] = {10**5000: 1, "b": 2}
     check_refused(lambda: BasebackupCacheConfig.from_toml(table), "an unprintable int, b")
 
@@ -385,5 +385,5 @@ def test_durations_are_finite_or_refused(text: str) -> None:
 
 
 def make(**settings: Any) -> BasebackupCacheConfig:
-    """Settings of whatever types, so that the checks of types can be tried."""
+    """Settings of any types, to try the checks."""
     return BasebackupCacheConfig(**settings)

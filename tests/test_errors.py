@@ -97,7 +97,7 @@ def test_errors_are_also_what_python_programs_catch(
 
 @pytest.mark.parametrize("cls", [NotReadyError, ArchiveError, LimitError, ClosingError])
 def test_other_errors_are_no_disk_errors(cls: type[BbcacheError]) -> None:
-    """What proves damage or ends a build must not be taken for a failing disk."""
+    """An error that proves damage or ends a build must not look like a failing disk."""
     assert not issubclass(cls, (OSError, ValueError))
 
 
@@ -127,7 +127,7 @@ def test_errors_survive_pickle(error: BbcacheError) -> None:
 
 @pytest.mark.parametrize("error", MADE, ids=repr)
 def test_errors_survive_copy(error: BbcacheError) -> None:
-    """A copied error is the same in all that it says."""
+    """A copied error has the same text and attributes."""
     check_same(copy.copy(error), error)
     check_same(copy.deepcopy(error), error)
 

@@ -33,7 +33,7 @@ id_classes = pytest.mark.parametrize("cls", [TenantId, TimelineId])
 
 
 def check_refused(parse: Callable[[], object]) -> str:
-    """Both faces of a parse error; returns its text."""
+    """Check that an error is a ParseError and a ValueError; returns its text."""
     with pytest.raises(ParseError) as caught:
         parse()
     assert isinstance(caught.value, ValueError)
@@ -58,7 +58,7 @@ def test_id_prints_lower_case_and_parses_both_cases(
 @id_classes
 @pytest.mark.parametrize("text", BAD_IDS)
 def test_id_refuses_other_texts(cls: type[TenantId | TimelineId], text: str) -> None:
-    """Exactly 32 hex digits: no blank, sign, prefix, foreign digit or newline."""
+    """Only exactly 32 hex digits: no blank, sign, prefix, foreign digit or newline."""
     assert repr(text) in check_refused(lambda: cls.from_str(text))
 
 

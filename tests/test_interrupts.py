@@ -62,7 +62,7 @@ def busy_worker(
     lsn: Lsn = LSN_A,
     until: Callable[[], object] = lambda: False,
 ) -> Iterator[None]:
-    """Keep the only worker busy in a block, unless something is so before."""
+    """Keep the only worker busy during a block, or until `until` is true."""
     begun, is_over = threading.Event(), threading.Event()
     timeline = timeline or harness.timeline()
 
@@ -139,7 +139,7 @@ def clean_up(harness: Harness) -> Iterator[Callable[[], object]]:
 
 @scenario
 def look_on(harness: Harness) -> Iterator[Callable[[], object]]:
-    """What waits, and what lists."""
+    """Calls that wait, and `entries`."""
     with busy_worker(harness):
 
         def look() -> None:
@@ -205,7 +205,7 @@ def fill_build(harness: Harness) -> Iterator[Callable[[], object]]:
 
 @scenario
 def fill_unpublished(harness: Harness) -> Iterator[Callable[[], object]]:
-    """The timeline has gone on: the archive is handed out and not published."""
+    """The timeline has moved on: the archive is returned and not published."""
     yield functools.partial(filled, harness, harness.timeline(LSN_B), LSN_A)
 
 
@@ -230,7 +230,7 @@ def fill_join_what_was_sent(harness: Harness) -> Iterator[Callable[[], object]]:
 
 @scenario
 def fill_in_no_time(harness: Harness) -> Iterator[Callable[[], object]]:
-    """The call gives up, and its request goes behind what can run."""
+    """The call gives up, and its request goes behind the line."""
     with busy_worker(harness):
         timeline = harness.timeline()
 
@@ -259,7 +259,7 @@ def fill_that_fails(harness: Harness) -> Iterator[Callable[[], object]]:
 
 @pytest.fixture
 def harness() -> Iterator[Harness]:
-    """A cache in memory, where there is such a place, with one worker and a short queue."""
+    """A cache with one worker and a short queue, in /dev/shm if that exists."""
     base = _SHM_DIR if _SHM_DIR.is_dir() and os.access(_SHM_DIR, os.W_OK) else None
     parent = Path(tempfile.mkdtemp(prefix="bbcache-", dir=base))
     with Harness(parent / "cache", prepare_concurrency=1, prepare_channel_size=1) as made:
@@ -268,14 +268,14 @@ def harness() -> Iterator[Harness]:
 
 
 def _check(harness: Harness, descriptors: int) -> None:
-    """After each interrupt, in another thread: what the main thread holds is waited for."""
+    """The checks after each interrupt, in another thread, which a held lock would stop."""
     harness.wait_idle()
     harness.cache.entries()
     assert count_descriptors() == descriptors
 
 
 def _check_all(harness: Harness) -> None:
-    """After a few, for it takes longer."""
+    """Checks that take longer, after every few interrupts."""
     assert harness.value("pageserver_basebackup_cache_prepare_queue_size") == 0
     assert unpublished_bytes(harness) == 0
     harness.check_accounting()
@@ -313,7 +313,7 @@ def test_an_interrupt_anywhere_does_no_harm(harness: Harness, name: str) -> None
 
 
 def _close_is_done(harness: Harness) -> None:
-    """In another thread: the interrupted close can be finished, and the directory is free."""
+    """The interrupted close can be finished in another thread, and the directory is free."""
     harness.cache.close(DEADLINE_S)
     assert harness.living() == harness.living("cleanup") == []
     assert harness.value("pageserver_basebackup_cache_prepare_queue_size") == 0
@@ -361,14 +361,14 @@ def test_an_interrupt_anywhere_in_a_close_does_no_harm(harness: Harness) -> None
 
 @pytest.fixture
 def _quick_collections() -> None:
-    """Let collections from now on leave alone what other tests have made."""
+    """Make later collections skip the objects of other tests."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.mark.usefixtures("_quick_collections")
 def test_an_interrupt_anywhere_in_a_spawn_frees_the_directory(harness: Harness) -> None:
-    """And leaves no thread; but for the places in `threading` and `concurrent.futures`."""
+    """It leaves no thread either, except at places inside `threading`."""
     harness.cache.close()
 
     def spawn() -> BasebackupCache:

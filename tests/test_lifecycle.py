@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """Where the caches of several processes are, one at a time."""
+    """The directory of the caches of several processes, one at a time."""
     return tmp_path / "cache"
 
 
@@ -58,7 +58,7 @@ def _tell(child: subprocess.Popen[str]) -> None:
 
 
 def _check_restart(data_dir: Path) -> set[int]:
-    """Restart on what a process has left: good entries, no foreign files; returns their LSNs."""
+    """Restart on a process's directory: good entries, no foreign files; returns the LSNs."""
     harness, timeline = fixed_harness(str(data_dir))
     timeline.advance(LSN_B)
     with harness:
@@ -90,7 +90,7 @@ def test_a_forked_child_wants_no_lock_and_holds_none(data_dir: Path) -> None:
 def test_a_child_forked_in_a_callback_does_not_come_out_of_it(
     data_dir: Path, name: str, how: str
 ) -> None:
-    """It ends there, and the work that it was forked in the middle of is its parent's alone."""
+    """It ends there, and only its parent goes on with the work."""
     run_child("support.process_children:fork_in_a_callback", data_dir, name, how)
     assert _check_restart(data_dir) == {LSN_B}
 
@@ -123,7 +123,7 @@ def _is_free(data_dir: Path) -> bool:
 def test_the_lock_of_a_killed_process_is_taken_at_once(
     data_dir: Path, started: list[subprocess.Popen[str]]
 ) -> None:
-    """While it lives the error names its pid; once it is killed the next start is fine."""
+    """While it lives the error names its pid; once it is killed the next start succeeds."""
     child = start_child("support.process_children:hold", data_dir)
     started.append(child)
     assert _line(child) == "open"
@@ -138,7 +138,7 @@ def test_the_lock_of_a_killed_process_is_taken_at_once(
 def test_of_many_processes_at_once_one_gets_the_directory(
     data_dir: Path, started: list[subprocess.Popen[str]]
 ) -> None:
-    """The others are told the pid of the one, however close they came."""
+    """The errors of the others name its pid."""
     open_together = "support.process_children:open_together"
     started.extend(start_child(open_together, data_dir) for _ in range(5))
     for child in started:
@@ -213,7 +213,7 @@ def test_a_kill_in_a_start_or_a_quarantine(data_dir: Path, death: str) -> None:
 
 
 def test_the_exit_of_the_interpreter_closes_in_two_steps(data_dir: Path) -> None:
-    """First every cache stops its threads, before they are joined; then it is closed for good."""
+    """First every cache stops its threads, before they are joined; then it is closed."""
     harness, timeline = fixed_harness(str(data_dir))
     with harness:
         harness.prepare(timeline)
@@ -226,13 +226,13 @@ def test_the_exit_of_the_interpreter_closes_in_two_steps(data_dir: Path) -> None
 
 
 class _Closing:
-    """A cache, as far as the exit is concerned."""
+    """An object that is closed at the exit."""
 
     def begin_close(self) -> None:
         """Begin to do nothing."""
 
     def close(self, timeout: float | None = None) -> None:
-        """Do nothing for no time."""
+        """Do nothing."""
 
 
 def test_caches_that_come_and_go_at_the_exit_do_not_disturb_it() -> None:
@@ -265,7 +265,7 @@ def test_caches_that_come_and_go_at_the_exit_do_not_disturb_it() -> None:
 def test_a_cache_of_the_parent_is_inert_in_a_child(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the hook of a fork changes is enough: no cache of before does anything."""
+    """After the hook of a fork no earlier cache does anything."""
     harness, timeline = fixed_harness(str(data_dir))
     with harness:
         harness.prepare(timeline)

@@ -1,4 +1,4 @@
-"""Metrics that are declared in rows: what is made of a row, and what the class knows of it."""
+"""Metrics declared in rows: the collector of a row, and the rows of a class."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_two_objects_count_by_themselves(registry: CollectorRegistry) -> None:
 
 
 def test_a_second_owner_in_one_registry_is_named(registry: CollectorRegistry) -> None:
-    """The error says of what the metrics are, and what to do."""
+    """The error says what the metrics belong to, and what to do."""
     Lamps(registry, "lamp shop")
     with pytest.raises(ConfigError, match=r"another lamp shop\nhint: .* second lamp shop of"):
         Lamps(registry, "lamp shop")

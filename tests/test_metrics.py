@@ -64,7 +64,7 @@ def metrics(registry: CollectorRegistry) -> Metrics:
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Collector]]:
-    """What is put into Prometheus' default registry meanwhile, taken out at the end."""
+    """The collectors put into Prometheus' default registry, taken out at the end."""
     collectors: list[Collector] = []
     register = REGISTRY.register
 
@@ -192,7 +192,7 @@ def test_seconds_are_observed_by_phase(
 
 @pytest.mark.usefixtures("metrics")
 def test_text_exposition_is_readable(registry: CollectorRegistry) -> None:
-    """What a scrape gets is parsed back, the gauge that is named _total included."""
+    """A scrape can be parsed, including the gauge that is named _total."""
     text = generate_latest(registry).decode()
     found = {
         sample.name + "".join(f"{{{name}={text}}}" for name, text in sample.labels.items())
@@ -217,7 +217,7 @@ def test_openmetrics_exposition_is_readable(registry: CollectorRegistry) -> None
 
 
 def test_two_caches_have_registries_of_their_own() -> None:
-    """What one counts, the other does not."""
+    """Each counts for itself."""
     registries = [CollectorRegistry(), CollectorRegistry()]
     first, _ = (Metrics(registry) for registry in registries)
     first.reads[ReadResult.HIT].inc()
@@ -267,7 +267,7 @@ def test_default_registry_can_be_used_again() -> None:
 def test_default_registry_that_was_cleared_does_not_fail_the_close(
     default_metrics: Metrics, registered: list[Collector]
 ) -> None:
-    """Tests of hosts clear that registry; a close leaves the rest of it all the same."""
+    """A host's tests may clear that registry; a close then takes the rest out."""
     REGISTRY.unregister(registered[3])
     default_metrics.close()
     assert ours(REGISTRY) == set()
@@ -276,7 +276,7 @@ def test_default_registry_that_was_cleared_does_not_fail_the_close(
 def test_second_cache_in_one_registry_is_refused(
     metrics: Metrics, registry: CollectorRegistry
 ) -> None:
-    """It says what to do, and the first one's numbers are unharmed."""
+    """The error says what to do, and the first one's numbers do not change."""
     metrics.reads[ReadResult.HIT].inc()
     before = values(registry)
     with pytest.raises(ConfigError, match=r"another cache\nhint: .*CollectorRegistry") as caught:
@@ -293,7 +293,7 @@ def test_second_cache_in_one_registry_is_refused(
     ],
 )
 def test_registration_is_all_or_none(registry: CollectorRegistry, name: str) -> None:
-    """One name that is taken, and none of the others stays behind."""
+    """If one name is taken, no other one stays registered."""
 
     class Taken:
         def collect(self) -> list[Metric]:
@@ -309,7 +309,7 @@ def test_registration_is_all_or_none(registry: CollectorRegistry, name: str) -> 
 
 
 class FailingRegistry(CollectorRegistry):
-    """Takes `room` collectors and then fails in a way of its own."""
+    """Takes `room` collectors and then raises a RuntimeError."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -325,7 +325,7 @@ class FailingRegistry(CollectorRegistry):
 
 @pytest.mark.parametrize("room", [0, 1, 13])
 def test_registration_is_undone_whatever_the_registry_raises(room: int) -> None:
-    """A registry that fails otherwise keeps nothing either."""
+    """A registry that raises another error keeps nothing."""
     registry = FailingRegistry(room)
     with pytest.raises(RuntimeError):
         Metrics(registry)

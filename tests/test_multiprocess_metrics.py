@@ -1,4 +1,4 @@
-"""Prometheus' multi-process mode: what another process sees of the caches of two."""
+"""Prometheus' multi-process mode: the metrics of two processes, seen by a third."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEON = "pageserver_basebackup_cache_"
 
 
 def scrape(shared_dir: Path) -> dict[str, float]:
-    """What a process that is none of those that count gives Prometheus."""
+    """The metrics that a process without a cache gives Prometheus."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=str(shared_dir))  # type: ignore[no-untyped-call]
     return samples(registry)
@@ -28,7 +28,7 @@ def scrape(shared_dir: Path) -> dict[str, float]:
 def test_counters_and_gauges_add_up_over_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counters keep what a process has counted that has ended; gauges are of the living."""
+    """Counters keep the counts of ended processes; gauges show living ones."""
     shared_dir = tmp_path / "shared"
     shared_dir.mkdir()
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(shared_dir))

@@ -15,8 +15,8 @@ from bbcache import waiters as waiters_module
 from bbcache.waiters import Waiters
 
 
-def test_what_is_so_already_is_not_waited_for() -> None:
-    """However short the time is; and what is not so is not, after no time at all."""
+def test_a_true_condition_is_not_waited_for() -> None:
+    """A true condition ends the wait with any timeout; a false one returns False in time."""
     waiters = Waiters()
     for timeout_s in (None, 0.0, -1.0, float("inf")):
         assert waiters.wait_for(lambda: True, timeout_s)
@@ -26,7 +26,7 @@ def test_what_is_so_already_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize("timeout_s", [None, DEADLINE_S, float("inf"), threading.TIMEOUT_MAX * 2])
 def test_a_change_wakes_all_who_wait(timeout_s: float | None) -> None:
-    """Each of them looks again, and none waits any more afterwards."""
+    """Each thread looks again and returns."""
     waiters, has_changed = Waiters(), threading.Event()
     waiting = [Worker(waiters.wait_for, has_changed.is_set, timeout_s) for _ in range(3)]
     wait_until(lambda: all(is_waiting(each, "run") for each in waiting))
@@ -40,7 +40,7 @@ def test_a_change_wakes_all_who_wait(timeout_s: float | None) -> None:
 def test_a_change_is_seen_though_nobody_wakes(
     monkeypatch: pytest.MonkeyPatch, timeout_s: float | None
 ) -> None:
-    """After a slice: the thread that was to do it may have been interrupted."""
+    """After a slice, since the thread that should wake may have been interrupted."""
     monkeypatch.setattr(waiters_module, "_SLICE_S", 0.001)
     answers = iter([False, False, True])
     assert Waiters().wait_for(lambda: next(answers), timeout_s)

@@ -23,7 +23,7 @@ def test_a_new_one_is_idle() -> None:
 
 
 def test_wait_idle_gives_up_after_its_timeout() -> None:
-    """Work that goes on makes the wait end False, at once where the timeout is 0."""
+    """The wait returns False while work goes on, at once if the timeout is 0."""
     work_counter = WorkCounter()
     with work_counter.under_way():
         assert not wait_idle(work_counter, 0)
@@ -32,7 +32,7 @@ def test_wait_idle_gives_up_after_its_timeout() -> None:
 
 
 def test_under_way_ends_also_where_the_block_raises() -> None:
-    """A block counts for its time, whatever it raises."""
+    """A block counts until its end, also if it raises."""
     work_counter = WorkCounter()
 
     def fail() -> None:
@@ -68,7 +68,7 @@ def test_the_end_wakes_all_who_wait() -> None:
 
 
 def test_giving_up_wakes_all_who_wait() -> None:
-    """A close with work left makes every wait end False, at once and for ever."""
+    """After a close with work left, every wait returns False at once."""
     work_counter = WorkCounter()
     results: list[bool] = []
 
@@ -83,7 +83,7 @@ def test_giving_up_wakes_all_who_wait() -> None:
 
 
 def test_giving_up_with_nothing_left_is_idle() -> None:
-    """A close that leaves nothing undone was idle."""
+    """After a close without work left, a wait returns True."""
     work_counter = WorkCounter()
     work_counter.give_up()
     assert wait_idle(work_counter, None)

@@ -60,7 +60,7 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
 
 
 def test_three_rounds_of_start_and_stop(harness: Harness) -> None:
-    """A timeline that stops, starts and writes: a hit each time, one file, gone afterwards."""
+    """A timeline that stops and starts has a hit each time; once it has written, its file goes."""
     timeline = harness.timeline()
     tips = [LSN_A, LSN_A + 0x100, LSN_A + 0x200]
     for number, tip in enumerate(tips, start=1):
@@ -95,7 +95,7 @@ def test_without_settings_the_cache_is_disabled(tmp_path: Path) -> None:
 
 
 def test_entries_is_a_snapshot(harness: Harness) -> None:
-    """It lists what is published at that moment, by public types."""
+    """It lists the published entries of the moment, in public types."""
     timeline = harness.prepared()
     size_bytes = harness.path(timeline).stat().st_size
     before = harness.cache.entries()
@@ -194,7 +194,7 @@ def test_a_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
 def test_a_relative_directory_of_a_process_that_is_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody has removed the working directory: a StoreError like any other."""
+    """If the working directory was removed, the error is a StoreError."""
     lost = tmp_path / "lost"
     lost.mkdir()
     monkeypatch.chdir(lost)
@@ -205,7 +205,7 @@ def test_a_relative_directory_of_a_process_that_is_nowhere(
 
 
 def test_a_path_that_can_be_none(tmp_path: Path) -> None:
-    """Also what Python itself refuses as a path is a StoreError."""
+    """A path that Python refuses is a StoreError too."""
     with pytest.raises(StoreError, match="NUL"):
         BasebackupCache.spawn(f"{tmp_path}/a\0b", BasebackupCacheConfig(), MemoryHost())
 
@@ -220,14 +220,14 @@ def test_an_empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("place", [os.mkdir, os.mkfifo])
 def test_a_lock_file_that_is_none(tmp_path: Path, place: Callable[[Path], None]) -> None:
-    """A folder or FIFO in the place of the lock file is a StoreError with a hint."""
+    """A folder or FIFO instead of the lock file is a StoreError with a hint."""
     place(tmp_path / ".bbcache.lock")
     with pytest.raises(StoreError, match="hint: "):
         BasebackupCache.spawn(tmp_path, BasebackupCacheConfig(), MemoryHost(), CollectorRegistry())
 
 
 def test_a_linked_lock_file_is_not_followed(tmp_path: Path) -> None:
-    """A symlink in the place of the lock file is refused, and its target left as it was."""
+    """A symlink instead of the lock file is refused, and its target does not change."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
     directory = tmp_path / "cache"
@@ -239,7 +239,7 @@ def test_a_linked_lock_file_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_second_cache_on_the_directory_is_refused(harness: Harness) -> None:
-    """The error names the holder's pid, from this thread and from another; nothing is hurt."""
+    """The error names the holder's pid, in any thread, and the first cache goes on."""
     other = Harness(harness.dir)
 
     def open_other() -> None:
@@ -306,7 +306,7 @@ def test_wait_idle_covers_queue_build_and_removal(
 
 
 def test_wait_idle_covers_a_clean_up(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is False from the beginning of a step until what is outgrown has been unlinked."""
+    """It is False from the start of a step until outgrown files are unlinked."""
     for owner, name in ((harness.host, "list"), (os, "unlink")):
         harness.prepared().advance(LSN_B)
         with Gate() as gate, monkeypatch.context() as patch:
@@ -320,7 +320,7 @@ def test_wait_idle_covers_a_clean_up(harness: Harness, monkeypatch: pytest.Monke
 
 
 def test_wait_idle_covers_a_quarantine(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is False from the proof of badness until the file is away and the rebuild has ended."""
+    """It is False from the failed check until the file is moved and the rebuild has ended."""
     timeline = harness.prepared()
     harness.path(timeline).write_bytes(b"bad")
     with Gate() as gate, monkeypatch.context() as patch:
@@ -336,7 +336,7 @@ def test_wait_idle_covers_a_quarantine(harness: Harness, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("timeout_s", [math.inf, 1e300, 1e10])
 def test_any_timeout_can_be_waited_for(harness: Harness, timeout_s: float) -> None:
-    """One that is longer than the system can wait is none."""
+    """A timeout that is longer than the system can wait means no limit."""
     with Gate() as gate:
         timeline = harness.timeline()
         stop_while_sending(timeline, gate)
@@ -363,7 +363,7 @@ def test_waiting_threads_are_all_woken(harness: Harness) -> None:
 
 
 def test_a_start_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a thread cannot be started, spawn raises, and nothing is left behind."""
+    """If a thread cannot be started, spawn raises, and nothing is left behind."""
     harness, registry = Harness(tmp_path), CollectorRegistry()
     real_start = threading.Thread.start
     for name in ("bbcache-cleanup", "bbcache-prepare"):

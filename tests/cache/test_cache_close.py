@@ -103,7 +103,7 @@ def test_close_cancels_what_waits_and_stops_what_runs(harness: Harness) -> None:
 
 
 def test_the_writer_says_why(harness: Harness) -> None:
-    """A host that writes during the close gets ClosingError, also from a thread of its own."""
+    """A host that writes during the close gets ClosingError, in any of its threads."""
     timeline = harness.timeline()
     seen: list[str] = []
     with Gate() as gate:
@@ -127,7 +127,7 @@ def test_the_writer_says_why(harness: Harness) -> None:
 
 
 def _at_call(number: int, then: Callable[[], object]) -> Callable[[], object]:
-    """Something that does `then` at its call of this number, and nothing at others."""
+    """A function that calls `then` at its call with this number."""
     calls = itertools.count(1)
     return lambda: then() if next(calls) == number else None
 
@@ -171,7 +171,7 @@ def test_close_from_two_workers_at_once(harness: Harness) -> None:
 
 
 def test_close_from_a_callback_and_from_outside(harness: Harness) -> None:
-    """A callback that closes while the host closes too holds nobody up."""
+    """A callback that closes while the host closes too delays neither."""
     timeline = harness.timeline()
     with Gate() as gate:
 
@@ -194,7 +194,7 @@ def test_close_from_a_callback_and_from_outside(harness: Harness) -> None:
 def test_close_from_a_callback_of_clean_up(
     harness: Harness, callback: str, is_periodic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also the thread that cleans up may close the cache; the step removes nothing then."""
+    """The clean-up thread may close the cache; its step then removes nothing."""
     timeline = harness.prepared()
     timeline.advance(LSN_B)
     with monkeypatch.context() as patch, Gate() as gate:
@@ -219,7 +219,7 @@ def test_close_from_a_callback_of_clean_up(
 
 
 def test_close_twice_and_from_two_threads(harness: Harness) -> None:
-    """Every close returns once the cache is closed, whoever was first."""
+    """Every close returns once the cache is closed, the first one and the others."""
     harness.prepared()
     run_threads([harness.cache.close] * 4)
     assert harness.living() == []
@@ -233,7 +233,7 @@ def test_close_twice_and_from_two_threads(harness: Harness) -> None:
 def test_a_second_close_waits_for_the_first(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever has closed the cache may open the next: the directory is free by then."""
+    """When a close returns, the directory is free for the next cache."""
     with Gate() as gate:
         stop_before(monkeypatch, Catalog, "fence", gate)
         first = Worker(harness.cache.close)
@@ -248,7 +248,7 @@ def test_a_second_close_waits_for_the_first(
 
 
 def test_a_second_close_waits_no_longer_than_it_was_told(harness: Harness) -> None:
-    """While the first waits for a host that is blocked, the second gives up in its time."""
+    """While the first waits for a blocked host, the second gives up after its timeout."""
     timeline = harness.timeline()
     with Gate() as gate:
         timeline.on_send = gate
@@ -289,7 +289,7 @@ def test_a_close_that_is_interrupted_can_be_finished(harness: Harness) -> None:
 def test_a_lock_that_cannot_be_freed_is_told_and_the_close_ends(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the disk does at the very end reaches no caller of close."""
+    """A disk error at the end of a close is logged, not raised."""
     locks: list[DirectoryLock] = []
 
     def fail(lock: DirectoryLock) -> None:
@@ -342,7 +342,7 @@ def test_leaving_the_block_waits_ten_seconds_at_most(
 
 
 def test_waiting_threads_are_told(harness: Harness) -> None:
-    """Who waits for an idle moment that will not come is woken by the close."""
+    """A close wakes callers of `wait_idle`."""
     timeline = harness.timeline()
     with Gate() as gate:
         timeline.on_send = gate

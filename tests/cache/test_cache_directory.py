@@ -91,7 +91,7 @@ def test_clean_up_recovers_a_removed_directory(
 
 
 def test_reads_of_a_vanished_directory(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
-    """They are errors with a hint, not misses; the entries stay until somebody knows more."""
+    """Reads are errors with a hint, not misses, and the entries stay."""
     timeline = harness.prepared()
     hidden = harness.dir.parent / "hidden"
     harness.dir.rename(hidden)
@@ -108,7 +108,7 @@ def test_reads_of_a_vanished_directory(harness: Harness, caplog: pytest.LogCaptu
 def test_a_directory_that_vanishes_during_a_build(
     harness: Harness, accident: Callable[[Harness], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The build is an error with a hint and publishes nowhere; the next one is well."""
+    """The build is an error with a hint and publishes nothing; the next one succeeds."""
     timeline = harness.timeline()
     with Gate() as gate:
         stop_while_sending(timeline, gate)
@@ -149,7 +149,7 @@ def test_a_directory_whose_parent_vanishes(
 def test_a_file_in_the_place_of_the_directory(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is left alone, prepares and reads are errors, and all is well once it is away."""
+    """The file stays; prepares and reads are errors until it is removed."""
     timeline = harness.prepared()
     shutil.rmtree(harness.dir)
     harness.dir.write_text("a file")
@@ -168,7 +168,7 @@ def test_a_file_in_the_place_of_the_directory(
 def test_a_directory_taken_over_by_another_cache(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing of the other cache is touched; its pid is named; when it ends we go on."""
+    """The other cache's files stay and its pid is named; when it ends, this cache goes on."""
     timeline = harness.prepared()
     harness.dir.rename(harness.dir.parent / "moved")
     with Harness(harness.dir) as other:
@@ -192,7 +192,7 @@ def test_a_directory_taken_over_by_another_cache(
 
 
 def test_a_directory_put_back_from_a_copy_is_taken_over(harness: Harness) -> None:
-    """What is in a directory that comes in the place of ours is served, newest LSNs alone."""
+    """The newest entries of the directory that has replaced ours are served."""
     timelines = [harness.prepared() for _ in range(2)]
     copy = harness.dir.parent / "copy"
     shutil.copytree(harness.dir, copy)
@@ -211,7 +211,7 @@ def test_a_directory_put_back_from_a_copy_is_taken_over(harness: Harness) -> Non
 def test_a_parked_file_in_a_directory_that_is_taken_over(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that waits for its removal is accounted for once, as one thing or the other."""
+    """A pending unlink counts once, as an entry or as doomed."""
     timeline = harness.prepared()
     harness.host.tenants[harness.tenant.tenant_shard_id] = None
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Disks that fail: counted, logged with a hint, survived, and over when the cause is over."""
+"""Failing disks: counted, logged with a hint, survived, and over with their cause."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with 1 MiB; skips where none can be mounted."""
+    """A file system of 1 MiB; the test is skipped if none can be mounted."""
     path = tmp_path / "disk"
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "bbcache-test", str(path)]
@@ -72,7 +72,7 @@ def test_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_a_start_on_a_full_disk(small_disk: Path) -> None:
-    """A cache whose disk is full starts all the same and serves what it has."""
+    """A cache with a full disk starts and serves its entries."""
     with Harness(small_disk / "cache") as harness:
         timeline = harness.prepared()
         harness.cache.close()
@@ -86,7 +86,7 @@ def test_a_start_on_a_full_disk(small_disk: Path) -> None:
 
 
 def test_a_file_system_that_is_lost_and_found(small_disk: Path) -> None:
-    """Without its mount the cache does not go on in the directory below; with it, it does."""
+    """Without its mount the cache does not use the directory below; with the mount it goes on."""
     with Harness(small_disk) as harness:
         timeline = harness.prepared()
         namespace = small_disk.parent / "elsewhere"
@@ -128,7 +128,7 @@ def test_out_of_descriptors_at_the_start() -> None:
 
 
 def test_a_directory_that_becomes_read_only() -> None:
-    """Prepares and removals fail loudly, reads go on, and all is well when it is writable."""
+    """Prepares and removals are logged errors and reads go on until it is writable again."""
     run_child("support.cache_children:read_only_directory")
 
 
@@ -163,7 +163,7 @@ def test_every_step_of_a_prepare_may_fail(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Whatever step of publishing the disk refuses: an error with a hint, nothing left."""
+    """If the disk refuses any step, that is an error with a hint, and nothing is left."""
     timeline = harness.prepared()
     timeline.advance(LSN_B)
     with monkeypatch.context() as patch:
@@ -183,7 +183,7 @@ def test_every_step_of_a_prepare_may_fail(
 def test_clean_up_that_cannot_look_at_the_directory(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A step whose upkeep fails has still removed what is outgrown, counts and says why."""
+    """A step with a failing upkeep still removes outgrown entries, and logs the failure."""
     timeline = harness.prepared()
     timeline.advance(LSN_B)
     with monkeypatch.context() as patch:
@@ -206,5 +206,5 @@ def test_spawn_below_a_file(tmp_path: Path) -> None:
 
 
 def test_quarantined_files_that_cannot_be_looked_at_keep_their_bytes() -> None:
-    """What a clean-up cannot measure counts as much as it did."""
+    """A file that a clean-up cannot stat keeps its size."""
     run_child("support.cache_children:quarantine_without_search_permission")

@@ -56,7 +56,7 @@ def _tree(data_dir: Path) -> dict[str, int]:
 
 
 def _at_call(number: int, then: Callable[[], object]) -> Callable[[], object]:
-    """Something that does `then` at its call of this number, and nothing at others."""
+    """A function that calls `then` at its call with this number."""
     calls = itertools.count(1)
     return lambda: then() if next(calls) == number else None
 
@@ -72,7 +72,7 @@ def test_a_thread_left_behind_changes_nothing_any_more(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is warned of by name; the directory is free, and nothing on it is the late thread's."""
+    """The warning names it; the directory is free, and the late thread writes nothing there."""
     held, stuck = harness.prepared(), harness.timeline()
     with Gate() as gate:
         with monkeypatch.context() as patch:
@@ -101,13 +101,13 @@ def test_a_thread_left_behind_changes_nothing_any_more(
 
 
 def _counted(registry: CollectorRegistry) -> dict[str, float]:
-    """All samples but those of how long things took."""
+    """All samples but those of durations."""
     found = samples(registry)
     return {name: found[name] for name in found if not name.startswith("bbcache_prepare_seconds")}
 
 
 def _left_behind(harness: Harness, caplog: pytest.LogCaptureFixture) -> str:
-    """Close without waiting for what is blocked; the warning about threads that are left."""
+    """Close without waiting for a blocked thread; returns the warning."""
     harness.cache.close(0.2)
     (record,) = [r for r in caplog.records if "leaves threads behind" in r.getMessage()]
     assert record.levelname == "WARNING"
@@ -117,7 +117,7 @@ def _left_behind(harness: Harness, caplog: pytest.LogCaptureFixture) -> str:
 def test_a_build_left_behind_in_its_last_write_publishes_nothing(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A host that has written all, and returns after the close, publishes nothing."""
+    """A host that has written everything, and returns after the close, publishes nothing."""
     timeline = harness.timeline()
     with Gate() as gate:
 
@@ -142,7 +142,7 @@ def test_a_build_left_behind_in_its_last_write_publishes_nothing(
 def test_a_build_left_behind_while_it_is_sealed_publishes_nothing(
     harness: Harness, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An fsync that takes longer than the close ends in nothing."""
+    """An fsync that takes longer than the close publishes nothing."""
     timeline = harness.timeline()
     with Gate() as gate, monkeypatch.context() as patch:
         stop_before(patch, TempFile, step, gate)
@@ -183,7 +183,7 @@ def test_a_clean_up_left_behind_removes_nothing(harness: Harness) -> None:
 def test_a_disk_that_hangs_keeps_the_directory_locked(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A step on the disk that never ends could still hit a file: the lock stays then."""
+    """A step on the disk that never ends could still change a file, so the lock stays."""
     timeline = harness.timeline()
     with Gate() as gate, monkeypatch.context() as patch:
         stop_before(patch, Store, "rename_temp", gate)

@@ -116,7 +116,7 @@ def test_slots_hold_while_four_workers_build(tmp_path: Path) -> None:
 
 
 def test_a_full_cache_refreshes_what_it_holds(tmp_path: Path) -> None:
-    """With no byte and no slot free, a held timeline still moves on to its next LSN."""
+    """With no byte and no slot free, a timeline with an entry still gets its next LSN."""
     with Harness(tmp_path / "cache") as harness:
         timelines = [harness.timeline() for _ in range(2)]
         for timeline in timelines:
@@ -175,7 +175,7 @@ def test_the_old_file_is_on_no_books_only_until_its_unlink(
 
 
 def test_an_entry_that_can_never_fit_harms_no_other(tmp_path: Path) -> None:
-    """It is a skip of its own kind; entries stay, and the next build has all the room."""
+    """It is a skip (`too_big`); entries stay, and the next build has all the room."""
     harness = Harness(tmp_path / "cache", max_total_size_bytes=4 * MIB)
     with harness:
         held = [harness.prepared(size_bytes=MIB // 2) for _ in range(2)]
@@ -258,7 +258,7 @@ def test_a_failed_build_gives_back_all_its_room(tmp_path: Path) -> None:
 def test_the_temporary_file_of_a_failed_build_counts_until_it_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that cannot be unlinked stays accounted for, and goes with a later clean-up."""
+    """A temporary file that cannot be unlinked counts, and goes with a later clean-up."""
     with Harness(tmp_path / "cache", max_total_size_bytes=4 * MIB) as harness:
         timeline = harness.timeline()
         timeline.on_send = _raise
@@ -274,7 +274,7 @@ def test_the_temporary_file_of_a_failed_build_counts_until_it_is_gone(
 
 
 def test_quarantine_beside_a_refresh_keeps_the_limit(tmp_path: Path) -> None:
-    """Where a refresh leaves no room for the evidence, the bad file is unlinked instead."""
+    """If a refresh leaves no room for the bad file, it is unlinked instead."""
     with Harness(tmp_path / "cache") as harness, Gate() as gate:
         timeline = harness.prepared(size_bytes=2 * MIB)
         limit_bytes = disk_bytes(harness.dir)
@@ -338,7 +338,7 @@ def test_a_refresh_that_loses_its_entry_keeps_the_limit(tmp_path: Path, how: str
 def test_bytes_are_counted_while_an_unlink_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the index to the end of the unlink a removed file stays accounted for."""
+    """A removed file counts until the end of its unlink."""
     with Harness(tmp_path / "cache") as harness, Gate() as gate:
         timeline = harness.prepared(size_bytes=MIB)
         before = _accounting(harness)

@@ -1,4 +1,4 @@
-"""Limits that are passed already when a cache starts, and what else fills it."""
+"""Limits that are exceeded when a cache starts, and other files that fill it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _seed_three(harness: Harness) -> list[MemoryTimeline]:
 
 @pytest.mark.parametrize("limit", [{"max_size_entries": 2}, {"max_total_size_bytes": 100_000}])
 def test_over_the_limit_at_the_start(tmp_path: Path, limit: dict[str, int]) -> None:
-    """What is there is served, refreshed, and nothing new comes until it is below."""
+    """Entries are served and refreshed; new ones come once the cache is below its limits."""
     harness = Harness(tmp_path / "cache", **limit)
     timelines = _seed_three(harness)
     newcomer = harness.timeline()

@@ -78,7 +78,7 @@ def test_a_registry_of_ones_own_stays_readable(harness: Harness) -> None:
 def test_a_cache_that_can_publish_nothing_shows_as_degraded(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a prepare that the disk has refused to the next one that it has taken."""
+    """From a prepare that the disk refused to the next one that it took."""
     with monkeypatch.context() as patch:
         fail_with(patch, os, "fsync", OSError(errno.EIO, os.strerror(errno.EIO)))
         harness.prepare(harness.timeline())

@@ -1,4 +1,4 @@
-"""The start: what it takes over, what it leaves alone, and what cannot stop it."""
+"""The start: files that it takes over or leaves, and failures that cannot stop it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Harness:
-    """A cache that is not opened yet, on a directory that is there."""
+    """A cache that is not opened yet, on an existing directory."""
     harness = Harness(tmp_path / "cache")
     harness.dir.mkdir(mode=0o700)
     return harness
@@ -182,7 +182,7 @@ def test_a_publish_over_a_stray_replaces_it(
 def test_a_folder_under_the_name_of_a_basebackup(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It cannot be replaced: an error with a hint, until somebody moves it away."""
+    """It cannot be replaced: that is an error with a hint until it is moved away."""
     timeline = harness.timeline()
     _folder(harness.path(timeline))
     with harness:
@@ -216,7 +216,7 @@ def test_our_directories_must_be_real(harness: Harness, name: str, is_link: bool
 
 
 def test_the_start_sweeps_tmp(harness: Harness) -> None:
-    """Whatever a killed process has left in tmp/ is gone after the next start, and only that."""
+    """The temporary files of a killed process go at the next start, and no others."""
     tmp = harness.dir / "tmp"
     tmp.mkdir()
     victim = harness.dir.parent / "victim"
@@ -236,7 +236,7 @@ def test_the_start_sweeps_tmp(harness: Harness) -> None:
 def test_what_cannot_be_swept_is_reported(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A folder in tmp/ does not stop the start, and somebody is told of it."""
+    """A folder in tmp/ does not stop the start, and is logged."""
     (harness.dir / "tmp" / (NAME + ".folder")).mkdir(parents=True)
     with harness:
         timeline = harness.prepared()
@@ -250,7 +250,7 @@ class _Raising(logging.Handler):
 
 
 def test_a_log_handler_that_raises_keeps_nothing_from_being_served(harness: Harness) -> None:
-    """The lines of a start are for the operator: the start does not hang on them."""
+    """The log lines of a start are for the operator; the start does not depend on them."""
     with harness:
         timeline = harness.prepared()
     handler, logger = _Raising(), logging.getLogger("bbcache.upkeep.startup")
@@ -300,7 +300,7 @@ def test_a_superseded_file_that_cannot_go_is_parked(
 def test_a_directory_that_cannot_be_listed_is_tried_again(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With growing pauses, loudly: it is not an empty cache. Then all is as after any start."""
+    """The load is tried again with growing pauses and log lines, until it succeeds."""
     timeline, new = harness.timeline(), harness.timeline()
     harness.seed(timeline)
     fail_with(monkeypatch, Store, "scan", OSError(errno.EIO, "Input/output error"), times=4)
@@ -319,7 +319,7 @@ def test_a_directory_that_cannot_be_listed_is_tried_again(
 def test_the_pauses_of_a_failing_start_grow_to_five_seconds(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is twice as long as the last, but no longer than that."""
+    """Each pause is twice as long as the last, up to the longest."""
     pauses_s: list[float] = []
     real_wait_for = Waiters.wait_for
 
@@ -339,7 +339,7 @@ def test_the_pauses_of_a_failing_start_grow_to_five_seconds(
 def test_nothing_is_served_until_the_start_is_done(
     harness: Harness, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever part of the start fails, until it has succeeded `get` is None, `entries` empty."""
+    """Until the start has succeeded, `get` returns None and `entries` is empty."""
     timeline = harness.timeline()
     harness.seed(timeline)
     with monkeypatch.context() as patch:
@@ -376,7 +376,7 @@ def test_a_start_that_keeps_failing_can_be_closed(
 def test_a_start_left_behind_by_its_close_removes_nothing(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A start that only gets going after the close does not sweep the next cache's files."""
+    """A start that begins after the close does not sweep the next cache's files."""
     built, held = harness.timeline(), harness.timeline(LSN_B)
     for lsn in (LSN_A, LSN_B):
         harness.seed(held, lsn)

@@ -1,4 +1,4 @@
-"""The engine: its threads, and what keeps them alive."""
+"""The engine: its threads, and how they survive failures."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_threads_of_a_cache(tmp_path: Path, concurrency: int) -> None:
 def test_a_clean_up_step_that_fails_is_not_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever a step raises is logged, and the next comes in its time."""
+    """Any exception of a step is logged, and the next step comes in its time."""
     steps = [MemoryError(), SystemExit(), RuntimeError("a defect")]
     real_step = Cleaner.step
 
@@ -62,7 +62,7 @@ def test_a_clean_up_step_that_fails_is_not_the_last(
 
 
 class _Clock:
-    """A clock that stands where a test has put it, by which the engine waits."""
+    """A clock that only a test and the engine's waits move."""
 
     def __init__(self, now_s: float, ends_at_s: float) -> None:
         self.now_s = now_s
@@ -74,7 +74,7 @@ class _Clock:
         return self.now_s
 
     def wait_for(self, _is_so: Callable[[], bool], timeout_s: float) -> bool:
-        """Pass that time at once; True when it is all over."""
+        """Pass the time at once; True at the end of the test."""
         self.delays_s.append(timeout_s)
         self.now_s += timeout_s
         return self.now_s >= self._ends_at_s
@@ -83,7 +83,7 @@ class _Clock:
 def test_steps_come_at_whole_periods_and_those_that_were_missed_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first one period after the start, the rest by the same grid, however long one takes."""
+    """The first is one period after the start; the others keep to the same grid."""
     clock = _Clock(now_s=1000, ends_at_s=1080)
     lengths_s = iter([1, 0, 34, 0])
     began_s = []
@@ -114,7 +114,7 @@ def test_the_shortest_and_the_longest_period_can_be_waited_for(
 def test_a_load_that_fails_in_any_way_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not only an OSError: the start does not end by a surprise."""
+    """Also after another exception than an OSError."""
     fail_with(monkeypatch, Catalog, "load", RuntimeError("a surprise"), times=2)
     with Harness(tmp_path) as harness:
         harness.prepared()
@@ -124,7 +124,7 @@ def test_a_load_that_fails_in_any_way_is_tried_again(
 def test_send_prepare_never_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not even for a defect of our own, which is logged."""
+    """A defect of the cache is logged."""
     with Harness(tmp_path) as harness:
         with monkeypatch.context() as patch:
             fail_with(patch, PrepareQueue, "submit", RuntimeError("a defect"))
@@ -162,7 +162,7 @@ def test_prepares_wait_for_the_whole_start(tmp_path: Path, monkeypatch: pytest.M
 def test_a_metric_that_fails_costs_no_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker outlives also what goes wrong between two prepares."""
+    """A worker survives a failure between two prepares."""
     with Harness(tmp_path, prepare_concurrency=1) as harness:
         with monkeypatch.context() as patch:
             fail_with(patch, Histogram, "observe", MemoryError(), times=1)
