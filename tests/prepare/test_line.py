@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from support.helpers import TENANT, make_keys, make_request
 
+from bbcache.errors import StoreError
 from bbcache.ids import Lsn, TenantShardId
 from bbcache.outcomes import SkipReason
 from bbcache.prepare.line import Line
@@ -160,3 +161,15 @@ def test_nothing_is_lost(line: Line) -> None:
     assert line.fallen == dict.fromkeys(waiting, SkipReason.CLOSING)
     assert len(line) == 0
     assert not line.is_empty  # they are to be settled
+
+
+def test_a_joined_request_does_what_its_callers_need(line: Line) -> None:
+    """It builds beside an entry, or elsewhere, if any of them could not read the last archive."""
+    request, failure = sent(line, A), StoreError("the disk fails")
+    for disk_failure in (None, failure, None):
+        fill = Request(A, Lsn(1), request.tenant_shard_id, 0.0, is_sent=False)
+        fill.must_build, fill.disk_failure = disk_failure is not None, disk_failure
+        request.call.join(fill)
+        line.adopt(request, fill)
+    assert request.must_build
+    assert request.disk_failure is failure
