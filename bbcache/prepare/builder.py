@@ -15,20 +15,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from bbcache import lifecycle
 from bbcache.archive.format import ArchiveWriter, check_sealed, pack_header
 from bbcache.archive.tar_head import check_tar_head
-from bbcache.errors import ArchiveError, ClosingError, StoreError
+from bbcache.errors import ArchiveError, ClosingError, LimitError, StoreError
 from bbcache.outcomes import FallbackResult, Phase, SkipReason
 from bbcache.prepare.build_space import BuildSpace
 from bbcache.prepare.job import (
     PROCESS_LIMITS,
-    DiskError,
     Skip,
     both_failed,
+    cause_of,
     hint_for_unpublished,
-    own_disk,
-    own_limits,
+    host_call,
+    reason_of,
 )
 from bbcache.prepare.shared_file import SharedFile
 from bbcache.storage.files import UnnamedFile, disk_step
@@ -143,51 +142,56 @@ class Builder:
 
         Raises:
             Skip: there is no room or no time, or nobody wants the archive any more.
-            DiskError: the disk of the cache has failed, and no caller waits.
-            StoreError: the build in `unpublished_dir` has failed as well, or the process is out
-                of descriptors or memory.
-            BbcacheError: the build failed for another reason.
-            BaseException: the host raised it.
+            StoreError: the disk of the cache has failed, and no caller waits, or the build in
+                `unpublished_dir` has failed as well; or the process is out of descriptors or
+                memory.
+            HostError: the host raised.
+            ArchiveError: the host wrote no tar.
         """
         self.check_disk(job)
-        if job.disk_failure is None:
-            try:
-                return self._build(job, timeline)
-            except DiskError as failed:
-                self._note_failure(job, failed)
-        return self._build_aside(job, timeline)
+        try:
+            if job.disk_failure is None:
+                try:
+                    return self._build(job, timeline)
+                except StoreError as failed:
+                    self._note_failure(job, failed)
+            return self._build_aside(job, timeline)
+        except ClosingError as error:
+            raise Skip(SkipReason.CLOSING) from error
+        except LimitError as error:
+            raise Skip(reason_of(error), error) from error
 
     def check_disk(self, job: Job) -> None:
         """Find out whether the cache can be written to; if not, the archive is built elsewhere.
 
         Raises:
             Skip: the file system is read-only, and no caller waits.
-            DiskError: the directory cannot be used, and no caller waits.
+            StoreError: as `build`.
         """
         if job.disk_failure is not None:
             return
         try:
-            with own_disk("use", self.store.data_dir):
+            with disk_step("use", self.store.data_dir):
                 self.catalog.ensure_directory()
-        except DiskError as failed:
+        except StoreError as failed:
             self._note_failure(job, failed)
         reason = self.catalog.read_only_reason
         if reason is not None:
             job.disk_failure = job.disk_failure or StoreError(reason, errno=errno.EROFS)
             job.refuse(SkipReason.READ_ONLY)
 
-    def _note_failure(self, job: Job, failed: DiskError) -> None:
+    def _note_failure(self, job: Job, failed: StoreError) -> None:
         """Note and log a failure of the cache's disk, after which the build goes elsewhere.
 
         Raises:
-            DiskError: no caller waits for the archive.
-            StoreError: the process has met a limit, which is not held against the timeline.
+            StoreError: the failure, if no caller waits for the archive, or if it is a limit of the
+                process, which is not held against the timeline.
         """
-        if failed.error.errno in PROCESS_LIMITS:
+        if failed.errno in PROCESS_LIMITS:
             job.failing = None
-            raise failed.error
-        job.disk_failure = failed.error
-        self.disk_failure = str(failed.error).partition("\n")[0]
+            raise failed
+        job.disk_failure = failed
+        self.disk_failure = str(failed).partition("\n")[0]
         if not job.request.call.is_awaited:
             raise failed
         log.error(
@@ -195,7 +199,7 @@ class Builder:
             "unpublished_dir: %s",
             split_key(job.request.key),
             job.request.lsn,
-            failed.error,
+            failed,
         )
 
     def _build_aside(self, job: Job, timeline: Timeline) -> Built:
@@ -205,18 +209,17 @@ class Builder:
         try:
             built = self._build(job, timeline)
             result = FallbackResult.OK
-        except Skip as skip:
-            if skip.why is None or skip is job.refusal:  # a close, or no caller waits any more
-                raise
-            raise Skip(skip.reason, both_failed(first, skip.why)) from skip
-        except DiskError as failed:
-            if failed.error is first:  # no caller waits any more
+        except (Skip, ClosingError):  # a close, or no caller waits any more
+            raise
+        except LimitError as error:
+            raise Skip(reason_of(error), both_failed(first, error)) from error
+        except StoreError as failed:
+            if failed is first:  # no caller waits any more
                 raise
             job.failing = None  # no failure of a disk is held against the timeline
-            hint = hint_for_unpublished(failed.error)
-            raise both_failed(first, failed.error, hint) from failed.error
+            raise both_failed(first, failed, hint_for_unpublished(failed)) from failed
         except BaseException as error:
-            raise both_failed(first, error) from error
+            raise both_failed(first, cause_of(error)) from error
         finally:
             self.metrics.fallback_builds[result].inc()
         return built
@@ -228,7 +231,7 @@ class Builder:
             try:
                 with self.metrics.prepare_seconds[Phase.BUILD].time():
                     seal = self._write(job, timeline, temp, room)
-                with lifecycle.callback():
+                with host_call():
                     job.check_tip(timeline)
                 with self.metrics.prepare_seconds[Phase.PUBLISH].time():
                     return self._finish(job, seal, temp, room)
@@ -241,34 +244,28 @@ class Builder:
     def _create_temp(self, job: Job) -> TempFile:
         key, lsn = job.request.key, job.request.lsn
         if job.disk_failure is None:
-            with own_limits(), own_disk("create a file in", self.store.tmp_dir):
+            with disk_step("create a file in", self.store.tmp_dir):
                 return self.catalog.create_temp(key, lsn)
-        with own_disk("find", "the temporary directory"):
+        with disk_step("find", "the temporary directory"):
             directory = self._unpublished_dir or tempfile.gettempdir()
-        with own_disk("create a file in", directory):
+        with disk_step("create a file in", directory):
             return UnnamedFile.create(directory, self.store.new_temp_name(key, lsn))
 
     def _write(self, job: Job, timeline: Timeline, temp: TempFile, room: BuildSpace) -> Seal:
         output = _Output(temp, room)
-        with own_limits():
-            writer = ArchiveWriter(output.take, self.config.compression_level, check_tar_head)
+        writer = ArchiveWriter(output.take, self.config.compression_level, check_tar_head)
         self._writers.add(writer)
         try:
             self.check_not_stopping()
-            with lifecycle.callback():
+            with host_call():
                 timeline.send_basebackup_tarball(writer, job.request.lsn)
             seal = writer.finish()
         except BaseException:
-            # What the writer raised is the cause, whatever the host has made of it.
-            if isinstance(writer.failure, StoreError):
-                raise DiskError(writer.failure) from None
-            if writer.failure is not None:
-                with own_limits():
-                    raise writer.failure from None
+            if writer.failure is not None:  # this is the cause, whatever the host has made of it
+                raise writer.failure from None
             raise
         else:
-            with own_disk("write", temp.path):
-                output.write()
+            output.write()
             return seal
         finally:
             self._writers.discard(writer)
@@ -276,11 +273,10 @@ class Builder:
 
     def _finish(self, job: Job, seal: Seal, temp: TempFile, room: BuildSpace) -> Built:
         self.check_not_stopping()
-        with own_disk("write", temp.path):
+        with disk_step("write", temp.path):
             temp.patch(pack_header(seal, job.request.key, job.request.lsn))
         if not job.may_publish:
-            with own_limits():
-                room.unpublish()
+            room.unpublish()
         entry = Entry(job.request.key, job.request.lsn, room.reservation.size_bytes)
         if self.config.verify_reads == "never":
             entry.verification = Verification.SEALED
@@ -306,11 +302,11 @@ class Builder:
             return None
         name = self.store.path_of(entry.key, entry.lsn) if job.may_publish else temp.path
         reservation = None if job.may_publish else room.reservation
-        with own_disk("open", temp.path):
+        with disk_step("open", temp.path):
             shared_file = SharedFile(temp.link, entry, name=name, reservation=reservation)
         try:
             if not entry.is_verified:
-                with own_disk("read", temp.path):
+                with disk_step("read", temp.path):
                     _check_read_back(shared_file, seal)
                 entry.verification = Verification.SEALED
         except BaseException:
@@ -319,10 +315,10 @@ class Builder:
         return shared_file
 
     def _publish(self, temp: TempFile, entry: Entry, room: BuildSpace) -> None:
-        with own_disk("write", temp.path):
+        with disk_step("write", temp.path):
             temp.sync()
             temp.close()
-        with own_limits(), own_disk("publish", temp.path):
+        with disk_step("publish", temp.path):
             self.catalog.publish(temp, room.reservation, entry)
         self.disk_failure = None
 

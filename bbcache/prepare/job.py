@@ -1,4 +1,4 @@
-"""One prepare that runs: what is known of it so far, and how its own steps fail."""
+"""One prepare that runs: what is known of it so far, and how it fails."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from bbcache.errors import ClosingError, EntryTooBigError, LimitError, StoreError, safe_str
+from bbcache import lifecycle
+from bbcache.errors import EntryTooBigError, LimitError, StoreError, safe_str
 from bbcache.outcomes import SkipReason
-from bbcache.storage.files import disk_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,14 +37,14 @@ class Skip(Exception):  # noqa: N818 - not an error: it ends a prepare that is n
         self.why = why
 
 
-class DiskError(Exception):
-    """One of the cache's own steps on the disk has failed. Internal: no host can raise it.
+class HostError(Exception):
+    """The host has raised. Every other error of a prepare is the cache's own.
 
     Attributes:
-        error: the failure.
+        error: the host's exception.
     """
 
-    def __init__(self, error: StoreError) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__(error)
         self.error = error
 
@@ -58,7 +58,8 @@ class Job:
         refusal: why the archive will not be published, but only given to callers that wait;
             None while nothing speaks against it.
         disk_failure: why the disk of the cache cannot take the archive, which is built in
-            `unpublished_dir` instead; None while the disk has not failed.
+            `unpublished_dir` instead; None while the disk has not failed. It ends the job if no
+            caller waits.
         is_outgrown: whether the timeline was past the LSN when it was last asked.
         failing: what a failure is held against for a while: the timeline, or this one LSN of
             it; None while a failure has cost nothing.
@@ -78,12 +79,11 @@ class Job:
         """Whether nothing speaks against publishing the archive."""
         return self.refusal is None and self.disk_failure is None
 
-    def why_unpublished(self) -> Skip | DiskError:
+    def why_unpublished(self) -> Skip | StoreError:
         """What ends the job if the archive may not be published, and no caller waits for it."""
-        if self.refusal is not None:
-            return self.refusal
-        assert self.disk_failure is not None
-        return DiskError(self.disk_failure)
+        why = self.refusal or self.disk_failure
+        assert why is not None
+        return why
 
     def refuse(self, reason: SkipReason, why: LimitError | None = None) -> None:
         """Note why the archive must not be published.
@@ -134,29 +134,17 @@ def hint_for_unpublished(error: StoreError) -> str:
 
 
 @contextmanager
-def own_disk(doing: str, path: str) -> Iterator[None]:
-    """Turn a disk error of one of the cache's own steps into a `DiskError`.
-
-    Args:
-        doing: what the step does, such as ``write``.
-        path: the file or directory.
-    """
+def host_call() -> Iterator[None]:
+    """Wrap a call of the host: what it raises becomes a `HostError`."""
     try:
-        with disk_step(doing, path):
+        with lifecycle.callback():
             yield
-    except StoreError as error:
-        raise DiskError(error) from error
+    except Skip:
+        raise
+    except BaseException as error:
+        raise HostError(error) from error
 
 
-@contextmanager
-def own_limits() -> Iterator[None]:
-    """Turn a limit or a close that one of the cache's own steps meets into a `Skip`.
-
-    It is not for callbacks: a host that raises these errors has failed.
-    """
-    try:
-        yield
-    except ClosingError as error:
-        raise Skip(SkipReason.CLOSING) from error
-    except LimitError as error:
-        raise Skip(reason_of(error), error) from error
+def cause_of(error: BaseException) -> BaseException:
+    """The exception that a host has raised, or the cache's own."""
+    return error.error if isinstance(error, HostError) else error

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bbcache import lifecycle
 from bbcache.errors import (
     CacheFullError,
     ClosingError,
@@ -23,7 +22,7 @@ from bbcache.errors import (
 )
 from bbcache.host import TenantState, attached_shards_zero, wait_for_lsn
 from bbcache.outcomes import Phase, SkipReason
-from bbcache.prepare.job import DiskError, Job, Skip, reason_of
+from bbcache.prepare.job import Job, Skip, cause_of, host_call, reason_of
 from bbcache.prepare.singleflight import CLOSED, Result
 from bbcache.storage.index import split_key
 
@@ -76,14 +75,14 @@ class Preparer:
             else:
                 result = _result_of(job, built)
         except Skip as skip:
-            error = _failure_of(job, skip)
-            result = Result(error=error, reason=skip.reason, why=skip.why)
-        except DiskError as failed:  # a caller that has joined since asks again, and then waits
-            _log_failure(request, failed.error, exc_info=False)
-        except BaseException as error:  # noqa: BLE001 - SystemExit of a host must not end a worker
-            result = Result(error=error)
+            result = Result(error=_failure_of(job, skip), reason=skip.reason, why=skip.why)
+        except BaseException as failed:  # noqa: BLE001 - SystemExit of a host must not end a worker
+            error = cause_of(failed)
+            if error is not job.disk_failure:  # else a caller that has joined since asks again
+                result = Result(error=error)
             is_own = isinstance(error, (StoreError, PrepareError))
-            _log_failure(request, error, exc_info=not is_own or job.disk_failure is not None)
+            has_traceback = not is_own or job.disk_failure not in (None, error)
+            _log_failure(request, error, has_traceback=has_traceback)
         finally:
             if is_over:
                 self._finish(job, result)
@@ -112,7 +111,7 @@ class Preparer:
         started_s, request = time.monotonic(), job.request
         if not request.is_behind:
             self.metrics.prepare_seconds[Phase.QUEUE].observe(started_s - request.queued_at_s)
-        with lifecycle.callback():
+        with host_call():
             timeline = self._find_timeline(job)
             self._check_still_wanted(job, timeline)
         self._check_room(job)
@@ -178,13 +177,13 @@ class Preparer:
         since_s, timeout_s = request.waiting_since_s, self.config.wait_lsn_timeout
         left_s = timeout_s - (now_s - since_s)
         slice_s = max(0.0, min(self.queue.slice_s(request), left_s))
-        with lifecycle.callback():
+        with host_call():
             is_reached = wait_for_lsn(timeline, request.lsn, slice_s)
         self.builder.check_not_stopping()
         if is_reached:
             return True
         if time.monotonic() - since_s >= timeout_s:
-            with lifecycle.callback():
+            with host_call():
                 tip = timeline.get_last_record_lsn()
             raise PrepareError(
                 f"the LSN was not reached in {timeout_s:g} s "
@@ -201,7 +200,7 @@ class Preparer:
             request.waiting_since_s = None
 
     def _build(self, job: Job, timeline: Timeline, started_s: float) -> Built:
-        with lifecycle.callback():
+        with host_call():
             job.check_tip(timeline)
         if not job.is_outgrown:
             job.failing = job.request.key
@@ -224,7 +223,7 @@ def _spare_the_timeline(job: Job, timeline: Timeline) -> None:
     """Hold a failed build against its LSN alone if that is not the tip any more."""
     if job.failing is None:
         return
-    with suppress(Exception), lifecycle.callback():  # the first failure is the one that counts
+    with suppress(Exception), host_call():  # the first failure is the one that counts
         if timeline.get_last_record_lsn() > job.request.lsn:
             job.failing = job.request.place
 
@@ -246,11 +245,11 @@ def _failure_of(job: Job, skip: Skip) -> BaseException | None:
     return None if job.may_publish or skip is job.refusal else skip.why
 
 
-def _log_failure(request: Request, error: BaseException, *, exc_info: bool) -> None:
+def _log_failure(request: Request, error: BaseException, *, has_traceback: bool) -> None:
     log.error(
         "cannot prepare the basebackup of %s at %s: %s",
         split_key(request.key),
         request.lsn,
         safe_str(error),
-        exc_info=exc_info,
+        exc_info=error if has_traceback else None,
     )

@@ -173,3 +173,18 @@ def test_a_joined_request_does_what_its_callers_need(line: Line) -> None:
         line.adopt(request, fill)
     assert request.must_build
     assert request.disk_failure is failure
+
+
+def test_requests_behind_the_line_take_turns(line: Line) -> None:
+    """Workers look at each of them in turn."""
+    requests = [sent(line, key) for key in (A, B)]
+    for each in requests:
+        assert line.take() is each
+        postpone(line, each)
+    taken = []
+    for _ in range(4):
+        behind = line.take()
+        assert behind is not None
+        postpone(line, behind)
+        taken.append(behind)
+    assert taken == requests * 2
