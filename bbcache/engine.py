@@ -19,8 +19,7 @@ from bbcache.prepare.backoff import Backoff
 from bbcache.prepare.builder import Builder
 from bbcache.prepare.on_demand import Filler
 from bbcache.prepare.queue import PrepareQueue
-from bbcache.prepare.request import Request
-from bbcache.prepare.singleflight import Result
+from bbcache.prepare.request import Request, Result
 from bbcache.prepare.worker import Preparer
 from bbcache.storage.catalog import Catalog
 from bbcache.storage.files import Store

@@ -49,7 +49,7 @@ class BuildSpace:
             with self._index.lock:
                 self._index.accounting.grow(self.reservation, size_bytes)
         except LimitError as error:
-            if self.reservation.is_unpublished or not self._job.request.call.is_awaited:
+            if self.reservation.is_unpublished or not self._job.request.is_awaited:
                 raise
             self._job.refusal = Skip(reason_of(error), error)
             self.unpublish()

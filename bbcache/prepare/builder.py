@@ -192,7 +192,7 @@ class Builder:
             raise failed
         job.disk_failure = failed
         self.disk_failure = str(failed).partition("\n")[0]
-        if not job.request.call.is_awaited:
+        if not job.request.is_awaited:
             raise failed
         log.error(
             "the disk of the cache fails; the basebackup of %s at %s is built in "
@@ -296,7 +296,7 @@ class Builder:
         self, job: Job, seal: Seal, temp: TempFile, entry: Entry, room: BuildSpace
     ) -> SharedFile | None:
         """Open the archive for the callers that wait, and check it once for all of them."""
-        if not job.request.call.is_awaited:
+        if not job.request.is_awaited:
             if not job.may_publish:
                 raise job.why_unpublished()
             return None

@@ -92,7 +92,7 @@ class Job:
             Skip: no caller waits for the archive either.
         """
         skip = self.refusal or Skip(reason, why)
-        if not self.request.call.is_awaited:
+        if not self.request.is_awaited:
             raise skip
         self.refusal = skip
 

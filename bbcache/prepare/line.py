@@ -214,13 +214,13 @@ class Line:
 
     def _is_too_many(self, request: Request) -> bool:
         """Whether a new request would be of one timeline too many."""
-        timelines = {each.key for each in self._line.values() if not each.call.is_awaited}
+        timelines = {each.key for each in self._line.values() if not each.is_awaited}
         return request.key not in timelines and len(timelines) >= self._capacity
 
     def _run(self, request: Request) -> None:
         """Give a request of the line the slot of its timeline."""
         request.is_seen = self._owes_look = True
-        request.is_first = request.call.is_awaited
+        request.is_first = request.is_awaited
         self._withdraw(request)
         self.running[request.key] = request
         if request.is_first:
@@ -246,10 +246,10 @@ class Line:
         """The first request that can run if `freed` gives its slot up."""
         is_free = {None, freed}
         can_run = [r for r in self._line.values() if self.running.get(r.key) in is_free]
-        awaited = next((each for each in can_run if each.call.is_awaited), None)
+        awaited = next((each for each in can_run if each.is_awaited), None)
         if awaited is not None and not self._owes_turn:
             return awaited
-        others = (each for each in can_run if self.is_open and not each.call.is_awaited)
+        others = (each for each in can_run if self.is_open and not each.is_awaited)
         other = next(others, None)
         return awaited if other is None else self._most_likely(other.key)
 
@@ -285,12 +285,12 @@ class Line:
 
     def _unawaited(self, key: bytes) -> list[Request]:
         """The requests of a timeline in the line that no caller waits for."""
-        return [r for r in self._line.values() if r.key == key and not r.call.is_awaited]
+        return [r for r in self._line.values() if r.key == key and not r.is_awaited]
 
     def _idle(self) -> list[Request]:
         """The requests behind the line that no caller waits for and no worker looks at."""
         behind = self._behind.values()
-        return [r for r in behind if not (r.call.is_awaited or r in self._polled)]
+        return [r for r in behind if not (r.is_awaited or r in self._polled)]
 
     def _withdraw(self, request: Request) -> None:
         """Remove a request that waits."""

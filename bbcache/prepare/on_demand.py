@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from bbcache.metrics import Metrics
     from bbcache.prepare.backoff import Backoff
     from bbcache.prepare.queue import PrepareQueue
+    from bbcache.prepare.request import Result
     from bbcache.prepare.shared_file import SharedFile
-    from bbcache.prepare.singleflight import Call, Result
     from bbcache.storage.files import BasebackupFile
     from bbcache.storage.reader import Reader
 
@@ -62,13 +62,13 @@ class _Patience:
     check_cancelled: Callable[[], None] | None
     is_cancelled: bool = False
 
-    def wait(self, call: Call) -> Result | None:
+    def wait(self, request: Request) -> Result | None:
         """Wait for the end of a build that was joined; None when the time is up."""
         while True:
             left_s = None if self.deadline_s is None else self.deadline_s - time.monotonic()
             if self.check_cancelled is None or (left_s is not None and left_s <= _SLICE_S):
-                return call.wait(left_s)
-            result = call.wait(_SLICE_S)
+                return request.wait(left_s)
+            result = request.wait(_SLICE_S)
             if result is not None:
                 return result
             self.is_cancelled = True
@@ -170,7 +170,7 @@ class Filler:
             request = self.queue.join(fill)
             if request is None:
                 raise _closing()
-            result = patience.wait(request.call)
+            result = patience.wait(request)
             if result is None:
                 raise _timed_out(request)
             if isinstance(result.error, ClosingError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from bbcache.errors import safe_str
 from bbcache.outcomes import SkipReason
 from bbcache.prepare.line import Line
-from bbcache.prepare.singleflight import CLOSED, Result
+from bbcache.prepare.request import CLOSED, Result
 from bbcache.storage.index import split_key
 from bbcache.waiters import Waiters
 
@@ -88,7 +88,7 @@ class PrepareQueue:
         log.error("invalid call of send_prepare: %s", error)
 
     def join(self, fill: Request) -> Request | None:
-        """Join the call of a request at the same LSN; if there is none, queue this one.
+        """Join a request at the same LSN; if there is none, queue this one.
 
         Call `leave` in any case, also after an interrupt.
 
@@ -101,22 +101,22 @@ class PrepareQueue:
             self._workers.wake_all()
             for other in self._line.find(fill.key, fill.lsn):
                 fill.joined = other
-                if other.call.join(fill):
+                if other.join(fill):
                     self._line.adopt(other, fill)
                     return other
             fill.joined = fill
-            fill.call.join(fill)
+            fill.join(fill)
             self._line.line_up(fill)
             return fill
 
     def leave(self, fill: Request) -> None:
-        """Leave the call that was joined; harmless twice."""
+        """Leave the request that was joined; harmless twice."""
         request = fill.joined
         if request is None:
             return
-        request.call.leave(fill)
+        request.leave(fill)
         with self._lock:
-            if not request.call.is_awaited:
+            if not request.is_awaited:
                 self._workers.wake_all()
                 self._line.give_up(request)
         self._settle_fallen()
@@ -158,7 +158,7 @@ class PrepareQueue:
     def slice_s(self, request: Request) -> float:
         """How many seconds a worker may wait for the LSN of a request."""
         with self._lock:
-            is_wanted = request.is_sent or request.call.is_awaited
+            is_wanted = request.is_sent or request.is_awaited
             if self._line.has_other(request) or not is_wanted:
                 return _GLANCE_S
             return max(_LEAST_SLICE_S, WAIT_SLICE_S / max(1, self._line.behind_count))
@@ -192,7 +192,7 @@ class PrepareQueue:
                 self._line.release(request)
                 if len(self._line):  # else a worker would wake in vain
                     self._workers.wake_all()
-            request.call.finish(result)
+            request.finish(result)
             self._work_counter.changed()
 
     def close(self) -> None:
@@ -207,7 +207,7 @@ class PrepareQueue:
             running = list(self._line.running.values())
         self._settle_fallen()
         for request in running:
-            request.call.finish(CLOSED)
+            request.finish(CLOSED)
 
     def abandon_running(self) -> None:
         """Settle the requests of threads that a close leaves behind."""
@@ -215,7 +215,7 @@ class PrepareQueue:
             running = list(self._line.running.values())
         for request in running:
             self._count(request, CLOSED)
-            request.call.finish(CLOSED)
+            request.finish(CLOSED)
 
     def _settle_fallen(self) -> None:
         """Settle every request that has fallen out of the line."""
@@ -226,7 +226,7 @@ class PrepareQueue:
         for request, reason in fallen:
             result = Result.skip(reason)
             self._count(request, result)
-            request.call.finish(result)
+            request.finish(result)
             with self._lock:
                 self._line.fallen.pop(request, None)
             self._work_counter.changed()

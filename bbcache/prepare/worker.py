@@ -23,7 +23,7 @@ from bbcache.errors import (
 from bbcache.host import TenantState, attached_shards_zero, wait_for_lsn
 from bbcache.outcomes import Phase, SkipReason
 from bbcache.prepare.job import Job, Skip, cause_of, host_call, reason_of
-from bbcache.prepare.singleflight import CLOSED, Result
+from bbcache.prepare.request import CLOSED, Result
 from bbcache.storage.index import split_key
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class Preparer:
                 f"the LSN was not reached in {timeout_s:g} s "
                 f"(wait_lsn_timeout); the tip is at {tip}, not at {request.lsn}"
             )
-        if not (request.is_sent or request.call.is_awaited):
+        if not (request.is_sent or request.is_awaited):
             raise Skip(SkipReason.CANCELLED)
         return False
 

@@ -25,7 +25,7 @@ def line() -> Line:
 def awaited(line: Line, key: bytes, lsn: int = 1) -> Request:
     """Add a request that a caller waits for."""
     fill = Request(key, Lsn(lsn), TenantShardId(TENANT), 0.0, is_sent=False)
-    fill.call.join(fill)
+    fill.join(fill)
     line.line_up(fill)
     return fill
 
@@ -40,14 +40,14 @@ def sent(line: Line, key: bytes, lsn: int = 1) -> Request:
 def joined(line: Line, request: Request) -> Request:
     """Make a caller wait for a request, and return the caller."""
     fill = Request(request.key, request.lsn, request.tenant_shard_id, 0.0, is_sent=False)
-    request.call.join(fill)
+    request.join(fill)
     line.adopt(request, fill)
     return fill
 
 
 def leave(line: Line, request: Request, fill: Request) -> None:
     """Make a caller of a request give up."""
-    request.call.leave(fill)
+    request.leave(fill)
     line.give_up(request)
 
 
@@ -169,7 +169,7 @@ def test_a_joined_request_does_what_its_callers_need(line: Line) -> None:
     for disk_failure in (None, failure, None):
         fill = Request(A, Lsn(1), request.tenant_shard_id, 0.0, is_sent=False)
         fill.must_build, fill.disk_failure = disk_failure is not None, disk_failure
-        request.call.join(fill)
+        request.join(fill)
         line.adopt(request, fill)
     assert request.must_build
     assert request.disk_failure is failure

@@ -342,7 +342,7 @@ def test_a_caller_that_is_interrupted_leaves(
     with Gate() as gate:
         stop_while_sending(timeline, gate)
         with monkeypatch.context() as patch:
-            patch.setattr("bbcache.prepare.singleflight.Call.wait", _interrupt)
+            patch.setattr("bbcache.prepare.request.Request.wait", _interrupt)
             with pytest.raises(KeyboardInterrupt):
                 fill(harness, timeline)
         gate.wait_for()

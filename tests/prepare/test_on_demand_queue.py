@@ -11,8 +11,7 @@ from support.helpers import TENANT, SettledQueue, make_keys, make_request, take_
 from bbcache.ids import Lsn, TenantShardId
 from bbcache.outcomes import SkipReason
 from bbcache.prepare.queue import WAIT_SLICE_S
-from bbcache.prepare.request import Request
-from bbcache.prepare.singleflight import Result
+from bbcache.prepare.request import Request, Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,9 +47,9 @@ def test_the_first_fill_is_queued_and_the_next_join_it(queue: SettledQueue) -> N
     assert len(queue) == 0
     assert queue.has(A, Lsn(1))
     for _ in range(3):
-        assert first.call.is_awaited
+        assert first.is_awaited
         queue.leave(first)
-    assert not first.call.is_awaited
+    assert not first.is_awaited
     queue.finish(first)
     assert not queue.has(A, Lsn(1))
 
@@ -65,7 +64,7 @@ def test_a_fill_joins_a_prepare(queue: SettledQueue, *, is_running: bool, is_reb
         assert queue.take() is asked
     assert queue.has(A, Lsn(1))
     assert queue.join(fill(A, must_build=True)) is asked
-    assert asked.call.is_awaited
+    assert asked.is_awaited
     assert asked.must_build
     assert not asked.is_rebuild
     assert len(queue) == (0 if is_running else 1)
@@ -349,7 +348,7 @@ def test_a_request_that_was_left_can_be_joined_again(queue: SettledQueue) -> Non
     queue.join(first)
     assert queue.leave(first) is None
     assert queue.join(fill(A)) is first
-    assert first.call.is_awaited
+    assert first.is_awaited
 
 
 def test_a_running_request_goes_on_when_it_is_left(queue: SettledQueue) -> None:
@@ -366,7 +365,7 @@ def test_a_finished_request_is_not_joined(queue: SettledQueue) -> None:
     first, second = fill(A), fill(A)
     queue.join(first)
     queue.take()
-    first.call.finish(Result())
+    first.finish(Result())
     assert queue.join(second) is second
     assert len(queue) == 1
 

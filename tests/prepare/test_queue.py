@@ -22,7 +22,7 @@ from support.threads import waiting
 
 from bbcache.ids import TenantShardId
 from bbcache.outcomes import SkipReason
-from bbcache.prepare.singleflight import Result
+from bbcache.prepare.request import Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -361,7 +361,7 @@ def test_what_runs_when_a_close_ends_is_counted_as_closing(queue: SettledQueue) 
     joined = make_request(A)
     assert queue.join(joined) is made
     assert queue.close() == []
-    assert made.call.wait(0) is not None
+    assert made.wait(0) is not None
     assert queue.abandon_running() == [made]
     queue.finish(made)
     assert queue.results() == {"skip": 1}
@@ -453,6 +453,6 @@ def test_workers_and_senders_lose_nothing() -> None:
 
     run_threads([work] * 4 + [send] * 3 + [end])
     assert not is_double.is_set()
-    assert all(each.call.wait(0) is not None for each in sent)
+    assert all(each.wait(0) is not None for each in sent)
     assert sum(settled.results().values()) == len(sent) == 900
     assert queue.is_idle()

@@ -17,8 +17,7 @@ from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.metrics import Metrics
 from bbcache.outcomes import PrepareResult, SkipReason
 from bbcache.prepare.queue import PrepareQueue
-from bbcache.prepare.request import Request
-from bbcache.prepare.singleflight import Result
+from bbcache.prepare.request import Request, Result
 from bbcache.storage.dirlock import DirectoryLock
 from bbcache.storage.index import make_key
 from bbcache.work_counter import WorkCounter
@@ -220,7 +219,7 @@ class SettledQueue:
         """What the last step has settled, each counted once."""
         settled = [each for each in self._open if each.is_counted]
         for each in settled:
-            assert each.call.wait(0) is not None  # its callers are told
+            assert each.wait(0) is not None  # its callers are told
             del self._open[each]
         reasons, self._reasons = self._reasons, []
         assert len(settled) == len(reasons)
