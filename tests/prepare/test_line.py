@@ -188,3 +188,49 @@ def test_requests_behind_the_line_take_turns(line: Line) -> None:
         postpone(line, behind)
         taken.append(behind)
     assert taken == requests * 2
+
+
+def test_a_request_that_is_joined_again_returns_to_the_line(line: Line) -> None:
+    """A request that its callers have left goes first again when another one joins it."""
+    fill = awaited(line, A)
+    leave(line, fill, fill)
+    other = sent(line, B)
+    joined(line, fill)
+    assert [line.take(), line.take()] == [fill, other]
+    assert line.behind_count == 0
+
+
+def test_a_request_that_a_worker_has_seen_ends_with_its_last_caller(line: Line) -> None:
+    """Also if the worker has seen it behind the line."""
+    fill = awaited(line, A)
+    leave(line, fill, fill)
+    assert not line.fallen
+    assert line.take() is fill
+    line.postpone(fill)
+    leave(line, fill, joined(line, fill))
+    assert line.fallen == {fill: SkipReason.CANCELLED}
+
+
+def test_too_many_behind_the_line_fall_out(line: Line) -> None:
+    """As many as the capacity says stay; the highest LSN of the largest timeline goes."""
+    for key, lsn in ((A, 5), (A, 4), (B, 9)):
+        request = sent(line, key, lsn)
+        while (taken := line.take()) is not request:
+            assert taken is not None
+            postpone(line, taken)
+        postpone(line, request)
+    assert [each.lsn for each in line.fallen] == [5]
+    assert line.behind_count == 2
+
+
+def test_a_build_from_behind_the_line_is_not_looked_at_any_more(line: Line) -> None:
+    """It counts neither as waiting nor as looked at, so a worker looks at the next one."""
+    first, second = sent(line, A), sent(line, B)
+    for each in (first, second):
+        assert line.take() is each
+        postpone(line, each)
+    assert line.take() is first
+    assert line.start(first)
+    line.release(first)
+    assert line.has_unpolled
+    assert len(line) == 1
