@@ -234,3 +234,26 @@ def test_a_build_from_behind_the_line_is_not_looked_at_any_more(line: Line) -> N
     line.release(first)
     assert line.has_unpolled
     assert len(line) == 1
+
+
+def test_a_request_that_ends_while_it_is_looked_at_is_gone(line: Line) -> None:
+    """A worker looks at the next one behind the line."""
+    first, second = sent(line, A), sent(line, B)
+    for each in (first, second):
+        assert line.take() is each
+        postpone(line, each)
+    assert line.take() is first
+    line.release(first)
+    assert line.has_unpolled
+    assert len(line) == 1
+
+
+def test_a_sent_request_returns_to_the_line_what_its_callers_have_left(line: Line) -> None:
+    """The host has asked for it by now: it can run, and the new one is superfluous."""
+    fill = awaited(line, A)
+    leave(line, fill, fill)
+    late = sent(line, A)
+    assert line.fallen == {late: SkipReason.COALESCED}
+    assert line.behind_count == 0
+    assert line.take() is fill
+    assert line.running == {A: fill}
