@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from bbcache.errors import ClosingError, StoreError, safe_str
 from bbcache.storage.files import hint_for, try_unlink
 from bbcache.storage.index import newest_of_each
-from bbcache.storage.owned_directory import OwnedDirectory
 from bbcache.storage.quarantine import Quarantine
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class Catalog:
         self, store: Store, index: Index, dirlock: DirectoryLock, metrics: Metrics
     ) -> None:
         self._file_lock = threading.RLock()  # orders changes of files; guards the next five
-        self._directory = OwnedDirectory(store.data_dir, dirlock)
+        self._dirlock = dirlock
         self._quarantine = Quarantine(store, index)
         self._scanned: tuple[int, int] | None = None  # identity of the directory in the index
         self._is_swept = False  # whether ``tmp/`` is
@@ -81,7 +80,7 @@ class Catalog:
     @property
     def read_only_reason(self) -> str | None:
         """Why the cache may not change the directory, in one line; None if it may."""
-        return self._directory.read_only_reason
+        return self._dirlock.read_only_reason
 
     def load(self) -> LoadReport:
         """Sweep ``tmp/``, scan the directory, and index the newest entry of each timeline.
@@ -114,15 +113,15 @@ class Catalog:
             OSError: it cannot be made, locked or listed; `DirectoryLockedError` if another
                 cache has taken it.
         """
-        report, was_locked = None, self._directory.lock.is_held
+        report, was_locked = None, self._dirlock.is_held
         with self._file_lock:
             if self._is_fenced:
                 return
             if self._load_failure is not None:
                 text = f"the cache directory {self._store.data_dir} cannot be loaded"
                 raise StoreError(f"{text}: {self._load_failure}")
-            self._directory.ensure()
-            if self._scanned != self._directory.lock.identity:
+            self._dirlock.ensure()
+            if self._scanned != self._dirlock.identity:
                 report = self._take_over_locked()
         self.settle_doubt()
         self._log_news()
@@ -154,7 +153,7 @@ class Catalog:
         """
         with self._file_lock:
             self._check_not_fenced_locked()
-            self._directory.check_at_path()
+            self._dirlock.check_at_path()
             self._store.rename_temp(temp, entry.key, entry.lsn)
             path = self._path_of(entry)
             name = os.path.basename(path)
@@ -184,7 +183,7 @@ class Catalog:
         Returns:
             False if the directory itself is gone or replaced; the entry stays.
         """
-        if not self._directory.lock.is_at_path():
+        if not self._dirlock.is_at_path():
             return False
         with self._doubt:
             self._index.remove(entry)
@@ -205,10 +204,10 @@ class Catalog:
         with self._file_lock, self._doubt:
             if self._is_fenced or self._index.newest(entry.key) is not entry:
                 return False
-            self._directory.check_at_path()
+            self._dirlock.check_at_path()
             if not self._take_out_locked(entry, lambda _path: self._keep_locked(entry)):
                 return False
-            if self._directory.lock.is_held:
+            if self._dirlock.is_held:
                 with suppress(OSError):  # the next clean-up counts the files again
                     self._failures.extend(self._quarantine.trim())
         self._metrics.quarantined.inc()
@@ -285,19 +284,19 @@ class Catalog:
             raise ClosingError("the cache is closed")
 
     def _may_change_locked(self) -> bool:
-        return not self._is_fenced and self._directory.may_change()
+        return not self._is_fenced and self._dirlock.is_held and self._dirlock.is_at_path()
 
     def _take_over_locked(self) -> LoadReport:
         """Index the directory that is at the path now; sweep ``tmp/`` once, before any build."""
         self._scanned = None
-        if self._directory.lock.is_held:
+        if self._dirlock.is_held:
             self._store.make_directories()
             left = {} if self._is_swept else self._store.sweep_tmp()
             self._is_swept = True
             for path, size_bytes in left.items():
                 self._remove_locked(path, size_bytes)
         report = self._rescan_locked()
-        self._scanned = self._directory.lock.identity
+        self._scanned = self._dirlock.identity
         return report
 
     def _rescan_locked(self) -> LoadReport:
@@ -334,7 +333,7 @@ class Catalog:
 
     def _keep_locked(self, entry: Entry) -> OSError | None:
         """Quarantine the file of a doomed entry; returns why it could not be removed."""
-        if not self._directory.lock.is_held:
+        if not self._dirlock.is_held:
             return OSError(errno.EROFS, "read-only")
         with self._index.lock:
             is_rebuilt = entry.key in self._accounting.reservations
@@ -342,7 +341,7 @@ class Catalog:
 
     def _remove_locked(self, path: str, size_bytes: int) -> None:
         """Unlink a file; if that fails its bytes count until it is gone."""
-        is_locked = self._directory.lock.is_held
+        is_locked = self._dirlock.is_held
         failure = try_unlink(path) if is_locked else OSError(errno.EROFS, "read-only")
         self._settle_locked(path, size_bytes, failure)
 
@@ -357,7 +356,7 @@ class Catalog:
 
     def _log_news(self) -> None:
         """Log, without a lock, failed removals and changes of the directory."""
-        self._directory.log_news()
+        self._dirlock.log_news()
         with suppress(IndexError):  # until the deque is empty
             while True:
                 failure = self._failures.popleft()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import socket
 import stat
@@ -23,28 +24,40 @@ from bbcache.errors import DirectoryLockedError, StoreError
 LOCK_NAME: Final = ".bbcache.lock"
 _HOLDER_MAX_BYTES: Final = 4096
 _PROBE_FLAGS: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_READ_ONLY_MEANS: Final = (
+    "entries are served, and nothing is published or removed"
+    "\nhint: Make the directory writable for this cache; prepares work again by themselves."
+)
+
+log = logging.getLogger(__name__)
 
 
 class DirectoryLock:
-    """The lock of one cache on its directory.
+    """A cache's directory: the lock on it, and whether it is writable.
 
-    Not thread-safe: the catalog calls it under its file lock. In a forked child the lock
-    library closes its copy of the descriptor, so the child neither holds nor frees the lock.
+    Not thread-safe: the catalog calls it under its file lock. Any thread may read
+    `read_only_reason` and call `is_at_path`. In a forked child the lock library closes its copy
+    of the descriptor, so the child neither holds nor frees the lock.
 
     Args:
         data_dir: absolute path of the directory.
 
     Attributes:
         identity: device and inode of the lock file that is held; of the directory after a
-            read-only start; None before the first `acquire`.
+            read-only start; None before.
+        read_only_reason: why the cache may not change the directory, in one line; None if
+            it may.
     """
 
     def __init__(self, data_dir: str) -> None:
         self.identity: tuple[int, int] | None = None
+        self.read_only_reason: str | None = None
         self._data_dir = data_dir
         self._path = os.path.join(data_dir, LOCK_NAME)
         self._lock: FileLock | None = None
         self._device: int | None = None  # of the directory; on overlayfs not that of its files
+        self._news: str | None = None  # not yet logged
+        self._read_only_text = f"the cache directory {data_dir} is on a read-only file system"
 
     def acquire(self) -> None:
         """Take the lock without waiting.
@@ -75,7 +88,7 @@ class DirectoryLock:
         self._lock, self.identity, self._device = lock, identities[0], device
 
     def acquire_unless_read_only(self) -> None:
-        """Take the lock. On a read-only file system go on without it; `retake` tries again.
+        """Take the lock. On a read-only file system go on without it; `ensure` tries again.
 
         Raises:
             StoreError: as `acquire`, or the directory cannot be examined.
@@ -87,24 +100,12 @@ class DirectoryLock:
                 raise
             status = self._directory_status()
             self.identity, self._device = (status.st_dev, status.st_ino), status.st_dev
+            self._set_reason(self._read_only_text)
 
     @property
     def is_held(self) -> bool:
         """Whether this cache has the lock; one read of memory."""
         return self._lock is not None
-
-    def is_read_only(self) -> bool:
-        """Whether the file system has become read-only.
-
-        Only an attempt to write tells: Linux calls an ext4 that an error has stopped writable.
-        """
-        try:
-            # As in BasebackupFile.open_whatever, no interrupt comes between the two.
-            (fd,) = map(os.open, (self._path,), (_PROBE_FLAGS,))
-            os.close(fd)
-        except OSError as error:
-            return error.errno == errno.EROFS
-        return False
 
     def release(self) -> None:
         """Free the lock; harmless when it is not held."""
@@ -124,6 +125,38 @@ class DirectoryLock:
             return False
         return (status.st_dev, status.st_ino) == self.identity
 
+    def check_at_path(self) -> None:
+        """Check `is_at_path`.
+
+        Raises:
+            StoreError: the directory was removed or replaced.
+        """
+        if not self.is_at_path():
+            raise StoreError(
+                f"the cache directory {self._data_dir} was removed or replaced\n"
+                "hint: Restore or remount it; else the next prepare or clean-up makes a new one.",
+                errno=errno.ENOENT,
+            )
+
+    def ensure(self) -> None:
+        """Lock the directory at the path, unless it is locked already.
+
+        A directory that was removed is made again. On a read-only file system nothing is
+        raised: `read_only_reason` is set.
+
+        Raises:
+            OSError: the directory cannot be made or locked; `DirectoryLockedError` if another
+                cache has taken it.
+        """
+        if not self.is_held:
+            self._leave_read_only()
+        elif self.is_at_path():
+            self._set_reason(self._read_only_text if self._is_read_only() else None)
+        else:
+            with suppress(FileExistsError):
+                os.mkdir(self._data_dir, 0o700)
+            self.retake()
+
     def retake(self) -> None:
         """Take the lock of the directory that is at the path now, then free the old one.
 
@@ -140,6 +173,42 @@ class DirectoryLock:
         self.acquire()
         if old is not None:
             _free(old)
+
+    def log_news(self) -> None:
+        """Log, once and without a lock, that the directory became read-only or writable."""
+        news, self._news = self._news, None
+        if news is not None:
+            log.warning("%s", news)
+
+    def _leave_read_only(self) -> None:
+        """Take the lock that could not be taken at the start, if the disk is writable now."""
+        reason = None
+        try:
+            self.retake()
+        except DirectoryLockedError as error:
+            reason = str(error).partition("\n")[0]
+        except StoreError as error:
+            if error.errno != errno.EROFS:
+                raise
+            reason = self._read_only_text
+        self._set_reason(reason)
+
+    def _is_read_only(self) -> bool:
+        """Whether a write fails: Linux calls an ext4 that an error has stopped writable."""
+        try:
+            # As in BasebackupFile.open_whatever, no interrupt comes between the two.
+            (fd,) = map(os.open, (self._path,), (_PROBE_FLAGS,))
+            os.close(fd)
+        except OSError as error:
+            return error.errno == errno.EROFS
+        return False
+
+    def _set_reason(self, reason: str | None) -> None:
+        before, self.read_only_reason = self.read_only_reason, reason
+        if reason is not None and reason != before:
+            self._news = f"{reason}; {_READ_ONLY_MEANS}"
+        elif reason is None and before is not None:
+            self._news = f"the cache directory {self._data_dir} is writable again"
 
     def _unusable(self, *errors: Exception) -> StoreError:
         error = next((error for error in errors if isinstance(error, OSError)), OSError())

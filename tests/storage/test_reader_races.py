@@ -243,7 +243,6 @@ def test_a_miss_touches_no_disk(harness: Harness, monkeypatch: pytest.MonkeyPatc
             "storage.dirlock",
             "storage.catalog",
             "storage.files",
-            "storage.owned_directory",
         ):
             patch.setattr(f"bbcache.{part}.os", _NoDisk())
         assert harness.get(timeline, LSN_B) is None
