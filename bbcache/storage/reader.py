@@ -168,5 +168,5 @@ class Reader:
             self._misses.inc()
             return
         self._errors.inc()
-        log.error("%s is bad and was taken out: %s", entry, error)
+        log.error("%s is bad and was removed: %s", entry, error)
         self._rebuild(entry)

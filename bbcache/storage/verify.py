@@ -99,10 +99,8 @@ class Audit:
                 is_moved = bool(problem and quarantine and self._quarantine(entry, file))
         except FileNotFoundError:
             return None
-        except ArchiveError as error:  # the file was replaced since the scan
-            return Finding(path, Verdict.UNREADABLE, entry.size_bytes, str(error))
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (ArchiveError, OSError) as error:  # ArchiveError: it was replaced since the scan
+            reason = getattr(error, "strerror", None) or str(error)
             return Finding(path, Verdict.UNREADABLE, entry.size_bytes, reason)
         verdict = Verdict.BAD if problem else Verdict.GOOD
         return Finding(path, verdict, entry.size_bytes, problem, is_moved)

@@ -82,7 +82,7 @@ class Cleaner:
         removed_count = sum(map(self._catalog.discard, outgrown))
         if removed_count:
             log.info("clean-up removed %d of %d basebackups", removed_count, entry_count)
-        self._try("look after the cache directory", self._catalog.upkeep)
+        self._try("examine the cache directory", self._catalog.upkeep)
         self._metrics.refresh()
 
     def _try(self, doing: str, what: Callable[[], None]) -> bool:

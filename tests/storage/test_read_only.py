@@ -222,7 +222,7 @@ def test_a_bad_entry_is_not_served_again(
     assert harness.get(bad) is None
     assert harness.reads == {"error": 1, "miss": 1}
     assert harness.value("bbcache_quarantined_total") == 1
-    assert "is bad and was taken out" in caplog.text
+    assert "is bad and was removed" in caplog.text
     assert filled(harness, bad) == ("built", tar_of(bad))
     assert harness.path(bad).exists()
     disk.be_writable()
