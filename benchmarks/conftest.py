@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from pytest_benchmark.stats import Metadata
 
+from bbcache.errors import safe_str
 from benchmarks.bars import Bar, Outcome, Verdict, judge, without_figure
 from benchmarks.baseline import read_baseline, regression
 from benchmarks.machine import describe_machine, describe_versions
@@ -169,7 +170,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
         _record(item, [without_figure(bar, group, Verdict.MISSING, str(error)) for bar in bars])
         made.missing[group] = str(error)
     except Exception as error:
-        _record(item, [without_figure(bar, group, Verdict.ERROR, repr(error)) for bar in bars])
+        _record(item, [without_figure(bar, group, Verdict.ERROR, safe_str(error)) for bar in bars])
         raise
     else:
         _record(item, [judge(bar, group, made) for bar in bars])
