@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Run PostgreSQL the serverless way, and watch the cache at work.
 
-A tenant is made, and a compute node starts, does some SQL and stops, several times
-over. The first start builds its basebackup on request; every later one finds it in
-the cache, made in the background when the node before it stopped. Everything that is
-shown is checked, and so is the data in every round.
+The demo creates a tenant, then starts a compute node, runs some SQL on it and stops it,
+several times. The first start builds its basebackup on request. Every later start finds
+it in the cache, which built it in the background when the node before stopped. The demo
+checks everything that it shows, and the data in every round.
 
 With --via-page-service every start fetches its basebackup over the network, by
-PostgreSQL's protocol; the miss of the first one then fills the cache.
+PostgreSQL's protocol. The first start is a miss then, and fills the cache.
 """
 
 
-_MAX_SCALE = 100  # some 60 MB more in the archive a round; several must fit into the cache
+_MAX_SCALE = 100  # about 60 MB more in each round's archive; several must fit into the cache
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,7 +62,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--dir",
         type=Path,
         metavar="DIR",
-        help="where to keep everything; kept at the end "
+        help="the directory for everything, which is kept at the end "
         "(default: a temporary directory, removed at the end)",
     )
     parser.add_argument(
@@ -87,10 +87,10 @@ def run(options: argparse.Namespace) -> bool:
     """Run the demo.
 
     Returns:
-        Whether everything was as promised.
+        Whether every check has passed.
 
     Raises:
-        BbcacheError: something that it needs is missing, or PostgreSQL failed.
+        BbcacheError: PostgreSQL or an extra is missing, or PostgreSQL failed.
     """
     try:
         from bbcache.cli.demo_report import Progress, print_report  # noqa: PLC0415 - an extra
@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> bool:
 
 @contextmanager
 def _directory(wanted: Path | None) -> Iterator[Path]:
-    """The directory to work in; a temporary one is removed, whatever happens."""
+    """The directory to work in; a temporary one is removed at the end and after a failure."""
     if wanted is not None:
         if wanted.exists() and not wanted.is_dir():
             raise ConfigError(f"{wanted} is not a directory")
@@ -154,7 +154,7 @@ def _whole_number(least: int, most: int | None = None) -> Any:
         number = int(text) if text.isdecimal() else -1
         if number < least or (most is not None and number > most):
             limits = f"of at least {least}" if most is None else f"from {least} to {most}"
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number {limits}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {limits}")
         return number
 
     return parse

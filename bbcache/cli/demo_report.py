@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from bbcache.cli.demo_scenario import Report
 
 _WIDTH = 100  # where output goes to a file
-_MIN_WIDTH = 80  # a narrower terminal breaks lines, rather than losing figures
+_MIN_WIDTH = 80  # a narrower terminal breaks lines; it must lose no figures
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave it to the command what that means; rich would exit with status 1."""
+        """Raise the error for the command to handle; rich exits with status 1 otherwise."""
         raise BrokenPipeError
 
 
 class Progress:
-    """Progress on stderr: a bar on a terminal that can show one, otherwise a line a step."""
+    """Progress on stderr: a bar on a terminal that can show one, else one line for each step."""
 
     def __init__(self, round_count: int) -> None:
         self._console = _Console(stderr=True)
@@ -51,7 +51,7 @@ class Progress:
         self._is_first = True
 
     def advance(self, what: str) -> None:
-        """The step before has ended, and `what` begins."""
+        """Show that the last step has ended and that the step `what` begins."""
         self._bar.update(self._task, description=what, advance=0 if self._is_first else 1)
         self._is_first = False
         if not self._has_bar:

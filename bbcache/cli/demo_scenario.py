@@ -1,4 +1,4 @@
-"""What the demo does, and what it checks; nothing here prints."""
+"""The steps and the checks of the demo; nothing here prints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PIECE_SIZE_BYTES: Final = 1 << 20
 _SAMPLE_SIZE_BYTES: Final = 8 << 20  # half a second for the slowest codec
 _IDLE_TIMEOUT_S: Final = 60.0
 _FOLLOW_TIMEOUT_S: Final = 20.0
-_SETTINGS: Final = {"fsync": "off"}  # what a node leaves is synced when it is taken over
+_SETTINGS: Final = {"fsync": "off"}  # the takeover of a node syncs its directory
 _CREATE = "create table if not exists work (round int, id int, amount bigint)"
 _INSERT = (
     "insert into work select %(round)s, id, (id::bigint * 7919 + %(round)s * 104729) %% 1000003 "
@@ -58,7 +58,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Codec:
-    """What compressing a sample of the last tarball in memory took."""
+    """The time and size of one codec on a sample of the last tarball, in memory."""
 
     name: str
     seconds: float
@@ -68,7 +68,7 @@ class Codec:
 
 @dataclass
 class Report:
-    """All that the demo has found out; `failures` is empty when all was as promised."""
+    """The results of the demo; `failures` is empty if every check has passed."""
 
     postgres_version: str
     rounds: list[Round] = field(default_factory=list)
@@ -81,15 +81,15 @@ class Report:
 
 
 class Scenario:
-    """The demo's story.
+    """The steps of the demo.
 
     Args:
-        directory: where everything is kept.
+        directory: the directory for everything.
         pg_bin: PostgreSQL's programs; None looks for them.
-        round_count: how many compute nodes live, one after the other.
+        round_count: how many compute nodes to run, one after the other.
         scale: how much each of them writes.
-        progress: called with what comes next, `STEPS_PER_ROUND` times a round and
-            `EXTRA_STEPS` times besides.
+        progress: called with the next step, `STEPS_PER_ROUND` times a round and
+            `EXTRA_STEPS` times more.
         is_via_page_service: whether basebackups are fetched over the network.
 
     Raises:
@@ -112,13 +112,13 @@ class Scenario:
         self._row_count = scale * ROWS_PER_SCALE
         self._progress = progress
         self._registry = CollectorRegistry()
-        self._sums: list[tuple[int, int, int]] = []  # what the table must hold
+        self._sums: list[tuple[int, int, int]] = []  # the expected contents of the table
         self._open: Callable[[TenantId, TimelineId], Basebackup]  # set by run
         self._service: DemoService | None = None  # likewise
         self.report = Report(str(self._binaries.version), is_via_page_service=is_via_page_service)
 
     def run(self) -> Report:
-        """Play it to the end.
+        """Run all steps.
 
         Raises:
             BbcacheError: PostgreSQL or the disk failed.
@@ -157,7 +157,7 @@ class Scenario:
             self._work(compute, number)
             self._progress(f"round {number}: stopping; the next basebackup is prepared")
             lsn = compute.stop()
-        self._check(pageserver.cache.wait_idle(_IDLE_TIMEOUT_S), "the cache does not come to rest")
+        self._check(pageserver.cache.wait_idle(_IDLE_TIMEOUT_S), "the cache is still busy")
         entries = [
             entry
             for entry in pageserver.cache.entries()
@@ -188,7 +188,7 @@ class Scenario:
     def _compute(
         self, pageserver: Pageserver, tenant: PgdataTenant, timeline: PgdataTimeline
     ) -> Iterator[tuple[ComputeNode, _Timings]]:
-        """A started compute node, with the times it took; killed where the block fails."""
+        """Start a compute node and time it; kill it if the block fails."""
         ids = tenant.tenant_id, timeline.timeline_id
         begun_s = time.perf_counter()
         basebackup = self._open(*ids)
@@ -268,7 +268,7 @@ class Scenario:
             elif is_gone:
                 self.report.cleaned_lsn = lsn
             compute.stop()
-        self._check(pageserver.cache.wait_idle(_IDLE_TIMEOUT_S), "the cache does not come to rest")
+        self._check(pageserver.cache.wait_idle(_IDLE_TIMEOUT_S), "the cache is still busy")
 
     def _read_metrics(self) -> None:
         self.report.metrics = {
@@ -297,7 +297,7 @@ class Scenario:
 
     def _read_service_metrics(self, service: DemoService, expected: dict[str, int]) -> None:
         counts = {
-            f"basebackups given by the service{{bbcache_source={source}}}": count
+            f"basebackups sent by the service{{bbcache_source={source}}}": count
             for source, count in service.counts().items()
         }
         self.report.metrics.update(counts)

@@ -29,7 +29,7 @@ class DemoService:
     """A page service over a pageserver, and a client of it. A context manager; for one thread.
 
     Args:
-        pageserver: whose basebackups are asked for.
+        pageserver: the pageserver.
     """
 
     def __init__(self, pageserver: Pageserver) -> None:
@@ -52,7 +52,7 @@ class DemoService:
         """The basebackup at the timeline's tip, fetched over the network.
 
         Raises:
-            PostgresError: the service has not given it.
+            PostgresError: the service did not send it.
         """
         timeline = self._pageserver.tenants.get_tenant(tenant_id).get_timeline(timeline_id)
         lsn = timeline.get_last_record_lsn()
@@ -69,7 +69,7 @@ class DemoService:
         return Basebackup(file, lsn, is_hit)
 
     def counts(self) -> dict[str, float]:
-        """How many basebackups came from where."""
+        """Count the basebackups sent so far, by source."""
         labels = {"result": "ok"}
         return {
             source: self._registry.get_sample_value(_COUNT, {**labels, "bbcache_source": source})
@@ -87,10 +87,10 @@ class DemoService:
             ):
                 return [bytes(piece) for piece in copy]
         except psycopg.Error as error:
-            raise PostgresError(f"the page service has given no basebackup: {error}") from error
+            raise PostgresError(f"the page service sent no basebackup: {error}") from error
 
     def _wait_counted(self, before: dict[str, float]) -> Source:
-        """Where the last one came from: it is counted a moment after the client has it."""
+        """Wait for the count of the last basebackup, which follows its end; return the source."""
         deadline_s = time.monotonic() + _COUNTED_TIMEOUT_S
         while True:
             now = self.counts()
@@ -98,5 +98,5 @@ class DemoService:
             if found:
                 return found[0]
             if time.monotonic() > deadline_s:
-                raise BbcacheError("the page service does not say where a basebackup came from")
+                raise BbcacheError("the page service did not count the basebackup that it sent")
             time.sleep(0.001)

@@ -1,4 +1,4 @@
-"""A pageserver with its page service and its HTTP service, started and ended as one."""
+"""A pageserver with its page service and its HTTP service, started and stopped together."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Deployment:
         service_config: the page service's.
         http_config: the HTTP service's; None runs without one.
         auth_keys: the public key, or the directory of them, that tokens are verified with;
-            None lets everyone have everything.
+            None lets every client read every tenant.
         tls_cert: the certificate; None for a service without TLS.
-        tls_key: its key, where that is in another file.
+        tls_key: its key, if that is in another file.
         create: whether the pageserver's directory is made if it does not exist.
 
     Attributes:
@@ -54,8 +54,8 @@ class Deployment:
         http: the HTTP service, if there is one.
 
     Raises:
-        ConfigError: it would be open to strangers, which was not asked for; or a key or
-            certificate is none; or there is no directory `root`. Nothing on disk has been
+        ConfigError: a service is open to other machines, which the settings do not allow; a key or
+            certificate is invalid; or there is no directory `root`. Nothing on disk has been
             touched.
         StoreError: the cache's directory is locked or cannot be used, or the tenants cannot
             be listed.
@@ -115,13 +115,13 @@ class Deployment:
             self._opened = opening.pop_all()
 
     def start(self) -> Address:
-        """Serve.
+        """Start the services.
 
         Returns:
             Where clients connect.
 
         Raises:
-            ConfigError: it cannot listen there.
+            ConfigError: a service cannot listen on its address.
         """
         address = self.service.start()
         if self.http is not None:
@@ -129,14 +129,14 @@ class Deployment:
         return address
 
     def reload(self) -> None:
-        """Read keys and certificate anew; what cannot be read stays as it was, and is logged."""
+        """Read keys and certificate again. After an error, which is logged, the old ones stay."""
         for what in (self._keys, self._certificate):
             try:
                 if what is not None:
                     what.reload()
             except ConfigError:
-                log.exception("what was read before stays in use")
-        log.info("keys and certificate were read anew")
+                log.exception("the keys and the certificate read before stay in use")
+        log.info("keys and certificate were read again")
 
     @property
     def can_reload(self) -> bool:
@@ -144,7 +144,7 @@ class Deployment:
         return self._keys is not None or self._certificate is not None
 
     def timelines(self) -> list[tuple[TenantId, TimelineId, Lsn]]:
-        """What can be asked for, and where it stands."""
+        """The timelines that clients can ask for, each with its tip."""
         return [
             (tenant.tenant_id, timeline.timeline_id, timeline.get_last_record_lsn())
             for _, tenant in self.pageserver.tenants.list()
@@ -154,7 +154,7 @@ class Deployment:
         ]
 
     def close(self) -> None:
-        """End everything, cutting off whoever is still connected."""
+        """Close the services and the pageserver, and disconnect all clients."""
         self._opened.close()
 
     def __enter__(self) -> Self:
@@ -176,7 +176,7 @@ class Deployment:
 
 
 def _registry() -> CollectorRegistry:
-    """One with the metrics of the process itself."""
+    """A registry with the metrics of the process itself."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

@@ -27,13 +27,13 @@ _MAYBE_URL: Final = re.compile(r"://|[@=]")
 _SIZE: Final = re.compile(r"(\d{1,15})(B|KiB|MiB|GiB|TiB)?", re.ASCII)
 _SHIFTS: Final = {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
 _DESCRIPTION = """\
-Fetch a basebackup from a page service, and unpack it as it comes. DEST appears
-complete, checked and on disk, or not at all. What the service cannot give now is
-asked for again, as Neon's compute nodes do.
+Fetch a basebackup from a page service and unpack it while it arrives. DEST appears
+complete, checked and on disk, or not at all. A failure that may pass is retried, as
+Neon's compute nodes do.
 
-A password or token comes from PGPASSWORD, from --token-file, or from where else libpq
-looks for one. TLS is as the URL's sslmode says; without one, it is required where the
-service is on another machine.
+A password or token is read from PGPASSWORD, from --token-file, or from any other place
+where libpq looks for one. The URL's sslmode decides about TLS; a URL without one
+requires TLS unless the service is on this machine.
 """
 
 
@@ -47,7 +47,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         usage="bbcache fetch [options] URL TENANT TIMELINE [LSN] DEST",
         allow_abbrev=False,  # --token is not --token-file
     )
-    parser.add_argument("url", metavar="URL", help="where: a libpq URL or connection string")
+    parser.add_argument(
+        "url", metavar="URL", help="the page service: a libpq URL or conninfo string"
+    )
     parser.add_argument("tenant", metavar="TENANT", type=_id(TenantId), help="32 hex digits")
     parser.add_argument("timeline", metavar="TIMELINE", type=_id(TimelineId), help="likewise")
     parser.add_argument(
@@ -71,43 +73,43 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=11,
-        help="how often to try (default: %(default)s)",
+        help="attempts at most (default: %(default)s)",
     )
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=float,
         default=600.0,
-        help="how long to try, all in all (default: %(default)g)",
+        help="seconds for all attempts together (default: %(default)g)",
     )
     parser.add_argument(
         "--read-timeout",
         metavar="SECONDS",
         type=float,
         default=60.0,
-        help="how long nothing may come of an archive that has begun (default: %(default)g)",
+        help="seconds without data after which an attempt fails (default: %(default)g)",
     )
     parser.add_argument(
         "--max-size",
         metavar="SIZE",
         type=_size_bytes,
         default="256GiB",
-        help="the largest uncompressed basebackup that is taken (default: %(default)s)",
+        help="largest uncompressed basebackup to accept (default: %(default)s)",
     )
     parser.add_argument(
         "--max-members",
         metavar="N",
         type=int,
         default=1_000_000,
-        help="the most files and directories that are taken (default: %(default)s)",
+        help="most files and directories to accept (default: %(default)s)",
     )
     parser.add_argument(
-        "--owner", metavar="USER", help="give all of it to this user and its group; for root"
+        "--owner", metavar="USER", help="owner of the new files, with its group; only for root"
     )
     parser.add_argument(
         "--without-logical-replication",
         action="store_true",
-        help="start no workers for its subscriptions: for a copy that runs beside the timeline",
+        help="start no logical replication workers; for a copy that runs beside its timeline",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
@@ -173,7 +175,7 @@ def _sentence(document: dict[str, Any]) -> str:
 
 
 def _read_token(path: Path) -> str:
-    # A token that was given in the place of its file must not be told to everyone.
+    # The argument may be a token in place of its file, which must not be printed.
     shown = str(path) if len(path.name) <= _MOST_NAME_CHARACTERS else "--token-file"
     try:
         with path.open("rb") as file:
@@ -181,7 +183,7 @@ def _read_token(path: Path) -> str:
     except OSError as error:
         raise ConfigError(f"cannot read the token in {shown}: {error.strerror}") from None
     if not raw or b"\0" in raw or not raw.isascii():
-        raise ConfigError(f"{shown} has no token in it")
+        raise ConfigError(f"there is no token in {shown}")
     return raw.decode("ascii")
 
 
@@ -191,7 +193,7 @@ def _hints_at_limits() -> Iterator[None]:
         yield
     except LimitError as error:
         raise LimitError(
-            f"{error}\nhint: If that is right, allow more by --max-size or --max-members."
+            f"{error}\nhint: If that is right, allow more with --max-size or --max-members."
         ) from error
 
 
@@ -204,7 +206,7 @@ def _refused_secret(_: str) -> str:
 def _size_bytes(text: str) -> int:
     found = _SIZE.fullmatch(text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 512MiB, 256GiB or 1TiB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512MiB, 256GiB or 1TiB")
     return int(found[1]) << _SHIFTS[found[2] or "B"]
 
 
@@ -234,7 +236,7 @@ def _lsn(text: str) -> Lsn | str:
 
 
 def _without_secret(error: ParseError, text: str) -> str:
-    """What is wrong with an argument, without one that may be a URL with a password, or a token."""
+    """The error of an argument, without an argument that may hold a password or token."""
     if len(text) <= _MOST_ID_CHARACTERS and not _MAYBE_URL.search(text):
         return str(error)
     return str(error).partition(", not ")[0]

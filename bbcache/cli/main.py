@@ -30,12 +30,12 @@ class ExitCode(IntEnum):
     """How the command ended; from 128 on as a shell has it for a signal."""
 
     OK = 0
-    FAILED = 1  # something was not as promised
-    ERROR = 2  # wrong arguments, something missing, a disk that does not do its part
+    FAILED = 1  # a check has failed
+    ERROR = 2  # wrong arguments, something missing, a disk error
     NO_CACHE = 3  # the directory that was to be verified holds no cache
     HUNG_UP = 128 + signal.SIGHUP  # the terminal was closed
     INTERRUPTED = 128 + signal.SIGINT  # Ctrl-C
-    BROKEN_PIPE = 128 + signal.SIGPIPE  # the reader of the output has gone
+    BROKEN_PIPE = 128 + signal.SIGPIPE  # the reader of the output has closed it
     TERMINATED = 128 + signal.SIGTERM
 
 
@@ -54,7 +54,7 @@ _HINTS: Final = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. To be called from the main thread, where signals arrive.
+    """Run the command. Call it from the main thread, where signals arrive.
 
     Args:
         argv: the arguments; None for those of the process.
@@ -74,7 +74,7 @@ def _run(argv: Sequence[str] | None) -> ExitCode:
     options = _parser().parse_args(argv)
     try:
         is_well = options.run(options)
-        print(end="", flush=True)  # what cannot be written fails here, not at the exit
+        print(end="", flush=True)  # an error of the output is raised here, not at the exit
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         exit_code = ExitCode(128 + number)
@@ -95,7 +95,7 @@ def _run(argv: Sequence[str] | None) -> ExitCode:
 
 
 def _explain(error: OSError, command: str) -> str:
-    """Say where a command was refused something by the operating system, and what to do."""
+    """Describe an error of the operating system: the command, the path and a hint."""
     paths = [os.fsdecode(each) for each in (error.filename, error.filename2) if each is not None]
     place = f" at {' and '.join(paths)}" if paths else ""
     hint = _HINTS.get(error.errno or 0)
@@ -106,7 +106,7 @@ def _explain(error: OSError, command: str) -> str:
 
 
 def _complain(what: str) -> None:
-    """Tell it on stderr; a name or a service's text in it does nothing to a terminal."""
+    """Print a message to stderr, without control characters."""
     print(*map(printable, f"bbcache: {what}".split("\n")), sep="\n", file=sys.stderr)
 
 
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bbcache",
         description="Basebackups of serverless Postgres, made ahead of need.",
-        epilog="exit codes: 0 all well, 1 something was not as promised, 2 an error, "
+        epilog="exit codes: 0 success, 1 a check failed, 2 an error, "
         "3 no cache to verify, 128 + n stopped by signal n",
     )
     parser.add_argument("--version", action="version", version=f"bbcache {__version__}")

@@ -16,7 +16,7 @@ _STREAMS: Final = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 
 class _Named:
-    """A text stream whose errors name it, and that has all else of another one."""
+    """A wrapper of a text stream that adds the name of the stream to its errors."""
 
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream = stream
@@ -39,7 +39,7 @@ class _Named:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:  # a broken pipe stays one
+        except OSError as error:  # a broken pipe keeps its class
             raise OSError(error.errno, error.strerror, self._name) from error
 
     def __getattr__(self, name: str) -> Any:
@@ -47,7 +47,7 @@ class _Named:
 
 
 class _Lasting(_Named):
-    """A text stream that drops what cannot be written."""
+    """A wrapper of a text stream that ignores errors of writing."""
 
     has_failed = False
 
@@ -61,21 +61,21 @@ class _Lasting(_Named):
 
 @contextmanager
 def named_stdout() -> Iterator[None]:
-    """Let an error of a write to stdout name it in a block."""
+    """Make errors of stdout name it, in a block."""
     with contextlib.redirect_stdout(cast("TextIO", _Named(sys.stdout, "standard output"))):
         yield
 
 
 @contextmanager
 def lasting_stdout() -> Iterator[None]:
-    """Let no write to stdout raise in a block; for a command that goes on without a reader."""
+    """Ignore errors of stdout in a block, for a command that goes on without a reader."""
     with _lasting(sys.stdout) as stream, contextlib.redirect_stdout(stream):
         yield
 
 
 @contextmanager
 def lasting_stderr() -> Iterator[None]:
-    """Let no write to stderr raise in a block."""
+    """Ignore errors of stderr in a block."""
     with _lasting(sys.stderr) as stream, contextlib.redirect_stderr(stream):
         yield
 
@@ -92,15 +92,16 @@ def _lasting(stream: TextIO) -> Iterator[TextIO]:
 
 
 def open_standard_streams() -> None:
-    """Give the process all three streams, those that were closed at its start as /dev/null.
+    """Open each standard stream that was closed at the start as /dev/null.
 
-    Otherwise the next file or socket gets the descriptor of a closed one, and the messages
-    of a library or a child process with it. Text that a stream cannot encode is escaped.
+    Otherwise the next file or socket gets the descriptor of the closed stream, and the
+    messages of a library or a child process go into it. Text that a stream cannot encode is
+    escaped.
     """
     for fd, (name, mode) in enumerate(_STREAMS):
         if getattr(sys, name) is None:
             try:
-                os.fstat(fd)  # somebody may have opened it since
+                os.fstat(fd)  # it may have been opened since
             except OSError:
                 os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003 - the lowest that is free: this one
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
@@ -110,7 +111,7 @@ def open_standard_streams() -> None:
 
 
 def drop_unwritten(stream: TextIO) -> None:
-    """Leave nothing in a stream's buffers that the interpreter's exit would fail on again."""
+    """Drop the buffered output of a stream, so that the interpreter's exit does not fail on it."""
     try:
         stream.flush()
     except OSError:
@@ -118,7 +119,7 @@ def drop_unwritten(stream: TextIO) -> None:
 
 
 def _lead_nowhere(stream: TextIO) -> None:
-    """Let what is still in the buffers of a stream be written without an error."""
+    """Redirect a stream to /dev/null, so that its buffered output is written without an error."""
     with contextlib.suppress(OSError, ValueError):  # it has no descriptor
         fd = os.open(os.devnull, os.O_WRONLY)
         os.dup2(fd, stream.fileno())

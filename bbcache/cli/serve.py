@@ -31,8 +31,8 @@ _SLICE_S: Final = 0.05
 _MOST_SHOWN: Final = 20
 _DESCRIPTION = """\
 Serve the basebackups of a pageserver's timelines to compute nodes, psql and every
-other client of PostgreSQL's protocol, from a cache that builds what it does not have,
-once for all who ask. Status, metrics and health are on HTTP beside it.
+other PostgreSQL client. They come from a cache; a basebackup that is not in the cache
+is built once for all clients that ask for it. HTTP has status, metrics and health.
 """
 _EPILOG = """\
 a first try:
@@ -40,21 +40,21 @@ a first try:
   bbcache serve --root /tmp/bb              prints the tenant and the timeline
   psql "host=127.0.0.1 port=64000" -c "basebackup TENANT TIMELINE gzip" > base.tar.gz
 
-who may have what:
-  Without --auth-keys, who can connect can read every tenant's data; so it listens on
-  loopback alone then, unless told otherwise in so many words. With --auth-keys the
-  password of a client is its token: a JWT, signed with Ed25519, of the scope
-  "tenant" with a tenant_id, or "pageserverapi" for all of them. Make a key with
+access control:
+  Without --auth-keys anyone who can connect can read every tenant; the service then
+  listens on loopback only, unless --allow-unauthenticated is given. With --auth-keys
+  the password of a client is its token: a JWT, signed with Ed25519, with the scope
+  "tenant" and a tenant_id, or "pageserverapi" for all tenants. Make a key with
     openssl genpkey -algorithm ed25519 -out key.pem
-    openssl pkey -in key.pem -pubout -out key.pub.pem     (this is for --auth-keys)
+    openssl pkey -in key.pem -pubout -out key.pub.pem     (for --auth-keys)
 
 signals:
   TERM, INT   take no new clients, finish running commands, then exit; a second signal
               exits at once
-  HUP         read keys and certificate again (without any: as TERM)
+  HUP         read keys and certificate again (if there are none: as TERM)
 
 exit codes:
-  0 ended by a signal, 2 cannot start; output that cannot be written does not end it
+  0 stopped by a signal, 2 cannot start; a closed stdout does not stop the service
 """
 
 
@@ -94,7 +94,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=_seconds,
         default="30s",
         metavar="TIME",
-        help="how long clients have to end what they are at (default: %(default)s)",
+        help="how long clients have to finish their commands (default: %(default)s)",
     )
     parser.set_defaults(run=run)
 
@@ -105,15 +105,15 @@ def _add_listening(parser: argparse.ArgumentParser) -> None:
         "--listen",
         default=str(_SETTINGS["listen"].default),
         metavar="HOST:PORT",
-        help="for clients of PostgreSQL's protocol; port 0 is any (default: %(default)s)",
+        help="address for PostgreSQL clients; port 0 takes any free port (default: %(default)s)",
     )
     group.add_argument(
         "--http",
         default=str(DEFAULT_ADDRESS),
         metavar="HOST:PORT",
-        help="for status, metrics and health (default: %(default)s)",
+        help="address for status, metrics and health (default: %(default)s)",
     )
-    group.add_argument("--no-http", action="store_true", help="no HTTP at all")
+    group.add_argument("--no-http", action="store_true", help="serve no HTTP")
     group.add_argument(
         "--max-connections",
         type=int,
@@ -124,44 +124,43 @@ def _add_listening(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_security(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("who may have what")
+    group = parser.add_argument_group("access control")
     group.add_argument(
         "--auth-keys",
         type=Path,
         metavar="PATH",
         help="a public key in PEM, or a directory of them: clients need a token signed with one",
     )
-    group.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM: clients must speak TLS")
+    group.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM; clients must use TLS")
     group.add_argument(
-        "--tls-key", type=Path, metavar="FILE", help="its key (default: in the same file)"
+        "--tls-key", type=Path, metavar="FILE", help="its private key (default: in the same file)"
     )
     group.add_argument(
         "--allow-unauthenticated",
         action="store_true",
-        help="listen beyond loopback without tokens: everyone who can connect can read every "
-        "tenant's data",
+        help="listen beyond loopback without tokens: anyone who can connect can read every tenant",
     )
     group.add_argument(
         "--allow-cleartext-tokens",
         action="store_true",
-        help="listen beyond loopback with tokens but without TLS: everyone on the way can take "
-        "the tokens",
+        help="listen beyond loopback with tokens but without TLS: everyone on the network path "
+        "can read the tokens",
     )
     group.add_argument(
         "--allow-unauthenticated-http",
         action="store_true",
-        help="HTTP beyond loopback: everyone can see the status and the names of the tenants",
+        help="serve HTTP beyond loopback: everyone can see the status and the ids of the tenants",
     )
 
 
 def run(options: argparse.Namespace) -> bool:
-    """Serve until a signal says to end.
+    """Serve until a signal stops the service.
 
     Returns:
-        True: all that it can promise is to end in order.
+        True: the service was stopped in order.
 
     Raises:
-        BbcacheError: it cannot start; the reason says why.
+        BbcacheError: the service cannot start.
     """
     try:
         from bbcache.cli.deployment import Deployment  # noqa: PLC0415 - needs an extra
@@ -182,7 +181,7 @@ def run(options: argparse.Namespace) -> bool:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     if options.tls_key is not None and options.tls_cert is None:
-        raise ConfigError("--tls-key is the key of a certificate\nhint: Name it with --tls-cert.")
+        raise ConfigError("--tls-key needs a certificate\nhint: Name it with --tls-cert.")
     cache_config = _cache_config(options.config)
     clients = fit_clients(
         ClientLimits(
@@ -216,7 +215,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _cache_config(path: Path | None) -> BasebackupCacheConfig:
-    """The cache's settings in a pageserver.toml, whose other keys are not ours to judge."""
+    """Read the cache's settings from a pageserver.toml; its other keys are ignored."""
     if path is None:
         return BasebackupCacheConfig()
     try:
@@ -228,27 +227,27 @@ def _cache_config(path: Path | None) -> BasebackupCacheConfig:
         raise ConfigError(f"the settings {path} are not TOML: {error}") from error
     if TOML_TABLE not in document:
         raise ConfigError(
-            f"{path} has no table {TOML_TABLE}, by which Neon's pageserver has no cache\n"
+            f"{path} has no table {TOML_TABLE}, which means no cache to Neon's pageserver\n"
             f"hint: Add a line `[{TOML_TABLE}]`, which may stand alone, or leave --config out."
         )
     return BasebackupCacheConfig.from_toml(document)
 
 
 def _serve(deployment: Deployment, signals: set[signal.Signals], drain_timeout_s: float) -> None:
-    """Wait for signals, until all clients are gone or have had their time."""
+    """Handle signals until all clients are gone or the drain timeout is over."""
     while True:
         number = signal.sigwait(signals)
         if number != signal.SIGHUP or not deployment.can_reload:
             break
         deployment.reload()
     deadline_s = time.monotonic() + drain_timeout_s
-    print(f"ending: clients have {drain_timeout_s:g} s to end what they are at", flush=True)
+    print(f"stopping: clients have {drain_timeout_s:g} s to finish their commands", flush=True)
     enough = signals - {signal.SIGHUP}
     while not deployment.service.drain(_SLICE_S) and time.monotonic() < deadline_s:
         if signal.sigtimedwait(enough, 0) is not None:
             break
     left = deployment.service.connection_count
-    print(f"ended; {left} clients were cut off" if left else "ended", flush=True)
+    print(f"stopped; {left} clients were disconnected" if left else "stopped", flush=True)
 
 
 def _announce(deployment: Deployment) -> None:
@@ -260,21 +259,21 @@ def _announce(deployment: Deployment) -> None:
     for tenant_id, timeline_id, lsn in timelines[:_MOST_SHOWN]:
         print(f"tenant {tenant_id} timeline {timeline_id} at {lsn}")
     if len(timelines) > _MOST_SHOWN:
-        print(f"and {len(timelines) - _MOST_SHOWN} timelines more")
+        print(f"and {len(timelines) - _MOST_SHOWN} more timelines")
     broken_count = len(deployment.pageserver.tenants.broken.list())
     if broken_count:
         print(f"{broken_count} tenants or timelines are broken: see the log")
     if not timelines:
         print("no timelines yet: `bbcache demo --dir DIR` makes one in an empty directory")
-    print("ready; end it with Ctrl-C", flush=True)
+    print("ready; stop it with Ctrl-C", flush=True)
 
 
 @contextmanager
 def _signals_wait() -> Iterator[set[signal.Signals]]:
-    """Let signals wait in a block until they are asked for, in every thread made there.
+    """Block the stop signals in a block, also in every thread that it starts.
 
-    No handler can then run while other code runs. See `heeded_signals` for signals that
-    arrive ignored.
+    They are taken by `sigwait`, so no handler interrupts other code. See `heeded_signals`
+    for signals that arrive ignored.
     """
     wanted = heeded_signals()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
@@ -282,7 +281,7 @@ def _signals_wait() -> Iterator[set[signal.Signals]]:
         yield wanted
     finally:
         while signal.sigtimedwait(wanted, 0) is not None:
-            pass  # asked for twice: it has ended by now
+            pass  # a second signal: the service has stopped already
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

@@ -16,7 +16,7 @@ _PATIENCE_S: Final = 10.0
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has asked to stop. As an exception it passes every clean-up on its way.
+    """A signal to stop, as an exception, so that every clean-up runs.
 
     Attributes:
         number: the signal.
@@ -42,10 +42,10 @@ def heeded_signals() -> set[signal.Signals]:
 
 @contextmanager
 def stop_signals_raise() -> Iterator[None]:
-    """Let a signal that asks to stop raise `Stopped` in a block; for the main thread.
+    """Make a stop signal raise `Stopped` in a block; for the main thread.
 
-    The clean-up that it begins, such as stopping servers, must not be cut short by an
-    impatient second one, so for 10 s more of them do nothing. After that they raise
+    A second signal must not cut the clean-up short, such as the stop of servers, so further
+    signals do nothing for 10 s. After that they raise
     again: Python drops an exception that a handler raises in a destructor. See
     `heeded_signals` for those that arrive ignored; one that arrives blocked is unblocked.
     """

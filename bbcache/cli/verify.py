@@ -29,7 +29,7 @@ _CACHE_DIR_NAME: Final = "basebackup_cache"  # in a pageserver's directory
 
 
 class NoCacheError(BbcacheError):
-    """The directory that is to be verified holds no cache."""
+    """The directory to verify is not that of a cache."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -56,8 +56,8 @@ def run(options: argparse.Namespace) -> bool:
         Whether every archive is good.
 
     Raises:
-        NoCacheError: no cache has ever used the directory.
-        OSError: the directory cannot be listed, or a bad archive not be moved.
+        NoCacheError: the directory is not that of a cache.
+        OSError: the directory cannot be listed, or a bad archive cannot be moved.
     """
     audit = Audit(options.dir)
     if not audit.is_cache:

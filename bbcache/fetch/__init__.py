@@ -1,4 +1,5 @@
 """The client side of the page service: a basebackup over the network, into a data directory.
 
-`bbcache.fetch.download` has the whole of it. Needs psycopg 3 (``bbcache[fetch]``).
+`bbcache.fetch.download.fetch_basebackup` is the public function. It needs psycopg 3
+(``bbcache[fetch]``).
 """

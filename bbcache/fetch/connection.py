@@ -1,7 +1,7 @@
 """A connection to a page service, and the bytes of one copy over it.
 
-Over libpq, by psycopg: TLS, passwords and URLs are as everywhere. The copy itself is
-read by libpq's own functions, since every wait has to end in time.
+TLS, passwords and URLs are those of libpq, by psycopg. The copy is
+read by libpq's own functions, because every wait needs a limit.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ def connect(
 ) -> psycopg.Connection:
     """Connect to a page service.
 
-    To another machine, a password does not go in clear by default: unless the URL or
-    PGSSLMODE says otherwise, TLS is required there.
+    By default no password is sent to another machine in the clear: TLS is required unless
+    the URL or PGSSLMODE says otherwise.
 
     Args:
         url: a libpq connection string or URL.
-        token: the password, whatever the URL has; None leaves it to libpq.
-        deadline_s: when to give up, by the clock.
+        token: the password, in place of the URL's; None leaves the choice to libpq.
+        deadline_s: when to give up, in seconds of the clock.
         clock: seconds that only grow.
 
     Raises:
-        ConfigError: the URL cannot be understood, or has a service and no sslmode.
-        RefusedError: the service does not let us in.
-        UnavailableError: it cannot be reached now.
+        ConfigError: the URL cannot be understood, or names a libpq service but no sslmode.
+        RefusedError: the service refuses the login.
+        UnavailableError: the service cannot be reached now.
     """
     settings = settings_of(url, token, deadline_s - clock())
     failure: BbcacheError
@@ -62,30 +62,30 @@ def connect(
 
 
 def _password_of(error: psycopg.OperationalError) -> str | None:
-    """The password that libpq has found by itself, such as in a password file."""
+    """The password that libpq has found, for example in a password file."""
     found = getattr(error.pgconn, "password", None)
     return found.decode(errors="replace") if found else None
 
 
 class CopyStream:
-    """The bytes that a command brings, as a file that can only be read. Not thread-safe.
+    """The bytes of a copy, as a file for reading. Not thread-safe.
 
-    Its end is told only when the service has ended the copy and said that all is well:
-    a copy that breaks off is an error, never a shorter file.
+    The file ends only when the service has ended the copy without an error: a copy that
+    breaks off is an error, never a shorter file.
 
     Args:
-        connection: the connection, which does nothing else meanwhile.
+        connection: the connection, used for nothing else meanwhile.
         command: the command.
-        deadline_s: when it must have come in full, by the clock.
-        read_timeout_s: how long nothing may come once the copy has begun.
+        deadline_s: when the whole copy must be there, in seconds of the clock.
+        read_timeout_s: seconds without data after which it fails, once the copy has begun.
         clock: seconds that only grow.
 
     Attributes:
-        size_bytes: how many bytes have come.
+        size_bytes: how many bytes were received.
 
     Raises:
-        RefusedError: the service says no.
-        UnavailableError: it does not give it now, or not in time.
+        RefusedError: the service refuses the command.
+        UnavailableError: the service fails for now, or is too slow.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class CopyStream:
         self._read_timeout_s = read_timeout_s
 
     def read(self, size: int, /) -> bytes:
-        """Up to `size` bytes, at least one before the end.
+        """Return up to `size` bytes; none at the end.
 
         Raises:
             RefusedError: as for the class.
@@ -132,7 +132,7 @@ class CopyStream:
             raise self._unwanted(result)
 
     def _next_piece(self) -> memoryview:
-        """The next bytes; none at the end."""
+        """Receive the next bytes; none at the end."""
         while True:
             self._check_deadline()
             try:
@@ -148,7 +148,7 @@ class CopyStream:
             self._receive()
 
     def _finish(self) -> None:
-        """Hear how it has ended."""
+        """Receive the result of the copy."""
         result = self._next_result()
         if result is None or result.status != ExecStatus.COMMAND_OK:
             raise self._unwanted(result)
@@ -178,17 +178,17 @@ class CopyStream:
         raise UnavailableError(f"the service has sent nothing for {self._read_timeout_s:g} s")
 
     def _check_deadline(self) -> float:
-        """How many seconds are left, however fast the bytes come; raises where none is."""
+        """Return the seconds that are left; raise if there are none."""
         left_s = self._deadline_s - self._clock()
         if left_s <= 0:
-            raise UnavailableError("the service has not sent all of it in time")
+            raise UnavailableError("the service did not send the whole basebackup in time")
         return left_s
 
     def _broken(self, error: psycopg.OperationalError) -> UnavailableError:
         return refusal.of_broken(hidden(str(error), [self._password]))
 
     def _unwanted(self, result: PGresult | None) -> FetchError:
-        """What an answer means that is not the one wanted."""
+        """The error for an unexpected answer."""
         if result is not None and result.status == ExecStatus.FATAL_ERROR:
             return refusal.of_result(result, lambda text: hidden(text, [self._password]))
         if result is None or result.status in _FINAL_STATUSES:

@@ -1,4 +1,4 @@
-"""What a URL says of a connection, and the secrets in it that no message may repeat."""
+"""The settings of a connection from its URL, and the secrets that no message may repeat."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ except ImportError as error:
     raise MissingExtraError("bbcache.fetch cannot be imported", "fetch", error) from error
 
 _CONNECT_TIMEOUT_S: Final = 10
-_LEAST_CONNECT_TIMEOUT_S: Final = 2  # libpq has no shorter one
-_USER: Final = "bbcache"  # page services do not look at it, and a container may have no name
+_LEAST_CONNECT_TIMEOUT_S: Final = 2  # the shortest of libpq
+_USER: Final = "bbcache"  # page services ignore it, and a user in a container may have no name
 _DEFAULTS: Final = {
     "fallback_application_name": "bbcache fetch",
-    # A machine that has vanished is noticed in half a minute, also before the first byte.
+    # A machine that has vanished is noticed within half a minute, even before the first byte.
     "keepalives_idle": 15,
     "keepalives_interval": 5,
     "keepalives_count": 3,
 }
 _SCHEMES: Final = ("postgresql://", "postgres://")
-_LEAST_SECRET_CHARACTERS: Final = 4  # a shorter one is in every other word
+_LEAST_SECRET_CHARACTERS: Final = 4  # a shorter one occurs in ordinary words
 _QUOTED: Final = re.compile(r'".*"', re.DOTALL)
 _URL_HINT: Final = (
     "hint: A URL is postgresql://user:password@host:port/, with %40 for @, %2F for / and %3F for ? "
@@ -46,7 +46,7 @@ def settings_of(url: str, token: str | None, left_s: float) -> dict[str, Any]:
 
     Raises:
         ConfigError: the URL cannot be understood, or has a service and no sslmode. The
-            text has nothing of the URL: what cannot be understood may be a password.
+            message has no part of the URL, because any part may be a password.
     """
     found = _parsed(url)
     settings: dict[str, Any] = {**_DEFAULTS, **found}
@@ -62,12 +62,12 @@ def settings_of(url: str, token: str | None, left_s: float) -> dict[str, Any]:
 
 
 def without_quotes(error: Exception) -> str:
-    """What libpq says of a connection string, without what it quotes of it."""
+    """An error of libpq about a connection string, without the parts that it quotes."""
     return _QUOTED.sub('"..."', str(error)).strip()
 
 
 def hidden(text: str, secrets: Iterable[str | None]) -> str:
-    """A text that may have come from a service, without the secrets that it may have repeated."""
+    """A text that a service may have sent, without secrets that it may repeat."""
     known = {each for each in secrets if each and len(each) >= _LEAST_SECRET_CHARACTERS}
     for secret in sorted(known, key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -85,33 +85,33 @@ def _parsed(url: str) -> dict[str, Any]:
     else:
         if all(port.isdecimal() for port in str(found.get("port") or "0").split(",") if port):
             return found
-        reason = "its port is no number"
+        reason = "its port is not a number"
     raise ConfigError(f"the URL cannot be understood: {reason}\n{_URL_HINT}")
 
 
 def _check_escapes(url: str) -> None:
-    """Refuse an ambiguous URL: of its password, libpq would take a part for host or port."""
+    """Refuse a URL in which libpq takes a part of the password for host or port."""
     scheme = next((each for each in _SCHEMES if url.startswith(each)), None)
     if scheme is None:
         return
     head = url.removeprefix(scheme).partition("?")[0]
     authority, _, path = head.partition("/")
     if authority.count("@") > 1 or "@" in path:
-        raise ConfigError(f"the URL cannot be understood: it has an @ too many\n{_URL_HINT}")
+        raise ConfigError(f"the URL cannot be understood: it has one @ too many\n{_URL_HINT}")
 
 
 def _connect_timeout_s(wanted: Any, left_s: float) -> int:
-    """Whole seconds for one host; a wish for more than is left, or for no limit, is not heard."""
+    """Whole seconds for one host, at most the time that is left."""
     try:
         wanted_s = int(wanted or _CONNECT_TIMEOUT_S)
     except ValueError:
-        raise ConfigError("connect_timeout is no whole number of seconds") from None
+        raise ConfigError("connect_timeout is not a whole number of seconds") from None
     most_s = max(_LEAST_CONNECT_TIMEOUT_S, math.ceil(left_s))
     return most_s if wanted_s <= 0 else max(_LEAST_CONNECT_TIMEOUT_S, min(wanted_s, most_s))
 
 
 def _default_tls(found: dict[str, Any]) -> dict[str, str]:
-    """What is set where nothing says an sslmode."""
+    """The settings of TLS for a URL without sslmode."""
     if found.get("service") or os.environ.get("PGSERVICE"):
         raise ConfigError(
             "the URL has a service, and where that leads to is known to libpq alone\n"
@@ -122,14 +122,14 @@ def _default_tls(found: dict[str, Any]) -> dict[str, str]:
 
 
 def _hosts(found: dict[str, Any]) -> list[str]:
-    """Where it leads to: addresses go before names."""
+    """The hosts of the connection; addresses take precedence over names."""
     addresses = found.get("hostaddr") or os.environ.get("PGHOSTADDR")
     hosts = addresses or found.get("host") or os.environ.get("PGHOST") or ""
     return str(hosts).split(",")
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a host is this machine, over loopback or a socket of its own."""
+    """Whether a host is this machine, over loopback or a Unix socket."""
     if host in ("", "localhost") or host.startswith(("/", "@")):
         return True
     try:

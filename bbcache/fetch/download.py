@@ -1,4 +1,4 @@
-"""One basebackup fetched: asked for, unpacked as it comes, checked, and put in its place."""
+"""Fetching one basebackup: request, unpack while it arrives, check, and publish."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bbcache.postgres.pgdata.tarball import inspect_pgdata
 from bbcache.postgres.wal.page import canonical_lsn
 
 DEFAULT_LIMITS: Final = TarLimits(max_size_bytes=256 << 30, max_member_count=1_000_000)
-"""What a fetch takes unless more is asked for: no service can fill a disk without an end."""
+"""The default limits of a fetch, so that no service can fill a disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class FetchRequest:
         tenant_id: the tenant.
         timeline_id: its timeline.
         lsn: the position; None for the tip.
-        token: the password, whatever the URL has; None leaves it to libpq, which takes
-            the URL's, PGPASSWORD or a password file.
+        token: the password, in place of the URL's; None leaves the choice to libpq: the
+            URL, PGPASSWORD or a password file.
     """
 
     url: str = field(repr=False)  # it may have a password
@@ -46,7 +46,7 @@ class FetchRequest:
 
     @property
     def command(self) -> str:
-        """What the service is asked."""
+        """The command for the service."""
         words = ["basebackup", str(self.tenant_id), str(self.timeline_id)]
         words += [] if self.lsn is None else [str(self.lsn)]
         return " ".join([*words, "--gzip"])
@@ -54,15 +54,15 @@ class FetchRequest:
 
 @dataclass(frozen=True, slots=True)
 class FetchSummary:
-    """What has been fetched.
+    """The result of a fetch.
 
     Attributes:
         lsn: the position at which the data directory starts.
         member_count: files and directories.
         size_bytes: size of the uncompressed tar.
-        received_bytes: size of the archive, as it came in the last attempt.
+        received_bytes: size of the archive as received in the last attempt.
         attempt_count: how many attempts it took.
-        elapsed_s: seconds for all of it.
+        elapsed_s: seconds for the whole fetch.
     """
 
     lsn: Lsn
@@ -88,31 +88,31 @@ def fetch_basebackup(
 ) -> FetchSummary:
     """Fetch a basebackup into a new data directory, from which PostgreSQL starts.
 
-    `dest` appears complete, checked and on disk, or not at all: until then everything
-    is in a directory beside it, which a failure or a signal that raises removes, and
-    the next fetch where a kill has left it. What the service cannot give now is asked
-    for again. Safe to call from several threads, each with a `dest` of its own.
+    `dest` appears complete, checked and on disk, or not at all. Until then everything
+    is in a directory beside it. A failure or a signal that raises removes that directory; the
+    next fetch removes one that a kill has left. A failure that may pass is retried.
+    Safe to call from several threads, each with its own `dest`.
 
     A copy that runs beside the timeline's compute node needs
     `without_logical_replication`, as `restore_tarball` says.
 
     Args:
         request: what to fetch.
-        dest: a place where there is nothing, or an empty directory, in an existing one.
-        policy: how often to try and for how long; None has the defaults.
-        owner: user id and group id for all that is created; for root. None is the
+        dest: a path that does not exist, or an empty directory; its parent must exist.
+        policy: how often and how long to try; None takes the defaults.
+        owner: user id and group id of the new files; only for root. None takes the
             caller's.
         without_logical_replication: as for `restore_tarball`.
-        limits: how much of a tar is taken.
-        tell: gets a line for each attempt that failed and has another behind it.
+        limits: how large a tar may be.
+        tell: called with a line for each failed attempt that is retried.
         clock: seconds that only grow.
         sleep: waits so many seconds.
         chance: random numbers from 0 up to 1.
 
     Raises:
         ConfigError: the URL cannot be understood.
-        RefusedError: the service says no, and would again.
-        FetchError: all attempts have failed, or it gave another basebackup than asked for.
+        RefusedError: the service refuses the request for good.
+        FetchError: all attempts failed, or the service sent another basebackup.
         LimitError: the basebackup is larger than `limits` allow.
         PostgresError: `dest` cannot be used, or there is no space for a file.
     """
@@ -123,7 +123,7 @@ def fetch_basebackup(
         attempts = _Attempts(request, staging.pgdata_dir, policy, options, started_s, clock)
         while (failure := attempts.run_one()) is not None:
             pause_s = attempts.pause_s(failure, chance())
-            tell(f"{attempts.last} has failed: {_one_line(failure)}; again in {pause_s:.1f} s")
+            tell(f"{attempts.last} failed: {_one_line(failure)}; retrying in {pause_s:.1f} s")
             sleep(pause_s)
         lsn = _check(staging.pgdata_dir, request)
         staging.publish()
@@ -145,12 +145,12 @@ class _RestoreOptions(NamedTuple):
 
 
 class _Attempts:
-    """The attempts at one basebackup.
+    """The attempts to fetch one basebackup.
 
     Attributes:
-        count: how many there have been.
-        restored: what the one that succeeded has unpacked.
-        received_bytes: what came in the last one.
+        count: the number of attempts so far.
+        restored: the summary of the attempt that succeeded.
+        received_bytes: bytes received in the last attempt.
     """
 
     def __init__(
@@ -174,11 +174,11 @@ class _Attempts:
 
     @property
     def last(self) -> str:
-        """What to call the last one."""
+        """The name of the last attempt."""
         return f"attempt {self.count} of {self._policy.attempt_count}"
 
     def run_one(self) -> BbcacheError | None:
-        """Try; return what another try may mend."""
+        """Make one attempt; return a failure that may be retried."""
         self.count += 1
         self.received_bytes = 0
         try:
@@ -203,26 +203,28 @@ class _Attempts:
             self.received_bytes = stream.size_bytes
 
     def pause_s(self, failure: BbcacheError, chance: float) -> float:
-        """How long to wait before the next; raises `FetchError` where there is none."""
+        """Seconds to wait before the next attempt; raises `FetchError` if none is left."""
         pause_s = self._policy.pause_s(self.count, chance)
         if pause_s is not None and self._clock() + pause_s < self._deadline_s:
             return pause_s
         limit = "" if pause_s is None else f" within {self._policy.timeout_s:g} s"
         raise FetchError(
-            f"{self.last} has failed, and there is no other{limit}: {failure}"
+            f"{self.last} failed, and no attempt is left{limit}: {failure}"
         ) from failure
 
 
 def _check(pgdata_dir: Path, request: FetchRequest) -> Lsn:
-    """Check that what was unpacked starts cleanly, and where; return its LSN."""
+    """Check that the unpacked directory starts cleanly; return its LSN."""
     try:
         control = inspect_pgdata(pgdata_dir)
     except PostgresError as error:
-        raise FetchError(f"the service has sent what does not start cleanly: {error}") from error
+        raise FetchError(
+            f"the service sent a basebackup that does not start cleanly: {error}"
+        ) from error
     lsn = control.checkpoint_end_lsn
     wanted = request.lsn
     if wanted is not None and canonical_lsn(wanted, control.wal_segment_size_bytes) != lsn:
-        raise FetchError(f"the service has sent the basebackup at {lsn}, not the one at {wanted}")
+        raise FetchError(f"the service sent the basebackup at {lsn}, not the one at {wanted}")
     return lsn
 
 

@@ -1,4 +1,4 @@
-"""Why a basebackup could not be fetched."""
+"""The errors of a fetch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from bbcache.errors import BbcacheError
 
 
 class FetchError(BbcacheError):
-    """A basebackup could not be fetched; the cause is chained where there is one."""
+    """A basebackup could not be fetched; `__cause__` has the reason if there is one."""
 
 
 class RefusedError(FetchError):
-    """The service has said no, and would say so again."""
+    """The service refuses the request, and a retry does not help."""
 
 
 class UnavailableError(FetchError):
-    """The service could not be reached, or did not give all of it: another try may do."""
+    """The service could not be reached, or did not send everything; a retry may succeed."""

@@ -1,9 +1,9 @@
-"""Which of a service's answers would be the same again.
+"""Which errors of a service are permanent.
 
-What is not known to last is tried again: that costs a minute at the most, and to give
-up on what would have passed costs a start. A page service has one SQLSTATE for nearly
-everything (``XX000``, as Neon's), and libpq gives none for what happens before a
-connection is there, so words have to be looked at: those of the page service, of
+Any other error is retried: a needless retry costs at most a minute, and giving up on an
+error that passes costs a start. A page service has one SQLSTATE for nearly
+everything (``XX000``, as Neon's), and libpq has none for errors before the
+connection, so these functions look at the texts: of the page service, of
 PostgreSQL, and of libpq. Pure functions.
 """
 
@@ -35,19 +35,19 @@ _LASTING_CONNECTS: Final = re.compile(
     r"|no password supplied|certificate verify failed|server certificate for "
     r"|root certificate file|server does not support SSL|invalid (port number|[a-z_]+ value)"
 )
-_MOST_CHARACTERS: Final = 500  # of each text of a service
+_MOST_CHARACTERS: Final = 500  # of each text of a service that is shown
 _SQLSTATE_CHARACTERS: Final = 5
 _NO_TLS: Final = "server does not support SSL"
 _NO_PASSWORD: Final = "no password supplied"  # noqa: S105 - what libpq says
 _TLS_HINT: Final = (
-    "hint: A password or token is not sent to another machine in clear unless the URL says "
+    "hint: A password or token is not sent to another machine in the clear unless the URL says "
     "`sslmode=prefer` or `sslmode=disable`."
 )
 _TOKEN_HINT: Final = "hint: Give the token in a file by --token-file, or in PGPASSWORD."  # noqa: S105
 
 
 def of_connect(text: str) -> FetchError:
-    """What it means that no connection came about, by what libpq says."""
+    """The error for a connection that failed, from the text of libpq."""
     found = _LASTING_CONNECTS.search(text)
     first = _one_line(found.string[found.start() :] if found else text)
     if found is None:
@@ -58,11 +58,11 @@ def of_connect(text: str) -> FetchError:
 
 
 def of_result(result: PGresult, hide: Callable[[str], str]) -> FetchError:
-    """What it means that the service has answered with an error.
+    """The error for an error response of the service.
 
     Args:
         result: the answer.
-        hide: takes secrets out of a text of the service.
+        hide: removes secrets from a text of the service.
     """
 
     def field(name: DiagnosticField) -> str:
@@ -81,11 +81,11 @@ def of_result(result: PGresult, hide: Callable[[str], str]) -> FetchError:
 
 
 def of_broken(text: str) -> UnavailableError:
-    """What it means that an established connection has failed, by what libpq says."""
+    """The error for an established connection that failed, from the text of libpq."""
     return UnavailableError(f"the connection is broken: {_one_line(text)}")
 
 
 def _one_line(text: str) -> str:
-    """The first line that says something, of characters that do nothing to a terminal."""
+    """The first line that is not empty, without control characters."""
     first = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
     return printable(first, _MOST_CHARACTERS)

@@ -1,4 +1,4 @@
-"""How often to try, and how long to wait: no I/O."""
+"""How often to try and how long to wait; no I/O."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _MOST_S = 7 * 24 * 3600.0
 class RetryPolicy:
     """Pauses that grow, as those of Neon's compute node do (compute_tools/src/compute.rs).
 
-    Each pause is spread by chance from half to one and a half of its length, so that
-    many clients of a service that comes back do not return at the same moment.
+    Each pause is multiplied by a random factor from 0.5 to 1.5, so that
+    the clients of a service that was restarted do not return at the same moment.
     Immutable, hence thread-safe.
 
     Attributes:
-        attempt_count: how often to try at most, the first time included.
-        timeout_s: how long all attempts and pauses may take together.
-        read_timeout_s: how long nothing may come of an archive that has begun to.
-        first_pause_s: the pause behind the first attempt, before it is spread.
-        growth: how much longer each pause is than the one before.
+        attempt_count: attempts at most, including the first.
+        timeout_s: limit for all attempts and pauses together.
+        read_timeout_s: seconds without data after which an attempt fails.
+        first_pause_s: the pause after the first attempt, before the random factor.
+        growth: the ratio of each pause to the one before.
 
     Raises:
         ConfigError: (a `ValueError`) for a bad value, by name, value and range.
@@ -43,14 +43,14 @@ class RetryPolicy:
                 raise ConfigError(f"{name} is {value}, but must be above 0, at most {_MOST_S:g}")
 
     def pause_s(self, attempt_number: int, chance: float) -> float | None:
-        """How long to wait behind an attempt that has failed.
+        """How long to wait after a failed attempt.
 
         Args:
             attempt_number: of the attempt; the first is 1.
             chance: a random number from 0 up to 1.
 
         Returns:
-            Seconds; None where there is no attempt left.
+            Seconds; None if no attempt is left.
         """
         if attempt_number >= self.attempt_count:
             return None

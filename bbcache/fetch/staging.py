@@ -1,7 +1,7 @@
-"""A temporary directory beside the place where a data directory is to appear.
+"""A temporary directory beside the path where a data directory is to appear.
 
-It is locked (flock) as long as its process lives, so that what a killed one has left
-can be told from what another one is still at.
+It is locked (flock) while its process lives, so that a directory left by a killed
+process can be told from one in use.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _PGDATA_NAME: Final = "pgdata"
 _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVATE: Final = 0o700
 _NOT_EMPTY: Final = (errno.ENOTEMPTY, errno.EEXIST)
-# What a file system says that does not know locks of directories, such as NFS.
+# The errors of a file system without locks of directories, such as NFS.
 _NO_LOCKS: Final = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class Staging:
-    """A directory in the making: entered, filled, published, and never left half-made.
+    """A directory that is filled and then published as a whole. A context manager.
 
-    Not thread-safe. Entering it removes what killed predecessors have left beside
-    `dest`: directories of this user's, by their name, mode, content and lock. Leaving
-    it removes all that was not published.
+    Not thread-safe. On entry it removes the directories that killed processes have left
+    beside `dest`: directories of this user, known by name, mode, content and lock. On exit
+    it removes a directory that was not published.
 
     Args:
-        dest: where the data directory is to appear: nothing, or an empty directory, in
-            an existing one.
+        dest: where the data directory is to appear: a path that does not exist, or an empty
+            directory, in an existing one.
 
     Raises:
-        PostgresError: `dest` is something else.
+        PostgresError: `dest` is not such a path.
     """
 
     def __init__(self, dest: Path | str) -> None:
@@ -54,17 +54,17 @@ class Staging:
 
     @property
     def pgdata_dir(self) -> Path:
-        """Where to make the data directory; nothing is there."""
+        """Where to create the data directory; the path does not exist."""
         return self._dest.parent / self._name / _PGDATA_NAME
 
     def publish(self) -> None:
-        """Put what has been made, and is on disk, in its place; all at once.
+        """Move the finished directory, which is on disk, to `dest` atomically.
 
         Raises:
-            PostgresError: something else has come there meanwhile, or the disk failed.
+            PostgresError: `dest` has been created meanwhile, or the disk failed.
         """
         try:
-            # A rename of a directory over another succeeds only where that is empty.
+            # A rename of a directory over another succeeds only if that is empty.
             os.rename(self.pgdata_dir, self._dest)
             os.fsync(self._parent_fd)
         except OSError as error:
@@ -76,7 +76,7 @@ class Staging:
             self._parent_fd = os.open(self._dest.parent, _OPEN_DIR)
             self._sweep()
             while not self._make():
-                pass  # another one's sweep has come between making and locking
+                pass  # the sweep of another process removed it before it was locked
         except OSError as error:
             self._clear()
             raise PostgresError(
@@ -96,7 +96,7 @@ class Staging:
         self._clear()
 
     def _make(self) -> bool:
-        """Make and lock a directory; return whether it is still there then."""
+        """Create and lock a directory; return whether it still exists."""
         self._name = f"{_PREFIX}{secrets.token_hex(8)}"
         os.mkdir(self._name, _PRIVATE, dir_fd=self._parent_fd)
         try:
@@ -110,7 +110,7 @@ class Staging:
     def _clear(self) -> None:
         try:
             self._remove_all()
-        except BaseException:  # a signal that asks to stop: once more, in peace
+        except BaseException:  # a stop signal: remove it again, without interruption
             self._remove_all()
             raise
 
@@ -128,7 +128,7 @@ class Staging:
             os.close(fd)
 
     def _sweep(self) -> None:
-        """Remove what is left of those that were killed; what may be anything else stays."""
+        """Remove directories that killed processes have left; others stay."""
         for name in os.listdir(self._parent_fd):
             if _OWN_NAME.fullmatch(name):
                 with contextlib.suppress(OSError):
@@ -162,13 +162,12 @@ def _check_place(dest: Path) -> None:
         raise PostgresError(f"there is no directory {dest.parent} to make {dest.name} in")
     if os.path.ismount(dest):
         raise PostgresError(
-            f"{dest} is a mount point, which nothing can be put in the place of\n"
-            "hint: Name a directory below it."
+            f"{dest} is a mount point, which cannot be replaced\nhint: Name a directory below it."
         )
 
 
 def _lock(fd: int) -> None:
-    """Lock a directory; where that cannot be, it is never taken for one left behind."""
+    """Lock a directory. One that cannot be locked is never taken for a left-over."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

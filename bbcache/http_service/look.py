@@ -1,4 +1,4 @@
-"""How the status page looks, and the script that keeps it fresh; nothing of a request."""
+"""The style of the status page, and the script that refreshes it; no data of a request."""
 
 from __future__ import annotations
 

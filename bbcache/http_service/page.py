@@ -1,7 +1,7 @@
-"""The status page: one HTML document that needs nothing but itself.
+"""The status page: one HTML document that loads nothing else.
 
-Every value goes through `_e`, which escapes it: names of tenants, texts of the log and
-all else may have come from a stranger.
+Every value goes through `_e`, which escapes it: ids, texts of the log and
+other values may be from a stranger.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from bbcache.http_service.recent_errors import RecentError
 from bbcache.http_service.status import Meter, ShownEntry, Status
 from bbcache.outcomes import SkipReason, Source
 
-_HIGH: Final = 0.9  # from here on a meter is red
+_HIGH: Final = 0.9  # a meter is red from here on
 _UNITS: Final = ("KiB", "MiB", "GiB", "TiB")
 _KIB: Final = 1024
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 
 
 def render(status: Status) -> str:
-    """The whole document."""
+    """Render the document."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -46,7 +46,7 @@ def render(status: Status) -> str:
 {_errors(status.errors)}
 {_entries(status.entries, status.entry_count)}
 </div>
-<footer><span id="lost">The service does not answer; what is shown is old. </span>
+<footer><span id="lost">The service does not answer; these values are old. </span>
 <a href="/status.json">status.json</a> · <a href="/metrics">metrics</a> ·
 <a href="/healthz">healthz</a> · <a href="/readyz">readyz</a></footer>
 </main>
@@ -57,7 +57,7 @@ def render(status: Status) -> str:
 
 
 def _header(status: Status) -> str:
-    tokens = "tokens are asked for" if status.has_tokens else "no tokens are asked for"
+    tokens = "tokens are required" if status.has_tokens else "tokens are not required"
     tls = "TLS" if status.has_tls else "no TLS"
     why = status.degraded_reason
     degraded = "" if why is None else f'<p class="text WARNING" id="degraded">{_e(why)}</p>'
@@ -94,7 +94,7 @@ def _hit_ratio(status: Status) -> str:
 
 
 def _stack(counts: Mapping[str, int], total: int) -> str:
-    """A bar of parts, each as wide as its share."""
+    """A bar of parts with widths by their shares."""
     parts, start = [], 0.0
     for name in Source:
         share = 100 * counts.get(name, 0) / total if total else 0.0
@@ -154,7 +154,7 @@ def _trouble(status: Status) -> str:
 
 
 def _broken(status: Status) -> str:
-    """Nothing where nothing is broken."""
+    """The broken tenants and timelines; empty if there are none."""
     if not status.broken_count:
         return ""
     rows = "\n".join(

@@ -1,4 +1,4 @@
-"""The last warnings and errors of a log, kept to be shown."""
+"""The last warnings and errors of a log, for the status page."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class RecentError(NamedTuple):
     Attributes:
         at: when, UTC, by ISO 8601.
         level: such as ``ERROR``.
-        logger: whose.
-        text: the message, and the exception's where it has one; cut where it is long.
+        logger: the name of the logger.
+        text: the message, and that of its exception; cut if it is long.
     """
 
     at: str
@@ -30,8 +30,8 @@ class RecentErrors(logging.Handler):
     """Keeps the last records of a level and above. Thread-safe.
 
     Args:
-        most: how many.
-        level: the least that is kept.
+        most: how many records to keep.
+        level: the lowest level to keep.
     """
 
     def __init__(self, most: int = 50, level: int = logging.WARNING) -> None:
@@ -52,7 +52,7 @@ class RecentErrors(logging.Handler):
             self.handleError(record)
 
     def newest_first(self) -> list[RecentError]:
-        """What is kept."""
+        """The kept records."""
         self.acquire()
         try:
             return list(reversed(self._records))

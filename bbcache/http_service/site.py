@@ -1,4 +1,4 @@
-"""What is found at which path."""
+"""The paths of the HTTP service."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _PAGE_HEADERS: Final = (
 
 
 class Site:
-    """Answers requests for the paths that there are. Thread-safe.
+    """Answers requests by their paths. Thread-safe.
 
     Args:
-        status: what the page shows.
-        registry: what ``/metrics`` gives.
+        status: returns the status that the page shows.
+        registry: the metrics of ``/metrics``.
     """
 
     def __init__(self, status: StatusReader, registry: CollectorRegistry) -> None:
@@ -41,11 +41,11 @@ class Site:
         }
 
     def respond(self, path: str, accept: str) -> Response:
-        """The answer to a request.
+        """Return the response to a request.
 
         Args:
             path: without its query.
-            accept: which types the client takes; matters to ``/metrics`` alone.
+            accept: the types that the client accepts; only ``/metrics`` uses it.
         """
         page = self._pages.get(path)
         if page is None:
@@ -69,11 +69,11 @@ class Site:
         return Response(HTTPStatus.OK, content_type, encode(self._registry))
 
     def _healthz(self, _: str) -> Response:
-        """The process answers: that is all that a restart could mend."""
+        """Answer: a process that does not is one that a restart may help."""
         return text_response(HTTPStatus.OK, "ok")
 
     def _readyz(self, _: str) -> Response:
-        """A degraded service is ready: it gives what it holds, and builds the rest."""
+        """A degraded service is ready: it serves its entries, and builds the others."""
         state, reason = self._status.state(), self._status.degraded_reason()
         if state is State.DEGRADED and reason is not None:
             return text_response(HTTPStatus.OK, f"{state}: {reason}")

@@ -1,4 +1,4 @@
-"""What there is to say of a running service, as plain values."""
+"""The status of a running service, as plain values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_BROKEN: Final = 100  # likewise
 
 
 class State(StrEnum):
-    """Where in its life a service is."""
+    """The state of a service."""
 
     STARTING = "starting"
     READY = "ready"
@@ -40,14 +40,14 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """How much there is of something, against its limit.
+    """A quantity and its limit.
 
     Attributes:
-        name: of what.
-        used: how much.
-        limit: the most there may be.
-        unit: ``bytes``, or what is counted.
-        setting: the limit's name in the settings.
+        name: the measured quantity.
+        used: the present value.
+        limit: the highest value allowed.
+        unit: ``bytes``, or the things that are counted.
+        setting: the key of the limit in the settings.
     """
 
     name: str
@@ -73,7 +73,7 @@ class ShownBroken:
 
     Attributes:
         tenant_id: the tenant.
-        timeline_id: the timeline; None where the whole tenant is broken.
+        timeline_id: the timeline; None if the whole tenant is broken.
         reason: why.
     """
 
@@ -88,29 +88,28 @@ class Status:
 
     Attributes:
         state: see `State`.
-        version: of bbcache.
-        pid: of the process.
+        version: the version of bbcache.
+        pid: the process id.
         started_at: UTC, by ISO 8601.
-        uptime_s: seconds since.
-        listen: where clients connect.
-        has_tokens: whether clients must prove who they are.
-        has_tls: whether they must speak TLS.
+        uptime_s: seconds since the start.
+        listen: the address for clients.
+        has_tokens: whether clients need a token.
+        has_tls: whether clients must use TLS.
         meters: sizes against limits.
-        hit_ratio: commands answered from what was held, among those answered; None before
-            the first.
-        answers: commands answered, by where the archive came from.
-        failures: commands not answered, by whose fault it was.
-        reads: look-ups in the cache, by how they ended.
-        fills: archives asked of the cache to be had or built, by how that ended.
-        prepares: by how they ended.
+        hit_ratio: the share of hits among the commands that were answered; None before the first.
+        answers: commands that were answered, by the source of the archive.
+        failures: commands that failed, by the side at fault.
+        reads: reads of the cache, by result.
+        fills: calls of `get_or_prepare`, by result.
+        prepares: prepares, by result.
         skips: prepares skipped, by reason.
-        trouble: what should be 0, by what it is.
-        entry_count: how many entries there are.
-        entries: the largest of them.
-        broken_count: how many tenants and timelines cannot be served.
-        broken: some of them.
+        trouble: counters that should be 0, by name.
+        entry_count: the number of entries.
+        entries: the largest entries.
+        broken_count: the number of tenants and timelines that cannot be served.
+        broken: the first of them.
         errors: the last warnings and errors, newest first.
-        degraded_reason: why the cache can publish nothing now; None where nothing is known.
+        degraded_reason: why the cache cannot publish at the moment; None if no reason is known.
     """
 
     state: State
@@ -138,7 +137,7 @@ class Status:
     degraded_reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON has it."""
+        """The status as values of JSON."""
         document = asdict(self)
         document["errors"] = [error._asdict() for error in self.errors]
         return document
@@ -153,10 +152,10 @@ class StatusReader:
         service: the page service.
         service_config: its settings.
         registry: the metrics of both.
-        errors: the end of the log.
-        has_tokens: whether clients must prove who they are.
-        has_tls: whether they must speak TLS.
-        broken: lists what the host cannot serve.
+        errors: the last warnings and errors of the log.
+        has_tokens: whether clients need a token.
+        has_tls: whether clients must use TLS.
+        broken: lists the tenants and timelines that cannot be served.
         clock: seconds since 1970.
     """
 
@@ -195,11 +194,11 @@ class StatusReader:
         return State.READY if self.degraded_reason() is None else State.DEGRADED
 
     def degraded_reason(self) -> str | None:
-        """Why the cache can publish nothing now; None where nothing is known."""
+        """Why the cache cannot publish at the moment; None if no reason is known."""
         return self._cache.degraded_reason
 
     def read(self) -> Status:
-        """All of it."""
+        """Read the whole status."""
         samples = _Samples(self._registry)
         entries, broken = self._cache.entries(), self._broken()
         query = ServiceMetrics.query_seconds.name + "_count"
@@ -284,13 +283,13 @@ class _Samples:
                 self._values.setdefault(sample.name, []).append((sample.labels, sample.value))
 
     def total(self, name: str, **labels: str) -> int:
-        """The sum of all values that have these labels among others."""
+        """The sum of all samples with these labels."""
         wanted = labels.items()
         return int(
             sum(value for found, value in self._values.get(name, ()) if wanted <= found.items())
         )
 
     def by(self, row: Row[Any]) -> dict[str, int]:
-        """The values of a metric by its one label."""
+        """The values of a metric, by its only label."""
         ((label, values),) = row.labels.items()
         return {str(value): self.total(row.name, **{label: value}) for value in values}

@@ -2,7 +2,7 @@
 
 It is an example to copy from: `tenants` and `timeline` implement the protocols of
 `bbcache.host`, `compute` follows the WAL of a running compute node, and `pageserver`
-ties them to a cache.
+ties them to a cache. `PgdataTimeline` and `ComputeNode` also work alone.
 """
 
 from bbcache.pageserver.compute import ComputeNode

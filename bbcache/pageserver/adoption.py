@@ -1,8 +1,9 @@
-"""What a start does with the compute nodes of a pageserver that was killed.
+"""The adoption, at a start, of compute nodes whose pageserver was killed.
 
-Their servers may still be running, and have acknowledged commits that are nowhere else.
-So a start ends each server, lets PostgreSQL recover what it left, and takes it over into
-its timeline. It removes only what belongs to no timeline or was never started.
+Their servers may still be running, and may have acknowledged commits that are nowhere else.
+So a start stops each server, lets PostgreSQL recover its directory, and takes the directory
+over into its timeline. It removes only directories that belong to no timeline or whose server
+was never started.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ log = logging.getLogger(__name__)
 
 
 class Adoption:
-    """Deals with the compute nodes that a start finds. Not thread-safe; for one start.
+    """Adopts or removes the compute nodes that a start finds. Not thread-safe; for one start.
 
     Args:
         computes_dir: the directory of all compute nodes.
-        binaries: PostgreSQL's programs; None looks for some where they are needed.
+        binaries: PostgreSQL's programs; None looks for them when they are needed.
         tenants: the tenants, none of them attached yet.
     """
 
@@ -60,9 +61,9 @@ class Adoption:
         self._found: dict[tuple[TenantId, TimelineId], list[ComputeDir]] = {}
 
     def run(self) -> None:
-        """Take over what holds commits of a timeline, and remove the rest.
+        """Take over the directories that hold commits of a timeline, and remove the others.
 
-        Where that fails, the directory stays, and its timeline is broken.
+        After a failure the directory stays, and its timeline is broken.
 
         Raises:
             StoreError: the directory of the compute nodes cannot be listed.
@@ -71,7 +72,7 @@ class Adoption:
             for directory in compute_dirs(self._computes_dir):
                 if directory.owner is not None and self._is_wanted(directory):
                     self._found.setdefault(directory.owner, []).append(directory)
-            self._sweep()  # first: a recovery may need the room
+            self._sweep()  # first, because a recovery may need the space
         except OSError as error:
             raise StoreError(
                 f"the compute nodes in {self._computes_dir} cannot be listed: {error.strerror}",
@@ -85,7 +86,7 @@ class Adoption:
                 self._tenants.break_timeline(*owner, error)
 
     def _is_wanted(self, directory: ComputeDir) -> bool:
-        """Whether there may be commits of a timeline that is there."""
+        """Whether the directory may hold commits of a timeline that exists."""
         try:
             assert directory.owner is not None
             return directory.was_started and self._tenants.find_place(*directory.owner) is not None
@@ -93,9 +94,9 @@ class Adoption:
             return True
 
     def _sweep(self) -> None:
-        """Remove what holds no commits of a timeline; what will not go is logged.
+        """Remove directories that hold no commits of a timeline; log those that cannot be removed.
 
-        By the names: the root may have been somebody's directory before.
+        Only names of this module's form are removed: other programs may have used the root.
         """
         wanted = {each.path.name for found in self._found.values() for each in found}
         for directory in compute_dirs(self._computes_dir):
@@ -107,7 +108,7 @@ class Adoption:
                 self._unlink(path)
 
     def _adopt_any(self, owner: tuple[TenantId, TimelineId], found: list[ComputeDir]) -> None:
-        """End the servers of a timeline's compute nodes, and take over the only one."""
+        """Stop the servers of a timeline's compute nodes; if there is one only, take it over."""
         for directory in found:
             try:
                 end_server(directory.path)
@@ -124,10 +125,10 @@ class Adoption:
             )
 
     def _adopt(self, directory: ComputeDir, owner: tuple[TenantId, TimelineId]) -> None:
-        log.info("taking over %s, which a pageserver that was killed has left", directory.path)
+        log.info("taking over %s, left by a pageserver that was killed", directory.path)
         place = self._tenants.find_place(*owner)
         if place is None:
-            raise PostgresError(f"timeline {owner[1]} has just gone")
+            raise PostgresError(f"timeline {owner[1]} was removed meanwhile")
         finish_takeover(place)
         if ControlFile.read(directory.path).state is not ClusterState.SHUT_DOWN:
             self._recover(directory)
@@ -137,7 +138,7 @@ class Adoption:
         directory.forget()
 
     def _recover(self, directory: ComputeDir) -> None:
-        """Let a server replay the WAL that is there, and shut down; clients are not let in."""
+        """Start a server, which replays the WAL, and shut it down; it lets no client in."""
         make_portable(directory.path)
         settings = {**directory.settings(), "listen_addresses": ""}
         settings.pop("unix_socket_directories", None)  # a private one instead
@@ -152,14 +153,14 @@ class Adoption:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("%s is of no use any more, and stays: %s", path, error)
+            log.warning("cannot remove %s, which is not needed: %s", path, error)
 
     def _remove(self, directory: ComputeDir) -> None:
         try:
             end_server(directory.path)
             directory.remove()
         except (BbcacheError, OSError) as error:
-            log.warning("%s is of no use any more, and stays: %s", directory.path, error)
+            log.warning("cannot remove %s, which is not needed: %s", directory.path, error)
 
 
 def _check_follows(pgdata_dir: Path, place: Path) -> None:
@@ -167,13 +168,13 @@ def _check_follows(pgdata_dir: Path, place: Path) -> None:
     new, old = check_sendable(pgdata_dir), inspect_pgdata(place)
     if new.system_identifier != old.system_identifier:
         raise PostgresError(
-            f"it is of the cluster {new.system_identifier}, and the timeline is of "
+            f"it belongs to cluster {new.system_identifier}, but the timeline to "
             f"{old.system_identifier}"
         )
     if new.checkpoint_end_lsn < old.checkpoint_end_lsn:
         raise PostgresError(
-            f"it ends at {new.checkpoint_end_lsn}, and the timeline is at "
-            f"{old.checkpoint_end_lsn} already"
+            f"it ends at {new.checkpoint_end_lsn}, but the timeline is already at "
+            f"{old.checkpoint_end_lsn}"
         )
 
 

@@ -1,8 +1,8 @@
-"""Tenants and timelines on disk that cannot be served, and the names that are neither.
+"""Tenants and timelines on disk that cannot be served, and foreign names beside them.
 
-One bad directory must not keep the others from being served. It is *broken*: reported,
-counted, shown, and refused to the clients that ask for it. Whether its basebackups in
-the cache are still needed is unknown, so they stay.
+One bad directory must not keep the others from being served. It is *broken*: logged,
+counted, shown on the status page, and refused to clients. Its entries stay in the cache,
+because they may still be needed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Broken:
     """One tenant or timeline that cannot be served. Immutable, hence thread-safe.
 
     Attributes:
-        tenant_id: the tenant, or the timeline's.
-        timeline_id: the timeline; None where the whole tenant is broken.
+        tenant_id: the tenant.
+        timeline_id: the timeline; None if the whole tenant is broken.
         reason: why, in one line that names no path, so that clients may read it.
     """
 
@@ -42,10 +42,10 @@ class Broken:
         return f"{timeline}tenant {self.tenant_id}"
 
     def error(self) -> BrokenError:
-        """What a caller gets that asks for it."""
+        """The error for callers that ask for it."""
         return BrokenError(
             f"{self} is broken: {self.reason}\n"
-            "hint: Mend its directory, and start the service again."
+            "hint: Repair its directory, then restart the service."
         )
 
 
@@ -77,7 +77,7 @@ class BrokenTimeline:
 
 
 class BrokenRegister:
-    """All that is broken now, and how many foreign names there are. Thread-safe."""
+    """The broken tenants and timelines, and the number of foreign names. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards all that follows
@@ -86,12 +86,12 @@ class BrokenRegister:
         self._is_attached = False
 
     def __bool__(self) -> bool:
-        """Whether anything is broken."""
+        """Whether any tenant or timeline is broken."""
         return bool(self._broken)
 
     @property
     def foreign_count(self) -> int:
-        """How many names are neither a tenant's nor a timeline's."""
+        """The number of names that are neither a tenant nor a timeline."""
         with self._lock:
             return self._foreign_count
 
@@ -131,32 +131,30 @@ class BrokenRegister:
             log.info("%s works again", broken)
 
     def report_foreign(self, directory: Path, names: list[str]) -> None:
-        """Log names that are no ids, and count them; nothing is done to what they name."""
+        """Log and count names that are not ids; their files are not touched."""
         with self._lock:
             before, self._foreign_count = self._foreign_count, self._foreign_count + len(names)
         room = max(0, _MOST_LOGGED - before)
         for name in names[:room]:
-            log.warning("%s is no id, and is left alone", printable(str(directory / name)))
+            log.warning("ignoring %s: its name is not an id", printable(str(directory / name)))
 
     def end_attach(self) -> None:
-        """Log how many reports were left out; each later report gets its own line."""
+        """Log how many reports were not logged; each later report is logged."""
         with self._lock:
             self._is_attached = True
             broken_count, foreign_count = len(self._broken), self._foreign_count
         if broken_count > _MOST_LOGGED:
             log.error("%d more tenants and timelines are broken", broken_count - _MOST_LOGGED)
         if foreign_count > _MOST_LOGGED:
-            log.warning(
-                "%d more names are no ids, and are left alone", foreign_count - _MOST_LOGGED
-            )
+            log.warning("ignoring %d more names that are not ids", foreign_count - _MOST_LOGGED)
 
     def find(self, tenant_id: TenantId, timeline_id: TimelineId | None) -> Broken | None:
-        """What is known of this tenant or timeline; None where it is not broken."""
+        """The report of a tenant or timeline; None if it is not broken."""
         with self._lock:
             return self._broken.get((tenant_id, timeline_id))
 
     def list(self) -> list[Broken]:
-        """All that is broken."""
+        """All reports."""
         with self._lock:
             return list(self._broken.values())
 
@@ -174,7 +172,7 @@ class TimelineHealth(Protocol):
 
 
 class UnregisteredHealth:
-    """The health of a timeline that belongs to no pageserver: logs and keeps nothing.
+    """The health of a timeline outside of a pageserver: it logs and keeps nothing.
 
     Args:
         timeline_id: the timeline.
@@ -212,7 +210,7 @@ class RegisteredHealth:
         self._path = path
 
     def broken(self, error: BaseException | str) -> BrokenError:
-        """Report that the timeline is broken; return what its callers get."""
+        """Report that the timeline is broken; return the error for its callers."""
         reported = self._register.report(self._tenant_id, self._timeline_id, self._path, error)
         return reported.error()
 

@@ -1,6 +1,6 @@
-"""A compute node: a PostgreSQL server on a restored copy, and its WAL followed.
+"""A compute node: a PostgreSQL server on a restored copy, and a thread that follows its WAL.
 
-The WAL is followed in the server's files, or as the server streams it.
+The thread reads the server's files, or the WAL that the server streams.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from bbcache.postgres.wal import WalFollower
 if TYPE_CHECKING:  # an extra
     from bbcache.pageserver.wal_stream import WalStream
 
-# The WAL is looked at so often while something is written or the server stops, ...
+# The interval of polls while WAL is written or the server stops, and its upper bound ...
 _SHORTEST_PAUSE_S: Final = 0.02
-_LONGEST_PAUSE_S: Final = 0.64  # ... and so seldom while nothing is
+_LONGEST_PAUSE_S: Final = 0.64  # ... while nothing is written
 _STREAM_TIMEOUT_S: Final = 10.0
-# A checkpoint removes old WAL: leave what may not have been read yet.
+# A checkpoint removes old WAL: keep the part that may not have been read yet.
 _SETTINGS: Final = {"wal_keep_size": "128MB"}
 
 log = logging.getLogger(__name__)
@@ -38,18 +38,18 @@ class ComputeNode:
     """Runs PostgreSQL on a copy of a timeline, and keeps the timeline's tip up to date.
 
     Not thread-safe: one caller at a time; the WAL is followed in a thread of its own.
-    One that is neither stopped nor killed ends with the process, and the next start of the
-    pageserver takes over what it has committed.
+    A node that is neither stopped nor killed ends with the process, and the next start of the
+    pageserver takes over its commits.
 
     Args:
         timeline: the timeline, at the LSN that the copy was restored from.
         binaries: PostgreSQL's programs.
         pgdata_dir: the copy, on the timeline's file system.
         on_shutdown_checkpoint: called with the end LSN of each shutdown checkpoint in
-            the WAL, from the following thread. One that crash recovery has written
-            looks the same: the server goes on after it. Where the WAL could not be
-            followed to its end, `stop` calls it with the last one.
-        streams_wal: whether the server streams its WAL, or its files are read.
+            the WAL, in the thread that follows it. Crash recovery also writes such a
+            checkpoint, and the server runs on after it. If the WAL could not be
+            followed to its end, `stop` calls it with the last checkpoint.
+        streams_wal: whether the server streams its WAL; otherwise its files are read.
 
     Attributes:
         cluster: the server, to connect to.
@@ -72,11 +72,11 @@ class ComputeNode:
             pgdata_dir / "pg_wal", timeline.get_last_record_lsn(), max_data_bytes=0
         )
         self._stream = _make_stream(timeline) if streams_wal else None
-        self._is_to_be_kept = False  # a stop was asked for: what is there is wanted
+        self._is_to_be_kept = False  # `stop` was called: the directory must not be removed
         self._is_ending = False  # the server is being stopped
         self._has_server_ended = False
-        self._news = threading.Event()  # the follower is not to pause any longer
-        self._is_failing = False  # the last poll has failed, and that was logged
+        self._news = threading.Event()  # ends a pause of the follower
+        self._is_failing = False  # the last poll failed, and that was logged
         self._reported_lsn: Lsn | None = None  # of the last shutdown checkpoint
         self._has_ended = False
         self._thread: threading.Thread | None = None
@@ -85,12 +85,12 @@ class ComputeNode:
     def start(self, settings: Mapping[str, str] | None = None) -> None:
         """Start the server, and follow its WAL from now on.
 
-        Also after a crash, or a `stop` that has failed: then PostgreSQL recovers first, and
-        another `stop` takes over what it has.
+        It may be called again after a crash, or after a `stop` that failed: PostgreSQL recovers
+        first, and another `stop` takes the directory over.
 
         Raises:
             PostgresError: it did not start.
-            OSError: it cannot be noted that there may be commits from now on.
+            OSError: the start could not be recorded on disk.
         """
         effective = {**_SETTINGS, **(settings or {})}
         self._directory.note_start(effective)
@@ -105,25 +105,25 @@ class ComputeNode:
             self._start_following()
         self._news.set()
         if self._stream is not None and not self._stream.wait_tried(_STREAM_TIMEOUT_S):
-            log.warning("timeline %s is not followed yet", self._timeline.timeline_id)
+            log.warning("the WAL of timeline %s is not streamed yet", self._timeline.timeline_id)
 
     def stop(self) -> Lsn:
-        """Stop the server, and make what it leaves the new state of the timeline.
+        """Stop the server, and make its directory the new state of the timeline.
 
-        Whatever fails, the directory stays from now on, and the timeline cannot be used
-        before it was taken over: by another `stop`, after a `start` where the server has
-        crashed, or by the next start of the pageserver.
+        After a failure the directory stays, and the timeline cannot be used until the directory
+        is taken over: by another `stop` (after a `start` if the server has crashed), or by the
+        next start of the pageserver.
 
         Returns:
             The LSN at which the next compute node starts.
 
         Raises:
-            PostgresError: the server did not shut down cleanly, or the node has ended before.
+            PostgresError: the server did not shut down cleanly, or the node had ended already.
             TakeoverError: see `PgdataTimeline.take_over`.
         """
         pgdata_dir = self.cluster.pgdata_dir
         if self._has_ended:
-            raise PostgresError(f"the compute node in {pgdata_dir} has ended already")
+            raise PostgresError(f"the compute node in {pgdata_dir} has already ended")
         self._is_to_be_kept = True
         try:
             self._stop_cluster("fast")
@@ -131,7 +131,7 @@ class ComputeNode:
             lsn = self._timeline.take_over(pgdata_dir, self._check_next_start)
         except BaseException:
             self._timeline.refuse_until_takeover()
-            self._reported_lsn = None  # its prepare cannot have succeeded
+            self._reported_lsn = None  # its prepare has failed
             raise
         self._has_ended = True
         self._directory.forget()
@@ -148,11 +148,11 @@ class ComputeNode:
         )
 
     def kill(self) -> None:
-        """Crash the server for good: what it wrote is lost, and its copy removed.
+        """Crash the server and remove its copy: its commits are lost.
 
-        Its log stays until the next start of the pageserver. Does nothing when the node
-        has ended already. After a `stop` that has failed nothing is lost or removed: the
-        next start of the pageserver takes it over.
+        Its log stays until the next start of the pageserver. Does nothing if the node
+        has already ended. After a `stop` that failed, nothing is lost or removed: the
+        next start of the pageserver takes the directory over.
         """
         if self._has_ended:
             return
@@ -160,12 +160,12 @@ class ComputeNode:
         self._stop_following()
         self._has_ended = True
         if self._is_to_be_kept:
-            log.warning("%s is kept: its stop has failed", self.cluster.pgdata_dir)
+            log.warning("keeping %s: its stop failed", self.cluster.pgdata_dir)
             return
         try:
             self._directory.remove()
         except OSError as error:
-            log.warning("%s is of no use any more, and stays: %s", self._directory.path, error)
+            log.warning("cannot remove %s, which is not needed: %s", self._directory.path, error)
         self._timeline.give_up_compute()
 
     def _stop_cluster(self, mode: StopMode) -> None:
@@ -174,7 +174,7 @@ class ComputeNode:
         self._is_ending = True
         self._news.set()
         self.cluster.stop(mode)
-        # A user may have restarted the server with pg_ctl: that one is no child of this process.
+        # A server that a user has restarted with pg_ctl is not a child of this process.
         end_server(self.cluster.pgdata_dir)
 
     def _start_following(self) -> None:
@@ -194,13 +194,13 @@ class ComputeNode:
                 pause_s = _SHORTEST_PAUSE_S
             else:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        self._poll()  # the server has ended: what is there now is all
+        self._poll()  # the server has ended, so this poll sees all of its WAL
         if self._stream is not None:
             self._stream.close()
         self._has_followed.set()
 
     def _poll(self) -> bool:
-        """Take the records that have come; return whether there were any."""
+        """Handle the new records; return whether there were any."""
         has_come = False
         try:
             for record in (self._stream or self._files).poll():
@@ -220,7 +220,7 @@ class ComputeNode:
         self._has_server_ended = True
         self._news.set()
         if self._thread is not None:
-            self._has_followed.wait()  # a join that a signal interrupts cannot be repeated
+            self._has_followed.wait()  # a join that a signal has interrupted cannot be repeated
             self._thread = None
 
 
@@ -228,6 +228,6 @@ def _make_stream(timeline: PgdataTimeline) -> WalStream:
     try:
         from bbcache.pageserver.wal_stream import WalStream  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise MissingExtraError("no WAL can be streamed", "replication", error) from error
+        raise MissingExtraError("cannot stream WAL", "replication", error) from error
     size_bytes = inspect_pgdata(timeline.pgdata_dir).wal_segment_size_bytes
     return WalStream(timeline.get_last_record_lsn(), size_bytes, max_data_bytes=0)

@@ -1,4 +1,4 @@
-"""The directories of compute nodes, by whose names a start tells whose they are.
+"""The directories of compute nodes; their names tell a start which timeline they belong to.
 
 Below ``<root>/computes/`` a compute node has:
 
@@ -7,10 +7,10 @@ Below ``<root>/computes/`` a compute node has:
 ``<tenant>_<timeline>_<random>.log``
     its server's log;
 ``<tenant>_<timeline>_<random>.started``
-    a sign that its server was started, so that there may be commits in the data directory;
-    the settings of the last start that succeeded, or else of the first one, as JSON.
+    a mark that its server was started, so the data directory may hold commits;
+    it has the settings of the last start that succeeded, or else of the first start, as JSON.
 
-What initdb makes there for a new timeline has a random name of 32 digits.
+A directory that initdb makes for a new timeline has a random name of 32 digits.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ComputeDir:
-    """The data directory of one compute node, and what lies beside it. Immutable.
+    """The data directory of one compute node, and the files beside it. Immutable.
 
     Attributes:
         path: the data directory.
@@ -52,13 +52,13 @@ class ComputeDir:
 
     @classmethod
     def new(cls, computes_dir: Path, tenant_id: TenantId, timeline_id: TimelineId) -> Self:
-        """A name for a new compute node of a timeline; nothing is made."""
+        """Choose the name for a new compute node of a timeline; create nothing."""
         random = uuid.uuid4().hex[:_RANDOM_DIGITS]
         return cls(computes_dir / f"{tenant_id}_{timeline_id}_{random}")
 
     @property
     def owner(self) -> tuple[TenantId, TimelineId] | None:
-        """The timeline that it is a copy of; None where its name does not say."""
+        """The timeline of the copy; None if the name has no ids."""
         match = _NAME.fullmatch(self.path.name)
         if match is None:
             return None
@@ -66,7 +66,7 @@ class ComputeDir:
 
     @property
     def was_started(self) -> bool:
-        """Whether a server was ever to run there; raises `OSError` where that is unknown."""
+        """Whether a server may have run there; raises `OSError` if that cannot be read."""
         try:
             self._beside(_STARTED).lstat()
         except FileNotFoundError:
@@ -74,14 +74,14 @@ class ComputeDir:
         return True
 
     def note_start(self, settings: Mapping[str, str]) -> None:
-        """Note, before it is so, that a server is started; raises `OSError`."""
+        """Record that a server is about to start; raises `OSError`."""
         if not self.was_started:
             self._note(settings)
 
     def note_started(self, settings: Mapping[str, str]) -> None:
-        """Note the settings that a server has started with; raises `OSError`.
+        """Record the settings of a server that has started; raises `OSError`.
 
-        Those of a start that failed would keep the next from recovering what is there.
+        The settings of a start that failed are not kept: a recovery could not start with them.
         """
         if self.settings() != settings:
             self._note(settings)
@@ -91,7 +91,7 @@ class ComputeDir:
         self._beside(_STARTING).rename(self._beside(_STARTED))
 
     def settings(self) -> dict[str, str]:
-        """The settings of the last start; none where a power loss has taken them."""
+        """The settings of the last start; empty if a power loss has destroyed them."""
         try:
             found = json.loads(self._beside(_STARTED).read_text())
         except (OSError, ValueError):
@@ -99,7 +99,7 @@ class ComputeDir:
         return {str(name): str(value) for name, value in found.items()}
 
     def forget(self) -> None:
-        """Remove what lies beside a data directory that was taken over, as far as possible."""
+        """Remove the files beside a data directory that was taken over, as far as possible."""
         for suffix in _BESIDE:
             try:
                 self._beside(suffix).unlink(missing_ok=True)
@@ -107,10 +107,10 @@ class ComputeDir:
                 log.warning("%s stays: %s", self._beside(suffix), error)
 
     def remove(self) -> None:
-        """Remove the data directory, which a kill in the middle must not leave as one of use.
+        """Remove the data directory; a kill half-way leaves none that looks usable.
 
         Raises:
-            OSError: it would not go.
+            OSError: it cannot be removed.
         """
         self._beside(_STARTED).unlink(missing_ok=True)
         remove_tree(self.path, timeout_s=0.0)
@@ -120,12 +120,12 @@ class ComputeDir:
 
 
 def own_names(computes_dir: Path) -> list[str]:
-    """The names below `computes_dir` that are of this module; others are somebody else's."""
+    """The names below `computes_dir` that have the form of this module."""
     return sorted(path.name for path in computes_dir.iterdir() if _OWN_NAME.fullmatch(path.name))
 
 
 def compute_dirs(computes_dir: Path) -> list[ComputeDir]:
-    """The data directories there, and what may be one as far as can be told."""
+    """The data directories there, including names whose type cannot be read."""
     paths = (computes_dir / name for name in own_names(computes_dir))
     return [
         ComputeDir(path)
@@ -135,7 +135,7 @@ def compute_dirs(computes_dir: Path) -> list[ComputeDir]:
 
 
 def may_be_directory(path: Path) -> bool:
-    """Whether there is a directory, and no link to one; also where that cannot be told."""
+    """Whether the path is a directory, not a link to one; True if that cannot be read."""
     try:
         return stat.S_ISDIR(path.lstat().st_mode)
     except FileNotFoundError:

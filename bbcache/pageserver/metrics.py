@@ -1,4 +1,4 @@
-"""The Prometheus metrics of a pageserver: what is on disk, and what of it is served."""
+"""The Prometheus metrics of a pageserver: tenants and timelines on disk, by state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROWS: Final[tuple[Row[object], ...]] = (
     Row(
         "gauge",
         "bbcache_pageserver_foreign_names",
-        "Names among the tenants and timelines that are no ids, such as `lost+found`.",
+        "Names among the tenants and timelines that are not ids, such as `lost+found`.",
     ),
 )
 
@@ -41,7 +41,7 @@ class PageserverMetrics(Collector):
 
     Args:
         registry: where to register; None for Prometheus' default registry.
-        tenants: what is counted.
+        tenants: the tenants to count.
 
     Raises:
         ConfigError: the registry has the metrics of another pageserver.
@@ -73,6 +73,6 @@ class PageserverMetrics(Collector):
         return tenants, timelines, foreign
 
     def close(self) -> None:
-        """Leave the default registry; one of the caller's own stays readable."""
+        """Unregister from the default registry; a registry of the caller stays readable."""
         if self._registry is REGISTRY:
             unregister_all(self._registry, [self])

@@ -1,4 +1,4 @@
-"""Whether a timeline's next compute node would start."""
+"""The check that a timeline's next compute node can start."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bbcache.postgres.server.start_check import check_starts
 def check_next_start(
     pgdata_dir: Path, place: Path, binaries: PostgresBinaries, settings: Mapping[str, str]
 ) -> None:
-    """Check that the next compute node would start from what the last one has left.
+    """Check that the next compute node can start from the directory of the last one.
 
-    A server is started to find out, unless the directory has the configuration, the version
-    and the directories of the timeline, from which the last compute node has started. The
-    copy for that is made beside `pgdata_dir`, under a name that the next start of a
+    The check starts a server, unless the directory has the same configuration, version and
+    directories as the timeline, from which the last compute node has started. The
+    copy for that server is beside `pgdata_dir`, under a name that the next start of a
     pageserver removes.
 
     Args:
@@ -29,7 +29,7 @@ def check_next_start(
         settings: those of the last compute node's start.
 
     Raises:
-        PostgresError: it would not start.
+        PostgresError: it cannot start.
     """
     if not (_has_same_configuration(pgdata_dir, place) and _is_complete(pgdata_dir, place)):
         check_starts(pgdata_dir, binaries, settings, pgdata_dir.with_name(uuid.uuid4().hex))
@@ -43,7 +43,7 @@ def _has_same_configuration(one: Path, other: Path) -> bool:
 
 
 def _is_complete(pgdata_dir: Path, place: Path) -> bool:
-    """Whether nothing that a start needs has been removed or exchanged since the last one."""
+    """Whether the directory still has everything that a start needs."""
     try:
         is_same_version = _version(pgdata_dir) == _version(place)
         return is_same_version and _own_names(pgdata_dir) >= _own_names(place)
@@ -56,6 +56,6 @@ def _version(pgdata_dir: Path) -> bytes:
 
 
 def _own_names(pgdata_dir: Path) -> set[str]:
-    """The names of PostgreSQL's own directories, and of those in them but for databases."""
+    """The names of PostgreSQL's own directories and of their subdirectories, without databases."""
     paths = [*pgdata_dir.glob("pg_*"), *pgdata_dir.glob("pg_*/*")]
     return {str(path.relative_to(pgdata_dir)) for path in paths if path.is_dir()}

@@ -41,17 +41,17 @@ class Pageserver:
     Args:
         root: holds the tenants, the cache and the compute nodes; an existing directory
             (`make_root` makes one), used by one pageserver at a time. Compute nodes that
-            another one has left there, even running, are ended and taken over first.
-        binaries: PostgreSQL's programs; None for a pageserver that only serves: it makes
-            neither timelines nor compute nodes, and looks for programs only where a
-            compute node that was left has to be recovered.
+            another pageserver has left there, even running, are stopped and taken over first.
+        binaries: PostgreSQL's programs; None for a pageserver that only serves: it creates
+            neither timelines nor compute nodes, and looks for programs only to recover a
+            compute node that was left.
         config: the cache's settings; None runs without a cache.
         registry: for the metrics; None for the default one.
-        streams_wal: whether compute nodes are followed as their servers stream their
-            WAL, which needs psycopg2 (``bbcache[replication]``); else in their files.
+        streams_wal: whether the servers of compute nodes stream their WAL, which needs
+            psycopg2 (``bbcache[replication]``); otherwise their files are read.
 
     Attributes:
-        tenants: the host that the cache asks.
+        tenants: the host of the cache.
         cache: the cache.
 
     Raises:
@@ -125,9 +125,9 @@ class Pageserver:
 
         Raises:
             ArchiveError: the archive is damaged.
-            ConfigError: WAL is to be streamed, and psycopg2 is not there.
-            PrepareError: the timeline has a compute node already, or is not at the state
-                that the archive holds.
+            ConfigError: the WAL is to be streamed, but psycopg2 is not installed.
+            PrepareError: the timeline has a compute node already, or has changed since
+                the archive was made.
         """
         binaries, timeline = self._programs(), self._timeline(tenant_id, timeline_id)
         tenant_shard_id = self.tenants.get_tenant(tenant_id).tenant_shard_id
@@ -152,7 +152,7 @@ class Pageserver:
         return compute
 
     def close(self, timeout_s: float | None = None) -> None:
-        """Close the cache; stop the compute nodes before."""
+        """Close the cache. Stop the compute nodes first."""
         self.cache.close(timeout_s)
         self._metrics.close()
 
@@ -167,33 +167,35 @@ class Pageserver:
 
     def _programs(self) -> PostgresBinaries:
         if self._binaries is None:
-            raise PostgresError("this pageserver has no PostgreSQL to run")
+            raise PostgresError("this pageserver has no PostgreSQL programs")
         return self._binaries
 
 
 def _restore_current(archive: BinaryIO, pgdata_dir: Path, timeline: PgdataTimeline) -> None:
-    """Unpack the archive, and check that the timeline has not gone on since it was made."""
+    """Unpack the archive, and check that the timeline has not changed since it was made."""
     restore_tarball(archive, pgdata_dir)
     if inspect_pgdata(pgdata_dir) != inspect_pgdata(timeline.pgdata_dir):
-        raise PrepareError(f"the archive is not timeline {timeline.timeline_id} as it is now")
+        raise PrepareError(
+            f"timeline {timeline.timeline_id} has changed since the archive was made"
+        )
 
 
 def make_root(root: Path) -> None:
-    """Make a directory for a pageserver, which PostgreSQL's user can pass through.
+    """Create a directory for a pageserver that PostgreSQL's user can enter.
 
-    Does nothing where there is one already.
+    Does nothing if it exists.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: it cannot be created.
     """
     try:
         _make_passable(root)
     except OSError as error:
-        raise ConfigError(f"the root {root} cannot be made: {error.strerror}") from error
+        raise ConfigError(f"the root {root} cannot be created: {error.strerror}") from error
 
 
 def _check_root(root: Path) -> None:
-    """Never make a root: a mistyped or unmounted one is not an empty one."""
+    """Check that the root exists. It is not created: its path may be mistyped or unmounted."""
     try:
         os.listdir(root)
     except FileNotFoundError:
@@ -207,7 +209,7 @@ def _check_root(root: Path) -> None:
 
 
 def _make_passable(directory: Path) -> None:
-    """Make a directory that PostgreSQL's user, where this process is root, can pass through."""
+    """Create a directory that PostgreSQL's user can enter if this process is root."""
     if not directory.is_dir():
         directory.mkdir(parents=True)
         directory.chmod(0o711)  # whatever the umask

@@ -1,14 +1,14 @@
-"""Putting a data directory in a timeline's place, durably and all at once.
+"""The takeover: a data directory becomes a timeline's directory, durably and atomically.
 
-A directory that is not empty cannot be replaced by one rename, so there are two,
-with names between them from which a start after a crash goes on:
+One rename cannot replace a directory that is not empty, so there are two. The names between
+them let a start after a crash finish the takeover:
 
-1. ``<timeline>.new`` appears, complete and on disk: from here on it is the state.
+1. ``<timeline>.new`` appears, complete and on disk. From here on it is the state.
 2. ``<timeline>`` is renamed to ``<timeline>.old``.
 3. ``<timeline>.new`` is renamed to ``<timeline>``.
 4. ``<timeline>.old`` is removed.
 
-A crash before the first step leaves the old state, one after it the new.
+A crash before step 1 leaves the old state, a crash after it the new state.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ log = logging.getLogger(__name__)
 
 
 def take_over(source: Path, place: Path) -> None:
-    """Move the directory `source` to `place`, in the place of what is there.
+    """Move the directory `source` to `place`, and replace the directory there.
 
-    Not thread-safe: one caller for one place at a time, and nobody may be reading it.
+    Not thread-safe: one caller for one place at a time, and no reader of it.
 
     Args:
-        source: a data directory that nobody writes to, on the file system of `place`.
+        source: a data directory without a server, on the file system of `place`.
         place: a timeline's directory, which need not exist.
 
     Raises:
-        OSError: a step failed. Where `source` is still there, nothing has changed; else
-            `finish_takeover` goes on from wherever that was.
+        OSError: a step failed. If `source` still exists, nothing has changed; otherwise
+            `finish_takeover` does the remaining steps.
     """
     _warn_of_slots(source, place)
     sync_tree(source)
@@ -59,7 +59,7 @@ def take_over(source: Path, place: Path) -> None:
 
 
 def finish_takeover(place: Path) -> None:
-    """Go on with a takeover that a crash has cut short; does nothing where none was.
+    """Finish a takeover that a crash has interrupted; do nothing if there is none.
 
     An old state that cannot be removed is logged, and stays beside the new one.
 
@@ -79,22 +79,22 @@ def finish_takeover(place: Path) -> None:
 
 
 def timeline_names(directory: Path) -> set[str]:
-    """All names in `directory`; a timeline in the middle of a takeover has its own name."""
+    """The names of the timelines in `directory`, also of those in the middle of a takeover."""
     names = (name for name in os.listdir(directory) if _STUCK not in name)
     return {name.removesuffix(_NEW).removesuffix(_OLD) for name in names}
 
 
 def pending_takeover(source: Path, place: Path) -> Path:
-    """Where the state is that a failed takeover of `source` was about."""
+    """The directory that a failed takeover of `source` has left."""
     places = (source, _beside(place, _NEW), place)
     return next((path for path in places if path.exists()), place)
 
 
 def sync_tree(directory: Path) -> None:
-    """Bring every file and directory of a data directory to the disk, eight at a time.
+    """Sync every file and directory of a data directory, eight at a time.
 
-    Of links, ``pg_wal`` and those in ``pg_tblspc`` are followed, as PostgreSQL follows
-    them. Whatever other link, pipe or socket a user of the server has made is left alone.
+    Links are followed where PostgreSQL follows them: ``pg_wal`` and those in ``pg_tblspc``.
+    Other links, pipes and sockets are left alone.
 
     Raises:
         OSError: something could not be read or synced.
@@ -103,7 +103,7 @@ def sync_tree(directory: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Bring the names in a directory to the disk."""
+    """Sync a directory, so that the names in it are on disk."""
     _sync(os.open(directory, _OPEN_DIR))
 
 
@@ -122,7 +122,7 @@ def _paths_below(directory: Path) -> Iterator[tuple[str, int]]:
 
 
 def _linked_directories(top: str) -> Iterator[str]:
-    """What the links of a data directory lead to that PostgreSQL follows."""
+    """The targets of the links that PostgreSQL follows."""
     wal_dir = os.path.join(top, "pg_wal")
     if os.path.islink(wal_dir) and _is_directory(wal_dir):
         yield wal_dir
@@ -134,7 +134,7 @@ def _linked_directories(top: str) -> Iterator[str]:
 
 
 def _is_directory(path: str) -> bool:
-    """Whether there is a directory; unlike `os.path.isdir` it does not hide a failing disk."""
+    """Whether the path is a directory; unlike `os.path.isdir` it raises errors of the disk."""
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except OSError as error:
@@ -147,7 +147,7 @@ def _entries(path: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
             return list(entries)
-    except FileNotFoundError:  # it has just gone
+    except FileNotFoundError:  # it was removed meanwhile
         return []
 
 
@@ -155,7 +155,7 @@ def _sync_path(what: tuple[str, int]) -> None:
     path, flags = what
     try:
         fd = os.open(path, flags)
-    except FileNotFoundError:  # it has just gone
+    except FileNotFoundError:  # it was removed meanwhile
         return
     _sync(fd)
 
@@ -168,7 +168,7 @@ def _sync(fd: int) -> None:
 
 
 def _remove_old(old: Path) -> None:
-    """Remove an old state as far as possible: nothing needs it, and the new one is there."""
+    """Remove an old state as far as possible; it is not needed any more."""
     try:
         remove_tree(old, timeout_s=0.0)
     except OSError as error:

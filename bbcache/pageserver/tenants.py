@@ -71,10 +71,11 @@ class PgdataTenant(SimpleTenant[PgdataTimeline | BrokenTimeline]):
         self.add(BrokenTimeline(timeline_id, broken))
 
     def add_timeline(self, pgdata_dir: Path) -> PgdataTimeline:
-        """Make a data directory, shut down cleanly, a new timeline of this tenant.
+        """Make a data directory a new timeline of this tenant.
 
         Args:
-            pgdata_dir: on the file system of the tenants; it is moved.
+            pgdata_dir: a data directory that was shut down cleanly, on the file system of the
+                tenants; it is moved.
 
         Raises:
             PostgresError: the directory was not shut down cleanly.
@@ -92,7 +93,7 @@ class PgdataTenant(SimpleTenant[PgdataTimeline | BrokenTimeline]):
 
         Raises:
             BrokenError: it is broken, or the tenant is.
-            PrepareError: the tenant has none of that id.
+            PrepareError: the tenant has no timeline of that id.
         """
         timeline = self._find(timeline_id)
         if timeline is None:
@@ -102,15 +103,15 @@ class PgdataTenant(SimpleTenant[PgdataTimeline | BrokenTimeline]):
     def check_usable(self, timeline_id: TimelineId) -> None:
         """Raise `BrokenError` if the tenant or its timeline is broken; else do nothing.
 
-        A timeline that only its last build has found damaged passes: its tip is known, and
-        the next build tells whether it is mended.
+        A timeline that its last build has found damaged passes: its tip is known, and
+        the next build shows whether it is repaired.
         """
         timeline = self._find(timeline_id)
         if timeline is not None:
             timeline.check_usable()
 
     def _find(self, timeline_id: TimelineId) -> PgdataTimeline | None:
-        """The timeline, if there is one; raises `BrokenError` where it cannot be served."""
+        """The timeline, or None; raises `BrokenError` if it cannot be served."""
         timeline = self.timelines.get(timeline_id)
         if self.state is TenantState.BROKEN:
             whole = self._broken.find(self.tenant_id, None)
@@ -150,10 +151,10 @@ class PgdataTenantManager(SimpleTenantManager[PgdataTenant]):
     """All tenants below a directory, not ready at first. Thread-safe.
 
     Args:
-        tenants_dir: ``<root>/tenants``; made if need be.
+        tenants_dir: ``<root>/tenants``; created if it does not exist.
 
     Attributes:
-        broken: all that is on disk and cannot be served.
+        broken: the tenants and timelines on disk that cannot be served.
     """
 
     def __init__(self, tenants_dir: Path) -> None:
@@ -163,10 +164,10 @@ class PgdataTenantManager(SimpleTenantManager[PgdataTenant]):
         self.broken = BrokenRegister()
 
     def attach_all(self) -> None:
-        """Find every tenant on disk. Until it is done, `list` raises NotReadyError.
+        """Find every tenant on disk. Before that, `list` raises NotReadyError.
 
-        What cannot be served is reported to `broken`, and everything else is served. A name
-        that is no id is reported and left alone.
+        A tenant or timeline that cannot be served is reported to `broken`; the others are
+        served. A name that is not an id is reported and left alone.
 
         Raises:
             StoreError: the directory of the tenants cannot be listed.
@@ -190,11 +191,11 @@ class PgdataTenantManager(SimpleTenantManager[PgdataTenant]):
         self.broken.end_attach()
 
     def find_place(self, tenant_id: TenantId, timeline_id: TimelineId) -> Path | None:
-        """The directory of a timeline, attached or not; None where there is none on disk.
+        """The directory of a timeline, attached or not; None if it is not on disk.
 
         Raises:
-            OSError: that cannot be told.
-            PostgresError: there are several.
+            OSError: the directories cannot be listed.
+            PostgresError: there are several directories of this id.
         """
         tenants, _ = _by_id(TenantId, os.listdir(self._tenants_dir))
         if tenant_id not in tenants:
@@ -235,7 +236,7 @@ class PgdataTenantManager(SimpleTenantManager[PgdataTenant]):
             tenant.check_usable(timeline_id)
 
     def check_sound(self, tenant_id: TenantId, timeline_id: TimelineId) -> None:
-        """Raise `BrokenError` if the timeline was found damaged and not mended since."""
+        """Raise `BrokenError` if the timeline was found damaged and does not work again."""
         for each in (None, timeline_id):
             broken = self.broken.find(tenant_id, each)
             if broken is not None:
@@ -284,7 +285,7 @@ def _names_in(directory: Path) -> list[str]:
 
 
 def _by_id(kind: type[_IdT], names: Iterable[str]) -> tuple[dict[_IdT, list[str]], list[str]]:
-    """The names that are ids, by the id; and the others."""
+    """Split names into those that are ids, by id, and the others."""
     found: dict[_IdT, list[str]] = {}
     foreign: list[str] = []
     for name in sorted(names):
@@ -296,6 +297,6 @@ def _by_id(kind: type[_IdT], names: Iterable[str]) -> tuple[dict[_IdT, list[str]
 
 
 def _check_one_spelling(names: list[str]) -> None:
-    """Neither of two directories of one id is taken for the right one."""
+    """Refuse an id that has two directories, since either may be the right one."""
     if len(names) > 1:
-        raise PostgresError(f"its id is there in {len(names)} spellings: {', '.join(names)}")
+        raise PostgresError(f"there are {len(names)} directories of this id: {', '.join(names)}")

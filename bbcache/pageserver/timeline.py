@@ -48,7 +48,7 @@ class PgdataTimeline:
 
     Raises:
         OSError: the directory cannot be read.
-        PostgresError: the directory is no such cluster.
+        PostgresError: the directory is not a cluster that was shut down cleanly.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class PgdataTimeline:
         self._health = health or UnregisteredHealth(timeline_id, pgdata_dir)
         control = _inspect(pgdata_dir)
         self._wal_segment_size_bytes = control.wal_segment_size_bytes
-        # Taken itself: an interrupt while a condition is entered would leave it locked.
+        # Entered by `with` itself: an interrupt while a condition is entered leaves it locked.
         self._lock = threading.RLock()  # guards all that follows
         self._moved = threading.Condition(self._lock)
         self._directory_lsn = control.checkpoint_end_lsn
         self._tip = self._directory_lsn
         self._reader_count = 0
         self._is_moving = False  # a takeover is under way, or waits for the readers
-        self._failure: BrokenError | None = None  # of a takeover: the state is elsewhere
+        self._failure: BrokenError | None = None  # of a takeover, whose directory is elsewhere
         self._has_compute = False
 
     def get_last_record_lsn(self) -> Lsn:
@@ -87,18 +87,18 @@ class PgdataTimeline:
             self._check_usable_locked()
 
     def canonical_lsn(self, lsn: Lsn) -> Lsn:
-        """The one name of a position that has two; see `bbcache.postgres.wal.canonical_lsn`."""
+        """The canonical name of a position; see `bbcache.postgres.wal.canonical_lsn`."""
         return canonical_lsn(lsn, self._wal_segment_size_bytes)
 
     def wait_lsn(self, lsn: Lsn, timeout: float) -> None:
-        """Wait until a basebackup at `lsn` can be made, or never will be.
+        """Wait until the directory is at `lsn`, or until it is certain that it never gets there.
 
-        Returns once the directory is at `lsn`. It never will be where the tip is past
-        it (a crash recovery wrote that shutdown checkpoint, and the server went on) or
-        no compute node is there to get to it: then it returns, too.
+        It never gets there if the tip is past `lsn` (crash recovery wrote that shutdown
+        checkpoint, and the server ran on), or if no compute node runs. In these cases
+        `send_basebackup_tarball` refuses the LSN.
 
         Raises:
-            TimeoutError: none of these is so after `timeout` seconds.
+            TimeoutError: neither after `timeout` seconds.
         """
         with self._lock:
             if not self._moved.wait_for(
@@ -122,7 +122,7 @@ class PgdataTimeline:
             if directory_lsn != lsn:
                 raise PrepareError(
                     f"timeline {self.timeline_id} has its directory at {directory_lsn}, "
-                    f"not at {lsn}\nhint: Stop the compute node that has gone on from there."
+                    f"not at {lsn}\nhint: Stop the compute node that writes to this timeline."
                 )
             try:
                 send_pgdata_tarball(self.pgdata_dir, writer)
@@ -132,11 +132,11 @@ class PgdataTimeline:
         self._health.works()
 
     def lend_to_compute(self) -> None:
-        """Note that a compute node runs on a copy; one at a time.
+        """Record that a compute node runs on a copy; one at a time.
 
         Raises:
             BrokenError: a takeover has failed.
-            PrepareError: there is one already.
+            PrepareError: the timeline has a compute node already.
         """
         with self._lock:
             self._check_usable_locked()
@@ -145,7 +145,7 @@ class PgdataTimeline:
             self._has_compute = True
 
     def advance(self, lsn: Lsn) -> None:
-        """A WAL record that ends at `lsn` has been seen."""
+        """Move the tip to the end of a WAL record."""
         with self._lock:
             self._tip = max(self._tip, lsn)
             self._moved.notify_all()
@@ -153,22 +153,22 @@ class PgdataTimeline:
     def take_over(self, pgdata_dir: Path, check: Callable[[], object] | None = None) -> Lsn:
         """Make a stopped compute node's directory the state of the timeline.
 
-        Waits until no basebackup is being read. Durable and atomic: after a crash in
-        the middle, the timeline has its old state or the new one. The directory is never
-        removed: after a failure it stays, and the timeline cannot be used until another
-        call, or the next start, has taken it over.
+        Waits until no basebackup is being read. Durable and atomic: after a crash half-way
+        the timeline has either its old state or the new one. A failure never removes the
+        directory; the timeline cannot be used until another call, or the next start, has
+        taken the directory over.
 
         Args:
             pgdata_dir: the compute node's directory.
-            check: called when the directory can be sent; it refuses the directory by raising
-                `PostgresError`.
+            check: called after the directory's own checks; raises `PostgresError` to refuse the
+                directory.
 
         Returns:
             The directory's new LSN.
 
         Raises:
-            TakeoverError: the compute node was not shut down cleanly, the directory cannot
-                be sent or is refused, and nothing changes; or the disk has failed.
+            TakeoverError: the compute node was not shut down cleanly, or the directory cannot
+                be sent or is refused, and nothing has changed; or the disk failed.
         """
         try:
             lsn = check_sendable(pgdata_dir).checkpoint_end_lsn
@@ -201,16 +201,16 @@ class PgdataTimeline:
         return TakeoverError(str(self.timeline_id), str(kept_dir), safe_str(error))
 
     def refuse_until_takeover(self) -> None:
-        """Refuse all use from now on: what the compute node has left was not taken over."""
-        failure = self._health.broken("a takeover has failed half-way, or was stopped")
+        """Refuse all use until a takeover succeeds."""
+        failure = self._health.broken("a takeover failed half-way or was interrupted")
         with self._lock:
             self._is_moving = False
-            self._has_compute = False  # no reader waits for it
+            self._has_compute = False  # so that no reader waits for it
             self._failure = failure
             self._moved.notify_all()
 
     def resume_compute(self) -> None:
-        """Note that the compute node of a failed takeover runs again."""
+        """Record that the compute node of a failed takeover runs again."""
         with self._lock:
             self._has_compute = True
             self._failure = None
@@ -218,7 +218,7 @@ class PgdataTimeline:
         self._health.works()
 
     def give_up_compute(self) -> None:
-        """The compute node is lost, and what it wrote with it: back to the directory."""
+        """Record that the compute node and its commits are lost; reset the tip."""
         with self._lock:
             self._has_compute = False
             self._tip = self._directory_lsn
@@ -226,7 +226,7 @@ class PgdataTimeline:
 
     @contextmanager
     def _reading(self) -> Iterator[Lsn]:
-        """Keep the directory as it is for the time of a block."""
+        """Keep the directory unchanged during a block."""
         with self._lock:
             self._moved.wait_for(lambda: not self._is_moving)
             self._check_usable_locked()
@@ -240,7 +240,7 @@ class PgdataTimeline:
                 self._moved.notify_all()
 
     def _check_health(self, error: PostgresError) -> None:
-        """Raise `BrokenError` if the directory itself is why it could not be sent."""
+        """Raise `BrokenError` if the directory is damaged."""
         try:
             _inspect(self.pgdata_dir)
         except (OSError, PostgresError) as damage:
@@ -258,15 +258,13 @@ def _check_own_directory(pgdata_dir: Path) -> None:
 
 
 def _inspect(pgdata_dir: Path) -> ControlFile:
-    """Check that PostgreSQL would start on the directory, as far as two small files tell."""
+    """Check PG_VERSION and pg_control, without which PostgreSQL does not start."""
     path = pgdata_dir / "PG_VERSION"
     if not path.is_file():
-        raise PostgresError(f"{path} is not there, or is no file")
+        raise PostgresError(f"{path} does not exist, or is not a file")
     control = inspect_pgdata(pgdata_dir)
     with path.open("rb") as file:
         version = file.read(_MAX_VERSION_BYTES).strip()
     if version != str(control.major_version).encode():
-        raise PostgresError(
-            f"{path} does not say {control.major_version}, of which its pg_control is"
-        )
+        raise PostgresError(f"{path} does not say {control.major_version}, but pg_control does")
     return control

@@ -1,8 +1,8 @@
-"""The WAL of a running server, as the server sends it to a replica.
+"""The WAL of a running server, received as a replica receives it.
 
-By physical replication (PostgreSQL's manual, "Streaming Replication Protocol"), through
-psycopg2, which has it. A server that stops sends its shutdown checkpoint last of all,
-and ends only when its receivers have confirmed that.
+Physical replication (PostgreSQL's manual, "Streaming Replication Protocol") through
+psycopg2. A server that stops sends its shutdown checkpoint last, and exits only when its
+receivers have confirmed it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _APPLICATION_NAME: Final = "bbcache"
 class WalStream:
     """Follows the WAL that a running server sends. Polled by one thread.
 
-    A server waits, when it stops, for a stream that is not polled: up to its
-    ``wal_sender_timeout``. What it removes before it was sent is lost, as for any
-    replica without a slot. Nothing of it is put on disk here, so no server should be set
-    to take this for a synchronous replica.
+    A server that stops waits for a stream that is not polled, up to its
+    ``wal_sender_timeout``. WAL that the server removes before it was sent is lost, as for any
+    replica without a slot. Nothing is written to disk here, so do not configure the stream as a
+    synchronous replica.
 
     Args:
         start_lsn: the start of a record, or of a page, as for `WalDecoder`.
@@ -54,7 +54,7 @@ class WalStream:
         max_data_bytes: int = MAX_DATA_BYTES,
     ) -> None:
         self._decoder = WalDecoder(start_lsn, wal_segment_size_bytes, max_data_bytes=max_data_bytes)
-        self._conninfo: str | None = None  # set by any thread, read by the polling one
+        self._conninfo: str | None = None  # set by any thread, read by the polling thread
         self._has_tried = threading.Event()
         self._connection: Any = None
         self._cursor: Any = None
@@ -65,9 +65,9 @@ class WalStream:
         return self._decoder.last_record_lsn
 
     def follow(self, conninfo: str) -> None:
-        """A server runs there: connect at the next `poll`, and again where that breaks off.
+        """Connect to a running server at the next `poll`, and again when the stream breaks off.
 
-        Thread-safe, as the following two are.
+        Thread-safe, like `wait_tried` and `expect_end`.
 
         Args:
             conninfo: a libpq connection string, of a user who may replicate.
@@ -76,25 +76,25 @@ class WalStream:
         self._conninfo = conninfo
 
     def wait_tried(self, timeout_s: float) -> bool:
-        """Wait until polls in another thread have heard from the server, or cannot connect.
+        """Wait until a poll in another thread has an answer of the server, or cannot connect.
 
         Returns:
-            Whether it has.
+            False if neither has happened in time.
         """
         return self._has_tried.wait(timeout_s)
 
     def expect_end(self) -> None:
-        """The server is to end: from now on the end of the stream is no error."""
+        """Note that the server is about to stop: the end of the stream is not an error then."""
         self._conninfo = None
 
     def poll(self) -> Iterator[WalRecord]:
-        """The records that have come since the last call; nothing is waited for.
+        """Return the new records since the last call, without waiting.
 
         Each piece of WAL is confirmed to the server when its records have been taken.
 
         Raises:
-            WalError: the stream has broken off, or cannot be had; the next call tries
-                anew, from the last whole record on.
+            WalError: the stream broke off, or cannot be opened; the next call connects
+                again and continues after the last whole record.
         """
         conninfo = self._conninfo
         if self._connection is None:
@@ -106,7 +106,7 @@ class WalStream:
                 self._check_place(message.data_start)
                 try:
                     yield from self._decoder.feed(message.payload)
-                finally:  # whatever becomes of them: the server could not stop
+                finally:  # after an error, too, or the server could not stop
                     self._confirm(message.data_start + len(message.payload))
                 self._check_end()
             if self._cursor.wal_end:  # it has answered
@@ -114,10 +114,10 @@ class WalStream:
         except psycopg2.Error as error:
             self.close()
             if self._conninfo is not None:
-                raise WalError(f"the stream of WAL has broken off: {_one_line(error)}") from error
+                raise WalError(f"the WAL stream broke off: {_one_line(error)}") from error
 
     def close(self) -> None:
-        """Let the connection go; a later `poll` may make another."""
+        """Close the connection; a later `poll` may open another."""
         connection, self._connection = self._connection, None
         self._cursor = None
         if connection is not None:
@@ -134,17 +134,17 @@ class WalStream:
             )
             self._cursor = self._connection.cursor()
             self._cursor.start_replication(start_lsn=int(self._decoder.next_lsn))
-            # A server that stops before it has got to streaming just hangs up.
+            # A server that stops before it streams just closes the connection.
             self._cursor.send_feedback(reply=True, force=True)
         except psycopg2.Error as error:
             self.close()
             self._has_tried.set()
-            raise WalError(f"the server streams no WAL: {_one_line(error)}") from error
+            raise WalError(f"cannot stream WAL: {_one_line(error)}") from error
 
     def _confirm(self, lsn: int) -> None:
-        with suppress(psycopg2.Error):  # the next read says it
-            # Flushed, too: psycopg2 says so of what keepalives name, and a server that was
-            # told of one such position waits for it to reach the end.
+        with suppress(psycopg2.Error):  # the next read raises it
+            # Flushed, too: psycopg2 reports the positions of keepalives as flushed, and a server
+            # that has one flushed position waits for it to reach the end.
             self._cursor.send_feedback(write_lsn=lsn, flush_lsn=lsn, force=True)
 
     def _check_place(self, lsn: int) -> None:
@@ -157,7 +157,7 @@ class WalStream:
         end = self._decoder.end
         if end is not None:
             self.close()
-            raise WalError(f"the server sends what is no WAL: {end.message}")
+            raise WalError(f"the server sends invalid WAL: {end.message}")
 
 
 def _one_line(error: psycopg2.Error) -> str:

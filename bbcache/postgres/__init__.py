@@ -1,1 +1,1 @@
-"""What a host needs to know of PostgreSQL: WAL, pg_control, PGDATA tarballs, clusters."""
+"""PostgreSQL from the outside: WAL, pg_control, PGDATA tarballs, clusters."""

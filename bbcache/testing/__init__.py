@@ -1,4 +1,4 @@
-"""For the tests of those who embed bbcache: a host in memory, `check_host`, a pytest plugin.
+"""For the tests of programs that embed bbcache: a host in memory, `check_host`, a pytest plugin.
 
 Use the plugin with ``pytest -p bbcache.testing.plugin`` or, in the top-level
 ``conftest.py``, ``pytest_plugins = ["bbcache.testing.plugin"]``.

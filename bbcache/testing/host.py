@@ -13,11 +13,11 @@ from bbcache.simple_host import SimpleTenant, SimpleTenantManager
 
 
 def make_tarball(timeline_id: TimelineId, lsn: Lsn, size_bytes: int = 1000) -> bytes:
-    """A small real tar whose bytes tell the timeline and the LSN.
+    """Make a small tar that names the timeline and the LSN.
 
     Args:
-        timeline_id: goes into the content.
-        lsn: goes into the content.
+        timeline_id: the timeline to name.
+        lsn: the LSN to name.
         size_bytes: size of the one file in it.
     """
     text = f"{timeline_id} {lsn}\n".encode()
@@ -36,10 +36,10 @@ class MemoryTimeline:
     Attributes:
         timeline_id: its id.
         tarball: makes the bytes of the basebackup at an LSN.
-        piece_size_bytes: how much is handed to the writer at once.
-        on_send: called with writer and LSN in place of the above, where set: it may
+        piece_size_bytes: the size of each write.
+        on_send: if set, called with writer and LSN in place of the send: it may
             block, raise, or misuse the writer.
-        on_wait: called with LSN and timeout in place of the wait, where set.
+        on_wait: if set, called with LSN and timeout in place of the wait.
     """
 
     def __init__(self, lsn: Lsn, timeline_id: TimelineId | None = None) -> None:
@@ -48,7 +48,7 @@ class MemoryTimeline:
         self.piece_size_bytes = 8192
         self.on_send: Callable[[TarballWriter, Lsn], None] | None = None
         self.on_wait: Callable[[Lsn, float], None] | None = None
-        # Taken itself: an interrupt while a condition is entered would leave it locked.
+        # Entered by `with` itself: an interrupt while a condition is entered leaves it locked.
         self._lock = threading.RLock()  # guards _lsn
         self._moved = threading.Condition(self._lock)
         self._lsn = lsn

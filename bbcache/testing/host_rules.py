@@ -1,4 +1,4 @@
-"""The rules that a host has to keep, as a suite that an embedder runs on a host of his own."""
+"""The rules for hosts, as a check that embedders run on their own host."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from bbcache.host import Tenant, TenantManager, TenantState, Timeline
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
 
 _SHORT_S: Final = 0.2  # one slice of the cache's own waits
-_PATIENCE_S: Final = 60.0  # for a busy machine: what takes longer hangs
-_LEAST_SHARE: Final = 0.5  # of its time that a wait has to take
+_PATIENCE_S: Final = 60.0  # for a busy machine; a callback that takes longer hangs
+_LEAST_SHARE: Final = 0.5  # of its timeout that a wait must take
 _THREADS: Final = 4
 _PLAIN: Final = "Make it a plain function: callbacks are called in threads, not awaited."
 _UNREACHED: Final = Lsn(2**64 - 1)
@@ -27,7 +27,7 @@ class HostRuleError(BbcacheError, AssertionError):
     """A host breaks rules of `bbcache.host`.
 
     Attributes:
-        broken: the rules' names, each with what was seen and a hint.
+        broken: for each broken rule the observation and a hint, by its name.
     """
 
     def __init__(self, broken: dict[str, str]) -> None:
@@ -38,11 +38,11 @@ class HostRuleError(BbcacheError, AssertionError):
 
 
 class _BrokenRuleError(Exception):
-    """What was seen, and what to do instead."""
+    """The observation, and a hint."""
 
 
 class _Subject(NamedTuple):
-    """What the rules are tried on: one attached and active tenant, one timeline of it."""
+    """The subject of the rules: an attached and active tenant, and one of its timelines."""
 
     tenants: TenantManager
     shard_id: TenantShardId
@@ -54,17 +54,17 @@ _Rule = Callable[[_Subject], None]
 
 
 def check_host(host: TenantManager) -> None:
-    """Try the rules of `bbcache.host` on a host, and name all that it breaks.
+    """Check that a host keeps the rules of `bbcache.host`; name every rule that it breaks.
 
-    The host has at least one attached and ACTIVE tenant (its shard zero) with a timeline,
-    at whose tip a basebackup can be made. Nothing but callbacks is called, several at once,
-    and basebackups are made a few times. It takes some seconds.
+    The host needs an attached and ACTIVE tenant (its shard zero) with a timeline at whose tip
+    a basebackup can be made. The check calls the callbacks only, several at once, and makes
+    a few basebackups. It takes some seconds.
 
     Args:
-        host: the tenant manager, as it would be given to `BasebackupCache.spawn`.
+        host: the tenant manager, as for `BasebackupCache.spawn`.
 
     Raises:
-        HostRuleError: (an `AssertionError`) it breaks one or more; has each with a hint.
+        HostRuleError: (an `AssertionError`) it breaks a rule; the error has a hint for each.
     """
     broken: dict[str, str] = {}
     subject = _try("list", lambda: _find_subject(host), broken)
@@ -76,7 +76,7 @@ def check_host(host: TenantManager) -> None:
 
 
 def _try(name: str, call: Callable[[], Any], broken: dict[str, str]) -> Any:
-    """The result of a rule; None where it is broken, which is noted."""
+    """Return the result of a rule; record a rule that is broken."""
     try:
         return call()
     except _BrokenRuleError as error:
@@ -154,7 +154,7 @@ def _attached(subject: _Subject) -> None:
 
 
 def _unknown_tenant(subject: _Subject) -> None:
-    """A tenant that is not here is an exception, not None."""
+    """An unknown tenant raises; None is wrong."""
     unknown = TenantShardId(TenantId.generate())
     _raises(
         lambda: subject.tenants.get_attached_tenant_shard(unknown),
@@ -179,7 +179,7 @@ def _known_timeline(subject: _Subject) -> None:
 
 
 def _unknown_timeline(subject: _Subject) -> None:
-    """A timeline that is not here is an exception, not None."""
+    """An unknown timeline raises; None is wrong."""
     _raises(
         lambda: subject.tenant.get_timeline(TimelineId.generate()),
         "Raise for a timeline that the tenant does not have.",
@@ -201,7 +201,7 @@ def _tip(subject: _Subject) -> None:
 
 
 def _wait_reached(subject: _Subject) -> None:
-    """A wait for what is there returns at once."""
+    """A wait for an LSN that is reached returns at once."""
     tip = subject.timeline.get_last_record_lsn()
     for timeout_s in (0.0, _PATIENCE_S):
         started_s = time.monotonic()
@@ -215,7 +215,7 @@ def _wait_reached(subject: _Subject) -> None:
 
 
 def _wait_unreached(subject: _Subject) -> None:
-    """A wait for what does not come is a TimeoutError, in its time."""
+    """A wait for an LSN that is not reached raises TimeoutError, in time."""
     hint = "Raise TimeoutError after `timeout` seconds: the cache waits in slices and calls again."
     started_s, started_cpu_s = time.monotonic(), time.thread_time()
     try:
@@ -239,7 +239,7 @@ def _wait_unreached(subject: _Subject) -> None:
 
 
 class _Writer:
-    """A writer as the cache has it: it copies, and is of no use after the callback."""
+    """A writer like that of the cache: it copies, and raises after the callback has returned."""
 
     def __init__(self, fails_after_bytes: int | None = None) -> None:
         self.data = bytearray()
@@ -249,7 +249,7 @@ class _Writer:
         self._fails_after_bytes = fails_after_bytes
 
     def write(self, data: Any, /) -> int:
-        """Take over a copy."""
+        """Copy the data."""
         if self.is_over:
             self.was_misused.set()
             raise ValueError("the archive has ended")
@@ -261,10 +261,10 @@ class _Writer:
             return view.nbytes
 
     def flush(self) -> None:
-        """Do nothing, as the cache's own."""
+        """Do nothing, as the cache's writer."""
 
     def close(self) -> None:
-        """Do nothing, as the cache's own."""
+        """Do nothing, as the cache's writer."""
 
 
 def _tarball(subject: _Subject) -> bytes:
@@ -275,13 +275,13 @@ def _tarball(subject: _Subject) -> bytes:
 
 
 def _basebackup(subject: _Subject) -> None:
-    """It is one whole tar, uncompressed, with members."""
+    """The basebackup is one whole, uncompressed tar with members."""
     data = _tarball(subject)
     hint = "Write one tar, uncompressed: headers, files and the two blocks of zeros at its end."
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             names = tar.getnames()
-            end = tar.offset  # where no header is any more
+            end = tar.offset  # where no header follows
     except tarfile.TarError as error:
         raise _broken(f"{len(data)} bytes that begin {data[:16]!r}: {error}", hint) from error
     _need(names, "the tar has no members", hint)
@@ -307,12 +307,12 @@ def _members(data: bytes) -> dict[str, bytes | None]:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             files = ((each, tar.extractfile(each)) for each in tar)
             return {each.name: None if file is None else file.read() for each, file in files}
-    except tarfile.TarError:  # a rule of its own
+    except tarfile.TarError:  # a separate rule
         return {"its bytes": data}
 
 
 def _writer_errors(subject: _Subject) -> None:
-    """What the writer raises comes out of the callback."""
+    """An exception of the writer leaves the callback."""
     tip = subject.timeline.get_last_record_lsn()
     writer = _Writer(fails_after_bytes=0)
     hint = "Let the writer's exceptions through: they end the build."
@@ -346,7 +346,7 @@ def _writer_lifetime(subject: _Subject) -> None:
 
 
 def _concurrency(subject: _Subject) -> None:
-    """All callbacks go on while others run, in several threads."""
+    """All callbacks work in several threads at once."""
     expected = _members(_tarball(subject))
 
     def call_all(_: int) -> bool:

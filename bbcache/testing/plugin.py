@@ -1,4 +1,4 @@
-"""Pytest fixtures for those who embed bbcache."""
+"""Pytest fixtures for programs that embed bbcache."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_errors_before_the_first_attempt(
         (["--attempts", "0", URL, *IDS, dest], "attempt_count is 0, but must be at least 1"),
         (["--timeout", "nan", URL, *IDS, dest], "timeout_s is nan"),
         (["--owner", "no.such.user", URL, *IDS, dest], "there is no user no.such.user"),
-        (["--token-file", str(empty), URL, *IDS, dest], f"{empty} has no token in it"),
+        (["--token-file", str(empty), URL, *IDS, dest], f"there is no token in {empty}"),
         (["--token-file", f"{empty}0", URL, *IDS, dest], "No such file or directory"),
         ([URL, *IDS, str(tmp_path)], f"{tmp_path} is not empty: empty is there"),
     ):

@@ -81,11 +81,11 @@ def test_help(capsys: pytest.CaptureFixture[str], argv: list[str], wanted: list[
     [
         ([], "the following arguments are required: COMMAND"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
-        (["demo", "--rounds", "1"], "--rounds: '1' is no whole number of at least 2"),
-        (["demo", "--scale", "0"], "--scale: '0' is no whole number from 1 to 100"),
-        (["demo", "--scale", "101"], "--scale: '101' is no whole number from 1 to 100"),
-        (["demo", "--rounds", "2.5"], "--rounds: '2.5' is no whole number of at least 2"),
-        (["demo", "--scale", "-3"], "--scale: '-3' is no whole number from 1 to 100"),
+        (["demo", "--rounds", "1"], "--rounds: '1' is not a whole number of at least 2"),
+        (["demo", "--scale", "0"], "--scale: '0' is not a whole number from 1 to 100"),
+        (["demo", "--scale", "101"], "--scale: '101' is not a whole number from 1 to 100"),
+        (["demo", "--rounds", "2.5"], "--rounds: '2.5' is not a whole number of at least 2"),
+        (["demo", "--scale", "-3"], "--scale: '-3' is not a whole number from 1 to 100"),
         (["demo", "now"], "unrecognized arguments: now"),
     ],
 )

@@ -194,7 +194,7 @@ def test_demo_through_the_service(
     report = json.loads(capsys.readouterr().out)
     assert (report["failures"], report["is_via_page_service"]) == ([], True)
     assert [each["is_hit"] for each in report["rounds"]] == [False, True]
-    given = "basebackups given by the service{bbcache_source="
+    given = "basebackups sent by the service{bbcache_source="
     counts = [report["metrics"][f"{given}{source}}}"] for source in ("hit", "joined", "built")]
     assert counts == [3, 0, 1]
     assert report["metrics"]["pageserver_basebackup_cache_prepare_total{result=ok}"] == 4
@@ -212,7 +212,7 @@ def test_a_service_that_gives_nothing(
 
     monkeypatch.setattr("bbcache.pageserver.PgdataTimeline.send_basebackup_tarball", refuse)
     assert main([*DEMO, "--via-page-service"]) == 2
-    error = "the page service has given no basebackup: cannot build the basebackup: not today"
+    error = "the page service sent no basebackup: cannot build the basebackup: not today"
     assert f"bbcache: error: {error}" in capsys.readouterr().err
     assert_nothing_is_left(tmpdir_for_demo)
 

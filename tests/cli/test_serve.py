@@ -260,7 +260,7 @@ def test_it_serves(
     assert b"<h1>bbcache</h1>" in served.http("")
     served.signal(signal.SIGTERM)
     assert served.end() == 0
-    assert served.lines[-1] == "ended"
+    assert served.lines[-1] == "stopped"
     assert "bbcache_source=hit" in served.err
 
 
@@ -316,7 +316,7 @@ def test_a_signal_lets_clients_end_what_they_are_at(
     entry = (place.root / f"basebackup_cache/{name}.tar.gz").read_bytes()
     assert copied(replies) == gzip.decompress(entry)
     assert served.end() == 0
-    assert served.lines[-1] == "ended"
+    assert served.lines[-1] == "stopped"
     for client in (busy, idle):
         client.close()
 
@@ -334,7 +334,7 @@ def test_a_client_that_does_not_end(
         wait_until(lambda: any(line.startswith("ending") for line in served.lines))
         served.signal(signal.SIGINT)
     assert served.end() == 0
-    assert served.lines[-1] == "ended; 1 clients were cut off"
+    assert served.lines[-1] == "stopped; 1 clients were disconnected"
     assert "c" not in kinds(_until_cut(lazy))
     lazy.close()
 
@@ -428,7 +428,7 @@ def test_keys_and_certificate_are_read_anew(
     assert works(old, before)
     (tmp_path / "keys" / "key.pem").write_bytes(b"broken")
     served.signal(signal.SIGHUP)
-    wait_until(lambda: "what was read before stays in use" in served.err)
+    wait_until(lambda: "the keys and the certificate read before stay in use" in served.err)
     assert works(old, before)
     new.write_public(tmp_path / "keys" / "key.pem")
     write_certificate(tmp_path)
@@ -453,7 +453,7 @@ def test_signals_that_arrive_ignored(serve: Callable[..., Served], place: Place)
         assert served.http("readyz") == b"ready\n"
     served.signal(signal.SIGTERM)
     assert served.end() == 0
-    assert served.lines[-1] == "ended"
+    assert served.lines[-1] == "stopped"
 
 
 @pytest.mark.postgres
@@ -467,7 +467,7 @@ def test_signals_that_arrive_blocked(
     )
     served.signal(number)
     assert served.end() == 0
-    assert served.lines[-1] == "ended"
+    assert served.lines[-1] == "stopped"
 
 
 def test_a_new_directory(serve: Callable[..., Served], tmp_path: Path) -> None:

@@ -196,15 +196,15 @@ PASSING: dict[str, tuple[Callable[[Archive], Script], str]] = {
     "ends early": (lambda archive: serves(_half(archive)), "the archive is cut short"),
     "wrong checksum": (
         lambda archive: serves(_flipped(archive)),
-        "the archive is not a sound gzip file: .*checksum",
+        "the archive is not a valid gzip file: .*checksum",
     ),
     "junk behind": (
         lambda archive: serves(archive.data + b"junk"),
-        "the archive goes on behind its gzip member",
+        "the archive has bytes after its gzip member",
     ),
     "a second member": (
         lambda archive: serves(archive.data * 2),
-        "the archive goes on behind its gzip member",
+        "the archive has bytes after its gzip member",
     ),
     "not a tar": (lambda _: serves(igzip.compress(b"x" * 2000)), "the checksum in a header"),
     "nothing": (lambda _: serves(b""), "the tar is cut short after 0 bytes"),

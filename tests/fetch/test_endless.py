@@ -115,7 +115,7 @@ def test_zeros_behind_the_tar(tmp_path: Path, *, is_gzip: bool) -> None:
     fetch = Fetcher(tmp_path)
     with BadService(serves(igzip.compress(tar) if is_gzip else tar)) as server:
         server.listen()
-        with pytest.raises(FetchError, match="more than 1048576 bytes of zeros behind its end"):
+        with pytest.raises(FetchError, match="more than 1048576 bytes of zeros after its end"):
             fetch(server, attempt_count=1)
 
 

@@ -102,7 +102,7 @@ def safe_str(status: Status) -> str:
             "87.5%",
             "7",
             "127.0.0.1:64000",
-            "tokens are asked for",
+            "tokens are required",
             "no TLS",
             "up 1 h 1 min",
         ),
@@ -132,7 +132,7 @@ def test_what_is_not_shown() -> None:
         ({"skips": {"full": 0}}, "None so far."),
         ({"errors": ()}, "None since the start."),
         ({"entries": (), "entry_count": 0}, "The cache holds nothing yet."),
-        ({"has_tokens": False, "has_tls": True}, "no tokens are asked for · TLS"),
+        ({"has_tokens": False, "has_tls": True}, "tokens are not required · TLS"),
         ({"state": State.DRAINING}, "draining"),
     ],
 )

@@ -189,7 +189,7 @@ def test_a_server_that_streams_nothing(streaming: Lab, caplog: pytest.LogCapture
     assert [record.message for record in errors] == [
         f"cannot follow the WAL of timeline {address.timeline_id}"
     ]
-    assert "the server streams no WAL: " in str(errors[0].exc_info[1])  # type: ignore[index]
+    assert "cannot stream WAL: " in str(errors[0].exc_info[1])  # type: ignore[index]
     assert streaming.prepares() == {"ok": 1, "skip": 0, "error": 0}
 
 
@@ -341,6 +341,6 @@ with Pageserver(Path(root), binaries, BasebackupCacheConfig(), streams_wal=True)
     )
     lines = done.stdout.splitlines()
     assert len(lines) == 4
-    assert lines[0].startswith("no WAL can be streamed: ")
+    assert lines[0].startswith("cannot stream WAL: ")
     assert lines[1] == "hint: Install what it needs with `pip install 'bbcache[replication]'`."
     assert lines[2:] == lines[:2]

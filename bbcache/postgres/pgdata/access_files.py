@@ -1,4 +1,4 @@
-"""Making pg_hba.conf, pg_ident.conf and the files that they name fit to go elsewhere."""
+"""Making pg_hba.conf, pg_ident.conf and the files that they name portable."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _BEFORE_COMMENT: Final = re.compile(rb'(?:"[^"]*(?:"|$)|[^#"])*')
 
 
 class AccessFiles:
-    """The access files of a data directory, as they go into its tarball. Not thread-safe.
+    """The access files of a data directory, as its tarball has them. Not thread-safe.
 
-    Every line is kept: without a line that rejects clients, they could log in. Names of
+    Every line is kept, because a dropped line may be one that rejects clients. Names of
     files inside the data directory become relative; others are refused.
 
     Args:
@@ -39,20 +39,20 @@ class AccessFiles:
         self._contents = contents
 
     def add(self, file: str, source: str | None = None) -> None:
-        """Take in a file, and those that it names.
+        """Add a file, and the files that it names.
 
         Args:
             file: its path in the copy, relative to the data directory.
-            source: where it is now; None for the same place.
+            source: its path now; None for the same path.
 
         Raises:
-            PostgresError: it cannot be read, or names a file that does not go along.
+            PostgresError: it cannot be read, or names a file that is not sent.
         """
         if file in self._contents:
             return
         source = source or file
         content = read_config(self._pgdata_dir / source)
-        self._contents[file] = content  # met: an include back to it ends here
+        self._contents[file] = content  # marked as seen, so that a circle of includes ends
         lines = content.split(b"\n")
         for index, line in enumerate(lines):
             match = _BEFORE_COMMENT.match(line)
@@ -65,7 +65,7 @@ class AccessFiles:
         self._contents[file] = b"\n".join(lines)
 
     def _moved(self, match: re.Match[bytes], number: int, file: str, source: str) -> bytes:
-        """Take in what `match` names; return it as the copy names it."""
+        """Add the file that `match` names; return its name in the copy."""
         raw: bytes = match["bare"] if match["quoted"] is None else match["quoted"]
         named = os.fsdecode(raw)
         joined = posixpath.join(posixpath.dirname(source), named)
@@ -82,7 +82,7 @@ class AccessFiles:
         return match["before"] + b'"' + os.fsencode(relative) + b'"'
 
     def _add_named(self, target: str, kind: bytes | None) -> bool:
-        """Take in a file or directory that is named; return whether it is there."""
+        """Add a named file or directory; return whether it exists."""
         if kind == b"_dir":
             for file in included_files(self._pgdata_dir, target):
                 self.add(file)

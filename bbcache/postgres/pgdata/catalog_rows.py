@@ -28,13 +28,13 @@ _HEAP_XMAX_HARMLESS: Final = 0x0880  # invalid, or only a lock
 
 
 class CatalogRow(NamedTuple):
-    """One version of a row that was not rolled back, as far as the row itself says.
+    """A version of a row that was not rolled back, as far as the row itself shows.
 
     Attributes:
         oid: its OID.
         name: its name.
-        is_current: whether no transaction has deleted or replaced it; one that was rolled
-            back since may still look as if it had.
+        is_current: whether no transaction has deleted or replaced it. False may be wrong after a
+            rollback.
     """
 
     oid: int
@@ -45,7 +45,7 @@ class CatalogRow(NamedTuple):
 def read_catalog(pgdata_dir: Path, catalog_oid: int) -> list[CatalogRow]:
     """Return the rows of a shared catalog whose columns begin with an OID and a name.
 
-    What no checkpoint has written is not seen.
+    Changes since the last checkpoint are not seen.
 
     Args:
         pgdata_dir: the data directory, with a server on it or without one.

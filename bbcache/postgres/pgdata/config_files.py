@@ -1,4 +1,4 @@
-"""Reading the configuration files of a data directory, which may be anything."""
+"""Reading the configuration files of a data directory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_config(path: Path) -> bytes:
     """Return the content of a configuration file.
 
     Raises:
-        PostgresError: it is missing, a link, no regular file, larger than 16 MiB, or
+        PostgresError: it is missing, a link, not a regular file, larger than 16 MiB, or
             cannot be read.
     """
     try:
@@ -39,7 +39,7 @@ def read_config(path: Path) -> bytes:
         ) from error
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise PostgresError(f"{path} is no regular file, and cannot be configuration")
+            raise PostgresError(f"{path} is not a regular file, so it cannot be configuration")
         with open(fd, "rb", closefd=False) as config:
             content = config.read(_MAX_CONFIG_BYTES + 1)
     finally:
@@ -50,7 +50,7 @@ def read_config(path: Path) -> bytes:
 
 
 def included_files(pgdata_dir: Path, directory: str) -> Iterator[str]:
-    """Yield what ``include_dir`` reads, in its order; nothing where it would fail.
+    """Yield the files that ``include_dir`` reads, in its order; nothing if it fails.
 
     Args:
         pgdata_dir: the data directory.

@@ -1,7 +1,7 @@
-"""pg_control: what a PostgreSQL cluster says about itself and its last checkpoint.
+"""pg_control: the identity of a PostgreSQL cluster, its state, and its last checkpoint.
 
 Layout from PostgreSQL's catalog/pg_control.h. All fields read here stand at the
-same offsets in versions 14 to 18; only the place of the checksum differs.
+same offsets in versions 14 to 18; only the offset of the checksum differs.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class ControlFileError(PostgresError):
     """A pg_control that cannot be read, or is not one of PostgreSQL 14 to 18.
 
     Attributes:
-        path: the file, as far as the caller gave its name.
-        reason: what is wrong with it.
+        path: the file, as the caller named it.
+        reason: the fault.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -74,7 +74,7 @@ class ControlFileChecksumError(ControlFileError):
 
 
 class ClusterState(enum.IntEnum):
-    """What the server was doing when it last wrote pg_control (DBState)."""
+    """The state of the server when it last wrote pg_control (DBState)."""
 
     STARTUP = 0
     SHUT_DOWN = 1
@@ -86,14 +86,14 @@ class ClusterState(enum.IntEnum):
 
 
 class WalLevel(enum.IntEnum):
-    """How much the WAL says (WalLevel in access/xlog.h)."""
+    """The amount of information in the WAL (WalLevel in access/xlog.h)."""
 
     MINIMAL = 0
     REPLICA = 1
     LOGICAL = 2
 
 
-# What the values of _FIELDS and the checksum become, in the order of ControlFile's attributes.
+# The types of the values of _FIELDS and of the checksum, in the order of ControlFile's fields.
 _FIELD_TYPES: tuple[type[Any], ...] = (
     *(int, int, int),
     *(ClusterState, int),
@@ -114,15 +114,15 @@ class ControlFile:
         system_identifier: the cluster's number, shared by its copies.
         pg_control_version: the version of the file's layout.
         catalog_version_no: the version of the system catalogs.
-        state: what the server was doing.
+        state: the state of the server.
         time: when the file was written, in seconds since 1970.
         checkpoint_lsn: where the record of the latest checkpoint starts.
-        redo_lsn: where recovery from it would start.
+        redo_lsn: where recovery from it starts.
         tli: the timeline (TimeLineID) of the latest checkpoint.
         prev_tli: the timeline before it, equal unless the checkpoint began a new one.
         next_xid: the next transaction id, with its epoch in the upper 32 bits.
         checkpoint_time: when the checkpoint was made, in seconds since 1970.
-        min_recovery_lsn: how far archive recovery must come at least; 0 if none.
+        min_recovery_lsn: the least position that archive recovery must reach; 0 if none.
         backup_start_lsn: the redo point of the backup being recovered; 0 if none.
         wal_level: the server's setting of that name.
         block_size_bytes: the size of a data page.
@@ -165,7 +165,7 @@ class ControlFile:
         Raises:
             ControlFileChecksumError: the checksum does not match.
             ControlFileError: wrong size, another byte order, another version than
-                PostgreSQL 14 to 18, or a value that cannot be.
+                PostgreSQL 14 to 18, or an impossible value.
         """
         crc = _check(data, path)
         try:
@@ -219,8 +219,7 @@ class ControlFile:
     def checkpoint_end_lsn(self) -> Lsn:
         """The canonical end of the latest checkpoint's record.
 
-        In state SHUT_DOWN the WAL ends there. In any other state it says nothing
-        about where the WAL ends.
+        In state SHUT_DOWN the WAL ends there. In any other state the WAL goes on.
         """
         return record_end_lsn(
             self.checkpoint_lsn, CHECKPOINT_RECORD_SIZE_BYTES, self.wal_segment_size_bytes
@@ -228,7 +227,7 @@ class ControlFile:
 
 
 def open_without_waiting(path: str, flags: int) -> int:
-    """An opener for `open` that does not wait for the writer of a FIFO."""
+    """Open a file without waiting for the writer of a FIFO; an opener for `open`."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -244,7 +243,7 @@ def _read_file(path: str) -> bytes:
 
 
 def _check(data: bytes, path: str) -> int:
-    """Check all that stands before the fields can be trusted; return the checksum."""
+    """Check size, byte order, version and checksum; return the checksum."""
     if len(data) != CONTROL_FILE_SIZE_BYTES:
         has = "more" if len(data) > CONTROL_FILE_SIZE_BYTES else f"{len(data)} bytes"
         raise ControlFileError(path, f"has {has}, not {CONTROL_FILE_SIZE_BYTES} bytes")
@@ -257,7 +256,8 @@ def _check(data: bytes, path: str) -> int:
         raise ControlFileChecksumError(path, "the checksum does not match: the file is damaged")
     if catalog_version not in _MAJOR_VERSIONS:
         raise ControlFileError(
-            path, f"catalog version {catalog_version} is of no release of PostgreSQL 14 to 18"
+            path,
+            f"catalog version {catalog_version} is not of PostgreSQL 14 to 18",
         )
     return crc
 
@@ -266,4 +266,4 @@ def _unknown_version(control_version: int) -> str:
     swapped = int.from_bytes(control_version.to_bytes(4, "little"), "big")
     if swapped in _CRC_OFFSETS:
         return "was written on a machine of the other byte order"
-    return f"version {control_version} is none of PostgreSQL 14 to 18 ({[*_CRC_OFFSETS]})"
+    return f"version {control_version} is not one of PostgreSQL 14 to 18 ({[*_CRC_OFFSETS]})"

@@ -1,4 +1,4 @@
-"""Telling what a tarball goes without."""
+"""The warnings about files that a tarball leaves out."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class LeftOut:
         self._counts: dict[str, int] = {}
 
     def add(self, kind: str, what: str) -> None:
-        """Note that `what` is left out, one of the kind `kind` (a plural)."""
+        """Record that `what` is left out, a member of the kind `kind` (a plural)."""
         shown = self._shown.setdefault(kind, [])
         if len(shown) < _SHOWN:
             shown.append(ascii(what)[1:-1][:_SHOWN_CHARACTERS])
         self._counts[kind] = self._counts.get(kind, 0) + 1
 
     def warn(self) -> None:
-        """Log one warning for each kind, however many there are of it."""
+        """Log one warning for each kind."""
         for kind, shown in self._shown.items():
             more = self._counts[kind] - len(shown)
             tail = f" and {more} more" if more else ""
             log.warning(
-                "the tarball of %s goes without %s: %s",
+                "the tarball of %s leaves out %s: %s",
                 self._directory,
                 kind,
                 ", ".join(shown) + tail,

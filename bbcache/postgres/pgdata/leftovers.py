@@ -1,4 +1,4 @@
-"""Removing a directory that PostgreSQL's programs have worked in."""
+"""Removing the directories of PostgreSQL's programs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_tree(path: Path, *, timeout_s: float | None = None) -> None:
-    """Remove a directory, which may be as deep as a user of its server has made it.
+    """Remove a directory of any depth.
 
-    No link is followed. Does nothing where there is no directory.
+    Follows no links. Does nothing if there is no directory.
 
     Args:
         path: the directory.
-        timeout_s: how long to try again, since what an interrupted initdb has started may
+        timeout_s: how long to retry, because processes of an interrupted initdb may
             still write to it; 5 s if None.
 
     Raises:
-        OSError: it would not go.
+        OSError: it cannot be removed.
     """
     deadline_s = time.monotonic() + (_TIMEOUT_S if timeout_s is None else timeout_s)
     while path.exists():
@@ -37,12 +37,12 @@ def remove_tree(path: Path, *, timeout_s: float | None = None) -> None:
         except OSError:
             if time.monotonic() > deadline_s:
                 raise
-            _flatten(path)  # it may have been too deep for the descriptors of this process
+            _flatten(path)  # it may be too deep for the descriptors of this process
             time.sleep(_PAUSE_S)
 
 
 def _flatten(path: Path) -> None:
-    """Move each directory below to the top, as far as possible: then nothing is deep."""
+    """Move each directory below to the top, as far as possible, so that none is deep."""
     with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
         top_fd = os.open(path, _OPEN_DIR)
         opened.callback(os.close, top_fd)
@@ -53,7 +53,7 @@ def _flatten(path: Path) -> None:
 
 
 def _move_up(name: str, top_fd: int) -> list[str]:
-    """Move what is in a directory of the top there, too; return the new names."""
+    """Move the directories inside a top directory to the top; return the new names."""
     fd = os.open(name, _OPEN_DIR, dir_fd=top_fd)
     try:
         moved = {each: f".removing-{uuid.uuid4().hex}" for each in _directories_in(fd)}

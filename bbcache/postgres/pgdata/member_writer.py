@@ -1,8 +1,7 @@
 """Creating the files and directories of an archive below a directory.
 
 Runs of zeros become holes, since a sparse file may be larger than the disk. The space
-of WAL segments is reserved all the same: PostgreSQL writes to them when there is no
-other place, and stops where it cannot.
+of WAL segments is reserved, because PostgreSQL stops if it cannot write to them.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ _WAL_PREFIX: Final = "pg_wal/"
 
 
 class MemberWriter:
-    """Creates members, and writes into each file what follows it. For one thread at a time.
+    """Creates members and writes the contents of files. For one thread at a time.
 
-    Directories get mode 0700 and files 0600. Nothing that is there is written to, and no
-    link in the place of a file is followed.
+    Directories get mode 0700 and files 0600. No existing file is written to, and no
+    link is followed.
 
     Args:
-        directory: what errors call the directory.
-        dest_fd: the same, open; stays open.
-        owner: user id and group id for all that is created; None is the caller's.
+        directory: the name of the directory in errors.
+        dest_fd: a descriptor of the directory; stays open.
+        owner: user id and group id of the new files; None takes the caller's.
     """
 
     def __init__(self, directory: Path, dest_fd: int, owner: tuple[int, int] | None) -> None:
@@ -60,12 +59,12 @@ class MemberWriter:
             self._settle(self._dest_fd, DIRECTORY_MODE)
 
     def write(self, parts: Iterable[Part]) -> None:
-        """Create and fill what these parts are: a member, then its content, and so on.
+        """Create and fill files from these parts: a member, then its content, and so on.
 
-        The content of the last may go on in another call.
+        The content of the last member may continue in the next call.
 
         Raises:
-            PostgresError: something cannot be created or written, or there is no space.
+            PostgresError: a file cannot be created or written, or there is no space.
         """
         try:
             for part in parts:
@@ -84,7 +83,7 @@ class MemberWriter:
             self._close_fd()
 
     def append(self, name: str, data: bytes) -> None:
-        """Add to the end of a file, which is created if need be; raises as `write`."""
+        """Append to a file, which is created if it does not exist; raises as `write`."""
         self.end_file()
         with self.naming(name, len(data)):
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -94,7 +93,7 @@ class MemberWriter:
                 file.write(data)
 
     def close(self) -> None:
-        """Close what is open, when something has failed already."""
+        """Close the open file after a failure."""
         with contextlib.suppress(OSError):
             self._close_fd()
 
@@ -121,7 +120,7 @@ class MemberWriter:
                 self._reserve(member.size_bytes)
 
     def _reserve(self, size_bytes: int) -> None:
-        """Give the file its space; where the file system cannot, have its zeros written."""
+        """Reserve the space of the file; if the file system cannot, write its zeros."""
         try:
             os.posix_fallocate(self._fd, 0, size_bytes)
         except OSError as error:
@@ -153,7 +152,7 @@ class MemberWriter:
             self._end = max(self._end, self._position)
 
     def _settle(self, fd: int, mode: int) -> None:
-        """Set the mode, which the umask may have cut down, and the owner."""
+        """Set the mode, which the umask may have reduced, and the owner."""
         os.fchmod(fd, mode)
         if self._owner is not None:
             os.fchown(fd, *self._owner)
@@ -181,7 +180,7 @@ class MemberWriter:
 
 
 def _is_zero(unit: memoryview) -> bool:
-    """Whether there are zeros only; most data shows in its first bytes that there are not."""
+    """Whether the data is all zeros; the first bytes decide that for most data."""
     return (
         unit[:_SAMPLE_BYTES] == _ZERO_SAMPLE[: len(unit)] and unit.tobytes() == _ZEROS[: len(unit)]
     )

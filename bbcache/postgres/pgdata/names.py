@@ -1,4 +1,4 @@
-"""What the names in a data directory say: what is dropped, emptied, or must be a file."""
+"""The names in a data directory: dropped, sent empty, or required to be a file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from typing import Final
 
 PG_CONTROL_NAME: Final = "global/pg_control"
-# Sent as empty directories. Replication slots are dropped since the WAL they hold
-# back is; what is in pg_logical belongs to slots.
+# Sent as empty directories. Replication slots are dropped because the WAL that they
+# keep is not sent; the files in pg_logical belong to slots.
 EMPTIED_DIRS: Final = frozenset(
     {
         "pg_dynshmem",
@@ -23,7 +23,7 @@ EMPTIED_DIRS: Final = frozenset(
         "pg_wal/summaries",
     }
 )
-# What the server writes at every start, or removes then (basebackup.c has most).
+# Files that the server writes or removes at every start (basebackup.c has most).
 _DROPPED_FILES: Final = frozenset(
     {
         "backup_label.old",
@@ -95,7 +95,7 @@ def is_own_directory(path: str) -> bool:
 
 
 def holds_data(path: str, name: str) -> bool:
-    """Return whether PostgreSQL keeps data under a name, so that nothing may replace it.
+    """Return whether PostgreSQL keeps data under a name, so that it must be a file or directory.
 
     Args:
         path: the path relative to the data directory.

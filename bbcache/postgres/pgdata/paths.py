@@ -1,4 +1,4 @@
-"""Paths in a configuration, as places inside or outside of the data directory."""
+"""Paths in a configuration: inside or outside of the data directory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _DATA_DIR_OPTION: Final = re.compile(rb'"-D(?:" ")?(/[^"]*)"')
 class PgdataPaths:
     """The names that a data directory has had. Thread-safe.
 
-    A directory that was moved since its server stopped is still named by its former path
-    in its configuration; postmaster.opts tells that path.
+    The configuration of a directory that was moved since its server stopped still has the
+    former path, which postmaster.opts tells.
 
     Args:
         pgdata_dir: the data directory.

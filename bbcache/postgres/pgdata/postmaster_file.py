@@ -1,4 +1,4 @@
-"""The file ``postmaster.pid``: by it a server says that it runs, and when it is ready.
+"""The file ``postmaster.pid``, in which a server says that it runs and when it is ready.
 
 Facts from PostgreSQL's miscadmin.h and miscinit.c.
 """
@@ -23,10 +23,10 @@ _START_LINE, _STATE_LINE = 2, 7
 
 
 class PostmasterFile(NamedTuple):
-    """What a ``postmaster.pid`` says. Immutable, so thread-safe.
+    """The content of a ``postmaster.pid``. Immutable, so thread-safe.
 
     Attributes:
-        pid: the process that wrote it; it may be gone, and its number another's.
+        pid: the process that wrote it; the process may be gone, and the pid reused.
         started_at_s: when that server started, in seconds since 1970; None if unknown.
         is_ready: whether the server accepts connections.
     """
@@ -40,7 +40,7 @@ class PostmasterFile(NamedTuple):
         """Read the file of a data directory.
 
         Returns:
-            None where there is none, or an empty one: its server never came up.
+            None if there is no file, or an empty one: its server never came up.
 
         Raises:
             PostgresError: it cannot be read, or names no process.

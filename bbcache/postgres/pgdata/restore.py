@@ -1,8 +1,8 @@
 """Unpacking a basebackup into a data directory.
 
-Nothing in an archive is trusted: see `bbcache.postgres.pgdata.tar_reader` for what it may
-hold. ``global/pg_control``, without which no server starts, is written when the
-whole archive has been checked and all else is in place.
+The archive is not trusted; `bbcache.postgres.pgdata.tar_reader` says what it may contain.
+``global/pg_control``, without which no server starts, is written last, when the
+whole archive has been checked.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ max_logical_replication_workers = 0
 """
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BATCH_SIZE_BYTES = 512 * 1024
-_AT_ONCE = 40  # batches: 20 MiB, so that a lean basebackup takes no second thread
+_AT_ONCE = 40  # batches: 20 MiB, so that a lean basebackup needs no second thread
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreSummary:
-    """What was unpacked.
+    """The result of a restore.
 
     Attributes:
         member_count: files and directories.
@@ -64,39 +64,35 @@ def restore_tarball(
 ) -> RestoreSummary:
     """Unpack a basebackup, gzip'd or plain, into a new data directory.
 
-    The whole archive is checked: of a gzip file the CRC-32 and size, and that it is
-    one member with nothing behind it; of the tar every header, the end marker, that
-    it holds files and directories inside `dest` only, each once, and that
-    ``global/pg_control`` is the last. Directories get mode 0700 and files 0600,
-    whatever the tar says. After a failure `dest` is as empty as before; after a kill
-    it may hold files, but no pg_control. Long runs of zeros take no space, except in WAL
-    segments, whose space is reserved.
+    The whole archive is checked. A gzip file must be one member with the right CRC-32 and
+    size, and nothing after it. The tar must have valid headers and an end marker, only files
+    and directories inside `dest`, each once, and ``global/pg_control`` last. Directories get
+    mode 0700 and files 0600, whatever the tar says. After a failure `dest` is as empty as
+    before; after a kill it may contain files, but no pg_control. Long runs of zeros take no
+    space, except in WAL segments, whose space is reserved.
 
-    A copy that runs beside its original has the same subscriptions, and takes changes
-    away from it: each change goes to one of the two. Restore such a copy with
-    `without_logical_replication`.
+    A copy that runs beside its original has the same subscriptions, and each change then goes
+    to only one of the two. Restore such a copy with `without_logical_replication`.
 
-    Safe to call from several threads, each with
-    archive and `dest` of its own.
+    Safe to call from several threads, each with its own archive and `dest`.
 
     Args:
-        archive: its path, or a file open for reading at its start, or anything else
-            with a `read`, which stays open; what it raises passes through, but for
-            an `OSError`.
+        archive: its path, or a file open for reading at its start, or any object with a
+            `read`. It stays open. Its exceptions pass through, except an `OSError`.
         dest: the directory to create, or an empty one, in an existing directory.
-        owner: user id and group id for all that is created; for root. None is the
+        owner: user id and group id of the new files; only for root. None takes the
             caller's.
-        sync: whether all of it is on disk (fsync) before pg_control is, and pg_control
+        sync: whether to fsync every file before pg_control is written, and pg_control
             before the call returns.
         without_logical_replication: whether the copy starts no workers for subscriptions,
-            by a line in its postgresql.auto.conf; settings of the command line go over it.
+            by a line in its postgresql.auto.conf, which the command line overrides.
             ``ALTER SYSTEM RESET max_logical_replication_workers`` undoes it.
-        limits: how much is taken; None takes all that there is space for.
+        limits: the limits of the tar; None accepts any size.
 
     Raises:
         ArchiveError: the archive is damaged, cut short or not a basebackup.
         LimitError: the archive does not fit the limits.
-        PostgresError: `dest` is not empty or cannot be made, the archive cannot be
+        PostgresError: `dest` is not empty or cannot be created, the archive cannot be
             read, or there is no space for a file.
     """
     if isinstance(archive, Path | str):
@@ -126,10 +122,10 @@ def restore_tarball(
 
 
 def _make_empty(directory: Path) -> bool:
-    """Make the directory, or check that it is empty; return whether it was made."""
+    """Create the directory, or check that it is empty; return whether it was created."""
     try:
         directory.mkdir(mode=DIRECTORY_MODE)
-        directory.chmod(DIRECTORY_MODE)  # which the umask may have cut down
+        directory.chmod(DIRECTORY_MODE)  # which the umask may have reduced
     except FileExistsError:
         with _naming(f"list {directory}"):
             names = os.listdir(directory)
@@ -145,7 +141,7 @@ def _make_empty(directory: Path) -> bool:
 
 
 def _remove_all(directory: Path, dest_fd: int, *, is_new: bool) -> None:
-    """Empty the directory again as far as possible: there is an error to report already."""
+    """Empty the directory as far as possible, after an error that is reported."""
     with contextlib.suppress(OSError):
         for name in os.listdir(dest_fd):
             shutil.rmtree(name, ignore_errors=True, dir_fd=dest_fd)
@@ -165,10 +161,10 @@ def _naming(what: str) -> Iterator[None]:
 
 
 class _Restore:
-    """One unpacking. Names are relative to `dest_fd`, which nobody else can write to.
+    """One restore. Names are relative to `dest_fd`, to which no other user can write.
 
-    The caller's thread reads, decompresses and checks. Of a large archive another one
-    creates and writes the files behind it; of a small one the same.
+    The caller's thread reads, decompresses and checks. For a large archive a second thread
+    creates and writes the files; for a small one the caller's does.
     """
 
     def __init__(
@@ -201,7 +197,7 @@ class _Restore:
         return RestoreSummary(len(self._names), tar.size_bytes)
 
     def _unpack(self, tar: TarReader, put: Callable[[list[Part]], None]) -> None:
-        """Hand on what is in the tar, in batches of so many bytes of it."""
+        """Pass on the contents of the tar, in batches of a number of bytes."""
         batch: list[Part] = []
         batch_start_bytes = 0
         for part in self._parts(tar):
@@ -212,11 +208,11 @@ class _Restore:
         put(batch)
 
     def _parts(self, tar: TarReader) -> Iterator[Part]:
-        """All that is to be created, but for pg_control, which is kept."""
+        """Everything to create except pg_control, which is kept."""
         while (member := tar.next_member()) is not None:
             if self._control is not None:
                 raise ArchiveError(
-                    f"{printable(member.name)} is in the tar behind {PG_CONTROL_NAME}"
+                    f"{printable(member.name)} is in the tar after {PG_CONTROL_NAME}"
                 )
             if member.name == PG_CONTROL_NAME:
                 self._control = _control_bytes(member, tar)
@@ -226,7 +222,7 @@ class _Restore:
             self._names.append(member.name)
 
     def _finish(self, control: bytes) -> None:
-        """Put pg_control in place, whole or not at all."""
+        """Write pg_control, whole or not at all."""
         names = self._names[:-1]
         if self._added_settings:
             self._writer.append(_AUTO_CONF_NAME, self._added_settings)
@@ -263,7 +259,7 @@ def _control_bytes(member: Member, tar: TarReader) -> bytes:
 
 
 def _named_errors(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The pieces, with a failing read of the archive as a `PostgresError`."""
+    """The pieces; an error of reading becomes a `PostgresError`."""
     while True:
         with _naming("read the archive"):
             piece = next(pieces, None)

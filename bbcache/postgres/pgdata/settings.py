@@ -1,18 +1,18 @@
-"""Making a data directory's configuration fit to start somewhere else.
+"""Making the configuration of a data directory portable.
 
 A restored copy runs in another directory, often on another machine and beside its
-original. What does not go along with it is commented out:
+original. Settings that cannot work there are commented out:
 
 - settings that tie a server to its place or machine (`bbcache.postgres.pgdata.tied_settings`);
-- settings that name a file outside of the data directory, or one that is not sent;
-- includes of files outside of the data directory, or that are not there;
-- ``ssl``, where the copy has no certificate or no key that it can read by itself.
+- settings that name a file outside of the data directory, or a file that is not sent;
+- includes of files that are outside of the data directory, or missing;
+- ``ssl``, if the copy has no certificate, or no key that it can read without help.
 
 An absolute path that leads into the data directory becomes a relative one. The files
 that hba_file and ident_file name inside it become pg_hba.conf and pg_ident.conf, since
-PostgreSQL takes relative names of them for its working directory.
+PostgreSQL resolves their relative names in its working directory.
 
-Everything else is left as it is, byte for byte. Syntax: guc-file.l.
+All other bytes stay as they are. Syntax: guc-file.l.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LIBRARIES: Final = frozenset({"shared_preload_libraries", _SESSION_LIBRARIES})
 _PLUGINS: Final = "$libdir/plugins/"
 _INCLUDES: Final = frozenset({"include", "include_if_exists", "include_dir"})
 _FALSE: Final = frozenset({"off", "false", "no", "0", "of", "f", "fa", "fal", "fals", "n"})
-# What a server with ssl on reads at its start, with the defaults.
+# The files that a server with ssl on reads at its start, with the defaults.
 _SSL_FILES: Final = {
     "ssl_cert_file": "server.crt",
     "ssl_key_file": "server.key",
@@ -60,9 +60,9 @@ class _Setting(NamedTuple):
 
 
 class PortableConfig:
-    """The configuration files of a data directory, as they go into its tarball.
+    """The configuration files of a data directory, as its tarball has them.
 
-    Reads them once, when made. Not thread-safe.
+    Reads them in its constructor. Not thread-safe.
 
     Args:
         pgdata_dir: the data directory.
@@ -74,7 +74,7 @@ class PortableConfig:
 
     Raises:
         PostgresError: postgresql.conf or the access file is missing, a link or cannot
-            be read; an access file names a file that does not go along.
+            be read; an access file names a file that is not sent.
     """
 
     def __init__(self, pgdata_dir: Path) -> None:
@@ -96,17 +96,17 @@ class PortableConfig:
         """The libraries that a server or a session of the copy loads, as one list."""
         effective = self._effective
         lists = [effective.get("shared_preload_libraries"), effective.get(_SESSION_LIBRARIES)]
-        # A plain user may name those of one directory only, and names them without it.
+        # A plain user may only name libraries of one directory, without that directory.
         for name in effective.get("local_preload_libraries", "").split(","):
             plain = name.strip().strip('"')
             lists.append(f'"{_PLUGINS}{plain.removeprefix(_PLUGINS)}"' if plain else "")
         return ",".join(filter(None, lists))
 
     def _add(self, file: str) -> None:
-        """Take in the configuration file `file` and those that it includes."""
+        """Add the configuration file `file` and the files that it includes."""
         if file in self.contents:
             return
-        self.contents[file] = b""  # met: an include back to it ends here
+        self.contents[file] = b""  # marked as seen, so that a circle of includes ends
         lines = read_config(self._pgdata_dir / file).split(b"\n")
         for index, line in enumerate(lines):
             match = _SETTING.match(line)
@@ -128,7 +128,7 @@ class PortableConfig:
         self.left_out.append(f"{setting.name} ({setting.file} line {setting.line_number})")
 
     def _portable_value(self, setting: _Setting) -> str | None:
-        """Return the value that a setting has in the copy; None if it is to go."""
+        """Return the value of a setting in the copy; None if it is commented out."""
         name, value = setting.name, setting.value
         if name in _INCLUDES:
             return self._included(setting)
@@ -148,7 +148,7 @@ class PortableConfig:
             self._access_files[_ACCESS_FILES[name]] = inside
 
     def _moved_file(self, name: str, value: str) -> str | None:
-        """Return a path inside as a relative one, None for one outside."""
+        """Return the relative form of a path inside the directory; None for a path outside."""
         path = value.removeprefix("FILE:") if name == "krb_server_keyfile" else value
         if not (path.startswith("/") or _leads_out(path)):
             return value
@@ -157,11 +157,11 @@ class PortableConfig:
     def _moved_library(self, element: str) -> str:
         path = element.strip().strip('"')
         inside = self._paths.inside(path) if path.startswith("/") else None
-        # A name without a slash is looked for among the installed libraries.
+        # PostgreSQL looks for a name without a slash among its installed libraries.
         return f'"{inside}"' if inside is not None and "/" in inside else element
 
     def _included(self, setting: _Setting) -> str | None:
-        """Take in what is included; return how the copy names it, None for nothing."""
+        """Add an included file; return its name in the copy, or None."""
         directory = posixpath.dirname(setting.file)
         joined = posixpath.join(directory, setting.value)
         target = self._paths.inside(joined)
@@ -181,7 +181,7 @@ class PortableConfig:
         return setting.value if is_unchanged else posixpath.relpath(target, directory or ".")
 
     def _leave_out_broken_ssl(self) -> None:
-        """Comment ssl out everywhere, if it is on and the copy could not start with it."""
+        """Comment ssl out everywhere if it is on and the copy cannot start with it."""
         is_on = self._effective.get("ssl", "off").lower() not in _FALSE
         if not is_on or self._has_ssl_files():
             return
@@ -213,7 +213,7 @@ class PortableConfig:
 def make_portable(pgdata_dir: Path) -> None:
     """Write the portable configuration into a data directory on which no server runs.
 
-    So a server starts there that a setting of the last one would stop. Not thread-safe.
+    A server then starts there although a setting stops it otherwise. Not thread-safe.
 
     Raises:
         OSError: a file cannot be written.

@@ -1,4 +1,4 @@
-"""The replication slots of a data directory that no server runs on."""
+"""The replication slots of a data directory without a running server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-_SLOTS_DIR: Final = "pg_replslot"  # one directory for each slot, of its name (slot.c)
+_SLOTS_DIR: Final = "pg_replslot"  # one directory for each slot, named after it (slot.c)
 _UNFINISHED: Final = ".tmp"
 
 

@@ -1,7 +1,7 @@
-"""Bringing many files to the disk, several at a time.
+"""Syncing many files, several at a time.
 
-File systems with a journal commit what waits together, so eight at once take a fraction
-of the time of one after the other.
+A file system with a journal commits waiting files together, so eight at once take a fraction
+of the time of one after another.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ SYNCED_AT_ONCE: Final = 8
 def sync_all(items: Iterable[_Item], sync: Callable[[_Item], object]) -> None:
     """Call `sync` with every item, from eight threads. Thread-safe.
 
-    After a failure no further item is begun. The threads have ended when this returns.
+    After a failure no further item is started. The threads have ended when this returns.
 
     Args:
-        items: what is to be synced; the threads take one at a time, in order.
+        items: the items to sync; the threads take one at a time, in order.
         sync: syncs one item.
 
     Raises:
-        BaseException: what `sync` or the iteration has raised first.
+        BaseException: the first exception of `sync` or of the iteration.
     """
     rest = iter(items)
     taking = threading.Lock()

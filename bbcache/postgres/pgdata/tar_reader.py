@@ -1,6 +1,6 @@
-"""Reading a tar stream, plain or gzip'd, that nobody vouches for.
+"""Reading an untrusted tar stream, plain or gzip'd.
 
-Takes what basebackups are made of: files and directories with relative names.
+It accepts files and directories with relative names, of which basebackups consist.
 Anything else in a stream is an `ArchiveError`; nothing is skipped.
 """
 
@@ -37,16 +37,16 @@ _KINDS = {
 
 
 class ByteSource(Protocol):
-    """Where the bytes of an archive come from, such as an open file."""
+    """The source of the bytes of an archive, such as an open file."""
 
     def read(self, size: int, /) -> bytes:
-        """Up to `size` bytes, at least one before the end."""
+        """Return up to `size` bytes; none at the end."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TarLimits:
-    """How much of a tar is taken. Immutable, hence thread-safe.
+    """The limits of a tar. Immutable, hence thread-safe.
 
     Attributes:
         max_size_bytes: size of the uncompressed tar.
@@ -75,11 +75,10 @@ class Member(NamedTuple):
 
 
 def open_stream(file: ByteSource) -> Iterator[bytes]:
-    """The bytes of a tar, from a file that holds it plain or as one gzip member.
+    """The bytes of a tar, from a file that has it plain or as one gzip member.
 
     Pieces are at most 512 KiB, whatever the gzip expands to. Raises `ArchiveError`
-    for a gzip that is damaged, cut short or followed by anything, at the latest when
-    asked for the piece behind the last.
+    for a gzip that is damaged, cut short or followed by more bytes, at the latest at the end.
     """
     first = file.read(_IN_SIZE_BYTES)
     while first and len(first) < len(_GZIP_MAGIC):
@@ -107,13 +106,13 @@ def _gunzip(file: ByteSource, first: bytes) -> Iterator[bytes]:
         try:
             out = decompressor.decompress(piece, _OUT_SIZE_BYTES)
         except _GzipError as error:
-            raise ArchiveError(f"the archive is not a sound gzip file: {error}") from error
+            raise ArchiveError(f"the archive is not a valid gzip file: {error}") from error
         if out:
             yield out
         is_hungry = decompressor.needs_input and not decompressor.eof
         piece = file.read(_IN_SIZE_BYTES) if is_hungry else b""
     if decompressor.unused_data or file.read(1):
-        raise ArchiveError("the archive goes on behind its gzip member")
+        raise ArchiveError("the archive has bytes after its gzip member")
 
 
 class TarReader:
@@ -121,7 +120,7 @@ class TarReader:
 
     Args:
         pieces: the tar's bytes.
-        limits: how much is taken; None takes all.
+        limits: the limits; None accepts any size.
 
     Attributes:
         size_bytes: bytes of the tar so far.
@@ -137,15 +136,14 @@ class TarReader:
         self.size_bytes = 0
 
     def next_member(self) -> Member | None:
-        """The next member, whose body must be read to its end before the one after it.
+        """Return the next member. Read its body to the end before the next call.
 
         Returns:
-            None once the end marker is read and nothing but zeros follows to the end
-            of the stream.
+            None after the end marker, if only zeros follow.
 
         Raises:
-            ArchiveError: the tar is cut short or damaged, or the member is no file or
-                directory, has an unsafe name, a name met before, or no directory.
+            ArchiveError: the tar is cut short or damaged, or the member is not a file or
+                directory, has an unsafe name or one that has occurred, or no directory.
             LimitError: the member does not fit the limits.
         """
         assert self._body_left == 0
@@ -164,7 +162,7 @@ class TarReader:
         return member
 
     def body(self) -> Iterator[memoryview]:
-        """The content of the member just returned, in pieces that stay as they are."""
+        """The content of the last member, in pieces that are not changed later."""
         padding = -self._body_left % BLOCK_SIZE_BYTES
         while self._body_left:
             piece = self._some(self._body_left)
@@ -195,10 +193,10 @@ class TarReader:
             padding_bytes += len(self._piece)
             self.size_bytes += len(self._piece)
             if any(self._piece):
-                raise ArchiveError("the tar goes on behind its end marker")
+                raise ArchiveError("the tar has bytes after its end marker")
             if padding_bytes > _MAX_PADDING_BYTES:
                 raise ArchiveError(
-                    f"the tar has more than {_MAX_PADDING_BYTES} bytes of zeros behind its end"
+                    f"the tar has more than {_MAX_PADDING_BYTES} bytes of zeros after its end"
                 )
             piece = next(self._pieces, None)
             if piece is None:
@@ -214,7 +212,7 @@ class TarReader:
         return name.removesuffix(b"\0")
 
     def _check_limits(self, member: Member) -> None:
-        """Raise where the member, by what its header says, is more than is taken."""
+        """Raise if the member, by its header, exceeds the limits."""
         if self._limits is None:
             return
         most, most_members = self._limits.max_size_bytes, self._limits.max_member_count
@@ -231,7 +229,7 @@ class TarReader:
             )
 
     def _check_place(self, member: Member) -> None:
-        """Raise unless the name is new and lies in a directory met before."""
+        """Raise unless the name is new and its directory has occurred."""
         parent, _, _ = member.name.rpartition("/")
         if member.name in self._seen:
             raise ArchiveError(f"{printable(member.name)} is in the tar twice")
@@ -253,7 +251,7 @@ def _parse(header: bytes, long_name: bytes | None) -> Member:
     if kind not in (*_REGULAR_TYPES, _DIRECTORY_TYPE):
         what = _KINDS.get(kind, f"of type {kind!r}")
         raise ArchiveError(
-            f"{os.fsdecode(raw_name)!r} in the tar is {what}: only files and directories are taken"
+            f"{os.fsdecode(raw_name)!r} in the tar is {what}, not a file or directory"
         )
     is_directory = kind == _DIRECTORY_TYPE
     size_bytes = _size(header)
@@ -263,7 +261,7 @@ def _parse(header: bytes, long_name: bytes | None) -> Member:
 
 
 def _checked_name(raw_name: bytes, *, is_directory: bool) -> str:
-    """The name without ``./`` before it and a directory's ``/`` behind it."""
+    """The name without a leading ``./`` and without a directory's trailing ``/``."""
     name = os.fsdecode(raw_name)
     relative = name.removesuffix("/") if is_directory else name
     relative = relative.removeprefix("./")

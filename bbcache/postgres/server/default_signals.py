@@ -1,9 +1,9 @@
 """Start programs with default signal dispositions and an empty signal mask.
 
-A process in the background (``nohup``, cron, some CI runners) has SIGINT, SIGQUIT or
-SIGHUP ignored, and a program that it starts inherits that: a server that is not yet
-ready then ignores the signal that ends it. `subprocess` resets only SIGPIPE and
-SIGXFSZ, and its ``preexec_fn`` is unsafe where there are threads.
+A background process (``nohup``, cron, some CI runners) ignores SIGINT, SIGQUIT or
+SIGHUP, and a program that it starts inherits that: a server that is not yet
+ready then ignores the signal to stop. `subprocess` resets only SIGPIPE and
+SIGXFSZ, and its ``preexec_fn`` is unsafe with threads.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def has_default_signals() -> bool:
 def with_default_signals(
     argv: Sequence[str | os.PathLike[str]], ids: tuple[int, int] | None = None
 ) -> list[str]:
-    """Return a command that starts `argv` with default dispositions and an empty mask.
+    """Return a command that runs `argv` with default dispositions and an empty mask.
 
-    The command is a short Python program that executes `argv` in its own place, so the
-    process id is the same; it takes some 10 ms.
+    The command is a short Python program that executes `argv` in the same process; it
+    takes about 10 ms.
 
     Args:
         argv: the absolute path of a program, and its arguments.
-        ids: the uid and gid that root drops its privileges to, and all groups with them.
+        ids: the uid and gid to which root drops its privileges, with all groups.
     """
     python = [sys.executable, "-I", "-S", "-c", _RESET]
     return [*python, ",".join(map(str, ids or ())), *(os.fspath(each) for each in argv)]

@@ -1,9 +1,9 @@
-"""Ending a PostgreSQL server that a process which is gone has started.
+"""Stopping a PostgreSQL server whose parent process is gone.
 
-Its processes are found by their working directory, which is the data directory: a pid in
-``postmaster.pid`` may belong to another process by now, and a server whose first process
-was killed has none that the file names. In a container root may not be allowed to see
-working directories of other users (CAP_SYS_PTRACE); then the first process is found by its
+Its processes are found by their working directory, which is the data directory. The pid in
+``postmaster.pid`` is not enough: it may belong to another process by now, or to none if the
+postmaster was killed. In a container root may not be allowed to see
+working directories of other users (CAP_SYS_PTRACE); then the postmaster is found by its
 command line, and the others by their parent.
 """
 
@@ -28,23 +28,23 @@ _CRASH_TIMEOUT_S: Final = 10.0
 
 
 def end_server(pgdata_dir: Path) -> None:
-    """End the server on a data directory, whichever process has started it, and wait for it.
+    """Stop the server on a data directory, whichever process has started it, and wait for it.
 
-    It is shut down fast; where it does not end within a minute, it is crashed. Its
+    It is shut down fast; if it does not end within a minute, it is crashed. Its
     ``postmaster.pid`` is removed then: the pid in it may be that of a zombie, or of another
-    process by now, and no server starts while it names one that is there.
+    process by now, and no server starts while it names an existing process.
 
-    Does nothing where the system has no ``/proc``: `bbcache.postgres.pgdata.tarball` and the next
+    Does nothing if the system has no ``/proc``: `bbcache.postgres.pgdata.tarball` and the next
     server refuse a directory that is in use.
 
     Raises:
-        PostgresError: a process of it cannot be ended, or its ``postmaster.pid`` cannot be
+        PostgresError: a process of it cannot be stopped, or its ``postmaster.pid`` cannot be
             removed.
     """
     if not _PROC.is_dir():
         return
     _end_processes(pgdata_dir)
-    if not _Servers.scan(pgdata_dir).hidden:  # else PostgreSQL's own checks have to do
+    if not _Servers.scan(pgdata_dir).hidden:  # otherwise PostgreSQL's own checks must suffice
         _remove_pid_file(pgdata_dir / "postmaster.pid")
 
 
@@ -54,14 +54,14 @@ def _remove_pid_file(path: Path) -> None:
     except OSError as error:
         raise PostgresError(
             f"cannot remove {path}: {error.strerror}\n"
-            "hint: Remove what has that name; no server starts while it is there."
+            "hint: Remove it; no server starts while it is there."
         ) from error
 
 
 def _end_processes(pgdata_dir: Path) -> None:
     if not _processes(pgdata_dir):
         return
-    # A stopped process (SIGSTOP) has to be let go on first.
+    # A stopped process (SIGSTOP) must be continued first.
     _signal(_first_processes(pgdata_dir), signal.SIGCONT, signal.SIGINT)
     if _have_ended(pgdata_dir, _FAST_TIMEOUT_S):
         return
@@ -72,7 +72,7 @@ def _end_processes(pgdata_dir: Path) -> None:
     if _have_ended(pgdata_dir, _CRASH_TIMEOUT_S):
         return
     pids = sorted(_processes(pgdata_dir))
-    raise PostgresError(f"the server on {pgdata_dir} cannot be ended: its processes are {pids}")
+    raise PostgresError(f"the server on {pgdata_dir} cannot be stopped: its processes are {pids}")
 
 
 def _have_ended(pgdata_dir: Path, timeout_s: float) -> bool:
@@ -93,18 +93,18 @@ def _signal(pids: set[int], *numbers: signal.Signals) -> None:
                 break
             except PermissionError as error:
                 raise PostgresError(
-                    f"the server with pid {pid} belongs to another user, and cannot be ended"
+                    f"the server with pid {pid} belongs to another user, and cannot be stopped"
                 ) from error
 
 
 def _first_processes(pgdata_dir: Path) -> set[int]:
-    """Those that no other process of the server has started: the first one, if it lives."""
+    """The processes without a parent among the server: the postmaster, if it lives."""
     pids = _processes(pgdata_dir)
     return {pid for pid in pids if _parent(pid) not in pids}
 
 
 def _processes(pgdata_dir: Path) -> set[int]:
-    """The processes of a server on this directory; what its users have started is none."""
+    """The processes of a server on this directory, without programs that users have started."""
     return _Servers.scan(pgdata_dir).found
 
 
@@ -113,8 +113,8 @@ class _Servers:
     """The processes of PostgreSQL servers, as far as they matter to one directory.
 
     Attributes:
-        found: those of the server on the directory.
-        hidden: those of which it cannot be told.
+        found: the processes of the server on the directory.
+        hidden: processes that may belong to it.
     """
 
     found: set[int]
@@ -148,7 +148,7 @@ class _Servers:
 
 
 def _is_started_on(pid: int, directory: os.stat_result) -> bool:
-    """Whether a process has the directory in its command line, as a first process has."""
+    """Whether a process has the directory in its command line, like a postmaster."""
     try:
         arguments = (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -161,7 +161,7 @@ def _is_started_on(pid: int, directory: os.stat_result) -> bool:
 
 
 def _program(pid: int) -> str:
-    """The name of a process' program, which may have been replaced since it was started."""
+    """The name of a process' program, whose file may have been replaced since the start."""
     path = os.readlink(_PROC / str(pid) / "exe")
     return os.path.basename(path.removesuffix(" (deleted)"))
 
@@ -176,7 +176,7 @@ def _parent(pid: int) -> int | None:
 
 
 def _stat(pid: int) -> str:
-    """What everyone may know of a process; empty where it has ended."""
+    """The public state of a process; empty if it has ended."""
     try:
         return (_PROC / str(pid) / "stat").read_text(errors="replace")
     except OSError:

@@ -18,7 +18,7 @@ _MAX_SIZE_BYTES: Final = 85
 def make_socket_dir(user: ServerUser, guard: Guard | None = None) -> Path:
     """Make a private directory: mode 0700, the server's user its owner.
 
-    It is in the system's temporary directory, or where that does not do, in ``/tmp``.
+    It is in the system's temporary directory, or else in ``/tmp``.
 
     Args:
         user: the user that the server runs as.
@@ -26,7 +26,7 @@ def make_socket_dir(user: ServerUser, guard: Guard | None = None) -> Path:
             line, when this process is killed; None for nothing.
 
     Raises:
-        PostgresError: neither does.
+        PostgresError: neither is suitable.
     """
     reasons = []
     for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp")):  # noqa: S108 - a random name is safe there
@@ -50,9 +50,9 @@ def _fault(parent: str, user: ServerUser) -> str | None:
     """Why a socket's directory cannot be in `parent`; None if it can."""
     if len(os.fsencode(parent)) > _MAX_SIZE_BYTES - len("/bbcache-0123456789ab"):
         return "is too long"
-    # libpq takes a comma for the end of a host, and drivers take a host that is text.
+    # A comma ends a host for libpq, and drivers need a host that is text.
     if "," in parent or not parent.isprintable():
-        return "has a comma or what cannot be printed in its name"
+        return "has a comma or an unprintable character in its name"
     if user.blocking_dir(Path(parent, "name")) is not None:
         return f"is closed to user {user.name}"
     return None

@@ -1,8 +1,9 @@
-"""Finding out whether PostgreSQL starts on a copy of a data directory, by starting it.
+"""The check that PostgreSQL starts on a copy of a data directory, by starting it.
 
-No list of settings can tell: a library that is not installed, more shared memory than
-the machine has, too few prepared transactions, a wrong word in pg_hba.conf. So a real
-server is started on a copy without the tables, which a start does not read.
+No list of settings can do that: the reason may be a library that is not installed, more
+shared memory than the machine has, too few prepared transactions, or a wrong word in
+pg_hba.conf. So a real server is started on a copy without the tables, which a start does not
+read.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from bbcache.postgres.server.cluster import Cluster
 
 _TABLES: Final = ("base/", "global/", "pg_tblspc/")
 _OWN_PREFIX: Final = "pg_"
-_MAX_FOREIGN_BYTES: Final = 64 * 1024 * 1024  # of a file that is not PostgreSQL's own
+_MAX_FOREIGN_BYTES: Final = 64 * 1024 * 1024  # of a file that is not PostgreSQL's
 _PIECE_BYTES: Final = 1024 * 1024
 _TIMEOUT_S: Final = 120.0
-# Nobody is let in, and nothing runs by itself, which would look for tables.
+# No client can connect, and nothing runs that reads tables.
 _SETTINGS: Final = {
     "listen_addresses": "",
     "autovacuum": "off",
@@ -42,22 +43,22 @@ def check_starts(
     settings: Mapping[str, str],
     scratch_dir: Path,
 ) -> None:
-    """Check that PostgreSQL starts on what the tarball of a data directory would hold.
+    """Check that PostgreSQL starts on the tarball of a data directory.
 
     Takes about as long as a start. The directory itself is only read. Safe to call from
-    several threads, each with a `scratch_dir` of its own.
+    several threads, each with its own `scratch_dir`.
 
     Args:
         pgdata_dir: a data directory that can be sent.
         binaries: PostgreSQL's programs.
         settings: server settings for the start.
-        scratch_dir: where to make the copy, beside which its server's log is written;
-            nothing may be there, and nothing is left there.
+        scratch_dir: the path of the copy, which must not exist and is removed at the end;
+            its server's log is beside it.
 
     Raises:
         PostgresError: the server does not start; the last lines of its log are quoted.
     """
-    # A session that cannot load its libraries ends, so all sessions would: load them, too.
+    # Load the libraries of sessions, too: a session that cannot load them ends.
     libraries = PortableConfig(pgdata_dir).preloaded_libraries
     effective = {"shared_preload_libraries": libraries, **settings, **_SETTINGS}
     effective.pop("unix_socket_directories", None)  # a private one instead
@@ -67,7 +68,7 @@ def check_starts(
         walk_members(pgdata_dir, inspect_pgdata(pgdata_dir), _Skeleton(scratch_dir))
         control = (pgdata_dir / PG_CONTROL_NAME).read_bytes()
         _write(scratch_dir / PG_CONTROL_NAME, control)
-        with cluster:  # whatever is raised, no server is left on what is removed
+        with cluster:  # no server may be left on a directory that is removed
             cluster.start(timeout_s=_TIMEOUT_S)
             cluster.stop("immediate")
     except PostgresError as error:
@@ -86,7 +87,7 @@ def check_starts(
 
 
 class _Skeleton:
-    """Creates the members of a data directory, but for the contents of tables."""
+    """Creates the members of a data directory, without the contents of tables."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

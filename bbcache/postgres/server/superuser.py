@@ -1,4 +1,4 @@
-"""The name of the superuser that initdb has made, read from the files of a data directory."""
+"""The name of the superuser of initdb, read from the files of a data directory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _BOOTSTRAP_SUPERUSER_OID: Final = 10
 
 
 def read_superuser(pgdata_dir: Path) -> str:
-    """Return the name of the role with OID 10, which initdb makes.
+    """Return the name of the role with OID 10, which initdb creates.
 
-    A rename that no checkpoint has written is not seen.
+    A rename since the last checkpoint is not seen.
 
     Args:
         pgdata_dir: the data directory, with a server on it or without one.

@@ -1,8 +1,8 @@
 """The operating system user that PostgreSQL's programs run as.
 
-PostgreSQL refuses to run as root. Where this process is root, its programs run
+PostgreSQL refuses to run as root. If this process is root, its programs run
 as `postgres` if that user exists, else as `nobody`; a plain user runs them as
-itself. No user is created and no mode of a directory that is not ours is changed.
+itself. No user is created, and no mode of a foreign directory is changed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from bbcache.errors import PostgresError
 from bbcache.postgres.server.default_signals import has_default_signals, with_default_signals
 
 _CANDIDATES = ("postgres", "nobody")
-# Programs are steered by arguments alone: a caller's PGHOST, PGDATA or PGOPTIONS
-# would send them elsewhere.
+# Programs get arguments only: the caller's PGHOST, PGDATA or PGOPTIONS must not change
+# what they work on.
 _STEERING_PREFIX = "PG"
 _LEVELS_LOOKED_AT = 2  # `global` and its files, `base` and its directories
 
@@ -60,8 +60,8 @@ class ServerUser:
                 return cls(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir, is_root)
         wanted = " or ".join(f"user {name}" for name in names)
         raise PostgresError(
-            f"no {wanted} in the user database, and PostgreSQL runs under a named user only\n"
-            "hint: Add that user, or run as one that has a name."
+            f"no {wanted} in the user database, but PostgreSQL runs only under a named user\n"
+            "hint: Add that user, or run as a user that has a name."
         )
 
     def subprocess_kwargs(self, argv: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
@@ -87,14 +87,14 @@ class ServerUser:
         return kwargs
 
     def blocking_dir(self, path: Path) -> Path | None:
-        """The topmost directory above `path` that this user cannot pass through.
+        """The topmost directory above `path` that this user cannot enter.
 
-        Judged by mode bits, so an access control list that grants more is not seen.
+        By mode bits only; access control lists are not seen.
         Always None for the user of this process.
         """
         if not self.is_dropped:
             return None
-        # Unlike Path.resolve, realpath takes a loop of links as it is.
+        # Unlike Path.resolve, realpath does not raise for a loop of links.
         real_path = Path(os.path.realpath(path))
         parents = [parent for parent in reversed(real_path.parents) if parent.exists()]
         return next((parent for parent in parents if not self._may_pass(parent)), None)
@@ -121,17 +121,17 @@ class ServerUser:
     def own_tree(self, directory: Path) -> None:
         """Make this user the owner of `directory` and all in it.
 
-        Links in it are not followed; `directory` itself may be one. A directory changes
-        hands after all in it. So where it is the user's already, its files are not looked
-        at, unless it is `directory` or right in it: that spares each start of a large
-        cluster a walk over all its files. A file that root puts deeper stays root's: the server
-        fails at it when it opens it, at the start or in a query, and `find_closed` names it.
+        Links in it are not followed; `directory` itself may be one. The owner of a directory is
+        changed after that of its files. So the files of a directory that the user already owns
+        are skipped, except directly in `directory` and one level below, which spares a large
+        cluster a walk at each start. A file that root puts deeper stays root's: the server
+        fails when it opens it, at the start or in a query, and `find_closed` names it.
 
         Does nothing for the user of this process.
 
         Raises:
-            PostgresError: a file cannot be given to the user, who cannot read it either, or
-                has another owner and a second hard link, so that it may be the system's.
+            PostgresError: a file cannot be given to the user, and the user cannot read it; or it
+                has another owner and a second hard link, so it may be the system's.
         """
         if not self.is_dropped:
             return
@@ -139,9 +139,9 @@ class ServerUser:
         self._own_directory(top, top, None, _LEVELS_LOOKED_AT)
 
     def _own_directory(self, path: str, name: str, parent_fd: int | None, levels: int) -> None:
-        """Own a directory; where it is owned, look into it still for so many levels.
+        """Own a directory; if it is owned already, still check a number of levels in it.
 
-        By descriptors: the user could have a link take a directory's place meanwhile.
+        By descriptors, because the user could put a link in the place of a directory.
         """
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         fd = os.open(name, flags, dir_fd=parent_fd)
@@ -164,8 +164,8 @@ class ServerUser:
     def _own(self, path: str, name: str, dir_fd: int | None) -> None:
         """Make this user the owner of one file, directory or link.
 
-        What has to stay another's, such as configuration on a read-only mount, is let be
-        where the user can read it.
+        A file whose owner cannot be changed, such as configuration on a read-only mount, is
+        accepted if the user can read it.
         """
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         if status.st_uid == self.uid:
@@ -185,28 +185,28 @@ class ServerUser:
                 ) from error
 
     def permission_hint(self, directory: Path, log_text: str) -> str:
-        """Name what in a data directory is closed to a server that was refused permission.
+        """Name the file of a data directory that is closed to a server that was refused permission.
 
         Args:
             directory: the data directory.
-            log_text: what the server has logged; it names what it was looking for, which may
-                be deep below what has the wrong mode.
+            log_text: the log of the server; it names the file that it opened, which may
+                be deep below the directory with the wrong mode.
 
         Returns:
-            A hint on a line of its own; empty where there is nothing to say.
+            A hint on a line of its own, or an empty text.
         """
         is_refused = os.strerror(errno.EACCES) in log_text
         closed = self.find_closed(directory) if is_refused else None
         return f"\nhint: Let user {self.name} read and write {closed}." if closed else ""
 
     def find_closed(self, directory: Path) -> str | None:
-        """Find what in a data directory this user cannot use, and why, in words.
+        """Find a file of a data directory that this user cannot use; describe it.
 
-        Looks at the mode and owner of all files, so it is for a server that has failed.
-        What cannot be read comes before what can only be read.
+        Checks the mode and owner of all files, so call it only after a server has failed.
+        Unreadable files come before read-only ones.
 
         Returns:
-            The path, its mode and its owner; None where nothing is closed to the user.
+            The path, its mode and its owner; None if the user can use every file.
         """
         closed = None
         for path, status in _files_of_server(directory):
@@ -228,10 +228,10 @@ class ServerUser:
 
 
 def _files_of_server(directory: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield files and directories, each after its own; as PostgreSQL, follow two kinds of links."""
+    """Yield files and directories, each after its directory; follow links as PostgreSQL does."""
     waiting = [os.path.realpath(directory)]
     for path in waiting:  # it grows meanwhile
-        with contextlib.suppress(OSError):  # it is closed, and was yielded, or has just gone
+        with contextlib.suppress(OSError):  # closed, which was yielded, or just removed
             status = os.stat(path)
             if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
                 continue

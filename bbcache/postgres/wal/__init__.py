@@ -1,7 +1,7 @@
 """PostgreSQL's WAL: its records from files or streams, and its shutdown checkpoints.
 
 WAL of PostgreSQL 14 to 18 from little-endian machines, with pages of 8 KiB. The names
-here are the public ones; they live in one module a noun.
+here are the public ones.
 """
 
 from bbcache.postgres.wal.decoder import WalDecoder

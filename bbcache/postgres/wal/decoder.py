@@ -1,7 +1,6 @@
-"""From WAL bytes, in pieces of any size, to records.
+"""Decoding WAL bytes, in pieces of any size, into records.
 
-The rules are those of PostgreSQL's xlogreader.c: where it takes the WAL to end, so
-does this.
+The rules are those of PostgreSQL's xlogreader.c: the WAL ends at the same place.
 """
 
 from __future__ import annotations
@@ -56,12 +55,12 @@ class WalDecoder:
     """Turns WAL bytes into records. Not thread-safe.
 
     Keeps the data of one unfinished record, up to `max_data_bytes`, and less than a page
-    header besides. The bytes of a longer record are checked and dropped as they come.
+    header more. The bytes of a longer record are checked and dropped as they arrive.
 
     Args:
-        start_lsn: where the first byte fed stands: the start of a record, or of a page.
-            What such a page holds of a record begun before is passed over. The place
-            behind a page header counts as the start of the page.
+        start_lsn: the position of the first byte fed: the start of a record, or of a page.
+            The rest of a record that began on an earlier page is skipped. The position
+            after a page header counts as the start of the page.
         wal_segment_size_bytes: the cluster's WAL segment size. None takes it from the
             first page, so `start_lsn` must then be the start of a segment.
         max_data_bytes: a record with more data than this is returned without it.
@@ -85,38 +84,38 @@ class WalDecoder:
                 "hint: Pass wal_segment_size_bytes."
             )
         if start_lsn % ALIGNMENT_BYTES:
-            raise WalError(f"no record starts at {start_lsn}: it is no multiple of 8")
+            raise WalError(f"no record starts at {start_lsn}: it is not a multiple of 8")
         self._checker = PageChecker(wal_segment_size_bytes)
         self._max_data_bytes = max_data_bytes
         self._last_record_lsn = start_lsn
-        self._restart = int(start_lsn)  # where to go on when the unfinished is forgotten
+        self._restart = int(start_lsn)  # where to continue when the unfinished record is dropped
         self._prev_lsn: Lsn | None = None  # the start of the last record
         self._end: WalEnd | None = None
         self.rewind()
 
     def rewind(self) -> None:
-        """Forget the unfinished record; `feed` then wants it again from its start.
+        """Drop the unfinished record; `feed` then expects it from its start.
 
         For a caller whose bytes may change, such as those of a file being written.
         Afterwards `next_lsn` is not before `last_record_lsn`.
         """
-        self._position = self._restart  # of what is looked at next; may be ahead of the bytes
-        self._input = self._restart  # of the byte after all that were fed
-        self._tail = b""  # the bytes before that which are not used up
+        self._position = self._restart  # the next position to decode; may be ahead of the bytes
+        self._input = self._restart  # the position after the last byte fed
+        self._tail = b""  # the bytes before it that are not decoded yet
         self._forget_partial()
 
     def _forget_partial(self) -> None:
-        """Forget the unfinished record, which there need not be."""
+        """Drop the unfinished record, if there is one."""
         self._partial_lsn = 0
-        self._received = 0  # how many of its bytes have come
+        self._received = 0  # the number of its bytes so far
         self._header = bytearray()  # the first of them
         self._length = 0  # its length, 0 until known
         self._data_crc = 0
-        self._data: BytesIO | None = None  # None where it is too long to be kept
+        self._data: BytesIO | None = None  # None if it is too long to be kept
 
     @property
     def next_lsn(self) -> Lsn:
-        """Where the first byte of the next `feed` must stand."""
+        """The position of the first byte of the next `feed`."""
         return Lsn(self._input)
 
     @property
@@ -137,9 +136,9 @@ class WalDecoder:
     def feed(self, data: bytes | bytearray | memoryview) -> list[WalRecord]:
         """Take the next bytes and return the records that they complete.
 
-        Where the WAL ends, `end` says why, the rest of `data` is dropped and the
-        unfinished record forgotten. The next call then goes on at `next_lsn`, which has
-        moved back, and may bring what has since been written there.
+        If the WAL ends, `end` says why, and the rest of `data` and the unfinished record are
+        dropped. The next call continues at `next_lsn`, which has moved back, and may bring
+        bytes that were written there since.
 
         Args:
             data: the bytes from `next_lsn` on, any number of them.
@@ -159,7 +158,7 @@ class WalDecoder:
         return records
 
     def _decode(self, buffer: bytes, origin: int, records: list[WalRecord]) -> None:
-        """Use up `buffer`, which starts at `origin`, but for the start of a page header."""
+        """Decode `buffer`, which starts at `origin`, but keep an incomplete page header."""
         while (offset := self._position - origin) < len(buffer):
             in_page = self._position % PAGE_SIZE_BYTES
             if in_page == 0:
@@ -174,7 +173,7 @@ class WalDecoder:
                 self._assemble(buffer[offset:stop], records)
 
     def _enter_page(self, header: PageHeader) -> None:
-        """Go to the first byte of interest on the page whose header this is."""
+        """Move to the first position to decode on the page of this header."""
         size = self._checker.header_size_bytes(header.lsn)
         if self._received:
             self._check_continuation(header)
@@ -188,7 +187,7 @@ class WalDecoder:
         self._position += size
 
     def _check_continuation(self, header: PageHeader) -> None:
-        if header.is_overwrite:  # the server crashed within the record and went on here
+        if header.is_overwrite:  # the server crashed within the record and continued here
             self._forget_partial()
             return
         remaining = self._length - self._received
@@ -203,11 +202,10 @@ class WalDecoder:
     def _decode_whole(self, buffer: bytes, offset: int, stop: int, records: list[WalRecord]) -> int:
         """Decode the records that lie in buffer[offset:stop], within one page.
 
-        The fast path: takes only what is right in all respects and leaves the first
-        record of which that cannot be said.
+        The fast path: it takes complete and valid records, and stops at the first other one.
 
         Returns:
-            The offset of what it has left.
+            The offset at which it stopped.
         """
         position, lsn, prev_lsn = self._position, Lsn(self._position), self._prev_lsn
         last, max_data_bytes = stop - RECORD_HEADER_SIZE_BYTES, self._max_data_bytes
@@ -227,7 +225,7 @@ class WalDecoder:
             offset += step
             if length - RECORD_HEADER_SIZE_BYTES > max_data_bytes:
                 data = None
-            # Without their constructors, which would take half of the time.
+            # Without their constructors, which take half of the time.
             end_lsn = _new_lsn(Lsn, position)
             fields = (lsn, end_lsn, rmgr_id, info, xid, length, prev_lsn, data)
             records.append(_new_record(WalRecord, fields))
@@ -238,12 +236,12 @@ class WalDecoder:
         return offset
 
     def _settle(self, end_lsn: Lsn) -> None:
-        """A record has ended at `end_lsn`."""
+        """Note that a record has ended at `end_lsn`."""
         self._position = self._restart = int(end_lsn)
         self._last_record_lsn = end_lsn
 
     def _assemble(self, piece: bytes, records: list[WalRecord]) -> None:
-        """Add `piece`, from one page, to the unfinished record; check it as early as can be."""
+        """Add `piece`, from one page, to the unfinished record; check it as early as possible."""
         if not self._received:
             self._partial_lsn = self._position
         missing = RECORD_HEADER_SIZE_BYTES - len(self._header)
@@ -282,7 +280,7 @@ class WalDecoder:
         return length
 
     def _check_header(self) -> None:
-        """Check the link to the record before; of the first record what can be checked."""
+        """Check the header and its link to the record before; the first record has no such link."""
         _, _, prev, _, rmgr_id, _ = _unpack_header(self._header)
         lsn = Lsn(self._partial_lsn)
         if self._prev_lsn is None:

@@ -1,4 +1,4 @@
-"""Finding the records of a stream of WAL at which basebackups are prepared."""
+"""Finding the shutdown checkpoints in a stream of WAL."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from bbcache.postgres.wal.record import WalEnd
 class ShutdownCheckpointDetector:
     """Reports the shutdown checkpoints in a stream of WAL bytes. Not thread-safe.
 
-    A shutdown checkpoint does not mean that the server has stopped: one that has
-    recovered from a crash writes it too, and goes straight on. No data of a record is kept.
+    A shutdown checkpoint does not prove that the server has stopped: crash recovery
+    writes one as well, and the server goes on. No data of a record is kept.
 
     Args:
-        start_lsn: where the first byte fed stands: the start of a record, or of a page,
+        start_lsn: the position of the first byte fed: the start of a record, or of a page,
             as for `WalDecoder`.
         wal_segment_size_bytes: the cluster's WAL segment size. None takes it from the
             first page, so `start_lsn` must then be the start of a segment.
@@ -29,9 +29,9 @@ class ShutdownCheckpointDetector:
     def feed(self, data: bytes | bytearray | memoryview) -> list[Lsn]:
         """Take the next bytes; return the canonical end of each shutdown checkpoint in them.
 
-        Where the WAL ends, `end` says why and the rest of `data` is dropped. The next
-        call then goes on at `next_lsn`, which has moved back, and may bring what has
-        since been written there.
+        If the WAL ends, `end` says why, and the rest of `data` is dropped. The next call
+        continues at `next_lsn`, which has moved back, and may bring bytes that were written
+        there since.
 
         Args:
             data: the bytes from `next_lsn` on, any number of them.
@@ -46,7 +46,7 @@ class ShutdownCheckpointDetector:
 
     @property
     def next_lsn(self) -> Lsn:
-        """Where the first byte of the next `feed` must stand."""
+        """The position of the first byte of the next `feed`."""
         return self._decoder.next_lsn
 
     @property

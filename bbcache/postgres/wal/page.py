@@ -1,7 +1,7 @@
-"""The geometry of the WAL: pages, segments, and where records lie on them.
+"""The geometry of the WAL: pages, segments, and the positions of records.
 
 Facts from PostgreSQL's access/xlog_internal.h and xlogreader.c. Everything here is
-immutable or a pure function, so thread-safe, but for `PageChecker`.
+immutable or a pure function, so thread-safe, except `PageChecker`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _ALL_FLAGS = 0x000F
 
 
 class WalError(PostgresError):
-    """A position or size that cannot be one of the WAL, or WAL that is gone.
+    """An impossible position or size, or WAL that has been removed.
 
-    WAL that ends, even by a corrupted record, is no error: see `WalEnd`.
+    The end of the WAL, even by a corrupted record, is not an error: see `WalEnd`.
     """
 
 
@@ -64,12 +64,12 @@ def header_size_bytes(page_lsn: int, wal_segment_size_bytes: int) -> int:
 
 
 def canonical_lsn(lsn: int, wal_segment_size_bytes: int) -> Lsn:
-    """The one name of a position that has two.
+    """The canonical name of a position.
 
-    Where a record ends on a page boundary, the end is either the boundary or the
-    place behind the header of the next page, where the next record starts. The
-    boundary is the canonical name: it is what PostgreSQL calls the end of the
-    record. Every LSN that becomes part of a cache key goes through here.
+    If a record ends on a page boundary, its end has two names: the boundary, and the
+    position after the header of the next page, where the next record starts. The
+    boundary is the canonical name: PostgreSQL calls it the end of the
+    record. Every LSN in a cache key must be canonical.
 
     Args:
         lsn: a position at which a record ends or starts.
@@ -89,8 +89,8 @@ def record_end_lsn(lsn: int, length_bytes: int, wal_segment_size_bytes: int) -> 
     """The canonical end of a record, from its start and the length in its header.
 
     Args:
-        lsn: where the record starts; behind the page header, not on the boundary.
-        length_bytes: ``xl_tot_len``, which page headers in between are not part of.
+        lsn: where the record starts: after the page header, not on the boundary.
+        length_bytes: ``xl_tot_len``, without page headers in between.
         wal_segment_size_bytes: the cluster's WAL segment size.
 
     Raises:
@@ -113,7 +113,7 @@ class PageHeader(NamedTuple):
         flags: the ``XLP_`` bits.
         tli: the timeline (TimeLineID) of the first record on the page.
         lsn: where the page starts.
-        remaining_bytes: how much is left of a record that began on an earlier page.
+        remaining_bytes: the rest of a record that began on an earlier page.
         system_identifier: the cluster's; in the first page of a segment, else 0.
         segment_size_bytes: the WAL segment size, likewise.
         page_size_bytes: the WAL page size, likewise.
@@ -148,16 +148,16 @@ class PageHeader(NamedTuple):
 
 
 class PageChecker:
-    """Judges the headers of pages that are read one after the other.
+    """Checks the headers of pages that are read one after another.
 
-    What it has learnt from good pages (version, cluster, segment size, timeline) the
-    next ones must agree with. Not thread-safe.
+    Each page must agree with the pages before in version, cluster, segment size and
+    timeline. Not thread-safe.
 
     Args:
-        wal_segment_size_bytes: None if the first page is to say it.
+        wal_segment_size_bytes: None takes it from the first page.
 
     Attributes:
-        wal_segment_size_bytes: as given or learnt.
+        wal_segment_size_bytes: as given or read.
     """
 
     def __init__(self, wal_segment_size_bytes: int | None) -> None:
@@ -173,10 +173,10 @@ class PageChecker:
         return header_size_bytes(page_lsn, self.wal_segment_size_bytes)
 
     def check(self, data: bytes, offset: int, lsn: int) -> PageHeader:
-        """Read and judge the header at `offset`, which is that of the page at `lsn`.
+        """Read and check the header at `offset`, of the page at `lsn`.
 
         Raises:
-            EndOfWalError: it is not.
+            EndOfWalError: it is not the header of that page.
         """
         header = PageHeader.unpack(data, offset)
         if not any(header):

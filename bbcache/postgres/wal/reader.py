@@ -1,4 +1,4 @@
-"""Records from a directory of WAL segments, of a stopped server or a running one."""
+"""Reading records from a directory of WAL segments, of a stopped or a running server."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _CHUNK_SIZE_BYTES = 256 << 10
 class WalReader:
     """Reads the records of a WAL directory in order, to its end. Not thread-safe.
 
-    The end is that of now: a server may be writing there, and reading goes on with what
-    has come since. Iterating gives the records up to the end; `end` then says why it is
-    one. Holds no file open between calls, and in memory one unfinished record, up to
-    `max_data_bytes`, and the records of at most 256 KiB of WAL besides.
+    A server may write there meanwhile; the next call then continues with its records.
+    Iteration yields the records up to the present end, and `end` says why it is one. The
+    reader keeps no file open between calls. It keeps one unfinished record in memory, up to
+    `max_data_bytes`, and the records of at most 256 KiB of WAL.
 
     Args:
         wal_dir: a ``pg_wal`` directory.
@@ -59,12 +59,12 @@ class WalReader:
 
     @property
     def end(self) -> WalEnd | None:
-        """Why the WAL ends where the last `read` stopped; None if it did not come to an end."""
+        """Why the WAL ends at the last `read`; None if there is more."""
         return self._end
 
     @property
     def last_record_lsn(self) -> Lsn:
-        """The canonical end of the last record read; where reading starts before the first."""
+        """The canonical end of the last record read; the start position before the first."""
         if self._decoder is None:
             return self._start_lsn or Lsn(0)
         return self._decoder.last_record_lsn
@@ -88,9 +88,9 @@ class WalReader:
                 return
 
     def read(self) -> list[WalRecord]:
-        """The next records: those of a piece of WAL, or those before its end.
+        """Return the next records: those of one piece of WAL, or those before its end.
 
-        Sets `end` when it is reached, which may be with the last records or without any.
+        Sets `end` at the end of the WAL, with the last records or without any.
 
         Raises:
             WalError: the directory or a file in it cannot be read, or no record can
@@ -101,7 +101,7 @@ class WalReader:
             if self._decoder is None:
                 self._decoder = self._make_decoder()
             if self._decoder is None:
-                message = f"no segment of {self._wal_dir} holds WAL yet"
+                message = f"no segment of {self._wal_dir} has WAL yet"
                 self._end = WalEnd(self.last_record_lsn, EndReason.NO_MORE_BYTES, message)
                 return []
             return self._read(self._decoder)
@@ -128,15 +128,15 @@ class WalReader:
             records = decoder.feed(data)
             self._end = decoder.end if data else self._end_of_files(decoder)
             if self._end is not None:
-                self._segment = None  # another timeline's file may take its place
-                decoder.rewind()  # what looked like part of a record may not have been one
+                self._segment = None  # a file of another timeline may replace it
+                decoder.rewind()  # the bytes of an unfinished record may be stale
             elif decoder.last_record_lsn > decoder.next_lsn:
                 decoder.rewind()  # past the unused rest of a segment
             if records or self._end is not None:
                 return records
 
     def _read_chunk(self, decoder: WalDecoder) -> bytes:
-        """The bytes that the decoder wants next, from one segment; none if there are none."""
+        """Read the next bytes for the decoder, from one segment; none at the end."""
         lsn, size_bytes = decoder.next_lsn, decoder.wal_segment_size_bytes
         assert size_bytes is not None
         key = segment_key(lsn, size_bytes)
@@ -150,14 +150,14 @@ class WalReader:
             with open(self._segment[1], "rb", buffering=0) as file:
                 file.seek(offset)
                 return file.read(min(_CHUNK_SIZE_BYTES, size_bytes - offset))
-        except FileNotFoundError:  # recycled in between
+        except FileNotFoundError:  # recycled meanwhile
             return b""
 
     def _end_of_files(self, decoder: WalDecoder) -> WalEnd:
         assert decoder.wal_segment_size_bytes is not None
         key = segment_key(decoder.next_lsn, decoder.wal_segment_size_bytes)
         segments = list_segments(self._wal_dir)
-        reason, message = EndReason.NO_MORE_BYTES, f"nothing is there from {decoder.next_lsn} on"
+        reason, message = EndReason.NO_MORE_BYTES, f"there is nothing from {decoder.next_lsn} on"
         if key not in segments and any(later > key for later in segments):
             reason = EndReason.MISSING_SEGMENT
             message = f"the segment of {decoder.next_lsn} is missing, and later ones are there"
@@ -201,10 +201,10 @@ class WalFollower:
         return self._reader.last_record_lsn
 
     def poll(self) -> list[WalRecord]:
-        """The records that have become whole since the last call.
+        """Return the records that were completed since the last call.
 
-        What the server has not flushed to its files is not seen yet; nothing is waited
-        for. All the new records are held in memory together.
+        Does not wait, and sees only WAL that the server has written to its files. All new
+        records are in memory together.
 
         Raises:
             WalError: WAL that was not read yet has been removed (the server keeps as

@@ -1,4 +1,4 @@
-"""What reading WAL gives: its records, and why it ended where it did.
+"""The results of reading WAL: its records, and the reason why it ends.
 
 Facts from PostgreSQL's access/xlogrecord.h and catalog/pg_control.h.
 """
@@ -23,17 +23,17 @@ class WalRecord(NamedTuple):
     """One record of the WAL. Immutable, so thread-safe.
 
     Attributes:
-        lsn: where it starts, behind the page header if it is the first of a page.
+        lsn: where it starts, after the page header if it is the first of a page.
         end_lsn: the canonical end: where the next record starts, or the page boundary
             before that; for a segment switch the end of the segment.
         rmgr_id: the resource manager that wrote it (access/rmgrlist.h).
-        info: the resource manager's kind of record and flags.
+        info: the kind of record and flags, by the resource manager.
         xid: the transaction id without its epoch, 0 if there is none.
-        total_length_bytes: the length in its header, which page headers are not part of.
+        total_length_bytes: the length in its header, without page headers.
         prev_lsn: where the record before it starts.
-        data: all that follows the record's header, `total_length_bytes` less 24; None
-            where that is more than the reader keeps (`max_data_bytes`, by default 64 MiB).
-            The checksum of such a record is checked like that of any other.
+        data: the bytes after the record's header, `total_length_bytes` less 24; None
+            if they are longer than the reader keeps (`max_data_bytes`, by default 64 MiB).
+            Such a record is checksummed as well.
     """
 
     lsn: Lsn
@@ -49,8 +49,8 @@ class WalRecord(NamedTuple):
     def is_shutdown_checkpoint(self) -> bool:
         """Whether it is an XLOG_CHECKPOINT_SHUTDOWN.
 
-        A server writes one when it shuts down, but also when it has recovered from
-        a crash and goes straight on.
+        A server writes one when it shuts down, and also after crash recovery, when it
+        goes on.
         """
         return (
             self.rmgr_id == XLOG_RMGR_ID and self.info & RMGR_INFO_MASK == XLOG_CHECKPOINT_SHUTDOWN
@@ -65,7 +65,7 @@ class EndReason(enum.Enum):
     RECYCLED_PAGE = "the next page is an old one"
     BAD_PAGE = "the next page has a bad header"
     BAD_RECORD = "the next record has a bad header"
-    BAD_CONTINUATION = "the rest of the next record is not there"
+    BAD_CONTINUATION = "the rest of the next record is missing"
     BAD_CHECKSUM = "the checksum of the next record does not match"
     MISSING_SEGMENT = "a segment is missing before others that are there"
 
@@ -73,13 +73,13 @@ class EndReason(enum.Enum):
 class WalEnd(NamedTuple):
     """Where reading stopped and why.
 
-    PostgreSQL itself cannot tell a damaged record from the end of the WAL, and takes
-    the first for the second. Here the reason is at least said.
+    PostgreSQL cannot tell a damaged record from the end of the WAL, and treats both as the
+    end. The reason here says which it may be.
 
     Attributes:
         lsn: the canonical end of the last whole record.
         reason: the kind of end.
-        message: what was found where, for people.
+        message: the finding and its position, for people.
     """
 
     lsn: Lsn
@@ -88,11 +88,11 @@ class WalEnd(NamedTuple):
 
 
 class EndOfWalError(Exception):
-    """Raised inside the decoder where the WAL ends; never seen by its callers.
+    """Raised inside the decoder at the end of the WAL; callers do not see it.
 
     Attributes:
         reason: the kind of end.
-        message: what was found where.
+        message: the finding and its position.
     """
 
     def __init__(self, reason: EndReason, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The segment files of a WAL directory: their names, and which of them hold WAL."""
+"""The segment files of a WAL directory: their names, and which of them have WAL."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def _name(tli: int, key: SegmentKey) -> str:
 def list_segments(wal_dir: str) -> dict[SegmentKey, str]:
     """The name of each segment's file, in the order of the WAL.
 
-    Of several timelines' files the newest is taken: it starts with a copy of what the
-    older one had up to the switch.
+    Of the files of several timelines the newest is taken: it starts with a copy of the
+    older one up to the switch.
 
     Raises:
         OSError: the directory cannot be listed.
@@ -65,9 +65,9 @@ def list_segments(wal_dir: str) -> dict[SegmentKey, str]:
 
 
 def first_segment(wal_dir: str) -> tuple[SegmentKey, int] | None:
-    """The first segment that holds WAL of its own place, and the segment size it states.
+    """The first segment with WAL of its own position, and the segment size in its header.
 
-    Segments made in advance do not: they are all zeros, or old ones under a new name.
+    Segments made in advance have none: they are zeros, or old files under a new name.
 
     Raises:
         OSError: the directory or a file in it cannot be read.
@@ -83,7 +83,7 @@ def _stated_size(path: str, key: SegmentKey) -> int | None:
     try:
         with open(path, "rb", buffering=0) as file:
             data = file.read(LONG_HEADER_SIZE_BYTES)
-    except FileNotFoundError:  # recycled in between
+    except FileNotFoundError:  # recycled meanwhile
         return None
     if len(data) < LONG_HEADER_SIZE_BYTES:
         return None

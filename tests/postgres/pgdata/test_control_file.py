@@ -244,9 +244,9 @@ def _patched(data: bytes, offset: int, number: int) -> bytes:
 @pytest.mark.parametrize(
     ("offset", "number", "said"),
     [
-        (8, 1201, "version 1201 is none of PostgreSQL 14 to 18"),
+        (8, 1201, "version 1201 is not one of PostgreSQL 14 to 18"),
         (8, int.from_bytes((1800).to_bytes(4, "little"), "big"), "the other byte order"),
-        (12, 202007201, "catalog version 202007201 is of no release"),
+        (12, 202007201, "catalog version 202007201 is not of PostgreSQL"),
         (16, 7, "7 is not a valid ClusterState"),
         (172, 3, "3 is not a valid WalLevel"),
         (224, 32768, "WAL pages have 32768 bytes, not 8192"),

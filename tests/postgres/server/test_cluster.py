@@ -129,7 +129,7 @@ def test_started_twice(newest_pg: PostgresBinaries, make_cluster: ClusterFactory
     """Starting a running cluster is an error, and leaves it running."""
     cluster = make_cluster(newest_pg)
     cluster.start()
-    with pytest.raises(PostgresError, match="runs already"):
+    with pytest.raises(PostgresError, match="is already running"):
         cluster.start()
     assert cluster.psql("SELECT 1") == "1"
 
@@ -205,7 +205,7 @@ def test_other_major_version(newest_pg: PostgresBinaries, make_cluster: ClusterF
 
 def test_no_data_directory(newest_pg: PostgresBinaries, make_cluster: ClusterFactory) -> None:
     """A directory without data is named as such."""
-    with pytest.raises(PostgresError, match="is no data directory: it has no PG_VERSION"):
+    with pytest.raises(PostgresError, match="is not a data directory: it has no PG_VERSION"):
         Cluster(newest_pg, make_cluster.new_dir()).start()
 
 

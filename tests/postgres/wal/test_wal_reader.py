@@ -265,7 +265,7 @@ def test_nothing_there_yet(tmp_path: Path, original: Original) -> None:
     assert list(reader) == follower.poll() == []
     assert _end(reader).reason is EndReason.NO_MORE_BYTES
     assert _end(follower).lsn == follower.last_record_lsn == original.records[7].lsn
-    assert "holds WAL yet" in _end(follower).message
+    assert "has WAL yet" in _end(follower).message
     shutil.copytree(original.wal_dir, wal_dir, dirs_exist_ok=True)
     assert list(reader) == original.records
     assert follower.poll() == original.records[7:]
