@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import doc_blocks, doc_tables
+from support import doc_blocks, doc_tables, prose
 
 from bbcache.cli import serve
 from bbcache.outcomes import SkipReason
@@ -164,6 +164,26 @@ def test_links_of_the_root_pages_hold_everywhere(name: str) -> None:
 
 def _links(page: str) -> list[str]:
     return re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page)
+
+
+def test_the_prose_is_plain() -> None:
+    """No docstring, comment, message or page has a word that `support.prose` refuses."""
+    assert [str(finding) for path in prose.files() for finding in prose.check(path)] == []
+
+
+def test_the_lint_of_prose_finds_what_it_refuses(tmp_path: Path) -> None:
+    """In docstrings, comments, messages and pages, across lines; not in code or questions."""
+    module, page = tmp_path / "module.py", tmp_path / "page.md"
+    module.write_text(
+        '"""Who asks, waits."""\n\nlest = 1  # an anew\n# row of entries has\n# come\n'
+        'raise ValueError(f"{lest} for who asks")\n'
+    )
+    page.write_text("What is held?\n\n```sh\nanew\n```\n\n| What is held | `anew` |\n")
+    found = [(each.line, each.text) for path in (module, page) for each in prose.check(path)]
+    assert found == [
+        *[(1, "Who"), (6, "for who"), (3, "anew"), (4, "has come")],
+        *[(7, "What is held"), (7, "What is")],
+    ]
 
 
 def test_every_page_is_on_the_site() -> None:

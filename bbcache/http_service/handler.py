@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Response(NamedTuple):
-    """What is answered.
+    """A response.
 
     Attributes:
         status: HTTP's.

@@ -107,7 +107,7 @@ class Poller(Generic[_W]):
         return self._is_accepting and self._thread.is_alive()
 
     def watch(self, connection: _W) -> None:
-        """Call `on_ready` once, when the connection has input or its deadline has come.
+        """Call `on_ready` once, when the connection has input or its deadline is over.
 
         Raises:
             OSError: the descriptor cannot be watched.
@@ -159,7 +159,7 @@ class Poller(Generic[_W]):
         self._ring()
 
     def close(self, timeout_s: float | None) -> None:
-        """End the thread; what is watched still is forgotten. Harmless twice."""
+        """End the thread, and drop the watched connections. May be called twice."""
         self._is_accepting = False
         with self._lock:
             was_closing, self._is_closing = self._is_closing, True

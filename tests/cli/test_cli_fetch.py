@@ -84,9 +84,9 @@ def test_attempts_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     out, err = capsys.readouterr()
     first, last = err.splitlines()[0], err.splitlines()[1]
     assert out == ""
-    assert first.startswith("bbcache: attempt 1 of 2 has failed: ")
-    assert "Connection refused; again in 0." in first
-    assert last.startswith("bbcache: error: attempt 2 of 2 has failed, and there is no other: ")
+    assert first.startswith("bbcache: attempt 1 of 2 failed: ")
+    assert "Connection refused; retrying in 0." in first
+    assert last.startswith("bbcache: error: attempt 2 of 2 failed, and no attempt is left: ")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -63,7 +63,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "wanted"),
     [
-        (["--help"], ["demo", "serve", "verify", "exit codes: 0 all well"]),
+        (["--help"], ["demo", "serve", "verify", "exit codes: 0 success"]),
         (["demo", "--help"], ["--rounds", "--scale", "--dir", "--pg-bin", "--json", "20,000 rows"]),
     ],
 )

@@ -331,7 +331,7 @@ def test_a_client_that_does_not_end(
     lazy = served.lazy_client(place)
     served.signal(signal.SIGTERM)
     if is_impatient:
-        wait_until(lambda: any(line.startswith("ending") for line in served.lines))
+        wait_until(lambda: any(line.startswith("stopping") for line in served.lines))
         served.signal(signal.SIGINT)
     assert served.end() == 0
     assert served.lines[-1] == "stopped; 1 clients were disconnected"
@@ -515,7 +515,9 @@ def test_a_root_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "file").touch()
     for root, complaint in (("file", "File exists"), ("file/root", "Not a directory")):
         assert main(["serve", "--create", "--root", str(tmp_path / root), "--no-http"]) == 2
-        assert f"the root {tmp_path}/{root} cannot be made: {complaint}" in capsys.readouterr().err
+        assert (
+            f"the root {tmp_path}/{root} cannot be created: {complaint}" in capsys.readouterr().err
+        )
 
 
 def test_a_relative_root(
@@ -582,7 +584,7 @@ def test_what_is_broken(serve: Callable[..., Served], place: Place, tmp_path: Pa
     assert reason in served.http("").decode()
     assert served.http("readyz") == b"ready\n"
     assert str(timelines / str(bad)) in served.err
-    assert f"{root}/tenants/lost+found is no id" in served.err
+    assert f"{root}/tenants/lost+found: its name is not an id" in served.err
     assert held.exists()
 
 
@@ -618,8 +620,8 @@ def test_a_root_that_vanishes_while_it_is_served(
     assert error
     assert str(tmp_path) not in error
     if what:
-        assert "is broken: PG_VERSION is not there" in error
-        assert "is broken: PG_VERSION is not there" in refusal(served, command)  # not tried again
+        assert "is broken: PG_VERSION does not exist" in error
+        assert "is broken: PG_VERSION does not exist" in refusal(served, command)  # not tried again
         assert served.status()["broken_count"] == 1
     assert not (root / "tenants").exists()
     if not what:  # the cache may have made its own directory again
@@ -757,7 +759,7 @@ def with_keys(path: Path) -> list[str]:
         (["--http", "x:y:z"], r"'x:y:z' is no address such as 127\.0\.0\.1:9898"),
         (["--auth-keys", "/nothing"], r"cannot read the keys in /nothing: No such file"),
         (["--tls-cert", "/nothing"], r"cannot read /nothing: No such file"),
-        (["--tls-key", "/nothing"], r"--tls-key is the key of a certificate\nhint: "),
+        (["--tls-key", "/nothing"], r"--tls-key needs a certificate\nhint: "),
         (["--config", "/nothing"], r"cannot read the settings /nothing: No such file"),
         (["--max-connections", "0"], r"max_connections is 0, but must be an int of at least 1"),
     ],

@@ -221,8 +221,8 @@ def test_another_try(fetch: Fetcher, archive: Archive, name: str) -> None:
     assert summary.attempt_count == 2
     assert fetch.pauses == [0.5]
     (line,) = fetch.told
-    assert line.startswith("attempt 1 of 11 has failed: ")
-    assert line.endswith("; again in 0.5 s")
+    assert line.startswith("attempt 1 of 11 failed: ")
+    assert line.endswith("; retrying in 0.5 s")
     assert re.search(told, line), line
     fetch.check_fetched(archive)
 
@@ -236,7 +236,7 @@ def test_no_more_tries(fetch: Fetcher, archive: Archive, name: str) -> None:
         with pytest.raises(FetchError) as caught:
             fetch(server, archive.lsn, attempt_count=3)
         assert server.count == 3
-    assert re.match("attempt 3 of 3 has failed, and there is no other: ", str(caught.value))
+    assert re.match("attempt 3 of 3 failed, and no attempt is left: ", str(caught.value))
     assert re.search(told, str(caught.value))
     assert not isinstance(caught.value, RefusedError)
     assert fetch.pauses == [0.5, 0.75]
@@ -249,8 +249,8 @@ def test_a_service_that_starts_late(fetch: Fetcher, archive: Archive) -> None:
         fetch.on_sleep = lambda: server.listen() if len(fetch.pauses) == 2 else None
         assert fetch(server).attempt_count == 3
     assert [line.partition(": ")[0] for line in fetch.told] == [
-        "attempt 1 of 11 has failed",
-        "attempt 2 of 11 has failed",
+        "attempt 1 of 11 failed",
+        "attempt 2 of 11 failed",
     ]
     assert "Connection refused" in fetch.told[0]
     fetch.check_fetched(archive)
@@ -351,7 +351,9 @@ def test_silence_before_the_archive_begins(fetch: Fetcher, archive: Archive) -> 
 
     with BadService(never, late) as server:
         server.listen()
-        with pytest.raises(FetchError, match=r"within 0.3 s: .*not sent all of it in time"):
+        with pytest.raises(
+            FetchError, match=r"within 0.3 s: .*did not send the whole basebackup in time"
+        ):
             fetch(server, timeout_s=0.3)
         fetch.check_nothing_left()
         assert fetch(server, read_timeout_s=1.0).attempt_count == 1
@@ -362,7 +364,9 @@ def test_the_limit_of_all_time_counts_pauses(fetch: Fetcher) -> None:
     """No pause is begun that would end behind it."""
     with BadService(hangs_up) as server:
         server.listen()
-        with pytest.raises(FetchError, match=r"^attempt 1 of 11 .* no other within 0.4 s: "):
+        with pytest.raises(
+            FetchError, match=r"^attempt 1 of 11 .* no attempt is left within 0.4 s: "
+        ):
             fetch(server, timeout_s=0.4)
     assert fetch.pauses == []
     fetch.check_nothing_left()
@@ -385,7 +389,7 @@ def test_what_is_no_clean_cluster(fetch: Fetcher, archive: Archive) -> None:
     tar[at + 16] = 6  # in production
     with BadService(serves(igzip.compress(bytes(tar), 1))) as server:
         server.listen()
-        with pytest.raises(FetchError, match="what does not start cleanly"):
+        with pytest.raises(FetchError, match="a basebackup that does not start cleanly"):
             fetch(server)
     fetch.check_nothing_left()
 
@@ -489,7 +493,7 @@ def test_stopped_while_it_waits(fetch: Fetcher, phase: str) -> None:
         with subprocess.Popen(cli(server, fetch.dest), stderr=subprocess.PIPE, text=True) as child:
             assert child.stderr is not None
             if phase == "pause":
-                assert child.stderr.readline().startswith("bbcache: attempt 1 of 11 has failed: ")
+                assert child.stderr.readline().startswith("bbcache: attempt 1 of 11 failed: ")
             else:
                 assert is_waiting.wait(CHILD_DEADLINE_S)
             child.send_signal(signal.SIGTERM)

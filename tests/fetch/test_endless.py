@@ -84,7 +84,10 @@ def test_the_timeout_holds_against_a_stream_without_an_end(tmp_path: Path, scrip
     ticks = itertools.count()
     with BadService(script) as server:
         server.listen()
-        with pytest.raises(FetchError, match=r"no other within 5 s: .*not sent all of it in time"):
+        with pytest.raises(
+            FetchError,
+            match=r"no attempt is left within 5 s: .*did not send the whole basebackup in time",
+        ):
             fetch_basebackup(
                 FetchRequest(server.url, TENANT, TIMELINE),
                 tmp_path / "pgdata",
@@ -100,7 +103,7 @@ def test_the_timeout_holds_against_a_login_without_an_end(tmp_path: Path, wish: 
     """Also where the URL wishes for a longer one, or for none."""
     with BadService(handshake) as server:
         server.listen()
-        with pytest.raises(FetchError, match="no other within 1 s"):
+        with pytest.raises(FetchError, match="no attempt is left within 1 s"):
             fetch_basebackup(
                 FetchRequest(f"{server.url}?{wish}", TENANT, TIMELINE),
                 tmp_path / "pgdata",
@@ -158,7 +161,7 @@ def test_more_than_is_allowed(
     out, err = capsys.readouterr()
     assert (out, list(tmp_path.iterdir())) == ("", [])
     assert reason in err
-    assert err.endswith("\nhint: If that is right, allow more by --max-size or --max-members.\n")
+    assert err.endswith("\nhint: If that is right, allow more with --max-size or --max-members.\n")
 
 
 def test_what_is_allowed_is_taken(tmp_path: Path) -> None:

@@ -324,7 +324,7 @@ def test_an_archive_that_is_damaged(make_bench: Callable[[], Bench], tmp_path: P
     bench.serve(Lying(path, len(data)))
     replies = bench.logged_in().ask(bench.command(bench.harness.timeline(), LSN_A))
     assert kinds(replies) == "HdEZ"
-    assert "not a sound gzip file" in replies[-2].fields()["M"]
+    assert "not a valid gzip file" in replies[-2].fields()["M"]
 
 
 def test_what_cannot_be_read_at_all(make_bench: Callable[[], Bench], tmp_path: Path) -> None:

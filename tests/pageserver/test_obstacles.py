@@ -132,7 +132,7 @@ def test_links_of_no_tablespace_are_left_out(
     compute.start(lab.settings)
     compute.stop()
     lab.wait_idle()
-    left_out = next(line for line in caplog.messages if "belongs to no tablespace" in line)
+    left_out = next(line for line in caplog.messages if "belong to no tablespace" in line)
     for name, target in targets.items():
         assert f"pg_tblspc/{name} -> {target}" in left_out
     assert left_out.endswith("pg_tblspc/99995")

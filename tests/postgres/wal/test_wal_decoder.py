@@ -232,7 +232,7 @@ def test_segment_size_comes_from_the_first_page(wal: Wal) -> None:
 @pytest.mark.parametrize(
     ("lsn", "size_bytes", "said"),
     [
-        (0x1000004, 1 << 20, "no multiple of 8"),
+        (0x1000004, 1 << 20, "not a multiple of 8"),
         (0x1000028, None, "hint: Pass wal_segment_size_bytes"),
         (0x1002000, None, "no segment starts at 0/1002000"),
         (0x1000000, 1000, "a WAL segment size is"),

@@ -287,10 +287,10 @@ def test_what_cannot_be_read_is_an_error(wal_dir: Path) -> None:
 def test_starts_that_are_none_are_refused(wal_dir: Path, original: Original) -> None:
     """With a segment size at once, else when it is known."""
     wrong = Lsn(original.records[0].lsn + 4)
-    with pytest.raises(WalError, match="no multiple of 8"):
+    with pytest.raises(WalError, match="not a multiple of 8"):
         WalReader(wal_dir, wrong, _SEGMENT)
     reader = WalReader(wal_dir, wrong)
-    with pytest.raises(WalError, match="no multiple of 8"):
+    with pytest.raises(WalError, match="not a multiple of 8"):
         reader.read()
 
 
