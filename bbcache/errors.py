@@ -49,7 +49,7 @@ class MissingExtraError(ConfigError, ModuleNotFoundError):
     """A package of one of bbcache's extras cannot be imported.
 
     Attributes:
-        what: what cannot be done without it, as a sentence without its full stop.
+        what: the action that needs it, as a sentence without its full stop.
         extra: the extra.
         reason: the text of the first `ImportError`.
     """

@@ -22,7 +22,7 @@ _generation = 0
 
 
 class Closable(Protocol):
-    """What is closed at the exit: the engine of a cache."""
+    """An object that is closed at the exit: the engine of a cache."""
 
     def begin_close(self) -> None:
         """Stop every thread soon, without waiting."""

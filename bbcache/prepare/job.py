@@ -1,4 +1,4 @@
-"""One prepare that runs: what is known of it so far, and how it fails."""
+"""One running prepare: its findings so far, and its failures."""
 
 from __future__ import annotations
 

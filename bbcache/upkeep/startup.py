@@ -37,7 +37,7 @@ def load(
         on_failure: called after each failure, before the pause.
 
     Returns:
-        What was found; None if the cache was closed before.
+        The result of the scan; None if the cache was closed before.
     """
     pause_s = 0.0
     while not is_stopped_in(pause_s):

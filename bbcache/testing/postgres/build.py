@@ -17,8 +17,8 @@ from bbcache.testing.postgres.snapshots import Snapshot
 
 _LOG_LINES: Final = 15
 _IO_METHOD_MAJOR: Final = 18
-# Data that lasts for one test needs no disk, and a small server starts sooner. What is committed
-# is with the operating system all the same, so it survives a crash of the server.
+# Data that lasts for one test needs no disk, and a small server starts sooner. Commits
+# still reach the operating system, so they survive a crash of the server.
 _SETTINGS: Final = {
     "fsync": "off",
     "full_page_writes": "off",

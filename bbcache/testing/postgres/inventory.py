@@ -1,4 +1,4 @@
-"""What is kept from one run to the next, and its removal."""
+"""The files that are kept from one run to the next, and their removal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bbcache.testing.postgres.store import SnapshotStore, StoredSnapshot
 
 @dataclass(frozen=True, slots=True)
 class PlaceContents:
-    """What is in a place for servers.
+    """The contents of a place for servers.
 
     Attributes:
         place: the place.
@@ -35,7 +35,7 @@ class PlaceContents:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What was there at one moment. Immutable, so thread-safe.
+    """The kept files at one moment. Immutable, so thread-safe.
 
     Attributes:
         options: where it was looked for.

@@ -22,7 +22,7 @@ def postgres(
     """Lend a server of its own, restored from a snapshot; it ends with the block.
 
     Args:
-        snapshot: what is in it; None for nothing.
+        snapshot: its contents; None for an empty one.
         options: how it is made.
 
     Raises:
@@ -43,7 +43,7 @@ def shared_server(
     """Return the one server of a snapshot in this process, which ends with the process.
 
     Args:
-        snapshot: what is in it; None for nothing.
+        snapshot: its contents; None for an empty one.
         options: how it is made.
 
     Raises:

@@ -65,7 +65,7 @@ class PytestSession:
             self._runtime.end_server(server)
 
     def header(self) -> str:
-        """Return the line at the top of the run; what is wrong fails the tests, not the run."""
+        """Return the line at the top of the run; an error fails the tests, not the run."""
         try:
             return f"bbcache: {self._described()}"
         except BbcacheError as error:

@@ -80,8 +80,8 @@ def run_directories(place: Place) -> list[Path]:
 def sweep(place: Place, *, with_kept: bool = False) -> int:
     """Remove the directories of processes that are dead, and end their servers; return how many.
 
-    Servers that were kept on purpose are left alone, unless `with_kept` says otherwise. What is
-    removed goes on being removed after the return.
+    Servers that were kept on purpose are left alone, unless `with_kept` says otherwise. The
+    removal continues after the return.
     """
     count = 0
     with _locked(place.directory):

@@ -80,7 +80,7 @@ class Runtime:
     Attributes:
         options: the same.
         store: the snapshots.
-        statistics: what was done so far.
+        statistics: the work done so far.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ class SnapshotStore:
 
     Args:
         directory: made when something is stored.
-        max_size_bytes: how much is kept; what was used last stays.
+        max_size_bytes: the most to keep; the archives used last stay.
     """
 
     def __init__(self, directory: Path, max_size_bytes: int) -> None:
