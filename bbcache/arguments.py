@@ -56,7 +56,7 @@ def seconds(name: str, value: object) -> float | None:
         Seconds, at least 0; None for no limit, or for more than the system can wait for.
 
     Raises:
-        ArgumentError: (a `TypeError`) it is no number.
+        ArgumentError: (a `TypeError`) it is not a number.
         ParseError: (a `ValueError`) it is nan.
     """
     if value is None:

@@ -123,7 +123,7 @@ class Engine:
         path = self._config.unpublished_dir
         if path is not None and not os.path.isdir(path):
             log.warning(
-                "unpublished_dir %s is no directory: get_or_prepare fails when the disk of the "
+                "unpublished_dir %s is not a directory: get_or_prepare fails when the disk of the "
                 "cache does\nhint: Make the directory; no restart is needed.",
                 os.fspath(path),
             )

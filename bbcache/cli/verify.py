@@ -23,7 +23,7 @@ the directory.
 """
 _EPILOG = """\
 exit codes: 0 every archive is good, 1 an archive is bad or cannot be read, 2 the directory
-cannot be listed, 3 the directory is no cache: it has neither an archive nor .bbcache.lock
+cannot be listed, 3 the directory is not a cache: it has neither an archive nor .bbcache.lock
 """
 _CACHE_DIR_NAME: Final = "basebackup_cache"  # in a pageserver's directory
 
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> bool:
     """
     audit = Audit(options.dir)
     if not audit.is_cache:
-        raise NoCacheError(f"{options.dir} is no cache: {_what_is_missing(options.dir)}")
+        raise NoCacheError(f"{options.dir} is not a cache: {_what_is_missing(options.dir)}")
     findings = list(_with_progress(audit.run(quarantine=options.quarantine), len(audit)))
     counts = Counter(finding.verdict for finding in findings)
     if options.json:

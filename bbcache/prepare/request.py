@@ -58,7 +58,7 @@ class Request:
         queued_at_s: time of the request, by `time.monotonic`.
         is_sent: whether `send_prepare` or a rebuild asked for it. A request of callers of
             `get_or_prepare` alone stops waiting for its LSN when they leave.
-        must_build: whether an entry at the LSN is no substitute, because it cannot be read.
+        must_build: whether an entry at the LSN is not a substitute, because it cannot be read.
         disk_failure: why a caller could not read the last archive; the next one is built in
             `unpublished_dir`. None if that has not happened.
         place: key and LSN as bytes.

@@ -241,7 +241,7 @@ def _failure_of(job: Job, skip: Skip) -> BaseException | None:
     """The error of a skip for the callers that wait; None if they ask again."""
     if skip.reason is SkipReason.CLOSING:
         return CLOSED.error
-    # A skip that is no refusal to publish comes from the limit of unpublished archives.
+    # A skip that does not refuse to publish comes from the limit of unpublished archives.
     return None if job.may_publish or skip is job.refusal else skip.why
 
 

@@ -45,7 +45,7 @@ class Address:
         number = (port or str(default_port)) if port or not colon else ""
         is_number = number.isascii() and number.isdecimal()
         if not (is_bracketed or is_plain) or not is_number or int(number) > _MAX_PORT:
-            raise ConfigError(f"{text!r} is no address such as 127.0.0.1:{default_port}")
+            raise ConfigError(f"{text!r} is not an address such as 127.0.0.1:{default_port}")
         return cls(host or "127.0.0.1", int(number))
 
     def resolve(self) -> tuple[socket.AddressFamily, str]:
@@ -88,7 +88,7 @@ def adopt_listeners(fds: Iterable[int]) -> list[socket.socket]:
     """Take over sockets that another process listens on, such as systemd's.
 
     Raises:
-        ConfigError: a descriptor is no listening socket of TCP.
+        ConfigError: a descriptor is not a listening socket of TCP.
     """
     listeners = []
     for fd in fds:
@@ -97,10 +97,10 @@ def adopt_listeners(fds: Iterable[int]) -> list[socket.socket]:
             listener = socket.socket(fileno=fd)
             is_listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         except OSError as error:
-            raise ConfigError(f"descriptor {fd} is no socket: {error.strerror}") from error
+            raise ConfigError(f"descriptor {fd} is not a socket: {error.strerror}") from error
         if not is_listening or listener.family not in (socket.AF_INET, socket.AF_INET6):
             listener.detach()  # it is not ours to close
-            raise ConfigError(f"descriptor {fd} is no socket that listens for TCP")
+            raise ConfigError(f"descriptor {fd} is not a socket that listens for TCP")
         listener.settimeout(0)
         listeners.append(listener)
     return listeners

@@ -135,7 +135,7 @@ class BasebackupFile(io.FileIO):
             file = cls.open_whatever(path, _OPEN_FLAGS)
         except OSError as error:
             if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):  # or a link, a socket
-                raise ArchiveError(f"{path} is no regular file") from error
+                raise ArchiveError(f"{path} is not a regular file") from error
             raise
         try:
             _check_kind_and_size(os.fstat(file.fileno()), path, size_bytes)
@@ -165,7 +165,7 @@ class BasebackupFile(io.FileIO):
 
 def _check_kind_and_size(status: os.stat_result, path: str, size_bytes: int) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise ArchiveError(f"{path} is no regular file")
+        raise ArchiveError(f"{path} is not a regular file")
     if status.st_size != size_bytes:
         raise ArchiveError(f"{path} has {status.st_size} bytes, but {size_bytes} are indexed")
 

@@ -90,7 +90,7 @@ def test_a_directory_that_is_no_cache_exits_with_3(
     out, err = capsys.readouterr()
     assert out == ""
     assert err == (
-        f"bbcache: error: {tmp_path} is no cache: it has neither an archive nor .bbcache.lock\n"
+        f"bbcache: error: {tmp_path} is not a cache: it has neither an archive nor .bbcache.lock\n"
         "hint: Is the file system mounted?\n"
     )
     with Harness(tmp_path / "basebackup_cache"):

@@ -755,8 +755,8 @@ def with_keys(path: Path) -> list[str]:
     [
         (["--listen", EVERYWHERE], r"no token is asked for\nhint: .* --allow-unauthenticated: "),
         (["--http", EVERYWHERE], r"asks for no token\nhint: Say --allow-unauthenticated-http: "),
-        (["--listen", "nowhere:x"], r"'nowhere:x' is no address such as 127\.0\.0\.1:64000"),
-        (["--http", "x:y:z"], r"'x:y:z' is no address such as 127\.0\.0\.1:9898"),
+        (["--listen", "nowhere:x"], r"'nowhere:x' is not an address such as 127\.0\.0\.1:64000"),
+        (["--http", "x:y:z"], r"'x:y:z' is not an address such as 127\.0\.0\.1:9898"),
         (["--auth-keys", "/nothing"], r"cannot read the keys in /nothing: No such file"),
         (["--tls-cert", "/nothing"], r"cannot read /nothing: No such file"),
         (["--tls-key", "/nothing"], r"--tls-key needs a certificate\nhint: "),

@@ -37,7 +37,7 @@ def test_addresses(text: str, host: str, port: int) -> None:
 )
 def test_what_is_no_address(text: str) -> None:
     """It is named."""
-    with pytest.raises(ConfigError, match="is no address such as"):
+    with pytest.raises(ConfigError, match="is not an address such as"):
         Address.from_str(text)
 
 
@@ -99,5 +99,5 @@ def test_sockets_of_another_process_are_taken_over() -> None:
         assert not adopted.getblocking()
         assert not adopted.get_inheritable()
     ours, theirs = socket.socketpair()
-    with ours, theirs, pytest.raises(ConfigError, match="is no socket that listens for TCP"):
+    with ours, theirs, pytest.raises(ConfigError, match="is not a socket that listens for TCP"):
         adopt_listeners([ours.fileno()])

@@ -487,7 +487,7 @@ def test_the_sweep_tells_what_would_not_go(store: Store) -> None:
 def test_a_link_that_would_not_go_has_no_size(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is no regular file, so it counts no bytes, wherever it leads."""
+    """It is not a regular file, so it counts no bytes, wherever it leads."""
 
     def refuse(path: str) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)

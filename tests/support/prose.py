@@ -39,6 +39,7 @@ RULES: Final = {
     f"{_START}who": _NOUN,
     "what (?:is|was) held": "write `an entry`",
     f"{_START}what (?:is|are|was|were|has|had|can|cannot|does|did|no|will|would|comes)": _NOUN,
+    "(?<!there )(?:is|are) no (?!longer|more|less)": "write `is not a`",
     "for sure|at the most|in call|by way of": "use a plainer word",
     r"so seldom|not unlike|not un\w+ly": "say it without a negation",
 }

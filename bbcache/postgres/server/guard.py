@@ -5,7 +5,7 @@ is a shell in a session of its own. It reads the names of directories from a pip
 pipe ends before the guard was released, it ends every PostgreSQL program that has one of the
 directories in its command line, and removes the directories.
 
-The kernel's PR_SET_PDEATHSIG is no alternative: it fires when the thread that has started a
+The kernel's PR_SET_PDEATHSIG is not an alternative: it fires when the thread that has started a
 server ends.
 """
 
@@ -90,7 +90,9 @@ class Guard:
         """
         name = os.fspath(directory)
         if "\n" in name or not os.path.isabs(name):
-            raise PostgresError(f"{name!r} cannot be guarded: it is no absolute path of one line")
+            raise PostgresError(
+                f"{name!r} cannot be guarded: it is not an absolute path of one line"
+            )
         self._send(os.fsencode(name) + b"\n")
 
     def make_directory(self, parent: Path | str, prefix: str) -> Path:

@@ -63,5 +63,5 @@ def parse_size(text: str, name: str) -> int:
     """
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise ConfigError(f"{name}: {text!r} is no size such as 512MiB or 1GiB")
+        raise ConfigError(f"{name}: {text!r} is not a size such as 512MiB or 1GiB")
     return int(match[1]) << _SHIFTS[match[2]]

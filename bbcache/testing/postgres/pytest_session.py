@@ -175,7 +175,7 @@ def _options(config: pytest.Config, rebuild_before_s: float) -> PostgresOptions:
     for name in ("major", "pool", "spares"):
         text = config.getini(f"bbcache_pg_{name}")
         if text and not text.isdecimal():
-            raise ConfigError(f"bbcache_pg_{name}: {text!r} is no whole number")
+            raise ConfigError(f"bbcache_pg_{name}: {text!r} is not a whole number")
         given[name] = int(text) if text else None
     size = config.getini("bbcache_pg_max_size")
     given["max_size_bytes"] = parse_size(size, "bbcache_pg_max_size") if size else None
@@ -200,7 +200,7 @@ def _imported(named: str) -> Snapshot:
         ) from error
     if not isinstance(found, Snapshot):
         raise SnapshotError(
-            f"bbcache_pg_snapshot = {named}: this is no snapshot but a {type(found).__name__}\n"
+            f"bbcache_pg_snapshot = {named}: this is not a snapshot but a {type(found).__name__}\n"
             "hint: Put @snapshot(inputs=[...]) over the function."
         )
     return found

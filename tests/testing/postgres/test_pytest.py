@@ -167,10 +167,10 @@ def test_a_run_without_databases(project: pytest.Pytester) -> None:
     [
         ("snapshot", "nowhere:app", "bbcache_pg_snapshot = nowhere:app: No module named"),
         ("snapshot", "conftest:nothing", "has no attribute 'nothing'"),
-        ("snapshot", "conftest:pytest", "this is no snapshot but a module"),
+        ("snapshot", "conftest:pytest", "this is not a snapshot but a module"),
         ("settings", "work_mem", "bbcache_pg_settings: 'work_mem' is not name=value"),
-        ("pool", "many", "bbcache_pg_pool: 'many' is no whole number"),
-        ("max_size", "1GB", "bbcache_pg_max_size: '1GB' is no size such as 512MiB"),
+        ("pool", "many", "bbcache_pg_pool: 'many' is not a whole number"),
+        ("max_size", "1GB", "bbcache_pg_max_size: '1GB' is not a size such as 512MiB"),
         ("bin", "/nowhere", "no initdb in /nowhere"),
         ("run_dir", "/nowhere", "/nowhere cannot be used: No such file or directory"),
         ("snapshot", "", "the conftest files have 2 snapshots: app, second"),
