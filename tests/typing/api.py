@@ -25,6 +25,8 @@ from bbcache import (
     EntryInfo,
     Lsn,
     NotReadyError,
+    SimpleTenant,
+    SimpleTenantManager,
     StoreError,
     Tenant,
     TenantId,
@@ -136,6 +138,13 @@ def protocols() -> None:
     tenant = MemoryTenant(TenantShardId(TenantId.generate()))
     manager: TenantManager = MyManager()
     manager = MemoryHost()
+    mine: SimpleTenant[MyTimeline] = SimpleTenant(TenantShardId(TenantId.generate()))
+    mine.add(MyTimeline(TimelineId.generate(), Path()))
+    mine.add(MemoryTimeline(Lsn(1)))  # type: ignore[arg-type]
+    assert_type(mine.list_timelines(), list[MyTimeline])
+    simple: SimpleTenantManager[SimpleTenant[MyTimeline]] = SimpleTenantManager()
+    simple.add(mine)
+    tenant, manager = mine, simple
     manager = MyTenant()  # type: ignore[assignment]
     del timeline, tenant, manager
 
