@@ -45,7 +45,7 @@ class Broken:
         """The error for callers that ask for it."""
         return BrokenError(
             f"{self} is broken: {self.reason}\n"
-            "hint: Repair its directory, then restart the service."
+            "hint: Repair its directory; the service notices that by itself."
         )
 
 
@@ -121,8 +121,13 @@ class BrokenRegister:
             log.error("%s is broken: %s", broken, printable(text + where))
         return broken
 
-    def mended(self, tenant_id: TenantId, timeline_id: TimelineId) -> None:
-        """Note that a timeline works again."""
+    def forget(self, tenant_id: TenantId, timeline_id: TimelineId | None) -> None:
+        """Drop a report of a tenant or timeline that is gone."""
+        with self._lock:
+            self._broken.pop((tenant_id, timeline_id), None)
+
+    def mended(self, tenant_id: TenantId, timeline_id: TimelineId | None) -> None:
+        """Note that a tenant or timeline works again."""
         if not self._broken:
             return
         with self._lock:

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
 
-from bbcache.errors import ParseError, PostgresError, PrepareError, StoreError
+from bbcache.errors import PostgresError, PrepareError, StoreError
 from bbcache.host import TenantState
 from bbcache.ids import TenantId, TenantShardId, TimelineId
 from bbcache.pageserver.broken import BrokenRegister, BrokenTimeline, RegisteredHealth
+from bbcache.pageserver.listing import Listing, check_one_spelling, names_by_id
 from bbcache.pageserver.takeover import (
     sync_directory,
     take_over,
@@ -23,8 +22,6 @@ from bbcache.pageserver.timeline import PgdataTimeline
 from bbcache.postgres.pgdata.tarball import check_sendable
 from bbcache.simple_host import SimpleTenant, SimpleTenantManager
 
-_IdT = TypeVar("_IdT", TenantId, TimelineId)
-
 
 class PgdataTenant(SimpleTenant[PgdataTimeline | BrokenTimeline]):
     """An unsharded tenant, ATTACHING at first. Thread-safe.
@@ -33,13 +30,20 @@ class PgdataTenant(SimpleTenant[PgdataTimeline | BrokenTimeline]):
         tenant_id: its id.
         directory: ``<root>/tenants/<tenant>``.
         broken: gets a report of every timeline that cannot be served.
+
+    Attributes:
+        directory: the same.
+        listing: of its timelines.
+        held: timelines whose directories a rescan leaves alone.
     """
 
     def __init__(self, tenant_id: TenantId, directory: Path, broken: BrokenRegister) -> None:
         super().__init__(TenantShardId(tenant_id))
         self.state = TenantState.ATTACHING
-        self._directory = directory
+        self.directory = directory
         self._timelines_dir = directory / "timelines"
+        self.listing = Listing(self._timelines_dir, timeline_names)
+        self.held: set[TimelineId] = set()
         self._broken = broken
 
     def attach(self) -> None:
@@ -58,7 +62,7 @@ class PgdataTenant(SimpleTenant[PgdataTimeline | BrokenTimeline]):
 
     def break_down(self, error: BaseException | str) -> None:
         """Report the tenant as broken: none of its timelines is served until the next start."""
-        self._broken.report(self.tenant_id, None, self._directory, error)
+        self._broken.report(self.tenant_id, None, self.directory, error)
         self.state = TenantState.BROKEN
 
     def break_timeline(self, timeline_id: TimelineId, error: BaseException | str) -> None:
@@ -67,6 +71,7 @@ class PgdataTenant(SimpleTenant[PgdataTimeline | BrokenTimeline]):
         May be called before `attach`, which then leaves the timeline's directory alone.
         """
         place = self._timelines_dir / str(timeline_id)
+        self.held.add(timeline_id)
         broken = self._broken.report(self.tenant_id, timeline_id, place, error)
         self.add(BrokenTimeline(timeline_id, broken))
 
@@ -83,9 +88,13 @@ class PgdataTenant(SimpleTenant[PgdataTimeline | BrokenTimeline]):
         timeline_id = TimelineId.generate()
         place = self._timelines_dir / str(timeline_id)
         check_sendable(pgdata_dir)
-        take_over(pgdata_dir, place)
-        timeline = PgdataTimeline(timeline_id, place, self._health(timeline_id, place))
-        self.add(timeline)
+        self.held.add(timeline_id)
+        try:
+            take_over(pgdata_dir, place)
+            timeline = PgdataTimeline(timeline_id, place, self._health(timeline_id, place))
+            self.add(timeline)
+        finally:
+            self.held.discard(timeline_id)
         return timeline
 
     def get_timeline(self, timeline_id: TimelineId) -> PgdataTimeline:
@@ -124,20 +133,32 @@ class PgdataTenant(SimpleTenant[PgdataTimeline | BrokenTimeline]):
     def _load_all(self) -> dict[TimelineId, PgdataTimeline | BrokenTimeline]:
         if not os.path.lexists(self._timelines_dir):
             self._timelines_dir.mkdir()
-        found, foreign = _by_id(TimelineId, timeline_names(self._timelines_dir))
+        found, foreign = names_by_id(TimelineId, self.listing.names())
         self._broken.report_foreign(self._timelines_dir, foreign)
         return {
-            timeline_id: self._load(timeline_id, names)
+            timeline_id: self._load_first(timeline_id, names)
             for timeline_id, names in sorted(found.items())
         }
 
-    def _load(self, timeline_id: TimelineId, names: list[str]) -> PgdataTimeline | BrokenTimeline:
-        place = self._timelines_dir / names[-1]
+    def _load_first(
+        self, timeline_id: TimelineId, names: list[str]
+    ) -> PgdataTimeline | BrokenTimeline:
         broken = self._broken.find(self.tenant_id, timeline_id)
         if broken is not None:
+            self.held.add(timeline_id)
             return BrokenTimeline(timeline_id, broken)
+        return self.load(timeline_id, names)
+
+    def load(self, timeline_id: TimelineId, names: list[str]) -> PgdataTimeline | BrokenTimeline:
+        """Make a timeline of its directory, or report why that cannot be.
+
+        Args:
+            timeline_id: the timeline.
+            names: its directories, of which there must be one.
+        """
+        place = self._timelines_dir / names[-1]
         try:
-            _check_one_spelling(names)
+            check_one_spelling(names)
             return PgdataTimeline(timeline_id, place, self._health(timeline_id, place))
         except Exception as error:  # noqa: BLE001 - one timeline must not keep others from being served
             broken = self._broken.report(self.tenant_id, timeline_id, place, error)
@@ -155,11 +176,13 @@ class PgdataTenantManager(SimpleTenantManager[PgdataTenant]):
 
     Attributes:
         broken: the tenants and timelines on disk that cannot be served.
+        listing: of the tenants.
     """
 
     def __init__(self, tenants_dir: Path) -> None:
         super().__init__()
         self.is_ready = False
+        self.listing = Listing(tenants_dir)
         self._tenants_dir = tenants_dir
         self.broken = BrokenRegister()
 
@@ -172,7 +195,15 @@ class PgdataTenantManager(SimpleTenantManager[PgdataTenant]):
         Raises:
             StoreError: the directory of the tenants cannot be listed.
         """
-        found, foreign = _by_id(TenantId, _names_in(self._tenants_dir))
+        try:
+            self._tenants_dir.mkdir(parents=True, exist_ok=True)
+            names = self.listing.names()
+        except OSError as error:
+            raise StoreError(
+                f"the tenants in {self._tenants_dir} cannot be listed: {error.strerror}",
+                errno=error.errno,
+            ) from error
+        found, foreign = names_by_id(TenantId, names)
         self.broken.report_foreign(self._tenants_dir, foreign)
         tenants = [
             PgdataTenant(tenant_id, self._tenants_dir / names[-1], self.broken)
@@ -182,13 +213,19 @@ class PgdataTenantManager(SimpleTenantManager[PgdataTenant]):
             self.add(tenant)
         self.is_ready = True
         for tenant in tenants:
-            try:
-                _check_one_spelling(found[tenant.tenant_id])
-            except PostgresError as error:
-                tenant.break_down(error)
-            else:
-                tenant.attach()
+            _attach(tenant, found[tenant.tenant_id])
         self.broken.end_attach()
+
+    def make_tenant(self, tenant_id: TenantId, names: list[str]) -> PgdataTenant:
+        """Make a tenant of its directory, ACTIVE or BROKEN, without adding it.
+
+        Args:
+            tenant_id: the tenant.
+            names: its directories, of which there must be one.
+        """
+        tenant = PgdataTenant(tenant_id, self._tenants_dir / names[-1], self.broken)
+        _attach(tenant, names)
+        return tenant
 
     def find_place(self, tenant_id: TenantId, timeline_id: TimelineId) -> Path | None:
         """The directory of a timeline, attached or not; None if it is not on disk.
@@ -197,15 +234,15 @@ class PgdataTenantManager(SimpleTenantManager[PgdataTenant]):
             OSError: the directories cannot be listed.
             PostgresError: there are several directories of this id.
         """
-        tenants, _ = _by_id(TenantId, os.listdir(self._tenants_dir))
+        tenants, _ = names_by_id(TenantId, os.listdir(self._tenants_dir))
         if tenant_id not in tenants:
             return None
-        _check_one_spelling(tenants[tenant_id])
+        check_one_spelling(tenants[tenant_id])
         timelines_dir = self._tenants_dir / tenants[tenant_id][0] / "timelines"
-        timelines, _ = _by_id(TimelineId, timeline_names(timelines_dir))
+        timelines, _ = names_by_id(TimelineId, timeline_names(timelines_dir))
         if timeline_id not in timelines:
             return None
-        _check_one_spelling(timelines[timeline_id])
+        check_one_spelling(timelines[timeline_id])
         return timelines_dir / timelines[timeline_id][0]
 
     def break_timeline(
@@ -274,29 +311,10 @@ class PgdataTenantManager(SimpleTenantManager[PgdataTenant]):
         return self.tenants.get(TenantShardId(tenant_id))
 
 
-def _names_in(directory: Path) -> list[str]:
+def _attach(tenant: PgdataTenant, names: list[str]) -> None:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        return os.listdir(directory)
-    except OSError as error:
-        raise StoreError(
-            f"the tenants in {directory} cannot be listed: {error.strerror}", errno=error.errno
-        ) from error
-
-
-def _by_id(kind: type[_IdT], names: Iterable[str]) -> tuple[dict[_IdT, list[str]], list[str]]:
-    """Split names into those that are ids, by id, and the others."""
-    found: dict[_IdT, list[str]] = {}
-    foreign: list[str] = []
-    for name in sorted(names):
-        try:
-            found.setdefault(kind.from_str(name), []).append(name)
-        except ParseError:
-            foreign.append(name)
-    return found, foreign
-
-
-def _check_one_spelling(names: list[str]) -> None:
-    """Refuse an id that has two directories, since either may be the right one."""
-    if len(names) > 1:
-        raise PostgresError(f"there are {len(names)} directories of this id: {', '.join(names)}")
+        check_one_spelling(names)
+    except PostgresError as error:
+        tenant.break_down(error)
+    else:
+        tenant.attach()

@@ -86,6 +86,12 @@ class PgdataTimeline:
         with self._lock:
             self._check_usable_locked()
 
+    @property
+    def has_compute(self) -> bool:
+        """Whether a compute node works on the timeline."""
+        with self._lock:
+            return self._has_compute
+
     def canonical_lsn(self, lsn: Lsn) -> Lsn:
         """The canonical name of a position; see `bbcache.postgres.wal.canonical_lsn`."""
         return canonical_lsn(lsn, self._wal_segment_size_bytes)
