@@ -201,6 +201,17 @@ class BasebackupCache:
         if engine is not None:
             engine.send_prepare(tenant_shard_id, timeline_id, lsn)
 
+    def set_limits(self, config: BasebackupCacheConfig) -> None:
+        """Keep to other limits from now on; a cache over a new limit admits no new entries.
+
+        Args:
+            config: has the limits (`bbcache.config.LIMITS`); its other settings take a new
+                cache.
+        """
+        engine = self._live_engine()
+        if engine is not None:
+            engine.index.set_limits(config)
+
     def wait_initialized(self, timeout: float | None = None) -> bool:
         """Wait until the entries on disk are known and served.
 

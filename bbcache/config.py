@@ -29,6 +29,12 @@ from bbcache.setting_rows import (
 )
 
 TOML_TABLE: Final = "basebackup_cache_config"
+LIMITS: Final = (  # a cache takes new ones while it runs
+    "max_total_size_bytes",
+    "max_size_entries",
+    "max_entry_size_bytes",
+    "max_unpublished_size_bytes",
+)
 
 _UNITS_S: Final = {
     unit: seconds

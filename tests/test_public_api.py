@@ -147,6 +147,7 @@ def test_what_is_public_of_the_cache() -> None:
     assert public == {
         *("spawn", "is_enabled", "get", "send_prepare", "wait_initialized", "wait_idle"),
         *("get_held", "get_or_prepare", "run_cleanup", "entries", "close", "degraded_reason"),
+        "set_limits",
     }
 
 

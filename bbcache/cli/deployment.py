@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from bbcache.cli.periodic import Periodic
+from bbcache.config import LIMITS, BasebackupCacheConfig
 from bbcache.errors import ConfigError
 from bbcache.http_service.recent_errors import RecentErrors
 from bbcache.http_service.server import HttpService
@@ -18,11 +20,14 @@ from bbcache.page_service.auth.tokens import TokenKeys
 from bbcache.page_service.server import PageService
 from bbcache.page_service.source import CacheSource
 from bbcache.pageserver import Pageserver, PgdataTimeline, make_root
+from bbcache.pageserver.rescan import Rescanner
+from bbcache.setting_rows import settings_of
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from bbcache.config import BasebackupCacheConfig
     from bbcache.http_service.config import HttpConfig
     from bbcache.ids import Lsn, TenantId, TimelineId
     from bbcache.page_service.config import Address, PageServiceConfig
@@ -42,6 +47,8 @@ class Deployment:
         cache_config: the cache's settings.
         service_config: the page service's.
         http_config: the HTTP service's; None runs without one.
+        listeners: sockets of the page service that listen already.
+        http_listeners: sockets of the HTTP service that listen already.
         auth_keys: the public key, or the directory of them, that tokens are verified with;
             None lets every client read every tenant.
         tls_cert: the certificate; None for a service without TLS.
@@ -68,6 +75,8 @@ class Deployment:
         cache_config: BasebackupCacheConfig,
         service_config: PageServiceConfig,
         http_config: HttpConfig | None,
+        listeners: Sequence[socket.socket] = (),
+        http_listeners: Sequence[socket.socket] = (),
         auth_keys: Path | None = None,
         tls_cert: Path | None = None,
         tls_key: Path | None = None,
@@ -77,6 +86,7 @@ class Deployment:
         self._certificate = None if tls_cert is None else Certificate(tls_cert, tls_key)
         has_tokens, has_tls = self._keys is not None, self._certificate is not None
         service_config.check_exposure(has_tokens=has_tokens, has_tls=has_tls)
+        self._cache_config = cache_config
         registry = _registry()
         self._opened = contextlib.ExitStack()
         with contextlib.ExitStack() as opening:
@@ -87,6 +97,11 @@ class Deployment:
                 make_root(root)
             self.pageserver = Pageserver(root, None, cache_config, registry)
             opening.callback(self.pageserver.close, _CLOSE_TIMEOUT_S)
+            self._rescanner = Rescanner(self.pageserver.tenants)
+            self._rescans = Periodic(
+                self._rescanner.rescan, cache_config.cleanup_period, "bbcache-rescan"
+            )
+            opening.callback(self._rescans.stop, _CLOSE_TIMEOUT_S)
             if not create and not self.pageserver.tenants.known():
                 log.warning("no tenant is in %s\nhint: %s", root / "tenants", _NO_TENANT_HINT)
             self.service = PageService(
@@ -95,22 +110,23 @@ class Deployment:
                 verifier=self._keys,
                 tls=self._certificate,
                 registry=registry,
+                listeners=listeners,
             )
             opening.callback(self.service.close, _CLOSE_TIMEOUT_S)
-            reader = StatusReader(
+            self._reader = reader = StatusReader(
                 cache=self.pageserver.cache,
                 cache_config=cache_config,
                 service=self.service,
-                service_config=service_config,
                 registry=registry,
                 errors=errors,
                 has_tokens=has_tokens,
                 has_tls=has_tls,
                 broken=self.pageserver.tenants.broken.list,
+                host_degraded_reason=lambda: self._rescanner.degraded_reason,
             )
             self.http: HttpService | None = None
             if http_config is not None:
-                self.http = HttpService(http_config, Site(reader, registry).respond)
+                self.http = HttpService(http_config, Site(reader, registry).respond, http_listeners)
                 opening.callback(self.http.close, _CLOSE_TIMEOUT_S)
             self._opened = opening.pop_all()
 
@@ -126,22 +142,37 @@ class Deployment:
         address = self.service.start()
         if self.http is not None:
             self.http.start()
+        self._rescans.start()
         return address
 
-    def reload(self) -> None:
-        """Read keys and certificate again. After an error, which is logged, the old ones stay."""
+    def reload(self, cache_config: BasebackupCacheConfig | None = None) -> None:
+        """Read keys and certificate again, apply settings, and rescan the tenants.
+
+        A file that cannot be read is logged, and what was read before stays in use.
+
+        Args:
+            cache_config: the cache's settings as they are now; None where they are not known.
+        """
         for what in (self._keys, self._certificate):
             try:
                 if what is not None:
                     what.reload()
-            except ConfigError:
-                log.exception("the keys and the certificate read before stay in use")
-        log.info("keys and certificate were read again")
+            except ConfigError as error:
+                log.error("the key or certificate from before stays in use: %s", error)  # noqa: TRY400 - no news in the traceback
+        if cache_config is not None:
+            self._apply(cache_config)
+        self._rescanner.rescan()
+        log.info("keys, certificate, settings and tenants were read again")
 
-    @property
-    def can_reload(self) -> bool:
-        """Whether there are keys or a certificate."""
-        return self._keys is not None or self._certificate is not None
+    def _apply(self, new: BasebackupCacheConfig) -> None:
+        """Apply the limits of new settings, and name those that a start takes."""
+        old, self._cache_config = self._cache_config, new
+        self.pageserver.cache.set_limits(new)
+        self._reader.cache_config = new
+        for key in settings_of(BasebackupCacheConfig):
+            if getattr(new, key) != getattr(old, key):
+                when = "now" if key in LIMITS else "from the next start on"
+                log.info("%s is %s %s", key, getattr(new, key), when)
 
     def timelines(self) -> list[tuple[TenantId, TimelineId, Lsn]]:
         """The timelines that clients can ask for, each with its tip."""

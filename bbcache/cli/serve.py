@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
-import sys
 import time
 import tomllib
 from contextlib import contextmanager
@@ -13,18 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bbcache.cli.descriptors import ClientLimits, fit_clients
+from bbcache.cli.log_output import FORMATS, LEVELS, logging_to_stderr
 from bbcache.cli.output import lasting_stdout
 from bbcache.cli.stop_signals import heeded_signals
+from bbcache.cli.systemd import inherited_listeners, notify, notify_reloading
 from bbcache.config import TOML_TABLE, BasebackupCacheConfig, parse_duration_s
 from bbcache.errors import BbcacheError, ConfigError, MissingExtraError
 from bbcache.http_service.config import DEFAULT_ADDRESS, HttpConfig
 from bbcache.page_service.config import Address, PageServiceConfig
+from bbcache.serving.listening import address_of, adopt_listeners
 from bbcache.setting_rows import settings_of
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from bbcache.cli.deployment import Deployment
+
+log = logging.getLogger(__name__)
 
 _SETTINGS: Final = settings_of(PageServiceConfig)
 _SLICE_S: Final = 0.05
@@ -51,7 +56,12 @@ access control:
 signals:
   TERM, INT   take no new clients, finish running commands, then exit; a second signal
               exits at once
-  HUP         read keys and certificate again (if there are none: as TERM)
+  HUP         read keys, certificate and settings again, and look for tenants and timelines
+              that have appeared or gone
+
+systemd:
+  Type=notify-reload, or notify, is told when the service is ready; a socket unit may
+  listen for it, where FileDescriptorName=http is HTTP. See examples/systemd/.
 
 exit codes:
   0 stopped by a signal, 2 cannot start; a closed stdout does not stop the service
@@ -82,6 +92,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _add_listening(parser)
     _add_security(parser)
+    _add_logging(parser)
     parser.add_argument(
         "--config",
         type=Path,
@@ -96,6 +107,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="TIME",
         help="how long clients have to finish their commands (default: %(default)s)",
     )
+    parser.add_argument(
+        "--max-fullbackup-size-bytes",
+        type=int,
+        metavar="N",
+        help=f"{_SETTINGS['max_fullbackup_size_bytes'].text} (default: no limit)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -103,15 +120,17 @@ def _add_listening(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where it listens")
     group.add_argument(
         "--listen",
-        default=str(_SETTINGS["listen"].default),
+        action="append",
         metavar="HOST:PORT",
-        help="address for PostgreSQL clients; port 0 takes any free port (default: %(default)s)",
+        help="address for PostgreSQL clients; may be given several times; port 0 takes any free "
+        f"port, [::] is every address of both families (default: {_SETTINGS['listen'].default})",
     )
     group.add_argument(
         "--http",
-        default=str(DEFAULT_ADDRESS),
+        action="append",
         metavar="HOST:PORT",
-        help="address for status, metrics and health (default: %(default)s)",
+        help="address for status, metrics and health; may be given several times "
+        f"(default: {DEFAULT_ADDRESS})",
     )
     group.add_argument("--no-http", action="store_true", help="serve no HTTP")
     group.add_argument(
@@ -153,6 +172,24 @@ def _add_security(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_logging(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what it logs to stderr")
+    group.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        default="text",
+        help="json has one line a record (default: %(default)s)",
+    )
+    group.add_argument(
+        "--log-level", choices=LEVELS, default="info", help="the least (default: %(default)s)"
+    )
+    group.add_argument(
+        "--no-access-log",
+        action="store_true",
+        help="no line for a command that went well",
+    )
+
+
 def run(options: argparse.Namespace) -> bool:
     """Serve until a signal stops the service.
 
@@ -170,12 +207,16 @@ def run(options: argparse.Namespace) -> bool:
     with (
         lasting_stdout(),
         _signals_wait() as signals,
-        _logging_to_stderr(),
+        logging_to_stderr(
+            options.log_format, options.log_level, has_access_log=not options.no_access_log
+        ),
         Deployment(options.root, create=options.create, **_settings(options)) as deployment,
     ):
         deployment.start()
         _announce(deployment)
-        _serve(deployment, signals, options.drain_timeout)
+        notify("READY=1", f"STATUS=basebackups on {deployment.service.address}")
+        _serve(deployment, signals, options)
+        notify("STATUS=ended")
     return True
 
 
@@ -183,6 +224,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     if options.tls_key is not None and options.tls_cert is None:
         raise ConfigError("--tls-key needs a certificate\nhint: Name it with --tls-cert.")
     cache_config = _cache_config(options.config)
+    listeners, http_listeners = map(adopt_listeners, inherited_listeners())
     clients = fit_clients(
         ClientLimits(
             options.max_connections,
@@ -193,25 +235,37 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     http_config = None
     if not options.no_http:
         http_config = HttpConfig(
-            listen=Address.from_str(options.http, default_port=DEFAULT_ADDRESS.port),
+            listen=_addresses(options.http, http_listeners, DEFAULT_ADDRESS),
             max_connections=clients.requests,
             allow_unauthenticated=options.allow_unauthenticated_http,
         )
     return {
         "cache_config": cache_config,
         "service_config": PageServiceConfig(
-            listen=Address.from_str(options.listen),
+            listen=_addresses(options.listen, listeners, _SETTINGS["listen"].default),
             max_connections=clients.connections,
             max_pending_logins=clients.pending_logins,
+            max_fullbackup_size_bytes=options.max_fullbackup_size_bytes,
             wait_lsn_timeout_s=cache_config.wait_lsn_timeout,
             allow_unauthenticated=options.allow_unauthenticated,
             allow_cleartext_tokens=options.allow_cleartext_tokens,
         ),
         "http_config": http_config,
+        "listeners": listeners,
+        "http_listeners": http_listeners,
         "auth_keys": options.auth_keys,
         "tls_cert": options.tls_cert,
         "tls_key": options.tls_key,
     }
+
+
+def _addresses(
+    texts: list[str] | None, listeners: list[socket.socket], default: Address
+) -> tuple[Address, ...]:
+    """Parse addresses; sockets that listen already take their place."""
+    if listeners:
+        return tuple(map(address_of, listeners))
+    return tuple(Address.from_str(text, default.port) for text in texts or [str(default)])
 
 
 def _cache_config(path: Path | None) -> BasebackupCacheConfig:
@@ -233,13 +287,16 @@ def _cache_config(path: Path | None) -> BasebackupCacheConfig:
     return BasebackupCacheConfig.from_toml(document)
 
 
-def _serve(deployment: Deployment, signals: set[signal.Signals], drain_timeout_s: float) -> None:
+def _serve(
+    deployment: Deployment, signals: set[signal.Signals], options: argparse.Namespace
+) -> None:
     """Handle signals until all clients are gone or the drain timeout is over."""
-    while True:
-        number = signal.sigwait(signals)
-        if number != signal.SIGHUP or not deployment.can_reload:
-            break
-        deployment.reload()
+    while signal.sigwait(signals) == signal.SIGHUP:
+        notify_reloading()
+        _reload(deployment, options.config)
+        notify("READY=1")
+    notify("STOPPING=1")
+    drain_timeout_s = options.drain_timeout
     deadline_s = time.monotonic() + drain_timeout_s
     print(f"stopping: clients have {drain_timeout_s:g} s to finish their commands", flush=True)
     enough = signals - {signal.SIGHUP}
@@ -250,11 +307,20 @@ def _serve(deployment: Deployment, signals: set[signal.Signals], drain_timeout_s
     print(f"stopped; {left} clients were disconnected" if left else "stopped", flush=True)
 
 
+def _reload(deployment: Deployment, config: Path | None) -> None:
+    cache_config = None
+    try:
+        cache_config = _cache_config(config)
+    except ConfigError as error:
+        log.error("the settings from before stay in use: %s", error)  # noqa: TRY400 - no news in the traceback
+    deployment.reload(cache_config)
+
+
 def _announce(deployment: Deployment) -> None:
-    address = deployment.service.address
-    print(f"basebackups on {address}")
-    if deployment.http is not None:
-        print(f"status on http://{deployment.http.address}/")
+    for address in deployment.service.addresses:
+        print(f"basebackups on {address}")
+    for address in () if deployment.http is None else deployment.http.addresses:
+        print(f"status on http://{address}/")
     timelines = deployment.timelines()
     for tenant_id, timeline_id, lsn in timelines[:_MOST_SHOWN]:
         print(f"tenant {tenant_id} timeline {timeline_id} at {lsn}")
@@ -283,22 +349,6 @@ def _signals_wait() -> Iterator[set[signal.Signals]]:
         while signal.sigtimedwait(wanted, 0) is not None:
             pass  # a second signal: the service has stopped already
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _logging_to_stderr() -> Iterator[None]:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("bbcache")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        handler.flush()
-        logger.removeHandler(handler)
-        logger.setLevel(before)
 
 
 def _directory(text: str) -> Path:

@@ -43,8 +43,8 @@ def render(status: Status) -> str:
 {_skips(status)}
 {_trouble(status)}
 {_broken(status)}
-{_errors(status.errors)}
 {_entries(status.entries, status.entry_count)}
+{_errors(status.errors)}
 </div>
 <footer><span id="lost">The service does not answer; these values are old. </span>
 <a href="/status.json">status.json</a> · <a href="/metrics">metrics</a> ·
@@ -176,12 +176,20 @@ def _broken(status: Status) -> str:
 def _errors(errors: Iterable[RecentError]) -> str:
     rows = "\n".join(
         f'<li><span class="pill {_e(error.level)}">{_e(error.level)}</span> '
-        f'<span class="faint mono">{_e(error.at)} {_e(error.logger)}</span>'
+        f'<span class="faint mono">{_e(error.at)} {_e(error.logger)}</span>{_times(error)}'
         f'<p class="text">{_e(error.text)}</p></li>'
         for error in errors
     )
     shown = f'<ol id="errors">{rows}</ol>' if rows else _none("None since the start.")
     return f'<section class="wide">\n<h2>Recent warnings and errors</h2>\n{shown}\n</section>'
+
+
+def _times(error: RecentError) -> str:
+    if error.times == 1:
+        return ""
+    return (
+        f' <span class="faint">{_e(_number(error.times))} times since {_e(error.first_at)}</span>'
+    )
 
 
 def _entries(entries: tuple[ShownEntry, ...], count: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -18,25 +17,34 @@ class RecentError(NamedTuple):
         level: such as ``ERROR``.
         logger: the name of the logger.
         text: the message, and that of its exception; cut if it is long.
+        times: how many records of this kind there were: same logger, level and wording. The
+            others may have named other objects.
+        first_at: when the first of them was, as `at`.
     """
 
     at: str
     level: str
     logger: str
     text: str
+    times: int = 1
+    first_at: str = ""
 
 
 class RecentErrors(logging.Handler):
-    """Keeps the last records of a level and above. Thread-safe.
+    """Keeps the last records of a level and above, grouped by wording. Thread-safe.
+
+    So a warning that comes again and again hides no other one.
 
     Args:
-        most: how many records to keep.
+        most: how many groups to keep.
         level: the lowest level to keep.
     """
 
     def __init__(self, most: int = 50, level: int = logging.WARNING) -> None:
         super().__init__(level)
-        self._records: deque[RecentError] = deque(maxlen=most)  # guarded by the handler's lock
+        self._most = most
+        # The newest is last. Guarded by the handler's lock.
+        self._groups: dict[tuple[str, str, str], RecentError] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record; never raises."""
@@ -47,14 +55,21 @@ class RecentErrors(logging.Handler):
             at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
             if len(text) > _MAX_CHARACTERS:
                 text = text[:_MAX_CHARACTERS] + "..."
-            self._records.append(RecentError(at, record.levelname, record.name, text))
+            key = record.name, record.levelname, str(record.msg)
+            before = self._groups.pop(key, None)
+            times, first_at = (before.times + 1, before.first_at) if before else (1, at)
+            self._groups[key] = RecentError(
+                at, record.levelname, record.name, text, times, first_at
+            )
+            if len(self._groups) > self._most:
+                del self._groups[next(iter(self._groups))]
         except Exception:  # noqa: BLE001 - what logging does with a record that cannot be shown
             self.handleError(record)
 
     def newest_first(self) -> list[RecentError]:
-        """The kept records."""
+        """Return the newest record of each group."""
         self.acquire()
         try:
-            return list(reversed(self._records))
+            return list(reversed(self._groups.values()))
         finally:
             self.release()

@@ -20,7 +20,6 @@ from bbcache.http_service.recent_errors import RecentError, RecentErrors
 from bbcache.metric_rows import Row
 from bbcache.metrics import Metrics
 from bbcache.outcomes import ReadResult, Source
-from bbcache.page_service.config import PageServiceConfig
 from bbcache.page_service.metrics import Result, ServiceMetrics
 from bbcache.page_service.server import PageService
 from bbcache.pageserver.broken import Broken
@@ -150,13 +149,16 @@ class StatusReader:
         cache: the cache.
         cache_config: its settings.
         service: the page service.
-        service_config: its settings.
         registry: the metrics of both.
         errors: the last warnings and errors of the log.
         has_tokens: whether clients need a token.
         has_tls: whether clients must use TLS.
         broken: lists the tenants and timelines that cannot be served.
+        host_degraded_reason: says why the host does not know its tenants; None if it does.
         clock: seconds since 1970.
+
+    Attributes:
+        cache_config: the same, as it is now.
     """
 
     def __init__(
@@ -165,23 +167,23 @@ class StatusReader:
         cache: BasebackupCache,
         cache_config: BasebackupCacheConfig,
         service: PageService,
-        service_config: PageServiceConfig,
         registry: CollectorRegistry,
         errors: RecentErrors,
         has_tokens: bool,
         has_tls: bool,
         broken: Callable[[], list[Broken]] = list,
+        host_degraded_reason: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._cache = cache
-        self._cache_config = cache_config
+        self.cache_config = cache_config
         self._service = service
-        self._service_config = service_config
         self._registry = registry
         self._errors = errors
         self._has_tokens = has_tokens
         self._has_tls = has_tls
         self._broken = broken
+        self._host_degraded_reason = host_degraded_reason
         self._clock = clock
         self._started_at_s = clock()
 
@@ -194,8 +196,8 @@ class StatusReader:
         return State.READY if self.degraded_reason() is None else State.DEGRADED
 
     def degraded_reason(self) -> str | None:
-        """Why the cache cannot publish at the moment; None if no reason is known."""
-        return self._cache.degraded_reason
+        """Why the cache cannot publish, or tenants are not known; None if no reason is known."""
+        return self._cache.degraded_reason or self._host_degraded_reason()
 
     def read(self) -> Status:
         """Read the whole status."""
@@ -248,7 +250,7 @@ class StatusReader:
         )
 
     def _meters(self, samples: _Samples, entry_count: int) -> tuple[Meter, ...]:
-        config, most = self._cache_config, self._service_config.max_connections
+        config, most = self.cache_config, self._service.config.max_connections
         published = samples.total(Metrics.size_bytes.name)
         other = samples.total(Metrics.nonentry_bytes.name)
         unpublished = samples.total(Metrics.unpublished_bytes.name)

@@ -58,6 +58,9 @@ class PageService:
         clock: seconds that only grow.
         wall_clock: seconds since 1970, for the expiry of tokens.
 
+    Attributes:
+        config: the same.
+
     Raises:
         ConfigError: it would be open to strangers, which the settings do not allow; or
             the registry has the metrics of another service.
@@ -75,7 +78,7 @@ class PageService:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._config = config
+        self.config = config
         self._clock = clock
         self._listeners = listeners
         self._addresses: tuple[Address, ...] = tuple(map(address_of, listeners))
@@ -122,7 +125,7 @@ class PageService:
         Raises:
             ConfigError: it cannot listen there.
         """
-        listeners = self._listeners or open_listeners(self._config.addresses)
+        listeners = self._listeners or open_listeners(self.config.addresses)
         self._addresses = tuple(map(address_of, listeners))
         fork.close_in_children(self)
         self._poller.start(listeners)
@@ -212,7 +215,7 @@ class PageService:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
         def make_transport(check_wait: Callable[[float], None]) -> Transport:
-            return Transport(sock, self._config.send_timeout_s, check_wait, self._clock)
+            return Transport(sock, self.config.send_timeout_s, check_wait, self._clock)
 
         session = Session(self._service, make_transport, peer)
         if self._workers.is_short:

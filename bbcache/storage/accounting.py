@@ -124,6 +124,10 @@ class Accounting:
         self.quarantine = Files()
         self.reservations: dict[bytes, Reservation] = {}
         self.unpublished: set[Reservation] = set()
+        self.set_limits(config)
+
+    def set_limits(self, config: BasebackupCacheConfig) -> None:
+        """Keep to these limits from now on; nothing that is there is removed for them."""
         self._max_entries = config.max_size_entries
         self._max_size_bytes = total = config.max_total_size_bytes
         self._max_entry_size_bytes = min(config.max_entry_size_bytes or total, total)

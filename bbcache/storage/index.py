@@ -127,6 +127,11 @@ class Index:
         self.accounting = Accounting(config)
         self._entries: dict[bytes, Entry] = {}
 
+    def set_limits(self, config: BasebackupCacheConfig) -> None:
+        """Keep to other limits from now on."""
+        with self.lock:
+            self.accounting.set_limits(config)
+
     def find(self, key: bytes, lsn: int) -> Entry | None:
         """The timeline's entry, if it is at exactly `lsn`."""
         with self.lock:

@@ -105,7 +105,6 @@ def whole(make_bench: Callable[[], Bench]) -> Whole:  # noqa: F811 - the fixture
         cache=bench.harness.cache,
         cache_config=bench.harness.config,
         service=bench.service,
-        service_config=bench.config,
         registry=bench.registry,
         errors=errors,
         has_tokens=False,

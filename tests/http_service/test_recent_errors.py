@@ -28,12 +28,27 @@ def test_the_last_ones_are_kept(logger: logging.Logger) -> None:
     errors = RecentErrors(most=3)
     logger.addHandler(errors)
     for number in range(5):
-        logger.warning("number %d", number)
+        logger.warning(f"number {number}")  # noqa: G004 - so that each is worded anew
         logger.info("not this one")
     kept = errors.newest_first()
     assert [each.text for each in kept] == ["number 4", "number 3", "number 2"]
     assert {(each.level, each.logger) for each in kept} == {("WARNING", "test_recent_errors")}
     assert all(each.at.endswith("+00:00") for each in kept)
+
+
+def test_what_comes_again_and_again_hides_nothing(logger: logging.Logger) -> None:
+    """Records of one wording are one line, with the newest text and their number."""
+    errors = RecentErrors(most=3)
+    logger.addHandler(errors)
+    logger.error("%s is bad and was taken out", "an archive")
+    for number in range(50):
+        logger.warning("client %d was refused", number)
+    kept = errors.newest_first()
+    assert [(each.text, each.times) for each in kept] == [
+        ("client 49 was refused", 50),
+        ("an archive is bad and was taken out", 1),
+    ]
+    assert kept[0].first_at <= kept[0].at
 
 
 def test_an_exception_is_named(logger: logging.Logger) -> None:

@@ -150,7 +150,6 @@ def test_what_is_broken(whole: Whole) -> None:
         cache=whole.bench.harness.cache,
         cache_config=whole.bench.harness.config,
         service=whole.bench.service,
-        service_config=whole.bench.config,
         registry=whole.bench.registry,
         errors=whole.errors,
         has_tokens=False,

@@ -11,7 +11,6 @@ from pageserver.test_broken import cut, timeline_dir
 
 from bbcache import Lsn, TenantId, TenantState, TimelineId
 from bbcache.errors import BrokenError, NotReadyError, PrepareError
-from bbcache.pageserver import listing
 from bbcache.pageserver.rescan import Rescanner
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def replace_device(tenants: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             found[2] += 1
         return os.stat_result(found)
 
-    monkeypatch.setattr(listing.os, "stat", stat_elsewhere)
+    monkeypatch.setattr(os, "stat", stat_elsewhere)
 
 
 @pytest.mark.parametrize(
