@@ -1166,6 +1166,50 @@ def test_a_replaced_directory_that_cannot_be_listed_is_looked_at_again(
     assert holds(kit.index, entry)
 
 
+def test_a_directory_that_comes_back_after_a_failed_scan_is_scanned(
+    tmp_path: Path, reopen: Callable[..., Kit]
+) -> None:
+    """The files in it may have changed while another directory was in its place."""
+    store = FailingStore(str(tmp_path))
+    kit = reopen(store=store)
+    kit.catalog.load()
+    kit.publish(A)
+    away = tmp_path.with_name(tmp_path.name + "-away")
+    tmp_path.rename(away)
+    tmp_path.mkdir()
+    store.is_failing = True
+    with pytest.raises(OSError, match="Input/output"):
+        kit.catalog.ensure_directory()
+    store.is_failing = False
+    shutil.rmtree(tmp_path)
+    (away / kit.path(A).name).rename(away / kit.path(B).name)
+    away.rename(tmp_path)
+    kit.catalog.ensure_directory()
+    assert [entry.key for entry in entries_of(kit.index)] == [B]
+
+
+def test_nothing_is_moved_in_a_directory_that_was_never_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a read-only start the directory may be another cache's: a bad entry only goes."""
+    dirlock = DirectoryLock(str(tmp_path))
+    with monkeypatch.context() as patch:
+        fail_with(patch, DirectoryLock, "acquire", StoreError("read-only", errno=errno.EROFS))
+        dirlock.acquire_unless_read_only()
+    kit = Kit(tmp_path, dirlock=dirlock)
+    kit.store.make_directories()
+    kit.put(A)
+    for number in range(KEEPS + 1):
+        name = f"20000101T00000{number}.000000Z_{kit.path(B).name}"
+        (tmp_path / "quarantine" / name).touch()
+    kit.catalog.load()
+    before = snapshot_of(tmp_path)
+    (entry,) = entries_of(kit.index)
+    assert kit.catalog.quarantine(entry)
+    assert entries_of(kit.index) == []
+    assert snapshot_of(tmp_path) == before
+
+
 def test_a_file_that_waits_to_be_removed_is_not_unlinked_under_its_entry(kit: Kit) -> None:
     """A scan indexes the file again, so it is not removed."""
     entry = kit.publish(A, size_bytes=30)

@@ -122,6 +122,13 @@ def test_what_is_held_is_served_and_nothing_changes(
     assert listing(harness.dir) == before
 
 
+def test_a_read_only_start_says_so_at_once(disk: Disk, harness: Harness) -> None:
+    """`degraded_reason` needs no prepare and no clean-up first."""
+    harness.open()
+    reopen_read_only(disk, harness)
+    assert "read-only file system" in (harness.cache.degraded_reason or "")
+
+
 def test_writes_resume_after_a_remount(
     disk: Disk, harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
