@@ -91,16 +91,24 @@ class DirectoryLock:
         """Take the lock. On a read-only file system go on without it; `ensure` tries again.
 
         Raises:
-            StoreError: as `acquire`, or the directory cannot be examined.
+            DirectoryLockedError: another cache has it. Not raised to a cache that has gone on
+                without: `read_only_reason` says so.
+            StoreError: as `retake`.
         """
+        reason, is_first = None, self.identity is None
         try:
-            self.acquire()
+            self.retake()
         except StoreError as error:
-            if error.errno != errno.EROFS:
+            if error.errno == errno.EROFS:
+                reason = self._read_only_text
+            elif isinstance(error, DirectoryLockedError) and not is_first:
+                reason = str(error).partition("\n")[0]
+            else:
                 raise
-            status = self._directory_status()
-            self.identity, self._device = (status.st_dev, status.st_ino), status.st_dev
-            self._set_reason(self._read_only_text)
+            if is_first:
+                status = self._directory_status()
+                self.identity, self._device = (status.st_dev, status.st_ino), status.st_dev
+        self._set_reason(reason)
 
     @property
     def is_held(self) -> bool:
@@ -149,7 +157,7 @@ class DirectoryLock:
                 cache has taken it.
         """
         if not self.is_held:
-            self._leave_read_only()
+            self.acquire_unless_read_only()
         elif self.is_at_path():
             self._set_reason(self._read_only_text if self._is_read_only() else None)
         else:
@@ -179,19 +187,6 @@ class DirectoryLock:
         news, self._news = self._news, None
         if news is not None:
             log.warning("%s", news)
-
-    def _leave_read_only(self) -> None:
-        """Take the lock that could not be taken at the start, if the disk is writable now."""
-        reason = None
-        try:
-            self.retake()
-        except DirectoryLockedError as error:
-            reason = str(error).partition("\n")[0]
-        except StoreError as error:
-            if error.errno != errno.EROFS:
-                raise
-            reason = self._read_only_text
-        self._set_reason(reason)
 
     def _is_read_only(self) -> bool:
         """Whether a write fails: Linux calls an ext4 that an error has stopped writable."""
