@@ -40,7 +40,7 @@ class Reader:
         catalog: removes bad entries.
         metrics: counts hits, misses and errors.
         work_counter: counts a quarantine under way.
-        pacer: is told of each read.
+        pacer: notes each read.
         verify_reads: ``always``, ``first`` or ``never``.
         rebuild: called with a bad entry after its removal, to queue a prepare.
     """

@@ -186,7 +186,7 @@ def test_a_packed_header_is_parsed_back(seal: Seal, key: bytes, lsn: int) -> Non
 # --- Damage -----------------------------------------------------------------------------
 
 
-def test_a_sealed_archive_is_proven() -> None:
+def test_a_sealed_archive_is_good() -> None:
     """It passes with and without its digest."""
     content = seal_archive(TAR)
     assert prove(content) == prove(content, with_digest=False) == "sealed"
@@ -451,7 +451,7 @@ def test_a_reserved_flag_is_bad(bit: int) -> None:
     check_bad(flip(gzip.compress(TAR), 8 * 3 + bit))
 
 
-def test_a_broken_stream_is_told_from_a_cut_one() -> None:
+def test_a_broken_stream_and_a_cut_one_have_their_own_errors() -> None:
     """The error says whether bytes changed or are missing."""
     content = gzip.compress(RANDOM[:1000], mtime=0)
     assert "is broken" in check_bad(flip(content, 8 * len(content) - 64))  # of the CRC

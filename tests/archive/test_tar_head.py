@@ -1,4 +1,4 @@
-"""What a host writes is told by its first block: a tar, or what it looks like instead."""
+"""The check of the first block that a host writes: a tar, or a clear error."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def test_bytes_are_reserved_all_or_nothing() -> None:
     assert accounting.total_size_bytes == 100
 
 
-def test_an_entry_too_big_is_told_from_a_full_cache() -> None:
+def test_an_entry_too_big_has_its_own_error() -> None:
     """An archive above the limit of one entry raises its own error and changes nothing."""
     accounting = make_accounting(max_bytes=100, max_entry=50)
     put(accounting.foreign_files, 60)
@@ -239,7 +239,7 @@ def test_limit_errors_have_one_base() -> None:
 class AccountingMachine(RuleBasedStateMachine):
     """Builds of four timelines in a cache for three, beside files of every kind.
 
-    Files of others come unasked and may pass a limit; nothing else ever does.
+    Foreign files may pass a limit; nothing else ever does.
     """
 
     def __init__(self) -> None:
@@ -365,7 +365,7 @@ TestAccountingMachine = AccountingMachine.TestCase
 @given(
     steps=st.lists(st.tuples(st.sampled_from(["grow", "credit"]), st.none() | sizes), max_size=30)
 )
-def test_books_balance_to_zero(steps: list[tuple[str, int | None]]) -> None:
+def test_the_ledger_returns_to_zero(steps: list[tuple[str, int | None]]) -> None:
     """After any steps the release of a reservation leaves zeros."""
     accounting = make_accounting(max_entries=1, max_bytes=10**6, max_entry=10**6)
     reservation = accounting.reserve(KEY, None)

@@ -236,7 +236,7 @@ def test_lsns_are_compared_as_numbers(reopen: Callable[..., Kit]) -> None:
     assert [entry.lsn for entry in entries_of(kit.index)] == [2**63]
 
 
-def test_strays_are_reported_counted_and_left_alone(reopen: Callable[..., Kit]) -> None:
+def test_foreign_files_are_reported_counted_and_left_alone(reopen: Callable[..., Kit]) -> None:
     """Files, folders and links that are no entries never stop a start."""
     kit = reopen()
     (kit.directory / "notes.txt").write_bytes(b"12345")
@@ -261,7 +261,7 @@ def test_what_a_kill_has_left_in_tmp_is_swept(reopen: Callable[..., Kit]) -> Non
     assert kit.totals() == (0, 0)
 
 
-def test_what_else_is_in_tmp_counts_as_a_stray(reopen: Callable[..., Kit]) -> None:
+def test_other_files_in_tmp_count_as_foreign(reopen: Callable[..., Kit]) -> None:
     """It is left alone, and counts until it is gone."""
     kit = reopen()
     foreign_file = kit.directory / "tmp" / "foreign file"
@@ -289,7 +289,7 @@ def test_what_cannot_be_swept_counts_until_it_can(reopen: Callable[..., Kit]) ->
     assert kit.totals() == (0, 0)
 
 
-def test_what_cannot_be_swept_is_told(
+def test_what_cannot_be_swept_is_logged(
     reopen: Callable[..., Kit], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A failed unlink is counted and logged at the start, too."""
@@ -334,7 +334,7 @@ class BusyStore(Store):
         self._behind: Callable[[], object] | None = behind
 
     def scan(self) -> Scan:
-        """Scan, and then let somebody interfere."""
+        """Scan, then call the function."""
         found = super().scan()
         behind, self._behind = self._behind, None
         if behind is not None:
@@ -526,7 +526,7 @@ def test_a_late_unlink_never_hits_a_published_file(kit: Kit) -> None:
     assert kit.index.accounting.nonentry_bytes == 0
 
 
-def test_a_parked_path_is_parked_once(kit: Kit) -> None:
+def test_each_doomed_file_counts_once(kit: Kit) -> None:
     """Each file counts once, however often its unlink fails."""
     for lsn in (1, 2):
         entry = kit.publish(A, lsn, size_bytes=30)
@@ -539,7 +539,7 @@ def test_a_parked_path_is_parked_once(kit: Kit) -> None:
     assert kit.totals() == (0, 0)
 
 
-def test_a_stray_that_is_overwritten_counts_no_more(reopen: Callable[..., Kit]) -> None:
+def test_a_foreign_file_that_is_overwritten_counts_no_more(reopen: Callable[..., Kit]) -> None:
     """A link under an entry's name is replaced by the entry."""
     kit = reopen()
     kit.path(A).symlink_to("notes")
@@ -676,7 +676,7 @@ def test_files_of_others_in_the_quarantine_are_left_alone(kit: Kit) -> None:
     assert kit.totals() == (0, 108)
 
 
-def test_evidence_that_will_not_go_is_told(kit: Kit, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_old_bad_file_that_stays_is_logged(kit: Kit, caplog: pytest.LogCaptureFixture) -> None:
     """An unlink that fails is counted and logged; the new file is kept."""
     for lsn in range(1, 9):
         kit.catalog.quarantine(kit.publish(A, lsn=lsn, size_bytes=1))
@@ -811,7 +811,7 @@ def test_a_temporary_file_that_stays_counts_until_it_goes(kit: Kit) -> None:
     assert kit.count("bbcache_unlink_failures_total") == 1
 
 
-def test_a_dropped_file_that_stays_is_told_and_counts_until_it_goes(kit: Kit) -> None:
+def test_an_unpublished_file_that_stays_counts_until_it_goes(kit: Kit) -> None:
     """This also holds for an unpublished build; its descriptor is closed."""
     before = count_descriptors()
     temp, reservation = kit.catalog.create_temp(A, 1), kit.index.reserve(A)
@@ -865,7 +865,7 @@ def test_a_step_broken_off_after_its_call_counts_what_is_there(
 # --- Upkeep -----------------------------------------------------------------------------
 
 
-def test_strays_are_followed(reopen: Callable[..., Kit]) -> None:
+def test_foreign_files_are_followed(reopen: Callable[..., Kit]) -> None:
     """Clean-up counts the sizes that they have now."""
     kit = reopen()
     for name in ("a", "b"):
@@ -964,10 +964,10 @@ def test_the_fence_waits_for_a_step_on_the_disk(kit: Kit, monkeypatch: pytest.Mo
         kit.publish(A)
 
 
-# --- Home -------------------------------------------------------------------------------
+# --- The directory ---------------------------------------------------------------------
 
 
-def test_at_home_nothing_is_done(kit: Kit) -> None:
+def test_a_directory_that_is_still_locked_is_left_alone(kit: Kit) -> None:
     """A directory that is still locked is left as it is."""
     kit.publish(A)
     before = snapshot_of(kit.directory)
@@ -1039,7 +1039,7 @@ def test_what_is_in_a_replaced_directory_is_taken_over(kit: Kit) -> None:
     assert kit.totals() == (3, 150)
 
 
-def test_an_older_file_that_stays_in_a_replaced_directory_is_told(
+def test_an_older_file_that_stays_in_a_replaced_directory_is_logged(
     kit: Kit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The failure is counted and logged once; the file counts until it is removed."""
@@ -1162,7 +1162,7 @@ def test_a_replaced_directory_that_cannot_be_listed_is_looked_at_again(
     assert entries_of(kit.index) == []
     assert kit.totals() == (0, 0)
     entry = kit.publish(A)
-    kit.catalog.ensure_directory()  # at home again: the very entry stays
+    kit.catalog.ensure_directory()  # the very entry stays
     assert holds(kit.index, entry)
 
 

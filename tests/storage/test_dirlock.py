@@ -317,7 +317,7 @@ def test_no_file_names_nobody(tmp_path: Path, kind: str) -> None:
 # --- A directory that is replaced -------------------------------------------------------
 
 
-def test_home_is_where_the_held_file_is(tmp_path: Path, lock: DirectoryLock) -> None:
+def test_the_lock_is_at_its_path_while_its_file_is(tmp_path: Path, lock: DirectoryLock) -> None:
     """A directory that is moved away and back is the same."""
     assert lock.is_at_path()
     away = tmp_path.with_name(tmp_path.name + "-away")
@@ -330,7 +330,7 @@ def test_home_is_where_the_held_file_is(tmp_path: Path, lock: DirectoryLock) -> 
     assert lock.is_at_path()
 
 
-def test_home_is_lost_with_the_lock_file(tmp_path: Path, lock: DirectoryLock) -> None:
+def test_the_lock_is_lost_with_its_file(tmp_path: Path, lock: DirectoryLock) -> None:
     """Removed or replaced: another cache may have the directory then."""
     (tmp_path / LOCK_NAME).unlink()
     assert not lock.is_at_path()
@@ -341,7 +341,7 @@ def test_home_is_lost_with_the_lock_file(tmp_path: Path, lock: DirectoryLock) ->
     assert not lock.is_at_path()
 
 
-def test_a_lock_that_was_never_taken_has_no_home(tmp_path: Path) -> None:
+def test_a_lock_that_was_never_taken_is_at_no_path(tmp_path: Path) -> None:
     """A lock that was never taken is at no path."""
     (tmp_path / LOCK_NAME).touch()
     assert not DirectoryLock(str(tmp_path)).is_at_path()

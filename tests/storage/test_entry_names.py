@@ -1,4 +1,4 @@
-"""Tests of `bbcache.storage.entry_names`; more, with real files, in `test_store`."""
+"""Tests of `bbcache.storage.entry_names`; more, with real files, in `test_files`."""
 
 from __future__ import annotations
 

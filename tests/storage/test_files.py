@@ -134,7 +134,7 @@ def test_every_name_is_found_again(key: bytes, lsn: int, size_bytes: int) -> Non
 
 
 def is_canonical(name: str) -> bool:
-    """Whether a name is the canonical one of its own parts."""
+    """Whether a name is in canonical form."""
     try:
         ids = TenantId.from_str(name[11:43]), TimelineId.from_str(name[44:76])
         lsn = Lsn(int(name[77:93], 16))
@@ -198,7 +198,7 @@ def test_only_canonical_names_are_entries(names: set[str]) -> None:
     ],
     ids=ascii,
 )
-def test_odd_names_are_strays(store: Store, tmp_path: Path, name: str) -> None:
+def test_odd_names_are_foreign_files(store: Store, tmp_path: Path, name: str) -> None:
     """They are reported with their sizes, without an error."""
     (tmp_path / name).write_bytes(b"123")
     assert store.scan() == ([], {name: 3})
@@ -215,7 +215,9 @@ def test_an_empty_directory_has_nothing(store: Store) -> None:
 
 
 @odd_files
-def test_odd_files_under_an_entrys_name_are_strays(store: Store, tmp_path: Path, kind: str) -> None:
+def test_odd_files_under_an_entrys_name_are_foreign(
+    store: Store, tmp_path: Path, kind: str
+) -> None:
     """Only a regular file is an entry; the others count no bytes."""
     ODD_FILES[kind](tmp_path / NAME)
     found = store.scan()
@@ -223,7 +225,7 @@ def test_odd_files_under_an_entrys_name_are_strays(store: Store, tmp_path: Path,
     assert found.foreign_files == {NAME: 0, **({"target": 10} if kind == "link" else {})}
 
 
-def test_many_entries_and_strays_are_found(store: Store, tmp_path: Path) -> None:
+def test_many_entries_and_foreign_files_are_found(store: Store, tmp_path: Path) -> None:
     """No batch is lost, and a foreign file in a batch does not affect the entries in it."""
     entries, foreign_files = {}, {}
     for number in range(700):
@@ -289,7 +291,7 @@ def test_a_file_that_vanishes_during_the_scan_is_not_there(
     assert store.scan() == ([], {"behind": 2})
 
 
-def test_a_file_that_cannot_be_looked_at_is_a_stray(
+def test_a_file_that_cannot_be_examined_is_foreign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its size is not known, and it does not stop the scan."""
@@ -320,7 +322,7 @@ def test_a_scan_opens_no_file(store: Store, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_strays_are_looked_at_again(store: Store, tmp_path: Path) -> None:
+def test_foreign_files_are_examined_again(store: Store, tmp_path: Path) -> None:
     """`restat` gives the present size, 0 for a directory, and nothing for a lost file."""
     foreign_file = tmp_path / "foreign file"
     foreign_file.write_bytes(b"12")
@@ -368,7 +370,7 @@ IN_PLACE: dict[str, Callable[[Path, Path], None]] = {
 
 @pytest.fixture
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory elsewhere, with a file that is nobody's business."""
+    """A directory elsewhere, with a file that must stay."""
     path = tmp_path_factory.mktemp("other")
     (path / "precious").write_bytes(b"123")
     return path
@@ -456,7 +458,7 @@ def test_the_sweep_removes_what_builds_have_left(store: Store) -> None:
         ("folder", 0),
     ],
 )
-def test_what_else_is_in_tmp_is_a_stray(store: Store, name: str, size_bytes: int) -> None:
+def test_other_files_in_tmp_are_foreign(store: Store, name: str, size_bytes: int) -> None:
     """The directory may be one that others use; what is not a build's is left alone."""
     path = Path(store.tmp_dir, name)
     if name == "link":
@@ -505,7 +507,7 @@ def test_a_link_that_would_not_go_has_no_size(
 def test_what_cannot_be_looked_at_does_not_stop_the_sweep(
     store: Store, monkeypatch: pytest.MonkeyPatch, is_gone: bool
 ) -> None:
-    """It is still there, of no size that is known, or somebody else has removed it."""
+    """It counts no bytes; a file that has vanished does not count at all."""
     directory = Path(store.tmp_dir)
     (directory / NAME).write_bytes(b"123")
     (directory / NAME).unlink()
@@ -712,7 +714,7 @@ def test_no_link_is_followed_and_no_fifo_waited_on(store: Store, tmp_path: Path,
     assert open_fds() == before
 
 
-def test_a_missing_file_is_told_from_a_bad_one(store: Store) -> None:
+def test_a_missing_file_is_not_bad(store: Store) -> None:
     """FileNotFoundError is raised as it is; the reader makes it a miss."""
     with pytest.raises(FileNotFoundError):
         store.open(KEY, LSN, 10)
@@ -864,7 +866,7 @@ def test_disk_errors_come_with_a_hint(number: int) -> None:
     assert hint[7].isupper()
 
 
-def test_a_hint_is_not_told_twice() -> None:
+def test_a_hint_is_not_repeated() -> None:
     """An error of our own has its hint in its text."""
     error = StoreError("cannot lock\nhint: Do this.", errno=errno.EACCES)
     assert hint_for(error) == ""

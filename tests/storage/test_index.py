@@ -463,8 +463,8 @@ def test_an_entry_takes_little_memory() -> None:
 class IndexMachine(RuleBasedStateMachine):
     """All that happens to an index, with one step on the disk at a time, as in the catalog.
 
-    What the design lets pass a limit is told apart: files that could not be removed,
-    and files of others. Without them no limit is ever passed.
+    Files that could not be removed, foreign files and rescans may pass a limit. Nothing else
+    ever does.
     """
 
     def __init__(self) -> None:
@@ -704,7 +704,7 @@ def clean_much(index: Index, seed: int) -> None:
         assert total_bytes(index) <= 100
 
 
-def test_limits_and_books_hold_between_threads() -> None:
+def test_limits_and_ledger_hold_between_threads() -> None:
     """Builds, removals and look-ups at once pass no limit and leave zeros behind."""
     index = make_index(max_entries=3, max_bytes=100, max_entry=50)
     run_threads(

@@ -384,7 +384,7 @@ def test_other_refusals_to_lock_stay_errors(
                 Harness(tmp_path / "cache").open()
 
 
-def test_stock_that_cannot_be_taken_after_a_remount_is_taken_later(
+def test_a_scan_that_fails_after_a_remount_is_repeated(
     disk: Disk, harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lock is taken, entries are served, and the next step scans again."""

@@ -94,7 +94,7 @@ def test_an_open_hit_keeps_its_bytes(harness: Harness, how: str) -> None:
         assert gzip.decompress(file.read(file.size_bytes)) == tar_of(timeline)
 
 
-def test_a_bad_entry_is_made_anew_where_the_tip_is_still_there(harness: Harness) -> None:
+def test_a_bad_entry_is_rebuilt_where_the_tip_is_still_there(harness: Harness) -> None:
     """After quarantine a prepare is queued, and builds if the tip is exactly that LSN."""
     timeline = harness.prepared()
     path = harness.path(timeline)
@@ -151,7 +151,7 @@ def _not_ready(harness: Harness, _timeline: MemoryTimeline) -> None:
         *((_gone, "error"), (_not_attached, "error"), (_not_ready, "error")),
     ],
 )
-def test_a_bad_entry_is_not_made_anew_elsewhere(
+def test_a_bad_entry_is_not_rebuilt_away_from_the_tip(
     harness: Harness, change: Callable[[Harness, MemoryTimeline], None], result: str
 ) -> None:
     """A rebuild is an ordinary prepare, and is skipped unless the tip is exactly at the LSN."""
@@ -285,7 +285,7 @@ def test_a_bad_file_that_cannot_be_moved_is_not_served_again(
     harness.check_accounting()
 
 
-def test_a_missing_quarantine_is_made_anew(harness: Harness) -> None:
+def test_a_missing_quarantine_is_made_again(harness: Harness) -> None:
     """An operator may remove the quarantine while the cache runs."""
     timeline = harness.prepared()
     timeline.advance(LSN_B)

@@ -266,7 +266,7 @@ PLAIN_GOOD: dict[str, bytes] = {
 
 @pytest.mark.parametrize("verify_reads", ["always", "first", "never"])
 @pytest.mark.parametrize("content", PLAIN_GOOD.values(), ids=PLAIN_GOOD)
-def test_an_archive_of_neons_is_proven_once_and_served(
+def test_an_archive_of_neons_is_checked_once_and_served(
     harness: Harness, content: bytes, verify_reads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file without seal is decompressed in full at its first open, and not again."""

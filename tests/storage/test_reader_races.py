@@ -73,7 +73,7 @@ def test_an_entry_gone_between_look_up_and_open_is_a_miss(
 
 
 @pytest.mark.parametrize("size_bytes", [1000, 2000])
-def test_an_entry_made_anew_between_look_up_and_open(
+def test_an_entry_rebuilt_between_look_up_and_open(
     harness: Harness, size_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that was published meanwhile at the same LSN is never removed."""

@@ -27,7 +27,7 @@ def test_good_archives_of_both_kinds_are_good(tmp_path: Path) -> None:
         }
 
 
-def test_strays_are_listed_and_left_alone(tmp_path: Path) -> None:
+def test_foreign_files_are_listed_and_left_alone(tmp_path: Path) -> None:
     """A file with another name, or of another kind, is a foreign file and stays."""
     with Harness(tmp_path / "cache") as harness:
         (harness.dir / "notes.txt").write_text("hello")

@@ -135,7 +135,7 @@ def test_clean_up_leaves_a_build_in_flight_alone(harness: Harness) -> None:
     assert harness.get(timeline) == tar_of(timeline)
 
 
-def test_a_failed_unlink_is_parked_and_tried_again(
+def test_a_failed_unlink_is_tried_again(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its bytes count, it does not hold up `wait_idle`, and the next step tries again."""
@@ -160,7 +160,7 @@ def test_a_failed_unlink_is_parked_and_tried_again(
     harness.check_accounting()
 
 
-def test_a_publish_takes_over_a_parked_path(
+def test_a_publish_takes_over_the_path_of_a_doomed_file(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file published at a path that waits to be removed counts once and stays."""
@@ -176,7 +176,7 @@ def test_a_publish_takes_over_a_parked_path(
     harness.check_accounting()
 
 
-def test_a_replaced_file_that_cannot_go_is_parked(
+def test_a_replaced_file_that_cannot_go_is_doomed(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refresh whose old file stays is served; the old one counts until it is gone."""
@@ -202,7 +202,7 @@ def test_two_steps_at_once_do_no_harm(harness: Harness) -> None:
     harness.check_accounting()
 
 
-def test_upkeep_follows_strays_and_quarantine(harness: Harness) -> None:
+def test_upkeep_follows_foreign_files_and_quarantine(harness: Harness) -> None:
     """The next step sees removed and grown files."""
     harness.cache.close()
     foreign_file = harness.dir / "notes.txt"
