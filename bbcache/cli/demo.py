@@ -133,7 +133,7 @@ def _directory(wanted: Path | None) -> Iterator[Path]:
     path = Path(tempfile.gettempdir(), f"bbcache-demo-{uuid.uuid4().hex}")
     try:
         path.mkdir(mode=0o700)
-        # PostgreSQL's user, where this process is root, must be able to pass through.
+        # If this process is root, PostgreSQL's user must be able to enter it.
         path.chmod(0o711)
         yield path
     finally:
@@ -141,7 +141,7 @@ def _directory(wanted: Path | None) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Remove the directory, also where the first Ctrl-C comes now; a second one is ignored."""
+    """Remove the directory, also if a Ctrl-C interrupts the removal once."""
     try:
         remove_tree(path)
     except KeyboardInterrupt:

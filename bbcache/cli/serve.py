@@ -117,7 +117,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_listening(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("where it listens")
+    group = parser.add_argument_group("addresses")
     group.add_argument(
         "--listen",
         action="append",

@@ -114,9 +114,9 @@ def _default_tls(found: dict[str, Any]) -> dict[str, str]:
     """The settings of TLS for a URL without sslmode."""
     if found.get("service") or os.environ.get("PGSERVICE"):
         raise ConfigError(
-            "the URL has a service, and where that leads to is known to libpq alone\n"
-            "hint: Say sslmode=verify-full or another one in the URL, too: without it, a password "
-            "could go to another machine in clear."
+            "the URL names a libpq service, so its host is not known here\n"
+            "hint: Add an sslmode such as verify-full to the URL. Without one, a password could go "
+            "to another machine in the clear."
         )
     return {} if all(map(_is_loopback, _hosts(found))) else {"sslmode": "require"}
 

@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @property
     def answer(self) -> bytes:
-        """The bytes to send; none where the request deserves none."""
+        """The bytes to send; empty if the request gets no answer."""
         return self._answered.getvalue()
 
     def do_GET(self) -> None:

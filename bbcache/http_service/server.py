@@ -19,7 +19,7 @@ from bbcache.serving.poller import Poller
 from bbcache.serving.workers import Workers
 
 _EXIT_TIMEOUT_S: Final = 10.0
-_SPARE_THREADS: Final = 2  # for the newest requests, where the oldest have not ended yet
+_SPARE_THREADS: Final = 2  # for the newest requests, while the oldest are still ending
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class HttpService:
     """Answers requests over HTTP. Thread-safe.
 
-    The newest request is always served: where there are too many, the oldest is cut off.
+    The newest request is always served: if there are too many, the oldest is cut off.
 
     Close it, or use it in a ``with`` block. At the exit of the interpreter it is closed
     in time for its threads. In a forked child it is inert, and does not listen.

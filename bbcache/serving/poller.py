@@ -142,7 +142,7 @@ class Poller(Generic[_W]):
         self._ring()
 
     def take(self, connection: _W) -> bool:
-        """Stop watching a connection; False where it is not watched and does not rest."""
+        """Stop watching a connection; False if it is not watched and does not rest."""
         with self._lock:
             if connection in self._resting:
                 self._resting.remove(connection)

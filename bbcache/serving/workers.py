@@ -85,7 +85,7 @@ class Workers(Generic[_C]):
         self._begin(thread)
 
     def take(self, connection: _C) -> bool:
-        """Take back a connection that waits for a thread; False where it does not wait."""
+        """Take back a connection that waits for a thread; False if it does not wait."""
         with self._changed:
             for waiting in (self._held, self._queue):
                 for item in waiting:
@@ -119,7 +119,7 @@ class Workers(Generic[_C]):
             return True
 
     def close(self, timeout_s: float | None) -> bool:
-        """End the threads, each after what it serves; False where that took longer."""
+        """End the threads, each after what it serves; False if that took longer."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
@@ -171,7 +171,7 @@ class Workers(Generic[_C]):
             self._end(group)
 
     def _next(self) -> tuple[Hashable, _C] | None:
-        """Wait for a connection; None where this thread is to end."""
+        """Wait for a connection; None if this thread is to end."""
         with self._changed:
             self._idle_count += 1
             try:

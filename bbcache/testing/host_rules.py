@@ -210,7 +210,7 @@ def _wait_reached(subject: _Subject) -> None:
         _need(
             took_s < _PATIENCE_S / 2,
             f"a wait for the tip took {took_s:.1f} s",
-            "Return at once where the tip has reached the LSN.",
+            "Return at once if the tip has reached the LSN.",
         )
 
 
@@ -230,7 +230,7 @@ def _wait_unreached(subject: _Subject) -> None:
             subject.timeline.send_basebackup_tarball(_Writer(), _UNREACHED)
         except Exception:  # noqa: BLE001 - any is right
             return
-        raise _broken("it returned, and a basebackup was made where no WAL is", hint)
+        raise _broken("it returned, and a basebackup was made at an LSN without WAL", hint)
     early = f"a wait of {_SHORT_S} s gave up after {took_s:.3f} s"
     _need(took_s >= _LEAST_SHARE * _SHORT_S, early, "Wait for as long as `timeout` says.")
     _need(took_s < _PATIENCE_S, f"a wait of {_SHORT_S} s took {took_s:.1f} s", hint)

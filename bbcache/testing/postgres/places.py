@@ -153,7 +153,7 @@ def _free_bytes(path: Path) -> int:
 
 
 def _file_system(path: Path) -> str:
-    """Return the type of the file system that a path is on; empty where that is not known."""
+    """Return the type of the file system that a path is on; empty if that is not known."""
     device = path.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     try:

@@ -111,7 +111,7 @@ class Runtime:
 
     @functools.cached_property
     def binaries(self) -> PostgresBinaries:
-        """The PostgreSQL that is used; raises `PostgresError` where there is none."""
+        """The PostgreSQL that is used; raises `PostgresError` if there is none."""
         return PostgresBinaries.find(self.options.bin, major=self.options.major)
 
     def settings_of(self, snapshot: Snapshot) -> dict[str, str]:
@@ -174,7 +174,7 @@ class Runtime:
         return servers if self.options.keep else []
 
     def place_for(self, restored_bytes: int = _USUAL_BYTES) -> Place:
-        """Return where servers run; raises `NoRoomError` where they cannot."""
+        """Return where servers run; raises `NoRoomError` if they cannot."""
         with self._lock:
             if self._place is None:
                 self._place = run_place(self.options, restored_bytes)

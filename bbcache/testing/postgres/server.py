@@ -62,7 +62,7 @@ class Server:
         self._pool = DatabasePool(self._connect, cluster.binaries.major, pool, keep=keep)
 
     def start(self) -> None:
-        """Start the server; raises `PostgresError` where it does not start."""
+        """Start the server; raises `PostgresError` if it does not start."""
         settings = {"unix_socket_directories": quote_directory(self._socket_dir)}
         if self._password is None:
             self.cluster.start(settings)

@@ -73,7 +73,7 @@ class Snapshot:
                     yield relative, self.root / each
 
     def source(self) -> str:
-        """Return the text of the builder, its decorator with it; empty where there is none.
+        """Return the text of the builder, its decorator with it; empty if there is none.
 
         Raises:
             SnapshotError: it is in no file.

@@ -86,7 +86,7 @@ class SnapshotStore:
         self._max_size_bytes = max_size_bytes
 
     def find(self, key: SnapshotKey, made_after_s: float = 0.0) -> StoredSnapshot | None:
-        """Return a snapshot, and note that it is used; None where there is none."""
+        """Return a snapshot, and note that it is used; None if there is none."""
         found = _stored(self.directory / key.file_name)
         if found is None or found.made_at_s < made_after_s:
             return None
@@ -103,7 +103,7 @@ class SnapshotStore:
     def publish(
         self, key: SnapshotKey, write: Callable[[ArchiveWriter], object], guard: Guard
     ) -> StoredSnapshot:
-        """Store a snapshot, and remove old ones where there are too many.
+        """Store a snapshot, and remove old ones if there are too many.
 
         Args:
             key: what it is found by.
