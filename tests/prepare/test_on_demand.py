@@ -79,7 +79,7 @@ def test_a_hit_is_what_get_gives(harness: Harness) -> None:
         assert (got is file, got.source) == (False, "hit")
 
 
-def test_a_miss_is_built_published_and_handed_out(harness: Harness) -> None:
+def test_a_miss_is_built_published_and_returned(harness: Harness) -> None:
     """The caller gets it at once, and later callers have a hit."""
     timeline = harness.timeline()
     with fill(harness, timeline) as file:
@@ -118,7 +118,7 @@ def test_five_hundred_callers_cause_one_build(harness: Harness) -> None:
     harness.check_accounting()
 
 
-def test_who_comes_between_the_look_up_and_the_queue_gets_the_entry(
+def test_a_caller_between_the_look_up_and_the_queue_gets_the_entry(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An archive published right after a caller has missed it is not built again."""
@@ -166,7 +166,7 @@ def _error_of(worker: Worker) -> BaseException:
 
 
 @pytest.mark.parametrize("what", ["not attached", "not active", "unknown"])
-def test_what_fails_before_the_build_fails_the_caller(
+def test_a_failure_before_the_build_fails_the_caller(
     harness: Harness, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error names the cause, and once that is mended the call works at once."""
@@ -186,7 +186,7 @@ def test_what_fails_before_the_build_fails_the_caller(
     assert filled(harness, timeline)[0] == "built"
 
 
-def test_who_gives_up_does_not_stop_the_build(harness: Harness) -> None:
+def test_a_caller_that_gives_up_does_not_stop_the_build(harness: Harness) -> None:
     """It raises a TimeoutError; the other callers get their bytes, and the archive is published."""
     timeline = harness.timeline()
     with Gate() as gate:
@@ -406,7 +406,7 @@ def test_a_prepare_joined_as_it_is_skipped_is_built_for_the_caller(harness: Harn
     assert harness.cache.entries() == []
 
 
-def test_a_newer_prepare_does_not_take_the_place_of_what_is_waited_for(harness: Harness) -> None:
+def test_a_newer_prepare_replaces_no_request_with_callers(harness: Harness) -> None:
     """Both LSNs are built, each for its caller, and the newer one is the entry."""
     timeline, busy = harness.timeline(), harness.timeline()
     with Gate() as gate:
@@ -557,7 +557,7 @@ class TestBackoff:
             assert filled(harness, timeline, LSN_A)[0] == "built"
 
     @pytest.mark.usefixtures("now_s")
-    def test_what_is_not_there_yet_is_asked_for_again(self, harness: Harness) -> None:
+    def test_a_tenant_that_is_not_ready_causes_no_pause(self, harness: Harness) -> None:
         """A tenant that is still attaching costs nothing, so its callers do not pause."""
         timeline = harness.timeline()
         harness.tenant.state = TenantState.ATTACHING
@@ -568,7 +568,7 @@ class TestBackoff:
         assert filled(harness, timeline)[0] == "built"
 
     @pytest.mark.usefixtures("now_s")
-    def test_a_build_in_flight_is_joined_all_the_same(self, harness: Harness) -> None:
+    def test_a_build_in_flight_is_joined_during_a_pause(self, harness: Harness) -> None:
         """A prepare is no retry: it is tried, and callers join it."""
         timeline = harness.timeline()
         timeline.on_send = raising(ValueError())  # type: ignore[assignment]

@@ -97,7 +97,7 @@ def test_a_close_with_a_deadline_leaves_the_worker_and_no_caller_behind(harness:
     harness.check_accounting()
 
 
-def test_who_comes_during_the_close_is_told(
+def test_a_caller_during_the_close_is_told(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look-up and the queue the cache has closed."""
@@ -165,7 +165,7 @@ def test_a_cache_that_is_dropped_while_they_wait(tmp_path: Path) -> None:
     engine.close(DEADLINE_S)
 
 
-def test_nobody_is_left_aboard_after_many_closes(tmp_path: Path) -> None:
+def test_no_caller_is_left_after_many_closes(tmp_path: Path) -> None:
     """Callers that meet a close at any moment get their bytes or are told."""
     harness = Harness(tmp_path / "cache", prepare_concurrency=2)
     for round_number in range(20):

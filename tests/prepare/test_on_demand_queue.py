@@ -167,7 +167,7 @@ def test_too_many_that_are_given_up_fall_out(queue: SettledQueue) -> None:
     assert queue.join(fill(B, 2)) is not fills[2]
 
 
-def test_what_is_given_up_takes_no_place_of_what_waits_for_its_lsn(queue: SettledQueue) -> None:
+def test_requests_that_were_left_take_no_capacity_of_prepares(queue: SettledQueue) -> None:
     """The two are counted apart: callers that come and go drop no prepare."""
     ahead = [make_request(A, lsn) for lsn in (8, 9)]
     for each in ahead:

@@ -143,7 +143,7 @@ def test_the_caller_gets_the_bytes_and_nothing_is_published(
 
 
 @pytest.mark.parametrize("case", [_tip_moved, _tip_moves_in_the_build, _disabled])
-def test_all_who_wait_share_what_is_not_published(
+def test_all_callers_share_an_unpublished_archive(
     make_harness: Callable[..., Harness], case: Callable[[Harness], MemoryTimeline]
 ) -> None:
     """There is one build, one file on the disk, and an offset each; the last close frees it."""
@@ -189,7 +189,7 @@ def test_a_file_that_is_dropped_gives_its_room_back(make_harness: Callable[..., 
     assert unpublished_bytes(harness) == 0
 
 
-def test_what_is_not_published_has_a_limit_of_its_own(
+def test_unpublished_archives_have_their_own_limit(
     make_harness: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Builds and open files never pass it; the error names it, and closing gives room back."""
@@ -231,7 +231,9 @@ def test_no_limit_is_passed_while_builds_spill(make_harness: Callable[..., Harne
     harness.check_accounting()
 
 
-def test_nobody_waits_for_what_nobody_may_have(make_harness: Callable[..., Harness]) -> None:
+def test_an_unpublished_build_without_callers_is_a_skip(
+    make_harness: Callable[..., Harness],
+) -> None:
     """A build without callers that must not be published is a skip; no bytes stay."""
     harness = make_harness()
     timeline = _tip_moves_in_the_build(harness)
@@ -317,7 +319,7 @@ def test_a_file_that_cannot_be_unlinked_counts(
 
 
 @pytest.mark.parametrize("verify_reads", ["always", "first", "never"])
-def test_what_is_handed_out_is_checked(
+def test_a_returned_archive_is_checked(
     make_harness: Callable[..., Harness], verify_reads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that keeps other bytes than it was given fails the build, before it is published."""

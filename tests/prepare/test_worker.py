@@ -512,7 +512,7 @@ def test_a_file_that_cannot_be_created_takes_no_slot(
 @pytest.mark.parametrize(
     ("verify_reads", "verification"), [("never", Verification.SEALED), ("first", Verification.NONE)]
 )
-def test_what_was_just_built_is_taken_for_checked_only_where_nothing_is(
+def test_a_new_archive_counts_as_checked_only_with_never(
     tmp_path: Path, verify_reads: str, verification: Verification
 ) -> None:
     """With ``never`` a hit costs no read; else the first hit reads what is on the disk."""
