@@ -15,6 +15,12 @@ from bbcache import waiters as waiters_module
 from bbcache.waiters import Waiters
 
 
+@pytest.fixture(autouse=True)
+def _without_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make each wait last until it is woken, so that a wake-up that is lost shows."""
+    monkeypatch.setattr(waiters_module, "_SLICE_S", 3600.0)
+
+
 def test_a_true_condition_is_not_waited_for() -> None:
     """A true condition ends the wait with any timeout; a false one returns False in time."""
     waiters = Waiters()
@@ -44,6 +50,18 @@ def test_a_change_is_seen_though_nobody_wakes(
     monkeypatch.setattr(waiters_module, "_SLICE_S", 0.001)
     answers = iter([False, False, True])
     assert Waiters().wait_for(lambda: next(answers), timeout_s)
+
+
+def test_a_wait_does_not_spin() -> None:
+    """It looks at the beginning and at the end."""
+    looks: list[None] = []
+
+    def look() -> bool:
+        looks.append(None)
+        return False
+
+    assert not Waiters().wait_for(look, 0.05)
+    assert len(looks) <= 3
 
 
 def _queue_count() -> int:
