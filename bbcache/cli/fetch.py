@@ -51,7 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "url", metavar="URL", help="the page service: a libpq URL or conninfo string"
     )
     parser.add_argument("tenant", metavar="TENANT", type=_id(TenantId), help="32 hex digits")
-    parser.add_argument("timeline", metavar="TIMELINE", type=_id(TimelineId), help="likewise")
+    parser.add_argument("timeline", metavar="TIMELINE", type=_id(TimelineId), help="32 hex digits")
     parser.add_argument(
         "lsn", metavar="LSN", type=_lsn, nargs="?", help="such as 0/16B5A50 (default: latest)"
     )

@@ -88,7 +88,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--create",
         action="store_true",
-        help="make the directory if it does not exist; otherwise that is an error",
+        help="create the directory if it does not exist; without this option that is an error",
     )
     _add_listening(parser)
     _add_security(parser)
@@ -150,7 +150,9 @@ def _add_security(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a public key in PEM, or a directory of them: clients need a token signed with one",
     )
-    group.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM; clients must use TLS")
+    group.add_argument(
+        "--tls-cert", type=Path, metavar="FILE", help="PEM file; clients must use TLS"
+    )
     group.add_argument(
         "--tls-key", type=Path, metavar="FILE", help="its private key (default: in the same file)"
     )
@@ -173,20 +175,23 @@ def _add_security(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_logging(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what it logs to stderr")
+    group = parser.add_argument_group("log, on stderr")
     group.add_argument(
         "--log-format",
         choices=FORMATS,
         default="text",
-        help="json has one line a record (default: %(default)s)",
+        help="json writes one record per line (default: %(default)s)",
     )
     group.add_argument(
-        "--log-level", choices=LEVELS, default="info", help="the least (default: %(default)s)"
+        "--log-level",
+        choices=LEVELS,
+        default="info",
+        help="lowest level to log (default: %(default)s)",
     )
     group.add_argument(
         "--no-access-log",
         action="store_true",
-        help="no line for a command that went well",
+        help="do not log commands that succeed",
     )
 
 
