@@ -208,7 +208,7 @@ def test_a_directory_put_back_from_a_copy_is_taken_over(harness: Harness) -> Non
     harness.check_accounting()
 
 
-def test_a_parked_file_in_a_directory_that_is_taken_over(
+def test_a_pending_unlink_in_a_directory_that_is_taken_over(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pending unlink counts once, as an entry or as doomed."""

@@ -151,7 +151,7 @@ def test_a_refresh_is_charged_for_what_exceeds_its_old_entry(tmp_path: Path) -> 
         harness.check_accounting()
 
 
-def test_the_old_file_is_on_no_books_only_until_its_unlink(
+def test_a_replaced_file_that_cannot_be_unlinked_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A replaced file that cannot be unlinked counts: there is no room for it twice."""

@@ -69,7 +69,7 @@ def test_a_limit_lowered_at_a_restart_deletes_nothing(tmp_path: Path) -> None:
         harness.check_accounting()
 
 
-def test_strays_and_quarantine_count(tmp_path: Path) -> None:
+def test_foreign_files_and_quarantine_count(tmp_path: Path) -> None:
     """Foreign files take slots and bytes, quarantine bytes alone; both can fill a cache."""
     harness = Harness(tmp_path / "cache", max_size_entries=2)
     harness.dir.mkdir()

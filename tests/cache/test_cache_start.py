@@ -264,7 +264,7 @@ def test_a_log_handler_that_raises_keeps_nothing_from_being_served(harness: Harn
         logger.setLevel(logging.NOTSET)
 
 
-def test_strays_are_reported_but_not_in_a_flood(
+def test_foreign_files_are_logged_but_not_in_a_flood(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The warning counts them all and names a few."""
@@ -277,7 +277,7 @@ def test_strays_are_reported_but_not_in_a_flood(
         harness.check_accounting()
 
 
-def test_a_superseded_file_that_cannot_go_is_parked(
+def test_a_superseded_file_that_cannot_be_removed_counts(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It counts, the start goes on, and the next clean-up removes it."""

@@ -85,8 +85,8 @@ def test_a_finished_call_is_not_joined() -> None:
 def test_the_last_caller_closes_the_shared_file() -> None:
     """Only the last caller closes it, and once."""
     request, shared_file = make_request(KEY), Closable()
-    for seat in range(3):
-        request.join(seat)
+    for caller in range(3):
+        request.join(caller)
     request.leave(0)
     request.finish(shared_file.result())
     request.leave(1)
