@@ -167,8 +167,10 @@ class Cluster:
             yield
         except OSError as error:
             what = os.fsdecode(error.filename or self.pgdata_dir)
+            hint = self._user.permission_hint(self.pgdata_dir, str(error))
             raise PostgresError(
-                f"the data directory {self.pgdata_dir} cannot be used: {what}: {error.strerror}"
+                f"the data directory {self.pgdata_dir} cannot be used: {what}: "
+                f"{error.strerror}{hint}"
             ) from error
 
     def _check_version(self) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from bbcache.errors import PostgresError
+from bbcache.postgres.pgdata.postmaster_file import PostmasterFile
 
 _PROC: Final = Path("/proc")
 _PROGRAM: Final = "postgres"
@@ -44,8 +45,18 @@ def end_server(pgdata_dir: Path) -> None:
     if not _PROC.is_dir():
         return
     _end_processes(pgdata_dir)
-    if not _Servers.scan(pgdata_dir).hidden:  # otherwise PostgreSQL's own checks must suffice
+    # Of a process that may be the server, PostgreSQL's own checks must decide.
+    if _recorded_pid(pgdata_dir) not in _Servers.scan(pgdata_dir).hidden:
         _remove_pid_file(pgdata_dir / "postmaster.pid")
+
+
+def _recorded_pid(pgdata_dir: Path) -> int | None:
+    """The pid in ``postmaster.pid``; None if there is none to be read."""
+    try:
+        file = PostmasterFile.read(pgdata_dir)
+    except PostgresError:
+        return None
+    return file.pid if file is not None else None
 
 
 def _remove_pid_file(path: Path) -> None:

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.postgres
 
 
+def without_ptrace() -> list[str]:
+    """The beginning of a command that ends a server without the right to look into processes."""
+    code = "import sys, pathlib; from bbcache.postgres.server.orphan import end_server; "
+    code += "end_server(pathlib.Path(sys.argv[1]))"
+    return [tool("setpriv"), "--bounding-set=-sys_ptrace", sys.executable, "-c", code]
+
+
 def test_a_server_is_shut_down_fast(pg: PostgresBinaries, make_cluster: ClusterFactory) -> None:
     """It leaves a clean directory, though it was stopped (SIGSTOP); another server goes on."""
     cluster, other = make_cluster(pg), make_cluster(pg)
@@ -75,12 +82,24 @@ def test_root_in_a_container(newest_pg: PostgresBinaries, make_cluster: ClusterF
     cluster, other = make_cluster(newest_pg), make_cluster(newest_pg)
     cluster.start()
     other.start()
-    code = "import sys, pathlib; from bbcache.postgres.server.orphan import end_server; "
-    code += "end_server(pathlib.Path(sys.argv[1]))"
-    argv = [tool("setpriv"), "--bounding-set=-sys_ptrace", sys.executable, "-c", code]
-    subprocess.run([*argv, str(cluster.pgdata_dir)], check=True)
+    subprocess.run([*without_ptrace(), str(cluster.pgdata_dir)], check=True)
     wait_until(lambda: not cluster.is_running)
     assert ControlFile.read(cluster.pgdata_dir).state is ClusterState.SHUT_DOWN
+    assert other.psql("select 1") == "1"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user sees its own processes")
+def test_a_hidden_server_of_another_directory_is_no_obstacle(
+    newest_pg: PostgresBinaries, make_cluster: ClusterFactory, tmp_path: Path
+) -> None:
+    """A postmaster.pid goes unless it names a process that may be the server."""
+    other = make_cluster(newest_pg)
+    other.start()
+    path = tmp_path / "postmaster.pid"
+    for pid, is_kept in ((os.getpid(), False), (other.pid, True)):
+        path.write_text(f"{pid}\n")
+        subprocess.run([*without_ptrace(), str(tmp_path)], check=True)
+        assert path.exists() == is_kept
     assert other.psql("select 1") == "1"
 
 
