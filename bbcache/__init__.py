@@ -4,8 +4,12 @@ The names of the cache and of its host are here. `bbcache.postgres`, `bbcache.pa
 `bbcache.page_service`, `bbcache.fetch` and `bbcache.testing` have names of their own.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
 from bbcache._version import __version__
-from bbcache.cache import BasebackupCache
 from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import (
     BackingOffError,
@@ -20,9 +24,22 @@ from bbcache.errors import (
 )
 from bbcache.host import TarballWriter, Tenant, TenantManager, TenantState, Timeline
 from bbcache.ids import Lsn, TenantId, TenantShardId, TenantTimelineId, TimelineId
-from bbcache.simple_host import SimpleTenant, SimpleTenantManager
-from bbcache.storage.files import BasebackupFile
-from bbcache.storage.index import EntryInfo
+
+if TYPE_CHECKING:
+    from bbcache.cache import BasebackupCache
+    from bbcache.simple_host import SimpleTenant, SimpleTenantManager
+    from bbcache.storage.files import BasebackupFile
+    from bbcache.storage.index import EntryInfo
+
+# Imported when they are first used: Prometheus' client and file locks take longer to import than
+# all else, and a program that works with `bbcache.postgres` alone has no use for them.
+_HOMES: Final = {
+    "BasebackupCache": "bbcache.cache",
+    "BasebackupFile": "bbcache.storage.files",
+    "EntryInfo": "bbcache.storage.index",
+    "SimpleTenant": "bbcache.simple_host",
+    "SimpleTenantManager": "bbcache.simple_host",
+}
 
 __all__ = [
     "BackingOffError",
@@ -52,3 +69,17 @@ __all__ = [
     "TimelineId",
     "__version__",
 ]
+
+if not TYPE_CHECKING:  # which would take any name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        """Import what is asked for the first time."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -238,25 +238,40 @@ def test_the_hints_of_every_public_name_can_be_had() -> None:
 _LIST_MODULES = """
 import json, sys
 before = set(sys.modules)
-import bbcache
+exec(sys.argv[1])
 tops = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(json.dumps(sorted(tops - set(sys.stdlib_module_names))))
 print(json.dumps(sorted(name for name in sys.modules if name.startswith("bbcache"))))
 """
 
 
-def _modules_after_import() -> tuple[set[str], set[str]]:
-    command = [sys.executable, "-c", _LIST_MODULES]
+def _modules_after(statement: str) -> tuple[set[str], set[str]]:
+    command = [sys.executable, "-c", _LIST_MODULES, statement]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return set(json.loads(lines[0])), set(json.loads(lines[1]))
 
 
 def test_the_core_imports_its_four_dependencies_alone() -> None:
     """In a fresh interpreter nothing else comes with it: no test tool, no driver."""
-    foreign, own = _modules_after_import()
+    foreign, own = _modules_after("from bbcache import *")
     assert foreign == {"bbcache", "isal", "xxhash", "filelock", "prometheus_client"}
     kept_out = ("bbcache.postgres", "bbcache.pageserver", "bbcache.testing", "bbcache.cli")
     assert not {name for name in own if name.startswith(kept_out)}
+
+
+def test_the_package_alone_imports_nothing_else() -> None:
+    """What works with `bbcache.postgres` alone does not wait for Prometheus' client."""
+    foreign, own = _modules_after("import bbcache")
+    assert foreign == {"bbcache"}
+    assert "bbcache.cache" not in own
+
+
+def test_a_name_is_imported_when_it_is_used() -> None:
+    """Each public name is there, listed, and the same as in its module; others are not."""
+    assert set(bbcache.__all__) <= set(dir(bbcache))
+    assert bbcache.BasebackupCache is BasebackupCache
+    with pytest.raises(AttributeError, match="module 'bbcache' has no attribute 'Basebackup'"):
+        _ = bbcache.Basebackup  # type: ignore[attr-defined]
 
 
 def test_the_package_is_typed() -> None:
