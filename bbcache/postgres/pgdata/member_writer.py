@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -52,6 +53,7 @@ class MemberWriter:
         self._makes_holes = False
         self._position = 0  # in the file
         self._end = 0  # of what was written or reserved
+        self._is_mode_cut: bool | None = None  # by the umask; None before the first file
 
     def settle_directory(self) -> None:
         """Set mode and owner of the directory itself; raises as `write`."""
@@ -113,7 +115,7 @@ class MemberWriter:
                 os.chown(member.name, *self._owner, dir_fd=self._dest_fd, follow_symlinks=False)
         else:
             self._fd = os.open(member.name, _CREATE, FILE_MODE, dir_fd=self._dest_fd)
-            self._settle(self._fd, FILE_MODE)
+            self._settle_file()
             self._position = self._end = 0
             self._makes_holes = member.size_bytes >= _HOLE_UNIT_BYTES
             if self._makes_holes and member.name.startswith(_WAL_PREFIX):
@@ -156,6 +158,15 @@ class MemberWriter:
         os.fchmod(fd, mode)
         if self._owner is not None:
             os.fchown(fd, *self._owner)
+
+    def _settle_file(self) -> None:
+        """Set the mode and the owner of a new file, where they are not right already."""
+        if self._is_mode_cut is None:
+            self._is_mode_cut = stat.S_IMODE(os.fstat(self._fd).st_mode) != FILE_MODE
+        if self._is_mode_cut:
+            os.fchmod(self._fd, FILE_MODE)
+        if self._owner is not None:
+            os.fchown(self._fd, *self._owner)
 
     def _close_fd(self) -> None:
         fd, self._fd = self._fd, _NO_FD
