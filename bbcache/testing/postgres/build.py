@@ -81,6 +81,8 @@ def build(
             connection.run(f"ALTER DATABASE {TEMPLATE} IS_TEMPLATE true ALLOW_CONNECTIONS false")
             for statement in _LEAVE_OUT if is_lean else ():
                 connection.run(statement)
+            # The archive has the segment with the shutdown checkpoint: let that be a new one.
+            connection.run("SELECT pg_switch_wal()")
 
 
 def _fill(snapshot: Snapshot, database: Database, cluster: Cluster) -> None:

@@ -22,24 +22,20 @@ _FORMAT_VERSION: Final = "1"
 _SHARED_DIRS: Final = ("", "extension", "timezonesets", "tsearch_data")
 
 
-def fingerprint(
-    snapshot: Snapshot, binaries: PostgresBinaries, settings: Mapping[str, str], memo_dir: Path
-) -> bytes:
+def fingerprint(snapshot: Snapshot, installation: bytes, settings: Mapping[str, str]) -> bytes:
     """Return 32 bytes that change with everything that the snapshot is made of.
 
     Args:
         snapshot: the snapshot.
-        binaries: the PostgreSQL that makes it.
+        installation: the hash of the PostgreSQL that makes it.
         settings: the server settings while it is made.
-        memo_dir: where the hash of a PostgreSQL installation is remembered.
 
     Raises:
         SnapshotError: an input cannot be found or read.
     """
     hasher = _Framed()
     hasher.add("format", _FORMAT_VERSION)
-    hasher.add("postgres", binaries.run("postgres", "--version").strip())
-    hasher.add("installation", installation_hash(binaries, memo_dir))
+    hasher.add("installation", installation)
     for argument in snapshot.initdb_args:
         hasher.add("initdb", argument)
     for name, value in sorted(settings.items()):
@@ -73,12 +69,13 @@ class _Framed:
 
 
 def installation_hash(binaries: PostgresBinaries, memo_dir: Path) -> bytes:
-    """Return a hash of the server's program, its libraries and extensions.
+    """Return a hash of the server's version, its program, libraries and extensions.
 
     They are read once. While their paths, sizes and times stay, the hash is remembered in
     `memo_dir`, where that can be written.
     """
     listed = _Framed()
+    listed.add("version", binaries.version)
     files = list(_installed_files(binaries))
     for name, path, status in files:
         listed.add("file", f"{name} {path} {status.st_size} {status.st_mtime_ns}")
@@ -86,6 +83,7 @@ def installation_hash(binaries: PostgresBinaries, memo_dir: Path) -> bytes:
     with contextlib.suppress(OSError, ValueError):
         return bytes.fromhex(memo.read_text())
     hasher = _Framed()
+    hasher.add("version", binaries.version)
     for name, path, _ in files:
         hasher.add("file", name)
         hasher.add("content", Path(path).read_bytes())

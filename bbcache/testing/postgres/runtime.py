@@ -26,7 +26,7 @@ from bbcache.postgres.server.socket_dir import make_socket_dir
 from bbcache.postgres.server.user import ServerUser
 from bbcache.testing.postgres.build import build, server_settings
 from bbcache.testing.postgres.errors import NoRoomError
-from bbcache.testing.postgres.fingerprint import fingerprint
+from bbcache.testing.postgres.fingerprint import fingerprint, installation_hash
 from bbcache.testing.postgres.options import PostgresOptions
 from bbcache.testing.postgres.places import (
     ROOM_HINT,
@@ -114,6 +114,11 @@ class Runtime:
         """The PostgreSQL that is used; raises `PostgresError` if there is none."""
         return PostgresBinaries.find(self.options.bin, major=self.options.major)
 
+    @functools.cached_property
+    def _installation(self) -> bytes:
+        """The hash of the PostgreSQL, which stays the same while a process uses it."""
+        return installation_hash(self.binaries, self.store.directory / "installations")
+
     def settings_of(self, snapshot: Snapshot) -> dict[str, str]:
         """Return the settings of the servers of a snapshot."""
         return server_settings(self.binaries, snapshot, self.options.settings)
@@ -121,8 +126,7 @@ class Runtime:
     def key_of(self, snapshot: Snapshot) -> SnapshotKey:
         """Return what a snapshot is found by; raises `SnapshotError` for one without inputs."""
         settings = {**self.settings_of(snapshot), "lean": str(self.options.lean)}
-        memo_dir = self.store.directory / "installations"
-        digest = fingerprint(snapshot, self.binaries, settings, memo_dir)
+        digest = fingerprint(snapshot, self._installation, settings)
         return SnapshotKey(snapshot.name, self.binaries.version, digest)
 
     def find(self, key: SnapshotKey) -> StoredSnapshot | None:
@@ -150,6 +154,13 @@ class Runtime:
         with self._lock, contextlib.suppress(ValueError):
             self._servers.remove(server)
         _remove(server)
+
+    def wait_for_spares(self) -> None:
+        """Wait until the spares that were begun are there."""
+        with self._lock:
+            spares = self._spares
+        if spares is not None:
+            spares.wait()
 
     def close(self) -> list[Server]:
         """End all servers and remove all that is not kept across runs.

@@ -23,7 +23,7 @@ from bbcache.errors import ArchiveError, BbcacheError
 from bbcache.postgres.server.guard import Guard
 from bbcache.testing.postgres.errors import SnapshotError
 
-_LEVEL: Final = 2
+_LEVEL: Final = 3
 _NAME: Final = re.compile(r"(?P<name>\w+)-pg(?P<version>[^-]+)-(?P<digest>[0-9a-f]{64})\.tar\.gz")
 _NO_LSN: Final = 0  # a snapshot belongs to its fingerprint alone
 _SAY_AFTER_S: Final = 1.0

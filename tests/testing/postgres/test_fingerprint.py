@@ -59,7 +59,8 @@ class Hashing:
 
     def __call__(self, made: Snapshot, **settings: str) -> str:
         """The fingerprint of a snapshot."""
-        return fingerprint(made, self._binaries, settings, self._memo_dir).hex()
+        installation = installation_hash(self._binaries, self._memo_dir)
+        return fingerprint(made, installation, settings).hex()
 
 
 @pytest.fixture
@@ -152,14 +153,17 @@ def test_another_postgres_counts(root: Path, pg_dir: Path, newest_pg: PostgresBi
     moved = copy.rename(pg_dir / "moved")
     for path in moved.rglob("*"):
         os.utime(path, (1, 1))
-    assert installation_hash(type(newest_pg)(moved / "bin", "18"), memo_dir) == seen[-1]
+    binaries = type(newest_pg)(moved / "bin", newest_pg.version)
+    assert installation_hash(binaries, memo_dir) == seen[-1]
+    assert installation_hash(type(newest_pg)(moved / "bin", "18.99"), memo_dir) not in seen
     shutil.rmtree(moved)
 
 
 def test_versions_of_postgres_differ(snapshots_dir: Path, root: Path) -> None:
     """Of all installations on this machine, each has its own fingerprint."""
     found = PostgresBinaries.find_all()
-    digests = {fingerprint(make(root), each, {}, snapshots_dir / "installations") for each in found}
+    memo_dir = snapshots_dir / "installations"
+    digests = {fingerprint(make(root), installation_hash(each, memo_dir), {}) for each in found}
     assert len(digests) == len(found)
 
 
