@@ -43,7 +43,6 @@ _TRAILER: Final = struct.Struct("<II")
 _NOT_PATCHED: Final = b"\0" * (_SEAL.size + _CHECK_SIZE_BYTES)
 
 HEADER_SIZE_BYTES: Final = len(_HEAD) + len(_NOT_PATCHED)
-_READ_SIZE_BYTES: Final = 1 << 18
 # Sizes of writes that are compared with zeros one by one, before they fill a piece.
 _LEAST_COMPARED_BYTES: Final = 1 << 12
 _MOST_COMPARED_BYTES: Final = 1 << 16
@@ -135,7 +134,7 @@ def check_sealed(fd: int, size_bytes: int, seal: Seal, *, with_digest: bool) -> 
         raise ArchiveError(f"the file has {size_bytes} bytes, but its seal says {sealed_bytes}")
     if with_digest:
         hasher = xxh3_128()
-        for piece in _pieces(fd, HEADER_SIZE_BYTES, PIECE_SIZE_BYTES):
+        for piece in _pieces(fd, HEADER_SIZE_BYTES):
             hasher.update(piece)
         if hasher.digest() != seal.digest:
             raise ArchiveError("the digest of the body is not the sealed one")
@@ -151,7 +150,7 @@ def check_plain(fd: int, size_bytes: int) -> None:
     stream = isal_zlib.decompressobj(_GZIP)
     read_bytes = 0
     try:
-        for piece in _pieces(fd, 0, _READ_SIZE_BYTES):
+        for piece in _pieces(fd, 0):
             if stream.eof:
                 raise ArchiveError("there are bytes behind the gzip member")
             read_bytes += len(piece)
@@ -166,8 +165,8 @@ def check_plain(fd: int, size_bytes: int) -> None:
         raise ArchiveError("there are bytes behind the gzip member")
 
 
-def _pieces(fd: int, offset: int, piece_size_bytes: int) -> Iterator[bytes]:
-    while piece := os.pread(fd, piece_size_bytes, offset):
+def _pieces(fd: int, offset: int) -> Iterator[bytes]:
+    while piece := os.pread(fd, PIECE_SIZE_BYTES, offset):
         yield piece
         offset += len(piece)
 

@@ -13,7 +13,7 @@ import re
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, Self
@@ -236,17 +236,13 @@ class Store:
 
     Args:
         data_dir: absolute path.
-        utcnow: the wall clock, for names in the quarantine.
     """
 
-    def __init__(
-        self, data_dir: str, utcnow: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
+    def __init__(self, data_dir: str) -> None:
         self.data_dir = data_dir
         self.tmp_dir = os.path.join(data_dir, TMP_NAME)
         self._quarantine_dir = os.path.join(data_dir, QUARANTINE_NAME)
         self._entry_prefix = os.path.join(data_dir, PREFIX)
-        self._utcnow = utcnow
 
     def path_of(self, key: bytes, lsn: int) -> str:
         """The path of an entry; the name is exactly Neon's."""
@@ -350,7 +346,7 @@ class Store:
         The name begins with the time, so that names sort by age.
         """
         path = self.path_of(key, lsn)
-        stamp = self._utcnow().strftime("%Y%m%dT%H%M%S.%fZ")
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         target = os.path.join(self._quarantine_dir, f"{stamp}_{os.path.basename(path)}")
         _make_directory(self._quarantine_dir)
         os.rename(path, target)

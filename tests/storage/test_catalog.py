@@ -6,13 +6,11 @@ import contextlib
 import errno
 import fcntl
 import functools
-import itertools
 import logging
 import os
 import random
 import shutil
 import tempfile
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -76,9 +74,7 @@ class Kit:
         dirlock: DirectoryLock | None = None,
     ) -> None:
         self.directory = directory
-        ticks = itertools.count()
-        start = datetime(2025, 1, 1, tzinfo=UTC)
-        self.store = store or Store(str(directory), lambda: start + timedelta(seconds=next(ticks)))
+        self.store = store or Store(str(directory))
         self.registry = CollectorRegistry()
         self.dirlock = dirlock or DirectoryLock(str(directory))
         if dirlock is None:
@@ -720,22 +716,14 @@ def test_a_bad_file_that_can_be_neither_moved_nor_unlinked(
     assert kit.totals() == (0, 0)
 
 
-class _LongTime(datetime):
-    """A time whose text is too long for any file's name."""
-
-    def strftime(self, spec: str) -> str:
-        """Return a text that is too long."""
-        del spec
-        return "x" * 300
-
-
 def test_a_bad_file_that_cannot_be_moved_is_removed_by_upkeep(
-    tmp_path: Path, reopen: Callable[..., Kit], caplog: pytest.LogCaptureFixture
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its entry goes at once; the failure is logged, and the file counts until it is gone."""
-    kit = reopen(store=Store(str(tmp_path), lambda: _LongTime(2025, 1, 1, tzinfo=UTC)))
     entry = kit.publish(A, size_bytes=30)
-    assert kit.catalog.quarantine(entry)
+    with monkeypatch.context() as patch:
+        fail_with(patch, os, "rename", OSError(errno.EACCES, "no", str(kit.path(A))))
+        assert kit.catalog.quarantine(entry)
     assert entries_of(kit.index) == []
     assert kit.files() == {kit.path(A).name}
     assert kit.totals() == (1, 30)

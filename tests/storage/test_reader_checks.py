@@ -20,6 +20,7 @@ from support.cache_helpers import (
     tar_of,
 )
 
+from bbcache.archive.deflate import PIECE_SIZE_BYTES
 from bbcache.archive.format import HEADER_SIZE_BYTES
 from bbcache.storage import reader
 from bbcache.storage.files import BasebackupFile
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bbcache.testing import MemoryTimeline
-
-
-PIECE_SIZE_BYTES = 1 << 18  # what a plain archive is read by
 
 
 @pytest.fixture
