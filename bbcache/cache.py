@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Callable
 from types import TracebackType
@@ -54,6 +55,7 @@ class BasebackupCache:
         config: BasebackupCacheConfig | None,
         tenant_manager: TenantManager,
         registry: CollectorRegistry | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Lock the directory and start; all else happens in the background.
 
@@ -67,6 +69,8 @@ class BasebackupCache:
             tenant_manager: the host.
             registry: where the metrics are registered; None for Prometheus' default registry,
                 which `close` takes them out of again.
+            clock: returns seconds that only grow; by it the pauses after failed builds end. A test
+                of a host passes one that it can advance: `bbcache.testing.MovableClock`.
 
         Raises:
             DirectoryLockedError: another cache has the directory.
@@ -84,7 +88,7 @@ class BasebackupCache:
         dirlock = DirectoryLock(path)
         try:
             dirlock.acquire_unless_read_only()
-            cache = cls(engine := Engine(path, config, tenant_manager, dirlock, registry))
+            cache = cls(engine := Engine(path, config, tenant_manager, dirlock, registry, clock))
         except BaseException:
             dirlock.release()
             raise

@@ -31,6 +31,8 @@ from bbcache.waiters import Waiters
 from bbcache.work_counter import WorkCounter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prometheus_client import CollectorRegistry
 
     from bbcache.config import BasebackupCacheConfig
@@ -63,6 +65,7 @@ class Engine:
         tenants: TenantManager,
         dirlock: DirectoryLock,
         registry: CollectorRegistry | None,
+        clock: Callable[[], float],
     ) -> None:
         self.data_dir = data_dir
         self.is_serving = True
@@ -75,7 +78,7 @@ class Engine:
         self._queue = PrepareQueue(config.prepare_channel_size, self._metrics, self.work_counter)
         self.store = Store(data_dir)
         self._catalog = Catalog(self.store, self.index, dirlock, self._metrics)
-        pacer, backoff = Pacer(), Backoff()
+        pacer, backoff = Pacer(), Backoff(clock)
         self.cleaner = Cleaner(
             tenants, self.index, self._catalog, self._metrics, self.work_counter, pacer
         )

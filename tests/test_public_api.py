@@ -10,6 +10,7 @@ import json
 import pkgutil
 import subprocess
 import sys
+import time
 import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,7 @@ SIGNATURES: list[tuple[Any, dict[str, Any]]] = [
             "config": _REQUIRED,
             "tenant_manager": _REQUIRED,
             "registry": None,
+            "clock": time.monotonic,
         },
     ),
     (

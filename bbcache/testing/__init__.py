@@ -4,6 +4,7 @@ Use the plugin with ``pytest -p bbcache.testing.plugin`` or, in the top-level
 ``conftest.py``, ``pytest_plugins = ["bbcache.testing.plugin"]``.
 """
 
+from bbcache.testing.clock import MovableClock
 from bbcache.testing.host import (
     MemoryHost,
     MemoryTenant,
@@ -17,6 +18,7 @@ __all__ = [
     "MemoryHost",
     "MemoryTenant",
     "MemoryTimeline",
+    "MovableClock",
     "check_host",
     "make_tarball",
 ]
