@@ -70,7 +70,7 @@ class Workers(Generic[_C]):
 
     @property
     def is_short(self) -> bool:
-        """Whether connections wait for a thread, and none can be begun; reads memory only."""
+        """Whether connections wait and no thread can be started; reads memory only."""
         return bool(self._queue) and not self._idle_count and not self._can_begin
 
     def add(self, connection: _C) -> None:
@@ -156,7 +156,7 @@ class Workers(Generic[_C]):
             now_s = self._clock()
             if now_s >= self._warned_s + _WARN_PAUSE_S:
                 self._warned_s = now_s
-                log.warning("no thread can be begun to serve clients: %s", error)
+                log.warning("cannot start a thread to serve clients: %s", error)
         else:
             self._can_grow = True
 

@@ -288,7 +288,7 @@ def _basebackup(subject: _Subject) -> None:
     _need(len(names) == len(set(names)), "a name is in the tar twice", "Write each file once.")
     rest = data[end:]
     is_ended = len(rest) >= 2 * tarfile.BLOCKSIZE and not rest.strip(b"\0")
-    _need(is_ended, "the tar has no end, or bytes behind it", hint)
+    _need(is_ended, "the tar has no end, or bytes after it", hint)
 
 
 def _repeatable(subject: _Subject) -> None:

@@ -183,7 +183,7 @@ def test_no_thread_can_be_begun(
             patch.setattr(threading.Thread, "start", fail)
             for _ in range(2):
                 workers.add(Work("a", gate))
-        assert caplog.messages == ["no thread can be begun to serve clients: no more"]
+        assert caplog.messages == ["cannot start a thread to serve clients: no more"]
         assert workers.is_short
         gate.open()
     wait_until(lambda: len(pool.served) == 3)
