@@ -159,7 +159,7 @@ _BROKEN: list[tuple[str, str, Callable[[Any, Any, Any], object]]] = [
     ),
     (
         _TAR,
-        "behind it",
+        "bytes after it",
         lambda *a: _put(a[2], "tarball", lambda at: make_tarball(a[2].timeline_id, at) + b"x"),
     ),
     (_TAR, "twice", lambda *all_: _write_twice(all_[2])),
