@@ -6,6 +6,7 @@ import ssl
 from pathlib import Path
 
 from bbcache.errors import ConfigError
+from bbcache.page_service.transport import ALPN
 
 
 class Certificate:
@@ -58,4 +59,5 @@ def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols([ALPN])  # of a client that begins with TLS
     return context
