@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from typing import TYPE_CHECKING, Final, Self
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from bbcache.cli.periodic import Periodic
+from bbcache.cli.service_metrics import DeploymentMetrics
 from bbcache.config import LIMITS, BasebackupCacheConfig
 from bbcache.errors import ConfigError
 from bbcache.http_service.recent_errors import RecentErrors
@@ -124,6 +126,12 @@ class Deployment:
                 broken=self.pageserver.tenants.broken.list,
                 host_degraded_reason=lambda: self._rescanner.degraded_reason,
             )
+            DeploymentMetrics(
+                registry,
+                self._limit,
+                lambda: math.nan if self._certificate is None else self._certificate.expires_at_s,
+                lambda: self._rescanner.degraded_reason is not None,
+            )
             self.http: HttpService | None = None
             if http_config is not None:
                 self.http = HttpService(http_config, Site(reader, registry).respond, http_listeners)
@@ -173,6 +181,11 @@ class Deployment:
             if getattr(new, key) != getattr(old, key):
                 when = "now" if key in LIMITS else "from the next start on"
                 log.info("%s is %s %s", key, getattr(new, key), when)
+
+    def _limit(self, key: str) -> float:
+        config = self._cache_config if hasattr(self._cache_config, key) else self.service.config
+        value = getattr(config, key)
+        return math.nan if value is None else float(value)
 
     def timelines(self) -> list[tuple[TenantId, TimelineId, Lsn]]:
         """The timelines that clients can ask for, each with its tip."""

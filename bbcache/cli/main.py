@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> ExitCode:
-    options = _parser().parse_args(argv)
+    options = make_parser().parse_args(argv)
     try:
         is_well = options.run(options)
         print(end="", flush=True)  # an error of the output is raised here, not at the exit
@@ -110,7 +110,8 @@ def _complain(what: str) -> None:
     print(*map(printable, f"bbcache: {what}".split("\n")), sep="\n", file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="bbcache",
         description="Basebackups of serverless Postgres, made ahead of need.",

@@ -6,8 +6,13 @@ import logging
 from typing import Final, NamedTuple
 
 from bbcache.outcomes import Source
-from bbcache.page_service.errors import CanceledError, DisconnectedError, PageServiceError
-from bbcache.page_service.metrics import Result
+from bbcache.page_service.errors import (
+    CanceledError,
+    DisconnectedError,
+    PageServiceError,
+    ShutdownError,
+)
+from bbcache.page_service.metrics import Result, ServiceMetrics
 from bbcache.page_service.protocol.command import BasebackupCommand
 
 _NO_ORIGIN: Final = "none"
@@ -43,8 +48,11 @@ class EndedCommand(NamedTuple):
         is_clients = isinstance(self.failure, DisconnectedError | CanceledError)
         return Result.CLIENT_ERROR if is_clients else Result.ERROR
 
-    def log(self) -> None:
-        """Write the line."""
+    def account(self, metrics: ServiceMetrics) -> None:
+        """Count it, and write the line."""
+        metrics.copied_bytes.inc(self.sent_bytes)
+        if not isinstance(self.failure, ShutdownError):  # which Neon does not observe either
+            metrics.served(self.result, self.origin, self.seconds)
         log.log(logging.WARNING if self.result is Result.ERROR else logging.INFO, "%s", self)
 
     def __str__(self) -> str:

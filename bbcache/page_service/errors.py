@@ -170,6 +170,11 @@ class DisconnectedError(PageServiceError):
     is_fatal = True
 
 
+def error_kinds(base: type[PageServiceError] = PageServiceError) -> set[type[PageServiceError]]:
+    """Return all classes of errors that are put to clients."""
+    return {base}.union(*map(error_kinds, base.__subclasses__()))
+
+
 def plain_text(error: BaseException) -> str:
     """An exception's own text without its hint; no more than the type of a foreign one.
 

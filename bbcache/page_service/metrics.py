@@ -22,6 +22,7 @@ from bbcache.page_service.errors import (
     ShutdownError,
     TlsRequiredError,
     TooManyConnectionsError,
+    error_kinds,
 )
 
 _BUCKETS_S: Final = (
@@ -29,6 +30,9 @@ _BUCKETS_S: Final = (
     *(0.45, 0.5, 0.6, 0.8, 1, 1.5, 2, 2.5, 3, 5, 10, 20, 40, 60),
 )
 _NO_ORIGIN: Final = "none"
+
+
+SQLSTATES: Final = tuple(sorted({kind.sqlstate for kind in error_kinds()}))
 
 
 class Result(Outcome):
@@ -78,6 +82,12 @@ class ServiceMetrics(MetricSet):
     )
     connections = counter_by(
         "reason", Ending, "bbcache_page_service_connections_total", "Connections that ended."
+    )
+    errors = counter_by(
+        "sqlstate",
+        SQLSTATES,
+        "bbcache_page_service_errors_total",
+        "Errors that clients were told, by SQLSTATE; docs/page-service.md has what they mean.",
     )
     copied_bytes = counter("bbcache_page_service_copied_bytes_total", "Bytes of archives sent.")
     connected = gauge("bbcache_page_service_connected", "Clients connected.")

@@ -22,7 +22,6 @@ from bbcache.page_service.errors import (
     IdleTimeoutError,
     NoRoomError,
     PageServiceError,
-    ShutdownError,
     TooManyConnectionsError,
     UnauthorizedError,
 )
@@ -175,7 +174,7 @@ class Session:
         log.info("connection of %s ended: %s", self._peer, one_line(error))
         if isinstance(error, DisconnectedError):
             return
-        self._conversation.fail(error)
+        self._fail(error)
         try:
             self._transport.send(self._conversation.take_output(), timeout_s=timeout_s)
         except PageServiceError:
@@ -332,10 +331,14 @@ class Session:
         except PageServiceError as error:
             if error.is_fatal:
                 raise
-            self._conversation.fail(error)
+            self._fail(error)
         except Exception:
             log.exception("the command %s failed", ascii(text[:_SHOWN_CHARACTERS]))
-            self._conversation.fail(CommandError("internal error; the log has more"))
+            self._fail(CommandError("internal error; the log has more"))
+
+    def _fail(self, error: PageServiceError) -> None:
+        self._service.metrics.errors[error.sqlstate].inc()
+        self._conversation.fail(error)
 
     def _serve_command(self, command: BasebackupCommand) -> None:
         self._check_permission(command)
@@ -361,7 +364,7 @@ class Session:
             raise
         finally:
             self.unpublished_bytes = 0
-            self._account(ended._replace(seconds=self._service.clock() - started_s))
+            ended._replace(seconds=self._service.clock() - started_s).account(self._service.metrics)
 
     def _open(self, command: BasebackupCommand) -> OpenBasebackup:
         """Open an archive; where others hold the room for it, they may have to go."""
@@ -382,12 +385,6 @@ class Session:
     def _open_now(self, command: BasebackupCommand) -> OpenBasebackup:
         with lifecycle.callback():
             return self._service.source.open(command, self._check_command)
-
-    def _account(self, ended: EndedCommand) -> None:
-        self._service.metrics.copied_bytes.inc(ended.sent_bytes)
-        if not isinstance(ended.failure, ShutdownError):  # which Neon does not observe either
-            self._service.metrics.served(ended.result, ended.origin, ended.seconds)
-        ended.log()
 
     def _check_permission(self, command: BasebackupCommand) -> None:
         try:

@@ -135,33 +135,39 @@ def test_nested_transactions(bench: Bench) -> None:
     """Psycopg begins, nests, rolls back to a savepoint, and ends; each status is right."""
     timeline = bench.harness.prepared()
     command = bench.command(timeline, LSN_A, "gzip").encode()
+    statuses = []
     with psycopg.connect(conninfo(bench.service.address)) as connection:
         with connection.transaction():
-            assert connection.info.transaction_status is TransactionStatus.INTRANS
+            statuses.append(connection.info.transaction_status)
             with pytest.raises(psycopg.Error), connection.transaction():
                 connection.execute("wrong")
-            assert connection.info.transaction_status is TransactionStatus.INTRANS
+            statuses.append(connection.info.transaction_status)
             with (
                 connection.transaction(),
                 connection.cursor() as cursor,
                 cursor.copy(command) as copy,
             ):
                 archive = b"".join(map(bytes, copy))
-        assert connection.info.transaction_status is TransactionStatus.IDLE
+        statuses.append(connection.info.transaction_status)
+    in_transaction = TransactionStatus.INTRANS
+    assert statuses == [in_transaction, in_transaction, TransactionStatus.IDLE]
     assert archive == bench.harness.path(timeline).read_bytes()
 
 
 def test_the_check_of_a_pool(bench: Bench) -> None:
     """Psycopg's pool sends an empty query, rolls back what is open, and resets the session."""
+    statuses = []
     with psycopg.connect(conninfo(bench.service.address)) as connection:
         connection.execute("")
-        assert connection.info.transaction_status is TransactionStatus.INTRANS
+        statuses.append(connection.info.transaction_status)
         with pytest.raises(psycopg.Error):
             connection.execute("wrong")
-        assert connection.info.transaction_status is TransactionStatus.INERROR
+        statuses.append(connection.info.transaction_status)
         connection.rollback()
-        assert connection.info.transaction_status is TransactionStatus.IDLE
+        statuses.append(connection.info.transaction_status)
         connection.execute("DISCARD ALL")
+    status = TransactionStatus
+    assert statuses == [status.INTRANS, status.INERROR, status.IDLE]
 
 
 @pytest.mark.skipif(psycopg.pq.version() < 170000, reason="libpq has direct TLS since 17")

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from bbcache.cli.service_metrics import DeploymentMetrics
 from bbcache.config import BasebackupCacheConfig
 from bbcache.http_service.config import HttpConfig
 from bbcache.metrics import Metrics
@@ -104,6 +105,7 @@ TABLES: Final = {
     "metrics of the cache": metrics_table(Metrics.rows()),
     "metrics of the page service": metrics_table(ServiceMetrics.rows()),
     "metrics of the reference pageserver": metrics_table(ROWS),
+    "metrics of bbcache serve": metrics_table(DeploymentMetrics.rows()),
     "label values of the cache": values_table(Metrics.rows()),
     "label values of the page service": values_table(ServiceMetrics.rows()),
     "reasons of skips": outcomes_table("skip", SkipReason),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 from pathlib import Path
 
@@ -21,6 +22,8 @@ class Certificate:
     Attributes:
         context: for connections to come; another one when the files were read again, since
             OpenSSL's must not be changed while other threads use it.
+        expires_at_s: when the certificate expires, in seconds since 1970; NaN without
+            ``bbcache[serve]``.
 
     Raises:
         ConfigError: the files cannot be read, or do not belong together.
@@ -52,6 +55,7 @@ class Certificate:
             ) from error
         except OSError as error:
             raise ConfigError(f"cannot read {paths}: {error.strerror}") from error
+        self.expires_at_s = _expiry_s(self._cert_path)
         return context
 
 
@@ -61,3 +65,12 @@ def _context() -> ssl.SSLContext:
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols([ALPN])  # of a client that begins with TLS
     return context
+
+
+def _expiry_s(cert_path: Path) -> float:
+    """Read when a certificate expires; NaN without the package that reads it."""
+    try:
+        from cryptography.x509 import load_pem_x509_certificate  # noqa: PLC0415 - an extra
+    except ImportError:
+        return math.nan
+    return load_pem_x509_certificate(cert_path.read_bytes()).not_valid_after_utc.timestamp()
