@@ -125,6 +125,12 @@ class BasebackupCacheConfig:
         "basebackups built at once",
         "the number of CPUs, at most 4",
     )
+    prepare_niceness: int = setting(
+        integer(0, 19),
+        0,
+        "by how much the threads that build are nicer than the process: other threads get a "
+        "processor before them, and callers wait longer for a build on a busy machine",
+    )
     wait_lsn_timeout: float = setting(
         _SECONDS,
         300.0,

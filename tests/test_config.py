@@ -33,7 +33,8 @@ COUNTS = [
     "max_unpublished_size_bytes",
 ]
 DURATIONS = ["cleanup_period", "wait_lsn_timeout"]
-KEYS = [*COUNTS, *DURATIONS, "compression_level", "unpublished_dir", "verify_reads"]
+LEVELS = ["compression_level", "prepare_niceness"]
+KEYS = [*COUNTS, *DURATIONS, *LEVELS, "unpublished_dir", "verify_reads"]
 GOOD: dict[str, Any] = {
     "cleanup_period": "1m 30s",
     "max_total_size_bytes": 5,
@@ -43,6 +44,7 @@ GOOD: dict[str, Any] = {
     "max_unpublished_size_bytes": 10,
     "unpublished_dir": "/unpublished",
     "prepare_concurrency": 9,
+    "prepare_niceness": 10,
     "wait_lsn_timeout": "500ms",
     "compression_level": 3,
     "verify_reads": "always",
@@ -97,6 +99,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "max_unpublished_size_bytes": 1 << 30,
         "unpublished_dir": None,
         "prepare_concurrency": min(4, os.cpu_count() or 1),
+        "prepare_niceness": 0,
         "wait_lsn_timeout": 300.0,
         "compression_level": 2,
         "verify_reads": "first",
@@ -130,7 +133,7 @@ def test_counts_are_ints_of_at_least_one(key: str) -> None:
         check_refused(functools.partial(make, **{key: value}), key, repr(value), "at least 1")
 
 
-@pytest.mark.parametrize("key", [*COUNTS, "compression_level"])
+@pytest.mark.parametrize("key", [*COUNTS, *LEVELS])
 @pytest.mark.parametrize("value", NO_INTS, ids=repr)
 def test_counts_are_nothing_but_ints(key: str, value: object) -> None:
     """A bool is not an int, nor is a float or a text."""
@@ -147,6 +150,14 @@ def test_compression_level_is_from_zero_to_three() -> None:
     for level in (-1, 4, 9):
         make_bad = functools.partial(make, compression_level=level)
         check_refused(make_bad, "compression_level", str(level), "at most 3")
+
+
+def test_niceness_is_from_zero_to_nineteen() -> None:
+    """Linux has no more, and less would take a privilege."""
+    assert [make(prepare_niceness=each).prepare_niceness for each in (0, 19)] == [0, 19]
+    for niceness in (-1, 20):
+        make_bad = functools.partial(make, prepare_niceness=niceness)
+        check_refused(make_bad, "prepare_niceness", str(niceness), "at most 19")
 
 
 @pytest.mark.parametrize("key", DURATIONS)
@@ -289,7 +300,7 @@ def test_from_toml_refuses_a_duration_past_all_range(digits: int) -> None:
     )
 
 
-@pytest.mark.parametrize("key", [*COUNTS, *DURATIONS, "compression_level", "verify_reads"])
+@pytest.mark.parametrize("key", [*COUNTS, *DURATIONS, *LEVELS, "verify_reads"])
 def test_numbers_that_cannot_be_printed_are_bad_values_like_any_other(
     tmp_path: Path, key: str
 ) -> None:

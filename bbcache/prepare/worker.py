@@ -7,6 +7,8 @@ logged, and the worker goes on.
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,6 +55,7 @@ class Preparer:
 
     def work(self) -> None:
         """Run requests until the queue is closed: the life of one worker thread."""
+        _lower_priority(self.config.prepare_niceness)
         is_open = True
         while is_open:
             with suppress(BaseException):  # no failure between two requests ends a worker
@@ -217,6 +220,21 @@ class Preparer:
             time.monotonic() - started_s,
         )
         return built
+
+
+def _lower_priority(niceness: int) -> None:
+    """Add to the niceness of this thread alone, as Linux does it (setpriority(2), "NOTES").
+
+    It stays for the life of the thread: only a privileged process may lower it again.
+    """
+    if niceness == 0:
+        return
+    thread_id = threading.get_native_id()
+    try:
+        own = os.getpriority(os.PRIO_PROCESS, thread_id)
+        os.setpriority(os.PRIO_PROCESS, thread_id, own + niceness)
+    except OSError as error:
+        log.warning("prepares run at the priority of the process: %s", error)
 
 
 def _spare_the_timeline(job: Job, timeline: Timeline) -> None:

@@ -251,6 +251,25 @@ def test_timelines_are_built_at_the_same_time(tmp_path: Path) -> None:
         assert harness.counts() == {"ok": 4}
 
 
+def test_a_worker_is_nicer_than_the_process(tmp_path: Path) -> None:
+    """By prepare_niceness, and no other thread is."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    seen: list[int] = []
+    with Harness(tmp_path / "cache", prepare_niceness=3) as harness:
+        timeline = harness.timeline()
+
+        def send(writer: TarballWriter, lsn: Lsn) -> None:
+            seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            writer.write(tar_of(timeline, lsn))
+
+        timeline.on_send = send
+        harness.send(timeline)
+        harness.wait_idle()
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        assert harness.counts() == {"ok": 1}
+    assert seen == [min(19, own + 3), own]
+
+
 def test_the_queue_is_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A request too many is a skip; another request of a timeline that waits is not."""
     harness = Harness(tmp_path / "cache", prepare_concurrency=1, prepare_channel_size=2)

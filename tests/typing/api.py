@@ -185,6 +185,7 @@ def settings(path: Path, table: dict[str, Any]) -> BasebackupCacheConfig:
         max_entry_size_bytes=None,
         max_unpublished_size_bytes=1 << 30,
         prepare_concurrency=4,
+        prepare_niceness=10,
         wait_lsn_timeout=300.0,
         compression_level=2,
         verify_reads="first",
