@@ -25,7 +25,9 @@ COLUMNS = 6  # four, and the ends of the line
 def all_bars() -> list[Bar]:
     """Return the bars of every case."""
     names = [each.name for each in pkgutil.iter_modules(benchmarks.__path__)]
-    modules = [importlib.import_module(f"benchmarks.{each}") for each in names if "test" in each]
+    modules = [
+        importlib.import_module(f"benchmarks.{each}") for each in names if each.startswith("test_")
+    ]
     functions = [getattr(each, name) for each in modules for name in dir(each)]
     marks = [mark for each in functions for mark in getattr(each, "pytestmark", [])]
     return [bar for mark in marks if mark.name == "case" for bar in mark.args[1]]
