@@ -54,6 +54,7 @@ _SIDES: Final = (
     *((0, side * far, "center", "center") for far in (20, 31, 42, 53) for side in (1, -1)),
 )
 _ABOVE_BELOW: Final = [(0, each, "center", "center") for each in (-10, 10, -21)]
+_OUTSIDE: Final = 3  # a corner outside of the axes is as bad as so many covered labels
 _LEADER_PT: Final = 15  # a label that is farther away has a line to its point
 
 
@@ -210,9 +211,8 @@ def _label(
             text.update_positions(renderer)
             box = mpl.text.Text.get_window_extent(text, renderer)  # without its leader
             covered = sum(box.overlaps(other) for other in taken)
-            covered += not (
-                axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
-            )
+            corners = ((box.x0, box.y0), (box.x1, box.y1))
+            covered += _OUTSIDE * sum(not axes.bbox.contains(*corner) for corner in corners)
             if best is None or covered < best[0]:
                 if best is not None:
                     best[1].remove()

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 
 _TEMPLATE: Final = "report.html"
 _END: Final = "<!-- end of figures -->"
+_BUSY: Final = """\
+**Other work kept the processors busy.** Ratios that need all processors, an fsync or a calm tail
+are worse here than on a quiet machine; `benchmarks/baseline.toml` has what was reached there."""
+_RESULT: Final = {
+    Verdict.PASS: "met",
+    Verdict.FAIL: "**not met**",
+    Verdict.MISSING: "peer missing",
+    Verdict.ERROR: "error",
+}
 _INPUTS: Final = {
     "full": "a whole data directory with pgbench's tables",
     "lean": "what a serverless pageserver sends: one WAL segment, nearly all zeros",
@@ -107,18 +116,20 @@ def draw(records: Sequence[Record]) -> Mapping[str, str]:
 
 
 def figures(records: Sequence[Record]) -> Iterator[str]:
-    """Yield the lines of Markdown that say what a run has measured."""
+    """Yield the lines of Markdown with the figures of a run."""
     run, outcomes = next(iter(_of("run", records))), outcomes_of(records)
-    names = ("CPU", "file system", "system", "Python", "load at the start")
-    machine = ", ".join(f"{name} {run['machine'][name]}" for name in names)
-    yield f"One run of bbcache {run['versions']['bbcache']} with {run['counts']} counts:"
-    yield f"{machine}. {summary(outcomes)}."
+    machine, version = run["machine"], run["versions"]["bbcache"]
+    where = ", ".join(machine[name] for name in ("CPU", "system", "file system", "Python"))
+    yield f"One run of bbcache {version} with {run['counts']} counts on {where}."
+    yield f"The load was {machine['load at the start']} at the start. {summary(outcomes)}."
+    if float(machine["load at the start"].split()[0]) > int(machine["CPU"].split()[0]):
+        yield _BUSY
     yield "\n| bar | figure | spread | wanted | |\n| --- | --- | --- | --- | --- |"
     for each in outcomes:
         figure = "" if each.value is None else format_figure(each.value, each.unit)
         spread = "" if each.value is None else format_spread(each.spread)
-        verdict = "met" if each.verdict == Verdict.PASS else f"**{each.verdict}**"
-        yield f"| `{each.name}` | {figure} | {spread} | {each.limit_text()} | {verdict} |"
+        result = _RESULT[Verdict(each.verdict)]
+        yield f"| `{each.name}` | {figure} | {spread} | {each.limit_text()} | {result} |"
 
 
 def write_docs(records: Sequence[Record], docs_dir: Path) -> None:

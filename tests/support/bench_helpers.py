@@ -72,7 +72,8 @@ def make_records(text: str = "plain") -> list[dict[str, Any]]:
             "kind": "run",
             "started_at": "2026-01-02T03:04:05+00:00",
             "counts": "tiny",
-            "machine": dict.fromkeys(MACHINE, text),
+            "machine": dict.fromkeys(MACHINE, text)
+            | {"CPU": f"2 of 2, {text}", "load at the start": "9.0 1.0 1.0"},
             "versions": {text: "1.0", "bbcache": "1.0"},
         },
         *({"kind": "bar", **asdict(outcome)} for outcome in make_outcomes(text)),
