@@ -413,7 +413,7 @@ def test_an_unpublished_dir_that_is_not_there_is_told_at_the_start(
     with Harness(tmp_path / "cache", unpublished_dir=aside):
         assert "unpublished_dir" not in caplog.text
     with Harness(tmp_path / "cache", unpublished_dir=str(aside / "lost")):
-        assert caplog.text.count(f"unpublished_dir {aside}/lost is no directory") == 1
+        assert caplog.text.count(f"unpublished_dir {aside}/lost is not a directory") == 1
 
 
 def test_a_host_that_fails_the_second_time_is_named_too(

@@ -257,3 +257,23 @@ def test_a_sent_request_returns_to_the_line_what_its_callers_have_left(line: Lin
     assert line.behind_count == 0
     assert line.take() is fill
     assert line.running == {A: fill}
+
+
+def test_the_other_lsns_of_a_timeline_go_behind_other_timelines(line: Line) -> None:
+    """A timeline with many LSNs does not keep others from their turns."""
+    older, newer, other = sent(line, A, 1), sent(line, A, 2), sent(line, B)
+    assert line.take() is newer
+    line.release(newer)
+    assert [line.take(), line.take()] == [other, older]
+
+
+def test_an_empty_timeline_begins_with_its_newest_lsn_again(line: Line) -> None:
+    """The turns of the lowest LSN end with the last request of the timeline."""
+    lower, higher = sent(line, A, 10), sent(line, A, 20)
+    assert line.take() is higher
+    line.release(higher)
+    assert line.take() is lower
+    postpone(line, lower)
+    sent(line, A, 3)
+    newest = sent(line, A, 4)
+    assert line.take() is newest
