@@ -277,3 +277,18 @@ def test_an_empty_timeline_begins_with_its_newest_lsn_again(line: Line) -> None:
     sent(line, A, 3)
     newest = sent(line, A, 4)
     assert line.take() is newest
+
+
+@pytest.mark.parametrize(("behind", "built"), [(A, B), (B, A)])
+def test_a_build_makes_no_request_of_another_timeline_superfluous(
+    line: Line, behind: bytes, built: bytes
+) -> None:
+    """Whatever its LSN is."""
+    waiting = sent(line, behind, 1)
+    assert line.take() is waiting
+    postpone(line, waiting)
+    request = sent(line, built, 5)
+    while line.take() is not request:
+        postpone(line, waiting)
+    assert line.start(request)
+    assert not line.fallen
