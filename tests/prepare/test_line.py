@@ -292,3 +292,32 @@ def test_a_build_makes_no_request_of_another_timeline_superfluous(
         postpone(line, waiting)
     assert line.start(request)
     assert not line.fallen
+
+
+@pytest.mark.parametrize(("behind", "other"), [(A, B), (B, A)])
+def test_an_unreached_lsn_says_nothing_of_other_timelines(
+    line: Line, behind: bytes, other: bytes
+) -> None:
+    """Their newest LSN still goes first."""
+    unreached = sent(line, behind, 3)
+    assert line.take() is unreached
+    postpone(line, unreached)
+    sent(line, other, 1)
+    newest = sent(line, other, 9)
+    while (taken := line.take()) is unreached:
+        postpone(line, unreached)
+    assert taken is newest
+
+
+def test_requests_that_were_left_drop_no_prepare_behind_the_line(line: Line) -> None:
+    """Each kind has the capacity for itself."""
+    for key in (A, B):
+        fill = awaited(line, key)
+        leave(line, fill, fill)
+    request = sent(line, C)
+    while (taken := line.take()) is not request:
+        assert taken is not None
+        line.postpone(taken)
+    postpone(line, request)
+    assert not line.fallen
+    assert line.behind_count == 3
