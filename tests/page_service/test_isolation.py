@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from page_service.conftest import Bench
 
-    from bbcache.ids import TenantId
-    from bbcache.testing import MemoryTenant
+    from bbcache.host import TarballWriter
+    from bbcache.ids import Lsn, TenantId
+    from bbcache.testing import MemoryTenant, MemoryTimeline
 
 
 def test_strangers_keep_nobody_out(make_bench: Callable[[], Bench], tmp_path: Path) -> None:
@@ -210,6 +211,49 @@ def test_unpublished_bytes_of_one_tenant_leave_room_for_others(
     assert "c" not in kinds(cut_off(lazy[0]))
     assert kinds(lazy[1].until("Z")) == "HdcCZ"
     wait_until(lambda: unpublished_bytes(bench.harness) == 0)
+
+
+def test_builds_of_one_tenant_keep_another_waiting_for_one(
+    make_bench: Callable[[], Bench], tmp_path: Path
+) -> None:
+    """The next worker that is free builds for the tenant that has none."""
+    bench = make_bench()
+    bench.harness.settings["prepare_concurrency"] = 2
+    shared = Shared(bench, tmp_path)
+    built: list[TenantId] = []
+    with Gate() as gate:
+        first_gate = Gate()
+
+        def build(tenant: MemoryTenant, at: Gate) -> MemoryTimeline:
+            timeline = tenant.add_timeline(LSN_A)
+
+            def send(writer: TarballWriter, lsn: Lsn) -> None:
+                built.append(tenant.tenant_id)
+                at()
+                writer.write(timeline.tarball(lsn))
+
+            timeline.on_send = send
+            client = shared.client(tenant)
+            command = shared.command(tenant.tenant_id, timeline.timeline_id, LSN_A, "gzip")
+            client.send(wire.query(command))
+            clients.append(client)
+            return timeline
+
+        clients: list[WireClient] = []
+        for at in (first_gate, gate):
+            build(shared.greedy, at)
+            at.wait_for()
+        for number in range(5):
+            build(shared.greedy, gate)
+            wait_until(lambda number=number: waiting_callers() == 3 + number)  # type: ignore[misc]  # of this turn
+        build(shared.modest, gate)
+        wait_until(lambda: waiting_callers() == 8)
+        first_gate.open()
+        gate.wait_for()
+        assert built == [shared.greedy.tenant_id] * 2 + [shared.modest.tenant_id]
+        gate.open()
+        for client in clients:
+            assert kinds(client.until("Z")) == "HdcCZ"
 
 
 def cut_off(client: WireClient) -> list[wire.Reply]:

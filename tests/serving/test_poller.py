@@ -137,9 +137,20 @@ def test_a_connection_can_be_taken_back(watch: Watch) -> None:
     other.theirs.send(b"x")
     assert watch.next_ready() is other
     assert watch.ready.empty()
-    with watch.poller._lock:  # so that the poller cannot let it go on meanwhile
-        watch.poller._resting.append(guest)
-    watch.poller.take(guest)
+
+
+def test_a_resting_connection_can_be_taken_back(watch: Watch) -> None:
+    """Then it is not told of any more."""
+    guest, other = Guest(), Guest()
+    for each in (guest, other):
+        watch.poller.rest(each)
+    assert watch.poller.take(guest)
+    watch.start()
+    assert watch.next_ready() is other
+    assert watch.ready.empty()
+    for each in (guest, other):
+        each.ours.close()
+        each.theirs.close()
 
 
 def test_resting_connections_go_on_one_at_a_time(watch: Watch) -> None:
