@@ -321,3 +321,29 @@ def test_requests_that_were_left_drop_no_prepare_behind_the_line(line: Line) -> 
     postpone(line, request)
     assert not line.fallen
     assert line.behind_count == 3
+
+
+def test_prepares_behind_the_line_drop_no_request_that_was_left(line: Line) -> None:
+    """Nor the other way round."""
+    for key in (A, B):
+        request = sent(line, key)
+        while (taken := line.take()) is not request:
+            assert taken is not None
+            postpone(line, taken)
+        postpone(line, request)
+    fill = awaited(line, C)
+    leave(line, fill, fill)
+    assert not line.fallen
+    assert line.behind_count == 3
+
+
+def test_an_lsn_above_one_that_is_not_reached_comes_last(line: Line) -> None:
+    """The newest one below goes first."""
+    unreached = sent(line, A, 10)
+    assert line.take() is unreached
+    postpone(line, unreached)
+    below = sent(line, A, 5)
+    sent(line, A, 20)
+    while (taken := line.take()) is unreached:
+        postpone(line, unreached)
+    assert taken is below
