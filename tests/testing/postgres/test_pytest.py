@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import psycopg
 import pytest
 from support.helpers import tool, wait_until
 
+import pytest_bbcache
 from bbcache.testing.postgres.places import run_place
 from bbcache.testing.postgres.run_directory import sweep
 
@@ -52,6 +54,9 @@ _TESTS = """
         assert pg_fresh_server.pid != pg_server.pid
         assert rows(pg_fresh_server.url) == 1
 
+    def test_settings(pg_database):
+        assert pg_database.psql("SHOW work_mem; SHOW fsync") == "7MB\\noff"
+
     @pytest.mark.pg_snapshot(other)
     def test_marked(pg_database):
         assert rows(pg_database.url, "other") == 1
@@ -73,50 +78,52 @@ def _set(project: pytest.Pytester, name: str, value: str) -> None:
 
 
 def test_cold_and_warm(project: pytest.Pytester, tmp_path: Path) -> None:
-    """The first run builds, the second finds the snapshot, and ``--pg-rebuild`` builds again."""
+    """Workers share one build; the next run finds the snapshot, ``--pg-rebuild`` builds again."""
     _set(project, "cache_dir", str(tmp_path))
-    project.makepyfile("def test_it(pg_database): assert pg_database.psql('TABLE account') == ''")
-    outputs = []
-    for arguments in ((), (), ("--pg-rebuild",)):
-        result = _in(project, *arguments)
-        result.assert_outcomes(passed=1)
-        outputs.append(result.stdout.str())
-    cold, warm, rebuilt = outputs
+    project.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_it(pg_database, number):
+            assert pg_database.psql("TABLE account") == ""
+        """
+    )
+    results = [
+        project.runpytest_subprocess("-p", "xdist.plugin", "-n", "2"),
+        _in(project),
+        _in(project, "--pg-rebuild"),
+    ]
+    for result in results:
+        result.assert_outcomes(passed=4)
+    cold, warm, rebuilt = (result.stdout.str() for result in results)
     header = (
         r"bbcache: PostgreSQL \d+\S+ \(.*\), snapshot app [0-9a-f]{8}\.\.\. \({}\), servers on /"
     )
     assert re.search(header.replace("{}", "to be built"), cold)
     assert re.search(header.replace("{}", r"hit, \d\.\d MB"), warm)
-    built = r"bbcache: built snapshot app [0-9a-f]{8} in \d+\.\d s, started 1 server \("
-    assert re.search(built, cold)
-    assert not re.search(built, warm)
+    built = r"built snapshot app [0-9a-f]{8} in \d+\.\d s"
+    assert [len(re.findall(built, text)) for text in (cold, warm, rebuilt)] == [1, 0, 1]
+    assert re.search(r"bbcache: built .*, started [12] servers? \(", cold)
     assert "bbcache: started 1 server (" in warm
-    assert re.search(built, rebuilt)
 
 
 def test_what_the_fixtures_give(project: pytest.Pytester) -> None:
-    """Databases, the worker's server, a fresh one, and another snapshot by the marker."""
+    """Databases, the worker's server, a fresh one, settings, another snapshot by the marker."""
+    _add_second_snapshot(project)
+    _set(project, "snapshot", "conftest:app")
     project.makepyfile(_TESTS)
     result = _in(project, "-p", "bbcache.testing.plugin", "-W", "error")
-    result.assert_outcomes(passed=7)
+    result.assert_outcomes(passed=8)
     result.stdout.fnmatch_lines(["*started 3 servers (*"])
-
-
-def test_workers_share_one_build(project: pytest.Pytester, tmp_path: Path) -> None:
-    """With pytest-xdist: one build, a server for each worker, one summary; the master has none."""
-    project.makepyfile(_TESTS)
-    (project.path / "migrations" / "002.sql").write_text(f"-- {tmp_path}")
-    result = project.runpytest_subprocess("-n", "2", "-k", "own_database", "--pg-rebuild")
-    result.assert_outcomes(passed=3)
-    text = result.stdout.str()
-    assert len(re.findall(r"built snapshot app", text)) == 1
-    result.stdout.fnmatch_lines(["*started [12] server*"])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a plain user")
 def test_a_plain_user(project: pytest.Pytester, own_dir: Path, options: PostgresOptions) -> None:
     """The servers of a plain user run as that user, in directories that are closed to others."""
     copy = shutil.copytree(project.path, own_dir / "project")
+    if Path(str(options.cache_dir)).exists():  # a build would take a second
+        shutil.copytree(str(options.cache_dir), own_dir / "cache")
     ini = (copy / "tox.ini").read_text().replace(str(options.cache_dir), f"{own_dir}/cache")
     (copy / "tox.ini").write_text(ini.replace(str(options.run_dir), f"{own_dir}/run"))
     test = """
@@ -144,6 +151,12 @@ def test_a_plain_user(project: pytest.Pytester, own_dir: Path, options: Postgres
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_entry_point() -> None:
+    """Pytest finds the plugin by itself."""
+    (found,) = importlib.metadata.entry_points(group="pytest11", name="bbcache_postgres")
+    assert found.load() is pytest_bbcache
 
 
 def test_a_run_without_databases(project: pytest.Pytester) -> None:
@@ -195,21 +208,6 @@ def _add_second_snapshot(project: pytest.Pytester) -> None:
     conftest = (project.path / "conftest.py").read_text()
     second = conftest.partition("\n")[2].replace("def app", "def second")
     project.makeconftest(f"import pytest\n{conftest}\n{second}")
-
-
-def test_settings_reach_the_server(project: pytest.Pytester) -> None:
-    """Those of the ini file go over ours; the named snapshot is taken of several."""
-    _add_second_snapshot(project)
-    _set(project, "snapshot", "conftest:app")
-    _set(project, "settings", "\n    work_mem = 7MB")
-    project.makepyfile(
-        """
-        def test_it(pg_database):
-            assert pg_database.psql("SHOW work_mem; SHOW fsync") == "7MB\\noff"
-        """
-    )
-    result = _in(project)
-    result.assert_outcomes(passed=1)
 
 
 def test_kept_servers(project: pytest.Pytester, options: PostgresOptions) -> None:
