@@ -73,6 +73,24 @@ def test_what_is_no_tar_is_refused(data: bytes, kind: str) -> None:
     assert hint.startswith("hint: Write the tar itself, uncompressed")
 
 
+@pytest.mark.parametrize("difference", [-1, 1])
+def test_a_wrong_checksum_is_refused(difference: int) -> None:
+    """It must be the exact sum."""
+    block = bytearray(TAR[:BLOCK_SIZE_BYTES])
+    stated = int(bytes(block[148:156]).strip(b"\0 "), 8)
+    block[148:156] = b"%06o\0 " % (stated + difference)
+    with pytest.raises(ArchiveError, match="the host wrote no tar"):
+        check_tar_head(bytes(block))
+
+
+@pytest.mark.parametrize("cut_bytes", [1, 2, 3])
+def test_a_text_whose_last_character_is_cut_is_a_text(cut_bytes: int) -> None:
+    """The block may end in the middle of a character."""
+    cut = "\U0001f418".encode()[:cut_bytes]
+    with pytest.raises(ArchiveError, match="but text: b'a"):
+        check_tar_head(b"a" * (BLOCK_SIZE_BYTES - cut_bytes) + cut)
+
+
 @pytest.fixture(name="harness")
 def make_harness(tmp_path: Path) -> Iterator[Harness]:
     """A running cache."""

@@ -627,6 +627,18 @@ def test_a_bad_file_is_kept_for_inspection(kit: Kit) -> None:
     assert kit.count("bbcache_quarantined_total") == 1
 
 
+def test_a_moved_file_counts_though_the_quarantine_cannot_be_listed(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its indexed size counts until the next clean-up."""
+    entry = kit.publish(A, size_bytes=30)
+    with monkeypatch.context() as patch:
+        fail_with(patch, os, "listdir", OSError(errno.EMFILE, "Too many open files"))
+        assert kit.catalog.quarantine(entry)
+    assert kit.totals() == (0, 30)
+    assert len(kit.quarantined()) == 1
+
+
 @pytest.mark.parametrize("size_bytes", [0, 5, 300])
 def test_damage_is_counted_as_large_as_it_is(kit: Kit, size_bytes: int) -> None:
     """A cut or grown file counts with its real size, not the indexed one."""
