@@ -27,8 +27,8 @@ class EndedCommand(NamedTuple):
     Attributes:
         command: the command.
         peer: the address of the client.
-        origin: where the archive came from; None where there was none.
-        failure: why it has failed; None where it has not.
+        origin: the source of the archive; None without an archive.
+        failure: why it failed; None if it did not.
         sent_bytes: how many bytes of the archive were sent.
         seconds: how long it took.
     """

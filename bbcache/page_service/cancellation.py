@@ -8,7 +8,7 @@ from bbcache.page_service.errors import CanceledError, DisconnectedError, PageSe
 
 
 class Cancellation:
-    """What ends one session or its command. Thread-safe.
+    """The reason to end one session or its command. Thread-safe.
 
     Args:
         is_client_gone: whether the client has closed its side.
@@ -64,5 +64,5 @@ class Cancellation:
     def check_session(self) -> None:
         """Raise the reason where the session takes no more commands."""
         if self._ending is not None:
-            # One error a session: it keeps the frames that it has come through.
+            # A new one for each session, since an error keeps the frames that it passed.
             raise type(self._ending)(*self._ending.args)

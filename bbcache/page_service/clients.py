@@ -21,7 +21,7 @@ _MAX_PROCESS_ID: Final = 2**31 - 1
 
 
 class Client(Protocol):
-    """A session, as far as other clients are concerned with it.
+    """A session, as the other clients see it.
 
     Attributes:
         process_id: a client cancels its commands with this number and `secret`.
@@ -154,7 +154,7 @@ class Clients:
             self._changed.notify_all()
 
     def cancel(self, process_id: int, secret: bytes) -> bool:
-        """Cancel the command of the client that was told these; False where there is none."""
+        """Cancel the command of the client with this number and secret; False without one."""
         client = self._by_id.get(process_id)
         if client is None or not hmac.compare_digest(client.secret, secret):
             return False
@@ -170,12 +170,12 @@ class Clients:
             client.end(reason, is_immediate=is_immediate)
 
     def wait_removed(self, client: Client, timeout_s: float) -> bool:
-        """Wait until a client has ended; False where that took longer."""
+        """Wait until a client has ended; False if that took longer."""
         with self._changed:
             return self._changed.wait_for(lambda: client.process_id not in self._by_id, timeout_s)
 
     def wait_empty(self, timeout_s: float | None) -> bool:
-        """Wait until there are none; False where that took longer."""
+        """Wait until there are none; False if that took longer."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._by_id, timeout_s)
 

@@ -100,8 +100,8 @@ class PageServiceConfig:
         """Refuse to listen where strangers could connect, unless that was asked for.
 
         Args:
-            has_tokens: whether clients must prove who they are.
-            has_tls: whether TLS is spoken.
+            has_tokens: whether clients need a token.
+            has_tls: whether clients use TLS.
             addresses: where the service listens; None for `addresses`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Sending an archive as a copy: CopyData messages, whose bytes Python need not touch."""
+"""Sends an archive as CopyData messages; `sendfile` copies the bytes where it can."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What can go wrong in a conversation, and how it is put to the client.
+"""The errors that clients are told, and their texts.
 
-A simple query and an extended one are told of the same error in different words, as
-Neon's compute nodes and their operators know them: `simple_text` and `extended_text`.
+The answers to a simple and to an extended query word the same error differently, as Neon's
+compute nodes and their operators know them: `simple_text` and `extended_text`.
 SQLSTATEs are PostgreSQL's (errcodes.txt); Neon has ``XX000`` for most.
 """
 
@@ -17,22 +17,22 @@ _HINT: Final = "\nhint: "
 
 
 class PageServiceError(BbcacheError):
-    """Base class of what is put to a client.
+    """Base class of the errors that clients are told.
 
     Attributes:
         sqlstate: the error's code.
-        is_fatal: whether the connection is closed behind it.
+        is_fatal: whether the connection is closed after it.
     """
 
     sqlstate: ClassVar[str] = "XX000"
     is_fatal: ClassVar[bool] = False
 
     def simple_text(self) -> str:
-        """The message for who sent a simple query: with all its causes."""
+        """Return the message for a simple query, with all causes."""
         return ": ".join(map(plain_text, self._chain()))
 
     def log_text(self) -> str:
-        """The message for the log: with all causes, and with paths."""
+        """Return the message for the log, with all causes and with paths."""
         return ": ".join(map(_own_text, self._chain()))
 
     def _chain(self) -> Iterator[BaseException]:
@@ -42,15 +42,15 @@ class PageServiceError(BbcacheError):
             error = error.__cause__
 
     def extended_text(self) -> str:
-        """The message for who speaks the extended protocol: without causes."""
+        """Return the message for an extended query, without causes."""
         return plain_text(self)
 
     def detail(self) -> str | None:
-        """What the message of a simple query leaves out; None where that is nothing."""
+        """Return what the message for a simple query leaves out; None if that is nothing."""
         return None
 
     def hint(self) -> str | None:
-        """What to do about it, of this error or the first of its causes that says so."""
+        """Return the hint of this error, or of the first of its causes that has one."""
         for error in self._chain():
             _, mark, hint = safe_str(error).partition(_HINT)
             if mark and (isinstance(error, PageServiceError) or not names_a_path(hint)):
@@ -59,14 +59,14 @@ class PageServiceError(BbcacheError):
 
 
 class ProtocolError(PageServiceError):
-    """The bytes of a client are not what the protocol has at this point."""
+    """The bytes of a client are no message that the protocol allows at this point."""
 
     sqlstate = "08P01"
     is_fatal = True
 
 
 class CommandError(PageServiceError):
-    """A command that is not understood, or cannot be done."""
+    """A command is not understood, or cannot be done."""
 
 
 class NoRoomError(CommandError):
@@ -82,46 +82,46 @@ class NotFoundError(PageServiceError):
     """The tenant or timeline is not here."""
 
     def simple_text(self) -> str:
-        """Short, as Neon has it."""
+        """Return Neon's short text."""
         return "not found"
 
     def extended_text(self) -> str:
-        """With what was not found."""
+        """Return the text with the name of the missing object."""
         return f"Not found: {plain_text(self)}"
 
     def detail(self) -> str | None:
-        """What was not found."""
+        """Return the name of the missing object."""
         return plain_text(self)
 
 
 class UnauthorizedError(PageServiceError):
-    """The token does not open what the command asks for."""
+    """The token does not allow the command."""
 
     def simple_text(self) -> str:
-        """Short, as Neon has it."""
+        """Return Neon's short text."""
         return "JWT authentication error"
 
     def extended_text(self) -> str:
-        """With the reason."""
+        """Return the text with the reason."""
         return f"Unauthorized: {plain_text(self)}"
 
     def detail(self) -> str | None:
-        """The reason."""
+        """Return the reason."""
         return plain_text(self)
 
 
 class BadTokenError(UnauthorizedError):
-    """The token proves nothing. Why it does not is for the log alone."""
+    """The token is not valid. Only the log has the reason."""
 
     is_fatal = True
 
     def detail(self) -> str | None:
-        """Nothing: who has no token is told no more."""
+        """Return None: a client without a valid token is told no more."""
         return None
 
 
 class TlsRequiredError(PageServiceError):
-    """The client wants to go on without TLS."""
+    """The client does not use TLS, which the service requires."""
 
     is_fatal = True
 
@@ -133,24 +133,24 @@ class FailedTransactionError(PageServiceError):
 
 
 class CanceledError(PageServiceError):
-    """The client has asked for the end of its command."""
+    """The client has cancelled its command."""
 
     sqlstate = "57014"
 
 
 class ShutdownError(PageServiceError):
-    """The service ends."""
+    """The service shuts down."""
 
     sqlstate = "57P01"
     is_fatal = True
 
     def simple_text(self) -> str:
-        """Short, as Neon has it."""
+        """Return Neon's short text."""
         return "shutdown"
 
 
 class TooManyConnectionsError(PageServiceError):
-    """There is no room for one more connection."""
+    """There is no place, or no thread, for the connection."""
 
     sqlstate = "53300"
     is_fatal = True
@@ -164,22 +164,22 @@ class IdleTimeoutError(PageServiceError):
 
 
 class DisconnectedError(PageServiceError):
-    """The client is gone, or does not take what it is sent. Nobody is told."""
+    """The client is gone, or does not read its answer, so it is not told."""
 
     sqlstate = "08006"
     is_fatal = True
 
 
 def error_kinds(base: type[PageServiceError] = PageServiceError) -> set[type[PageServiceError]]:
-    """Return all classes of errors that are put to clients."""
+    """Return all classes of errors that clients are told."""
     return {base}.union(*map(error_kinds, base.__subclasses__()))
 
 
 def plain_text(error: BaseException) -> str:
-    """An exception's own text without its hint; no more than the type of a foreign one.
+    """Return the text of an exception of bbcache without its hint, else the exception's type.
 
-    A foreign exception's text may have anything in it, and is for the log. So is a text that
-    names a path of the service's machine: of that, clients learn what the disk has said.
+    The text of a foreign exception may contain anything, so only the log has it. Of a text that
+    names a path of the service's machine, clients are told what the operating system said.
     """
     text = _own_text(error)
     if isinstance(error, PageServiceError) or not names_a_path(text):

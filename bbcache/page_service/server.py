@@ -50,9 +50,9 @@ class PageService:
     Args:
         source: where archives come from.
         config: the settings.
-        verifier: proves tokens; None lets everyone have everything.
-        tls: how TLS is spoken, which clients then must: a context that stays, or a
-            certificate, whose context each new connection asks for; None where it is not.
+        verifier: verifies tokens; None allows every client everything.
+        tls: a context, or a certificate, of which each new connection takes the context of
+            that moment. Clients must use TLS then. None without TLS.
         registry: for the metrics; None for Prometheus' default registry.
         listeners: sockets that listen already, in the place of the addresses of `config`.
         clock: seconds that only grow.
@@ -62,8 +62,8 @@ class PageService:
         config: the same.
 
     Raises:
-        ConfigError: it would be open to strangers, which the settings do not allow; or
-            the registry has the metrics of another service.
+        ConfigError: other machines could connect, which the settings do not allow; or the
+            registry has the metrics of another service.
     """
 
     def __init__(

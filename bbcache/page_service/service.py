@@ -1,4 +1,4 @@
-"""What all sessions of one service share."""
+"""The parts that all sessions of one service share."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from bbcache.page_service.source import BasebackupSource
 
 @dataclass(frozen=True)
 class Service:
-    """What all sessions of a service share. Thread-safe.
+    """The parts that all sessions of one service share. Thread-safe.
 
     Attributes:
         source: where archives come from.
         config: the settings.
         metrics: counts.
         clients: all clients.
-        verifier: proves tokens; None where none are asked for.
-        tls_context: gives the context for a new connection; None where TLS is not spoken.
+        verifier: proves tokens; None if none is asked for.
+        tls_context: gives the context for a new connection; None without TLS.
         must_yield: see `bbcache.serving.workers.Workers.must_yield`.
         evict: ends another client.
         clock: seconds that only grow.

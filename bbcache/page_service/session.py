@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 class Turn(Enum):
-    """What comes after a turn of a session."""
+    """What follows a turn of a session."""
 
     WAIT = "the session waits for input"
     MORE = "the client has sent more than a turn takes"
@@ -67,12 +67,12 @@ class Session:
 
     Args:
         service: what it shares with other sessions.
-        make_transport: makes the transport, given what is called during its waits.
+        make_transport: makes the transport; its argument is called during waits.
         peer: the address of the client, for the log.
 
     Attributes:
         deadline_s: when the next input must be there.
-        is_logged_in: whether the client has proved who it is.
+        is_logged_in: whether the client was admitted.
         has_served_command: whether the last turn was a command, so that the next may follow
             soon.
         process_id: see `bbcache.page_service.clients.Client`, as for all below.

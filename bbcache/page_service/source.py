@@ -1,4 +1,4 @@
-"""Where the archives come from: what a service asks of a host and its cache."""
+"""The source of the archives: a host and its cache."""
 
 from __future__ import annotations
 
@@ -87,16 +87,16 @@ class BasebackupSource(Protocol):
 
 @runtime_checkable
 class PositionNaming(Protocol):
-    """What a host's timeline may have besides: it knows which LSNs are names of one position."""
+    """An optional method of a host's timeline, if LSNs can have two names."""
 
     def canonical_lsn(self, lsn: Lsn) -> Lsn:
-        """The name that the host itself uses for a position, such as for prepares."""
+        """Return the name that the host itself uses for a position."""
         ...
 
 
 @runtime_checkable
 class BrokenKnowing(Protocol):
-    """What a host may have besides: it knows what it cannot serve, without being asked for it."""
+    """Optional methods of a host that knows which timelines it cannot serve."""
 
     def check_usable(self, tenant_id: TenantId, timeline_id: TimelineId) -> None:
         """Raise `BrokenError` if the tenant or timeline cannot be served; never waits."""
@@ -111,18 +111,18 @@ class CacheSource:
     """Archives from a cache, which builds what it does not have. Thread-safe.
 
     A command without LSN is for the timeline's tip. A replica's archive is a primary's:
-    a host's tarball has one form. A ``fullbackup`` is built anew by the host each time,
-    and so is everything where the cache is disabled.
+    a host's tarball has one form. The host builds a ``fullbackup`` each time, and
+    everything if the cache is disabled.
 
-    The cache waits for an LSN that is not reached yet; this class does for what the cache
-    does not build.
+    The cache waits for an LSN that is not reached yet; for archives that the cache does not
+    build, this class does.
 
     Args:
         tenant_manager: the host.
         cache: its cache.
         wait_lsn_timeout_s: how long to wait for a timeline to reach an LSN.
-        build_dir: where is built what the cache does not build; None for the system's
-            temporary directory.
+        build_dir: the directory for archives that the cache does not build; None for the
+            system's temporary directory.
         max_uncached_builds: how many such archives are built or sent at once, >= 1.
         max_uncached_size_bytes: their size together; None where only the disk limits it.
         clock: seconds that only grow.
@@ -200,7 +200,7 @@ class CacheSource:
         lsn: Lsn,
         check_cancelled: Callable[[], None],
     ) -> OpenBasebackup:
-        """Get it from the cache, which has it, or builds it once for all clients."""
+        """Get the archive from the cache, which has it or builds it once for all clients."""
         check_cancelled = self._until_timeout(timeline, lsn, check_cancelled)
         try:
             file = self._cache.get_or_prepare(
@@ -233,7 +233,7 @@ class CacheSource:
         lsn: Lsn,
         check_cancelled: Callable[[], None],
     ) -> OpenBasebackup:
-        """Have the host build it, for this client alone."""
+        """Have the host build the archive for this client alone."""
         still_waits = self._until_timeout(timeline, lsn, check_cancelled)
         slice_s = min(_WAIT_SLICE_S, self._wait_lsn_timeout_s)
         try:
@@ -266,7 +266,7 @@ class CacheSource:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Put to the client what a host says of a broken tenant or timeline."""
+    """Tell the client why a tenant or timeline is broken."""
     try:
         yield
     except BrokenError as error:
@@ -300,6 +300,6 @@ def _canonical(timeline: Timeline, lsn: Lsn) -> Lsn:
 
 
 def _what_failed(cause: BaseException, timeline: Timeline, lsn: Lsn) -> str:
-    """What Neon's clients know the failure as."""
+    """Return the text by which clients of Neon know the failure."""
     is_past = isinstance(cause, PrepareError) and lsn < _tip(timeline)
     return "invalid basebackup lsn" if is_past else "cannot build the basebackup"

@@ -53,7 +53,7 @@ class Transport:
         self._send_timeout_s = send_timeout_s
         self._check_wait = check_wait
         self._clock = clock
-        self._held: list[Data] = []  # to go with what is sent next
+        self._held: list[Data] = []  # sent with the next bytes
         self._held_bytes = 0
         self._paced_bytes = 0  # taken since the last whole MiB
         self._waited_s = 0.0  # for the client to take them
@@ -61,7 +61,7 @@ class Transport:
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether TLS is spoken."""
+        """Whether the connection uses TLS."""
         return isinstance(self._sock, ssl.SSLSocket)
 
     def fileno(self) -> int:
@@ -87,7 +87,7 @@ class Transport:
         return bool(poller.poll(timeout_s * 1000))
 
     def begins_with_tls(self) -> bool:
-        """Whether the input that has come begins like a TLS handshake; takes none of it."""
+        """Whether the input begins like a TLS handshake; reads none of it."""
         try:
             return self._sock.recv(1, socket.MSG_PEEK)[:1] == bytes([_TLS_HANDSHAKE])
         except OSError:
@@ -107,7 +107,7 @@ class Transport:
             raise DisconnectedError(f"no TLS could be begun: {error}") from error
 
     def shake_hands(self) -> bool:
-        """Go on with the TLS handshake; False where that needs more input.
+        """Continue the TLS handshake; False if it needs more input.
 
         Raises:
             DisconnectedError: the client speaks no TLS, or is gone.
@@ -132,10 +132,10 @@ class Transport:
             raise ProtocolError(f"TLS without a request for it takes the ALPN protocol {ALPN!r}")
 
     def receive(self) -> bytes | None:
-        """Take input that has come; waits for nothing.
+        """Read input that is there; does not wait.
 
         Returns:
-            Bytes; none at the end of the stream, and None where nothing has come.
+            Bytes; none at the end of the stream, None if there is no input.
 
         Raises:
             DisconnectedError: the connection is broken.
@@ -152,8 +152,8 @@ class Transport:
 
         Args:
             data: the bytes.
-            more: whether more follows at once: what is short waits for it, and goes with
-                it in one system call.
+            more: whether more follows at once; short data then waits for it and goes out in
+                one system call.
             timeout_s: how long the client may keep the service waiting; None for the usual
                 time.
 

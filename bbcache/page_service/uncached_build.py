@@ -92,7 +92,7 @@ class UncachedBuilder:
         """Build one.
 
         Args:
-            tenant_id: whose share of the places it takes.
+            tenant_id: the tenant whose share of the places it takes.
             timeline: its timeline.
             lsn: its position.
             check_cancelled: called about five times a second; what it raises ends the build.

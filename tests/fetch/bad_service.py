@@ -8,7 +8,7 @@ import struct
 import threading
 from typing import TYPE_CHECKING, Final, Self
 
-from bbcache.page_service.protocol import backend as replies
+from bbcache.page_service.protocol import backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,23 +59,23 @@ class Peer:
         """Let it in; return its command."""
         self.begin()
         self.send(
-            replies.AUTHENTICATION_OK,
-            replies.parameter_status("client_encoding", "UTF8"),
-            replies.READY_FOR_QUERY,
+            backend.AUTHENTICATION_OK,
+            backend.parameter_status("client_encoding", "UTF8"),
+            backend.READY_FOR_QUERY,
         )
         return self.message().rstrip(b"\0").decode()
 
     def copy(self, data: bytes) -> None:
         """Begin a copy, and send bytes of it."""
         self.let_in()
-        self.send(replies.COPY_OUT)
+        self.send(backend.COPY_OUT)
         for at in range(0, len(data), _CHUNK_BYTES):
             piece = data[at : at + _CHUNK_BYTES]
-            self.send(replies.copy_data_head(len(piece)), piece)
+            self.send(backend.copy_data_head(len(piece)), piece)
 
     def end_copy(self) -> None:
         """End it well, and wait for the client to go."""
-        self.send(replies.COPY_DONE, replies.command_complete("SELECT 1"), replies.READY_FOR_QUERY)
+        self.send(backend.COPY_DONE, backend.command_complete("SELECT 1"), backend.READY_FOR_QUERY)
         self.wait_gone()
 
     def wait_gone(self) -> None:
@@ -165,7 +165,7 @@ class BadService:
 
 def error(text: str, sqlstate: str = "XX000", severity: str = "ERROR") -> bytes:
     """An ErrorResponse."""
-    return replies.error_response(severity, sqlstate, text)
+    return backend.error_response(severity, sqlstate, text)
 
 
 def says(text: str, sqlstate: str = "XX000", severity: str = "ERROR") -> Callable[[Peer], None]:
@@ -173,7 +173,7 @@ def says(text: str, sqlstate: str = "XX000", severity: str = "ERROR") -> Callabl
 
     def script(peer: Peer) -> None:
         peer.let_in()
-        peer.send(error(text, sqlstate, severity), replies.READY_FOR_QUERY)
+        peer.send(error(text, sqlstate, severity), backend.READY_FOR_QUERY)
         peer.wait_gone()
 
     return script

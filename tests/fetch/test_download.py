@@ -38,7 +38,7 @@ from bbcache.fetch.download import (
 from bbcache.fetch.errors import FetchError, RefusedError
 from bbcache.fetch.retry import RetryPolicy
 from bbcache.ids import Lsn
-from bbcache.page_service.protocol import backend as replies
+from bbcache.page_service.protocol import backend
 from bbcache.postgres.pgdata.tarball import inspect_pgdata
 
 if TYPE_CHECKING:
@@ -119,10 +119,10 @@ def test_fetches(fetch: Fetcher, archive: Archive, *, with_lsn: bool, is_there: 
 
     def serve(peer: Peer) -> None:
         heard.append(peer.let_in())
-        peer.send(replies.COPY_OUT)
+        peer.send(backend.COPY_OUT)
         for at in range(0, len(archive.data), 999_983):
             piece = archive.data[at : at + 999_983]
-            peer.send(replies.copy_data_head(len(piece)), piece)
+            peer.send(backend.copy_data_head(len(piece)), piece)
         peer.end_copy()
 
     with BadService(serve) as server:
@@ -168,29 +168,29 @@ PASSING: dict[str, tuple[Callable[[Archive], Script], str]] = {
         "the connection is broken: .*server closed the connection unexpectedly",
     ),
     "error half-way": (
-        lambda archive: breaks_off(_half(archive), error("it broke"), replies.READY_FOR_QUERY),
+        lambda archive: breaks_off(_half(archive), error("it broke"), backend.READY_FOR_QUERY),
         r"the service says: it broke \(XX000\)",
     ),
     "error behind all": (
-        lambda archive: breaks_off(archive.data, error("it broke"), replies.READY_FOR_QUERY),
+        lambda archive: breaks_off(archive.data, error("it broke"), backend.READY_FOR_QUERY),
         r"the service says: it broke \(XX000\)",
     ),
     "error behind the end": (
         lambda archive: breaks_off(
-            archive.data, replies.COPY_DONE, error("it broke"), replies.READY_FOR_QUERY
+            archive.data, backend.COPY_DONE, error("it broke"), backend.READY_FOR_QUERY
         ),
         r"the service says: it broke \(XX000\)",
     ),
     "error behind well": (
         lambda archive: breaks_off(
             archive.data,
-            *(replies.COPY_DONE, replies.command_complete("SELECT 1"), error("it broke")),
-            replies.READY_FOR_QUERY,
+            *(backend.COPY_DONE, backend.command_complete("SELECT 1"), error("it broke")),
+            backend.READY_FOR_QUERY,
         ),
         r"the service says: it broke \(XX000\)",
     ),
     "no end": (
-        lambda archive: breaks_off(archive.data, replies.COPY_DONE),
+        lambda archive: breaks_off(archive.data, backend.COPY_DONE),
         "the connection is broken: .*server closed the connection unexpectedly",
     ),
     "ends early": (lambda archive: serves(_half(archive)), "the archive is cut short"),
@@ -290,7 +290,7 @@ def test_what_is_no_page_service(fetch: Fetcher) -> None:
 
     def script(peer: Peer) -> None:
         peer.let_in()
-        peer.send(replies.command_complete("SELECT 1"), replies.READY_FOR_QUERY)
+        peer.send(backend.command_complete("SELECT 1"), backend.READY_FOR_QUERY)
         peer.wait_gone()
 
     with BadService(script) as server:
@@ -311,7 +311,7 @@ def test_a_token_wanted_and_none_there(
 
     def script(peer: Peer) -> None:
         peer.begin()
-        peer.send(replies.CLEARTEXT_PASSWORD_WANTED)
+        peer.send(backend.CLEARTEXT_PASSWORD_WANTED)
         heard.append(peer.message())
 
     with BadService(script) as server:
@@ -342,7 +342,7 @@ def test_silence_before_the_archive_begins(fetch: Fetcher, archive: Archive) -> 
     def late(peer: Peer) -> None:
         peer.let_in()
         gate.wait(1.5)
-        peer.send(replies.COPY_OUT, replies.copy_data_head(len(archive.data)), archive.data)
+        peer.send(backend.COPY_OUT, backend.copy_data_head(len(archive.data)), archive.data)
         peer.end_copy()
 
     def never(peer: Peer) -> None:
@@ -519,7 +519,7 @@ def test_killed(fetch: Fetcher, archive: Archive) -> None:
         second_half.set()
         assert check_cancelled.wait(CHILD_DEADLINE_S)
         rest = archive.data[len(half) :]
-        peer.send(replies.copy_data_head(len(rest)), rest)
+        peer.send(backend.copy_data_head(len(rest)), rest)
         peer.end_copy()
 
     with BadService(
@@ -545,11 +545,11 @@ def test_killed(fetch: Fetcher, archive: Archive) -> None:
 
 PIECES = st.sampled_from(
     [
-        *(replies.COPY_OUT, replies.COPY_DONE, replies.READY_FOR_QUERY, replies.EMPTY_QUERY),
-        *(replies.command_complete("SELECT 1"), replies.command_complete("COPY 0")),
-        *(replies.NO_DATA, replies.PARSE_COMPLETE, replies.AUTHENTICATION_OK),
+        *(backend.COPY_OUT, backend.COPY_DONE, backend.READY_FOR_QUERY, backend.EMPTY_QUERY),
+        *(backend.command_complete("SELECT 1"), backend.command_complete("COPY 0")),
+        *(backend.NO_DATA, backend.PARSE_COMPLETE, backend.AUTHENTICATION_OK),
         *(error("no"), error("not found"), error("no", "57P01", "FATAL"), b"E\0\0\0\5\0"),
-        *(replies.copy_data_head(3) + b"abc", replies.copy_data_head(0), b"d\0\0\0\0"),
+        *(backend.copy_data_head(3) + b"abc", backend.copy_data_head(0), b"d\0\0\0\0"),
         *(b"G\0\0\0\7\0\0\0", b"W\0\0\0\7\0\0\0", b"D\0\0\0\6\0\0", b"T\0\0\0\6\0\0"),
         *(b"N\0\0\0\5\0", b"S\0\0\0\6\0\0", b"d\xff\xff\xff\xff", b"H\0\0\0\4", b"?\0\0\0\4"),
     ]
@@ -576,7 +576,7 @@ def test_a_hostile_service(
             peer.let_in()
         else:
             peer.begin()
-        peer.send(replies.COPY_OUT * is_copy, *pieces)
+        peer.send(backend.COPY_OUT * is_copy, *pieces)
 
     with BadService(script) as server:
         server.listen()

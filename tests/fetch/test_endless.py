@@ -18,7 +18,7 @@ from bbcache.errors import ArchiveError, ConfigError, LimitError
 from bbcache.fetch.download import FetchRequest, fetch_basebackup
 from bbcache.fetch.errors import FetchError
 from bbcache.fetch.retry import RetryPolicy
-from bbcache.page_service.protocol import backend as replies
+from bbcache.page_service.protocol import backend
 from bbcache.postgres.pgdata.tar_reader import TarLimits
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # A member of a gzip stream that goes on with blocks of nothing, and one of zeros.
 _GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0\0\3"
 _EMPTY_BLOCK = b"\0\0\0\xff\xff"
-_NOTICE = b"N" + replies.error_response("NOTICE", "00000", "no news")[1:]
+_NOTICE = b"N" + backend.error_response("NOTICE", "00000", "no news")[1:]
 
 
 def endless(first: bytes, piece: bytes) -> Script:
@@ -38,7 +38,7 @@ def endless(first: bytes, piece: bytes) -> Script:
 
     def script(peer: Peer) -> None:
         peer.copy(first)
-        message = replies.copy_data_head(len(piece)) + piece
+        message = backend.copy_data_head(len(piece)) + piece
         while True:
             peer.send(message)
 
@@ -48,7 +48,7 @@ def endless(first: bytes, piece: bytes) -> Script:
 def one_message(peer: Peer) -> None:
     """Announce a message of 256 MiB, and send it byte by byte, as fast as it goes."""
     peer.let_in()
-    peer.send(replies.COPY_OUT, replies.copy_data_head(1 << 28))
+    peer.send(backend.COPY_OUT, backend.copy_data_head(1 << 28))
     while True:
         peer.send(b"\0" * 10)
 
@@ -63,9 +63,9 @@ def notices(peer: Peer) -> None:
 def handshake(peer: Peer) -> None:
     """Let the client in, but never to an end."""
     peer.begin()
-    peer.send(replies.AUTHENTICATION_OK)
+    peer.send(backend.AUTHENTICATION_OK)
     while True:
-        peer.send(replies.parameter_status("x", "y"))
+        peer.send(backend.parameter_status("x", "y"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from support.restore_helpers import directory, make_tar
 
 from bbcache.cli import main
 from bbcache.fetch.download import FetchRequest
-from bbcache.page_service.protocol import backend as replies
+from bbcache.page_service.protocol import backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ def fields(**texts: str) -> Callable[[Peer], None]:
     def script(peer: Peer) -> None:
         peer.let_in()
         text, state = texts.pop("text", "no"), texts.pop("sqlstate", "XX000")
-        peer.send(replies.error_response("ERROR", state, text, **texts), replies.READY_FOR_QUERY)
+        peer.send(backend.error_response("ERROR", state, text, **texts), backend.READY_FOR_QUERY)
         peer.wait_gone()
         texts.update(text=text, sqlstate=state)
 
@@ -102,7 +102,7 @@ def test_a_service_that_repeats_the_token(
 
     def wants_password(peer: Peer) -> None:
         peer.begin()
-        peer.send(replies.CLEARTEXT_PASSWORD_WANTED)
+        peer.send(backend.CLEARTEXT_PASSWORD_WANTED)
         assert peer.message().rstrip(b"\0").decode() == SECRET
         peer.begin = lambda: None  # type: ignore[method-assign]  # the rest is as without one
         script(peer)

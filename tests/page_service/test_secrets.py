@@ -16,7 +16,7 @@ from page_service.tokens import Signer
 from bbcache.page_service.auth.tokens import TokenKeys
 from bbcache.page_service.errors import BadTokenError, ProtocolError
 from bbcache.page_service.protocol import conversation as c
-from bbcache.page_service.protocol import frontend as m
+from bbcache.page_service.protocol import frontend
 from bbcache.page_service.protocol.frames import Frame
 
 if TYPE_CHECKING:
@@ -180,11 +180,11 @@ def test_a_verifier_that_fails(make_bench: Callable[[], Bench], log: Everything)
 def test_no_object_tells_what_it_keeps() -> None:
     """A repr in a traceback, a debugger or a log of another one has no secret."""
     secret = _SECRETS["ascii"].decode()
-    startup = m.parse_startup(
+    startup = frontend.parse_startup(
         Frame(b"", struct.pack("!HH", 3, 0) + f"password\0{secret}\0\0".encode())
     )
     for thing in (
-        m.parse_message(Frame(b"p", f"{secret}\0".encode())),
+        frontend.parse_message(Frame(b"p", f"{secret}\0".encode())),
         c.TokenGiven(secret),
         startup,
     ):

@@ -1,1 +1,1 @@
-"""Who a client of the page service is, and what it may read: tokens and TLS."""
+"""Authentication of clients: tokens, what they allow, and TLS."""

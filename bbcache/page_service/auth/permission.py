@@ -1,4 +1,4 @@
-"""What a client may ask for. Immutable, hence thread-safe."""
+"""What a client may ask for: scopes and their rules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bbcache.page_service.errors import UnauthorizedError
 
 
 class Scope(StrEnum):
-    """What a token is for. All but `TIMELINE` are Neon's (``libs/utils/src/auth.rs``)."""
+    """The purpose of a token. All but `TIMELINE` are Neon's (``libs/utils/src/auth.rs``)."""
 
     TENANT = "tenant"
     PAGESERVER_API = "pageserverapi"
@@ -27,13 +27,13 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """What a token opens.
+    """What a token allows. Immutable, hence thread-safe.
 
     Attributes:
-        scope: what it is for; None where no token is asked for, and all is open.
+        scope: its purpose; None where no token is asked for and everything is allowed.
         tenant_id: the tenant of a token for one.
         timeline_id: the timeline of a token for one.
-        expires_at_s: when it ends, in seconds since 1970; None for never.
+        expires_at_s: when it expires, in seconds since 1970; None for never.
     """
 
     scope: Scope | None
@@ -42,15 +42,15 @@ class Permission:
     expires_at_s: float | None = None
 
     def check(self, tenant_id: TenantId, timeline_id: TimelineId, now_s: float) -> None:
-        """Refuse what it does not open.
+        """Refuse a command that it does not allow.
 
         Args:
-            tenant_id: the tenant asked for.
+            tenant_id: the tenant of the command.
             timeline_id: its timeline.
             now_s: seconds since 1970.
 
         Raises:
-            UnauthorizedError: it does not open that, or not any more.
+            UnauthorizedError: it does not allow the command, or has expired.
         """
         if self is EVERYTHING:
             return

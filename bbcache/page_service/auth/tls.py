@@ -16,17 +16,17 @@ class Certificate:
     TLS 1.2 and later; clients are not asked for certificates.
 
     Args:
-        cert_path: PEM, the server's certificate first, then those between it and its root.
-        key_path: PEM, without a passphrase; None where it is in the same file.
+        cert_path: PEM: the server's certificate, then the intermediate ones.
+        key_path: PEM, without a passphrase; None if it is in the same file.
 
     Attributes:
-        context: for connections to come; another one when the files were read again, since
-            OpenSSL's must not be changed while other threads use it.
+        context: for new connections. `reload` makes another one, since a context of OpenSSL
+            must not change while other threads use it.
         expires_at_s: when the certificate expires, in seconds since 1970; NaN without
             ``bbcache[serve]``.
 
     Raises:
-        ConfigError: the files cannot be read, or do not belong together.
+        ConfigError: the files cannot be read, or the key is not the certificate's.
     """
 
     def __init__(self, cert_path: Path, key_path: Path | None = None) -> None:
@@ -35,10 +35,10 @@ class Certificate:
         self.context = self._load()
 
     def reload(self) -> None:
-        """Read the files anew, for connections from now on.
+        """Read the files again, for new connections.
 
         Raises:
-            ConfigError: as at the start; what was read before stays in use.
+            ConfigError: as at the start; the old certificate stays in use.
         """
         self.context = self._load()
 
@@ -46,7 +46,7 @@ class Certificate:
         context = _context()
         paths = f"{self._cert_path}" + (f" and {self._key_path}" if self._key_path else "")
         try:
-            # Without the function, OpenSSL would ask for a passphrase on the terminal.
+            # Without it, OpenSSL would ask for a passphrase on the terminal.
             context.load_cert_chain(self._cert_path, self._key_path, password=lambda: "")
         except ssl.SSLError as error:
             raise ConfigError(

@@ -34,10 +34,10 @@ class TokenKeys:
     """The keys of one PEM file, or of all files of a directory. Thread-safe.
 
     Args:
-        path: the file, or the directory, whose subdirectories are passed over.
+        path: the file, or the directory, whose subdirectories are ignored.
 
     Raises:
-        ConfigError: there is no key, or one that is no Ed25519 public key in PEM.
+        ConfigError: there is no key, or a file is not an Ed25519 public key in PEM.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,27 +45,27 @@ class TokenKeys:
         self._keys = _load(path)
 
     def __len__(self) -> int:
-        """How many keys there are."""
+        """The number of keys."""
         return len(self._keys)
 
     def reload(self) -> int:
-        """Read the keys anew; connections that were let in by an old one stay.
+        """Read the keys again; connections that an old key has admitted stay.
 
         Returns:
-            How many there are now.
+            The number of keys.
 
         Raises:
-            ConfigError: as at the start; the keys from before stay in use.
+            ConfigError: as at the start; the old keys stay in use.
         """
         self._keys = _load(self._path)
         return len(self._keys)
 
     def verify(self, token: str) -> Permission:
-        """What the token opens.
+        """Return what the token allows.
 
         Raises:
-            BadTokenError: none of the keys has signed it, it has expired, or its claims
-                are not those of a token for this service.
+            BadTokenError: no key has signed it, it has expired, or its claims are not those of
+                a token for this service.
         """
         return _permission(self._claims(token))
 
@@ -77,7 +77,7 @@ class TokenKeys:
                 )
             except jwt.InvalidSignatureError:
                 continue
-            except Exception as error:  # noqa: BLE001 - whatever hostile bytes do to a parser
+            except Exception as error:  # noqa: BLE001 - hostile bytes may make the parser raise anything
                 kind = type(error).__name__  # not the error itself: it may have the token
             else:
                 return claims
@@ -123,11 +123,11 @@ def _load_key(path: Path) -> Ed25519PublicKey:
         pem = file.read(_MAX_KEY_SIZE_BYTES)
     try:
         key = load_pem_public_key(pem)
-    except Exception:  # noqa: BLE001 - whatever a file does to the parser, it is no key
+    except Exception:  # noqa: BLE001 - a file on which the parser fails is not a key
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(
-            f"{path} is no Ed25519 public key in PEM\n"
+            f"{path} is not an Ed25519 public key in PEM\n"
             "hint: Make one with `openssl genpkey -algorithm ed25519 -out key.pem` and "
             "`openssl pkey -in key.pem -pubout -out key.pub.pem`, and name key.pub.pem."
         )

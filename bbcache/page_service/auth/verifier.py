@@ -1,4 +1,4 @@
-"""What proves tokens for a service."""
+"""The verification of tokens, as a service uses it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from bbcache.page_service.errors import BadTokenError, PageServiceError
 
 
 class Verifier(Protocol):
-    """Proves tokens; `bbcache.page_service.auth.tokens.TokenKeys` is one. Thread-safe."""
+    """Verifies tokens, as `bbcache.page_service.auth.tokens.TokenKeys` does. Thread-safe."""
 
     def verify(self, token: str) -> Permission:
-        """Return what the token opens; raises `BadTokenError` where it proves nothing."""
+        """Return what the token allows; raise `BadTokenError` if it is not valid."""
         ...
 
 
 def verified(verifier: Verifier, token: str) -> Permission:
-    """Return what a token opens; of a verifier that fails, only the kind of failure is told."""
+    """Return what a token allows. If the verifier fails, only its type of error is told."""
     try:
         return verifier.verify(token)
     except PageServiceError:

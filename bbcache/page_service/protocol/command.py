@@ -26,7 +26,7 @@ _USAGE: Final = (
     "hint: Say `basebackup <tenant> <timeline> [<lsn> | latest] [gzip] [replica]` or "
     "`fullbackup <tenant> <timeline> [<lsn> [<prev_lsn>]]`."
 )
-# What drivers send around a command, and the tag that each is answered with.
+# The statements that drivers send around a command, and their tags.
 _TAGS: Final = {
     "set": "SET",
     "reset": "RESET",

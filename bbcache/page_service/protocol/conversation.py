@@ -61,7 +61,7 @@ class CommandGiven:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The client has said good-bye."""
+    """The client has disconnected."""
 
 
 Event = TlsRequested | CancelRequested | TokenGiven | CommandGiven | Ended
@@ -71,7 +71,7 @@ class _Phase(Enum):
     STARTUP = "startup"
     PASSWORD = "password"  # noqa: S105 - a phase
     READY = "ready"
-    SKIPPING = "skipping"  # to the Sync behind a failed extended query
+    SKIPPING = "skipping"  # to the Sync after a failed extended query
     CLOSED = "closed"
 
 
@@ -80,8 +80,8 @@ class Conversation:
 
     Args:
         max_message_size_bytes: the longest message that a client may send.
-        wants_token: whether the client must prove who it is.
-        has_tls: whether TLS can be spoken, and then must be.
+        wants_token: whether the client needs a token.
+        has_tls: whether the service has a certificate; clients must use TLS then.
         process_id: the client cancels its commands with it.
         secret: likewise; four bytes.
 
@@ -119,12 +119,12 @@ class Conversation:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it is over: send what is left, and close."""
+        """Whether the conversation is over: send the rest, and close."""
         return self._phase is _Phase.CLOSED
 
     @property
     def is_within_message(self) -> bool:
-        """Whether the client has begun a message and not ended it."""
+        """Whether a part of a message has arrived."""
         return len(self._buffer) > 0
 
     @property
@@ -198,10 +198,10 @@ class Conversation:
             Whether to speak TLS from now on, as soon as the answer is sent.
 
         Raises:
-            ProtocolError: there are bytes behind the request, which nobody vouches for.
+            ProtocolError: there are bytes after the request, which may be an attacker's.
         """
         if self._has_tls and self.is_within_message:
-            raise ProtocolError("there are bytes behind the request for TLS")
+            raise ProtocolError("there are bytes after the request for TLS")
         self._out += backend.ENCRYPTION_GRANTED if self._has_tls else backend.ENCRYPTION_REFUSED
         self._is_encrypted = self._has_tls
         return self._has_tls
@@ -306,7 +306,7 @@ class Conversation:
             self.let_in()
 
     def _go_on(self, message: frontend.Message) -> Event | None:
-        if self._phase is _Phase.READY and isinstance(message, frontend.Query):  # as most often
+        if self._phase is _Phase.READY and isinstance(message, frontend.Query):  # the usual case
             self._is_extended = False
             return CommandGiven(message.text)
         if isinstance(message, frontend.Terminate):
@@ -326,7 +326,7 @@ class Conversation:
 
     def _go_on_ready(self, message: frontend.Message) -> Event | None:
         if isinstance(message, frontend.Flush | frontend.CopyIn):
-            return None  # all is sent at once anyway; what is left of a copy means nothing
+            return None  # answers are sent at once anyway; the rest of a copy is ignored
         return self._go_on_extended(message)
 
     def _go_on_extended(self, message: frontend.Message) -> Event | None:

@@ -1,4 +1,4 @@
-"""What clients say: the frontend messages of PostgreSQL's protocol 3.
+"""The frontend messages of PostgreSQL's protocol 3: those of clients.
 
 Sans I/O: a `Frame` in, a message out. Field layouts are those of PostgreSQL's manual,
 "Message Formats"; request codes those of ``pqcomm.h``. Immutable, hence thread-safe.
@@ -23,17 +23,17 @@ _MAJOR_VERSION: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class SslRequest:
-    """May we speak TLS?"""
+    """A request for TLS."""
 
 
 @dataclass(frozen=True, slots=True)
 class GssEncRequest:
-    """May we speak GSSAPI encryption?"""
+    """A request for GSSAPI encryption."""
 
 
 @dataclass(frozen=True, slots=True)
 class CancelRequest:
-    """Cancel what another connection is doing.
+    """A request to cancel the command of another connection.
 
     Attributes:
         process_id: as that connection was told in BackendKeyData.
@@ -46,7 +46,7 @@ class CancelRequest:
 
 @dataclass(frozen=True, slots=True)
 class StartupMessage:
-    """The conversation begins.
+    """The start of the conversation.
 
     Attributes:
         minor_version: of protocol 3.
@@ -73,7 +73,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Parse:
-    """Name a query; an empty name is one, too."""
+    """Name a query; the empty name is allowed."""
 
     statement: str
     text: str
@@ -81,7 +81,7 @@ class Parse:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Make a portal of a named query."""
+    """Make a portal from a named query."""
 
     portal: str
     statement: str
@@ -90,7 +90,7 @@ class Bind:
 
 @dataclass(frozen=True, slots=True)
 class Describe:
-    """What does this statement take and give, or this portal give?"""
+    """Ask for the parameters and columns of a statement, or the columns of a portal."""
 
     is_portal: bool
     name: str
@@ -113,22 +113,22 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Sync:
-    """The end of an extended query, at which errors are over, too."""
+    """The end of an extended query, which also ends its error state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """Send what you have."""
+    """Send all answers now."""
 
 
 @dataclass(frozen=True, slots=True)
 class CopyIn:
-    """A piece, the end or the failure of a copy to the server, where none is wanted."""
+    """A message of a copy to the server, which the service does not accept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terminate:
-    """Good-bye."""
+    """The client disconnects."""
 
 
 StartupRequest = SslRequest | GssEncRequest | CancelRequest | StartupMessage
@@ -148,10 +148,10 @@ Message = (
 
 
 def parse_startup(frame: Frame) -> StartupRequest:
-    """What the first message of a connection asks for.
+    """Parse the first message of a connection.
 
     Raises:
-        ProtocolError: the bytes are none of it.
+        ProtocolError: the bytes are no such message.
     """
     fields = _Fields(frame)
     code = fields.number("!I")
@@ -162,15 +162,15 @@ def parse_startup(frame: Frame) -> StartupRequest:
         return CancelRequest(fields.number("!I"), fields.rest())
     major, minor = code >> 16, code & 0xFFFF
     if major != _MAJOR_VERSION:
-        raise ProtocolError(f"protocol version {major}.{minor} is not spoken here; 3.0 is")
+        raise ProtocolError(f"protocol version {major}.{minor} is not supported; use 3.0")
     return StartupMessage(minor, fields.pairs())
 
 
 def parse_message(frame: Frame) -> Message:
-    """What a message behind the first one says.
+    """Parse a message after the first one.
 
     Raises:
-        ProtocolError: it has no known type, or its body is not what its type has.
+        ProtocolError: its type is unknown, or its body has another form.
     """
     parser = _PARSERS.get(frame.kind)
     if parser is None:

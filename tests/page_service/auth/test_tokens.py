@@ -248,7 +248,7 @@ def test_what_is_no_key(tmp_path: Path, write: Callable[[Path], None]) -> None:
     """It is named, and how to make one is said."""
     path = tmp_path / "key.pem"
     write(path)
-    with pytest.raises(ConfigError, match=r"key\.pem is no Ed25519 public key") as raised:
+    with pytest.raises(ConfigError, match=r"key\.pem is not an Ed25519 public key") as raised:
         TokenKeys(path)
     assert "openssl genpkey -algorithm ed25519" in str(raised.value)
 

@@ -144,7 +144,7 @@ def test_bytes_behind_the_request_for_tls() -> None:
     conversation = make(has_tls=True)
     conversation.feed(wire.ssl_request() + wire.startup(user="u"))
     conversation.next_event()
-    with pytest.raises(ProtocolError, match="behind the request"):
+    with pytest.raises(ProtocolError, match="after the request"):
         conversation.answer_tls()
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbcache.page_service.errors import ProtocolError
-from bbcache.page_service.protocol import frontend as m
+from bbcache.page_service.protocol import frontend
 from bbcache.page_service.protocol.frames import Frame
 
 if TYPE_CHECKING:
@@ -33,27 +33,27 @@ def startup(code: int, rest: bytes = b"") -> Frame:
 @pytest.mark.parametrize(
     ("frame", "wanted"),
     [
-        (startup(80877103), m.SslRequest()),
-        (startup(80877104), m.GssEncRequest()),
-        (startup(80877102, b"\0\0\0\7abcd"), m.CancelRequest(7, b"abcd")),
-        (startup(196608, b"\0"), m.StartupMessage(0, {})),
+        (startup(80877103), frontend.SslRequest()),
+        (startup(80877104), frontend.GssEncRequest()),
+        (startup(80877102, b"\0\0\0\7abcd"), frontend.CancelRequest(7, b"abcd")),
+        (startup(196608, b"\0"), frontend.StartupMessage(0, {})),
         (
             startup(196610, texts("user", "u", "options", "-c a=b") + b"\0"),
-            m.StartupMessage(2, {"user": "u", "options": "-c a=b"}),
+            frontend.StartupMessage(2, {"user": "u", "options": "-c a=b"}),
         ),
     ],
 )
-def test_first_messages(frame: Frame, wanted: m.StartupRequest) -> None:
+def test_first_messages(frame: Frame, wanted: frontend.StartupRequest) -> None:
     """Each is told by its code."""
-    assert m.parse_startup(frame) == wanted
+    assert frontend.parse_startup(frame) == wanted
 
 
 @pytest.mark.parametrize(
     ("frame", "text"),
     [
         (Frame(b"", b""), "cut short"),
-        (startup(0x00020000), r"protocol version 2\.0 is not spoken"),
-        (startup(0x00040000), r"protocol version 4\.0 is not spoken"),
+        (startup(0x00020000), r"protocol version 2\.0 is not supported"),
+        (startup(0x00040000), r"protocol version 4\.0 is not supported"),
         (startup(196608), "has no end"),
         (startup(196608, texts("user")), "has no end"),
         (startup(196608, texts("user", "u") + b"\0\0"), "longer than its fields"),
@@ -65,36 +65,36 @@ def test_first_messages(frame: Frame, wanted: m.StartupRequest) -> None:
 def test_bad_first_messages(frame: Frame, text: str) -> None:
     """What is wrong is said."""
     with pytest.raises(ProtocolError, match=text):
-        m.parse_startup(frame)
+        frontend.parse_startup(frame)
 
 
 @pytest.mark.parametrize(
     ("kind", "body", "wanted"),
     [
-        (b"p", texts("secret"), m.PasswordMessage("secret")),
-        (b"Q", texts("select 1"), m.Query("select 1")),
-        (b"P", texts("s", "q") + b"\0\1\0\0\0\x17", m.Parse("s", "q")),
-        (b"B", texts("p", "s") + b"\0\0\0\0\0\0", m.Bind("p", "s", 0)),
+        (b"p", texts("secret"), frontend.PasswordMessage("secret")),
+        (b"Q", texts("select 1"), frontend.Query("select 1")),
+        (b"P", texts("s", "q") + b"\0\1\0\0\0\x17", frontend.Parse("s", "q")),
+        (b"B", texts("p", "s") + b"\0\0\0\0\0\0", frontend.Bind("p", "s", 0)),
         (
             b"B",
             texts("p", "s") + b"\0\1\0\1\0\2\0\0\0\1x\xff\xff\xff\xff\0\1\0\0",
-            m.Bind("p", "s", 2),
+            frontend.Bind("p", "s", 2),
         ),
-        (b"D", b"S" + texts("s"), m.Describe(is_portal=False, name="s")),
-        (b"D", b"P" + texts("p"), m.Describe(is_portal=True, name="p")),
-        (b"C", b"P" + texts("p"), m.Close(is_portal=True, name="p")),
-        (b"E", texts("p") + b"\0\0\0\0", m.Execute("p")),
-        (b"S", b"", m.Sync()),
-        (b"H", b"", m.Flush()),
-        (b"d", b"anything", m.CopyIn()),
-        (b"c", b"", m.CopyIn()),
-        (b"f", texts("why"), m.CopyIn()),
-        (b"X", b"", m.Terminate()),
+        (b"D", b"S" + texts("s"), frontend.Describe(is_portal=False, name="s")),
+        (b"D", b"P" + texts("p"), frontend.Describe(is_portal=True, name="p")),
+        (b"C", b"P" + texts("p"), frontend.Close(is_portal=True, name="p")),
+        (b"E", texts("p") + b"\0\0\0\0", frontend.Execute("p")),
+        (b"S", b"", frontend.Sync()),
+        (b"H", b"", frontend.Flush()),
+        (b"d", b"anything", frontend.CopyIn()),
+        (b"c", b"", frontend.CopyIn()),
+        (b"f", texts("why"), frontend.CopyIn()),
+        (b"X", b"", frontend.Terminate()),
     ],
 )
-def test_messages(kind: bytes, body: bytes, wanted: m.Message) -> None:
+def test_messages(kind: bytes, body: bytes, wanted: frontend.Message) -> None:
     """Each is told by its type."""
-    assert m.parse_message(Frame(kind, body)) == wanted
+    assert frontend.parse_message(Frame(kind, body)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -115,16 +115,16 @@ def test_messages(kind: bytes, body: bytes, wanted: m.Message) -> None:
 def test_bad_messages(kind: bytes, body: bytes, text: str) -> None:
     """What is wrong is said."""
     with pytest.raises(ProtocolError, match=text):
-        m.parse_message(Frame(kind, body))
+        frontend.parse_message(Frame(kind, body))
 
 
 @given(text=TEXTS)
 def test_queries_come_through(text: str) -> None:
     """Any text that the protocol can hold is the query's."""
-    assert m.parse_message(Frame(b"Q", texts(text))) == m.Query(text)
+    assert frontend.parse_message(Frame(b"Q", texts(text))) == frontend.Query(text)
 
 
-@pytest.mark.parametrize("parse", [m.parse_startup, m.parse_message])
+@pytest.mark.parametrize("parse", [frontend.parse_startup, frontend.parse_message])
 @given(kind=KINDS, body=st.binary(max_size=60))
 def test_hostile_bytes(parse: Callable[[Frame], object], kind: bytes, body: bytes) -> None:
     """Whatever a body holds, it is a message or a ProtocolError."""
@@ -141,6 +141,6 @@ def test_hostile_bytes(parse: Callable[[Frame], object], kind: bytes, body: byte
 def test_hostile_first_messages(code: int, rest: bytes) -> None:
     """Behind a good code, too."""
     try:
-        m.parse_startup(startup(code, rest))
+        frontend.parse_startup(startup(code, rest))
     except ProtocolError as error:
         assert error.is_fatal  # noqa: PT017 - a message, too, is fine
