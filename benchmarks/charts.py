@@ -107,7 +107,8 @@ def latency_chart(latencies: Sequence[Record], title: str) -> str:
     for row, record in enumerate(reversed(latencies)):
         seconds = [record["seconds"][name] for name in SHOWN]
         axes.scatter(seconds, [row] * len(seconds), s=26, color=_SERIES[0], zorder=3)
-        axes.text(0, row + 0.36, record["name"], transform=axes.get_yaxis_transform(), size=9)
+        name = axes.text(0, row + 0.36, record["name"], transform=axes.get_yaxis_transform())
+        name.set_in_layout(False)  # a long one leaves the axes their width
         points += [(each, row, name, _SOFT) for each, name in zip(seconds, SHOWN, strict=True)]
     _label(axes, points, sides=_ABOVE_BELOW)
     return _svg(figure, f"{title}: quantiles of the latencies of each contender")
