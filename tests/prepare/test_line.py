@@ -347,3 +347,12 @@ def test_an_lsn_above_one_that_is_not_reached_comes_last(line: Line) -> None:
     while (taken := line.take()) is unreached:
         postpone(line, unreached)
     assert taken is below
+
+
+def test_a_line_above_its_capacity_takes_no_other_timeline(line: Line) -> None:
+    """Callers that leave prepares may bring it there."""
+    pairs = [(each := sent(line, key), joined(line, each)) for key in (A, B, C)]
+    for request, fill in pairs:
+        leave(line, request, fill)
+    late = sent(line, D)
+    assert line.fallen == {late: SkipReason.QUEUE_FULL}
