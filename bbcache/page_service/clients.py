@@ -12,6 +12,7 @@ import hmac
 import itertools
 import threading
 from collections import Counter
+from collections.abc import Collection
 from typing import Final, Protocol
 
 from bbcache.ids import TenantId
@@ -64,9 +65,9 @@ class Clients:
         self._most = most
         self._most_pending = most_pending
         self._changed = threading.Condition(threading.Lock())  # guards all that follows
-        self._by_id: dict[int, Client] = {}
-        self._placed: set[int] = set()  # process ids of clients that have a place
-        self._going: set[int] = set()  # and of those that were told to go
+        self._by_id: dict[int, Client] = {}  # all, also those that were told to go
+        self._pending: dict[int, Client] = {}  # those without a place, oldest first
+        self._placed: dict[int, Client] = {}  # those with one
         self._ending: tuple[PageServiceError, bool] | None = None
         self._numbers = itertools.count(1)
 
@@ -85,12 +86,10 @@ class Clients:
             The one that must go for it: the oldest of too many that have none.
         """
         with self._changed:
-            self._by_id[client.process_id] = client
-            ending = self._ending
-            pending = self._staying_locked(is_placed=False)
-            victim = pending[0] if len(pending) > self._most_pending else None
-            if victim is not None:
-                self._going.add(victim.process_id)
+            self._by_id[client.process_id] = self._pending[client.process_id] = client
+            ending, victim = self._ending, None
+            if len(self._pending) > self._most_pending:
+                victim = self._pending.pop(next(iter(self._pending)))
         if ending is not None:
             client.end(ending[0], is_immediate=ending[1])
         return victim
@@ -108,12 +107,11 @@ class Clients:
             TooManyConnectionsError: none has to: its own tenant has its share, and is busy.
         """
         with self._changed:
-            if client.process_id in self._placed:
+            if client.process_id not in self._pending:  # it has a place, or must go
                 return None
-            others = self._staying_locked(is_placed=True)
             victim = None
-            if len(others) >= self._most:
-                victim = _victim(others, client.tenant_id)
+            if len(self._placed) >= self._most:
+                victim = _victim(self._placed.values(), client.tenant_id)
                 if victim is None and client.tenant_id is None:
                     return None
                 if victim is None:
@@ -121,8 +119,8 @@ class Clients:
                         f"there are {self._most} connections already\n"
                         "hint: Close idle ones, or raise --max-connections."
                     )
-                self._going.add(victim.process_id)
-            self._placed.add(client.process_id)
+                del self._placed[victim.process_id]
+            self._placed[client.process_id] = self._pending.pop(client.process_id)
         return victim
 
     def room_maker(self, tenant_id: TenantId | None) -> Client | None:
@@ -133,8 +131,7 @@ class Clients:
         """
         with self._changed:
             held: Counter[TenantId | None] = Counter()
-            clients = self._staying_locked(is_placed=True)
-            readers = [each for each in clients if each.unpublished_bytes]
+            readers = [each for each in self._placed.values() if each.unpublished_bytes]
             for each in readers:
                 held[each.tenant_id] += each.unpublished_bytes
             largest = max(held, key=held.__getitem__, default=tenant_id)
@@ -142,15 +139,14 @@ class Clients:
                 return None
             theirs = [each for each in readers if each.tenant_id == largest]
             victim = min(theirs, key=lambda each: each.busy_since_s)
-            self._going.add(victim.process_id)
+            del self._placed[victim.process_id]
             return victim
 
     def remove(self, client: Client) -> None:
         """Forget a client that has ended."""
         with self._changed:
-            self._by_id.pop(client.process_id, None)
-            self._going.discard(client.process_id)
-            self._placed.discard(client.process_id)
+            for clients in (self._by_id, self._pending, self._placed):
+                clients.pop(client.process_id, None)
             self._changed.notify_all()
 
     def cancel(self, process_id: int, secret: bytes) -> bool:
@@ -184,16 +180,8 @@ class Clients:
         for client in list(self._by_id.values()):
             client.close_inherited()
 
-    def _staying_locked(self, *, is_placed: bool) -> list[Client]:
-        """List the clients with or without a place that need not go, oldest first."""
-        return [
-            each
-            for number, each in self._by_id.items()
-            if number not in self._going and (number in self._placed) == is_placed
-        ]
 
-
-def _victim(others: list[Client], tenant_id: TenantId | None) -> Client | None:
+def _victim(others: Collection[Client], tenant_id: TenantId | None) -> Client | None:
     """Choose who goes for a client of a tenant; None where the tenant has its share.
 
     The tenant with the most connections is first, and of its clients those that are idle. An

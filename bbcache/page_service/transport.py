@@ -57,6 +57,7 @@ class Transport:
         self._held_bytes = 0
         self._paced_bytes = 0  # taken since the last whole MiB
         self._waited_s = 0.0  # for the client to take them
+        self._is_torn = False  # a message was sent in part, so that nothing may follow it
         sock.settimeout(0)
 
     @property
@@ -158,8 +159,11 @@ class Transport:
                 time.
 
         Raises:
-            DisconnectedError: the client is gone or does not take it.
+            DisconnectedError: the client is gone or does not take it, or has been sent a part
+                of a message, after which other bytes would be taken for the rest of it.
         """
+        if self._is_torn:
+            raise _slow()
         if more and self._held_bytes + len(data) <= _MOST_HELD_BYTES:
             self._held.append(data)
             self._held_bytes += len(data)
@@ -242,7 +246,13 @@ class Transport:
 
         Raises:
             DisconnectedError: it has taken too long over the present MiB.
+            PageServiceError: `check_wait` has raised it.
         """
+        self._is_torn = True
+        self._wait_writable(blocked, timeout_s)
+        self._is_torn = False
+
+    def _wait_writable(self, blocked: OSError, timeout_s: float | None) -> None:
         poller = select.poll()
         is_read = isinstance(blocked, ssl.SSLWantReadError)
         poller.register(self._sock, select.POLLIN if is_read else select.POLLOUT)

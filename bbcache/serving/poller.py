@@ -19,7 +19,10 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Final, Generic, Protocol, TypeVar
 
+from bbcache.serving.listening import Address
+
 _EVENTS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
+_MAPPED: Final = "::ffff:"  # before an address of IPv4, on a socket for both families
 _MOST_ACCEPTS: Final = 64  # of one turn, so that a flood of clients does not hide the others
 _ACCEPT_PAUSE_S: Final = 0.05  # after an accept that failed, such as for want of descriptors
 _WARN_PAUSE_S: Final = 1.0
@@ -243,7 +246,7 @@ class Poller(Generic[_W]):
                 self._pause_accepting(error)
                 return
             try:
-                self._on_accept(sock, f"{address[0]}:{address[1]}")
+                self._on_accept(sock, str(Address(address[0].removeprefix(_MAPPED), address[1])))
             except Exception:
                 sock.close()
                 log.exception("cannot serve a connection")

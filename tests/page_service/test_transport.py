@@ -94,6 +94,13 @@ def test_a_wait_is_looked_at(pair: Pair) -> None:
     transport = Transport(pair[0], DEADLINE_S, check)
     with pytest.raises(ShutdownError):
         transport.send(bytes(8 * MIB))
+    with pytest.raises(DisconnectedError):  # it would be taken for the rest of the message
+        transport.send(b"an error")
+    transport.close()
+    received = bytearray()
+    while piece := pair[1].recv(1 << 16):
+        received += piece
+    assert not received.strip(b"\0")
 
 
 def test_a_farewell_waits_for_nobody(pair: Pair) -> None:
