@@ -47,6 +47,7 @@ def imported(module: str, *missing: str) -> str:
             "bbcache.page_service.auth.tokens",
             "serve",
         ),
+        ("bbcache.http_service.routes", "jinja2", "bbcache.http_service.templates", "serve"),
         ("bbcache.testing.postgres", "psycopg", "bbcache.testing.postgres", "testing"),
         ("bbcache.fetch.download", "psycopg", "bbcache.fetch", "fetch"),
         ("bbcache.fetch.connection", "psycopg", "bbcache.fetch", "fetch"),

@@ -14,8 +14,8 @@ from bbcache.cli.service_metrics import DeploymentMetrics
 from bbcache.config import LIMITS, BasebackupCacheConfig
 from bbcache.errors import ConfigError
 from bbcache.http_service.recent_errors import RecentErrors
+from bbcache.http_service.routes import Routes
 from bbcache.http_service.server import HttpService
-from bbcache.http_service.site import Site
 from bbcache.http_service.status import StatusReader
 from bbcache.page_service.auth.tls import Certificate
 from bbcache.page_service.auth.tokens import TokenKeys
@@ -134,7 +134,9 @@ class Deployment:
             )
             self.http: HttpService | None = None
             if http_config is not None:
-                self.http = HttpService(http_config, Site(reader, registry).respond, http_listeners)
+                self.http = HttpService(
+                    http_config, Routes(reader, registry).respond, http_listeners
+                )
                 opening.callback(self.http.close, _CLOSE_TIMEOUT_S)
             self._opened = opening.pop_all()
 

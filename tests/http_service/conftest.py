@@ -13,8 +13,8 @@ from support.cache_helpers import DEADLINE_S
 
 from bbcache.http_service.config import HttpConfig
 from bbcache.http_service.recent_errors import RecentErrors
+from bbcache.http_service.routes import Routes
 from bbcache.http_service.server import HttpService
-from bbcache.http_service.site import Site
 from bbcache.http_service.status import StatusReader
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Whole(NamedTuple):
     bench: Bench
     errors: RecentErrors
     reader: StatusReader
-    site: Site
+    routes: Routes
 
 
 @pytest.fixture
@@ -111,4 +111,4 @@ def whole(make_bench: Callable[[], Bench]) -> Whole:  # noqa: F811 - the fixture
         has_tls=False,
         clock=lambda: 1_000_000.0,
     )
-    return Whole(bench, errors, reader, Site(reader, bench.registry))
+    return Whole(bench, errors, reader, Routes(reader, bench.registry))

@@ -11,14 +11,14 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import pytest
-from http_service.test_page import HOSTILE, make_status
+from http_service.test_templates import HOSTILE, make_status
 from support.helpers import tool
 
+from bbcache.http_service.assets import CONTENT_SECURITY_POLICY
 from bbcache.http_service.handler import Response
-from bbcache.http_service.look import CONTENT_SECURITY_POLICY
-from bbcache.http_service.page import render
 from bbcache.http_service.recent_errors import RecentError
 from bbcache.http_service.status import ShownEntry, State
+from bbcache.http_service.templates import render
 
 if TYPE_CHECKING:
     from collections.abc import Callable

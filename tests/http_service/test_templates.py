@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bbcache.http_service.look import CONTENT_SECURITY_POLICY, SCRIPT, STYLE
-from bbcache.http_service.page import duration, render, size
+from bbcache.http_service.assets import CONTENT_SECURITY_POLICY, SCRIPT, STYLE
 from bbcache.http_service.recent_errors import RecentError
 from bbcache.http_service.status import Meter, ShownBroken, ShownEntry, State, Status
+from bbcache.http_service.templates import duration, render, size
 from bbcache.outcomes import SkipReason
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def test_the_page(whole: Whole) -> None:
     """HTML with its policy, which may be put into no frame."""
-    response = whole.site.respond("/", "")
+    response = whole.routes.respond("/", "")
     assert (response.status, response.content_type) == (200, "text/html; charset=utf-8")
     assert response.body.startswith(b"<!DOCTYPE html>")
     headers = dict(response.headers)
@@ -34,7 +34,7 @@ def test_the_page(whole: Whole) -> None:
 def test_json(whole: Whole) -> None:
     """The same facts for programs."""
     whole.bench.harness.prepared()
-    response = whole.site.respond("/status.json", "")
+    response = whole.routes.respond("/status.json", "")
     assert response.content_type == "application/json"
     document = json.loads(response.body)
     assert (document["entry_count"], document["entries"][0]["lsn"]) == (1, str(LSN_A))
@@ -43,23 +43,23 @@ def test_json(whole: Whole) -> None:
 def test_metrics(whole: Whole) -> None:
     """As Prometheus reads them, in the format that it asks for."""
     whole.bench.harness.prepared()
-    response = whole.site.respond("/metrics", "text/plain")
+    response = whole.routes.respond("/metrics", "text/plain")
     names = {family.name for family in text_string_to_metric_families(response.body.decode())}
     assert {"pageserver_basebackup_cache_read", "bbcache_page_service_connected"} <= names
-    response = whole.site.respond("/metrics", "application/openmetrics-text; version=1.0.0")
+    response = whole.routes.respond("/metrics", "application/openmetrics-text; version=1.0.0")
     assert response.content_type.startswith("application/openmetrics-text")
     assert list(parse_openmetrics(response.body.decode()))  # type: ignore[no-untyped-call]  # it has no types
 
 
 def test_health(whole: Whole) -> None:
     """Alive as long as it answers; ready as long as clients are served."""
-    assert whole.site.respond("/healthz", "")[0] == HTTPStatus.OK
-    ready = whole.site.respond("/readyz", "")
+    assert whole.routes.respond("/healthz", "")[0] == HTTPStatus.OK
+    ready = whole.routes.respond("/readyz", "")
     assert (ready.status, ready.body) == (HTTPStatus.OK, b"ready\n")
     whole.bench.service.drain(0)
-    ready = whole.site.respond("/readyz", "")
+    ready = whole.routes.respond("/readyz", "")
     assert (ready.status, ready.body) == (HTTPStatus.SERVICE_UNAVAILABLE, b"draining\n")
-    assert whole.site.respond("/healthz", "")[0] == HTTPStatus.OK
+    assert whole.routes.respond("/healthz", "")[0] == HTTPStatus.OK
 
 
 def test_a_service_whose_cache_can_publish_nothing_is_degraded(
@@ -72,22 +72,22 @@ def test_a_service_whose_cache_can_publish_nothing_is_degraded(
         fail_with(patch, TempFile, "sync", OSError(errno.EIO, "Input/output error"))
         with fill(harness, timeline) as file:
             assert file.source == "built"
-    ready = whole.site.respond("/readyz", "")
+    ready = whole.routes.respond("/readyz", "")
     assert ready.status == HTTPStatus.OK
     assert re.fullmatch(rb"degraded: cannot write .*: Input/output error\n", ready.body)
-    status = json.loads(whole.site.respond("/status.json", "").body)
+    status = json.loads(whole.routes.respond("/status.json", "").body)
     assert status["state"] == "degraded"
     assert f"degraded: {status['degraded_reason']}\n".encode() == ready.body
-    page = whole.site.respond("/", "").body.decode()
+    page = whole.routes.respond("/", "").body.decode()
     assert html.escape(status["degraded_reason"]) in page
     harness.prepare(timeline)
-    assert whole.site.respond("/readyz", "").body == b"ready\n"
-    assert 'id="degraded"' not in whole.site.respond("/", "").body.decode()
+    assert whole.routes.respond("/readyz", "").body == b"ready\n"
+    assert 'id="degraded"' not in whole.routes.respond("/", "").body.decode()
 
 
 @pytest.mark.parametrize("path", ["", "//", "/index.html", "/metrics/", "/../etc/passwd", "*"])
 def test_what_there_is_not(whole: Whole, path: str) -> None:
     """It names what there is, and repeats nothing."""
-    response = whole.site.respond(path, "")
+    response = whole.routes.respond(path, "")
     assert response.status == HTTPStatus.NOT_FOUND
     assert response.body == b"not found; there are / /status.json /metrics /healthz /readyz\n"

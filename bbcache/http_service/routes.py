@@ -9,10 +9,10 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from bbcache.http_service.assets import CONTENT_SECURITY_POLICY
 from bbcache.http_service.handler import Response, text_response
-from bbcache.http_service.look import CONTENT_SECURITY_POLICY
-from bbcache.http_service.page import render
 from bbcache.http_service.status import State, StatusReader
+from bbcache.http_service.templates import render
 
 _PAGE_HEADERS: Final = (
     ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
@@ -21,7 +21,7 @@ _PAGE_HEADERS: Final = (
 )
 
 
-class Site:
+class Routes:
     """Answers requests by their paths. Thread-safe.
 
     Args:
