@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from support.helpers import wait_until
 from support.restore_helpers import make_tar
 
 from bbcache.cli import main
@@ -33,8 +34,9 @@ def arguments(tmp_path: Path, pg_dir: Path) -> Iterator[list[str]]:
     running, kept = RunDirectory(place, guard), RunDirectory(place, guard)
     kept.keep()
     yield ["--cache-dir", str(tmp_path), "--run-dir", str(pg_dir)]
-    running.remove()
-    guard.close()
+    running.close()
+    guard.clean_up()
+    wait_until(lambda: not list(place.directory.glob("run-*")))
 
 
 def test_ls(arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

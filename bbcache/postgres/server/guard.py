@@ -31,8 +31,11 @@ trap '' HUP INT QUIT TERM
 PATH=/usr/bin:/bin:$PATH
 set --
 while IFS= read -r line; do
-  [ -n "$line" ] || exit 0
-  set -- "$@" "$line"
+  case $line in
+    "") exit 0 ;;
+    -*) rm -rf -- "${line#-}" & ;;
+    *) set -- "$@" "$line" ;;
+  esac
 done
 round=0 quiet=0
 while [ $# -gt 0 ] && [ "$quiet" -lt 5 ] && [ "$round" -lt 300 ]; do
@@ -88,12 +91,15 @@ class Guard:
         Raises:
             PostgresError: the name has a line break, or the guard is gone.
         """
-        name = os.fspath(directory)
-        if "\n" in name or not os.path.isabs(name):
-            raise PostgresError(
-                f"{name!r} cannot be guarded: it is not an absolute path of one line"
-            )
-        self._send(os.fsencode(name) + b"\n")
+        self._send(_line(directory))
+
+    def remove(self, directory: Path | str) -> None:
+        """Have a directory removed now, by the guard, and do not wait for that.
+
+        Raises:
+            PostgresError: as `add`.
+        """
+        self._send(b"-" + _line(directory))
 
     def make_directory(self, parent: Path | str, prefix: str) -> Path:
         """Make a guarded directory with a random name and mode 0700.
@@ -104,20 +110,34 @@ class Guard:
         """
         return make_directory(parent, prefix, self)
 
+    def clean_up(self) -> None:
+        """Let the guard clean up now, as if this process had died, and do not wait for that.
+
+        It ends with this. Does nothing once it was closed.
+        """
+        if self._close_pipe(b""):
+            self._process.returncode = 0  # nothing waits for it
+
     def close(self) -> None:
         """End the guard; what it was given stays as it is. Does nothing a second time."""
-        with self._lock:
-            pipe = self._process.stdin
-            if os.getpid() != self._owner_pid or pipe is None or pipe.closed:
-                return
-            with contextlib.suppress(OSError):  # it was killed
-                os.write(pipe.fileno(), b"\n")
-            pipe.close()
+        if not self._close_pipe(b"\n"):
+            return
         try:
             self._process.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def _close_pipe(self, last_line: bytes) -> bool:
+        """Close the pipe behind a last line; return False where it was closed before."""
+        with self._lock:
+            pipe = self._process.stdin
+            if os.getpid() != self._owner_pid or pipe is None or pipe.closed:
+                return False
+            with contextlib.suppress(OSError):  # it was killed
+                os.write(pipe.fileno(), last_line)
+            pipe.close()
+            return True
 
     def _send(self, line: bytes) -> None:
         with self._lock:
@@ -142,6 +162,13 @@ class Guard:
 
 
 _guards: weakref.WeakSet[Guard] = weakref.WeakSet()
+
+
+def _line(directory: Path | str) -> bytes:
+    name = os.fspath(directory)
+    if "\n" in name or not os.path.isabs(name):
+        raise PostgresError(f"{name!r} cannot be guarded: it is not an absolute path of one line")
+    return os.fsencode(name) + b"\n"
 
 
 def make_directory(parent: Path | str, prefix: str, guard: Guard | None = None) -> Path:

@@ -76,7 +76,7 @@ def installation_hash(binaries: PostgresBinaries, memo_dir: Path) -> bytes:
     """
     listed = _Framed()
     listed.add("version", binaries.version)
-    files = list(_installed_files(binaries))
+    files = list(_installed_files(binaries, memo_dir))
     for name, path, status in files:
         listed.add("file", f"{name} {path} {status.st_size} {status.st_mtime_ns}")
     memo = memo_dir / listed.digest().hex()
@@ -87,25 +87,50 @@ def installation_hash(binaries: PostgresBinaries, memo_dir: Path) -> bytes:
     for name, path, _ in files:
         hasher.add("file", name)
         hasher.add("content", Path(path).read_bytes())
-    with contextlib.suppress(OSError):
-        memo_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = memo.with_name(f"{memo.name}.{os.getpid()}")
-        part.write_text(hasher.digest().hex())
-        part.rename(memo)
+    _remember(memo, hasher.digest().hex())
     return hasher.digest()
 
 
-def _installed_files(binaries: PostgresBinaries) -> Iterator[tuple[str, str, os.stat_result]]:
+def _remember(memo: Path, text: str) -> None:
+    with contextlib.suppress(OSError):
+        memo.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = memo.with_name(f"{memo.name}.{os.urandom(6).hex()}")
+        part.write_text(text)
+        part.rename(memo)
+
+
+def _installed_files(
+    binaries: PostgresBinaries, memo_dir: Path
+) -> Iterator[tuple[str, str, os.stat_result]]:
     """Yield files with a name that is the same on every machine, in order."""
     bindir = binaries.installed_bindir
-    yield from _statuses("bin", bindir, ["postgres", "initdb"])
-    library_dir, shared_dir = _directories(binaries, bindir)
+    programs = list(_statuses("bin", bindir, ["postgres", "initdb"]))
+    yield from programs
+    library_dir, shared_dir = _remembered_directories(binaries, programs, memo_dir)
     yield from _statuses("lib", library_dir, _libraries(library_dir))
     for name in _SHARED_DIRS:
         directory = shared_dir / name
         with contextlib.suppress(OSError):
             names = [each for each in os.listdir(directory) if (directory / each).is_file()]
             yield from _statuses(f"share/{name}", directory, names)
+
+
+def _remembered_directories(
+    binaries: PostgresBinaries,
+    programs: Iterable[tuple[str, str, os.stat_result]],
+    memo_dir: Path,
+) -> tuple[Path, Path]:
+    """Return `_directories` without running a program, while those that there are stay."""
+    listed = _Framed()
+    for _, path, status in programs:
+        listed.add("program", f"{path} {status.st_size} {status.st_mtime_ns}")
+    memo = memo_dir / f"{listed.digest().hex()}.directories"
+    with contextlib.suppress(OSError, ValueError):
+        library_dir, shared_dir = memo.read_text().split("\n")
+        return Path(library_dir), Path(shared_dir)
+    found = _directories(binaries, binaries.installed_bindir)
+    _remember(memo, "\n".join(map(str, found)))
+    return found
 
 
 def _directories(binaries: PostgresBinaries, bindir: Path) -> tuple[Path, Path]:

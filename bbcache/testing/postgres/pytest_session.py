@@ -44,6 +44,7 @@ class PytestSession:
 
     def __init__(self, config: pytest.Config, started_s: float) -> None:
         self._config = config
+        self._shared: dict[Snapshot, Server] = {}  # inputs stay as they are in a run
         self._rebuild_before_s = started_s if config.getoption("--pg-rebuild") else 0.0
 
     @functools.cached_property
@@ -53,7 +54,10 @@ class PytestSession:
 
     def shared_server(self, node: pytest.Item | None = None) -> Server:
         """Return the one server for the snapshot of a test; without a test, of the run."""
-        return self._runtime.shared_server(self._snapshot(node))
+        snapshot = self._snapshot(node)
+        if snapshot not in self._shared:
+            self._shared[snapshot] = self._runtime.shared_server(snapshot)
+        return self._shared[snapshot]
 
     @contextmanager
     def fresh_server(self, node: pytest.Item) -> Iterator[Server]:

@@ -51,22 +51,17 @@ class RunDirectory:
     def keep(self) -> None:
         """Have no later run take the directory for left behind."""
         (self.path / _KEEP_NAME).touch()
-        self._close()
+        self.close()
 
-    def remove(self) -> None:
-        """Remove it."""
-        with contextlib.suppress(OSError):
-            remove_tree(self.path)
-        self._close()
-
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Give up the lock. The guard or a later run removes the directory."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def _forget_in_child(self) -> None:
         """Close the copy of the lock in a forked child, which may outlive this process."""
-        self._close()
+        self.close()
 
 
 _open: weakref.WeakSet[RunDirectory] = weakref.WeakSet()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bbcache.archive.format import Seal
 from bbcache.errors import ArchiveError, PostgresError
 from bbcache.postgres.pgdata.leftovers import remove_tree
 from bbcache.postgres.pgdata.tarball import restore_tarball, send_pgdata_tarball
@@ -153,7 +154,8 @@ class Runtime:
         server.stop()
         with self._lock, contextlib.suppress(ValueError):
             self._servers.remove(server)
-        _remove(server)
+        if self._guard is not None:
+            self._guard.remove(server.data_dir)
 
     def wait_for_spares(self) -> None:
         """Wait until the spares that were begun are there."""
@@ -178,11 +180,18 @@ class Runtime:
             spares.close()
         for server in servers:
             server.detach() if self.options.keep else server.stop()
-        if directory is not None:
-            directory.keep() if self.options.keep and servers else directory.remove()
-        if guard is not None:
-            guard.close()
+        if directory is not None and guard is not None:
+            self._end(directory, guard, is_kept=self.options.keep and bool(servers))
         return servers if self.options.keep else []
+
+    def _end(self, directory: RunDirectory, guard: Guard, *, is_kept: bool) -> None:
+        """Have the directory removed, which takes the guard a moment longer than this process."""
+        if is_kept:
+            directory.keep()
+            guard.close()
+        else:
+            directory.close()
+            guard.clean_up()
 
     def place_for(self, restored_bytes: int = _USUAL_BYTES) -> Place:
         """Return where servers run; raises `NoRoomError` if they cannot."""
@@ -204,9 +213,10 @@ class Runtime:
     def _start_server(self, snapshot: Snapshot, key: SnapshotKey, stored: StoredSnapshot) -> Server:
         started_s = time.monotonic()
         pgdata_dir = self._directory().new_path("server-")
-        self._unpack(key, stored.path, pgdata_dir)
-        guard = self._guard
+        guard, spares = self._guard, self._spares
         assert guard is not None
+        assert spares is not None
+        seal = self._unpack(key, stored.path, pgdata_dir, spares)
         cluster = Cluster(
             self.binaries, pgdata_dir, settings=self.settings_of(snapshot), guard=guard
         )
@@ -222,25 +232,26 @@ class Runtime:
             server.start()
         except BaseException:
             server.stop()
-            _remove(server)
+            _remove_directory(pgdata_dir)
             raise
         self._servers.append(server)
         self.statistics.start_s.append(time.monotonic() - started_s)
+        spares.refill(
+            seal.digest.hex(),
+            seal.tar_bytes,
+            lambda dest: restore_tarball(stored.path, dest, owner=_owner()),
+        )
         return server
 
-    def _unpack(self, key: SnapshotKey, path: Path, pgdata_dir: Path) -> None:
+    def _unpack(self, key: SnapshotKey, path: Path, pgdata_dir: Path, spares: Spares) -> Seal:
+        """Make a data directory of a spare, or else by a restore."""
         file, seal = open_archive(key, path)
         with file:
-            identity = seal.digest.hex()
-            spares = self._spares
-            assert spares is not None
-            if spares.claim(identity, pgdata_dir):
+            if spares.claim(seal.digest.hex(), pgdata_dir):
                 self.statistics.spare_count += 1
             else:
                 restore_tarball(file, pgdata_dir, owner=_owner())
-        spares.refill(
-            identity, seal.tar_bytes, lambda dest: restore_tarball(path, dest, owner=_owner())
-        )
+        return seal
 
     def _snapshot(self, snapshot: Snapshot, key: SnapshotKey) -> StoredSnapshot:
         """Return the archive of a snapshot, built now if need be, and checked."""
@@ -316,10 +327,6 @@ class Runtime:
 def _owner() -> tuple[int, int] | None:
     user = ServerUser.current()
     return (user.uid, user.gid) if user.is_dropped else None
-
-
-def _remove(server: Server) -> None:
-    _remove_directory(server.data_dir)
 
 
 def _remove_directory(pgdata_dir: Path) -> None:

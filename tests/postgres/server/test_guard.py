@@ -99,6 +99,19 @@ def test_a_closed_guard_removes_nothing(
     cluster.stop("immediate")
 
 
+def test_removing_at_once(tmp_path: Path) -> None:
+    """One directory while this process lives; all that is left when it has no more use for any."""
+    guard = Guard()
+    first, second = (guard.make_directory(tmp_path, "x-") for _ in range(2))
+    (first / "deep").mkdir()
+    guard.remove(first)
+    wait_until(lambda: not first.exists())
+    assert second.exists()
+    guard.clean_up()
+    wait_until(lambda: not second.exists())
+    guard.close()
+
+
 def test_what_cannot_be_guarded_is_refused(tmp_path: Path) -> None:
     """A name with a line break, a relative one, and anything once the guard is gone."""
     guard = Guard()

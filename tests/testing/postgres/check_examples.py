@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from support.disk_helpers import fill_disk, mount
-from support.helpers import tool
+from support.helpers import tool, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +74,7 @@ def example(own_dir: Path) -> Iterator[Example]:
     example = Example(own_dir)
     yield example
     places = [Path("/dev/shm"), own_dir, own_dir / "tmp"]  # noqa: S108 - only looked at
-    assert [path for place in places for path in place.glob("bbcache-testing-*/run-*")] == []
+    wait_until(lambda: not any(list(place.glob("bbcache-testing-*/run-*")) for place in places))
 
 
 def test_cold_and_warm(example: Example) -> None:

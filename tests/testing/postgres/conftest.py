@@ -7,6 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+from support.helpers import wait_until
 from support.pg_snapshots import app
 
 from bbcache.testing.postgres import PostgresOptions
@@ -29,13 +30,14 @@ def snapshots_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_dir(pg_dir: Path) -> Path:
+def run_dir(pg_dir: Path) -> Iterator[Path]:
     """A directory for servers, on tmpfs where there is room."""
     path = pg_dir / "testing"
     path.mkdir()
     if os.geteuid() == 0:
         path.chmod(0o711)
-    return path
+    yield path
+    wait_until(lambda: not list(path.glob("*/run-*")))  # else it would be removed twice at once
 
 
 @pytest.fixture(scope="session")
@@ -100,4 +102,5 @@ def own_dir(pg_dir: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     path = pg_dir / f"own-{request.node.name[:20]}"
     path.mkdir(mode=0o711)
     yield path
+    wait_until(lambda: not list(path.glob("*/run-*")))
     shutil.rmtree(path)

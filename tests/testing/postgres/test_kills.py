@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from support.helpers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,7 +115,7 @@ def test_killed_runs_leave_nothing(runs: KilledRuns) -> None:
         started_s = time.monotonic()
         assert runs.start(is_cold=is_cold).wait() == 0, (runs.directory / "log").read_text()
         durations_s[is_cold] = time.monotonic() - started_s
-        assert runs.leftovers() == []
+        wait_until(lambda: runs.leftovers() == [])
     took_s = []
     count = 0
     while count < _KILLS:

@@ -189,7 +189,7 @@ def test_a_builder_that_fails(runtime: Runtime, run_dir: Path) -> None:
     assert "pg_snapshots.py" in text
     assert "ERROR:  relation" in text.partition("the end of the server's log:")[2]
     other.close()
-    assert (len(runtime.store.list()), set(_left_in(run_dir))) == before
+    wait_until(lambda: (len(runtime.store.list()), set(_left_in(run_dir))) == before)
 
 
 def test_over_tcp(runtime: Runtime) -> None:
@@ -236,12 +236,12 @@ def test_nothing_is_left_at_the_end(runtime: Runtime, run_dir: Path) -> None:
     servers = [other.new_server(app), other.shared_server(app)]
     pids = [server.pid for server in servers]
     other.end_server(servers[0])
-    assert not servers[0].data_dir.exists()
+    wait_until(lambda: not servers[0].data_dir.exists())
     with servers[1].database() as database:
         socket_dir = Path(database.address.host)
     assert other.close() == []
-    assert not socket_dir.exists()
-    assert set(_left_in(run_dir)) == before
+    wait_until(lambda: not socket_dir.exists())
+    wait_until(lambda: set(_left_in(run_dir)) == before)
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -299,4 +299,4 @@ def test_a_forked_child_has_servers_of_its_own(options: PostgresOptions) -> None
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert not Path(done.stdout.strip()).exists()
+    wait_until(lambda: not Path(done.stdout.strip()).exists())
