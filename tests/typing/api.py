@@ -38,6 +38,15 @@ from bbcache import (
     TimelineId,
 )
 from bbcache.testing import MemoryHost, MemoryTenant, MemoryTimeline, make_tarball
+from bbcache.testing.postgres import (
+    Database,
+    PostgresOptions,
+    PostgresTestCase,
+    Server,
+    Snapshot,
+    postgres,
+    snapshot,
+)
 
 if TYPE_CHECKING:
     import io
@@ -256,3 +265,32 @@ def for_tests() -> bytes:
     timeline.on_send = OtherTimeline().send_basebackup_tarball
     timeline.advance(Lsn(2))
     return make_tarball(timeline.timeline_id, Lsn(2), size_bytes=10)
+
+
+@snapshot(inputs=["migrations/**"], version="1", root=Path())
+def app(db: Database) -> None:
+    """A builder."""
+    assert_type(db.psql("SELECT 1"), str)
+    db.run(["alembic", "upgrade", "head"], timeout=60)
+
+
+def postgres_for_tests() -> str:
+    """A server and a database."""
+    assert_type(app, Snapshot)
+    with postgres(app, PostgresOptions(major=18)) as server, server.database() as database:
+        assert_type(server, Server)
+        assert_type(database, Database)
+        assert_type(database.env, dict[str, str])
+        server.restart("immediate")
+        server.restart("slowly")  # type: ignore[arg-type]
+        return database.url
+
+
+class TestOfTheirs(PostgresTestCase):
+    """A test case."""
+
+    snapshot = app
+
+    def test_it(self) -> None:
+        """It has a database."""
+        assert_type(self.database, Database)
