@@ -52,7 +52,8 @@ class PageService:
         config: the settings.
         verifier: verifies tokens; None allows every client everything.
         tls: a context, or a certificate, of which each new connection takes the context of
-            that moment. Clients must use TLS then. None without TLS.
+            that moment. Clients must use TLS then. None without TLS. A context needs
+            ``set_alpn_protocols(["postgresql"])`` for clients that begin with TLS.
         registry: for the metrics; None for Prometheus' default registry.
         listeners: sockets that listen already, in the place of the addresses of `config`.
         clock: seconds that only grow.

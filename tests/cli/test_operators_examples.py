@@ -150,6 +150,13 @@ def test_what_the_examples_name_is_there(scrape: str) -> None:
     assert used <= there
 
 
+def test_the_files_of_the_compose_file_are_there() -> None:
+    """Each file that it mounts is beside it."""
+    mounted = re.findall(r"- \./(\S+?):", (MONITORING / "compose.yaml").read_text())
+    assert len(mounted) == 5
+    assert [name for name in mounted if not (MONITORING / name).is_file()] == []
+
+
 def unit(name: str) -> configparser.RawConfigParser:
     """A unit of systemd."""
     parser = configparser.RawConfigParser(strict=False, interpolation=None)

@@ -134,6 +134,29 @@ def test_a_hangup_reloads_and_never_ends(serve: Callable[..., Served], place: Pl
     config.unlink()
 
 
+@pytest.mark.postgres
+def test_timelines_are_noticed_without_a_hangup(
+    serve: Callable[..., Served],  # noqa: F811 - the fixture
+    place: Place,  # noqa: F811 - the fixture
+    tmp_path: Path,
+) -> None:
+    """Once in a clean-up period."""
+    config = tmp_path / "pageserver.toml"
+    config.write_text("[basebackup_cache_config]\ncleanup_period = '100ms'\n")
+    served = serve(place.root, "--config", str(config))
+    timelines = place.root / "tenants" / str(place.address.tenant_id) / "timelines"
+    timeline_id = TimelineId.generate()
+    # A rescan may meet it half-copied: then it is broken, and the next one finds it whole.
+    shutil.copytree(timelines / str(place.address.timeline_id), timelines / str(timeline_id))
+    client = served.client()
+    command = f"basebackup {place.address.tenant_id} {timeline_id} gzip"
+    wait_until(lambda: kinds(client.ask(command)) == "HdcCZ")
+    shutil.rmtree(timelines / str(timeline_id))
+    wait_until(lambda: f"timeline {timeline_id} of tenant" in served.err)
+    wait_until(lambda: "is gone" in served.err)
+    client.close()
+
+
 def test_systemd_is_told(serve: Callable[..., Served], tmp_path: Path) -> None:  # noqa: F811 - the fixture
     """When the service is ready, reloads, is ready again, and stops."""
     path = str(tmp_path / "notify")

@@ -51,6 +51,23 @@ def test_metrics(whole: Whole) -> None:
     assert list(parse_openmetrics(response.body.decode()))  # type: ignore[no-untyped-call]  # it has no types
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text; version=X",
+        "application/openmetrics-text; version=",
+        "application/openmetrics-text; escaping=x; version=1.0.0",
+        ", ;=; q=",
+        "\N{SNOWMAN}",
+    ],
+)
+def test_metrics_for_a_client_with_a_strange_wish(whole: Whole, accept: str) -> None:
+    """A format that cannot be read as one gets a format that can."""
+    response = whole.routes.respond("/metrics", accept)
+    assert response.status == HTTPStatus.OK
+    assert b"bbcache_page_service_connected" in response.body
+
+
 def test_health(whole: Whole) -> None:
     """Alive as long as it answers; ready as long as clients are served."""
     assert whole.routes.respond("/healthz", "")[0] == HTTPStatus.OK
