@@ -106,8 +106,9 @@ class Deployment:
             opening.callback(self._rescans.stop, _CLOSE_TIMEOUT_S)
             if not create and not self.pageserver.tenants.known():
                 log.warning("no tenant is in %s\nhint: %s", root / "tenants", _NO_TENANT_HINT)
+            source = self._source(root, service_config)
             self.service = PageService(
-                self._source(root, service_config),
+                source,
                 service_config,
                 verifier=self._keys,
                 tls=self._certificate,
@@ -130,6 +131,7 @@ class Deployment:
                 registry,
                 self._limit,
                 lambda: math.nan if self._certificate is None else self._certificate.expires_at_s,
+                lambda: source.uncached_size_bytes,
                 lambda: self._rescanner.degraded_reason is not None,
             )
             self.http: HttpService | None = None

@@ -29,6 +29,7 @@ class DeploymentMetrics(MetricSet):
         read_limit: returns a limit by its key; NaN for one that is not set.
         read_expiry: returns when the certificate expires, in seconds since 1970; NaN without
             one.
+        read_fullbackup_bytes: returns the bytes of the archives of `fullbackup`.
         is_host_degraded: whether the tenants on disk are not known.
     """
 
@@ -45,6 +46,10 @@ class DeploymentMetrics(MetricSet):
         "bbcache_tls_certificate_expiry_timestamp_seconds",
         "When the certificate expires, in seconds since 1970; NaN without TLS.",
     )
+    fullbackup_bytes = gauge(
+        "bbcache_fullbackup_bytes",
+        "Bytes of the `fullbackup` archives that are built or sent, on files without names.",
+    )
     host_degraded = gauge(
         "bbcache_pageserver_degraded",
         "1 while the directory of the tenants cannot be listed or believed, else 0. 1 is worth an "
@@ -56,6 +61,7 @@ class DeploymentMetrics(MetricSet):
         registry: CollectorRegistry,
         read_limit: Callable[[str], float],
         read_expiry: Callable[[], float],
+        read_fullbackup_bytes: Callable[[], int],
         is_host_degraded: Callable[[], bool],
     ) -> None:
         super().__init__(registry, "deployment")
@@ -63,4 +69,5 @@ class DeploymentMetrics(MetricSet):
         for key, limit in self.limits.items():
             limit.set_function(lambda key=key: read_limit(key))  # type: ignore[misc]  # of this turn
         self.certificate_expiry.set_function(read_expiry)
+        self.fullbackup_bytes.set_function(read_fullbackup_bytes)
         self.host_degraded.set_function(is_host_degraded)

@@ -148,6 +148,11 @@ class CacheSource:
         )
         self._clock = clock
 
+    @property
+    def uncached_size_bytes(self) -> int:
+        """Bytes of the archives that are built or sent beside the cache; reads memory only."""
+        return self._uncached_builder.size_bytes
+
     def _open_held(self, command: BasebackupCommand) -> OpenBasebackup | None:
         """Open an archive that the cache holds and the command names exactly.
 
