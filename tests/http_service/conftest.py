@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """What has come back."""
+    """An answer of the service."""
 
     status: int
     headers: dict[str, str]
@@ -32,7 +32,7 @@ class Answer(NamedTuple):
 
 
 class Front:
-    """An HTTP service, and who asks it; closed at the end."""
+    """An HTTP service and its clients; closed at the end."""
 
     def __init__(self, respond: Callable[[str, str], Response], **settings: Any) -> None:
         self.asked: list[str] = []

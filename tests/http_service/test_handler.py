@@ -24,7 +24,7 @@ PIECES = st.sampled_from(
 
 
 def answer_to(request: bytes) -> tuple[bytes, list[str]]:
-    """What is sent back, and which paths were asked for."""
+    """The answer, and the paths that were asked for."""
     asked: list[str] = []
 
     def respond(path: str, _: str) -> Response:

@@ -146,7 +146,7 @@ def test_a_silent_client(make_front: Callable[..., Front], begun: bytes) -> None
 
 
 def test_a_byte_at_a_time(make_front: Callable[..., Front]) -> None:
-    """A request has so much time, however steadily its bytes come."""
+    """The time of a request is limited, however steadily its bytes arrive."""
     front = make_front(hello, timeout_s=0.2)
     sock = front.socket()
     is_over = threading.Event()
@@ -229,7 +229,7 @@ def test_a_request_that_is_too_long(make_front: Callable[..., Front]) -> None:
 
 
 def test_a_close_lets_requests_end(make_front: Callable[..., Front]) -> None:
-    """What is under way is answered; nobody new comes in."""
+    """Requests that run are answered; new ones are refused."""
     with Gate() as gate:
 
         def stopped(path: str, accept: str) -> Response:

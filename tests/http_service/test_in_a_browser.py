@@ -110,7 +110,7 @@ def test_light_and_dark(
 
 
 def test_it_keeps_itself_fresh(make_front: Callable[..., Front], browser: Browser) -> None:
-    """What is shown after a while is what is so then, and nothing but the page is asked for."""
+    """The page shows the values of the moment, and asks for nothing but itself."""
     states = iter([State.STARTING])
 
     def respond(_: str, __: str) -> Response:

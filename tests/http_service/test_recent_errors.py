@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def logger() -> Iterator[logging.Logger]:
-    """A logger of its own, which tells nobody else."""
+    """A logger of the test's own, which does not propagate."""
     logger = logging.getLogger("test_recent_errors")
     logger.propagate = False
     logger.setLevel(logging.DEBUG)
@@ -71,7 +71,7 @@ def test_a_long_text_is_cut(logger: logging.Logger) -> None:
 def test_a_record_that_cannot_be_shown(
     logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It harms nobody."""
+    """It is dropped, and nothing else happens."""
     monkeypatch.setattr(logging, "raiseExceptions", False)
     errors = RecentErrors()
     logger.addHandler(errors)

@@ -61,7 +61,7 @@ def test_answers_and_their_ratio(whole: Whole) -> None:
 
 
 def test_sizes_against_limits(whole: Whole) -> None:
-    """What is used, and the settings that bound it."""
+    """The meters and the settings that limit them."""
     whole.bench.logged_in()
     used = {each.setting: (each.used, each.limit) for each in whole.reader.read().meters}
     assert used == {
@@ -176,7 +176,7 @@ def test_errors(whole: Whole) -> None:
 
 
 def test_states(whole: Whole) -> None:
-    """Ready until it drains; what is closed can still be read of."""
+    """It is ready until it drains; the status of a closed service can still be read."""
     assert whole.reader.state() is State.READY
     whole.bench.service.drain(0)
     assert whole.reader.state() is State.DRAINING

@@ -90,7 +90,7 @@ class Document(HTMLParser):
 
 
 def safe_str(status: Status) -> str:
-    """What is to be read, with single blanks."""
+    """The text of the page, with single blanks."""
     return " ".join(Document(render(status)).text.split())
 
 
@@ -160,7 +160,7 @@ def test_a_limit_that_is_near_is_red() -> None:
 
 
 def test_everything_is_escaped() -> None:
-    """Whatever the texts are, the page has the same tags, and shows them as they are."""
+    """For any texts the page has the same tags, and shows the texts as they are."""
     hostile = make_status(
         version=HOSTILE,
         listen=HOSTILE,

@@ -56,6 +56,6 @@ def write_certificate(directory: Path, *, passphrase: bytes | None = None) -> Ce
 
 
 def certificate(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """The contexts of a server with a certificate for loopback, and of who trusts it."""
+    """The contexts of a server with a certificate for loopback, and of a client that trusts it."""
     files = write_certificate(directory)
     return Certificate(*files).context, ssl.create_default_context(cafile=str(files.cert))

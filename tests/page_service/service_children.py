@@ -79,7 +79,7 @@ def _close_all(service: PageService, http: HttpService) -> None:
 
 
 class _Forking:
-    """A source whose `open` comes back twice: in the parent, and in a child."""
+    """A source whose `open` returns twice: in the parent, and in a child."""
 
     def __init__(self, source: BasebackupSource) -> None:
         self._source = source

@@ -118,7 +118,7 @@ def test_fullbackups_that_nobody_reads(make_bench: Callable[[], Bench], tmp_path
 
 
 def has_input(client: WireClient) -> bool:
-    """Whether anything has come for it."""
+    """Whether it has received anything that it has not read."""
     client.sock.settimeout(0.01)
     try:
         return bool(client.sock.recv(1, 2))
@@ -279,7 +279,7 @@ def few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_threads")
 def test_readers_that_stop_when_threads_are_short(bench: Bench) -> None:
-    """They go for clients that have logged in; those that come then are told why not."""
+    """They go for clients that have logged in; new clients are refused and told why."""
     large = bench.harness.prepared(size_bytes=30 * MIB)
     small = bench.harness.prepared()
     old = [bench.logged_in() for _ in range(3)]

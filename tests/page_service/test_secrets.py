@@ -164,7 +164,7 @@ def test_any_password(seed: int, size_bytes: int, frame: str) -> None:
 
 
 def test_a_verifier_that_fails(make_bench: Callable[[], Bench], log: Everything) -> None:
-    """Its exception may have the token in its text: the type alone is told, and nobody comes in."""
+    """Its exception may have the token in its text, so only its type is logged; the login fails."""
 
     class Failing:
         def verify(self, token: str) -> Permission:

@@ -259,7 +259,7 @@ def test_an_archive_that_is_cut_short(
 
 
 class Failing:
-    """A source that raises what nobody expects."""
+    """A source that raises SystemExit."""
 
     def open(
         self, command: BasebackupCommand, check_cancelled: Callable[[], None]
@@ -300,7 +300,7 @@ def test_a_small_archive_that_is_cut_short(
 def test_archives_about_as_big_as_one_send(
     make_bench: Callable[[], Bench], tmp_path: Path, size_bytes: int
 ) -> None:
-    """By either way, and one after the other, they come whole."""
+    """Read whole or sent by `sendfile`, and one after the other, they arrive whole."""
     path = tmp_path / "archive"
     path.write_bytes(os.urandom(size_bytes))
     bench = make_bench()
@@ -328,7 +328,7 @@ def test_an_archive_that_is_damaged(make_bench: Callable[[], Bench], tmp_path: P
 
 
 def test_what_cannot_be_read_at_all(make_bench: Callable[[], Bench], tmp_path: Path) -> None:
-    """The error comes before the client is told of a copy."""
+    """The client gets the error before a copy begins."""
     path = tmp_path / "archive"
     path.write_bytes(b"\x1f\x8b" + b"\xff" * 100)
     bench = make_bench()
@@ -337,7 +337,7 @@ def test_what_cannot_be_read_at_all(make_bench: Callable[[], Bench], tmp_path: P
 
 
 def test_wrong_commands(bench: Bench) -> None:
-    """What is wrong is said, in both protocols, and the connection lives on."""
+    """The error says what is wrong, in both protocols, and the connection goes on."""
     client = bench.logged_in()
     error = client.ask("select 1")[0].fields()
     assert error["C"] == "XX000"
@@ -349,7 +349,7 @@ def test_wrong_commands(bench: Bench) -> None:
 
 
 def test_a_client_that_goes_while_it_waits(bench: Bench) -> None:
-    """Nobody waits on for it, and it counts as the client's own fault."""
+    """The wait ends with the client, and counts as the client's own fault."""
     timeline = bench.harness.timeline(LSN_A)
     client = bench.logged_in()
     client.send(wire.query(bench.command(timeline, LSN_B, "gzip")))
@@ -359,7 +359,7 @@ def test_a_client_that_goes_while_it_waits(bench: Bench) -> None:
 
 
 def test_a_client_that_goes_in_the_middle_of_a_copy(bench: Bench) -> None:
-    """It harms nobody, and its file is closed."""
+    """No other client is harmed, and its file is closed."""
     timeline = bench.harness.prepared(size_bytes=20 * MIB)
     client = bench.logged_in()
     client.send(wire.query(bench.command(timeline, LSN_A, "gzip")))

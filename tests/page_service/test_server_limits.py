@@ -49,7 +49,7 @@ def test_a_silent_client_makes_room(make_bench: Callable[[], Bench]) -> None:
 
 
 def test_no_room(make_bench: Callable[[], Bench]) -> None:
-    """A busy client of the same tenant stays, and the newcomer is told why it must go."""
+    """Busy clients of the same tenant stay, and the new client is told why it is refused."""
     bench = make_bench()
     bench.serve(max_connections=2)
     timeline = bench.harness.timeline(LSN_A)
@@ -87,7 +87,7 @@ def test_a_handshake_that_does_not_end(make_bench: Callable[[], Bench], begun: b
 
 
 def test_a_byte_at_a_time(make_bench: Callable[[], Bench]) -> None:
-    """A message has so much time from its first byte on, however steadily the others come."""
+    """The time of a message counts from its first byte, however steadily the others arrive."""
     bench = make_bench()
     bench.serve(message_timeout_s=0.05)
     client = bench.logged_in()
@@ -124,7 +124,7 @@ def test_an_idle_client(make_bench: Callable[[], Bench]) -> None:
 
 
 def test_a_client_that_does_not_read(make_bench: Callable[[], Bench]) -> None:
-    """It is left, whatever it was to get, and others are served meanwhile."""
+    """The service drops it after its time, and serves others meanwhile."""
     bench = make_bench()
     bench.serve(send_timeout_s=0.2)
     timeline = bench.harness.prepared(size_bytes=30 * MIB)
@@ -241,7 +241,7 @@ def test_nothing_leaks(bench: Bench) -> None:
 
 
 def test_drain(bench: Bench) -> None:
-    """Who is at something ends it, who is idle goes at once, and nobody new comes in."""
+    """A busy client finishes its command, an idle one goes at once, and new ones are refused."""
     timeline = bench.harness.timeline(LSN_A)
     busy, idle = bench.logged_in(), bench.logged_in()
     busy.send(wire.query(bench.command(timeline, LSN_B, "gzip")), wire.query("BEGIN"))

@@ -24,7 +24,7 @@ def test_a_child_forked_in_a_source_does_not_come_out_of_it(tmp_path: Path) -> N
 
 
 def test_an_exit_without_a_close(tmp_path: Path) -> None:
-    """Whatever clients are at, they see the end, and the process comes to its own."""
+    """Busy and idle clients see the end, and the process exits."""
     child = start_child("page_service.service_children:exit_while_serving", tmp_path / "cache")
     assert child.stdout is not None
     assert child.stdin is not None

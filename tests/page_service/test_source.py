@@ -53,7 +53,7 @@ def ask_all(bench: Bench, timeline: MemoryTimeline, count: int) -> list[WireClie
 
 
 def test_five_hundred_clients_cause_one_build(bench: Bench) -> None:
-    """Over sockets of their own they ask for what is missing: one build, and all bytes right."""
+    """Each asks over its own socket for a missing archive: one build, and every byte is right."""
     timeline = bench.harness.timeline()
     timeline.tarball = lambda at: noise(100_000, int(at))
     builds: list[Lsn] = []
@@ -90,7 +90,7 @@ def failing_at(gate: Gate, error: BaseException) -> Callable[[TarballWriter, Lsn
 
 
 def test_a_failing_build_fails_everyone_and_rests(bench: Bench) -> None:
-    """Each is told the cause, and the next one when to come again; nobody gets a byte."""
+    """Each is told the cause, and the next client when to try again; no client gets a byte."""
     timeline = bench.harness.timeline()
     with Gate() as gate:
         timeline.on_send = failing_at(gate, PostgresError("base/5/1259 is cut short"))
@@ -171,7 +171,7 @@ def test_an_end_of_the_service_waits_for_no_build(bench: Bench) -> None:
 
 
 def test_a_drain_lets_a_build_end(bench: Bench) -> None:
-    """Who has asked before gets all bytes, and then the end."""
+    """A client that asked before the drain gets all bytes, and then the end."""
     timeline = bench.harness.timeline()
     with Gate() as gate:
         stop_while_sending(timeline, gate)
@@ -204,7 +204,7 @@ def test_a_cache_that_closes(bench: Bench) -> None:
 def test_what_cannot_be_published(
     make_bench: Callable[[], Bench], settings: dict[str, int]
 ) -> None:
-    """It is built once for all who wait, and handed out all the same."""
+    """It is built once for all clients that wait, and sent without being published."""
     bench = make_bench()
     bench.harness.settings.update(settings)
     bench.serve()
@@ -302,7 +302,7 @@ def test_either_name_of_a_position_hits(bench: Bench, *, is_named: bool) -> None
 
 
 def test_a_tip_that_goes_on_meanwhile(bench: Bench) -> None:
-    """Who has asked for the tip gets the new one, where the host cannot build the old."""
+    """A request for the tip gets the new one, if the host cannot build the old one."""
     timeline = bench.harness.timeline(LSN_A)
     built = []
 
@@ -380,7 +380,7 @@ def test_a_wait_that_fails(bench: Bench) -> None:
 def test_a_timeline_that_does_not_know_where_it_stands(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who asks for its tip is told so, and why."""
+    """A request for its tip fails, and says why."""
     timeline = bench.harness.timeline()
 
     def fail() -> Lsn:
@@ -534,7 +534,7 @@ class TestOwnBuilds:
 
 
 def test_a_source_may_be_asked_after_the_end(bench: Bench) -> None:
-    """A cache that is closed is an end of the service to who asks."""
+    """A client of a closed cache is told that the service shuts down."""
     timeline = bench.harness.timeline()
     bench.harness.cache.close(DEADLINE_S)
     ids = bench.harness.tenant.tenant_id, timeline.timeline_id

@@ -85,7 +85,7 @@ def test_a_client_has_its_time_for_each_mib(pair: Pair) -> None:
 
 
 def test_a_wait_is_looked_at(pair: Pair) -> None:
-    """What is raised while the client takes nothing ends the wait."""
+    """An error that is raised while the client takes nothing ends the wait."""
 
     def check(waited_s: float) -> None:
         assert waited_s > 0

@@ -152,7 +152,7 @@ HOSTILE = st.sampled_from(
 )
 @given(pieces=st.lists(HOSTILE | st.binary(max_size=20) | st.none(), max_size=12))
 def test_hostile_strangers(locked: Locked, pieces: list[bytes | None]) -> None:
-    """Whatever one sends, no byte of an archive comes, and the service serves on."""
+    """A stranger gets no byte of an archive for any input, and the service goes on."""
     command = wire.query(locked.command)
     sock = locked.bench.socket()
     try:

@@ -65,7 +65,7 @@ def test_old_versions_are_refused(tmp_path: Path) -> None:
 
 
 def test_reading_it_anew(tmp_path: Path) -> None:
-    """New connections get the new one; what is broken changes nothing."""
+    """New connections get the new one; a broken file changes nothing."""
     files = write_certificate(tmp_path)
     certificate = Certificate(*files)
     old = trusting(files.cert)

@@ -159,7 +159,7 @@ def test_a_changed_token(signer: Signer, keys: TokenKeys) -> None:
     ],
 )
 def test_what_is_no_token(keys: TokenKeys, token: str) -> None:
-    """Whatever it does to a parser, it is a bad token."""
+    """Any text that is no token is a bad token."""
     with pytest.raises(BadTokenError) as raised:
         keys.verify(token)
     assert raised.value.simple_text() == "JWT authentication error"
@@ -197,7 +197,7 @@ def test_leeway(signer: Signer, keys: TokenKeys) -> None:
 
 
 def test_a_directory_of_keys(signer: Signer, tmp_path: Path) -> None:
-    """Each key of it is good, until it is gone and the keys are read anew."""
+    """Each of its keys is good until it is removed and the keys are read again."""
     other = Signer()
     signer.write_public(tmp_path / "a.pem")
     second = other.write_public(tmp_path / "b.pem")
@@ -214,7 +214,7 @@ def test_a_directory_of_keys(signer: Signer, tmp_path: Path) -> None:
 
 
 def test_a_failed_reload_keeps_the_keys(signer: Signer, keys: TokenKeys, tmp_path: Path) -> None:
-    """A half-written key locks nobody out."""
+    """A half-written key refuses no client."""
     (tmp_path / "key.pem").write_text("-----BEGIN")
     with pytest.raises(ConfigError):
         keys.reload()
@@ -262,7 +262,7 @@ def test_no_keys(tmp_path: Path) -> None:
 
 
 def test_without_tokens_all_is_open() -> None:
-    """Who is not asked for a token may have everything."""
+    """A client that needs no token may read everything."""
     assert opens(EVERYTHING, tenant=TenantId.generate())
 
 

@@ -104,7 +104,7 @@ def _outcome(text: str) -> object:
     ],
 )
 def test_what_is_no_command(text: str, complaint: str) -> None:
-    """What is wrong is said, and the connection lives on."""
+    """The error says what is wrong, and the connection goes on."""
     with pytest.raises(CommandError) as raised:
         parse_command(text)
     assert complaint in raised.value.simple_text()
@@ -139,7 +139,7 @@ WORDS = st.sampled_from([T, TL, "0/1", "latest", "--gzip", "gzip", "replica", "-
 
 @given(words=st.lists(WORDS | st.text(max_size=8), max_size=8))
 def test_hostile_words(words: list[str]) -> None:
-    """Whatever the words are, they are a command for these ids or a CommandError."""
+    """Any words are a command for these ids, or raise a CommandError."""
     try:
         command = parse_command(" ".join(["basebackup", *words]))
     except CommandError as error:

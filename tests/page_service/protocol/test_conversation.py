@@ -34,7 +34,7 @@ def make(*, wants_token: bool = False, has_tls: bool = False) -> Conversation:
 
 
 def said(conversation: Conversation) -> str:
-    """The types of what is to be sent now."""
+    """The types of the messages to send now."""
     replies, rest = wire.split(conversation.take_output())
     assert rest == b""
     return wire.kinds(replies)
@@ -82,7 +82,7 @@ def test_token() -> None:
     "message", [wire.query("basebackup"), wire.SYNC, wire.parse("x"), wire.FLUSH, wire.execute()]
 )
 def test_nothing_before_the_token(message: bytes) -> None:
-    """Who gives a command in place of the token is sent away."""
+    """A client that sends a command in place of the token is disconnected."""
     conversation = make(wants_token=True)
     conversation.feed(wire.startup(user="u") + message)
     with pytest.raises(ProtocolError, match="a password is wanted"):
@@ -140,7 +140,7 @@ def test_tls_is_a_must_where_it_is_there() -> None:
 
 
 def test_bytes_behind_the_request_for_tls() -> None:
-    """What was sent in clear must not be taken for what comes through TLS."""
+    """Bytes sent in the clear must not be taken for bytes sent through TLS."""
     conversation = make(has_tls=True)
     conversation.feed(wire.ssl_request() + wire.startup(user="u"))
     conversation.next_event()
@@ -334,7 +334,7 @@ def test_a_failed_extended_query_is_over_at_the_sync() -> None:
     ],
 )
 def test_wrong_extended_queries(messages: bytes, complaint: str) -> None:
-    """What is wrong is said, and it is over at the Sync."""
+    """The error says what is wrong, and the error state ends at the Sync."""
     conversation = begun()
     conversation.feed(messages + wire.SYNC)
     assert conversation.next_event() is None
@@ -446,7 +446,7 @@ MESSAGES = st.sampled_from(
     has_tls=st.booleans(),
 )
 def test_hostile_clients(pieces: list[bytes], *, wants_token: bool, has_tls: bool) -> None:
-    """Whatever is said in whatever order, no command is given by who was not let in."""
+    """In any order of messages, a client that was not admitted gives no command."""
     conversation = make(wants_token=wants_token, has_tls=has_tls)
     has_proved = not wants_token
     is_encrypted = False

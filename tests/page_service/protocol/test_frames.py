@@ -32,7 +32,7 @@ def drained(buffer: FrameBuffer) -> list[Frame]:
 
 @given(frames=FRAMES, data=st.data())
 def test_however_the_bytes_are_cut(frames: list[Frame], data: st.DataObject) -> None:
-    """The same messages come out whatever the pieces are in which they go in."""
+    """The messages do not depend on the pieces in which their bytes arrive."""
     stream = b"".join(map(packed, frames))
     buffer = FrameBuffer(LIMIT_BYTES)
     found: list[Frame] = []
@@ -55,7 +55,7 @@ def test_a_length_that_cannot_be(length: int) -> None:
 
 
 def test_the_longest_message() -> None:
-    """What is just not too long is taken."""
+    """A message of exactly the limit is accepted."""
     frame = Frame(b"Q", bytes(LIMIT_BYTES - 4))
     buffer = FrameBuffer(LIMIT_BYTES)
     buffer.feed(packed(frame))
@@ -77,7 +77,7 @@ def test_the_first_message_has_a_limit_of_its_own() -> None:
 
 @given(pieces=st.lists(st.binary(max_size=64), max_size=40))
 def test_hostile_bytes(pieces: list[bytes]) -> None:
-    """Whatever comes, there are messages or a ProtocolError, and not more is kept than allowed."""
+    """Any bytes are messages or a ProtocolError, and no more is kept than the limit."""
     buffer = FrameBuffer(LIMIT_BYTES)
     for piece in pieces:
         buffer.feed(piece)

@@ -63,7 +63,7 @@ def test_first_messages(frame: Frame, wanted: frontend.StartupRequest) -> None:
     ],
 )
 def test_bad_first_messages(frame: Frame, text: str) -> None:
-    """What is wrong is said."""
+    """The error says what is wrong."""
     with pytest.raises(ProtocolError, match=text):
         frontend.parse_startup(frame)
 
@@ -113,7 +113,7 @@ def test_messages(kind: bytes, body: bytes, wanted: frontend.Message) -> None:
     ],
 )
 def test_bad_messages(kind: bytes, body: bytes, text: str) -> None:
-    """What is wrong is said."""
+    """The error says what is wrong."""
     with pytest.raises(ProtocolError, match=text):
         frontend.parse_message(Frame(kind, body))
 
@@ -127,7 +127,7 @@ def test_queries_come_through(text: str) -> None:
 @pytest.mark.parametrize("parse", [frontend.parse_startup, frontend.parse_message])
 @given(kind=KINDS, body=st.binary(max_size=60))
 def test_hostile_bytes(parse: Callable[[Frame], object], kind: bytes, body: bytes) -> None:
-    """Whatever a body holds, it is a message or a ProtocolError."""
+    """Any body is a message or a ProtocolError."""
     try:
         parse(Frame(kind, body))
     except ProtocolError as error:
