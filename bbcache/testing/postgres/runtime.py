@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import functools
 import os
-import statistics
 import sys
 import threading
 import time
@@ -65,10 +64,6 @@ class Statistics:
     built_s: dict[str, float]
     start_s: list[float]
     spare_count: int = 0
-
-    def median_start_s(self) -> float:
-        """The median of the starts."""
-        return statistics.median(self.start_s)
 
 
 class Runtime:
@@ -202,7 +197,14 @@ class Runtime:
 
     def _new_server(self, snapshot: Snapshot, key: SnapshotKey) -> Server:
         try:
-            return self._start_server(snapshot, key, self._snapshot(snapshot, key))
+            try:
+                return self._start_server(snapshot, key, self._snapshot(snapshot, key))
+            except FileNotFoundError:  # another process has removed the archive
+                del self._stored[key]
+                return self._start_server(snapshot, key, self._snapshot(snapshot, key))
+        except OSError as error:
+            what = error.filename or self.store.directory
+            raise PostgresError(f"cannot use {what}: {error.strerror}") from error
         except PostgresError as error:
             if self._place is None or self._place.free_bytes > _LITTLE_BYTES:
                 raise
