@@ -123,7 +123,8 @@ def test_a_plain_user(project: pytest.Pytester, own_dir: Path, options: Postgres
     """The servers of a plain user run as that user, in directories that are closed to others."""
     copy = shutil.copytree(project.path, own_dir / "project")
     if Path(str(options.cache_dir)).exists():  # a build would take a second
-        shutil.copytree(str(options.cache_dir), own_dir / "cache")
+        unpublished = shutil.ignore_patterns(".*")
+        shutil.copytree(str(options.cache_dir), own_dir / "cache", ignore=unpublished)
     ini = (copy / "tox.ini").read_text().replace(str(options.cache_dir), f"{own_dir}/cache")
     (copy / "tox.ini").write_text(ini.replace(str(options.run_dir), f"{own_dir}/run"))
     test = """
