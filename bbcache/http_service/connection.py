@@ -13,6 +13,7 @@ from bbcache.http_service.handler import Handler, Response, is_whole
 
 _MOST_UNREAD: Final = 16  # pieces that are thrown away
 _READ_SIZE_BYTES: Final = 16 * 1024
+_MOST_S: Final = 1e6  # a socket takes milliseconds in an int of C
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,6 @@ class Connection:
         if not is_whole(self._request):
             return True
         handler = Handler(bytes(self._request), self.peer, self._config, self._respond)
-        self._sock.settimeout(self._config.timeout_s)  # for all of the answer
+        self._sock.settimeout(min(self._config.timeout_s, _MOST_S))  # for all of the answer
         self._sock.sendall(handler.answer)
         return False

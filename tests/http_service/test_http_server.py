@@ -248,6 +248,12 @@ def test_a_close_lets_requests_end(make_front: Callable[..., Front]) -> None:
         assert answer[0] == HTTPStatus.OK
 
 
+def test_the_longest_time_that_is_allowed(make_front: Callable[..., Front]) -> None:
+    """A service with it works as any other."""
+    front = make_front(hello, timeout_s=1e9)
+    assert front.get("/x").status == HTTPStatus.OK
+
+
 def test_a_port_that_is_taken(make_front: Callable[..., Front]) -> None:
     """It is named."""
     address = make_front(hello).service.address

@@ -20,6 +20,7 @@ from support.helpers import count_descriptors, wait_until
 from bbcache.errors import ConfigError
 from bbcache.page_service.config import PageServiceConfig
 from bbcache.page_service.server import PageService
+from bbcache.setting_rows import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -238,6 +239,19 @@ def test_nothing_leaks(bench: Bench) -> None:
     before = count_descriptors()
     many(100)
     assert count_descriptors() <= before + 4  # one may be on its way out
+
+
+def test_the_longest_times_that_are_allowed(make_bench: Callable[[], Bench]) -> None:
+    """A service with them works as any other; the limit is the same as that of the cache."""
+    bench = make_bench()
+    keys = [key for key in settings_of(PageServiceConfig) if key.endswith("timeout_s")]
+    bench.harness.settings["wait_lsn_timeout"] = 1e9
+    bench.serve(**dict.fromkeys(keys, 1e9))
+    timeline = bench.harness.prepared(size_bytes=5 * MIB)
+    client = bench.logged_in()
+    for name in ("basebackup", "fullbackup"):
+        assert kinds(client.ask(bench.command(timeline, LSN_A, name=name))) == "HdcCZ"
+    assert len(keys) == 5
 
 
 def test_drain(bench: Bench) -> None:
