@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 def stand_still(monkeypatch: pytest.MonkeyPatch, harness: Harness) -> list[float]:
     """Restart the cache with a back-off whose clock a test moves: the item of the list."""
     now_s = [0.0]
-    backoff = functools.partial(Backoff, lambda: now_s[0])
-    monkeypatch.setattr("bbcache.engine.Backoff", backoff)
+    monkeypatch.setattr("bbcache.engine.Backoff", lambda _: Backoff(lambda: now_s[0]))
     harness.reopen()
     return now_s
 
