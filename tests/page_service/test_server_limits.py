@@ -7,7 +7,7 @@ import socket
 import struct
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from page_service import wire
@@ -244,14 +244,16 @@ def test_nothing_leaks(bench: Bench) -> None:
 def test_the_longest_times_that_are_allowed(make_bench: Callable[[], Bench]) -> None:
     """A service with them works as any other; the limit is the same as that of the cache."""
     bench = make_bench()
-    keys = [key for key in settings_of(PageServiceConfig) if key.endswith("timeout_s")]
+    longest: dict[str, Any] = {
+        key: 1e9 for key in settings_of(PageServiceConfig) if key.endswith("timeout_s")
+    }
     bench.harness.settings["wait_lsn_timeout"] = 1e9
-    bench.serve(**dict.fromkeys(keys, 1e9))
+    bench.serve(**longest)
     timeline = bench.harness.prepared(size_bytes=5 * MIB)
     client = bench.logged_in()
     for name in ("basebackup", "fullbackup"):
         assert kinds(client.ask(bench.command(timeline, LSN_A, name=name))) == "HdcCZ"
-    assert len(keys) == 5
+    assert len(longest) == 5
 
 
 def test_drain(bench: Bench) -> None:
