@@ -27,6 +27,7 @@ from support.cache_helpers import (
     tar_of,
 )
 from support.helpers import run_threads, wait_until
+from support.interrupts import interruptible
 from support.seams import start_close
 from support.threads import is_waiting
 
@@ -277,7 +278,7 @@ def test_a_close_that_is_interrupted_can_be_finished(harness: Harness) -> None:
         harness.send(timeline)
         gate.wait_for()
         interrupting = Worker(interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        with interruptible(), pytest.raises(KeyboardInterrupt):
             harness.cache.close()
         interrupting.result()
         gate.open()
