@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import stat
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 from bbcache.errors import DirectoryLockedError, StoreError
 
 LOCK_NAME: Final = ".bbcache.lock"
+_HOLDER_PAUSES_S: Final = (0.0, *[0.01] * 20)
 _HOLDER_MAX_BYTES: Final = 4096
 _PROBE_FLAGS: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _READ_ONLY_MEANS: Final = (
@@ -248,15 +250,21 @@ def _free(lock: FileLock) -> None:
 
 
 def read_holder_pid(path: str) -> int | None:
-    """The process id in a lock file; None if the file does not say."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        pid = json.loads(os.read(fd, _HOLDER_MAX_BYTES))["pid"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    finally:
-        os.close(fd)
-    return pid if isinstance(pid, int) else None
+    """The process id in a lock file; None if the file does not say.
+
+    The holder writes it a moment after it has the lock, so an unfinished file is read again.
+    """
+    for pause_s in _HOLDER_PAUSES_S:
+        time.sleep(pause_s)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            pid = json.loads(os.read(fd, _HOLDER_MAX_BYTES))["pid"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        finally:
+            os.close(fd)
+        return pid if isinstance(pid, int) else None
+    return None

@@ -10,6 +10,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Final
 
+from bbcache.errors import StoreError
 from bbcache.prepare.builder import Builder
 from bbcache.storage import catalog
 from bbcache.storage.catalog import Catalog
@@ -100,7 +101,8 @@ def _raise_from_get() -> None:
 
 def _fail_with_the_disk() -> None:
     def fail(_builder: Builder, job: Job, _timeline: object) -> None:
-        raise job.disk_failure or AssertionError
+        # A new error: after that of the job, callers would ask again.
+        raise StoreError(str(job.disk_failure))
 
     _replace(Builder, "_build_aside", fail)
 

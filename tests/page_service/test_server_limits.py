@@ -267,8 +267,11 @@ def test_drain(bench: Bench) -> None:
     assert not bench.service.is_serving
     (error,) = idle.rest()
     assert (error.fields()["C"], error.fields()["M"]) == ("57P01", "shutdown")
-    with pytest.raises(OSError, match=r"refused|reset"):
-        socket.create_connection(address, DEADLINE_S).recv(1)
+    with (
+        pytest.raises(OSError, match=r"refused|reset"),
+        socket.create_connection(address, DEADLINE_S) as late,
+    ):
+        late.recv(1)
     timeline.advance(LSN_B)
     replies = busy.rest()
     assert kinds(replies) == "HdcCZE"
