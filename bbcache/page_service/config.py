@@ -70,7 +70,7 @@ class PageServiceConfig:
         "them",
         default_text="none: only the disk limits it",
     )
-    handshake_timeout_s: float = _timeout("time from the connect to the first command", 10.0)
+    handshake_timeout_s: float = _timeout("time from the connect to the end of the login", 10.0)
     message_timeout_s: float = _timeout("time from the first byte of a message to its last", 10.0)
     idle_timeout_s: float = _timeout("time from one message to the next", 600.0)
     send_timeout_s: float = _timeout("time that the client may take for each MiB", 60.0)
