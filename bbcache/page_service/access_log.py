@@ -53,7 +53,9 @@ class EndedCommand(NamedTuple):
         metrics.copied_bytes.inc(self.sent_bytes)
         if not isinstance(self.failure, ShutdownError):  # which Neon does not observe either
             metrics.served(self.result, self.origin, self.seconds)
-        log.log(logging.WARNING if self.result is Result.ERROR else logging.INFO, "%s", self)
+        level = logging.WARNING if self.result is Result.ERROR else logging.INFO
+        if log.isEnabledFor(level):  # without a look at the stack, which half of a line's time took
+            log.handle(log.makeRecord(log.name, level, __file__, 0, "%s", (self,), None))
 
     def __str__(self) -> str:
         reason = "" if self.failure is None else f": {one_line(self.failure)}"

@@ -65,13 +65,11 @@ class CopyOut:
                 whole messages, so that the error can follow them.
             DisconnectedError: the client is gone or does not take it.
         """
-        transport.send(head, more=True)
         if self._whole:
-            transport.send(copy_data_head(self._size_bytes), more=True)
-            transport.send(self._whole, more=True)
-            transport.send(tail)
+            transport.send(b"".join((head, copy_data_head(self._size_bytes), self._whole, tail)))
             self.sent_bytes = self._size_bytes
             return
+        transport.send(head, more=True)
         if self._pieces is not None:
             self._send_pieces(self._pieces, transport, check)
         else:

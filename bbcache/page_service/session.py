@@ -342,29 +342,33 @@ class Session:
 
     def _serve_command(self, command: BasebackupCommand) -> None:
         self._check_permission(command)
-        if self._permission.tenant_id is None:
+        if self._permission.tenant_id is None and self.tenant_id != command.tenant_id:
             self.tenant_id = command.tenant_id
             self._take_place()
         self._service.metrics.commanded(is_full=command.is_full)
         started_s = self._service.clock()
-        ended = EndedCommand(command, self._peer, None, None, 0, 0.0)
+        basebackup = copy = failure = None
         try:
             basebackup = self._open(command)
-            ended = ended._replace(origin=basebackup.origin)
             with basebackup.file:
                 self.unpublished_bytes = basebackup.size_bytes * basebackup.is_unpublished
                 copy = CopyOut(basebackup.file, basebackup.size_bytes, is_gzip=command.is_gzip)
                 head, tail = self._conversation.copy_frame()
-                try:
-                    copy.run(self._transport, head, tail, self._check_command)
-                finally:
-                    ended = ended._replace(sent_bytes=copy.sent_bytes)
+                copy.run(self._transport, head, tail, self._check_command)
         except BaseException as error:
-            ended = ended._replace(failure=error)
+            failure = error
             raise
         finally:
             self.unpublished_bytes = 0
-            ended._replace(seconds=self._service.clock() - started_s).account(self._service.metrics)
+            EndedCommand(
+                command,
+                self._peer,
+                None if basebackup is None else basebackup.origin,
+                failure,
+                0 if copy is None else copy.sent_bytes,
+                self._service.clock() - started_s,
+            ).account(self._service.metrics)
+            failure = None  # its traceback has this frame
 
     def _open(self, command: BasebackupCommand) -> OpenBasebackup:
         """Open an archive; where others hold the room for it, they may have to go."""

@@ -27,6 +27,7 @@ from bbcache.page_service.protocol.frontend import parse_message, parse_startup
 
 _MAX_NAMES: Final = 16  # of statements, and of portals
 _MAX_STATE_BYTES: Final = 16 * 1024  # names and texts of all of them
+_COPY_END: Final = backend.COPY_DONE + backend.command_complete("SELECT 1")
 _TLS_HELLO: Final = b"\x16\x03"
 _OPTION_PREFIX: Final = "_pq_."
 _PASSWORD_WANTED: Final = "a password is wanted before anything else"  # noqa: S105 - an error
@@ -221,8 +222,7 @@ class Conversation:
 
     def copy_frame(self) -> tuple[bytearray, bytes]:
         """Return what is sent before the CopyData messages of an archive, and after them."""
-        ready = b"" if self._is_extended else self._ready
-        end = backend.COPY_DONE + backend.command_complete("SELECT 1") + ready
+        end = _COPY_END if self._is_extended else _COPY_END + self._ready
         return self.take_output() + backend.COPY_OUT, end
 
     def complete(self, command: NoOpCommand) -> None:
