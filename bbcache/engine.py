@@ -132,7 +132,7 @@ class Engine:
             )
 
     def wait_initialized(self, timeout_s: float | None) -> bool:
-        """Wait until the entries on disk are known; False if the cache closed before."""
+        """Wait until the entries on disk are known; False if the cache closes or time runs out."""
         self._changed.wait_for(lambda: self.is_initialized or not self.is_serving, timeout_s)
         return self.is_initialized
 
@@ -252,7 +252,7 @@ class Engine:
                 break
 
     def _try_to_close(self, deadline_s: float | None) -> bool:
-        """Finish a close; False if another thread does, which may yet be interrupted."""
+        """Finish a close; False if another thread is finishing it, which may be interrupted."""
         is_closer = False
         try:
             with self._close_lock:
@@ -292,7 +292,7 @@ class Engine:
         """Wait for all threads but the current one; returns the names of those left."""
         started = {thread for thread in self._threads if thread.ident is not None}
         others = started - {threading.current_thread()}
-        # An interrupted `join` takes its thread for ended, so only ended threads are joined.
+        # An interrupted `Thread.join` may mark a live thread as ended: join ended ones only.
         self._changed.wait_for(lambda: others <= self._ended_threads, _remaining_s(deadline_s))
         for thread in others & self._ended_threads:
             thread.join()

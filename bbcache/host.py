@@ -3,8 +3,8 @@
 The host is the pageserver (or a prototype, or a test harness) that embeds bbcache. Callbacks
 come from the cache's own threads, several at once, so an implementation must be thread-safe. A
 callback may raise anything: that is counted and logged, and ends no thread of the cache. A
-callback that never returns blocks its worker and the exit of the interpreter. A child process
-that is forked in a callback ends at the end of the callback.
+callback that never returns blocks its worker and the exit of the interpreter. If a callback
+forks, the child process exits when the callback returns.
 
 The names follow Neon's tenant manager, tenant shard and timeline (``pageserver/src/tenant``).
 Import them by name: ``from bbcache import *`` would shadow a host's own classes called
@@ -100,7 +100,7 @@ class Tenant(Protocol):
         ...
 
     def basebackup_cache_enabled(self) -> bool:
-        """The tenant's switch. While it is off, nothing is prepared and the entries age out."""
+        """The tenant's switch. While it is off, nothing is published; old entries are removed."""
         ...
 
     def get_timeline(self, timeline_id: TimelineId) -> Timeline:

@@ -56,7 +56,7 @@ def forget(cache: Closable) -> None:
 
 @contextmanager
 def callback() -> Iterator[None]:
-    """Wrap a call of the host: a child that the host forks in it ends with the call.
+    """Wrap a call of the host: if the host forks, the child exits when the call returns.
 
     Otherwise the child would go on with its parent's work and files. Its exit code is that of a
     program which consists of the callback alone.

@@ -1,7 +1,7 @@
 """Prometheus metrics declared as rows: name, kind, labels and text of each, once.
 
-A `MetricSet` makes a collector of each of its rows. The tables of the docs, the status page
-and the tests read the rows. To add a metric, add its row and the place that counts it.
+A `MetricSet` makes a collector of each of its rows. The tables of the docs and the tests read
+the rows. To add a metric, add its row and the place that counts it.
 """
 
 from __future__ import annotations

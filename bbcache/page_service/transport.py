@@ -1,4 +1,4 @@
-"""The socket of one client: nothing waits for its input, and every other wait has a bound."""
+"""The socket of one client: reads never block, and sends have a time limit."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Transport:
         """
         assert isinstance(self._sock, ssl.SSLSocket)
         if self._sock.selected_alpn_protocol() != ALPN:
-            raise ProtocolError(f"TLS without a request for it takes the ALPN protocol {ALPN!r}")
+            raise ProtocolError(f"direct TLS requires the ALPN protocol {ALPN!r}")
 
     def receive(self) -> bytes | None:
         """Read input that is there; does not wait.
@@ -159,8 +159,8 @@ class Transport:
                 time.
 
         Raises:
-            DisconnectedError: the client is gone or does not take it, or has been sent a part
-                of a message, after which other bytes would be taken for the rest of it.
+            DisconnectedError: the client is gone, does not read, or an earlier send stopped
+                within a message, so that nothing may follow.
         """
         if self._is_torn:
             raise _slow()

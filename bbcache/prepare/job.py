@@ -56,13 +56,13 @@ class Job:
     Attributes:
         request: the request.
         refusal: why the archive will not be published, but only given to callers that wait;
-            None while nothing speaks against it.
+            None while it may be published.
         disk_failure: why the disk of the cache cannot take the archive, which is built in
             `unpublished_dir` instead; None while the disk has not failed. It ends the job if no
             caller waits.
         is_outgrown: whether the timeline was past the LSN when it was last asked.
-        failing: what a failure is held against for a while: the timeline, or this one LSN of
-            it; None while a failure has cost nothing.
+        failing: the key for the back-off if the job fails: of the timeline, or of this one LSN
+            of it; None if a failure causes no back-off.
     """
 
     request: Request

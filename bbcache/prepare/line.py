@@ -127,7 +127,7 @@ class Line:
             del self._behind[request.place]
 
     def take(self) -> Request | None:
-        """Take the first request of the line, or, every other time, one from behind it.
+        """Take the first request of the line; after each run, look at one from behind it first.
 
         A request of the line gets the slot of its timeline, one from behind does not.
         """
@@ -238,7 +238,7 @@ class Line:
     def _free(self, request: Request) -> None:
         """Free the slot of a timeline.
 
-        A request that went first and built nothing gives the next turn to the others.
+        If an awaited request went first and built nothing, the next turn is for the others.
         """
         self._owes_turn |= request.is_first and not request.is_reached
         del self.running[request.key]

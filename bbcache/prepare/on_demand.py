@@ -145,7 +145,7 @@ class Filler:
                 continue
             if file is not None:
                 return file
-            # There is an entry after all. If it cannot be read, one more archive is built.
+            # There is an entry now. If it cannot be read, the next round builds another archive.
             source, must_build = Source.JOINED if result.is_built else Source.HIT, True
 
     def _check_may_wait(self, key: bytes, lsn: Lsn) -> None:

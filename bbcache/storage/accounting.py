@@ -56,7 +56,7 @@ class Reservation:
     Attributes:
         key: tenant and timeline ids, 32 bytes.
         credit_bytes: size of the entry that the archive will replace, kept up to date while
-            the build runs; None if the timeline has no entry. Only bytes above it are charged.
+            the build runs; None if the timeline has no entry. Bytes beyond it are charged.
         size_bytes: bytes written or about to be written.
         is_unpublished: the archive will not be published, and counts against
             `max_unpublished_size_bytes` only.

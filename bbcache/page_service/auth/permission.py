@@ -31,8 +31,8 @@ class Permission:
 
     Attributes:
         scope: its purpose; None where no token is asked for and everything is allowed.
-        tenant_id: the tenant of a token for one.
-        timeline_id: the timeline of a token for one.
+        tenant_id: the only tenant that the token opens; None for every tenant.
+        timeline_id: the only timeline that the token opens; None for every timeline.
         expires_at_s: when it expires, in seconds since 1970; None for never.
     """
 

@@ -54,8 +54,8 @@ _new_lsn, _new_record = int.__new__, tuple.__new__
 class WalDecoder:
     """Turns WAL bytes into records. Not thread-safe.
 
-    Keeps the data of one unfinished record, up to `max_data_bytes`, and less than a page
-    header more. The bytes of a longer record are checked and dropped as they arrive.
+    Keeps the data of one unfinished record, up to `max_data_bytes`, and at most an incomplete
+    page header. The bytes of a longer record are checked and dropped as they arrive.
 
     Args:
         start_lsn: the position of the first byte fed: the start of a record, or of a page.
@@ -80,7 +80,7 @@ class WalDecoder:
             start_lsn = canonical_lsn(start_lsn, check_segment_size(wal_segment_size_bytes))
         elif start_lsn % MIN_SEGMENT_SIZE_BYTES:
             raise WalError(
-                f"no segment starts at {start_lsn}, so no page there says the segment size\n"
+                f"no segment starts at {start_lsn}, so its size cannot be read there\n"
                 "hint: Pass wal_segment_size_bytes."
             )
         if start_lsn % ALIGNMENT_BYTES:
@@ -181,7 +181,7 @@ class WalDecoder:
             if self._prev_lsn is not None:
                 raise EndOfWalError(
                     EndReason.BAD_CONTINUATION,
-                    f"the page at {Lsn(header.lsn)} continues a record, and there is none",
+                    f"the page at {Lsn(header.lsn)} continues a record, but none is unfinished",
                 )
             size = min(size + align(header.remaining_bytes), PAGE_SIZE_BYTES)
         self._position += size

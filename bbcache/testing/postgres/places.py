@@ -59,7 +59,8 @@ def run_place(options: PostgresOptions, restored_bytes: int) -> Place:
 
     That is `run_dir` of the options. Without it, it is the first of /dev/shm,
     ``$XDG_RUNTIME_DIR`` and the temporary directory that is safely owned, that the servers'
-    user can reach, and that has four times the restored size free; of the last, once.
+    user can reach, and that has four times the restored size free; the temporary directory needs
+    the restored size only.
 
     Args:
         options: for `run_dir`.
