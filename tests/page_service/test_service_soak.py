@@ -146,7 +146,7 @@ class Crowd:
     def _come_and_go(self, seed: int) -> None:
         rng = random.Random(seed)
         while not self._is_over.is_set():
-            kind = rng.choice([*self._kinds, "good", "good", "good"])
+            kind = rng.choice([*self._kinds, "good", "good", "cancel"])
             with contextlib.suppress(ConnectionError), self._connect() as sock:
                 self._kinds[kind](sock, rng)
             self.counts[kind] += 1
