@@ -41,7 +41,7 @@ round=0 quiet=0
 while [ $# -gt 0 ] && [ "$quiet" -lt 5 ] && [ "$round" -lt 300 ]; do
   pids=
   for directory do
-    for file in $(grep -lsaF -e "$directory" /proc/[0-9]*/cmdline); do
+    for file in $(grep -lsF -e "$directory" /proc/[0-9]*/cmdline); do
       pid=${file#/proc/} pid=${pid%/cmdline} name=
       { IFS= read -r name <"/proc/$pid/comm"; } 2>/dev/null
       case $name in postgres|initdb) pids="$pids $pid" ;; esac
