@@ -172,7 +172,7 @@ class Suite:
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         }
-        temp_dir.mkdir(exist_ok=True)
+        temp_dir.mkdir()
         for name, text in (
             ("conftest.py", conftest),
             ("test_it.py", _TESTS),
@@ -255,7 +255,8 @@ class Suites:
         parent = self._disk_dir if on_disk else self._memory_dir
         directory = parent / f"suite{next(self._numbers)}"
         directory.mkdir()
-        return Suite(directory, conftest, plugin, directory / "t")
+        # Beside the project, or pytest would look for tests in data directories.
+        return Suite(directory, conftest, plugin, parent / f"{directory.name}-temporary")
 
 
 @pytest.fixture

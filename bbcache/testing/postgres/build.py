@@ -83,6 +83,18 @@ def build(
                 connection.run(statement)
             # The archive has the segment with the shutdown checkpoint: let that be a new one.
             connection.run("SELECT pg_switch_wal()")
+    _remove_maps(pgdata_dir)
+
+
+def _remove_maps(pgdata_dir: Path) -> None:
+    """Remove free space and visibility maps, which PostgreSQL makes again when it needs them.
+
+    They are a quarter of all files, and each restore and each copy of a database would write them.
+    """
+    for pattern in ("*_fsm", "*_vm"):
+        for parent in ("global", "base/*"):
+            for path in pgdata_dir.glob(f"{parent}/[0-9]{pattern}"):
+                path.unlink()
 
 
 def _fill(snapshot: Snapshot, database: Database, cluster: Cluster) -> None:
