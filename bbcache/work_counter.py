@@ -45,9 +45,20 @@ class WorkCounter:
         return not any(block is not None and block.locked() for block in blocks)
 
     def wait_for(self, is_so: Callable[[], bool], timeout_s: float | None) -> bool:
-        """Wait until `is_so` is true, or until `give_up`; see `Waiters.wait_for`."""
-        self._waiters.wait_for(lambda: self._is_over or is_so(), timeout_s)
-        return is_so()
+        """Wait until `is_so` is true, or until `give_up`; see `Waiters.wait_for`.
+
+        Returns:
+            Whether `is_so` was true once. It may not be so any more.
+        """
+        was_so = False
+
+        def is_over() -> bool:
+            nonlocal was_so
+            was_so = is_so()
+            return was_so or self._is_over
+
+        self._waiters.wait_for(is_over, timeout_s)
+        return was_so
 
     def give_up(self) -> None:
         """End every wait, since the cache is closed."""

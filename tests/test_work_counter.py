@@ -31,6 +31,14 @@ def test_wait_idle_gives_up_after_its_timeout() -> None:
     assert wait_idle(work_counter, 0)
 
 
+def test_one_idle_moment_is_enough() -> None:
+    """The wait reports a moment at which it was so, even if new work has begun since."""
+    looks = iter([False, True, False])
+    work_counter = WorkCounter()
+    assert work_counter.wait_for(lambda: next(looks), None)
+    assert not work_counter.wait_for(lambda: next(looks), 0)
+
+
 def test_under_way_ends_also_where_the_block_raises() -> None:
     """A block counts until its end, also if it raises."""
     work_counter = WorkCounter()
