@@ -76,7 +76,7 @@ class Server:
             except PostgresError as error:
                 if "could not bind" not in str(error) or not tries_left:
                     raise
-        with self._connect() as connection:
+        with self._connect("postgres") as connection:
             connection.run(f"ALTER ROLE {self.cluster.superuser} PASSWORD '{self._password}'")
 
     def stop(self) -> None:
@@ -179,9 +179,8 @@ class Server:
     def _socket_address(self) -> Address:
         return Address(str(self._socket_dir), self.cluster.port, self.cluster.superuser)
 
-    def _connect(self) -> Connection:
-        at = self._socket_address()
-        return connect(Database("postgres", at, self.cluster.binaries, self._root))
+    def _connect(self, name: str) -> Connection:
+        return connect(Database(name, self._socket_address(), self.cluster.binaries, self._root))
 
     def __enter__(self) -> Self:
         return self
