@@ -76,5 +76,9 @@ class WaitModel(Model):
             return AHEAD if is_left else ERROR
         if outcome is None and not self._may_grow(slot.number, HEADER_SIZE_BYTES):
             outcome = NO_ROOM
-        self.outcomes.append(outcome or self._build(slot, lsn, slot.archive(lsn)))
+        if outcome is None:
+            outcome = self._build(slot, lsn, slot.archive(lsn))
+            if slot.number in self.held and self.held[slot.number].lsn == lsn:
+                self.held[slot.number].is_verified = True  # it is read back for the caller
+        self.outcomes.append(outcome)
         return BUILT
