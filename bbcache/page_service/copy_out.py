@@ -61,8 +61,8 @@ class CopyOut:
             check: called between pieces; what it raises ends the copy.
 
         Raises:
-            CommandError: the archive cannot be read to its end. What was sent so far are
-                whole messages, so that the error can follow them.
+            CommandError: the archive cannot be read to its end. Only whole messages were
+                sent, so that the error can follow them.
             DisconnectedError: the client is gone or does not take it.
         """
         if self._whole:

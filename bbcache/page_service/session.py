@@ -108,7 +108,7 @@ class Session:
             secret=self.secret,
         )
         self.deadline_s = self._handshake_deadline_s = now_s + service.config.handshake_timeout_s
-        self._seen_count = -1  # messages that had come when the next two were set
+        self._seen_count = -1  # messages that had arrived when the next two were set
         self._idle_deadline_s = self._message_deadline_s = math.inf
         self._served_group: Hashable = STRANGER
 

@@ -201,7 +201,7 @@ class Transport:
                 return sent_bytes
 
     def close(self) -> None:
-        """Close the socket; what was sent is still delivered."""
+        """Close the socket; data that was sent is still delivered."""
         with contextlib.suppress(OSError, ValueError):
             if isinstance(self._sock, ssl.SSLSocket):
                 self._sock.unwrap()  # sends close_notify; the client's own is not waited for
@@ -218,7 +218,7 @@ class Transport:
             self._sock.close()
 
     def _with_held(self, data: Data = b"") -> bytes:
-        """Return what was held back and `data` after it; nothing is held back any more."""
+        """Return the data that was held back, with `data` after it, and hold back nothing."""
         joined = b"".join((*self._held, data))
         self._held.clear()
         self._held_bytes = 0

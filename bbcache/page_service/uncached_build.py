@@ -74,7 +74,7 @@ class UncachedBuilder:
         self._build_dir = build_dir
         self._changed = threading.Condition(threading.Lock())  # guards all that follows
         self._held: Counter[TenantId] = Counter()
-        self._waiting: dict[object, TenantId] = {}  # in the order in which they have come
+        self._waiting: dict[object, TenantId] = {}  # in the order of arrival
         self._size_bytes = 0
 
     @property

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 ROOT: Final = Path(__file__).parents[2]
-# The page service gets its words with its new shape.
-LEFT_OUT: Final = (ROOT / "bbcache/page_service",)
 PAGES: Final = ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
 
 _START: Final = r"(?:^|(?<=[.:;|(] )|(?<=^- )|(?<=^\*\*))"  # of a sentence or of a cell of a table
@@ -132,12 +130,7 @@ def files() -> list[Path]:
     """All files whose prose is checked."""
     found = [*(ROOT / "bbcache").rglob("*.py"), *(ROOT / "docs").glob("*")]
     found += [*(ROOT / "examples").rglob("*"), *(ROOT / name for name in PAGES)]
-    return sorted(
-        path
-        for path in found
-        if path.suffix in {".py", ".md"}
-        and not any(path.is_relative_to(folder) for folder in LEFT_OUT)
-    )
+    return sorted(path for path in found if path.suffix in {".py", ".md"})
 
 
 def main(names: Iterable[str]) -> int:

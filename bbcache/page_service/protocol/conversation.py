@@ -87,7 +87,7 @@ class Conversation:
         secret: likewise; four bytes.
 
     Attributes:
-        message_count: how many whole messages have come.
+        message_count: how many whole messages have arrived.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Conversation:
         return data
 
     def next_event(self, most: int = 1 << 30) -> Event | None:
-        """Go on with the bytes that have come, up to an event for the owner.
+        """Go on with the bytes that have arrived, up to an event for the owner.
 
         Args:
             most: how many messages to go on with at most.
