@@ -73,7 +73,7 @@ __all__ = [
 if not TYPE_CHECKING:  # which would take any name for one that is there
 
     def __getattr__(name: str) -> Any:
-        """Import what is asked for the first time."""
+        """Import the module of a name when the name is first used."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(_HOMES[name]), name)

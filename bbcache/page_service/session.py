@@ -73,8 +73,7 @@ class Session:
     Attributes:
         deadline_s: when the next input must be there.
         is_logged_in: whether the client was admitted.
-        has_served_command: whether the last turn was a command, so that the next may follow
-            soon.
+        has_served_command: whether the last turn was a command; the next may follow soon.
         process_id: see `bbcache.page_service.clients.Client`, as for all below.
     """
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from bbcache.page_service.errors import DisconnectedError, ProtocolError
 
-# A whole record of TLS (RFC 8446, 5.1): the poller does not see what is left in TLS's buffer.
+# A whole TLS record (RFC 8446, 5.1): data left in TLS's own buffer wakes no poller.
 READ_SIZE_BYTES: Final = 16 * 1024
 ALPN: Final = "postgresql"  # of libpq, for TLS without a request for it
 _TLS_HANDSHAKE: Final = 0x16  # the first byte of a record with a ClientHello
