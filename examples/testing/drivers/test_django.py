@@ -13,10 +13,10 @@ def configured(pg_server):
     django.setup()
 
 
-def count():
-    from django.db import connection
+def count(alias="default"):
+    from django.db import connections
 
-    with connection.cursor() as cursor:
+    with connections[alias].cursor() as cursor:
         cursor.execute("SELECT count(*) FROM account")
         return cursor.fetchone()[0]
 
@@ -33,7 +33,7 @@ def test_the_runner_of_django():
 def test_one_database(pg_database):
     from django.db import connections
 
-    connections.databases["default"] = {**connections.databases["default"], **pg_database.django}
-    del connections["default"]
-    assert count() == 2
-    connections["default"].close()
+    connections.databases["one"] = {**connections.databases["default"], **pg_database.django}
+    assert count("one") == 2
+    connections["one"].close()
+    del connections["one"], connections.databases["one"]
