@@ -133,7 +133,7 @@ def test_psql(server: Server, tmp_path: Path) -> None:
         assert database.psql(f"{_COUNT}; SELECT 'x'") == "4\nx"
         with pytest.raises(PostgresError, match='relation "nowhere" does not exist'):
             database.psql("SELECT 1; SELECT * FROM nowhere; SELECT 2")
-        with pytest.raises(PostgresError, match="^cannot run no-such-tool: "):
+        with pytest.raises(PostgresError, match=r"^cannot run no-such-tool: "):
             database.run(["no-such-tool"])
         with pytest.raises(PostgresError, match="exit status 3:\nsaid"):
             database.run(["sh", "-c", "echo said; exit 3"])
