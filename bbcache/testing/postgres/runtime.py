@@ -319,11 +319,19 @@ class Runtime:
             self._guard = Guard()
             copy_root = self.binaries.copy_root
             if copy_root is not None:
-                self._guard.add(copy_root)
+                _guard_copy(copy_root)
             self._run_directory = RunDirectory(place, self._guard)
             directory = self._run_directory
             self._spares = Spares(place, self.options.spares, lambda: directory.new_path("spare-"))
         return self._run_directory
+
+
+@functools.cache
+def _guard_copy(copy_root: Path) -> None:
+    """Have the copy of the wheel, which lasts as long as this process, removed if it is killed."""
+    guard = Guard()
+    guard.add(copy_root)
+    atexit.register(guard.close)
 
 
 def _owner() -> tuple[int, int] | None:
