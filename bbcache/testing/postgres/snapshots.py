@@ -81,12 +81,19 @@ class Snapshot:
         if self.builder is None:
             return ""
         try:
-            return inspect.getsource(self.builder)
+            return _source_of(self.builder)
         except (OSError, TypeError) as error:
             raise SnapshotError(
                 f"snapshot {self.name}: the source of its builder cannot be read: {error}\n"
                 "hint: Define the builder as a function in a file."
             ) from error
+
+
+def _source_of(builder: Builder) -> str:
+    # From 3.13 on, the text of `python -c` passes for the source of all that is in no file.
+    if inspect.getfile(inspect.unwrap(builder)).startswith("<"):
+        raise OSError("it is in no file")
+    return inspect.getsource(builder)
 
 
 def snapshot(
