@@ -28,7 +28,7 @@ def test_the_last_ones_are_kept(logger: logging.Logger) -> None:
     errors = RecentErrors(most=3)
     logger.addHandler(errors)
     for number in range(5):
-        logger.warning(f"number {number}")  # noqa: G004 - so that each is worded anew
+        logger.warning(f"number {number}")  # noqa: G004 - so that no two have the same wording
         logger.info("not this one")
     kept = errors.newest_first()
     assert [each.text for each in kept] == ["number 4", "number 3", "number 2"]

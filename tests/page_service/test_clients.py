@@ -1,4 +1,4 @@
-"""Who has to go for whom, and whose command is cancelled by whom."""
+"""Which client is disconnected to make room, and which command a cancel request ends."""
 
 from __future__ import annotations
 
