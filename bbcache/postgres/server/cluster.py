@@ -47,7 +47,7 @@ PINNED = (
     "sslrootcert='' target_session_attrs=any requirepeer=''"
 )
 _SOCKET_DIRS = "unix_socket_directories"
-_POLL_S = 0.002
+_POLL_S = 0.001
 _LOG_TAIL_LINES = 12
 
 

@@ -43,6 +43,7 @@ from bbcache.testing.postgres.store import (
     SnapshotKey,
     SnapshotStore,
     StoredSnapshot,
+    check_digest,
     open_archive,
     write_archive,
 )
@@ -247,11 +248,13 @@ class Runtime:
 
     def _unpack(self, key: SnapshotKey, path: Path, pgdata_dir: Path, spares: Spares) -> Seal:
         """Make a data directory of a spare, or else by a restore."""
-        file, seal = open_archive(key, path)
+        file, seal = open_archive(key, path, with_digest=False)
         with file:
+            # A spare was restored from an archive with this digest, which was checked then.
             if spares.claim(seal.digest.hex(), pgdata_dir):
                 self.statistics.spare_count += 1
             else:
+                check_digest(file, seal)
                 restore_tarball(file, pgdata_dir, owner=_owner())
         return seal
 

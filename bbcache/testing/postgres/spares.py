@@ -25,6 +25,8 @@ _EXPIRE_S: Final = 3600.0
 _ROOM_SHARE: Final = 0.1
 _MOST_IN_ALL: Final = 4
 _LOCK_NAME: Final = "spares.lock"
+# The test that has just got a server runs first, and does not share the interpreter with a restore.
+_PAUSE_S: Final = 0.05
 
 
 class Spares:
@@ -41,7 +43,7 @@ class Spares:
         self._most = most if place.is_memory else 0
         self._make_temporary = make_temporary
         self._threads: list[threading.Thread] = []
-        self._is_closing = False
+        self._closing = threading.Event()
 
     def claim(self, identity: str, dest: Path) -> bool:
         """Make a spare the directory `dest`; return whether there was one."""
@@ -77,17 +79,18 @@ class Spares:
 
     def close(self) -> None:
         """Begin no more restores, and wait for the one that is under way."""
-        self._is_closing = True
+        self._closing.set()
         self.wait()
 
     def _refill(self, identity: str, size_bytes: int, restore: Callable[[Path], object]) -> None:
+        self._closing.wait(_PAUSE_S)
         lock = FileLock(self._place.directory / _LOCK_NAME, preserve_lock_file=True, mode=0o600)
         try:
             with lock.acquire(blocking=False):
                 self._make_room(identity)
                 for path in self._paths(identity):
                     has_room = size_bytes * self._most <= _ROOM_SHARE * self._place.free_bytes
-                    if self._is_closing or not has_room:
+                    if self._closing.is_set() or not has_room:
                         return
                     if not path.exists():
                         self._make(path, restore)

@@ -205,8 +205,16 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def open_archive(key: SnapshotKey, path: Path) -> tuple[BinaryIO, Seal]:
-    """Open an archive and check it against its seal, all of it.
+def open_archive(
+    key: SnapshotKey, path: Path, *, with_digest: bool = True
+) -> tuple[BinaryIO, Seal]:
+    """Open an archive and check it against its seal.
+
+    Args:
+        key: of the snapshot.
+        path: of the archive.
+        with_digest: whether to read all of it and compare its digest; otherwise call
+            `check_digest` before it is restored.
 
     Raises:
         ArchiveError: it is damaged.
@@ -217,11 +225,24 @@ def open_archive(key: SnapshotKey, path: Path) -> tuple[BinaryIO, Seal]:
         seal = read_seal(file.fileno(), key.digest, _NO_LSN)
         if seal is None:
             raise ArchiveError(f"{path} has no seal")  # noqa: TRY301 - closed like for the others
-        check_sealed(file.fileno(), os.fstat(file.fileno()).st_size, seal, with_digest=True)
+        _check(file, seal, with_digest=with_digest)
     except BaseException:
         file.close()
         raise
     return file, seal
+
+
+def check_digest(file: BinaryIO, seal: Seal) -> None:
+    """Read an open archive and compare its digest with that of its seal; raises as `open_archive`.
+
+    The position in the file stays.
+    """
+    _check(file, seal, with_digest=True)
+
+
+def _check(file: BinaryIO, seal: Seal, *, with_digest: bool) -> None:
+    size_bytes = os.fstat(file.fileno()).st_size
+    check_sealed(file.fileno(), size_bytes, seal, with_digest=with_digest)
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:
