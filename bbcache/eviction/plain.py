@@ -1,0 +1,138 @@
+"""Two policies to compare with: ``oldest`` and ``none``. They learn nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from bbcache.eviction.policy import Limits, Ranked, Ranking
+
+if TYPE_CHECKING:
+    from bbcache.eviction.habits import Habits
+
+_FIRST_SIZE_BYTES: Final = 25_000  # planned for before any archive was published
+
+
+class Oldest:
+    """Evicts the archive that was published first. See `bbcache.eviction.policy.Policy`.
+
+    Args:
+        max_entries: entries to hold at most; None for no limit.
+        max_size_bytes: bytes to hold at most; None for no limit.
+    """
+
+    def __init__(self, max_entries: int | None, max_size_bytes: int | None = None) -> None:
+        self._limits = Limits(max_entries, max_size_bytes)
+        self._items: dict[bytes, Ranked] = {}
+        self._ranking = Ranking()
+        self._now_s = 0.0
+
+    def stopped(self, key: bytes, now_s: float, size_bytes: int) -> None:  # noqa: ARG002 - of `Policy`
+        """See `Policy.stopped`."""
+        self._now_s = now_s
+
+    def started(self, key: bytes, now_s: float) -> None:
+        """See `Policy.started`."""
+        self._now_s = now_s
+        item = self._items.get(key)
+        if item is not None:
+            item.score = 0.0
+            self._ranking.put(item)
+
+    def held(self, key: bytes, size_bytes: int) -> None:
+        """See `Policy.held`; the time is that of the call before."""
+        self.dropped(key)
+        self._items[key] = item = Ranked(key, size_bytes, self._now_s)
+        item.score = self._now_s
+        self._ranking.count += 1
+        self._ranking.size_bytes += size_bytes
+        self._ranking.put(item)
+
+    def dropped(self, key: bytes) -> None:
+        """See `Policy.dropped`."""
+        item = self._items.pop(key, None)
+        if item is not None:
+            self._ranking.count -= 1
+            self._ranking.size_bytes -= item.size_bytes
+            self._ranking.drop(item)
+
+    def forget(self, key: bytes) -> None:
+        """See `Policy.forget`."""
+        self.dropped(key)
+
+    def spare(self, key: bytes) -> None:
+        """See `Policy.spare`."""
+        self._ranking.spare(self._items.get(key), key)
+
+    def unspare(self, key: bytes) -> None:
+        """See `Policy.unspare`."""
+        self._ranking.unspare(self._items.get(key), key)
+
+    def score(self, key: bytes, now_s: float) -> float:
+        """See `Policy.score`: the time of the archive; now for one that is not there yet."""
+        item = self._items.get(key)
+        return now_s if item is None else item.score
+
+    def lowest_score(self, now_s: float) -> float | None:
+        """See `Policy.lowest_score`."""
+        self._now_s = now_s
+        first = self._ranking.first()
+        return None if first is None else first.score
+
+    def rank(self, key: bytes, now_s: float) -> int:
+        """See `Policy.rank`."""
+        self._now_s = now_s
+        item = self._items.get(key)
+        return 0 if item is None else self._ranking.rank(item, self._items.values())
+
+    def victims(
+        self, newcomer: bytes, size_bytes: int, now_s: float, others: tuple[int, int] = (0, 0)
+    ) -> list[bytes] | None:
+        """See `Policy.victims`; every newcomer is worth more than what is there."""
+        self._now_s = now_s
+        del newcomer
+        excess = self._excess(size_bytes, others)
+        return self._ranking.below(float("inf"), *excess) if any(excess) else []
+
+    def lowest(self, files: int, size_bytes: int, now_s: float) -> list[bytes]:
+        """See `Policy.lowest`."""
+        self._now_s = now_s
+        return self._ranking.lowest(files, size_bytes)
+
+    def habits(self, key: bytes, now_s: float) -> Habits | None:  # noqa: ARG002 - of `Policy`
+        """See `Policy.habits`."""
+        return None
+
+    def planned_size_bytes(self, key: bytes) -> int:
+        """See `Policy.planned_size_bytes`; the mean of what is held stands for a last size."""
+        item, ranking = self._items.get(key), self._ranking
+        if item is not None:
+            return item.size_bytes
+        return ranking.size_bytes // ranking.count if ranking.count else _FIRST_SIZE_BYTES
+
+    def set_limits(self, max_entries: int | None, max_size_bytes: int | None) -> None:
+        """See `Policy.set_limits`."""
+        self._limits = Limits(max_entries, max_size_bytes)
+
+    def save(self) -> bytes:
+        """See `Policy.save`."""
+        return b""
+
+    def load(self, data: bytes, now_s: float) -> bool:  # noqa: ARG002 - of `Policy`
+        """See `Policy.load`."""
+        return not data
+
+    def _excess(self, size_bytes: int, others: tuple[int, int]) -> tuple[int, int]:
+        count, used_bytes = self._ranking.count, self._ranking.size_bytes
+        return self._limits.excess(count + others[0] + 1, used_bytes + others[1] + size_bytes)
+
+
+class Never(Oldest):
+    """Evicts nothing for a newcomer, as Neon's cache. See `bbcache.eviction.policy.Policy`."""
+
+    def victims(
+        self, newcomer: bytes, size_bytes: int, now_s: float, others: tuple[int, int] = (0, 0)
+    ) -> list[bytes] | None:
+        """See `Policy.victims`."""
+        del newcomer
+        self._now_s = now_s
+        return None if any(self._excess(size_bytes, others)) else []

@@ -1,0 +1,209 @@
+"""How many of each kind of timeline came back, at each age of their sleep."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from struct import Struct
+from typing import Final
+
+VISIT_LEVELS: Final = 4
+REGULARITY_LEVELS: Final = 5
+CLOCK_LEVELS: Final = 4
+HALF_LIFE_S: Final = 7 * 86400.0
+REFRESH_S: Final = 3600.0
+_TRUST: Final = 8.0  # returns that the estimate of the parent counts for
+_STEEPNESS: Final = (12.0, 5.0, 2.2, 1.3, 0.9)  # of the prior, by regularity
+_NEW_STEEPNESS: Final = 0.7  # for a timeline that has not started yet
+_MOST_HALF_LIVES: Final = 20.0
+
+
+def _edges() -> tuple[float, ...]:
+    growth, edges, edge = 1.36, [0.0], 0.02
+    while edge < 0.79:  # noqa: PLR2004 - up to the fine bins around the typical sleep
+        edges.append(edge)
+        edge *= growth
+    edges += [0.8, 0.86, 0.92, 0.96, 1.0, 1.04, 1.08, 1.16, 1.3, 1.5]
+    edge = 1.5 * growth
+    while edge < 3000:  # noqa: PLR2004 - typical sleeps
+        edges.append(edge)
+        edge *= growth
+    return (*edges, 4 * edge)
+
+
+EDGES: Final = _edges()  # of the bins of an age, in typical sleeps
+WIDTHS: Final = tuple(high - low for low, high in pairwise(EDGES))
+BINS: Final = len(WIDTHS)
+LAST_BIN: Final = BINS - 1
+_SAVED: Final = Struct(f"<{2 * BINS}f")
+
+
+def _prior(steepness: float) -> tuple[float, ...]:
+    """Returns per typical sleep in each bin, before any were counted (log-logistic)."""
+    middles = [EDGES[1] / 2, *(sum(pair) / 2 for pair in pairwise(EDGES[1:]))]
+    powers = [middle**steepness for middle in middles]
+    pairs = zip(middles, powers, strict=True)
+    return tuple(steepness / middle * power / (1 + power) for middle, power in pairs)
+
+
+_PRIORS: Final = tuple(map(_prior, _STEEPNESS))
+_NEW_PRIOR: Final = _prior(_NEW_STEEPNESS)
+
+
+class Row:
+    """One kind of timeline.
+
+    Attributes:
+        returned: weighted returns in each bin.
+        exposed: weighted typical sleeps that sleepers have spent in each bin.
+        gain: returns that an archive of a sleeper in each bin earns per typical sleep of
+            keeping it, up to the best horizon.
+        share: the share that returns before that horizon.
+        horizon: where that is, in typical sleeps since the stop.
+        is_stale_at_s: when the last three have to be computed again.
+    """
+
+    __slots__ = ("exposed", "gain", "horizon", "is_stale_at_s", "prior", "returned", "share")
+
+    def __init__(self, prior: tuple[float, ...]) -> None:
+        self.prior = prior
+        self.returned = [0.0] * BINS
+        self.exposed = [0.0] * BINS
+        self.gain = [0.0] * BINS
+        self.share = [0.0] * BINS
+        self.horizon = [0.0] * BINS
+        self.is_stale_at_s = -math.inf
+
+
+class Table:
+    """The rows of all kinds. Not thread-safe.
+
+    Counts lose half of their weight in 7 days: a new one weighs more instead of every old one
+    less. A row is computed when it is used, at most once an hour, so no moment computes all.
+
+    Attributes:
+        weight: what one return or one typical sleep counts now.
+    """
+
+    def __init__(self) -> None:
+        self.weight = 1.0
+        self._begin_s: float | None = None  # when the weight was 1
+        self._next_weight_s = -math.inf
+        self._rows = [
+            Row(_PRIORS[regularity] if visits else _NEW_PRIOR)
+            for visits in range(VISIT_LEVELS)
+            for regularity in range(REGULARITY_LEVELS)
+            for _ in range(CLOCK_LEVELS)
+        ]
+
+    def row_of(self, visits: int, regularity: int, clock: int) -> int:
+        """The number of the row of a kind."""
+        return (visits * REGULARITY_LEVELS + regularity) * CLOCK_LEVELS + clock
+
+    def returned(self, row: int, bin_: int, age: float) -> None:
+        """Count a return at an age, in typical sleeps, in a bin."""
+        self._rows[row].returned[bin_] += self.weight
+        self.left(row, bin_, age)
+
+    def left(self, row: int, bin_: int, age: float) -> None:
+        """Count the time that a sleeper has spent in the bin in which it is lost sight of."""
+        self._rows[row].exposed[bin_] += self.weight * max(0.0, age - EDGES[bin_])
+
+    def passed(self, row: int, bin_: int) -> None:
+        """Count a sleeper that has slept through a bin."""
+        self._rows[row].exposed[bin_] += self.weight * WIDTHS[bin_]
+
+    def gain(self, row: int, bin_: int, now_s: float) -> float:
+        """Returns per typical sleep of keeping the archive of a sleeper in a bin."""
+        return self.fresh(row, now_s).gain[bin_]
+
+    def fresh(self, row: int, now_s: float) -> Row:
+        """A row, computed within the last hour."""
+        item = self._rows[row]
+        if now_s >= item.is_stale_at_s:
+            self._compute(row)
+            item.is_stale_at_s = now_s + REFRESH_S
+        return item
+
+    def advance(self, now_s: float) -> None:
+        """Set the weight of new counts; call it before each of them."""
+        if now_s < self._next_weight_s:
+            return
+        if self._begin_s is None:
+            self._begin_s = now_s
+        half_lives = (now_s - self._begin_s) / HALF_LIFE_S
+        if half_lives > _MOST_HALF_LIVES:
+            self._multiply(2.0**-half_lives)
+            self._begin_s, half_lives = now_s, 0.0
+        self.weight = 2.0**half_lives
+        self._next_weight_s = now_s + REFRESH_S
+
+    def save(self) -> bytes:
+        """The counts as bytes, in the weight of this moment."""
+        scale = 1 / self.weight
+        return b"".join(
+            _SAVED.pack(*[scale * each for each in row.returned + row.exposed])
+            for row in self._rows
+        )
+
+    def load(self, data: bytes, now_s: float, saved_s: float) -> None:
+        """Take the counts that `save` has returned, in the weight of now."""
+        for row, values in zip(self._rows, _SAVED.iter_unpack(data), strict=True):
+            row.returned, row.exposed = list(values[:BINS]), list(values[BINS:])
+        self._begin_s, self._next_weight_s = now_s, -math.inf
+        self._multiply(2.0 ** -(max(0.0, now_s - saved_s) / HALF_LIFE_S))
+        self.advance(now_s)
+
+    @classmethod
+    def saved_size_bytes(cls) -> int:
+        """The size of what `save` returns."""
+        return VISIT_LEVELS * REGULARITY_LEVELS * CLOCK_LEVELS * _SAVED.size
+
+    def _multiply(self, factor: float) -> None:
+        for row in self._rows:
+            row.returned = [factor * each for each in row.returned]
+            row.exposed = [factor * each for each in row.exposed]
+            row.is_stale_at_s = -math.inf
+
+    def _compute(self, number: int) -> None:
+        """Compute what a row's sleepers earn: its own counts, else its parent's, else the prior."""
+        row = self._rows[number]
+        first = number - number % CLOCK_LEVELS
+        family = self._rows[first : first + CLOCK_LEVELS]
+        scale = 1 / self.weight
+        stay: list[float] = []
+        spend: list[float] = []
+        for bin_ in range(BINS):
+            rate = row.prior[bin_]
+            returned = scale * sum([each.returned[bin_] for each in family])
+            exposed = scale * sum([each.exposed[bin_] for each in family])
+            rate = (returned + _TRUST) / (exposed + _TRUST / rate)
+            rate = (scale * row.returned[bin_] + _TRUST) / (
+                scale * row.exposed[bin_] + _TRUST / rate
+            )
+            through = math.exp(-rate * WIDTHS[bin_])
+            stay.append(through)
+            spend.append(-math.expm1(-rate * WIDTHS[bin_]) / rate)
+        for bin_ in range(BINS):
+            row.gain[bin_], row.share[bin_], row.horizon[bin_] = _best(stay, spend, bin_)
+
+
+def _best(stay: list[float], spend: list[float], first: int) -> tuple[float, float, float]:
+    """The best horizon from the beginning of a bin.
+
+    Args:
+        stay: the share of sleepers that sleeps through each bin.
+        spend: the time that a sleeper spends in each bin on average.
+        first: the bin.
+
+    Returns:
+        Returns per time kept, the share that returns, and the end of the horizon.
+    """
+    asleep, spent, best, best_share, best_bin = 1.0, 0.0, 0.0, 0.0, first
+    for bin_ in range(first, BINS):
+        spent += asleep * spend[bin_]
+        asleep *= stay[bin_]
+        gain = (1.0 - asleep) / spent
+        if gain > best:
+            best, best_share, best_bin = gain, 1.0 - asleep, bin_
+    return best, best_share, EDGES[best_bin + 1]
