@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002 - the arguments are those of `Policy`
 """Two policies to compare with: ``oldest`` and ``none``. They learn nothing."""
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from bbcache.eviction.habits import Habits
 
 _FIRST_SIZE_BYTES: Final = 25_000  # planned for before any archive was published
+_STARTED, _ASLEEP, _NEWCOMER = range(3)  # levels
 
 
 class Oldest:
@@ -24,28 +26,23 @@ class Oldest:
         self._limits = Limits(max_entries, max_size_bytes)
         self._items: dict[bytes, Ranked] = {}
         self._ranking = Ranking()
-        self._now_s = 0.0
 
-    def stopped(self, key: bytes, now_s: float, size_bytes: int) -> None:  # noqa: ARG002 - of `Policy`
+    def stopped(self, key: bytes, now_s: float, size_bytes: int) -> None:
         """See `Policy.stopped`."""
-        self._now_s = now_s
 
     def started(self, key: bytes, now_s: float) -> None:
         """See `Policy.started`."""
-        self._now_s = now_s
         item = self._items.get(key)
         if item is not None:
-            item.score = 0.0
-            self._ranking.put(item)
+            self._ranking.put(item, _STARTED)
 
     def held(self, key: bytes, size_bytes: int) -> None:
-        """See `Policy.held`; the time is that of the call before."""
+        """See `Policy.held`."""
         self.dropped(key)
-        self._items[key] = item = Ranked(key, size_bytes, self._now_s)
-        item.score = self._now_s
+        self._items[key] = item = Ranked(key, size_bytes)
         self._ranking.count += 1
         self._ranking.size_bytes += size_bytes
-        self._ranking.put(item)
+        self._ranking.put(item, _ASLEEP)
 
     def dropped(self, key: bytes) -> None:
         """See `Policy.dropped`."""
@@ -65,40 +62,37 @@ class Oldest:
 
     def unspare(self, key: bytes) -> None:
         """See `Policy.unspare`."""
-        self._ranking.unspare(self._items.get(key), key)
+        item = self._items.get(key)
+        if self._ranking.unspare(key) and item is not None:
+            self._ranking.put(item, _ASLEEP)
 
     def score(self, key: bytes, now_s: float) -> float:
-        """See `Policy.score`: the time of the archive; now for one that is not there yet."""
+        """See `Policy.score`: 1, or 0 once started."""
         item = self._items.get(key)
-        return now_s if item is None else item.score
+        return float(_ASLEEP if item is None else item.level)
 
     def lowest_score(self, now_s: float) -> float | None:
         """See `Policy.lowest_score`."""
-        self._now_s = now_s
         first = self._ranking.first()
-        return None if first is None else first.score
+        return None if first is None else float(first.level)
 
     def rank(self, key: bytes, now_s: float) -> int:
         """See `Policy.rank`."""
-        self._now_s = now_s
         item = self._items.get(key)
-        return 0 if item is None else self._ranking.rank(item, self._items.values())
+        return 0 if item is None else self._ranking.rank(item)
 
     def victims(
         self, newcomer: bytes, size_bytes: int, now_s: float, others: tuple[int, int] = (0, 0)
     ) -> list[bytes] | None:
         """See `Policy.victims`; every newcomer is worth more than what is there."""
-        self._now_s = now_s
-        del newcomer
         excess = self._excess(size_bytes, others)
-        return self._ranking.below(float("inf"), *excess) if any(excess) else []
+        return self._ranking.below(_NEWCOMER, *excess) if any(excess) else []
 
     def lowest(self, files: int, size_bytes: int, now_s: float) -> list[bytes]:
         """See `Policy.lowest`."""
-        self._now_s = now_s
         return self._ranking.lowest(files, size_bytes)
 
-    def habits(self, key: bytes, now_s: float) -> Habits | None:  # noqa: ARG002 - of `Policy`
+    def habits(self, key: bytes, now_s: float) -> Habits | None:
         """See `Policy.habits`."""
         return None
 
@@ -117,7 +111,7 @@ class Oldest:
         """See `Policy.save`."""
         return b""
 
-    def load(self, data: bytes, now_s: float) -> bool:  # noqa: ARG002 - of `Policy`
+    def load(self, data: bytes, now_s: float) -> bool:
         """See `Policy.load`."""
         return not data
 
@@ -133,6 +127,4 @@ class Never(Oldest):
         self, newcomer: bytes, size_bytes: int, now_s: float, others: tuple[int, int] = (0, 0)
     ) -> list[bytes] | None:
         """See `Policy.victims`."""
-        del newcomer
-        self._now_s = now_s
         return None if any(self._excess(size_bytes, others)) else []

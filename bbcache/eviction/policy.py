@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Iterator
 
     from bbcache.eviction.habits import Habits
-
-_SLACK: Final = 64  # outdated rows of a heap beyond as many as there are live ones
 
 
 class Policy(Protocol):
@@ -108,38 +105,37 @@ class Policy(Protocol):
 
 
 class Ranked:
-    """An archive in a ranking.
+    """An archive that is held, or may be.
 
     Attributes:
         key: the timeline.
         size_bytes: the size of the archive, or the size that is planned for.
-        stopped_s: when the timeline stopped; of two equal scores the older one goes first.
-        score: its worth, as of the last change.
-        version: of its row in the heap; 0 if it is no candidate.
+        level: in the ranking; -1 if it is no candidate.
     """
 
-    __slots__ = ("key", "score", "size_bytes", "stopped_s", "version")
+    __slots__ = ("key", "level", "size_bytes")
 
-    def __init__(self, key: bytes, size_bytes: int, stopped_s: float) -> None:
+    def __init__(self, key: bytes, size_bytes: int) -> None:
         self.key = key
         self.size_bytes = size_bytes
-        self.stopped_s = stopped_s
-        self.score = 0.0
-        self.version = 0
+        self.level = -1
 
 
 class Ranking:
-    """The candidates for eviction, the least worth first, with the count and bytes of all held.
+    """The candidates for eviction by level, the least worth first. Every change takes O(1).
 
-    A heap whose outdated rows stay until they come up, or until they are more than the others.
+    In a level the one that entered it first goes first.
+
+    Attributes:
+        count: archives that are held, candidates or not.
+        size_bytes: their bytes.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.size_bytes = 0
-        self._heap: list[tuple[float, float, int, Ranked]] = []
-        self._live_count = 0
-        self._version = 0
+        self._levels: dict[int, dict[bytes, Ranked]] = {}
+        self._used = 0  # bit n is set if level n is not empty
         self._spared: set[bytes] = set()
 
     def spare(self, item: Ranked | None, key: bytes) -> None:
@@ -148,79 +144,83 @@ class Ranking:
         if item is not None:
             self.drop(item)
 
-    def unspare(self, item: Ranked | None, key: bytes) -> None:
-        """Undo `spare`."""
+    def unspare(self, key: bytes) -> bool:
+        """Undo `spare`, up to putting the archive back; False if it was none."""
+        is_spared = key in self._spared
         self._spared.discard(key)
-        if item is not None:
-            self.put(item)
+        return is_spared
 
-    def put(self, item: Ranked) -> None:
-        """Add a candidate, or take note of its new score."""
-        if item.key in self._spared:
+    def put(self, item: Ranked, level: int) -> None:
+        """Add a candidate, or move it to another level."""
+        if item.level == level or item.key in self._spared:
             return
-        self._live_count += item.version == 0
-        self._version = item.version = self._version + 1
-        heappush(self._heap, (item.score, item.stopped_s, item.version, item))
-        if len(self._heap) > 2 * self._live_count + _SLACK:
-            self._heap = [row for row in self._heap if row[3].version == row[2]]
-            heapify(self._heap)
+        if item.level >= 0:
+            self.drop(item)
+        item.level = level
+        items = self._levels.get(level)
+        if items is None:
+            self._levels[level] = items = {}
+            self._used |= 1 << level
+        items[item.key] = item
 
     def drop(self, item: Ranked) -> None:
         """Take out a candidate, if it is one."""
-        self._live_count -= item.version != 0
-        item.version = 0
+        level, item.level = item.level, -1
+        if level >= 0:
+            items = self._levels[level]
+            del items[item.key]
+            if not items:
+                del self._levels[level]
+                self._used ^= 1 << level
 
     def first(self) -> Ranked | None:
         """The candidate that goes next."""
-        heap = self._heap
-        while heap:
-            _, _, version, item = heap[0]
-            if item.version == version:
-                return item
-            heappop(heap)
-        return None
+        return next(self._in_order(), None)
 
-    def below(self, score: float, files: int, size_bytes: int) -> list[bytes] | None:
-        """The fewest candidates below a score that free so many files and bytes.
+    def below(self, level: int, files: int, size_bytes: int) -> list[bytes] | None:
+        """The fewest candidates below a level that free so many files and bytes.
 
         Returns:
             None if all of them are not enough.
         """
-        found, is_enough = self._take(score, files, size_bytes)
+        found, is_enough = self._take(level, files, size_bytes)
         if not is_enough:
             return None
         # A large one that came last may make smaller ones before it superfluous.
-        needed = list(found)
-        for item in found:
-            files_left = len(needed) - 1
-            bytes_left = sum([each.size_bytes for each in needed]) - item.size_bytes
-            if files_left >= files and bytes_left >= size_bytes:
-                needed.remove(item)
+        needed, freed_bytes = found, sum([item.size_bytes for item in found])
+        for item in found if len(found) > files else ():
+            if len(needed) > files and freed_bytes - item.size_bytes >= size_bytes:
+                needed = [each for each in needed if each is not item]
+                freed_bytes -= item.size_bytes
         return [item.key for item in needed]
 
     def lowest(self, files: int, size_bytes: int) -> list[bytes]:
         """The candidates that go next, for so many files and bytes, as far as they reach."""
-        return [item.key for item in self._take(float("inf"), files, size_bytes)[0]]
+        return [item.key for item in self._take(None, files, size_bytes)[0]]
 
-    def rank(self, item: Ranked, all_items: Collection[Ranked]) -> int:
+    def rank(self, item: Ranked) -> int:
         """How many candidates go before one."""
-        own = (item.score, item.stopped_s)
-        return sum([each.version != 0 and (each.score, each.stopped_s) < own for each in all_items])
+        before = sum([len(items) for level, items in self._levels.items() if level < item.level])
+        own = self._levels.get(item.level, {})
+        return before + (list(own).index(item.key) if item.key in own else 0)
 
-    def _take(self, score: float, files: int, size_bytes: int) -> tuple[list[Ranked], bool]:
+    def _in_order(self) -> Iterator[Ranked]:
+        used = self._used
+        while used:
+            lowest = used & -used
+            yield from self._levels[lowest.bit_length() - 1].values()
+            used ^= lowest
+
+    def _take(self, level: int | None, files: int, size_bytes: int) -> tuple[list[Ranked], bool]:
         found: list[Ranked] = []
-        rows: list[tuple[float, float, int, Ranked]] = []
-        while len(found) < files or size_bytes > 0:
-            item = self.first()
-            if item is None or item.score >= score:
+        for item in self._in_order():
+            if (len(found) >= files and size_bytes <= 0) or (
+                level is not None and item.level >= level
+            ):
                 break
-            rows.append(heappop(self._heap))
             found.append(item)
             size_bytes -= item.size_bytes
-        is_enough = len(found) >= files and size_bytes <= 0
-        for row in rows:
-            heappush(self._heap, row)
-        return found, is_enough
+        return found, len(found) >= files and size_bytes <= 0
 
 
 class Limits:

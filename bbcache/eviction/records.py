@@ -43,6 +43,11 @@ class Records:
         """Whether the returns of this timeline are counted: one in four, by its hash."""
         return xxh3_64_digest(key)[-1] % _SAMPLE == 0
 
+    @staticmethod
+    def is_sampled_at(bucket: bytearray, at: int) -> bool:
+        """Like `is_sampled`, for the record at an offset, which is behind its hash."""
+        return bucket[at - 1] % _SAMPLE == 0
+
     def find(self, key: bytes) -> tuple[bytearray, int]:
         """The array and the offset of a record; the offset is -1 if there is none."""
         digest = xxh3_64_digest(key)

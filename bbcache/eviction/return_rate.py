@@ -7,9 +7,8 @@ drops the archive that is least likely to be used per unit of space and time.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import math
 from dataclasses import replace
-from heapq import heapify, heappop, heappush
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -18,39 +17,56 @@ from xxhash import xxh3_64_digest
 from bbcache.eviction import habits
 from bbcache.eviction.policy import Limits, Ranked, Ranking
 from bbcache.eviction.records import Records
-from bbcache.eviction.table import EDGES, LAST_BIN, Table
+from bbcache.eviction.table import EDGES, LAST_BIN, LEVELS, Table, bin_of
+from bbcache.eviction.timers import Timers
 
 if TYPE_CHECKING:
     from bbcache.eviction.habits import Habits
+    from bbcache.eviction.table import Row
 
 _MAGIC: Final = b"bbcache habits 1\n"
 _HEADER: Final = Struct("<dqqI")  # when, archives published, their bytes, bytes of the records
 _CHECK_SIZE_BYTES: Final = 8
-_SLACK: Final = 64
+_MOST_NEWCOMERS: Final = 1000
+_UNHELD_STEP: Final = 4  # bins
+_STARTED: Final = 0
+_LEVEL_ONE: Final = 50 * LEVELS  # of a score of 1
 _LEAST_KNOWN: Final = 100_000  # timelines
 _KNOWN_PER_ENTRY: Final = 20
 _FIRST_SIZE_BYTES: Final = 25_000  # planned for before any archive was published
 
 
 class _Sleeper(Ranked):
-    """A timeline that sleeps or has an archive.
+    """A timeline that sleeps, or has an archive.
 
     Attributes:
-        row: the number of its kind in the table.
+        stopped_s: when it stopped.
+        row: its kind in the table.
         scale_s: its typical sleep.
-        bin: of its age in the table.
-        is_asleep: whether it has not started since.
+        bin: the bin of the table up to which its sleep is counted.
+        cost: 32 times the binary logarithm of its typical sleep and its share of the cache.
+        is_asleep: whether it is asleep and known: its timer counts.
         is_held: whether it has an archive.
         is_counted: whether its return is counted.
     """
 
-    __slots__ = ("bin", "is_asleep", "is_counted", "is_held", "row", "scale_s")
-    row: int
-    scale_s: float
-    bin: int
-    is_asleep: bool
-    is_held: bool
-    is_counted: bool
+    __slots__ = (
+        *("bin", "cost", "is_asleep", "is_counted", "is_held"),
+        *("row", "scale_s", "stopped_s"),
+    )
+
+    def __init__(
+        self, key: bytes, size_bytes: int, stopped_s: float, row: Row, scale_s: float
+    ) -> None:
+        super().__init__(key, size_bytes)
+        self.stopped_s = stopped_s
+        self.row = row
+        self.scale_s = scale_s
+        self.bin = 0
+        self.cost = 0.0
+        self.is_asleep = True
+        self.is_held = False
+        self.is_counted = False
 
 
 class ReturnRate:
@@ -73,10 +89,10 @@ class ReturnRate:
             max_known or max(_LEAST_KNOWN, _KNOWN_PER_ENTRY * (max_entries or 0))
         )
         self._table = Table()
-        self._sleepers: dict[bytes, _Sleeper] = {}
+        self._sleepers: dict[bytes, _Sleeper] = {}  # that are held or counted
+        self._newcomers: dict[bytes, _Sleeper] = {}  # the last ones that stopped, and are not held
         self._ranking = Ranking()
-        self._timers: list[tuple[float, int, _Sleeper]] = []  # by the next crossing of a bin
-        self._timer_number = 0
+        self._timers = Timers[_Sleeper]()
         self._published_count = 0
         self._published_bytes = 0
         self._now_s = 0.0
@@ -84,49 +100,60 @@ class ReturnRate:
     def stopped(self, key: bytes, now_s: float, size_bytes: int) -> None:
         """See `Policy.stopped`."""
         self._advance(now_s)
-        sleeper = self._sleepers.get(key)
-        is_held = sleeper is not None and sleeper.is_held
-        if sleeper is not None:
-            self._leave(sleeper, now_s)
-            self._ranking.drop(sleeper)
+        old = self._sleepers.pop(key, None)
         record, at = self._records.find_or_add(key, now_s)
         habits.note_stop(record, at, now_s)
-        self._add_sleeper(key, now_s, size_bytes, (record, at), is_held=is_held)
+        sleeper = self._sleeper(key, now_s, size_bytes, record, at)
+        if Records.is_sampled_at(record, at):
+            sleeper.is_counted = True
+            self._sleepers[key] = sleeper
+            self._set_timer(sleeper)
+        if old is not None:
+            self._leave(old, now_s)
+            if old.is_held:
+                sleeper.is_held = True
+                self._hold(sleeper, old.size_bytes)
+                return
+        self._newcomers[key] = sleeper
+        if len(self._newcomers) > _MOST_NEWCOMERS:
+            del self._newcomers[next(iter(self._newcomers))]
 
     def started(self, key: bytes, now_s: float) -> None:
         """See `Policy.started`."""
         self._advance(now_s)
+        record, at = self._records.find(key)
+        if at < 0 or not habits.note_start(record, at, now_s):
+            return
+        self._newcomers.pop(key, None)
         sleeper = self._sleepers.get(key)
-        if sleeper is not None and sleeper.is_asleep:
+        if sleeper is not None:
             if sleeper.is_counted:
                 age = (now_s - sleeper.stopped_s) / sleeper.scale_s
                 self._table.returned(sleeper.row, sleeper.bin, age)
-            sleeper.is_asleep, sleeper.score = False, 0.0
+            sleeper.is_asleep = False
             if sleeper.is_held:
-                self._ranking.put(sleeper)
+                self._ranking.put(sleeper, _STARTED)
             else:
                 del self._sleepers[key]
-        record, at = self._records.find(key)
-        if at >= 0:
-            habits.note_start(record, at, now_s)
 
     def held(self, key: bytes, size_bytes: int) -> None:
         """See `Policy.held`."""
-        record = self._records.find_or_add(key, self._now_s)
-        habits.note_size(*record, size_bytes)
-        sleeper = self._sleepers.get(key)
-        if sleeper is None:
-            stopped_s = habits.last_stop_s(*record, self._now_s)
-            sleeper = self._add_sleeper(key, stopped_s, size_bytes, record, is_held=False)
-            sleeper.is_asleep = habits.asleep_s(*record, self._now_s) is not None
-            sleeper.is_counted = False  # a part of its sleep was not seen
-        if sleeper.is_held:
-            self._count_held(-1, -sleeper.size_bytes)
-        sleeper.is_held, sleeper.size_bytes = True, size_bytes
-        self._count_held(1, size_bytes)
+        record, at = self._records.find_or_add(key, self._now_s)
+        habits.note_size(record, at, size_bytes)
         self._published_count += 1
         self._published_bytes += size_bytes
-        self._rank(sleeper, self._now_s)
+        sleeper = self._newcomers.pop(key, None) or self._sleepers.get(key)
+        if sleeper is None:
+            stopped_s = habits.last_stop_s(record, at, self._now_s)
+            sleeper = self._sleeper(key, stopped_s, size_bytes, record, at)
+            sleeper.is_asleep = habits.asleep_s(record, at, self._now_s) is not None
+        if sleeper.is_held:
+            self._ranking.size_bytes -= sleeper.size_bytes
+        else:
+            sleeper.is_held = True
+            self._ranking.count += 1
+        self._ranking.size_bytes += size_bytes
+        self._hold(sleeper, size_bytes)
 
     def dropped(self, key: bytes) -> None:
         """See `Policy.dropped`."""
@@ -134,14 +161,17 @@ class ReturnRate:
         if sleeper is None or not sleeper.is_held:
             return
         sleeper.is_held = False
-        self._count_held(-1, -sleeper.size_bytes)
+        self._ranking.count -= 1
+        self._ranking.size_bytes -= sleeper.size_bytes
         self._ranking.drop(sleeper)
         if not (sleeper.is_counted and sleeper.is_asleep):
             del self._sleepers[key]
+            sleeper.is_asleep = False
 
     def forget(self, key: bytes) -> None:
         """See `Policy.forget`."""
         self.dropped(key)
+        self._newcomers.pop(key, None)
         sleeper = self._sleepers.pop(key, None)
         if sleeper is not None:
             self._leave(sleeper, self._now_s)
@@ -149,50 +179,49 @@ class ReturnRate:
 
     def spare(self, key: bytes) -> None:
         """See `Policy.spare`."""
-        self._ranking.spare(self._held_sleeper(key), key)
+        self._ranking.spare(self._sleepers.get(key), key)
 
     def unspare(self, key: bytes) -> None:
         """See `Policy.unspare`."""
-        self._ranking.unspare(self._held_sleeper(key), key)
+        sleeper = self._sleepers.get(key)
+        if self._ranking.unspare(key) and sleeper is not None and sleeper.is_held:
+            self._rank(sleeper)
 
     def score(self, key: bytes, now_s: float) -> float:
         """See `Policy.score`: returns per second and per share of the cache; 0 once started."""
         self._advance(now_s)
-        sleeper = self._sleepers.get(key)
-        if sleeper is not None:
-            return self._score(sleeper, now_s)
-        record, at = self._records.find(key)
-        if at < 0 or habits.asleep_s(record, at, now_s) is None:
+        sleeper = self._known(key)
+        if sleeper is None or not sleeper.is_asleep:
             return 0.0
-        row, scale_s, bin_ = self._kind(record, at, habits.last_stop_s(record, at, now_s), now_s)
-        size_bytes = self.planned_size_bytes(key)
-        return self._table.gain(row, bin_, now_s) / scale_s / self._limits.footprint(size_bytes)
+        log = self._table.fresh(sleeper.row, now_s).log_gain[sleeper.bin] - sleeper.cost
+        return float(2.0 ** (log / LEVELS))
 
     def lowest_score(self, now_s: float) -> float | None:
         """See `Policy.lowest_score`."""
         self._advance(now_s)
         first = self._ranking.first()
-        return None if first is None else first.score
+        return None if first is None else self.score(first.key, now_s)
 
     def rank(self, key: bytes, now_s: float) -> int:
         """See `Policy.rank`."""
         self._advance(now_s)
-        sleeper = self._held_sleeper(key)
-        return 0 if sleeper is None else self._ranking.rank(sleeper, self._sleepers.values())
+        sleeper = self._sleepers.get(key)
+        return 0 if sleeper is None else self._ranking.rank(sleeper)
 
     def victims(
         self, newcomer: bytes, size_bytes: int, now_s: float, others: tuple[int, int] = (0, 0)
     ) -> list[bytes] | None:
         """See `Policy.victims`."""
         self._advance(now_s)
-        sleeper = self._sleepers.get(newcomer)
         files, bytes_over = self._limits.excess(
             self._ranking.count + others[0] + 1, self._ranking.size_bytes + others[1] + size_bytes
         )
         if not (files or bytes_over):
             return []
-        score = self.score(newcomer, now_s) if sleeper is None else self._score(sleeper, now_s)
-        return self._ranking.below(score, files, bytes_over)
+        sleeper = self._known(newcomer)
+        if sleeper is None:
+            return None
+        return self._ranking.below(self._level(sleeper), files, bytes_over)
 
     def lowest(self, files: int, size_bytes: int, now_s: float) -> list[bytes]:
         """See `Policy.lowest`."""
@@ -201,16 +230,17 @@ class ReturnRate:
 
     def habits(self, key: bytes, now_s: float) -> Habits | None:
         """See `Policy.habits`."""
+        self._advance(now_s)
         record, at = self._records.find(key)
         if at < 0:
             return None
         known = habits.describe(record, at, now_s)
         if known.asleep_s is None:
             return known
-        row, scale_s, bin_ = self._kind(record, at, now_s - known.asleep_s, now_s)
-        kind = self._table.fresh(row, now_s)
-        horizon_s = max(0.0, kind.horizon[bin_] * scale_s - known.asleep_s)
-        return replace(known, horizon_s=horizon_s, return_share=kind.share[bin_])
+        sleeper = self._sleeper(key, now_s - known.asleep_s, 0, record, at)
+        row = self._table.fresh(sleeper.row, now_s)
+        horizon_s = max(0.0, row.horizon[sleeper.bin] * sleeper.scale_s - known.asleep_s)
+        return replace(known, horizon_s=horizon_s, return_share=row.share[sleeper.bin])
 
     def planned_size_bytes(self, key: bytes) -> int:
         """See `Policy.planned_size_bytes`."""
@@ -226,8 +256,9 @@ class ReturnRate:
         """See `Policy.set_limits`."""
         self._limits = Limits(max_entries, max_size_bytes)
         for sleeper in self._sleepers.values():
-            if sleeper.version:
-                self._rank(sleeper, self._now_s)
+            sleeper.cost = self._cost(sleeper)
+            if sleeper.is_held:
+                self._rank(sleeper)
 
     def save(self) -> bytes:
         """See `Policy.save`."""
@@ -253,87 +284,82 @@ class ReturnRate:
         self._now_s = now_s
         return True
 
-    def _held_sleeper(self, key: bytes) -> _Sleeper | None:
-        sleeper = self._sleepers.get(key)
-        return sleeper if sleeper is not None and sleeper.is_held else None
+    def _known(self, key: bytes) -> _Sleeper | None:
+        sleeper = self._newcomers.get(key) or self._sleepers.get(key)
+        if sleeper is not None:
+            return sleeper
+        record, at = self._records.find(key)
+        if at < 0 or habits.asleep_s(record, at, self._now_s) is None:
+            return None
+        stopped_s = habits.last_stop_s(record, at, self._now_s)
+        return self._sleeper(key, stopped_s, self.planned_size_bytes(key), record, at)
 
-    def _count_held(self, files: int, size_bytes: int) -> None:
-        self._ranking.count += files
-        self._ranking.size_bytes += size_bytes
-
-    def _kind(
-        self, record: bytes | bytearray, at: int, stopped_s: float, now_s: float
-    ) -> tuple[int, float, int]:
-        """Row, typical sleep, and bin of a timeline that stopped then."""
-        scale_s, *levels = habits.kind_of(record, at, stopped_s)
-        bin_ = bisect_right(EDGES, max(0.0, now_s - stopped_s) / scale_s, hi=LAST_BIN + 1) - 1
-        return self._table.row_of(*levels), scale_s, bin_
-
-    def _add_sleeper(
-        self,
-        key: bytes,
-        stopped_s: float,
-        size_bytes: int,
-        record: tuple[bytearray, int],
-        *,
-        is_held: bool,
+    def _sleeper(
+        self, key: bytes, stopped_s: float, size_bytes: int, record: bytearray, at: int
     ) -> _Sleeper:
-        self._sleepers[key] = sleeper = _Sleeper(key, size_bytes, stopped_s)
-        sleeper.row, sleeper.scale_s, sleeper.bin = self._kind(*record, stopped_s, self._now_s)
-        sleeper.is_asleep, sleeper.is_held = True, is_held
-        sleeper.is_counted = Records.is_sampled(key)
-        self._set_timer(sleeper)
-        if is_held:
-            self._rank(sleeper, self._now_s)
+        """A timeline that stopped then, at its age of now."""
+        scale_s, visits, regularity, clock = habits.kind_of(record, at, stopped_s)
+        row = self._table.row_of(visits, regularity, clock)
+        sleeper = _Sleeper(key, size_bytes, stopped_s, row, scale_s)
+        sleeper.cost = self._cost(sleeper)
+        if stopped_s < self._now_s:
+            sleeper.bin = bin_of((self._now_s - stopped_s) / scale_s)
         return sleeper
 
-    def _set_timer(self, sleeper: _Sleeper) -> None:
-        if sleeper.bin >= LAST_BIN:
-            return
-        due_s = sleeper.stopped_s + EDGES[sleeper.bin + 1] * sleeper.scale_s
-        self._timer_number += 1
-        heappush(self._timers, (due_s, self._timer_number, sleeper))
-        if len(self._timers) > 2 * len(self._sleepers) + _SLACK:
-            self._timers = [row for row in self._timers if self._is_due(row[2])]
-            heapify(self._timers)
+    def _hold(self, sleeper: _Sleeper, size_bytes: int) -> None:
+        """Rank a sleeper whose archive is held."""
+        self._sleepers[sleeper.key] = sleeper
+        if size_bytes != sleeper.size_bytes:
+            sleeper.size_bytes = size_bytes
+            sleeper.cost = self._cost(sleeper)
+        if sleeper.is_asleep:
+            self._set_timer(sleeper)
+        self._rank(sleeper)
 
-    def _is_due(self, sleeper: _Sleeper) -> bool:
-        return sleeper.is_asleep and self._sleepers.get(sleeper.key) is sleeper
+    def _cost(self, sleeper: _Sleeper) -> float:
+        return LEVELS * math.log2(sleeper.scale_s * self._limits.footprint(sleeper.size_bytes))
+
+    def _set_timer(self, sleeper: _Sleeper) -> None:
+        """Have the sleeper looked at again: each bin if it is held, else each few bins."""
+        bin_ = sleeper.bin + (1 if sleeper.is_held else _UNHELD_STEP)
+        if bin_ <= LAST_BIN:
+            self._timers.add(sleeper.stopped_s + EDGES[bin_] * sleeper.scale_s, sleeper)
 
     def _advance(self, now_s: float) -> None:
         """Let every sleeper grow older, and score those again that enter another bin."""
+        if now_s == self._now_s:
+            return
         self._now_s = now_s
         self._table.advance(now_s)
-        timers = self._timers
-        while timers and timers[0][0] <= now_s:
-            sleeper = heappop(timers)[2]
-            if not self._is_due(sleeper):
-                continue
-            if sleeper.is_counted:
-                self._table.passed(sleeper.row, sleeper.bin)
-            elif not sleeper.is_held:
-                del self._sleepers[sleeper.key]
-                continue
-            sleeper.bin += 1
-            self._set_timer(sleeper)
-            timers = self._timers  # it may have been rebuilt
-            if sleeper.is_held:
-                self._rank(sleeper, now_s)
+        due = self._timers.due(now_s)
+        for sleeper in due:
+            if sleeper.is_asleep:
+                age = (now_s - sleeper.stopped_s) / sleeper.scale_s
+                sleeper.bin = self._table.passed(
+                    sleeper.row, sleeper.bin, age, is_counted=sleeper.is_counted
+                )
+                self._set_timer(sleeper)
+                if sleeper.is_held:
+                    self._rank(sleeper)
+        if due:
+            self._timers.trim(2 * len(self._sleepers), lambda sleeper: sleeper.is_asleep)
 
     def _leave(self, sleeper: _Sleeper, now_s: float) -> None:
-        """Count the sleep so far of a timeline whose return was not seen."""
+        """Count the sleep so far of a timeline whose return was not seen, and lose sight of it."""
         if sleeper.is_asleep and sleeper.is_counted:
             age = (now_s - sleeper.stopped_s) / sleeper.scale_s
             self._table.left(sleeper.row, sleeper.bin, age)
+        self._ranking.drop(sleeper)
+        sleeper.is_asleep = False
 
-    def _score(self, sleeper: _Sleeper, now_s: float) -> float:
+    def _level(self, sleeper: _Sleeper) -> int:
+        """The level of its score: 32 for each power of two, so 2 % apart; 0 once started."""
         if not sleeper.is_asleep:
-            return 0.0
-        gain = self._table.gain(sleeper.row, sleeper.bin, now_s)
-        return gain / sleeper.scale_s / self._limits.footprint(sleeper.size_bytes)
+            return _STARTED
+        row = sleeper.row
+        if self._now_s >= row.is_stale_at_s:
+            self._table.fresh(row, self._now_s)
+        return max(1, int(row.log_gain[sleeper.bin] - sleeper.cost) + _LEVEL_ONE)
 
-    def _rank(self, sleeper: _Sleeper, now_s: float) -> None:
-        score = self._score(sleeper, now_s)
-        if score != sleeper.score or not sleeper.version:
-            sleeper.score = score
-            self._ranking.put(sleeper)
+    def _rank(self, sleeper: _Sleeper) -> None:
+        self._ranking.put(sleeper, self._level(sleeper))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from bisect import bisect_right
+from itertools import pairwise, product
 from struct import Struct
 from typing import Final
 
@@ -35,7 +36,15 @@ EDGES: Final = _edges()  # of the bins of an age, in typical sleeps
 WIDTHS: Final = tuple(high - low for low, high in pairwise(EDGES))
 BINS: Final = len(WIDTHS)
 LAST_BIN: Final = BINS - 1
+_ENDS: Final = (*EDGES[1:-1], math.inf)  # the last bin has none
+LEVELS: Final = 32  # for each power of two: scores are compared with 2 % of tolerance
+_LEAST_GAIN: Final = 1e-300
 _SAVED: Final = Struct(f"<{2 * BINS}f")
+
+
+def bin_of(age: float) -> int:
+    """The bin of an age in typical sleeps."""
+    return min(bisect_right(EDGES, age) - 1, LAST_BIN)
 
 
 def _prior(steepness: float) -> tuple[float, ...]:
@@ -56,20 +65,26 @@ class Row:
     Attributes:
         returned: weighted returns in each bin.
         exposed: weighted typical sleeps that sleepers have spent in each bin.
-        gain: returns that an archive of a sleeper in each bin earns per typical sleep of
-            keeping it, up to the best horizon.
+        log_gain: returns that an archive of a sleeper in each bin earns per typical sleep of
+            keeping it, up to the best horizon; `LEVELS` times their binary logarithm.
         share: the share that returns before that horizon.
         horizon: where that is, in typical sleeps since the stop.
         is_stale_at_s: when the last three have to be computed again.
+        number: of the row in the table.
+        prior: returns per typical sleep in each bin, before any were counted.
     """
 
-    __slots__ = ("exposed", "gain", "horizon", "is_stale_at_s", "prior", "returned", "share")
+    __slots__ = (
+        *("exposed", "horizon", "is_stale_at_s", "log_gain"),
+        *("number", "prior", "returned", "share"),
+    )
 
-    def __init__(self, prior: tuple[float, ...]) -> None:
+    def __init__(self, number: int, prior: tuple[float, ...]) -> None:
+        self.number = number
         self.prior = prior
         self.returned = [0.0] * BINS
         self.exposed = [0.0] * BINS
-        self.gain = [0.0] * BINS
+        self.log_gain = [0.0] * BINS
         self.share = [0.0] * BINS
         self.horizon = [0.0] * BINS
         self.is_stale_at_s = -math.inf
@@ -90,40 +105,40 @@ class Table:
         self._begin_s: float | None = None  # when the weight was 1
         self._next_weight_s = -math.inf
         self._rows = [
-            Row(_PRIORS[regularity] if visits else _NEW_PRIOR)
-            for visits in range(VISIT_LEVELS)
-            for regularity in range(REGULARITY_LEVELS)
-            for _ in range(CLOCK_LEVELS)
+            Row(number, _PRIORS[regularity] if visits else _NEW_PRIOR)
+            for number, (visits, regularity, _) in enumerate(
+                product(range(VISIT_LEVELS), range(REGULARITY_LEVELS), range(CLOCK_LEVELS))
+            )
         ]
 
-    def row_of(self, visits: int, regularity: int, clock: int) -> int:
-        """The number of the row of a kind."""
-        return (visits * REGULARITY_LEVELS + regularity) * CLOCK_LEVELS + clock
+    def row_of(self, visits: int, regularity: int, clock: int) -> Row:
+        """The row of a kind."""
+        return self._rows[(visits * REGULARITY_LEVELS + regularity) * CLOCK_LEVELS + clock]
 
-    def returned(self, row: int, bin_: int, age: float) -> None:
-        """Count a return at an age, in typical sleeps, in a bin."""
-        self._rows[row].returned[bin_] += self.weight
-        self.left(row, bin_, age)
+    def returned(self, row: Row, bin_: int, age: float) -> None:
+        """Count a return at an age, in typical sleeps, whose sleep is counted up to a bin."""
+        row.returned[self.left(row, bin_, age)] += self.weight
 
-    def left(self, row: int, bin_: int, age: float) -> None:
-        """Count the time that a sleeper has spent in the bin in which it is lost sight of."""
-        self._rows[row].exposed[bin_] += self.weight * max(0.0, age - EDGES[bin_])
+    def left(self, row: Row, bin_: int, age: float) -> int:
+        """Count the sleep of a sleeper that is lost sight of; returns the bin of its age."""
+        bin_ = self.passed(row, bin_, age, is_counted=True)
+        row.exposed[bin_] += self.weight * max(0.0, age - EDGES[bin_])
+        return bin_
 
-    def passed(self, row: int, bin_: int) -> None:
-        """Count a sleeper that has slept through a bin."""
-        self._rows[row].exposed[bin_] += self.weight * WIDTHS[bin_]
+    def passed(self, row: Row, bin_: int, age: float, *, is_counted: bool) -> int:
+        """Count a sleeper in the bins that it has slept through; returns the bin of its age."""
+        while _ENDS[bin_] <= age:
+            if is_counted:
+                row.exposed[bin_] += self.weight * WIDTHS[bin_]
+            bin_ += 1
+        return bin_
 
-    def gain(self, row: int, bin_: int, now_s: float) -> float:
-        """Returns per typical sleep of keeping the archive of a sleeper in a bin."""
-        return self.fresh(row, now_s).gain[bin_]
-
-    def fresh(self, row: int, now_s: float) -> Row:
-        """A row, computed within the last hour."""
-        item = self._rows[row]
-        if now_s >= item.is_stale_at_s:
+    def fresh(self, row: Row, now_s: float) -> Row:
+        """The same row, computed within the last hour."""
+        if now_s >= row.is_stale_at_s:
             self._compute(row)
-            item.is_stale_at_s = now_s + REFRESH_S
-        return item
+            row.is_stale_at_s = now_s + REFRESH_S
+        return row
 
     def advance(self, now_s: float) -> None:
         """Set the weight of new counts; call it before each of them."""
@@ -165,10 +180,9 @@ class Table:
             row.exposed = [factor * each for each in row.exposed]
             row.is_stale_at_s = -math.inf
 
-    def _compute(self, number: int) -> None:
+    def _compute(self, row: Row) -> None:
         """Compute what a row's sleepers earn: its own counts, else its parent's, else the prior."""
-        row = self._rows[number]
-        first = number - number % CLOCK_LEVELS
+        first = row.number - row.number % CLOCK_LEVELS
         family = self._rows[first : first + CLOCK_LEVELS]
         scale = 1 / self.weight
         stay: list[float] = []
@@ -185,7 +199,8 @@ class Table:
             stay.append(through)
             spend.append(-math.expm1(-rate * WIDTHS[bin_]) / rate)
         for bin_ in range(BINS):
-            row.gain[bin_], row.share[bin_], row.horizon[bin_] = _best(stay, spend, bin_)
+            gain, row.share[bin_], row.horizon[bin_] = _best(stay, spend, bin_)
+            row.log_gain[bin_] = LEVELS * math.log2(max(gain, _LEAST_GAIN))
 
 
 def _best(stay: list[float], spend: list[float], first: int) -> tuple[float, float, float]:
