@@ -38,6 +38,7 @@ BINS: Final = len(WIDTHS)
 LAST_BIN: Final = BINS - 1
 _ENDS: Final = (*EDGES[1:-1], math.inf)  # the last bin has none
 LEVELS: Final = 32  # for each power of two: scores are compared with 2 % of tolerance
+_NEARLY: Final = 0.99
 _LEAST_GAIN: Final = 1e-300
 _SAVED: Final = Struct(f"<{2 * BINS}f")
 
@@ -214,11 +215,14 @@ def _best(stay: list[float], spend: list[float], first: int) -> tuple[float, flo
     Returns:
         Returns per time kept, the share that returns, and the end of the horizon.
     """
-    asleep, spent, best, best_share, best_bin = 1.0, 0.0, 0.0, 0.0, first
+    asleep, spent = 1.0, 0.0
+    gains, shares = [], []
     for bin_ in range(first, BINS):
         spent += asleep * spend[bin_]
         asleep *= stay[bin_]
-        gain = (1.0 - asleep) / spent
-        if gain > best:
-            best, best_share, best_bin = gain, 1.0 - asleep, bin_
-    return best, best_share, EDGES[best_bin + 1]
+        shares.append(1.0 - asleep)
+        gains.append((1.0 - asleep) / spent)
+    best = max(gains)
+    # To wait for the last few would change little: the first horizon that is nearly as good.
+    at = next(at for at, gain in enumerate(gains) if gain >= _NEARLY * best)
+    return best, shares[at], EDGES[first + at + 1]

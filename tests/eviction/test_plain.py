@@ -1,0 +1,53 @@
+"""The policies to compare with: oldest-first, and none."""
+
+from __future__ import annotations
+
+from eviction.fleet import SIZE_BYTES, key_of
+
+from bbcache.eviction import Never, Oldest
+
+KEYS = [key_of(number) for number in range(6)]
+
+
+def _filled(policy: Oldest) -> Oldest:
+    for number, key in enumerate(KEYS[:3]):
+        policy.stopped(key, float(number), SIZE_BYTES)
+        policy.held(key, SIZE_BYTES)
+    return policy
+
+
+def test_the_oldest_goes() -> None:
+    """The archive that was published first makes room, unless one has been used."""
+    policy = _filled(Oldest(3))
+    assert policy.victims(KEYS[3], SIZE_BYTES, 5.0) == [KEYS[0]]
+    policy.started(KEYS[1], 6.0)
+    assert policy.victims(KEYS[3], SIZE_BYTES, 7.0) == [KEYS[1]]
+    assert policy.rank(KEYS[0], 7.0) == 1
+    policy.dropped(KEYS[1])
+    assert policy.victims(KEYS[3], SIZE_BYTES, 8.0) == []
+
+
+def test_none_evicts_nothing() -> None:
+    """A newcomer has no room, but what must shrink for other reasons goes by age."""
+    policy = _filled(Never(3, 10 * SIZE_BYTES))
+    assert policy.victims(KEYS[3], SIZE_BYTES, 5.0) is None
+    assert policy.lowest(0, 2 * SIZE_BYTES, 5.0) == KEYS[:2]
+    policy.set_limits(4, None)
+    assert policy.victims(KEYS[3], SIZE_BYTES, 5.0) == []
+
+
+def test_spared_archives_stay() -> None:
+    """The next one goes in their place."""
+    policy = _filled(Oldest(3))
+    policy.spare(KEYS[0])
+    assert policy.victims(KEYS[3], SIZE_BYTES, 5.0) == [KEYS[1]]
+    policy.unspare(KEYS[0])
+    assert KEYS[0] in policy.lowest(3, 0, 5.0)
+
+
+def test_bytes_count() -> None:
+    """As many go as the bytes of the newcomer need."""
+    policy = _filled(Oldest(None, 3 * SIZE_BYTES))
+    assert policy.victims(KEYS[3], SIZE_BYTES + 1, 5.0) == KEYS[:2]
+    assert policy.victims(KEYS[3], 4 * SIZE_BYTES, 5.0) is None
+    assert policy.planned_size_bytes(KEYS[3]) == SIZE_BYTES
