@@ -44,6 +44,14 @@ class Oldest:
         self._ranking.size_bytes += size_bytes
         self._ranking.put(item, _ASLEEP)
 
+    def found(self, key: bytes, size_bytes: int, stopped_s: float, now_s: float) -> None:
+        """See `Policy.found`; tell of the oldest first."""
+        self.held(key, size_bytes)
+
+    def held_keys(self) -> list[bytes]:
+        """See `Policy.held_keys`."""
+        return list(self._items)
+
     def dropped(self, key: bytes) -> None:
         """See `Policy.dropped`."""
         item = self._items.pop(key, None)
@@ -81,12 +89,17 @@ class Oldest:
         item = self._items.get(key)
         return 0 if item is None else self._ranking.rank(item)
 
-    def victims(
-        self, newcomer: bytes, size_bytes: int, now_s: float, others: tuple[int, int] = (0, 0)
+    def victims(self, newcomer: bytes, size_bytes: int, now_s: float) -> list[bytes] | None:
+        """See `Policy.victims`."""
+        ranking = self._ranking
+        files, bytes_over = self._limits.excess(ranking.count + 1, ranking.size_bytes + size_bytes)
+        return self.cheaper(newcomer, files, bytes_over, now_s) if files or bytes_over else []
+
+    def cheaper(
+        self, newcomer: bytes, files: int, size_bytes: int, now_s: float
     ) -> list[bytes] | None:
-        """See `Policy.victims`; every newcomer is worth more than what is there."""
-        excess = self._excess(size_bytes, others)
-        return self._ranking.below(_NEWCOMER, *excess) if any(excess) else []
+        """See `Policy.cheaper`; every newcomer is worth more than what is there."""
+        return self._ranking.below(_NEWCOMER, files, size_bytes)
 
     def lowest(self, files: int, size_bytes: int, now_s: float) -> list[bytes]:
         """See `Policy.lowest`."""
@@ -115,16 +128,12 @@ class Oldest:
         """See `Policy.load`."""
         return not data
 
-    def _excess(self, size_bytes: int, others: tuple[int, int]) -> tuple[int, int]:
-        count, used_bytes = self._ranking.count, self._ranking.size_bytes
-        return self._limits.excess(count + others[0] + 1, used_bytes + others[1] + size_bytes)
-
 
 class Never(Oldest):
     """Evicts nothing for a newcomer, as Neon's cache. See `bbcache.eviction.policy.Policy`."""
 
-    def victims(
-        self, newcomer: bytes, size_bytes: int, now_s: float, others: tuple[int, int] = (0, 0)
+    def cheaper(
+        self, newcomer: bytes, files: int, size_bytes: int, now_s: float
     ) -> list[bytes] | None:
-        """See `Policy.victims`."""
-        return None if any(self._excess(size_bytes, others)) else []
+        """See `Policy.cheaper`; no newcomer is worth anything."""
+        return None

@@ -32,11 +32,26 @@ class Policy(Protocol):
         ...
 
     def held(self, key: bytes, size_bytes: int) -> None:
-        """Note that the timeline's archive was published, or found at the start."""
+        """Note that the timeline's archive was published."""
+        ...
+
+    def found(self, key: bytes, size_bytes: int, stopped_s: float, now_s: float) -> None:
+        """Note an archive that was there before.
+
+        Args:
+            key: the timeline.
+            size_bytes: the size of the archive.
+            stopped_s: when the timeline stopped, if the policy does not know better.
+            now_s: the time.
+        """
         ...
 
     def dropped(self, key: bytes) -> None:
         """Note that the timeline has no archive any more, for whatever reason."""
+        ...
+
+    def held_keys(self) -> list[bytes]:
+        """The timelines that have an archive."""
         ...
 
     def forget(self, key: bytes) -> None:
@@ -63,16 +78,20 @@ class Policy(Protocol):
         """How many archives go before the timeline's."""
         ...
 
-    def victims(
-        self, newcomer: bytes, size_bytes: int, now_s: float, others: tuple[int, int] = (0, 0)
+    def victims(self, newcomer: bytes, size_bytes: int, now_s: float) -> list[bytes] | None:
+        """Choose the archives that make room for another one within the limits; see `cheaper`."""
+        ...
+
+    def cheaper(
+        self, newcomer: bytes, files: int, size_bytes: int, now_s: float
     ) -> list[bytes] | None:
-        """Choose the archives that make room for another one. Changes nothing.
+        """Choose the archives to drop for another one. Changes nothing.
 
         Args:
             newcomer: the timeline of the other one, which `stopped` was told of.
-            size_bytes: its size.
+            files: how many must go at least.
+            size_bytes: how many bytes must go at least.
             now_s: the time.
-            others: what else counts against the limits: files and bytes.
 
         Returns:
             As few as possible, all worth less than the newcomer; None if there are not enough.

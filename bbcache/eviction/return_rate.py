@@ -155,6 +155,19 @@ class ReturnRate:
         self._ranking.size_bytes += size_bytes
         self._hold(sleeper, size_bytes)
 
+    def found(self, key: bytes, size_bytes: int, stopped_s: float, now_s: float) -> None:
+        """See `Policy.found`."""
+        self._advance(now_s)
+        record, at = self._records.find(key)
+        if at < 0:
+            record, at = self._records.find_or_add(key, now_s)
+            habits.note_stop(record, at, stopped_s)
+        self.held(key, size_bytes)
+
+    def held_keys(self) -> list[bytes]:
+        """See `Policy.held_keys`."""
+        return [sleeper.key for sleeper in self._sleepers.values() if sleeper.is_held]
+
     def dropped(self, key: bytes) -> None:
         """See `Policy.dropped`."""
         sleeper = self._sleepers.get(key)
@@ -208,20 +221,21 @@ class ReturnRate:
         sleeper = self._sleepers.get(key)
         return 0 if sleeper is None else self._ranking.rank(sleeper)
 
-    def victims(
-        self, newcomer: bytes, size_bytes: int, now_s: float, others: tuple[int, int] = (0, 0)
-    ) -> list[bytes] | None:
+    def victims(self, newcomer: bytes, size_bytes: int, now_s: float) -> list[bytes] | None:
         """See `Policy.victims`."""
+        ranking = self._ranking
+        files, bytes_over = self._limits.excess(ranking.count + 1, ranking.size_bytes + size_bytes)
+        return self.cheaper(newcomer, files, bytes_over, now_s) if files or bytes_over else []
+
+    def cheaper(
+        self, newcomer: bytes, files: int, size_bytes: int, now_s: float
+    ) -> list[bytes] | None:
+        """See `Policy.cheaper`."""
         self._advance(now_s)
-        files, bytes_over = self._limits.excess(
-            self._ranking.count + others[0] + 1, self._ranking.size_bytes + others[1] + size_bytes
-        )
-        if not (files or bytes_over):
-            return []
         sleeper = self._known(newcomer)
         if sleeper is None:
             return None
-        return self._ranking.below(self._level(sleeper), files, bytes_over)
+        return self._ranking.below(self._level(sleeper), files, size_bytes)
 
     def lowest(self, files: int, size_bytes: int, now_s: float) -> list[bytes]:
         """See `Policy.lowest`."""

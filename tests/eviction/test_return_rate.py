@@ -93,15 +93,26 @@ def test_nothing_goes_while_there_is_room() -> None:
     assert policy.victims(KEYS[1], SIZE_BYTES, START_S) == []
 
 
-def test_what_else_is_in_the_directory_counts() -> None:
-    """Foreign files and builds take room from the entries."""
-    policy = ReturnRate(2, 3 * SIZE_BYTES)
+def test_room_for_what_the_policy_does_not_know() -> None:
+    """A caller that counts other files too says how much must go."""
+    policy = ReturnRate(5)
     _hold(policy, KEYS[0], START_S)
-    policy.stopped(KEYS[1], START_S + 3 * HOUR_S, SIZE_BYTES)
+    _hold(policy, KEYS[1], START_S + 1)
     now_s = START_S + 3 * HOUR_S
-    assert policy.victims(KEYS[1], SIZE_BYTES, now_s, (1, 0)) == [KEYS[0]]
-    assert policy.victims(KEYS[1], SIZE_BYTES, now_s, (0, SIZE_BYTES + 1)) == [KEYS[0]]
-    assert policy.victims(KEYS[1], SIZE_BYTES, now_s, (2, 0)) is None
+    policy.stopped(KEYS[2], now_s, SIZE_BYTES)
+    assert policy.cheaper(KEYS[2], 1, 0, now_s) == [KEYS[0]]
+    assert policy.cheaper(KEYS[2], 1, SIZE_BYTES + 1, now_s) == KEYS[:2]
+    assert policy.cheaper(KEYS[2], 3, 0, now_s) is None
+    assert policy.lowest(3, 0, now_s) == KEYS[:2]
+
+
+def test_an_archive_without_history() -> None:
+    """An archive that is found is as old as its file, and of no known kind."""
+    policy = ReturnRate(5)
+    for number, key in enumerate(KEYS[:3]):
+        policy.found(key, SIZE_BYTES, START_S - number * HOUR_S, START_S)
+    assert policy.lowest(3, 0, START_S) == [KEYS[2], KEYS[1], KEYS[0]]
+    assert sorted(policy.held_keys()) == sorted(KEYS[:3])
 
 
 def test_a_dead_branch_loses_its_place() -> None:
