@@ -10,7 +10,7 @@ from bbcache.eviction.policy import Limits, Ranked, Ranking
 if TYPE_CHECKING:
     from bbcache.eviction.habits import Habits
 
-_FIRST_SIZE_BYTES: Final = 25_000  # planned for before any archive was published
+_FIRST_SIZE_BYTES: Final = 1  # planned for before any archive was published
 _STARTED, _ASLEEP, _NEWCOMER = range(3)  # levels
 
 

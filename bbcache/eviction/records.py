@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _DIGEST_SIZE_BYTES: Final = 8
 _SIZE_BYTES: Final = _DIGEST_SIZE_BYTES + len(NEW_RECORD)
 _PER_BUCKET: Final = 32
-_SAMPLE: Final = 4
+SAMPLE: Final = 4
 
 
 class Records:
@@ -41,12 +41,12 @@ class Records:
     @staticmethod
     def is_sampled(key: bytes) -> bool:
         """Whether the returns of this timeline are counted: one in four, by its hash."""
-        return xxh3_64_digest(key)[-1] % _SAMPLE == 0
+        return xxh3_64_digest(key)[-1] % SAMPLE == 0
 
     @staticmethod
     def is_sampled_at(bucket: bytearray, at: int) -> bool:
         """Like `is_sampled`, for the record at an offset, which is behind its hash."""
-        return bucket[at - 1] % _SAMPLE == 0
+        return bucket[at - 1] % SAMPLE == 0
 
     def find(self, key: bytes) -> tuple[bytearray, int]:
         """The array and the offset of a record; the offset is -1 if there is none."""

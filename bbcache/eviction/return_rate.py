@@ -16,7 +16,7 @@ from xxhash import xxh3_64_digest
 
 from bbcache.eviction import habits
 from bbcache.eviction.policy import Limits, Ranked, Ranking
-from bbcache.eviction.records import Records
+from bbcache.eviction.records import SAMPLE, Records
 from bbcache.eviction.table import EDGES, LAST_BIN, LEVELS, Table, bin_of
 from bbcache.eviction.timers import Timers
 
@@ -33,7 +33,7 @@ _STARTED: Final = 0
 _LEVEL_ONE: Final = 50 * LEVELS  # of a score of 1
 _LEAST_KNOWN: Final = 100_000  # timelines
 _KNOWN_PER_ENTRY: Final = 20
-_FIRST_SIZE_BYTES: Final = 25_000  # planned for before any archive was published
+_FIRST_SIZE_BYTES: Final = 1  # planned for before any archive was published
 
 
 class _Sleeper(Ranked):
@@ -68,6 +68,14 @@ class _Sleeper(Ranked):
         self.is_held = False
         self.is_counted = False
 
+    def without_timer(self) -> _Sleeper:
+        """The same sleeper, without the timer of this one."""
+        other = _Sleeper(self.key, self.size_bytes, self.stopped_s, self.row, self.scale_s)
+        other.bin, other.cost = self.bin, self.cost
+        other.is_asleep, other.is_counted = self.is_asleep, self.is_counted
+        self.is_asleep = False
+        return other
+
 
 class ReturnRate:
     """Keeps what is most likely to be asked for next. See `bbcache.eviction.policy.Policy`.
@@ -85,11 +93,11 @@ class ReturnRate:
         max_known: int | None = None,
     ) -> None:
         self._limits = Limits(max_entries, max_size_bytes)
-        self._records = Records(
-            max_known or max(_LEAST_KNOWN, _KNOWN_PER_ENTRY * (max_entries or 0))
-        )
+        self._max_known = max_known or max(_LEAST_KNOWN, _KNOWN_PER_ENTRY * (max_entries or 0))
+        self._records = Records(self._max_known)
         self._table = Table()
-        self._sleepers: dict[bytes, _Sleeper] = {}  # that are held or counted
+        self._held: dict[bytes, _Sleeper] = {}
+        self._watched: dict[bytes, _Sleeper] = {}  # asleep and not held, but counted
         self._newcomers: dict[bytes, _Sleeper] = {}  # the last ones that stopped, and are not held
         self._ranking = Ranking()
         self._timers = Timers[_Sleeper]()
@@ -100,23 +108,21 @@ class ReturnRate:
     def stopped(self, key: bytes, now_s: float, size_bytes: int) -> None:
         """See `Policy.stopped`."""
         self._advance(now_s)
-        old = self._sleepers.pop(key, None)
+        old = self._held.get(key) or self._watched.pop(key, None)
+        if old is not None:
+            self._leave(old, now_s)
         record, at = self._records.find_or_add(key, now_s)
         habits.note_stop(record, at, now_s)
         sleeper = self._sleeper(key, now_s, size_bytes, record, at)
-        if Records.is_sampled_at(record, at):
-            sleeper.is_counted = True
-            self._sleepers[key] = sleeper
-            self._set_timer(sleeper)
-        if old is not None:
-            self._leave(old, now_s)
-            if old.is_held:
-                sleeper.is_held = True
-                self._hold(sleeper, old.size_bytes)
-                return
+        sleeper.is_counted = Records.is_sampled_at(record, at)
+        if old is not None and old.is_held:
+            self._hold(sleeper, old.size_bytes)
+            return
         self._newcomers[key] = sleeper
         if len(self._newcomers) > _MOST_NEWCOMERS:
             del self._newcomers[next(iter(self._newcomers))]
+        if sleeper.is_counted:
+            self._watch(sleeper)
 
     def started(self, key: bytes, now_s: float) -> None:
         """See `Policy.started`."""
@@ -125,16 +131,14 @@ class ReturnRate:
         if at < 0 or not habits.note_start(record, at, now_s):
             return
         self._newcomers.pop(key, None)
-        sleeper = self._sleepers.get(key)
-        if sleeper is not None:
+        sleeper = self._held.get(key) or self._watched.pop(key, None)
+        if sleeper is not None and sleeper.is_asleep:
             if sleeper.is_counted:
                 age = (now_s - sleeper.stopped_s) / sleeper.scale_s
                 self._table.returned(sleeper.row, sleeper.bin, age)
             sleeper.is_asleep = False
             if sleeper.is_held:
-                self._ranking.put(sleeper, _STARTED)
-            else:
-                del self._sleepers[key]
+                self._rank(sleeper)
 
     def held(self, key: bytes, size_bytes: int) -> None:
         """See `Policy.held`."""
@@ -142,16 +146,21 @@ class ReturnRate:
         habits.note_size(record, at, size_bytes)
         self._published_count += 1
         self._published_bytes += size_bytes
-        sleeper = self._newcomers.pop(key, None) or self._sleepers.get(key)
-        if sleeper is None:
+        old = self._held.get(key)
+        sleeper, watched = self._newcomers.pop(key, None), self._watched.pop(key, None)
+        if watched is not None:
+            sleeper = watched.without_timer()
+        elif old is not None:
+            sleeper = old.without_timer()
+        elif sleeper is None:
             stopped_s = habits.last_stop_s(record, at, self._now_s)
             sleeper = self._sleeper(key, stopped_s, size_bytes, record, at)
             sleeper.is_asleep = habits.asleep_s(record, at, self._now_s) is not None
-        if sleeper.is_held:
-            self._ranking.size_bytes -= sleeper.size_bytes
-        else:
-            sleeper.is_held = True
+        if old is None:
             self._ranking.count += 1
+        else:
+            self._ranking.size_bytes -= old.size_bytes
+            self._ranking.drop(old)
         self._ranking.size_bytes += size_bytes
         self._hold(sleeper, size_bytes)
 
@@ -166,38 +175,39 @@ class ReturnRate:
 
     def held_keys(self) -> list[bytes]:
         """See `Policy.held_keys`."""
-        return [sleeper.key for sleeper in self._sleepers.values() if sleeper.is_held]
+        return list(self._held)
 
     def dropped(self, key: bytes) -> None:
         """See `Policy.dropped`."""
-        sleeper = self._sleepers.get(key)
-        if sleeper is None or not sleeper.is_held:
+        sleeper = self._held.pop(key, None)
+        if sleeper is None:
             return
         sleeper.is_held = False
         self._ranking.count -= 1
         self._ranking.size_bytes -= sleeper.size_bytes
         self._ranking.drop(sleeper)
-        if not (sleeper.is_counted and sleeper.is_asleep):
-            del self._sleepers[key]
+        if sleeper.is_counted and sleeper.is_asleep:
+            self._watch(sleeper, has_timer=True)
+        else:
             sleeper.is_asleep = False
 
     def forget(self, key: bytes) -> None:
         """See `Policy.forget`."""
         self.dropped(key)
         self._newcomers.pop(key, None)
-        sleeper = self._sleepers.pop(key, None)
+        sleeper = self._watched.pop(key, None)
         if sleeper is not None:
             self._leave(sleeper, self._now_s)
         self._records.remove(key)
 
     def spare(self, key: bytes) -> None:
         """See `Policy.spare`."""
-        self._ranking.spare(self._sleepers.get(key), key)
+        self._ranking.spare(self._held.get(key), key)
 
     def unspare(self, key: bytes) -> None:
         """See `Policy.unspare`."""
-        sleeper = self._sleepers.get(key)
-        if self._ranking.unspare(key) and sleeper is not None and sleeper.is_held:
+        sleeper = self._held.get(key)
+        if self._ranking.unspare(key) and sleeper is not None:
             self._rank(sleeper)
 
     def score(self, key: bytes, now_s: float) -> float:
@@ -218,7 +228,7 @@ class ReturnRate:
     def rank(self, key: bytes, now_s: float) -> int:
         """See `Policy.rank`."""
         self._advance(now_s)
-        sleeper = self._sleepers.get(key)
+        sleeper = self._held.get(key)
         return 0 if sleeper is None else self._ranking.rank(sleeper)
 
     def victims(self, newcomer: bytes, size_bytes: int, now_s: float) -> list[bytes] | None:
@@ -269,10 +279,9 @@ class ReturnRate:
     def set_limits(self, max_entries: int | None, max_size_bytes: int | None) -> None:
         """See `Policy.set_limits`."""
         self._limits = Limits(max_entries, max_size_bytes)
-        for sleeper in self._sleepers.values():
+        for sleeper in self._held.values():
             sleeper.cost = self._cost(sleeper)
-            if sleeper.is_held:
-                self._rank(sleeper)
+            self._rank(sleeper)
 
     def save(self) -> bytes:
         """See `Policy.save`."""
@@ -299,7 +308,7 @@ class ReturnRate:
         return True
 
     def _known(self, key: bytes) -> _Sleeper | None:
-        sleeper = self._newcomers.get(key) or self._sleepers.get(key)
+        sleeper = self._newcomers.get(key) or self._held.get(key)
         if sleeper is not None:
             return sleeper
         record, at = self._records.find(key)
@@ -322,13 +331,23 @@ class ReturnRate:
 
     def _hold(self, sleeper: _Sleeper, size_bytes: int) -> None:
         """Rank a sleeper whose archive is held."""
-        self._sleepers[sleeper.key] = sleeper
+        self._held[sleeper.key] = sleeper
+        sleeper.is_held = True
         if size_bytes != sleeper.size_bytes:
             sleeper.size_bytes = size_bytes
             sleeper.cost = self._cost(sleeper)
         if sleeper.is_asleep:
             self._set_timer(sleeper)
         self._rank(sleeper)
+
+    def _watch(self, sleeper: _Sleeper, *, has_timer: bool = False) -> None:
+        """Count what becomes of a sleeper whose archive is not held."""
+        self._watched[sleeper.key] = sleeper
+        if not has_timer:
+            self._set_timer(sleeper)
+        if len(self._watched) > self._max_known // SAMPLE:
+            oldest = self._watched.pop(next(iter(self._watched)))
+            self._leave(oldest, self._now_s)
 
     def _cost(self, sleeper: _Sleeper) -> float:
         return LEVELS * math.log2(sleeper.scale_s * self._limits.footprint(sleeper.size_bytes))
@@ -356,7 +375,9 @@ class ReturnRate:
                 if sleeper.is_held:
                     self._rank(sleeper)
         if due:
-            self._timers.trim(2 * len(self._sleepers), lambda sleeper: sleeper.is_asleep)
+            self._timers.trim(
+                2 * (len(self._held) + len(self._watched)), lambda sleeper: sleeper.is_asleep
+            )
 
     def _leave(self, sleeper: _Sleeper, now_s: float) -> None:
         """Count the sleep so far of a timeline whose return was not seen, and lose sight of it."""
