@@ -46,11 +46,10 @@ def test_inverse_habits() -> None:
 
 def test_steady_habits() -> None:
     """Where each timeline has a sleep of its own, it beats oldest-first by far."""
-    medians = {}
+    medians_s: dict[int, float] = {}
 
     def steady(rng: random.Random, slept_s: float) -> float:
-        median_s = medians.setdefault(id(rng), slept_s)
-        return median_s * rng.lognormvariate(0, 0.3)
+        return medians_s.setdefault(id(rng), slept_s) * rng.lognormvariate(0, 0.3)
 
     events = make_fleet(200, 8, steady)
     rate = hit_rate(ReturnRate(20), events, 3 * DAY_S)
