@@ -1,4 +1,4 @@
-"""What is known of one timeline: how long it sleeps, how regularly, and when it starts.
+"""The habits of one timeline: how long it sleeps, how regularly, and when it starts.
 
 A timeline runs, stops, sleeps, and starts again. All that is kept of it is packed into 32 bytes,
 and one more for the size of its last archive.

@@ -110,7 +110,7 @@ class Oldest:
         return None
 
     def planned_size_bytes(self, key: bytes) -> int:
-        """See `Policy.planned_size_bytes`; the mean of what is held stands for a last size."""
+        """See `Policy.planned_size_bytes`; the mean of all archives stands for a last size."""
         item, ranking = self._items.get(key), self._ranking
         if item is not None:
             return item.size_bytes

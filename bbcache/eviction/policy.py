@@ -103,7 +103,7 @@ class Policy(Protocol):
         ...
 
     def habits(self, key: bytes, now_s: float) -> Habits | None:
-        """What is known of the timeline; None if nothing is."""
+        """The timeline's habits in numbers; None for an unknown timeline."""
         ...
 
     def planned_size_bytes(self, key: bytes) -> int:

@@ -1,4 +1,4 @@
-"""When to look at something again, to the second."""
+"""The seconds at which items are due."""
 
 from __future__ import annotations
 
