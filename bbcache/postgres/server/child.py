@@ -1,4 +1,4 @@
-"""Stopping a server that is a child of this process."""
+"""The end of a child process: of one that is stopped, and of one that is left to itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Final
@@ -37,3 +38,20 @@ def quit_child(server: subprocess.Popen[bytes]) -> None:
         server.send_signal(signal.SIGQUIT if is_patient else signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(_QUIT_INTERVAL_S)
+
+
+def leave(process: subprocess.Popen[bytes]) -> None:
+    """Leave a child process to itself; once it ends, nothing of it stays.
+
+    A thread waits for it, because a child that nobody waits for stays a zombie as long as this
+    process lives. At the exit of the interpreter, which begins no more threads, init takes over.
+    """
+    process.returncode = 0  # so that neither the object nor a forked child waits for it
+    reaper = threading.Thread(target=_reap, args=(process.pid,), name="bbcache-reaper", daemon=True)
+    with contextlib.suppress(RuntimeError):
+        reaper.start()
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):  # the program ignores SIGCHLD, or waits itself
+        os.waitpid(pid, 0)

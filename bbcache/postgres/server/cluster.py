@@ -23,7 +23,7 @@ from bbcache.errors import PostgresError
 from bbcache.postgres.pgdata.postmaster_file import PostmasterFile
 from bbcache.postgres.pgdata.write_behind import WriteBehind
 from bbcache.postgres.server.binaries import PostgresBinaries
-from bbcache.postgres.server.child import end_child, quit_child
+from bbcache.postgres.server.child import end_child, leave, quit_child
 from bbcache.postgres.server.guard import Guard
 from bbcache.postgres.server.socket_dir import make_socket_dir, quote_directory
 from bbcache.postgres.server.superuser import read_superuser
@@ -278,7 +278,7 @@ class Cluster:
         Nothing of this object ends the server any more; a guard does, unless it is closed.
         """
         if self._server is not None:
-            self._server.returncode = 0  # nothing waits for it
+            leave(self._server)
         self._socket_dir = None
         self._forget_server()
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from bbcache.errors import PostgresError
+from bbcache.postgres.server.child import leave
 
 # Names are random, so that a command line with one belongs to what this process has started.
 # The first process of a server has them in its command line, its children do not. A program
@@ -116,7 +117,7 @@ class Guard:
         It ends with this. Does nothing once it was closed.
         """
         if self._close_pipe(b""):
-            self._process.returncode = 0  # nothing waits for it
+            leave(self._process)
 
     def close(self) -> None:
         """End the guard; what it was given stays as it is. Does nothing a second time."""
@@ -206,7 +207,7 @@ def clean_up(directory: Path | str) -> None:
     assert process.stdin is not None
     process.stdin.write(os.fsencode(os.fspath(directory)) + b"\n")
     process.stdin.close()
-    threading.Thread(target=process.wait, name="bbcache-clean-up", daemon=True).start()
+    leave(process)
 
 
 def _start() -> subprocess.Popen[bytes]:

@@ -49,6 +49,12 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
+def _children() -> set[str]:
+    """The processes that this one has begun, zombies included."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {pid for path in tasks for pid in path.read_text().split()}
+
+
 def test_a_killed_process_leaves_nothing(
     newest_pg: PostgresBinaries, make_cluster: ClusterFactory, templates: Templates
 ) -> None:
@@ -143,3 +149,26 @@ def test_cleaning_up_after_a_guard_that_was_killed(
     wait_until(lambda: not directory.exists())
     wait_until(lambda: not cluster.is_running)
     assert neighbour.is_running
+
+
+def test_no_guard_that_has_ended_is_a_zombie(tmp_path: Path) -> None:
+    """This process reaps it, however long it lives itself."""
+    before = _children()
+    guard = Guard()
+    guard.make_directory(tmp_path, "x-")
+    guard.clean_up()
+    clean_up(make_directory(tmp_path, "left-"))
+    wait_until(lambda: _children() <= before)
+
+
+def test_a_server_that_was_left_is_no_zombie(
+    newest_pg: PostgresBinaries, make_cluster: ClusterFactory
+) -> None:
+    """When it ends before this process does."""
+    cluster = make_cluster(newest_pg)
+    cluster.start()
+    pid, postmaster_file = cluster.pid, cluster.pgdata_dir / "postmaster.pid"
+    cluster.detach()
+    assert postmaster_file.exists()
+    os.kill(pid, signal.SIGQUIT)
+    wait_until(lambda: str(pid) not in _children())
