@@ -16,8 +16,6 @@ from page_service.tokens import Signer
 from bbcache.page_service.auth.tokens import TokenKeys
 from bbcache.page_service.errors import BadTokenError, ProtocolError
 from bbcache.page_service.protocol import conversation as c
-from bbcache.page_service.protocol import frontend
-from bbcache.page_service.protocol.frames import Frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -180,15 +178,7 @@ def test_a_verifier_that_fails(make_bench: Callable[[], Bench], log: Everything)
 def test_no_object_tells_what_it_keeps() -> None:
     """A repr in a traceback, a debugger or a log of another one has no secret."""
     secret = _SECRETS["ascii"].decode()
-    startup = frontend.parse_startup(
-        Frame(b"", struct.pack("!HH", 3, 0) + f"password\0{secret}\0\0".encode())
-    )
-    for thing in (
-        frontend.parse_message(Frame(b"p", f"{secret}\0".encode())),
-        c.TokenGiven(secret),
-        startup,
-    ):
-        assert secret not in repr(thing)
+    assert secret not in repr(c.TokenGiven(secret))
 
 
 def test_the_search_finds_what_there_is() -> None:

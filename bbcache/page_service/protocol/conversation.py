@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from sys import getsizeof
-from typing import Any, Final
+from typing import Final
 
 from bbcache.page_service.errors import (
     CommandError,
@@ -20,13 +19,18 @@ from bbcache.page_service.errors import (
     ProtocolError,
     TlsRequiredError,
 )
-from bbcache.page_service.protocol import backend, frontend
+from bbcache.page_service.protocol import backend
 from bbcache.page_service.protocol.command import NoOpCommand
+from bbcache.page_service.protocol.fields import Fields
 from bbcache.page_service.protocol.frames import Frame, FrameBuffer
-from bbcache.page_service.protocol.frontend import parse_message, parse_startup
+from bbcache.page_service.protocol.names import Names
 
-_MAX_NAMES: Final = 16  # of statements, and of portals
-_MAX_STATE_BYTES: Final = 16 * 1024  # names and texts of all of them
+# Of the first message (pqcomm.h).
+_CANCEL_CODE: Final = 80877102
+_SSL_CODE: Final = 80877103
+_GSSENC_CODE: Final = 80877104
+_MAJOR_VERSION: Final = 3
+
 _COPY_END: Final = backend.COPY_DONE + backend.command_complete("SELECT 1")
 _TLS_HELLO: Final = b"\x16\x03"
 _OPTION_PREFIX: Final = "_pq_."
@@ -60,12 +64,7 @@ class CommandGiven:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The client has disconnected."""
-
-
-Event = TlsRequested | CancelRequested | TokenGiven | CommandGiven | Ended
+Event = TlsRequested | CancelRequested | TokenGiven | CommandGiven
 
 
 class _Phase(Enum):
@@ -103,12 +102,11 @@ class Conversation:
         self._wants_token = wants_token
         self._has_tls = has_tls
         self._is_encrypted = False
-        self._asked: set[type[frontend.StartupRequest]] = set()
+        self._asked: set[int] = set()  # codes of requests for encryption
         self._key = (process_id, secret)
         self._phase = _Phase.STARTUP
         self._is_extended = False  # the command that was given last
-        self._statements: dict[str, str] = {}
-        self._portals: dict[str, str] = {}
+        self._names = Names()
         self._ready = backend.READY_FOR_QUERY  # tells the status of the transaction
         self.message_count = 0
         self._out = bytearray()
@@ -165,11 +163,7 @@ class Conversation:
                 if frame is None:
                     return None
                 self.message_count += 1
-                event = (
-                    self._begin(parse_startup(frame))
-                    if is_start
-                    else self._go_on(parse_message(frame))
-                )
+                event = self._begin(Fields(frame)) if is_start else self._go_on(frame)
                 if event is not None:
                     return event
         except ProtocolError:
@@ -190,7 +184,6 @@ class Conversation:
     def begin_direct_tls(self) -> None:
         """Take note that the client has begun with TLS, without a request for it."""
         self._is_encrypted = True
-        self._asked |= {frontend.SslRequest, frontend.GssEncRequest}
 
     def answer_tls(self) -> bool:
         """Answer a request for TLS.
@@ -272,123 +265,132 @@ class Conversation:
         else:
             self._out += self._ready
 
-    def _begin(self, request: frontend.StartupRequest) -> Event | None:
-        if isinstance(request, frontend.CancelRequest):
+    def _begin(self, fields: Fields) -> Event | None:
+        code = fields.number()
+        if code == _CANCEL_CODE:
+            event = CancelRequested(fields.number(), fields.rest())
             self._phase = _Phase.CLOSED
-            return CancelRequested(request.process_id, request.secret)
-        if type(request) in self._asked or (self._is_encrypted and self._asks_encryption(request)):
-            raise ProtocolError("encryption was asked for before")
-        self._asked.add(type(request))
-        if isinstance(request, frontend.SslRequest):
-            return TlsRequested()
-        if isinstance(request, frontend.GssEncRequest):
-            self._out += backend.ENCRYPTION_REFUSED
-            return None
+            return event
+        if code in (_SSL_CODE, _GSSENC_CODE):
+            fields.end()
+            return self._ask_encryption(code)
+        major, minor = divmod(code, 1 << 16)
+        if major != _MAJOR_VERSION:
+            raise ProtocolError(f"protocol version {major}.{minor} is not supported; use 3.0")
+        options = [name for name in fields.pairs() if name.startswith(_OPTION_PREFIX)]
         if self._has_tls and not self._is_encrypted:
             raise TlsRequiredError(
                 "must connect with TLS\nhint: Add sslmode=require to the connection string."
             )
-        self._start(request)
-        return None
-
-    @staticmethod
-    def _asks_encryption(request: frontend.StartupRequest) -> bool:
-        return isinstance(request, frontend.SslRequest | frontend.GssEncRequest)
-
-    def _start(self, request: frontend.StartupMessage) -> None:
-        options = [name for name in request.parameters if name.startswith(_OPTION_PREFIX)]
-        if request.minor_version > 0 or options:
+        if minor > 0 or options:
             self._out += backend.negotiate_protocol_version(options)
         if self._wants_token:
             self._phase = _Phase.PASSWORD
             self._out += backend.CLEARTEXT_PASSWORD_WANTED
         else:
             self.let_in()
-
-    def _go_on(self, message: frontend.Message) -> Event | None:
-        if self._phase is _Phase.READY and isinstance(message, frontend.Query):  # the usual case
-            self._is_extended = False
-            return CommandGiven(message.text)
-        if isinstance(message, frontend.Terminate):
-            self._phase = _Phase.CLOSED
-            return Ended()
-        if self._phase is _Phase.PASSWORD:
-            if not isinstance(message, frontend.PasswordMessage):
-                raise ProtocolError(_PASSWORD_WANTED)
-            return TokenGiven(message.password)
-        if isinstance(message, frontend.PasswordMessage):
-            raise ProtocolError("no password is wanted now")
-        if isinstance(message, frontend.Sync):
-            self._sync()
-        elif self._phase is _Phase.READY:
-            return self._go_on_ready(message)
         return None
 
-    def _go_on_ready(self, message: frontend.Message) -> Event | None:
-        if isinstance(message, frontend.Flush | frontend.CopyIn):
-            return None  # answers are sent at once anyway; the rest of a copy is ignored
-        return self._go_on_extended(message)
+    def _ask_encryption(self, code: int) -> Event | None:
+        if self._is_encrypted or code in self._asked:
+            raise ProtocolError("encryption was asked for before")
+        self._asked.add(code)
+        if code == _SSL_CODE:
+            return TlsRequested()
+        self._out += backend.ENCRYPTION_REFUSED
+        return None
 
-    def _go_on_extended(self, message: frontend.Message) -> Event | None:
-        self._is_extended = True
+    def _go_on(self, frame: Frame) -> Event | None:
+        answer = _ANSWERS.get(frame.kind)
+        if answer is None:
+            raise ProtocolError(f"no message has the type {frame.kind!r}")
+        if self._phase is _Phase.PASSWORD and frame.kind not in b"pX":
+            raise ProtocolError(_PASSWORD_WANTED)
+        if self._phase is _Phase.SKIPPING and frame.kind not in b"pSX":
+            return None
+        self._is_extended = frame.kind in b"PBDEC"
         try:
-            if isinstance(message, frontend.Execute):
-                return CommandGiven(_named(self._portals, "portal", message.portal))
-            _ANSWERS[type(message)](self, message)
+            return answer(self, Fields(frame))
         except CommandError as error:
             self.fail(error)
-        return None
+            return None
 
-    def _sync(self) -> None:
+    def _password(self, fields: Fields) -> Event:
+        token = fields.last_text()
+        if self._phase is not _Phase.PASSWORD:
+            raise ProtocolError("no password is wanted now")
+        return TokenGiven(token)
+
+    def _query(self, fields: Fields) -> Event:
+        return CommandGiven(fields.last_text())
+
+    def _execute(self, fields: Fields) -> Event:
+        portal = fields.text()
+        fields.take(4)  # how many rows, which a copy does not have
+        fields.end()
+        return CommandGiven(self._names.text_of(portal, is_portal=True))
+
+    def _sync(self, fields: Fields) -> None:
+        fields.end()
         self._phase = _Phase.READY
-        self._is_extended = False
-        self._portals.clear()
+        self._names.close_portals()
         self._out += self._ready
 
-    def _parse(self, message: frontend.Parse) -> None:
-        self._name(self._statements, "statement", message.statement, message.text)
+    def _terminate(self, fields: Fields) -> None:
+        fields.end()
+        self._phase = _Phase.CLOSED
+
+    def _flush(self, fields: Fields) -> None:
+        fields.end()  # answers are sent at once anyway
+
+    def _ignore_copy(self, fields: Fields) -> None:
+        """Ignore the rest of a copy to the server, which no command here begins."""
+
+    def _parse(self, fields: Fields) -> None:
+        statement, text = fields.text(), fields.text()
+        fields.take(4 * fields.count())  # the types of parameters
+        fields.end()
+        self._names.keep(statement, text, is_portal=False)
         self._out += backend.PARSE_COMPLETE
 
-    def _bind(self, message: frontend.Bind) -> None:
-        text = _named(self._statements, "statement", message.statement)
-        if message.parameter_count > 0:
-            raise CommandError(f"the command takes no parameters, not {message.parameter_count}")
-        self._name(self._portals, "portal", message.portal, text)
+    def _bind(self, fields: Fields) -> None:
+        portal, statement = fields.text(), fields.text()
+        fields.take(2 * fields.count())  # the parameters' formats
+        parameter_count = fields.count()
+        for _ in range(parameter_count):
+            fields.take(max(0, fields.number("!i")))  # -1 is NULL
+        fields.take(2 * fields.count())  # the results' formats
+        fields.end()
+        text = self._names.text_of(statement, is_portal=False)
+        if parameter_count > 0:
+            raise CommandError(f"the command takes no parameters, not {parameter_count}")
+        self._names.keep(portal, text, is_portal=True)
         self._out += backend.BIND_COMPLETE
 
-    def _describe(self, message: frontend.Describe) -> None:
-        if message.is_portal:
-            _named(self._portals, "portal", message.name)
-        else:
-            _named(self._statements, "statement", message.name)
-            self._out += backend.NO_PARAMETERS
-        self._out += backend.NO_DATA
+    def _describe(self, fields: Fields) -> None:
+        is_portal, name = fields.portal_or_statement()
+        self._names.text_of(name, is_portal=is_portal)
+        self._out += backend.NO_DATA if is_portal else backend.NO_PARAMETERS + backend.NO_DATA
 
-    def _name(self, texts: dict[str, str], what: str, name: str, text: str) -> None:
-        if name not in texts and len(texts) >= _MAX_NAMES:
-            raise CommandError(f"a connection has {_MAX_NAMES} named {what}s at most")
-        kept = [*self._statements.items(), *self._portals.items(), (name, text)]
-        if sum(getsizeof(each) for pair in kept for each in pair) > _MAX_STATE_BYTES:
-            raise CommandError(
-                f"the statements and portals of a connection have {_MAX_STATE_BYTES} bytes at most"
-            )
-        texts[name] = text
-
-    def _close(self, message: frontend.Close) -> None:
-        (self._portals if message.is_portal else self._statements).pop(message.name, None)
+    def _close(self, fields: Fields) -> None:
+        is_portal, name = fields.portal_or_statement()
+        self._names.close(name, is_portal=is_portal)
         self._out += backend.CLOSE_COMPLETE
 
 
-_ANSWERS: Final[Mapping[type[frontend.Message], Callable[[Conversation, Any], None]]] = {
-    frontend.Parse: Conversation._parse,  # noqa: SLF001 - its own table
-    frontend.Bind: Conversation._bind,  # noqa: SLF001
-    frontend.Describe: Conversation._describe,  # noqa: SLF001
-    frontend.Close: Conversation._close,  # noqa: SLF001
+# By the type of the message.
+_ANSWERS: Final[Mapping[bytes, Callable[[Conversation, Fields], Event | None]]] = {
+    b"p": Conversation._password,  # noqa: SLF001 - its own table
+    b"Q": Conversation._query,  # noqa: SLF001
+    b"P": Conversation._parse,  # noqa: SLF001
+    b"B": Conversation._bind,  # noqa: SLF001
+    b"D": Conversation._describe,  # noqa: SLF001
+    b"E": Conversation._execute,  # noqa: SLF001
+    b"C": Conversation._close,  # noqa: SLF001
+    b"S": Conversation._sync,  # noqa: SLF001
+    b"H": Conversation._flush,  # noqa: SLF001
+    b"d": Conversation._ignore_copy,  # noqa: SLF001
+    b"c": Conversation._ignore_copy,  # noqa: SLF001
+    b"f": Conversation._ignore_copy,  # noqa: SLF001
+    b"X": Conversation._terminate,  # noqa: SLF001
 }
-
-
-def _named(texts: Mapping[str, str], what: str, name: str) -> str:
-    text = texts.get(name)
-    if text is None:
-        raise CommandError(f"there is no {what} {name[:40]!r}")
-    return text
