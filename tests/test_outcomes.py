@@ -10,11 +10,12 @@ import pytest
 
 from bbcache import outcomes
 from bbcache.outcomes import FillResult, Outcome, Source
+from bbcache.page_service import errors as service_errors
 from bbcache.page_service import metrics as service_metrics
 
 KINDS = [
     each
-    for module in (outcomes, service_metrics)
+    for module in (outcomes, service_errors, service_metrics)
     for each in vars(module).values()
     if isinstance(each, type) and issubclass(each, Outcome) and each.__module__ == module.__name__
     if each is not Outcome

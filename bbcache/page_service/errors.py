@@ -12,8 +12,22 @@ from collections.abc import Iterator
 from typing import ClassVar, Final
 
 from bbcache.errors import BbcacheError, names_a_path, safe_str
+from bbcache.outcomes import Outcome
 
 _HINT: Final = "\nhint: "
+
+
+class Ending(Outcome):
+    """Why a connection ended."""
+
+    CLOSED = "closed", "the client closed it"
+    BROKEN = "broken", "the network or the client broke it off"
+    PROTOCOL = "protocol", "the client broke the protocol"
+    UNAUTHORIZED = "unauthorized", "the client had no valid token"
+    TIMEOUT = "timeout", "the client was idle or slow for too long"
+    REFUSED = "refused", "there were too many connections"
+    SHUTDOWN = "shutdown", "the service shut down"
+    FAILED = "failed", "the service failed; the log says why"
 
 
 class PageServiceError(BbcacheError):
@@ -21,33 +35,35 @@ class PageServiceError(BbcacheError):
 
     Attributes:
         sqlstate: the error's code.
+        ending: the reason under which a connection is counted that it has ended.
         is_fatal: whether the connection is closed after it.
+        short_text: Neon's message for a simple query; None for the text and its causes.
+        prefix: Neon's beginning of the message for an extended query.
+        has_detail: whether the DETAIL of a short message is the text.
     """
 
     sqlstate: ClassVar[str] = "XX000"
+    ending: ClassVar[Ending] = Ending.FAILED
     is_fatal: ClassVar[bool] = False
+    short_text: ClassVar[str | None] = None
+    prefix: ClassVar[str] = ""
+    has_detail: ClassVar[bool] = True
 
     def simple_text(self) -> str:
-        """Return the message for a simple query, with all causes."""
-        return ": ".join(map(plain_text, self._chain()))
+        """Return the message for a simple query."""
+        return self.short_text or ": ".join(map(plain_text, self._chain()))
+
+    def extended_text(self) -> str:
+        """Return the message for an extended query, without causes."""
+        return self.prefix + plain_text(self)
+
+    def detail(self) -> str | None:
+        """Return what the message for a simple query leaves out; None if that is nothing."""
+        return plain_text(self) if self.short_text and self.has_detail else None
 
     def log_text(self) -> str:
         """Return the message for the log, with all causes and with paths."""
         return ": ".join(map(_own_text, self._chain()))
-
-    def _chain(self) -> Iterator[BaseException]:
-        error: BaseException | None = self
-        while error is not None:
-            yield error
-            error = error.__cause__
-
-    def extended_text(self) -> str:
-        """Return the message for an extended query, without causes."""
-        return plain_text(self)
-
-    def detail(self) -> str | None:
-        """Return what the message for a simple query leaves out; None if that is nothing."""
-        return None
 
     def hint(self) -> str | None:
         """Return the hint of this error, or of the first of its causes that has one."""
@@ -57,11 +73,18 @@ class PageServiceError(BbcacheError):
                 return hint
         return None
 
+    def _chain(self) -> Iterator[BaseException]:
+        error: BaseException | None = self
+        while error is not None:
+            yield error
+            error = error.__cause__
+
 
 class ProtocolError(PageServiceError):
     """The bytes of a client are no message that the protocol allows at this point."""
 
     sqlstate = "08P01"
+    ending = Ending.PROTOCOL
     is_fatal = True
 
 
@@ -81,48 +104,29 @@ class NoRoomError(CommandError):
 class NotFoundError(PageServiceError):
     """The tenant or timeline is not here."""
 
-    def simple_text(self) -> str:
-        """Return Neon's short text."""
-        return "not found"
-
-    def extended_text(self) -> str:
-        """Return the text with the name of the missing object."""
-        return f"Not found: {plain_text(self)}"
-
-    def detail(self) -> str | None:
-        """Return the name of the missing object."""
-        return plain_text(self)
+    short_text = "not found"
+    prefix = "Not found: "
 
 
 class UnauthorizedError(PageServiceError):
     """The token does not allow the command."""
 
-    def simple_text(self) -> str:
-        """Return Neon's short text."""
-        return "JWT authentication error"
-
-    def extended_text(self) -> str:
-        """Return the text with the reason."""
-        return f"Unauthorized: {plain_text(self)}"
-
-    def detail(self) -> str | None:
-        """Return the reason."""
-        return plain_text(self)
+    short_text = "JWT authentication error"
+    prefix = "Unauthorized: "
 
 
 class BadTokenError(UnauthorizedError):
     """The token is not valid. Only the log has the reason."""
 
+    ending = Ending.UNAUTHORIZED
     is_fatal = True
-
-    def detail(self) -> str | None:
-        """Return None: a client without a valid token is told no more."""
-        return None
+    has_detail = False
 
 
 class TlsRequiredError(PageServiceError):
     """The client does not use TLS, which the service requires."""
 
+    ending = Ending.UNAUTHORIZED
     is_fatal = True
 
 
@@ -142,17 +146,17 @@ class ShutdownError(PageServiceError):
     """The service shuts down."""
 
     sqlstate = "57P01"
+    ending = Ending.SHUTDOWN
     is_fatal = True
-
-    def simple_text(self) -> str:
-        """Return Neon's short text."""
-        return "shutdown"
+    short_text = "shutdown"
+    has_detail = False
 
 
 class TooManyConnectionsError(PageServiceError):
     """There is no place, or no thread, for the connection."""
 
     sqlstate = "53300"
+    ending = Ending.REFUSED
     is_fatal = True
 
 
@@ -160,6 +164,7 @@ class IdleTimeoutError(PageServiceError):
     """The client has been silent, or slow, for too long."""
 
     sqlstate = "57P05"
+    ending = Ending.TIMEOUT
     is_fatal = True
 
 
@@ -167,6 +172,7 @@ class DisconnectedError(PageServiceError):
     """The client is gone, or does not read its answer, so it is not told."""
 
     sqlstate = "08006"
+    ending = Ending.BROKEN
     is_fatal = True
 
 

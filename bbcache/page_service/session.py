@@ -11,7 +11,7 @@ from typing import Final
 
 from bbcache import lifecycle
 from bbcache.ids import TenantId
-from bbcache.page_service.access_log import EndedCommand, one_line
+from bbcache.page_service.access_log import account, one_line
 from bbcache.page_service.auth.permission import EVERYTHING
 from bbcache.page_service.auth.verifier import verified
 from bbcache.page_service.cancellation import Cancellation
@@ -19,13 +19,13 @@ from bbcache.page_service.copy_out import CopyOut
 from bbcache.page_service.errors import (
     CommandError,
     DisconnectedError,
+    Ending,
     IdleTimeoutError,
     NoRoomError,
     PageServiceError,
     TooManyConnectionsError,
     UnauthorizedError,
 )
-from bbcache.page_service.metrics import Ending, ending_of
 from bbcache.page_service.protocol.command import BasebackupCommand, NoOpCommand, parse_command
 from bbcache.page_service.protocol.conversation import (
     CancelRequested,
@@ -169,7 +169,7 @@ class Session:
 
     def say_farewell(self, error: PageServiceError, timeout_s: float) -> None:
         """Tell the client why it must go, where it can still be told, and count that."""
-        self._service.metrics.connections[ending_of(error)].inc()
+        self._service.metrics.connections[error.ending].inc()
         log.info("connection of %s ended: %s", self._peer, one_line(error))
         if isinstance(error, DisconnectedError):
             return
@@ -344,7 +344,7 @@ class Session:
         if self._permission.tenant_id is None and self.tenant_id != command.tenant_id:
             self.tenant_id = command.tenant_id
             self._take_place()
-        self._service.metrics.commanded(is_full=command.is_full)
+        self._service.metrics.commands["Fullbackup" if command.is_full else "Basebackup"].inc()
         started_s = self._service.clock()
         basebackup = copy = failure = None
         try:
@@ -359,14 +359,15 @@ class Session:
             raise
         finally:
             self.unpublished_bytes = 0
-            EndedCommand(
+            account(
+                self._service.metrics,
                 command,
                 self._peer,
                 None if basebackup is None else basebackup.origin,
                 failure,
                 0 if copy is None else copy.sent_bytes,
                 self._service.clock() - started_s,
-            ).account(self._service.metrics)
+            )
             failure = None  # its traceback has this frame
 
     def _open(self, command: BasebackupCommand) -> OpenBasebackup:
