@@ -24,6 +24,7 @@ class CopyOut:
     before the client is told of a copy.
 
     Args:
+        transport: where to.
         file: one gzip member, open at its start.
         size_bytes: its size.
         is_gzip: whether it is sent as it is, or decompressed.
@@ -35,27 +36,29 @@ class CopyOut:
         CommandError: the archive cannot be read.
     """
 
-    def __init__(self, file: BinaryIO, size_bytes: int, *, is_gzip: bool) -> None:
+    def __init__(
+        self, transport: Transport, file: BinaryIO, size_bytes: int, *, is_gzip: bool
+    ) -> None:
         self.sent_bytes = 0
+        self._transport = transport
         self._fd = file.fileno()
         self._size_bytes = size_bytes
-        self._whole = b""  # a small one
-        self._pieces: Iterator[bytes] | None = None  # of one that is decompressed
+        self._pieces: Iterator[bytes] | None = None  # None for `sendfile`
         try:
-            if is_gzip and size_bytes <= SMALL_SIZE_BYTES:
-                self._whole = _read_whole(self._fd, size_bytes)
-            elif is_gzip:
-                os.pread(self._fd, 1, 0)
-            else:
-                self._pieces = _begun(open_stream(file))
+            if not is_gzip:
+                self._pieces = open_stream(file)
+            elif transport.is_encrypted or size_bytes <= SMALL_SIZE_BYTES:
+                self._pieces = self._read_pieces()
+            self._first = (
+                os.pread(self._fd, 1, 0) if self._pieces is None else next(self._pieces, b"")
+            )
         except (ArchiveError, OSError) as error:
             raise _unreadable() from error
 
-    def run(self, transport: Transport, head: Data, tail: Data, check: Callable[[], None]) -> None:
+    def run(self, head: Data, tail: Data, check: Callable[[], None]) -> None:
         """Send all of it.
 
         Args:
-            transport: where to.
             head: sent before it.
             tail: sent after it.
             check: called between pieces; what it raises ends the copy.
@@ -65,79 +68,60 @@ class CopyOut:
                 sent, so that the error can follow them.
             DisconnectedError: the client is gone or does not take it.
         """
-        if self._whole:
-            transport.send(b"".join((head, copy_data_head(self._size_bytes), self._whole, tail)))
-            self.sent_bytes = self._size_bytes
-            return
-        transport.send(head, more=True)
-        if self._pieces is not None:
-            self._send_pieces(self._pieces, transport, check)
+        if self._pieces is None:
+            self._send_file(head, tail, check)
         else:
-            self._send_file(transport, check)
-        transport.send(tail)
+            self._send_pieces(self._pieces, head, tail, check)
 
     def _send_pieces(
-        self, pieces: Iterator[bytes], transport: Transport, check: Callable[[], None]
+        self, pieces: Iterator[bytes], head: Data, tail: Data, check: Callable[[], None]
     ) -> None:
-        while True:
-            try:
-                piece = next(pieces, None)
-            except (ArchiveError, PostgresError, OSError) as error:
-                raise _unreadable() from error
-            if piece is None:
-                return
-            transport.send(copy_data_head(len(piece)), more=True)
-            transport.send(piece)
-            self.sent_bytes += len(piece)
-            check()
+        """Send each piece when the next one is there, the last one together with the tail."""
+        data, size_bytes = b"".join((head, _copy_data(self._first))), len(self._first)
+        try:
+            for piece in pieces:
+                self._send(data, size_bytes)
+                check()
+                data, size_bytes = _copy_data(piece), len(piece)
+        except (ArchiveError, PostgresError, OSError) as error:
+            self._send(data, size_bytes)
+            raise _unreadable() from error
+        self._send(data + tail, size_bytes)
 
-    def _send_file(self, transport: Transport, check: Callable[[], None]) -> None:
+    def _send(self, data: Data, size_bytes: int) -> None:
+        self._transport.send(data)
+        self.sent_bytes += size_bytes
+
+    def _send_file(self, head: Data, tail: Data, check: Callable[[], None]) -> None:
         for offset in range(0, self._size_bytes, PIECE_SIZE_BYTES):
-            check()
             size_bytes = min(PIECE_SIZE_BYTES, self._size_bytes - offset)
-            transport.send(copy_data_head(size_bytes), more=True)
-            self._send_piece(transport, offset, size_bytes)
+            self._transport.send(b"".join((head, copy_data_head(size_bytes))), more=True)
+            self._send_range(offset, offset + size_bytes)
             self.sent_bytes += size_bytes
+            head = b""
+            check()
+        self._transport.send(tail)
 
-    def _send_piece(self, transport: Transport, offset: int, size_bytes: int) -> None:
-        """Send a piece, or fill its message up with zeros and raise."""
-        end = offset + size_bytes
+    def _send_range(self, offset: int, end: int) -> None:
+        """Send a range of the file, or fill its message up with zeros and raise."""
         while offset < end:
             try:
-                sent_bytes = self._send_some(transport, offset, end - offset)
-            except OSError as error:
-                transport.send(bytes(end - offset))
+                offset += self._transport.send_from(self._fd, offset, end - offset)
+            except (ArchiveError, OSError) as error:
+                self._transport.send(bytes(end - offset))
                 raise _unreadable() from error
-            if sent_bytes == 0:
-                transport.send(bytes(end - offset))
-                raise _unreadable() from ArchiveError("the archive is cut short")
-            offset += sent_bytes
 
-    def _send_some(self, transport: Transport, offset: int, size_bytes: int) -> int:
-        if not transport.is_encrypted:
-            return transport.send_from(self._fd, offset, size_bytes)
-        data = os.pread(self._fd, min(size_bytes, _READ_SIZE_BYTES), offset)
-        transport.send(data)
-        return len(data)
+    def _read_pieces(self) -> Iterator[bytes]:
+        for offset in range(0, self._size_bytes, _READ_SIZE_BYTES):
+            size_bytes = min(_READ_SIZE_BYTES, self._size_bytes - offset)
+            piece = os.pread(self._fd, size_bytes, offset)
+            if len(piece) < size_bytes:
+                raise ArchiveError("the archive is cut short")
+            yield piece
 
 
-def _read_whole(fd: int, size_bytes: int) -> bytes:
-    whole = os.pread(fd, size_bytes, 0)
-    if len(whole) != size_bytes:
-        raise ArchiveError("the archive is cut short")
-    return whole
-
-
-def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Return the same pieces, the first of which has been read."""
-    first = next(pieces, None)
-
-    def all_of_them() -> Iterator[bytes]:
-        if first is not None:
-            yield first
-            yield from pieces
-
-    return all_of_them()
+def _copy_data(piece: bytes) -> bytes:
+    return copy_data_head(len(piece)) + piece
 
 
 def _unreadable() -> CommandError:

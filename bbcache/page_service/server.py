@@ -7,8 +7,7 @@ import os
 import socket
 import ssl
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, Self
 
 from prometheus_client import CollectorRegistry
@@ -28,7 +27,6 @@ from bbcache.page_service.metrics import ServiceMetrics
 from bbcache.page_service.service import Service
 from bbcache.page_service.session import STRANGER, Session, Turn
 from bbcache.page_service.source import BasebackupSource
-from bbcache.page_service.transport import Transport
 from bbcache.serving import fork
 from bbcache.serving.listening import address_of, open_listeners
 from bbcache.serving.poller import Poller
@@ -56,8 +54,6 @@ class PageService:
             ``set_alpn_protocols(["postgresql"])`` for clients that begin with TLS.
         registry: for the metrics; None for Prometheus' default registry.
         listeners: sockets that listen already, in the place of the addresses of `config`.
-        clock: seconds that only grow.
-        wall_clock: seconds since 1970, for the expiry of tokens.
 
     Attributes:
         config: the same.
@@ -76,11 +72,8 @@ class PageService:
         tls: ssl.SSLContext | Certificate | None = None,
         registry: CollectorRegistry | None = None,
         listeners: Sequence[socket.socket] = (),
-        clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
-        self._clock = clock
         self._listeners = listeners
         self._addresses: tuple[Address, ...] = tuple(map(address_of, listeners))
         config.check_exposure(
@@ -96,11 +89,8 @@ class PageService:
             group_of=lambda session: session.group,
             limits={STRANGER: _STRANGERS_AT_ONCE},
             name="bbcache-client",
-            clock=clock,
         )
-        self._poller: Poller[Session] = Poller(
-            self._workers.add, self._accept, "bbcache-poller", clock
-        )
+        self._poller: Poller[Session] = Poller(self._workers.add, self._accept, "bbcache-poller")
         self._service = Service(
             source,
             config,
@@ -110,8 +100,6 @@ class PageService:
             (lambda: tls.context if isinstance(tls, Certificate) else tls) if tls else None,
             self._workers.must_yield,
             self._evict,
-            clock,
-            wall_clock,
         )
         self._lock = threading.Lock()  # guards _is_closed
         self._is_closed = False
@@ -215,10 +203,7 @@ class PageService:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
-        def make_transport(check_wait: Callable[[float], None]) -> Transport:
-            return Transport(sock, self.config.send_timeout_s, check_wait, self._clock)
-
-        session = Session(self._service, make_transport, peer)
+        session = Session(self._service, sock, peer)
         if self._workers.is_short:
             session.say_farewell(TooManyConnectionsError("no thread can be begun"), 0.0)
             session.close()

@@ -27,8 +27,6 @@ class Service:
         tls_context: gives the context for a new connection; None without TLS.
         must_yield: see `bbcache.serving.workers.Workers.must_yield`.
         evict: ends another client.
-        clock: seconds that only grow.
-        wall_clock: seconds since 1970, for the expiry of tokens.
     """
 
     source: BasebackupSource
@@ -39,5 +37,3 @@ class Service:
     tls_context: Callable[[], ssl.SSLContext] | None
     must_yield: Callable[..., bool]
     evict: Callable[[Client, PageServiceError], None]
-    clock: Callable[[], float]
-    wall_clock: Callable[[], float]

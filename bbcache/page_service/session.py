@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Hashable
+import socket
+import time
+from collections.abc import Hashable
 from enum import Enum
 from typing import Final
 
@@ -67,7 +69,7 @@ class Session:
 
     Args:
         service: what it shares with other sessions.
-        make_transport: makes the transport; its argument is called during waits.
+        sock: the connection; it is closed with the session.
         peer: the address of the client, for the log.
 
     Attributes:
@@ -77,20 +79,15 @@ class Session:
         process_id: see `bbcache.page_service.clients.Client`, as for all below.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        make_transport: Callable[[Callable[[float], None]], Transport],
-        peer: str,
-    ) -> None:
+    def __init__(self, service: Service, sock: socket.socket, peer: str) -> None:
         self._service = service
         self._peer = peer
-        self._transport = make_transport(self._check_wait)
+        self._transport = Transport(sock, service.config.send_timeout_s, self._check_wait)
         self._cancellation = Cancellation(self._transport.is_client_gone)
         self._permission = EVERYTHING
         self._is_shaking_hands = self._is_direct_tls = False
         self._has_received = False
-        now_s = service.clock()
+        now_s = time.monotonic()
         self.process_id = service.clients.new_process_id()
         self.secret = os.urandom(_SECRET_SIZE_BYTES)
         self.is_logged_in = False
@@ -148,7 +145,7 @@ class Session:
 
         It waits for nothing that the client has yet to send.
         """
-        self.idle_since_s, self.busy_since_s = None, self._service.clock()
+        self.idle_since_s, self.busy_since_s = None, time.monotonic()
         self._served_group = self.group
         turn = Turn.OVER
         try:
@@ -164,7 +161,7 @@ class Session:
             if turn is Turn.OVER:
                 self.close()
             else:
-                self.idle_since_s = self._service.clock()
+                self.idle_since_s = time.monotonic()
         return turn
 
     def say_farewell(self, error: PageServiceError, timeout_s: float) -> None:
@@ -278,7 +275,7 @@ class Session:
         Raises:
             IdleTimeoutError: the client has used up its time.
         """
-        now_s = self._service.clock()
+        now_s = time.monotonic()
         self.deadline_s = self._next_deadline_s(now_s)
         if now_s >= self.deadline_s:
             raise IdleTimeoutError("the client has been silent, or slow, for too long")
@@ -345,15 +342,19 @@ class Session:
             self.tenant_id = command.tenant_id
             self._take_place()
         self._service.metrics.commands["Fullbackup" if command.is_full else "Basebackup"].inc()
-        started_s = self._service.clock()
+        started_s = time.monotonic()
         basebackup = copy = failure = None
         try:
             basebackup = self._open(command)
             with basebackup.file:
                 self.unpublished_bytes = basebackup.size_bytes * basebackup.is_unpublished
-                copy = CopyOut(basebackup.file, basebackup.size_bytes, is_gzip=command.is_gzip)
-                head, tail = self._conversation.copy_frame()
-                copy.run(self._transport, head, tail, self._check_command)
+                copy = CopyOut(
+                    self._transport,
+                    basebackup.file,
+                    basebackup.size_bytes,
+                    is_gzip=command.is_gzip,
+                )
+                copy.run(*self._conversation.copy_frame(), self._check_command)
         except BaseException as error:
             failure = error
             raise
@@ -366,7 +367,7 @@ class Session:
                 None if basebackup is None else basebackup.origin,
                 failure,
                 0 if copy is None else copy.sent_bytes,
-                self._service.clock() - started_s,
+                time.monotonic() - started_s,
             )
             failure = None  # its traceback has this frame
 
@@ -392,9 +393,7 @@ class Session:
 
     def _check_permission(self, command: BasebackupCommand) -> None:
         try:
-            self._permission.check(
-                command.tenant_id, command.timeline_id, self._service.wall_clock()
-            )
+            self._permission.check(command.tenant_id, command.timeline_id, time.time())
         except UnauthorizedError as error:
             log.warning("%s for %s was refused: %s", command, self._peer, error)
             raise

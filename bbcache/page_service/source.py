@@ -50,7 +50,6 @@ class OpenBasebackup(NamedTuple):
 
     Attributes:
         file: a file of one gzip member on disk, open at its start.
-        lsn: its position.
         size_bytes: its size.
         origin: ``bbcache_source`` in the log and the metrics.
         is_unpublished: whether it counts against `max_unpublished_size_bytes` until it is
@@ -58,7 +57,6 @@ class OpenBasebackup(NamedTuple):
     """
 
     file: BinaryIO
-    lsn: Lsn
     size_bytes: int
     origin: Source
     is_unpublished: bool = False
@@ -123,9 +121,8 @@ class CacheSource:
         wait_lsn_timeout_s: how long to wait for a timeline to reach an LSN.
         build_dir: the directory for archives that the cache does not build; None for the
             system's temporary directory.
-        max_uncached_builds: how many such archives are built or sent at once, >= 1.
-        max_uncached_size_bytes: their size together; None where only the disk limits it.
-        clock: seconds that only grow.
+        max_uncached_size_bytes: the size of such archives together; None where only the disk
+            limits it. Two are built or sent at once.
     """
 
     def __init__(
@@ -135,18 +132,13 @@ class CacheSource:
         *,
         wait_lsn_timeout_s: float = 300.0,
         build_dir: str | None = None,
-        max_uncached_builds: int = 2,
         max_uncached_size_bytes: int | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tenant_manager = tenant_manager
         self._knower = tenant_manager if isinstance(tenant_manager, BrokenKnowing) else None
         self._cache = cache
         self._wait_lsn_timeout_s = wait_lsn_timeout_s
-        self._uncached_builder = UncachedBuilder(
-            max_uncached_builds, max_uncached_size_bytes, build_dir
-        )
-        self._clock = clock
+        self._uncached_builder = UncachedBuilder(max_uncached_size_bytes, build_dir)
 
     @property
     def uncached_size_bytes(self) -> int:
@@ -164,9 +156,7 @@ class CacheSource:
             with _refusing():
                 self._knower.check_usable(command.tenant_id, command.timeline_id)
         file = self._cache.get_held(command.tenant_id, command.timeline_id, command.lsn)
-        if file is None:
-            return None
-        return OpenBasebackup(file, file.lsn, file.size_bytes, Source.HIT)
+        return None if file is None else OpenBasebackup(file, file.size_bytes, Source.HIT)
 
     def open(
         self, command: BasebackupCommand, check_cancelled: Callable[[], None]
@@ -227,9 +217,7 @@ class CacheSource:
             if isinstance(cause, CacheFullError):
                 raise NoRoomError(_what_failed(cause, timeline, lsn)) from cause
             raise CommandError(_what_failed(cause, timeline, lsn)) from cause
-        return OpenBasebackup(
-            file, file.lsn, file.size_bytes, Source(file.source), file.is_unpublished
-        )
+        return OpenBasebackup(file, file.size_bytes, Source(file.source), file.is_unpublished)
 
     def _build(
         self,
@@ -250,17 +238,17 @@ class CacheSource:
         except Exception as error:
             log.exception("cannot build a basebackup of timeline %s", timeline.timeline_id)
             raise CommandError(_what_failed(error, timeline, lsn)) from error
-        return OpenBasebackup(file, lsn, file.size_bytes, Source.BUILT)
+        return OpenBasebackup(file, file.size_bytes, Source.BUILT)
 
     def _until_timeout(
         self, timeline: Timeline, lsn: Lsn, check_cancelled: Callable[[], None]
     ) -> Callable[[], None]:
         """Make `check_cancelled` raise also when the LSN is not reached in time."""
-        deadline_s = self._clock() + self._wait_lsn_timeout_s
+        deadline_s = time.monotonic() + self._wait_lsn_timeout_s
 
         def still_waits() -> None:
             check_cancelled()
-            if self._clock() >= deadline_s and (tip := _tip(timeline)) < lsn:
+            if time.monotonic() >= deadline_s and (tip := _tip(timeline)) < lsn:
                 raise CommandError(
                     f"timed out after {self._wait_lsn_timeout_s:g} s of waiting for LSN {lsn}; "
                     f"the timeline is at {tip}"

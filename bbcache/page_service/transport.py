@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from bbcache.errors import ArchiveError
 from bbcache.page_service.errors import DisconnectedError, ProtocolError
 
 # A whole TLS record (RFC 8446, 5.1): data left in TLS's own buffer wakes no poller.
@@ -19,7 +20,6 @@ READ_SIZE_BYTES: Final = 16 * 1024
 ALPN: Final = "postgresql"  # of libpq, for TLS without a request for it
 _TLS_HANDSHAKE: Final = 0x16  # the first byte of a record with a ClientHello
 _MOST_UNREAD: Final = 16  # pieces that are thrown away
-_MOST_HELD_BYTES: Final = 128 * 1024
 _PACE_BYTES: Final = 1 << 20  # a client has `send_timeout_s` for each of these
 _SLICE_S: Final = 0.2  # how often a wait looks whether it is still wanted
 _GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
@@ -39,7 +39,6 @@ class Transport:
             it is sent.
         check_wait: called five times a second while the client keeps the service waiting,
             with the seconds of the wait so far; what it raises ends the wait.
-        clock: seconds that only grow.
     """
 
     def __init__(
@@ -47,14 +46,10 @@ class Transport:
         sock: socket.socket,
         send_timeout_s: float,
         check_wait: Callable[[float], None] = lambda _: None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sock = sock
         self._send_timeout_s = send_timeout_s
         self._check_wait = check_wait
-        self._clock = clock
-        self._held: list[Data] = []  # sent with the next bytes
-        self._held_bytes = 0
         self._paced_bytes = 0  # taken since the last whole MiB
         self._waited_s = 0.0  # for the client to take them
         self._is_torn = False  # a message was sent in part, so that nothing may follow it
@@ -153,8 +148,7 @@ class Transport:
 
         Args:
             data: the bytes.
-            more: whether more follows at once; short data then waits for it and goes out in
-                one system call.
+            more: whether more follows at once, which saves a packet; not for TLS.
             timeout_s: how long the client may keep the service waiting; None for the usual
                 time.
 
@@ -164,14 +158,17 @@ class Transport:
         """
         if self._is_torn:
             raise _slow()
-        if more and self._held_bytes + len(data) <= _MOST_HELD_BYTES:
-            self._held.append(data)
-            self._held_bytes += len(data)
-            return
-        if self._held:
-            data = self._with_held(data)
-        flags = socket.MSG_MORE if more and not self.is_encrypted else 0
-        self._send_all(memoryview(data), flags, timeout_s)
+        view, flags = memoryview(data), socket.MSG_MORE if more else 0
+        while view:
+            try:
+                sent_bytes = self._sock.send(view, flags)
+            except _BLOCKED as error:
+                self._wait(error, timeout_s)
+            except OSError as error:
+                raise _broken(error) from error
+            else:
+                self._note_taken(sent_bytes)
+                view = view[sent_bytes:]
 
     def send_from(self, fd: int, offset: int, size_bytes: int) -> int:
         """Send the start of a piece of a file, without a copy through Python.
@@ -179,14 +176,13 @@ class Transport:
         Not for TLS.
 
         Returns:
-            How many bytes were sent; 0 where the file ends at `offset`.
+            How many bytes were sent.
 
         Raises:
+            ArchiveError: the file ends at `offset`.
             DisconnectedError: the client is gone or does not take it.
             OSError: the file cannot be read.
         """
-        if self._held:
-            self._send_all(memoryview(self._with_held()), socket.MSG_MORE)
         while True:
             try:
                 sent_bytes = os.sendfile(self._sock.fileno(), fd, offset, size_bytes)
@@ -197,6 +193,8 @@ class Transport:
                     raise _broken(error) from error
                 raise
             else:
+                if sent_bytes == 0:
+                    raise ArchiveError("the archive is cut short")
                 self._note_taken(sent_bytes)
                 return sent_bytes
 
@@ -217,25 +215,6 @@ class Transport:
         with contextlib.suppress(OSError):
             self._sock.close()
 
-    def _with_held(self, data: Data = b"") -> bytes:
-        """Return the data that was held back, with `data` after it, and hold back nothing."""
-        joined = b"".join((*self._held, data))
-        self._held.clear()
-        self._held_bytes = 0
-        return joined
-
-    def _send_all(self, view: memoryview, flags: int, timeout_s: float | None = None) -> None:
-        while view:
-            try:
-                sent_bytes = self._sock.send(view, flags)
-            except _BLOCKED as error:
-                self._wait(error, timeout_s)
-            except OSError as error:
-                raise _broken(error) from error
-            else:
-                self._note_taken(sent_bytes)
-                view = view[sent_bytes:]
-
     def _note_taken(self, sent_bytes: int) -> None:
         self._paced_bytes += sent_bytes
         if self._paced_bytes >= _PACE_BYTES:
@@ -249,24 +228,21 @@ class Transport:
             PageServiceError: `check_wait` has raised it.
         """
         self._is_torn = True
-        self._wait_writable(blocked, timeout_s)
-        self._is_torn = False
-
-    def _wait_writable(self, blocked: OSError, timeout_s: float | None) -> None:
         poller = select.poll()
         is_read = isinstance(blocked, ssl.SSLWantReadError)
         poller.register(self._sock, select.POLLIN if is_read else select.POLLOUT)
-        before_s, started_s, is_ready = self._waited_s, self._clock(), False
+        before_s, started_s, is_ready = self._waited_s, time.monotonic(), False
         most_s = self._send_timeout_s if timeout_s is None else before_s + timeout_s
         while not is_ready:
             left_s = most_s - self._waited_s
             if left_s <= 0:
                 raise _slow()
             is_ready = bool(poller.poll(min(left_s, _SLICE_S) * 1000 + 1))
-            waited_s = self._clock() - started_s
+            waited_s = time.monotonic() - started_s
             self._waited_s = before_s + waited_s
             if not is_ready:
                 self._check_wait(waited_s)
+        self._is_torn = False
 
 
 def _slow() -> DisconnectedError:

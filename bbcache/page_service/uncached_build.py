@@ -19,6 +19,7 @@ from bbcache.host import Buffer, Timeline
 from bbcache.ids import Lsn, TenantId
 
 _LEVEL: Final = 2
+_MOST: Final = 2  # archives at once; the next ones wait
 _SLICE_S: Final = 0.2
 
 
@@ -56,20 +57,18 @@ class UncachedFile(io.FileIO):
 
 
 class UncachedBuilder:
-    """Builds archives for one client each, a few at a time. Thread-safe.
+    """Builds archives for one client each, two at a time. Thread-safe.
 
     An archive holds its place until it is closed. When one is free, it goes to the tenant that
     holds the fewest of those that wait.
 
     Args:
-        most: how many archives there are at once; the next ones wait.
         most_bytes: their size together; None where only the disk limits it.
         build_dir: where the files are, without names; None for the system's temporary
             directory.
     """
 
-    def __init__(self, most: int, most_bytes: int | None, build_dir: str | None) -> None:
-        self._most = most
+    def __init__(self, most_bytes: int | None, build_dir: str | None) -> None:
         self._most_bytes = most_bytes
         self._build_dir = build_dir
         self._changed = threading.Condition(threading.Lock())  # guards all that follows
@@ -164,7 +163,7 @@ class UncachedBuilder:
             return is_next
 
     def _is_next_locked(self, ticket: object) -> bool:
-        if self._held.total() >= self._most:
+        if self._held.total() >= _MOST:
             return False
         return min(self._waiting, key=lambda each: self._held[self._waiting[each]]) is ticket
 

@@ -34,7 +34,7 @@ class Watched(Protocol):
     """A connection that waits for input.
 
     Attributes:
-        deadline_s: when it is ready even without input, by the clock.
+        deadline_s: when it is ready even without input, by `time.monotonic`.
     """
 
     deadline_s: float
@@ -56,7 +56,6 @@ class Poller(Generic[_W]):
         on_accept: called with each new socket and its peer. Both are called in the thread of
             the poller, so they must not wait; an exception of `on_accept` closes the socket.
         name: of the thread.
-        clock: seconds that only grow.
     """
 
     def __init__(
@@ -64,11 +63,9 @@ class Poller(Generic[_W]):
         on_ready: Callable[[_W], None],
         on_accept: Callable[[socket.socket, str], None],
         name: str,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._on_ready = on_ready
         self._on_accept = on_accept
-        self._clock = clock
         self._lock = threading.Lock()  # guards the five below
         self._is_started = False  # and the bell is open
         self._watched: dict[int, _W] = {}  # by descriptor
@@ -203,7 +200,7 @@ class Poller(Generic[_W]):
         self._close_listeners()
 
     def _timeout_s(self) -> float:
-        now_s = self._clock()
+        now_s = time.monotonic()
         due_s = [self._check_at_s]
         if self._resting:
             due_s.append(self._rest_until_s)
@@ -218,7 +215,7 @@ class Poller(Generic[_W]):
             self._on_ready(connection)
 
     def _find_due(self) -> None:
-        now_s = self._clock()
+        now_s = time.monotonic()
         rested = None
         with self._lock:
             if self._resting and now_s >= self._rest_until_s:
@@ -252,7 +249,7 @@ class Poller(Generic[_W]):
                 log.exception("cannot serve a connection")
 
     def _pause_accepting(self, error: OSError) -> None:
-        now_s = self._clock()
+        now_s = time.monotonic()
         if self._accept_at_s == -math.inf:
             for fd in self._listeners:
                 self._epoll.modify(fd, 0)
@@ -264,7 +261,7 @@ class Poller(Generic[_W]):
     def _tend_listeners(self) -> None:
         if not self._is_accepting:
             self._close_listeners()
-        elif self._accept_at_s != -math.inf and self._clock() >= self._accept_at_s:
+        elif self._accept_at_s != -math.inf and time.monotonic() >= self._accept_at_s:
             self._accept_at_s = -math.inf
             for fd in self._listeners:
                 self._epoll.modify(fd, select.EPOLLIN)

@@ -29,7 +29,6 @@ class Workers(Generic[_C]):
         group_of: names the group of a connection, such as its tenant.
         limits: how many threads a group may have, for those that have a limit.
         name: of the threads.
-        clock: seconds that only grow.
         idle_timeout_s: how long a thread waits for a connection before it ends.
     """
 
@@ -41,7 +40,6 @@ class Workers(Generic[_C]):
         group_of: Callable[[_C], Hashable],
         limits: Mapping[Hashable, int] | None = None,
         name: str,
-        clock: Callable[[], float] = time.monotonic,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
     ) -> None:
         self._most = most
@@ -49,7 +47,6 @@ class Workers(Generic[_C]):
         self._group_of = group_of
         self._limits = {} if limits is None else limits
         self._name = name
-        self._clock = clock
         self._idle_timeout_s = idle_timeout_s
         self._changed = threading.Condition(threading.Lock())  # guards all that follows
         self._queue: deque[tuple[Hashable, _C]] = deque()  # a thread may serve each of them
@@ -123,9 +120,9 @@ class Workers(Generic[_C]):
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
-        deadline_s = None if timeout_s is None else self._clock() + timeout_s
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         for thread in list(self._threads):
-            thread.join(None if deadline_s is None else max(0.0, deadline_s - self._clock()))
+            thread.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
         return not self._threads
 
     @property
@@ -153,7 +150,7 @@ class Workers(Generic[_C]):
             with self._changed:
                 self._threads.discard(thread)
                 self._can_grow = False
-            now_s = self._clock()
+            now_s = time.monotonic()
             if now_s >= self._warned_s + _WARN_PAUSE_S:
                 self._warned_s = now_s
                 log.warning("cannot start a thread to serve clients: %s", error)

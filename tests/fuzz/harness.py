@@ -13,7 +13,6 @@ import logging
 import socket
 import tarfile
 import threading
-import time
 from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, Self
@@ -37,7 +36,6 @@ from bbcache.page_service.server import PageService
 from bbcache.page_service.service import Service
 from bbcache.page_service.session import Session, Turn
 from bbcache.page_service.source import CacheSource
-from bbcache.page_service.transport import Transport
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -236,12 +234,8 @@ class FuzzBed:
                 tls_context=None,
                 must_yield=lambda *_, **__: False,
                 evict=lambda *_: None,
-                clock=time.monotonic,
-                wall_clock=time.time,
             )
-            session = Session(
-                service, lambda check: Transport(ours, _SEND_TIMEOUT_S, check), "fuzz"
-            )
+            session = Session(service, ours, "fuzz")
             self._clients.add(session)
             while session.serve() is not Turn.OVER:
                 pass  # the script has sent all, and the end of the stream

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +52,6 @@ class Bench:
         *,
         verifier: Verifier | None = None,
         tls: ssl.SSLContext | None = None,
-        wall_clock: Callable[[], float] = time.time,
         in_one_registry: bool = False,
         **settings: Any,
     ) -> PageService:
@@ -69,7 +67,6 @@ class Bench:
             config,
             verifier=verifier,
             tls=tls,
-            wall_clock=wall_clock,
             registry=self.registry,
         )
         self._service.start()

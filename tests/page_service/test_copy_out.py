@@ -32,13 +32,11 @@ def sent(
 
     def send() -> int:
         with path.open("rb") as file, ours:
-            copy = CopyOut(file, size_bytes, is_gzip=is_gzip)
-            transport = Transport(ours, DEADLINE_S)
+            copy = CopyOut(Transport(ours, DEADLINE_S), file, size_bytes, is_gzip=is_gzip)
             try:
-                copy.run(transport, COPY_OUT, COPY_DONE, check)
+                copy.run(COPY_OUT, COPY_DONE, check)
             except (CommandError, CanceledError) as error:
                 failures.append(error)
-                transport.send(b"")
             return copy.sent_bytes
 
     sending = Worker(send)
@@ -87,8 +85,10 @@ def test_a_file_that_is_cut_short(tmp_path: Path) -> None:
     """A small one is refused before anything is sent, a large one after whole messages."""
     path = tmp_path / "archive"
     path.write_bytes(bytes(1000))
-    with path.open("rb") as file, pytest.raises(CommandError, match="cannot be read to its end"):
-        CopyOut(file, 1001, is_gzip=True)
+    ours, theirs = socket.socketpair()
+    transport = Transport(ours, DEADLINE_S)
+    with ours, theirs, path.open("rb") as file, pytest.raises(CommandError, match="to its end"):
+        CopyOut(transport, file, 1001, is_gzip=True)
     replies, _, error = sent(path, 3 << 20, is_gzip=True)
     assert kinds(replies) == "Hd"
     assert isinstance(error, CommandError)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +19,6 @@ from bbcache.page_service.errors import ShutdownError
 from bbcache.page_service.metrics import ServiceMetrics
 from bbcache.page_service.service import Service
 from bbcache.page_service.session import Session, Turn
-from bbcache.page_service.transport import Transport
 
 if TYPE_CHECKING:
     import ssl
@@ -63,10 +61,8 @@ def make_scene(bench: Bench, opened: ExitStack, tls: ssl.SSLContext | None = Non
         tls_context=None if tls is None else lambda: tls,
         must_yield=lambda *_, **__: False,
         evict=lambda *_: None,
-        clock=time.monotonic,
-        wall_clock=time.time,
     )
-    session = Session(service, lambda check: Transport(ours, DEADLINE_S, check), "peer")
+    session = Session(service, ours, "peer")
     clients.add(session)
     opened.callback(session.close)
     hit = wire.query(bench.command(timeline, LSN_A, "gzip"))
