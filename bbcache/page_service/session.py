@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import socket
 import time
@@ -85,7 +84,6 @@ class Session:
         self._transport = Transport(sock, service.config.send_timeout_s, self._check_wait)
         self._cancellation = Cancellation(self._transport.is_client_gone)
         self._permission = EVERYTHING
-        self._is_shaking_hands = self._is_direct_tls = False
         self._has_received = False
         now_s = time.monotonic()
         self.process_id = service.clients.new_process_id()
@@ -103,9 +101,9 @@ class Session:
             process_id=self.process_id,
             secret=self.secret,
         )
-        self.deadline_s = self._handshake_deadline_s = now_s + service.config.handshake_timeout_s
-        self._seen_count = -1  # messages that had arrived when the next two were set
-        self._idle_deadline_s = self._message_deadline_s = math.inf
+        self.deadline_s = now_s + service.config.handshake_timeout_s
+        self._seen_count = 0  # messages that had arrived when the deadline was set
+        self._was_within_message = False  # likewise
         self._served_group: Hashable = STRANGER
 
     @property
@@ -179,12 +177,9 @@ class Session:
     def _serve_turn(self) -> Turn:
         self.has_served_command = False
         self._cancellation.check_session()
-        if not self._has_received or self._is_shaking_hands:
-            is_plain = self._go_on_with_tls()
-            if not is_plain:
-                return self._wait_for_input()
         data = None
         if not self._conversation.has_message:
+            self._begin_direct_tls()
             data = self._transport.receive()
             if data == b"":
                 return Turn.OVER
@@ -200,26 +195,17 @@ class Session:
             return Turn.MORE
         return self._wait_for_input()
 
-    def _go_on_with_tls(self) -> bool:
-        """Go on with a TLS handshake, if there is one; False where it needs more input."""
+    def _begin_direct_tls(self) -> None:
+        """Speak TLS with a client that begins with it, without a request."""
         context = self._service.tls_context
-        if not self._is_shaking_hands:
-            if context is None or not self._transport.begins_with_tls():
-                return True
-            self._transport.begin_tls(context())
-            self._is_shaking_hands = self._is_direct_tls = True
-        if not self._transport.shake_hands():
-            return False
-        self._is_shaking_hands = False
-        self._has_received = True
-        if self._is_direct_tls:
-            self._transport.check_direct_tls()
+        if not self._has_received and context is not None and self._transport.begins_with_tls():
+            self._has_received = True
+            self._transport.begin_tls(context(), needs_alpn=True)
             self._conversation.begin_direct_tls()
-        return True
 
     def _answer_turn(self) -> None:
         budget = _TURN_MESSAGES
-        while budget > 0 and not self._is_shaking_hands:
+        while budget > 0:
             before = self._conversation.message_count
             event = self._conversation.next_event(budget)
             self._log_in()
@@ -240,7 +226,6 @@ class Session:
                 self._send_output()
                 assert self._service.tls_context is not None
                 self._transport.begin_tls(self._service.tls_context())
-                self._is_shaking_hands = True
         elif isinstance(event, TokenGiven):
             assert self._service.verifier is not None
             self._permission = verified(self._service.verifier, event.token)
@@ -270,28 +255,25 @@ class Session:
             )
 
     def _wait_for_input(self) -> Turn:
-        """Set the time for the next input.
+        """Set the time for the next input, which a login and the bytes of a message have once.
 
         Raises:
             IdleTimeoutError: the client has used up its time.
         """
-        now_s = time.monotonic()
-        self.deadline_s = self._next_deadline_s(now_s)
+        now_s, config, count = (
+            time.monotonic(),
+            self._service.config,
+            self._conversation.message_count,
+        )
+        if self.is_logged_in and count != self._seen_count:
+            self._seen_count, self._was_within_message = count, False
+            self.deadline_s = now_s + config.idle_timeout_s
+        if self._conversation.is_within_message and not self._was_within_message:
+            self._was_within_message = True
+            self.deadline_s = min(self.deadline_s, now_s + config.message_timeout_s)
         if now_s >= self.deadline_s:
             raise IdleTimeoutError("the client has been silent, or slow, for too long")
         return Turn.WAIT
-
-    def _next_deadline_s(self, now_s: float) -> float:
-        """Return when the next message must be there; the bytes of one have less time."""
-        if not self.is_logged_in:
-            return self._handshake_deadline_s
-        if self._conversation.message_count != self._seen_count:
-            self._seen_count = self._conversation.message_count
-            self._idle_deadline_s = now_s + self._service.config.idle_timeout_s
-            self._message_deadline_s = math.inf
-        if self._conversation.is_within_message and self._message_deadline_s == math.inf:
-            self._message_deadline_s = now_s + self._service.config.message_timeout_s
-        return min(self._idle_deadline_s, self._message_deadline_s)
 
     def _send_output(self) -> None:
         data = self._conversation.take_output()

@@ -50,6 +50,7 @@ class Transport:
         self._sock = sock
         self._send_timeout_s = send_timeout_s
         self._check_wait = check_wait
+        self._is_shaking_hands = self._needs_alpn = False
         self._paced_bytes = 0  # taken since the last whole MiB
         self._waited_s = 0.0  # for the client to take them
         self._is_torn = False  # a message was sent in part, so that nothing may follow it
@@ -89,8 +90,12 @@ class Transport:
         except OSError:
             return False
 
-    def begin_tls(self, context: ssl.SSLContext) -> None:
-        """Speak TLS from now on, after `shake_hands`.
+    def begin_tls(self, context: ssl.SSLContext, *, needs_alpn: bool = False) -> None:
+        """Speak TLS from now on; `receive` goes on with the handshake.
+
+        Args:
+            context: the server's.
+            needs_alpn: whether the client has to name this protocol by ALPN.
 
         Raises:
             DisconnectedError: the client is gone.
@@ -100,32 +105,8 @@ class Transport:
                 self._sock, server_side=True, do_handshake_on_connect=False
             )
         except OSError as error:
-            raise DisconnectedError(f"no TLS could be begun: {error}") from error
-
-    def shake_hands(self) -> bool:
-        """Continue the TLS handshake; False if it needs more input.
-
-        Raises:
-            DisconnectedError: the client speaks no TLS, or is gone.
-        """
-        assert isinstance(self._sock, ssl.SSLSocket)
-        try:
-            self._sock.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        except OSError as error:  # also a full socket: a handshake is shorter than its buffer
-            raise DisconnectedError(f"no TLS could be begun: {error}") from error
-        return True
-
-    def check_direct_tls(self) -> None:
-        """Check that a client which began with TLS meant this protocol.
-
-        Raises:
-            ProtocolError: it did not say so by ALPN.
-        """
-        assert isinstance(self._sock, ssl.SSLSocket)
-        if self._sock.selected_alpn_protocol() != ALPN:
-            raise ProtocolError(f"direct TLS requires the ALPN protocol {ALPN!r}")
+            raise _no_tls(error) from error
+        self._is_shaking_hands, self._needs_alpn = True, needs_alpn
 
     def receive(self) -> bytes | None:
         """Read input that is there; does not wait.
@@ -134,14 +115,17 @@ class Transport:
             Bytes; none at the end of the stream, None if there is no input.
 
         Raises:
-            DisconnectedError: the connection is broken.
+            DisconnectedError: the connection is broken, or the client speaks no TLS.
+            ProtocolError: the client has begun with TLS, and did not mean this protocol.
         """
         try:
+            if self._is_shaking_hands:
+                self._shake_hands()
             return self._sock.recv(READ_SIZE_BYTES)
         except _BLOCKED:  # TLS 1.2 and later never has to send before it can receive
             return None
         except OSError as error:
-            raise _broken(error) from error
+            raise _no_tls(error) if self._is_shaking_hands else _broken(error) from error
 
     def send(self, data: Data, *, more: bool = False, timeout_s: float | None = None) -> None:
         """Send all of `data`.
@@ -215,6 +199,13 @@ class Transport:
         with contextlib.suppress(OSError):
             self._sock.close()
 
+    def _shake_hands(self) -> None:
+        assert isinstance(self._sock, ssl.SSLSocket)
+        self._sock.do_handshake()
+        self._is_shaking_hands = False
+        if self._needs_alpn and self._sock.selected_alpn_protocol() != ALPN:
+            raise ProtocolError(f"direct TLS requires the ALPN protocol {ALPN!r}")
+
     def _note_taken(self, sent_bytes: int) -> None:
         self._paced_bytes += sent_bytes
         if self._paced_bytes >= _PACE_BYTES:
@@ -243,6 +234,10 @@ class Transport:
             if not is_ready:
                 self._check_wait(waited_s)
         self._is_torn = False
+
+
+def _no_tls(error: OSError) -> DisconnectedError:
+    return DisconnectedError(f"no TLS could be begun: {error}")
 
 
 def _slow() -> DisconnectedError:
