@@ -13,8 +13,8 @@ from typing import Final, Self
 from prometheus_client import CollectorRegistry
 
 from bbcache import lifecycle
+from bbcache.page_service.auth.permission import Verifier
 from bbcache.page_service.auth.tls import Certificate
-from bbcache.page_service.auth.verifier import Verifier
 from bbcache.page_service.clients import Client, Clients
 from bbcache.page_service.config import Address, PageServiceConfig
 from bbcache.page_service.errors import (

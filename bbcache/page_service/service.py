@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bbcache.page_service.auth.verifier import Verifier
+from bbcache.page_service.auth.permission import Verifier
 from bbcache.page_service.clients import Client, Clients
 from bbcache.page_service.config import PageServiceConfig
 from bbcache.page_service.errors import PageServiceError

@@ -13,8 +13,7 @@ from typing import Final
 from bbcache import lifecycle
 from bbcache.ids import TenantId
 from bbcache.page_service.access_log import account, one_line
-from bbcache.page_service.auth.permission import EVERYTHING
-from bbcache.page_service.auth.verifier import verified
+from bbcache.page_service.auth.permission import EVERYTHING, verified
 from bbcache.page_service.cancellation import Cancellation
 from bbcache.page_service.copy_out import CopyOut
 from bbcache.page_service.errors import (

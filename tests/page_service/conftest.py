@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from bbcache.page_service.auth.verifier import Verifier
+    from bbcache.page_service.auth.permission import Verifier
     from bbcache.page_service.source import BasebackupSource
     from bbcache.testing import MemoryTimeline
 

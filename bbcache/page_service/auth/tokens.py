@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from bbcache.errors import ConfigError, MissingExtraError, ParseError
 from bbcache.ids import TenantId, TimelineId
-from bbcache.page_service.auth.permission import Permission, Scope
+from bbcache.page_service.auth.permission import Permission
 from bbcache.page_service.errors import BadTokenError
 
 try:
@@ -28,6 +28,7 @@ except ImportError as error:
 _ALGORITHM: Final = "EdDSA"
 _LEEWAY_S: Final = 60  # that of Neon's pageserver
 _MAX_KEY_SIZE_BYTES: Final = 64 * 1024
+_SHOWN_CHARACTERS: Final = 40
 
 
 class TokenKeys:
@@ -87,18 +88,27 @@ class TokenKeys:
 
 def _permission(claims: dict[str, Any]) -> Permission:
     try:
-        scope = Scope(claims.get("scope", ""))
+        scope = claims.get("scope")
         tenant_id = _read(TenantId, claims.get("tenant_id"))
         timeline_id = _read(TimelineId, claims.get("timeline_id"))
         expires_s = claims.get("exp")
         expires_at_s = None if expires_s is None else float(expires_s) + _LEEWAY_S
     except (ParseError, ValueError, TypeError, OverflowError):
         raise BadTokenError("the token's claims are not for this service") from None
-    if scope in (Scope.TENANT, Scope.TIMELINE) and tenant_id is None:
+    if not isinstance(scope, str):
+        raise BadTokenError("the token has no scope")
+    if scope == "pageserverapi":
+        return Permission(expires_at_s=expires_at_s)
+    if scope not in ("tenant", "timeline"):
+        refusal = f"a token of scope {scope[:_SHOWN_CHARACTERS]!a} opens no basebackup"
+        return Permission(expires_at_s=expires_at_s, refusal=refusal)
+    if tenant_id is None:
         raise BadTokenError(f"a token of scope {scope} has no tenant_id")
-    if scope is Scope.TIMELINE and timeline_id is None:
+    if scope == "tenant":
+        return Permission(tenant_id, expires_at_s=expires_at_s)
+    if timeline_id is None:
         raise BadTokenError(f"a token of scope {scope} has no timeline_id")
-    return Permission(scope, tenant_id, timeline_id, expires_at_s)
+    return Permission(tenant_id, timeline_id, expires_at_s)
 
 
 def _read(kind: type[Any], claim: object) -> Any:

@@ -20,7 +20,7 @@ from support.helpers import TENANT, TIMELINE
 
 from bbcache.errors import ConfigError
 from bbcache.ids import TenantId, TimelineId
-from bbcache.page_service.auth.permission import EVERYTHING, Permission, Scope
+from bbcache.page_service.auth.permission import EVERYTHING, Permission
 from bbcache.page_service.auth.tokens import TokenKeys
 from bbcache.page_service.errors import BadTokenError, UnauthorizedError
 
@@ -66,7 +66,7 @@ def opens(
         ({"scope": "tenant", "tenant_id": T, "exp": 2_000_000_000}, True, True, False),
         *(
             ({"scope": scope, "tenant_id": T, "timeline_id": TL}, False, False, False)
-            for scope in set(Scope) - {Scope.TENANT, Scope.PAGESERVER_API, Scope.TIMELINE}
+            for scope in ("tenantendpoint", "safekeeperdata", "admin", "Tenant", "x" * 99)
         ),
     ],
 )
@@ -97,8 +97,6 @@ def test_what_a_token_opens(
         {"scope": "tenant", "tenant_id": [T]},
         {"scope": "timeline", "tenant_id": T},
         {"scope": "timeline", "timeline_id": TL},
-        {"scope": "Tenant", "tenant_id": T},
-        {"scope": "superuser"},
         {"scope": ["tenant"], "tenant_id": T},
         {"scope": None, "tenant_id": T},
         {"scope": "tenant", "tenant_id": T, "exp": 1_000_000_000},
