@@ -8,15 +8,14 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import BinaryIO, Final
+from typing import Final
 
-from isal import igzip
-
-from bbcache.archive.tar_head import BLOCK_SIZE_BYTES, check_tar_head
+from bbcache.archive.format import ArchiveWriter, pack_header
+from bbcache.archive.tar_head import check_tar_head
 from bbcache.errors import CacheFullError
 from bbcache.host import Buffer, Timeline
 from bbcache.ids import Lsn, TenantId
+from bbcache.storage.index import make_key
 
 _LEVEL: Final = 2
 _MOST: Final = 2  # archives at once; the next ones wait
@@ -112,7 +111,7 @@ class UncachedBuilder:
             self._free_place(tenant_id)
             raise
         try:
-            _fill(file, timeline, lsn, check_cancelled)
+            _fill(file, make_key(tenant_id, timeline.timeline_id), timeline, lsn, check_cancelled)
         except BaseException:
             file.close()
             raise
@@ -180,49 +179,37 @@ def _unnamed_file(directory: str | None) -> int:
         return os.dup(file.fileno())
 
 
-def _fill(
-    file: UncachedFile, timeline: Timeline, lsn: Lsn, check_cancelled: Callable[[], None]
-) -> None:
-    stream: AbstractContextManager[BinaryIO] = igzip.open(file, "wb", compresslevel=_LEVEL)  # type: ignore[no-untyped-call]  # isal has no types for it
-    with stream as gzip:
-        watched = _Watched(gzip, check_cancelled)
-        timeline.send_basebackup_tarball(watched, lsn)
-        watched.finish()
-    file.seek(0)
+class _Writer(ArchiveWriter):
+    """Looks at each write whether the client still waits."""
 
-
-class _Watched:
-    """A writer that takes a tar only, and stops where the client does not wait any more.
-
-    An error that it has raised ends the build, even if the host goes on.
-    """
-
-    def __init__(self, writer: BinaryIO, check_cancelled: Callable[[], None]) -> None:
-        self._writer = writer
+    def __init__(self, file: UncachedFile, check_cancelled: Callable[[], None]) -> None:
+        super().__init__(file.write, _LEVEL, check_tar_head)
         self._check_cancelled = check_cancelled
-        self._head = b""  # the first block, as far as it is written
-        self._failure: BaseException | None = None
 
     def write(self, data: Buffer, /) -> int:
-        if self._failure is not None:
-            raise self._failure
         try:
             self._check_cancelled()
-            if len(self._head) < BLOCK_SIZE_BYTES:
-                self._look_at_head(data)
-            return self._writer.write(data)
-        except BaseException as error:
-            self._failure = error
-            raise
+        except BaseException as error:  # noqa: BLE001 - which the write of ArchiveWriter raises
+            self.cancel(error)
+        return super().write(data)
 
-    def finish(self) -> None:
-        """Raise the error that ended the build, or that the tar is less than a block."""
-        if self._failure is not None:
-            raise self._failure
-        if len(self._head) < BLOCK_SIZE_BYTES:
-            check_tar_head(self._head)
 
-    def _look_at_head(self, data: Buffer) -> None:
-        self._head = (self._head + memoryview(data).tobytes())[:BLOCK_SIZE_BYTES]
-        if len(self._head) == BLOCK_SIZE_BYTES:
-            check_tar_head(self._head)
+def _fill(
+    file: UncachedFile,
+    key: bytes,
+    timeline: Timeline,
+    lsn: Lsn,
+    check_cancelled: Callable[[], None],
+) -> None:
+    writer = _Writer(file, check_cancelled)
+    try:
+        timeline.send_basebackup_tarball(writer, lsn)
+        seal = writer.finish()
+    except BaseException:
+        if writer.failure is not None:  # this is the cause, whatever the host has made of it
+            raise writer.failure from None
+        raise
+    finally:
+        writer.abort()
+    file.seek(0)
+    os.pwrite(file.fileno(), pack_header(seal, key, lsn), 0)

@@ -528,8 +528,10 @@ class TestOwnBuilds:
         bench.serve(CacheSource(bench.harness.host, cache))
         timeline = bench.harness.timeline()
         for _ in range(2):
-            replies = bench.logged_in().ask(bench.command(timeline, LSN_A, "gzip"))
-            assert gzip.decompress(copied(replies)) == timeline.tarball(LSN_A)
+            archive = copied(bench.logged_in().ask(bench.command(timeline, LSN_A, "gzip")))
+            assert gzip.decompress(archive) == timeline.tarball(LSN_A)
+        bench.harness.prepare(timeline)
+        assert archive == bench.harness.path(timeline).read_bytes()  # with the same seal
         bench.wait_queries({"ok built": 2})
 
 
