@@ -67,7 +67,7 @@ class Poller(Generic[_W]):
         self._on_ready = on_ready
         self._on_accept = on_accept
         self._lock = threading.Lock()  # guards the five below
-        self._is_started = False  # and the bell is open
+        self._bell = -1  # a descriptor, while there is one
         self._watched: dict[int, _W] = {}  # by descriptor
         self._resting: deque[_W] = deque()
         self._check_at_s = math.inf  # no watched connection has an earlier deadline
@@ -76,7 +76,7 @@ class Poller(Generic[_W]):
         self._accept_at_s = -math.inf
         self._rest_until_s = -math.inf
         self._warned_s = -math.inf
-        self._is_accepting = False
+        self._is_accepting = True
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self, listeners: Iterable[socket.socket]) -> None:
@@ -90,15 +90,10 @@ class Poller(Generic[_W]):
             self._listeners = {opened.enter_context(each).fileno(): each for each in listeners}
             self._epoll = opened.enter_context(select.epoll())
             self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            opened.callback(os.close, self._bell)
+            opened.callback(self._close_bell)
             for fd in (self._bell, *self._listeners):
                 self._epoll.register(fd, select.EPOLLIN)
-            self._is_accepting = self._is_started = True
-            try:
-                self._thread.start()
-            except BaseException:
-                self._is_accepting = self._is_started = False
-                raise
+            self._thread.start()
             opened.pop_all()
 
     @property
@@ -163,19 +158,17 @@ class Poller(Generic[_W]):
         self._is_accepting = False
         with self._lock:
             was_closing, self._is_closing = self._is_closing, True
-        if not self._is_started or was_closing:
+        if self._bell < 0 or was_closing:
             return
         self._ring()
         self._thread.join(timeout_s)
         if not self._thread.is_alive():
-            with self._lock:
-                self._is_started = False
             self._epoll.close()
-            os.close(self._bell)
+            self._close_bell()
 
     def close_inherited(self) -> None:
         """See `bbcache.serving.fork.Owner`."""
-        if self._is_started:
+        if self._bell >= 0:
             self._epoll.close()
             os.close(self._bell)
             for listener in self._listeners.values():
@@ -183,8 +176,13 @@ class Poller(Generic[_W]):
 
     def _ring(self) -> None:
         with self._lock:  # so that the descriptor is not another file's by now
-            if self._is_started:
+            if self._bell >= 0:
                 os.eventfd_write(self._bell, 1)
+
+    def _close_bell(self) -> None:
+        with self._lock:
+            bell, self._bell = self._bell, -1
+        os.close(bell)
 
     def _run(self) -> None:
         while not self._is_closing:

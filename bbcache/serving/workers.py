@@ -68,7 +68,8 @@ class Workers(Generic[_C]):
     @property
     def is_short(self) -> bool:
         """Whether connections wait and no thread can be started; reads memory only."""
-        return bool(self._queue) and not self._idle_count and not self._can_begin
+        can_grow = self._can_grow and len(self._threads) < self._most
+        return bool(self._queue) and not self._idle_count and not can_grow
 
     def add(self, connection: _C) -> None:
         """Serve a connection as soon as there is a thread for it."""
@@ -78,8 +79,22 @@ class Workers(Generic[_C]):
                 self._held.append((group, connection))
                 return
             self._enqueue_locked(group, connection)
-            thread = self._new_thread_locked()
-        self._begin(thread)
+            if len(self._queue) <= self._idle_count or len(self._threads) >= self._most:
+                return
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError as error:  # what waits is served when another thread is free
+            with self._changed:
+                self._threads.discard(thread)
+            self._can_grow = False
+            now_s = time.monotonic()
+            if now_s >= self._warned_s + _WARN_PAUSE_S:
+                self._warned_s = now_s
+                log.warning("cannot start a thread to serve clients: %s", error)
+        else:
+            self._can_grow = True
 
     def take(self, connection: _C) -> bool:
         """Take back a connection that waits for a thread; False if it does not wait."""
@@ -125,37 +140,10 @@ class Workers(Generic[_C]):
             thread.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
         return not self._threads
 
-    @property
-    def _can_begin(self) -> bool:
-        return self._can_grow and len(self._threads) < self._most
-
     def _enqueue_locked(self, group: Hashable, connection: _C) -> None:
         self._active[group] += 1
         self._queue.append((group, connection))
         self._changed.notify()
-
-    def _new_thread_locked(self) -> threading.Thread | None:
-        if len(self._queue) <= self._idle_count or len(self._threads) >= self._most:
-            return None
-        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-        self._threads.add(thread)
-        return thread
-
-    def _begin(self, thread: threading.Thread | None) -> None:
-        if thread is None:
-            return
-        try:
-            thread.start()
-        except RuntimeError as error:  # what waits is served when another thread is free
-            with self._changed:
-                self._threads.discard(thread)
-                self._can_grow = False
-            now_s = time.monotonic()
-            if now_s >= self._warned_s + _WARN_PAUSE_S:
-                self._warned_s = now_s
-                log.warning("cannot start a thread to serve clients: %s", error)
-        else:
-            self._can_grow = True
 
     def _run(self) -> None:
         while (item := self._next()) is not None:
