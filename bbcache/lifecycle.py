@@ -33,9 +33,18 @@ class Closable(Protocol):
         ...
 
 
+class SocketOwner(Protocol):
+    """A service, whose threads do not run in a forked child."""
+
+    def close_inherited(self) -> None:
+        """Close the descriptors in a forked child, without a lock or a word to a peer."""
+        ...
+
+
 # By id: another thread may close a cache at the exit, and a WeakSet that changes during an
 # iteration raises.
 _caches: dict[int, weakref.ref[Closable]] = {}
+_socket_owners: weakref.WeakSet[SocketOwner] = weakref.WeakSet()
 _EXIT_TIMEOUT_S = 10.0
 
 
@@ -52,6 +61,15 @@ def close_at_exit(cache: Closable) -> None:
 def forget(cache: Closable) -> None:
     """Undo `close_at_exit`."""
     _caches.pop(id(cache), None)
+
+
+def close_in_children(owner: SocketOwner) -> None:
+    """Have each child that is forked from now on close the sockets of `owner`.
+
+    Otherwise a connection that the parent closes would stay open to its client as long as the
+    child lives, and stay in the parent's epoll.
+    """
+    _socket_owners.add(owner)
 
 
 @contextmanager
@@ -100,6 +118,9 @@ def _in_forked_child() -> None:
     global _generation  # noqa: PLW0603 - one number a process, changed by a fork alone
     _generation += 1
     _caches.clear()
+    for owner in list(_socket_owners):
+        owner.close_inherited()
+    _socket_owners.clear()
 
 
 os.register_at_fork(after_in_child=_in_forked_child)

@@ -87,7 +87,7 @@ class Connection:
         self.close_inherited()
 
     def close_inherited(self) -> None:
-        """See `bbcache.serving.fork.Owner`."""
+        """See `bbcache.lifecycle.SocketOwner`."""
         with contextlib.suppress(OSError):
             self._sock.close()
 

@@ -13,7 +13,6 @@ from bbcache import lifecycle
 from bbcache.http_service.config import HttpConfig
 from bbcache.http_service.connection import Connection
 from bbcache.http_service.handler import Response
-from bbcache.serving import fork
 from bbcache.serving.listening import Address, address_of, open_listeners
 from bbcache.serving.poller import Poller
 from bbcache.serving.workers import Workers
@@ -72,7 +71,7 @@ class HttpService:
         """
         listeners = self._listeners or open_listeners(self._config.addresses)
         self._addresses = tuple(map(address_of, listeners))
-        fork.close_in_children(self)
+        lifecycle.close_in_children(self)
         self._poller.start(listeners)
         lifecycle.close_at_exit(self)
         return self.address
@@ -110,7 +109,7 @@ class HttpService:
         lifecycle.forget(self)
 
     def close_inherited(self) -> None:
-        """See `bbcache.serving.fork.Owner`."""
+        """See `bbcache.lifecycle.SocketOwner`."""
         self._poller.close_inherited()
         for connection in list(self._connections.values()):
             connection.close_inherited()

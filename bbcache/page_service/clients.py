@@ -49,7 +49,7 @@ class Client(Protocol):
         ...
 
     def close_inherited(self) -> None:
-        """See `bbcache.serving.fork.Owner`."""
+        """See `bbcache.lifecycle.SocketOwner`."""
         ...
 
 
@@ -176,7 +176,7 @@ class Clients:
             return self._changed.wait_for(lambda: not self._by_id, timeout_s)
 
     def close_inherited(self) -> None:
-        """See `bbcache.serving.fork.Owner`."""
+        """See `bbcache.lifecycle.SocketOwner`."""
         for client in list(self._by_id.values()):
             client.close_inherited()
 

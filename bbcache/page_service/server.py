@@ -27,7 +27,6 @@ from bbcache.page_service.metrics import ServiceMetrics
 from bbcache.page_service.service import Service
 from bbcache.page_service.session import STRANGER, Session, Turn
 from bbcache.page_service.source import BasebackupSource
-from bbcache.serving import fork
 from bbcache.serving.listening import address_of, open_listeners
 from bbcache.serving.poller import Poller
 from bbcache.serving.workers import Workers
@@ -116,7 +115,7 @@ class PageService:
         """
         listeners = self._listeners or open_listeners(self.config.addresses)
         self._addresses = tuple(map(address_of, listeners))
-        fork.close_in_children(self)
+        lifecycle.close_in_children(self)
         self._poller.start(listeners)
         lifecycle.close_at_exit(self)
         log.info("the page service listens on %s", ", ".join(map(str, self._addresses)))
@@ -184,7 +183,7 @@ class PageService:
             lifecycle.forget(self)
 
     def close_inherited(self) -> None:
-        """See `bbcache.serving.fork.Owner`."""
+        """See `bbcache.lifecycle.SocketOwner`."""
         self._poller.close_inherited()
         self._clients.close_inherited()
 

@@ -84,6 +84,7 @@ class Session:
         self._cancellation = Cancellation(self._transport.is_client_gone)
         self._permission = EVERYTHING
         self._has_received = False
+        self._has_more = False  # the last turn has left messages
         now_s = time.monotonic()
         self.process_id = service.clients.new_process_id()
         self.secret = os.urandom(_SECRET_SIZE_BYTES)
@@ -134,7 +135,7 @@ class Session:
         self._service.metrics.refresh()
 
     def close_inherited(self) -> None:
-        """See `bbcache.serving.fork.Owner`."""
+        """See `bbcache.lifecycle.SocketOwner`."""
         self._transport.close_inherited()
 
     def serve(self) -> Turn:
@@ -177,7 +178,7 @@ class Session:
         self.has_served_command = False
         self._cancellation.check_session()
         data = None
-        if not self._conversation.has_message:
+        if not self._has_more:
             self._begin_direct_tls()
             data = self._transport.receive()
             if data == b"":
@@ -185,12 +186,12 @@ class Session:
         if data:
             self._has_received = True
             self._conversation.feed(data)
-        self._answer_turn()
+        self._has_more = self._answer_turn()
         self._send_output()
         if self._conversation.is_closed:
             return Turn.OVER
         self._cancellation.check_session()
-        if self._conversation.has_message or (data and len(data) == READ_SIZE_BYTES):
+        if self._has_more or (data and len(data) == READ_SIZE_BYTES):
             return Turn.MORE
         return self._wait_for_input()
 
@@ -202,20 +203,21 @@ class Session:
             self._transport.begin_tls(context(), needs_alpn=True)
             self._conversation.begin_direct_tls()
 
-    def _answer_turn(self) -> None:
+    def _answer_turn(self) -> bool:
+        """Answer what has arrived, up to a turn's worth; whether it was so much."""
         budget = _TURN_MESSAGES
-        while budget > 0:
+        while budget > 0 and not self._conversation.is_closed:
             before = self._conversation.message_count
             event = self._conversation.next_event(budget)
+            budget -= self._conversation.message_count - before
             self._log_in()
             if event is None:
-                return
+                break
             self._answer(event)
-            budget -= self._conversation.message_count - before
             if self.has_served_command:
                 budget -= _COMMAND_COST
-                if not self._conversation.is_closed:
-                    self._cancellation.check_session()
+                self._cancellation.check_session()
+        return budget <= 0
 
     def _answer(self, event: Event) -> None:
         if isinstance(event, CommandGiven):

@@ -1,6 +1,6 @@
 """The threads and sockets that both services share: listening, polling, working.
 
 `poller` has one thread that watches every connection which waits for input; `workers` has
-the threads that serve them; `listening` opens sockets; `fork` closes them in children. A
-lock here guards memory only. Must not import the services.
+the threads that serve them; `listening` opens sockets. A lock
+here guards memory only. Must not import the services.
 """

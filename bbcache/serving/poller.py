@@ -167,7 +167,7 @@ class Poller(Generic[_W]):
             self._close_bell()
 
     def close_inherited(self) -> None:
-        """See `bbcache.serving.fork.Owner`."""
+        """See `bbcache.lifecycle.SocketOwner`."""
         if self._bell >= 0:
             self._epoll.close()
             os.close(self._bell)

@@ -126,11 +126,6 @@ class Conversation:
         """Whether a part of a message has arrived."""
         return len(self._buffer) > 0
 
-    @property
-    def has_message(self) -> bool:
-        """Whether a whole message waits for `next_event`."""
-        return self._phase is not _Phase.STARTUP and self._buffer.has_message
-
     def feed(self, data: bytes) -> None:
         """Take bytes of the client."""
         self._buffer.feed(data)

@@ -48,19 +48,6 @@ class FrameBuffer:
         self._data = self._data[self._at :] + data if len(self) else data
         self._at = 0
 
-    @property
-    def has_message(self) -> bool:
-        """Whether `next_message` gives a message, or an error; not for the first one."""
-        size_bytes = len(self)
-        if size_bytes < _TYPE_SIZE_BYTES + _LENGTH.size:
-            return False
-        (length,) = _LENGTH.unpack_from(self._data, self._at + _TYPE_SIZE_BYTES)
-        return (
-            not size_bytes
-            < _TYPE_SIZE_BYTES + int(length)
-            <= _TYPE_SIZE_BYTES + self._max_size_bytes
-        )
-
     def begins_with(self, prefix: bytes) -> bool:
         """Whether the bytes that wait begin so."""
         return self._data.startswith(prefix, self._at)
