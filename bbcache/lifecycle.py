@@ -12,11 +12,10 @@ import os
 import sys
 import threading
 import weakref
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 _generation = 0
 
@@ -72,22 +71,21 @@ def close_in_children(owner: SocketOwner) -> None:
     _socket_owners.add(owner)
 
 
-@contextmanager
-def callback() -> Iterator[None]:
+class callback:  # noqa: N801 - callers write it like a function
     """Wrap a call of the host: if the host forks, the child exits when the call returns.
 
     Otherwise the child would go on with its parent's work and files. Its exit code is that of a
     program which consists of the callback alone.
     """
-    before = _generation
-    try:
-        yield
-    except BaseException as error:
-        if _generation != before:
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = _generation
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if _generation != self._before:
             _end_child(error)
-        raise
-    if _generation != before:
-        _end_child(None)
 
 
 def _end_child(error: BaseException | None) -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Final
 
 from bbcache.errors import ArchiveError, PostgresError
@@ -48,7 +48,7 @@ class CopyOut:
             if not is_gzip:
                 self._pieces = open_stream(file)
             elif transport.is_encrypted or size_bytes <= SMALL_SIZE_BYTES:
-                self._pieces = self._read_pieces()
+                self._pieces = map(self._read, range(0, size_bytes, _READ_SIZE_BYTES))
             self._first = (
                 os.pread(self._fd, 1, 0) if self._pieces is None else next(self._pieces, b"")
             )
@@ -77,19 +77,19 @@ class CopyOut:
         self, pieces: Iterator[bytes], head: Data, tail: Data, check: Callable[[], None]
     ) -> None:
         """Send each piece when the next one is there, the last one together with the tail."""
-        data, size_bytes = b"".join((head, _copy_data(self._first))), len(self._first)
+        parts, size_bytes = [head, copy_data_head(len(self._first)), self._first], len(self._first)
         try:
             for piece in pieces:
-                self._send(data, size_bytes)
+                self._send(parts, size_bytes)
                 check()
-                data, size_bytes = _copy_data(piece), len(piece)
+                parts, size_bytes = [copy_data_head(len(piece)), piece], len(piece)
         except (ArchiveError, PostgresError, OSError) as error:
-            self._send(data, size_bytes)
+            self._send(parts, size_bytes)
             raise _unreadable() from error
-        self._send(data + tail, size_bytes)
+        self._send([*parts, tail], size_bytes)
 
-    def _send(self, data: Data, size_bytes: int) -> None:
-        self._transport.send(data)
+    def _send(self, parts: Iterable[Data], size_bytes: int) -> None:
+        self._transport.send(b"".join(parts))
         self.sent_bytes += size_bytes
 
     def _send_file(self, head: Data, tail: Data, check: Callable[[], None]) -> None:
@@ -111,17 +111,12 @@ class CopyOut:
                 self._transport.send(bytes(end - offset))
                 raise _unreadable() from error
 
-    def _read_pieces(self) -> Iterator[bytes]:
-        for offset in range(0, self._size_bytes, _READ_SIZE_BYTES):
-            size_bytes = min(_READ_SIZE_BYTES, self._size_bytes - offset)
-            piece = os.pread(self._fd, size_bytes, offset)
-            if len(piece) < size_bytes:
-                raise ArchiveError("the archive is cut short")
-            yield piece
-
-
-def _copy_data(piece: bytes) -> bytes:
-    return copy_data_head(len(piece)) + piece
+    def _read(self, offset: int) -> bytes:
+        size_bytes = min(_READ_SIZE_BYTES, self._size_bytes - offset)
+        piece = os.pread(self._fd, size_bytes, offset)
+        if len(piece) < size_bytes:
+            raise ArchiveError("the archive is cut short")
+        return piece
 
 
 def _unreadable() -> CommandError:
