@@ -35,18 +35,12 @@ class UncachedFile(io.FileIO):
         self._builder = builder
         self._tenant_id = tenant_id
 
-    def write(self, data: Buffer, /) -> int:
-        """Write bytes that have room.
-
-        Raises:
-            CacheFullError: they have none.
-        """
-        left = memoryview(data).cast("B")
-        size_bytes = len(left)
-        self._builder.charge(self, size_bytes)
+    def append(self, data: bytes) -> None:
+        """Write bytes; raises `CacheFullError` if they have no room."""
+        self._builder.charge(self, len(data))
+        left = memoryview(data)
         while left:
-            left = left[super().write(left) :]
-        return size_bytes
+            left = left[self.write(left) :]
 
     def close(self) -> None:
         """Close the file, which frees its bytes and its place."""
@@ -183,7 +177,7 @@ class _Writer(ArchiveWriter):
     """Looks at each write whether the client still waits."""
 
     def __init__(self, file: UncachedFile, check_cancelled: Callable[[], None]) -> None:
-        super().__init__(file.write, _LEVEL, check_tar_head)
+        super().__init__(file.append, _LEVEL, check_tar_head)
         self._check_cancelled = check_cancelled
 
     def write(self, data: Buffer, /) -> int:

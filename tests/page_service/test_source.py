@@ -526,7 +526,7 @@ class TestOwnBuilds:
         bench = make_bench()
         cache = BasebackupCache.spawn(bench.harness.dir, None, bench.harness.host)
         bench.serve(CacheSource(bench.harness.host, cache))
-        timeline = bench.harness.timeline()
+        timeline, archive = bench.harness.timeline(), b""
         for _ in range(2):
             archive = copied(bench.logged_in().ask(bench.command(timeline, LSN_A, "gzip")))
             assert gzip.decompress(archive) == timeline.tarball(LSN_A)

@@ -31,6 +31,18 @@ _SSL_CODE: Final = 80877103
 _GSSENC_CODE: Final = 80877104
 _MAJOR_VERSION: Final = 3
 
+_SETTINGS: Final = {
+    "client_encoding": "UTF8",
+    # libpq's target_session_attrs would otherwise send queries to find these out.
+    "in_hot_standby": "off",
+    "default_transaction_read_only": "off",
+    # Those of Neon's pageserver; asyncpg lets no service in that has no version.
+    "integer_datetimes": "on",
+    "server_version": "14.1",
+}
+_WELCOME: Final = backend.AUTHENTICATION_OK + b"".join(
+    backend.parameter_status(*each) for each in _SETTINGS.items()
+)
 _COPY_END: Final = backend.COPY_DONE + backend.command_complete("SELECT 1")
 _TLS_HELLO: Final = b"\x16\x03"
 _OPTION_PREFIX: Final = "_pq_."
@@ -198,15 +210,7 @@ class Conversation:
     def let_in(self) -> None:
         """Let the client give commands from now on."""
         self._phase = _Phase.READY
-        self._out += backend.AUTHENTICATION_OK
-        self._out += backend.parameter_status("client_encoding", "UTF8")
-        # libpq's target_session_attrs would otherwise send queries to find these out.
-        self._out += backend.parameter_status("in_hot_standby", "off")
-        self._out += backend.parameter_status("default_transaction_read_only", "off")
-        if not self._wants_token:  # as Neon's pageserver has it, for psql's sake
-            self._out += backend.parameter_status("integer_datetimes", "on")
-            self._out += backend.parameter_status("server_version", "14.1")
-        self._out += backend.backend_key_data(*self._key) + self._ready
+        self._out += _WELCOME + backend.backend_key_data(*self._key) + self._ready
 
     def copy_frame(self) -> tuple[bytearray, bytes]:
         """Return what is sent before the CopyData messages of an archive, and after them."""

@@ -58,7 +58,7 @@ def locked(make_bench: Callable[[], Bench], tmp_path: Path) -> Locked:
 def test_a_good_token(locked: Locked) -> None:
     """It lets in, and Neon's server_version is not told."""
     client = locked.bench.client()
-    assert kinds(client.log_in(locked.token())) == "RSSSKZ"
+    assert kinds(client.log_in(locked.token())) == "RSSSSSKZ"
     assert copied(client.ask(locked.command)) == locked.archive
 
 
@@ -194,7 +194,7 @@ def test_tls(make_bench: Callable[[], Bench], tmp_path: Path) -> None:
     sock.sendall(wire.ssl_request())
     assert sock.recv(1) == b"S"
     client = WireClient(trusting.wrap_socket(sock, server_hostname="127.0.0.1"))
-    assert kinds(client.log_in(locked.token())) == "RSSSKZ"
+    assert kinds(client.log_in(locked.token())) == "RSSSSSKZ"
     assert copied(client.ask(locked.command)) == locked.archive
     whole = locked.bench.harness.path(large).read_bytes()
     assert copied(client.ask(locked.bench.command(large, LSN_A, "gzip"))) == whole

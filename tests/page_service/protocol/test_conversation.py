@@ -75,7 +75,7 @@ def test_token() -> None:
     assert not conversation.is_let_in
     assert conversation.take_output() == b"R\0\0\0\x08\0\0\0\3"
     conversation.let_in()
-    assert said(conversation) == "RSSSKZ"
+    assert said(conversation) == "RSSSSSKZ"
 
 
 @pytest.mark.parametrize(
