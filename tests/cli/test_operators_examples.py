@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cli.test_serve import serve  # noqa: F401 - a fixture
 from page_service import wire
-from support.helpers import wait_until
+from support.helpers import tool, wait_until
 
 from bbcache.cli.main import make_parser
 
@@ -58,12 +58,8 @@ FROZEN = {
 
 def promtool(*words: object, stdin: str | None = None) -> str:
     """What promtool says; the test is skipped where there is none."""
-    tool = shutil.which("promtool")
-    if tool is None:
-        pytest.skip("there is no promtool")
-    done = subprocess.run(
-        [tool, *map(str, words)], input=stdin, text=True, capture_output=True, check=False
-    )
+    argv = [tool("promtool"), *map(str, words)]
+    done = subprocess.run(argv, input=stdin, text=True, capture_output=True, check=False)
     output = done.stdout + done.stderr
     assert done.returncode == 0 or stdin is not None, output
     return output
@@ -178,14 +174,14 @@ def test_the_unit_runs_the_command() -> None:
 
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
     """As they are, but for the program, which is not installed there."""
-    tool = shutil.which("systemd-analyze")
-    if tool is None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
         pytest.skip("there is no systemd-analyze")
     for path in SYSTEMD.iterdir():
         text = path.read_text().replace("/opt/bbcache/bin/bbcache", "/bin/true")
         (tmp_path / path.name).write_text(text)
     done = subprocess.run(
-        [tool, "verify", *map(str, sorted(tmp_path.glob("bbcache.*")))],
+        [program, "verify", *map(str, sorted(tmp_path.glob("bbcache.*")))],
         text=True,
         capture_output=True,
         check=False,

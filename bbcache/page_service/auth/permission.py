@@ -1,4 +1,4 @@
-"""What a client may ask for, and who proves it."""
+"""What a client may ask for, and the verifier that proves it."""
 
 from __future__ import annotations
 
