@@ -27,6 +27,7 @@ from bbcache.ids import Lsn, TenantId, TenantShardId, TenantTimelineId, Timeline
 
 if TYPE_CHECKING:
     from bbcache.cache import BasebackupCache
+    from bbcache.explanation import Explanation
     from bbcache.simple_host import SimpleTenant, SimpleTenantManager
     from bbcache.storage.files import BasebackupFile
     from bbcache.storage.index import EntryInfo
@@ -37,6 +38,7 @@ _HOMES: Final = {
     "BasebackupCache": "bbcache.cache",
     "BasebackupFile": "bbcache.storage.files",
     "EntryInfo": "bbcache.storage.index",
+    "Explanation": "bbcache.explanation",
     "SimpleTenant": "bbcache.simple_host",
     "SimpleTenantManager": "bbcache.simple_host",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "ConfigError",
     "DirectoryLockedError",
     "EntryInfo",
+    "Explanation",
     "FillError",
     "FillTimeoutError",
     "Lsn",

@@ -16,8 +16,17 @@ from bbcache.arguments import check_methods, seconds, wrong_type
 from bbcache.config import BasebackupCacheConfig
 from bbcache.engine import Engine
 from bbcache.errors import BbcacheError, ClosingError, FillError, StoreError
+from bbcache.explanation import Explanation
 from bbcache.host import TenantManager
-from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId, check_ids, check_shard_ids
+from bbcache.ids import (
+    Lsn,
+    TenantId,
+    TenantShardId,
+    TimelineId,
+    check_ids,
+    check_shard_ids,
+    check_type,
+)
 from bbcache.storage.dirlock import DirectoryLock
 from bbcache.storage.files import BasebackupFile, disk_step
 from bbcache.storage.index import EntryInfo
@@ -255,6 +264,30 @@ class BasebackupCache:
         """The published entries of this moment; empty once closed."""
         engine = self._live_engine()
         return [] if engine is None else [entry.info() for entry in engine.index.by_key().values()]
+
+    def explain(
+        self,
+        tenant_id: TenantId,
+        timeline_id: TimelineId,
+        memory_only: bool = False,  # noqa: FBT002 - by position or by name, as all arguments here
+    ) -> Explanation:
+        """Say why the timeline has an entry, or has none.
+
+        The host and the disk are asked in the caller's thread, which waits for them as long as
+        they take. What the host raises is part of the explanation.
+
+        Args:
+            tenant_id: the tenant.
+            timeline_id: its timeline.
+            memory_only: whether to ask neither of them.
+        """
+        check_type("tenant_id", tenant_id, TenantId)
+        check_type("timeline_id", timeline_id, TimelineId)
+        engine = self._live_engine()
+        if engine is None:
+            why = str(self._why_dead()).partition("\n")[0]
+            return Explanation.of_dead_cache(tenant_id, timeline_id, why)
+        return engine.explainer.explain(tenant_id, timeline_id, memory_only=memory_only)
 
     def close(self, timeout: float | None = None) -> None:
         """Take no more requests, cancel what waits, stop what runs, free the directory.

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from bbcache import lifecycle
 from bbcache.errors import ArgumentError
+from bbcache.explain import Explainer
+from bbcache.history import History
 from bbcache.ids import check_shard_ids
 from bbcache.metrics import Metrics
 from bbcache.outcomes import SkipReason
@@ -75,18 +77,22 @@ class Engine:
         self._config = config
         self._dirlock = dirlock
         self._metrics = Metrics(registry)
-        self._queue = PrepareQueue(config.prepare_channel_size, self._metrics, self.work_counter)
+        history = History()
+        self._queue = PrepareQueue(
+            config.prepare_channel_size, self._metrics, history, self.work_counter
+        )
         self.store = Store(data_dir)
         self._catalog = Catalog(self.store, self.index, dirlock, self._metrics)
         pacer, backoff = Pacer(), Backoff(clock)
         self.cleaner = Cleaner(
-            tenants, self.index, self._catalog, self._metrics, self.work_counter, pacer
+            tenants, self.index, self._catalog, self._metrics, history, self.work_counter, pacer
         )
         self.reader = Reader(
             self.index,
             self.store,
             self._catalog,
             self._metrics,
+            history,
             self.work_counter,
             pacer,
             verify_reads=config.verify_reads,
@@ -97,7 +103,10 @@ class Engine:
             config, tenants, self.index, self.builder, self._queue, self._metrics, backoff
         )
         self.filler = Filler(
-            self.reader, self._queue, backoff, self._metrics, self._is_in_own_thread
+            self.reader, self._queue, backoff, self._metrics, history, self._is_in_own_thread
+        )
+        self.explainer = Explainer(
+            tenants, self.index, self.store, self._queue, backoff, history, self._notes
         )
         self._changed = Waiters()  # for changes of the flags
         self._is_abandoned = self._is_closed = False
@@ -163,6 +172,11 @@ class Engine:
             self._queue.reject(error)
         except Exception:
             log.exception("a prepare could not be queued")
+
+    def _notes(self) -> tuple[str, ...]:
+        """What an explanation says of the whole cache."""
+        loading = None if self.is_initialized else "the entries on disk are not known yet"
+        return tuple(filter(None, (loading, self.builder.degraded_reason)))
 
     def _rebuild(self, entry: Entry) -> None:
         self._queue.submit(Request(entry.key, entry.lsn, None, time.monotonic()))

@@ -1,6 +1,6 @@
-"""How reads and prepares end, and the phases of a prepare: one row for each.
+"""How reads and prepares end, and what they do before: one row for each.
 
-Metrics, log lines, the status page and the docs share these rows.
+Metrics, log lines, explanations, the status page and the docs share these rows.
 """
 
 from __future__ import annotations
@@ -84,6 +84,22 @@ class SkipReason(Outcome):
     CANCELLED = "cancelled", "no caller waited for it any more"
     READ_ONLY = "read_only", "the file system of the cache is read-only"
     CLOSING = "closing", "the cache was closed first"
+
+
+class RemovalReason(Outcome):
+    """Why an entry was removed, other than for a newer one of its timeline."""
+
+    OUTGROWN = "outgrown", "clean-up found no attached tenant that wants it at this LSN"
+    EVICTED = "evicted", "a full cache needed its room for a better entry"
+
+
+class RequestState(Outcome):
+    """What a prepare that has not ended does."""
+
+    QUEUED = "queued", "waits for a worker"
+    CHECKING = "checking", "a worker asks the host whether it is still wanted"
+    WAITING_LSN = "waiting_lsn", "waits until its timeline reaches the LSN"
+    BUILDING = "building", "the host writes the tarball, the cache compresses it"
 
 
 class Phase(Outcome):

@@ -28,6 +28,7 @@ from bbcache import (
     ConfigError,
     DirectoryLockedError,
     EntryInfo,
+    Explanation,
     Lsn,
     NotReadyError,
     StoreError,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NAMES = {
-    *("BasebackupCache", "BasebackupCacheConfig", "BasebackupFile", "EntryInfo"),
+    *("BasebackupCache", "BasebackupCacheConfig", "BasebackupFile", "EntryInfo", "Explanation"),
     *("TenantId", "TimelineId", "TenantShardId", "TenantTimelineId", "Lsn"),
     *("TenantManager", "Tenant", "Timeline", "TenantState", "TarballWriter"),
     *("SimpleTenant", "SimpleTenantManager"),
@@ -101,6 +102,11 @@ SIGNATURES: list[tuple[Any, dict[str, Any]]] = [
     (BasebackupCache.wait_initialized, {"self": _REQUIRED, "timeout": None}),
     (BasebackupCache.wait_idle, {"self": _REQUIRED, "timeout": None}),
     (BasebackupCache.run_cleanup, {"self": _REQUIRED}),
+    (
+        BasebackupCache.explain,
+        {"self": _REQUIRED, "tenant_id": _REQUIRED, "timeline_id": _REQUIRED, "memory_only": False},
+    ),
+    (Explanation.as_dict, {"self": _REQUIRED}),
     (BasebackupCache.entries, {"self": _REQUIRED}),
     (BasebackupCache.close, {"self": _REQUIRED, "timeout": None}),
     (TenantShardId, {"tenant_id": _REQUIRED, "shard_number": 0, "shard_count": 0}),
@@ -149,7 +155,7 @@ def test_what_is_public_of_the_cache() -> None:
     assert public == {
         *("spawn", "is_enabled", "get", "send_prepare", "wait_initialized", "wait_idle"),
         *("get_held", "get_or_prepare", "run_cleanup", "entries", "close", "degraded_reason"),
-        "set_limits",
+        *("set_limits", "explain"),
     }
 
 

@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from bbcache._version import __version__
-from bbcache.cli import demo, fetch, serve, testing, verify
+from bbcache.cli import demo, fetch, serve, testing, verify, why
 from bbcache.cli.output import (
     drop_unwritten,
     lasting_stderr,
@@ -32,7 +32,7 @@ class ExitCode(IntEnum):
     OK = 0
     FAILED = 1  # a check has failed
     ERROR = 2  # wrong arguments, something missing, a disk error
-    NO_CACHE = 3  # the directory that was to be verified holds no cache
+    NO_CACHE = 3  # the directory holds no cache
     HUNG_UP = 128 + signal.SIGHUP  # the terminal was closed
     INTERRUPTED = 128 + signal.SIGINT  # Ctrl-C
     BROKEN_PIPE = 128 + signal.SIGPIPE  # the reader of the output has closed it
@@ -116,7 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="bbcache",
         description="Basebackups of serverless Postgres, made ahead of need.",
         epilog="exit codes: 0 success, 1 a check failed, 2 an error, "
-        "3 no cache to verify, 128 + n stopped by signal n",
+        "3 no cache there, 128 + n stopped by signal n",
     )
     parser.add_argument("--version", action="version", version=f"bbcache {__version__}")
     commands = parser.add_subparsers(
@@ -127,4 +127,5 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_parser(commands)
     testing.add_parser(commands)
     verify.add_parser(commands)
+    why.add_parser(commands)
     return parser

@@ -25,11 +25,11 @@ _EPILOG = """\
 exit codes: 0 every archive is good, 1 an archive is bad or cannot be read, 2 the directory
 cannot be listed, 3 the directory is not a cache: it has neither an archive nor .bbcache.lock
 """
-_CACHE_DIR_NAME: Final = "basebackup_cache"  # in a pageserver's directory
+CACHE_DIR_NAME: Final = "basebackup_cache"  # in a pageserver's directory
 
 
 class NoCacheError(BbcacheError):
-    """The directory to verify is not that of a cache."""
+    """The directory is not that of a cache."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> bool:
 
 def _what_is_missing(directory: Path) -> str:
     missing = f"it has neither an archive nor {LOCK_NAME}"
-    inner = directory / _CACHE_DIR_NAME
+    inner = directory / CACHE_DIR_NAME
     hint = f"Name {inner}." if inner.is_dir() else "Is the file system mounted?"
     return f"{missing}\nhint: {hint}"
 

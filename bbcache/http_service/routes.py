@@ -9,11 +9,15 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from bbcache.errors import ParseError, printable
 from bbcache.http_service.assets import CONTENT_SECURITY_POLICY
 from bbcache.http_service.handler import Response, text_response
 from bbcache.http_service.status import State, StatusReader
 from bbcache.http_service.templates import render
+from bbcache.ids import TenantId, TimelineId
 
+_WHY: Final = "/why/"
+_JSON: Final = ".json"
 _PAGE_HEADERS: Final = (
     ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
     ("Referrer-Policy", "no-referrer"),
@@ -47,9 +51,11 @@ class Routes:
             path: without its query.
             accept: the types that the client accepts; only ``/metrics`` uses it.
         """
+        if path.startswith(_WHY):
+            return self._why(path)
         page = self._pages.get(path)
         if page is None:
-            known = " ".join(self._pages)
+            known = " ".join([*self._pages, f"{_WHY}TENANT/TIMELINE"])
             return text_response(HTTPStatus.NOT_FOUND, f"not found; there are {known}")
         return page(accept)
 
@@ -59,6 +65,21 @@ class Routes:
 
     def _json(self, _: str) -> Response:
         body = json.dumps(self._status.read().to_json(), indent=2).encode() + b"\n"
+        return Response(HTTPStatus.OK, "application/json", body)
+
+    def _why(self, path: str) -> Response:
+        """Explain a timeline, as a text or, below ``.json``, for programs."""
+        ids = path.removeprefix(_WHY).removesuffix(_JSON)
+        tenant, _, timeline = ids.partition("/")
+        try:
+            tenant_id, timeline_id = TenantId.from_str(tenant), TimelineId.from_str(timeline)
+        except ParseError as error:
+            text = f"{printable(str(error))}\nhint: The path is {_WHY}TENANT/TIMELINE, two ids."
+            return text_response(HTTPStatus.BAD_REQUEST, text)
+        explanation = self._status.explain(tenant_id, timeline_id)
+        if not path.endswith(_JSON):
+            return text_response(HTTPStatus.OK, str(explanation))
+        body = json.dumps(explanation.as_dict(), indent=2).encode() + b"\n"
         return Response(HTTPStatus.OK, "application/json", body)
 
     def _metrics(self, accept: str) -> Response:

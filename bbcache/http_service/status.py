@@ -16,7 +16,10 @@ from prometheus_client import CollectorRegistry
 from bbcache._version import __version__
 from bbcache.cache import BasebackupCache
 from bbcache.config import BasebackupCacheConfig
+from bbcache.explanation import Explanation
+from bbcache.http_service.explanations import Explanations
 from bbcache.http_service.recent_errors import RecentError, RecentErrors
+from bbcache.ids import TenantId, TimelineId
 from bbcache.metric_rows import Row
 from bbcache.metrics import Metrics
 from bbcache.outcomes import ReadResult, Source
@@ -176,6 +179,7 @@ class StatusReader:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._cache = cache
+        self._explanations = Explanations(cache)
         self.cache_config = cache_config
         self._service = service
         self._registry = registry
@@ -198,6 +202,10 @@ class StatusReader:
     def degraded_reason(self) -> str | None:
         """Why the cache cannot publish, or tenants are not known; None if no reason is known."""
         return self._cache.degraded_reason or self._host_degraded_reason()
+
+    def explain(self, tenant_id: TenantId, timeline_id: TimelineId) -> Explanation:
+        """Say why a timeline has an entry, or has none; waits a second for the host at most."""
+        return self._explanations.explain(tenant_id, timeline_id)
 
     def read(self) -> Status:
         """Read the whole status."""

@@ -60,6 +60,12 @@ class Backoff:
                 for each in what:
                     self._failing.pop(each, None)
 
+    def beginning_with(self, key: bytes) -> list[bytes]:
+        """Return the failing timelines and positions that begin with `key`."""
+        with self._lock:
+            failing = list(self._failing)
+        return [each for each in failing if each.startswith(key)]
+
     def refusal(self, what: bytes, name: str) -> BackingOffError | None:
         """The error for a caller that wants `what` now; None if there is no pause.
 

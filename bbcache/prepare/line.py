@@ -78,6 +78,12 @@ class Line:
         found = (self.running.get(key), self._line.get(place), self._behind.get(place))
         return [each for each in found if each is not None and each.lsn == lsn]
 
+    def of(self, key: bytes) -> list[Request]:
+        """The requests of a timeline, the running one first."""
+        running = [each for each in (self.running.get(key),) if each is not None]
+        waiting = (*self._line.values(), *self._behind.values())
+        return running + [each for each in waiting if each.key == key]
+
     def add(self, request: Request) -> None:
         """Add a request that no caller waits for, unless it is superfluous or one too many.
 

@@ -25,6 +25,7 @@ from bbcache.storage.index import make_key, make_place, split_key
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bbcache.history import History
     from bbcache.ids import Lsn, TenantShardId, TimelineId
     from bbcache.metrics import Metrics
     from bbcache.prepare.backoff import Backoff
@@ -88,6 +89,7 @@ class Filler:
     queue: PrepareQueue
     backoff: Backoff
     metrics: Metrics
+    history: History
     is_own_thread: Callable[[], bool]
 
     def get(
@@ -101,10 +103,13 @@ class Filler:
         """See `BasebackupCache.get_or_prepare`."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         patience = _Patience(deadline_s, check_cancelled)
+        key = make_key(tenant_shard_id.tenant_id, timeline_id)
         file: BasebackupFile | None = None
         try:
             file = self._get(tenant_shard_id, timeline_id, lsn, patience)
             self.metrics.fills[FillResult(file.source)].inc()
+            if file.source is not Source.HIT:
+                self.history.add(key, lsn, FillResult(file.source))
         except BaseException as error:
             if file is not None:  # the count was interrupted
                 with suppress(OSError):  # the first failure is the one that counts
@@ -112,6 +117,7 @@ class Filler:
             else:
                 result = FillResult.CANCELLED if patience.is_cancelled else _result(error)
                 self.metrics.fills[result].inc()
+                self.history.add(key, lsn, result, safe_str(error))
             raise
         return file
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import safe_str
-from bbcache.outcomes import SkipReason
+from bbcache.explanation import UnderWay
+from bbcache.outcomes import PrepareResult, RequestState, SkipReason
 from bbcache.prepare.line import Line
 from bbcache.prepare.request import CLOSED, Result
 from bbcache.storage.index import split_key
@@ -19,6 +21,7 @@ from bbcache.waiters import Waiters
 
 if TYPE_CHECKING:
     from bbcache.errors import ArgumentError
+    from bbcache.history import History
     from bbcache.ids import Lsn
     from bbcache.metrics import Metrics
     from bbcache.prepare.request import Request
@@ -45,13 +48,17 @@ class PrepareQueue:
     Args:
         capacity: see `Line`.
         metrics: counts how requests end.
+        history: records it.
         work_counter: is told when a request has ended.
     """
 
-    def __init__(self, capacity: int, metrics: Metrics, work_counter: WorkCounter) -> None:
+    def __init__(
+        self, capacity: int, metrics: Metrics, history: History, work_counter: WorkCounter
+    ) -> None:
         self._lock = threading.RLock()  # guards the line, and what changes of its requests
         self._line = Line(capacity)
         self._metrics = metrics
+        self._history = history
         self._work_counter = work_counter
         self._workers = Waiters()
         self._is_closed = False
@@ -125,6 +132,20 @@ class PrepareQueue:
         """Whether a request at exactly `lsn` waits or runs."""
         with self._lock:
             return bool(self._line.find(key, lsn))
+
+    def under_way(self, key: bytes) -> tuple[UnderWay, ...]:
+        """The requests of a timeline that wait or run, the running one first."""
+        now_s = time.monotonic()
+        with self._lock:
+            return tuple(
+                UnderWay(
+                    request.lsn,
+                    self._state_locked(request),
+                    max(0.0, now_s - request.queued_at_s),
+                    request.is_awaited,
+                )
+                for request in self._line.of(key)
+            )
 
     def is_idle(self) -> bool:
         """Whether no request waits or runs, and each that has ended is settled."""
@@ -217,6 +238,14 @@ class PrepareQueue:
             self._count(request, CLOSED)
             request.finish(CLOSED)
 
+    def _state_locked(self, request: Request) -> RequestState:
+        if request.is_reached:
+            return RequestState.BUILDING
+        if request.waiting_since_s is not None:
+            return RequestState.WAITING_LSN
+        is_running = self._line.running.get(request.key) is request
+        return RequestState.CHECKING if is_running else RequestState.QUEUED
+
     def _settle_fallen(self) -> None:
         """Settle every request that has fallen out of the line."""
         if not self._line.fallen:  # one read of memory
@@ -232,7 +261,10 @@ class PrepareQueue:
             self._work_counter.changed()
 
     def _count(self, request: Request, result: Result) -> None:
-        """Count and log an ended request, once. Builds and errors are logged by the worker."""
+        """Count, record and log an ended request, once.
+
+        Builds and errors are logged by the worker.
+        """
         with self._lock:
             is_first, request.is_counted = not request.is_counted, True
         if not is_first:
@@ -244,6 +276,16 @@ class PrepareQueue:
             self._metrics.prepared(*result.published_bytes)
         else:
             self._metrics.prepare_failed()
+        self._record(request, result)
+
+    def _record(self, request: Request, result: Result) -> None:
+        error, outcome = result.why or result.error, PrepareResult.ERROR
+        detail = "" if error is None else safe_str(error)
+        if result.published_bytes is not None:
+            outcome, detail = PrepareResult.OK, f"{result.published_bytes[1]} bytes"
+        elif result.is_built:
+            detail = f"given to its callers alone{f', {detail}' if detail else ''}"
+        self._history.add(request.key, request.lsn, result.reason or outcome, detail)
 
     def _log_skip(self, request: Request, result: Result) -> None:
         why = "" if result.why is None else f": {safe_str(result.why)}"

@@ -25,7 +25,7 @@ class Result(NamedTuple):
         error: the failure, for the callers that wait.
         is_built: whether a build succeeded. Without `shared_file` the archive is published.
         reason: why nothing was published; None for a published archive and for an error.
-        why: the error behind `reason`, if there is one.
+        why: the error behind `reason`, or behind a failure after which callers ask again.
         published_bytes: sizes of the tarball and the archive; None if nothing was published.
     """
 

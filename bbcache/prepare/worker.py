@@ -81,8 +81,9 @@ class Preparer:
             result = Result(error=_failure_of(job, skip), reason=skip.reason, why=skip.why)
         except BaseException as failed:  # noqa: BLE001 - SystemExit of a host must not end a worker
             error = cause_of(failed)
-            if error is not job.disk_failure:  # else a caller that has joined since asks again
-                result = Result(error=error)
+            # After a failure of the disk alone, a caller that has joined since asks again.
+            is_again = error is job.disk_failure
+            result = Result(why=error) if is_again else Result(error=error)
             is_own = isinstance(error, (StoreError, PrepareError))
             has_traceback = not is_own or job.disk_failure not in (None, error)
             _log_failure(request, error, has_traceback=has_traceback)

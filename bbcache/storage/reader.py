@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from bbcache.archive.format import check_plain, check_sealed, read_seal
-from bbcache.errors import ArchiveError, StoreError
+from bbcache.errors import ArchiveError, StoreError, safe_str
 from bbcache.ids import check_ids
 from bbcache.outcomes import ReadResult
 from bbcache.storage.files import hint_for
@@ -18,6 +18,7 @@ from bbcache.storage.index import Verification, make_key
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bbcache.history import History
     from bbcache.ids import Lsn, TenantId, TimelineId
     from bbcache.metrics import Metrics
     from bbcache.pacer import Pacer
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from bbcache.work_counter import WorkCounter
 
 _WARN_PAUSE_S: Final = 1.0
+_MISS: Final = ReadResult.MISS
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class Reader:
         store: opens their files.
         catalog: removes bad entries.
         metrics: counts hits, misses and errors.
+        history: records misses and errors.
         work_counter: counts a quarantine under way.
         pacer: notes each read.
         verify_reads: ``always``, ``first`` or ``never``.
@@ -51,6 +54,7 @@ class Reader:
         store: Store,
         catalog: Catalog,
         metrics: Metrics,
+        history: History,
         work_counter: WorkCounter,
         pacer: Pacer,
         *,
@@ -63,6 +67,8 @@ class Reader:
         self._hits = metrics.reads[ReadResult.HIT]
         self._misses = metrics.reads[ReadResult.MISS]
         self._errors = metrics.reads[ReadResult.ERROR]
+        self._history = history
+        self._note_miss = history.append
         self._work_counter = work_counter
         self._pacer = pacer
         self._is_always_checked = verify_reads == "always"
@@ -95,6 +101,7 @@ class Reader:
             check_ids(tenant_id, timeline_id, lsn)
             if counts_misses:
                 self._misses.inc()
+                self._note_miss((time.time(), key, lsn.real, _MISS, ""))
             return None
         try:
             file = self._store.open(key, lsn, entry.size_bytes)
@@ -145,10 +152,18 @@ class Reader:
                 self._take_out(entry, error)
             self._work_counter.changed()
         elif isinstance(error, FileNotFoundError) and self._catalog.forget(entry):
-            self._misses.inc()  # it was replaced or removed since the look-up
+            self._missed(entry)  # it was replaced or removed since the look-up
         else:
-            self._errors.inc()
+            self._count_error(entry, error)
             self._warn(entry, error)
+
+    def _missed(self, entry: Entry) -> None:
+        self._misses.inc()
+        self._history.add(entry.key, entry.lsn, ReadResult.MISS)
+
+    def _count_error(self, entry: Entry, error: BaseException) -> None:
+        self._errors.inc()
+        self._history.add(entry.key, entry.lsn, ReadResult.ERROR, safe_str(error))
 
     def _warn(self, entry: Entry, error: OSError) -> None:
         """Log a failed read, at most once per second; the metric counts all of them."""
@@ -161,12 +176,12 @@ class Reader:
         try:
             is_taken_out = self._catalog.quarantine(entry)
         except StoreError as refusal:
-            self._errors.inc()
+            self._count_error(entry, error)
             log.error("%s is bad (%s), but cannot be removed: %s", entry, error, refusal)  # noqa: TRY400 - the traceback says nothing more
             return
         if not is_taken_out:  # another entry has replaced it between look-up and open
-            self._misses.inc()
+            self._missed(entry)
             return
-        self._errors.inc()
+        self._count_error(entry, error)
         log.error("%s is bad and was removed: %s", entry, error)
         self._rebuild(entry)

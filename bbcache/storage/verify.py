@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from bbcache.archive.format import check_plain, check_sealed, read_seal
 from bbcache.errors import ArchiveError
+from bbcache.ids import ID_SIZE_BYTES
 from bbcache.storage.dirlock import LOCK_NAME
 from bbcache.storage.files import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bbcache.archive.format import Seal
+    from bbcache.ids import Lsn
     from bbcache.storage.files import BasebackupFile
     from bbcache.storage.index import Entry
 
@@ -43,6 +47,22 @@ class Finding(NamedTuple):
     size_bytes: int
     reason: str = ""
     is_quarantined: bool = False
+
+
+class StoredArchive(NamedTuple):
+    """One file of a timeline, as it is on the disk.
+
+    Attributes:
+        finding: the result of its check.
+        lsn: the position, by the file's name.
+        age_s: seconds since it was written; None if it cannot be examined.
+        seal: its seal; None if it has none, or the seal is bad.
+    """
+
+    finding: Finding
+    lsn: Lsn
+    age_s: float | None
+    seal: Seal | None
 
 
 class Audit:
@@ -90,6 +110,36 @@ class Audit:
         for name, size_bytes in sorted(self._found.foreign_files.items()):
             path = os.path.join(self._store.data_dir, name)
             yield Finding(path, Verdict.STRAY, size_bytes, "no basebackup has this name")
+
+    def archives_of(self, key: bytes) -> list[StoredArchive]:
+        """Check the archives of one timeline; more than one LSN is there if a start is due."""
+        entries = sorted((e for e in self._found.entries if e.key == key), key=lambda e: e.lsn)
+        checked = [(entry, self._check(entry, quarantine=False)) for entry in entries]
+        return [
+            StoredArchive(finding, entry.lsn, *self._facts(entry))
+            for entry, finding in checked
+            if finding is not None
+        ]
+
+    def quarantined_of(self, key: bytes) -> list[str]:
+        """Paths of the quarantined archives of one timeline, oldest first.
+
+        Raises:
+            OSError: ``quarantine/`` cannot be listed.
+        """
+        ids = key.hex("_", ID_SIZE_BYTES)
+        return [path for path in self._store.quarantined({}) if ids in os.path.basename(path)]
+
+    def _facts(self, entry: Entry) -> tuple[float | None, Seal | None]:
+        try:
+            with self._store.open(entry.key, entry.lsn, entry.size_bytes) as file:
+                age_s = max(0.0, time.time() - os.fstat(file.fileno()).st_mtime)
+                try:
+                    return age_s, read_seal(file.fileno(), entry.key, entry.lsn)
+                except ArchiveError:
+                    return age_s, None
+        except (ArchiveError, OSError):  # the finding says why
+            return None, None
 
     def _check(self, entry: Entry, *, quarantine: bool) -> Finding | None:
         path = self._store.path_of(entry.key, entry.lsn)

@@ -14,12 +14,14 @@ from bbcache import lifecycle
 from bbcache.errors import BrokenError, NotReadyError, safe_str
 from bbcache.host import TenantState, attached_shards_zero
 from bbcache.ids import ID_SIZE_BYTES
+from bbcache.outcomes import RemovalReason
 from bbcache.storage.files import hint_for
 from bbcache.storage.index import LSN_SHIFT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bbcache.history import History
     from bbcache.host import Tenant, TenantManager
     from bbcache.ids import TenantId
     from bbcache.metrics import Metrics
@@ -39,6 +41,7 @@ class Cleaner:
         index: the entries.
         catalog: removes them.
         metrics: counts failures.
+        history: records removed entries.
         work_counter: counts a step under way.
         pacer: pauses a step for reads.
     """
@@ -49,6 +52,7 @@ class Cleaner:
         index: Index,
         catalog: Catalog,
         metrics: Metrics,
+        history: History,
         work_counter: WorkCounter,
         pacer: Pacer,
     ) -> None:
@@ -56,6 +60,7 @@ class Cleaner:
         self._index = index
         self._catalog = catalog
         self._metrics = metrics
+        self._history = history
         self._work_counter = work_counter
         self._pacer = pacer
         self._generation = lifecycle.generation()
@@ -79,11 +84,17 @@ class Cleaner:
         entry_count = len(entries)
         with lifecycle.callback():
             outgrown = self._outgrown(entries) if entries else []
-        removed_count = sum(map(self._catalog.discard, outgrown))
+        removed_count = sum(map(self._remove, outgrown))
         if removed_count:
             log.info("clean-up removed %d of %d basebackups", removed_count, entry_count)
         self._try("examine the cache directory", self._catalog.upkeep)
         self._metrics.refresh()
+
+    def _remove(self, entry: Entry) -> bool:
+        if not self._catalog.discard(entry):
+            return False
+        self._history.add(entry.key, entry.lsn, RemovalReason.OUTGROWN)
+        return True
 
     def _try(self, doing: str, what: Callable[[], None]) -> bool:
         try:

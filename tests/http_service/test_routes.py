@@ -107,4 +107,5 @@ def test_what_there_is_not(whole: Whole, path: str) -> None:
     """It names what there is, and repeats nothing."""
     response = whole.routes.respond(path, "")
     assert response.status == HTTPStatus.NOT_FOUND
-    assert response.body == b"not found; there are / /status.json /metrics /healthz /readyz\n"
+    known = "/ /status.json /metrics /healthz /readyz /why/TENANT/TIMELINE"
+    assert response.body == f"not found; there are {known}\n".encode()

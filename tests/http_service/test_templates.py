@@ -12,7 +12,7 @@ import pytest
 from bbcache.http_service.assets import CONTENT_SECURITY_POLICY, SCRIPT, STYLE
 from bbcache.http_service.recent_errors import RecentError
 from bbcache.http_service.status import Meter, ShownBroken, ShownEntry, State, Status
-from bbcache.http_service.templates import duration, render, size
+from bbcache.http_service.templates import render
 from bbcache.outcomes import SkipReason
 
 if TYPE_CHECKING:
@@ -195,34 +195,3 @@ def test_the_policy_knows_style_and_script() -> None:
     assert html.count(f"<style>{STYLE}</style>") == html.count(f"<script>{SCRIPT}</script>") == 1
     assert CONTENT_SECURITY_POLICY.startswith("default-src 'none'; style-src 'sha256-")
     assert "unsafe" not in CONTENT_SECURITY_POLICY
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "shown"),
-    [
-        (0, "0 bytes"),
-        (1023, "1023 bytes"),
-        (1024, "1.0 KiB"),
-        (1 << 20, "1.0 MiB"),
-        (3 << 29, "1.5 GiB"),
-        (5 << 50, "5120.0 TiB"),
-    ],
-)
-def test_size(size_bytes: int, shown: str) -> None:
-    """Bytes as people read them."""
-    assert size(size_bytes) == shown
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        (0.9, "0 s"),
-        (61, "1 min 1 s"),
-        (3599, "59 min 59 s"),
-        (3600, "1 h 0 min"),
-        (90_000, "1 d 1 h"),
-    ],
-)
-def test_duration(seconds: float, shown: str) -> None:
-    """Times as people read them."""
-    assert duration(seconds) == shown

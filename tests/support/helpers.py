@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from bbcache.archive.format import ArchiveWriter, pack_header
 from bbcache.errors import DirectoryLockedError
+from bbcache.history import History
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.metrics import Metrics
 from bbcache.outcomes import PrepareResult, SkipReason
@@ -132,7 +133,7 @@ class SettledQueue:
     def __init__(self, capacity: int) -> None:
         self.registry = CollectorRegistry()
         metrics = Metrics(self.registry)
-        self.queue = PrepareQueue(capacity, metrics, WorkCounter())
+        self.queue = PrepareQueue(capacity, metrics, History(), WorkCounter())
         self._reasons: list[SkipReason] = []  # of the skips that the last step has counted
         count_skip = metrics.skipped
 

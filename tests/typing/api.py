@@ -23,6 +23,7 @@ from bbcache import (
     ConfigError,
     DirectoryLockedError,
     EntryInfo,
+    Explanation,
     Lsn,
     NotReadyError,
     SimpleTenant,
@@ -229,6 +230,12 @@ def a_life(directory: Path, config: BasebackupCacheConfig | None) -> int:
     cache.send_prepare(shard_id, timeline_id, Lsn(1))
     cache.send_prepare(shard_id.tenant_id, timeline_id, Lsn(1))  # type: ignore[arg-type]
     cache.run_cleanup()
+    explanation = cache.explain(shard_id.tenant_id, timeline_id)
+    assert_type(explanation, Explanation)
+    assert_type(explanation.as_dict(), dict[str, Any])
+    if explanation.entry is not None:
+        assert_type(explanation.entry.lsn, Lsn)
+    assert_type([each.result for each in explanation.outcomes], list[str])
     cache.close(timeout=1.5)
     registry = CollectorRegistry()
     with BasebackupCache.spawn("relative", config, manager, registry=registry) as cache:

@@ -12,6 +12,7 @@ from typing import Final
 from bbcache.errors import MissingExtraError
 from bbcache.http_service.assets import SCRIPT, STYLE
 from bbcache.http_service.status import Status
+from bbcache.human_units import duration, size
 from bbcache.outcomes import SkipReason, Source
 
 try:
@@ -20,10 +21,6 @@ except ImportError as error:
     raise MissingExtraError(
         "bbcache.http_service.templates cannot be imported", "serve", error
     ) from error
-
-_UNITS: Final = ("KiB", "MiB", "GiB", "TiB")
-_KIB: Final = 1024
-_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 
 
 def render(status: Status) -> str:
@@ -41,28 +38,6 @@ def render(status: Status) -> str:
             if count
         ],
     )
-
-
-def size(size_bytes: int) -> str:
-    """Bytes, for people."""
-    if size_bytes < _KIB:
-        return f"{size_bytes} bytes"
-    value, units = size_bytes / _KIB, iter(_UNITS)
-    unit = next(units)
-    while value >= _KIB and (larger := next(units, None)):
-        value, unit = value / _KIB, larger
-    return f"{value:.1f} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """A time, for people: its two largest units."""
-    left = int(seconds)
-    days, hours, minutes = left // _DAY_S, left % _DAY_S // _HOUR_S, left % _HOUR_S // _MINUTE_S
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {left % _MINUTE_S} s" if minutes else f"{left} s"
 
 
 def _number(value: int) -> str:
