@@ -200,8 +200,9 @@ class ComputeNode:
         self._has_followed.set()
 
     def _poll(self) -> bool:
-        """Handle the new records; return whether there were any."""
+        """Handle the new records; return whether there was WAL, which may be padding alone."""
         has_come = False
+        from_lsn = self._stream.next_lsn if self._stream else None
         try:
             for record in (self._stream or self._files).poll():
                 has_come = True
@@ -214,7 +215,7 @@ class ComputeNode:
             if not self._is_failing:
                 log.exception("cannot follow the WAL of timeline %s", self._timeline.timeline_id)
             self._is_failing = True
-        return has_come
+        return has_come or (self._stream is not None and self._stream.next_lsn != from_lsn)
 
     def _stop_following(self) -> None:
         self._has_server_ended = True

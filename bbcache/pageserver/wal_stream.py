@@ -7,6 +7,7 @@ receivers have confirmed it.
 
 from __future__ import annotations
 
+import select
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -64,6 +65,11 @@ class WalStream:
         """The canonical end of the last whole record; `start_lsn` before the first."""
         return self._decoder.last_record_lsn
 
+    @property
+    def next_lsn(self) -> Lsn:
+        """Where the WAL begins that has not been received yet."""
+        return self._decoder.next_lsn
+
     def follow(self, conninfo: str) -> None:
         """Connect to a running server at the next `poll`, and again when the stream breaks off.
 
@@ -102,7 +108,7 @@ class WalStream:
                 return
             self._connect(conninfo)
         try:
-            while (message := self._cursor.read_message()) is not None:
+            while (message := self._read_message()) is not None:
                 self._check_place(message.data_start)
                 try:
                     yield from self._decoder.feed(message.payload)
@@ -140,6 +146,17 @@ class WalStream:
             self.close()
             self._has_tried.set()
             raise WalError(f"cannot stream WAL: {_one_line(error)}") from error
+
+    def _read_message(self) -> Any:
+        """Return the next message, or None if no whole message has come.
+
+        One read of psycopg2 takes a few KiB from the socket, and a message has up to 128 KiB.
+        """
+        arrivals = select.poll()
+        arrivals.register(self._cursor, select.POLLIN)
+        while (message := self._cursor.read_message()) is None and arrivals.poll(0):
+            pass
+        return message
 
     def _confirm(self, lsn: int) -> None:
         with suppress(psycopg2.Error):  # the next read raises it

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import struct
 import subprocess
 import sys
+import termios
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg
 import psycopg2
 import pytest
+from psycopg2.extras import PhysicalReplicationConnection
 from support.helpers import wait_until
 
 from bbcache import Lsn
@@ -101,8 +107,47 @@ def test_a_stop_right_after_the_start(streaming: Lab, monkeypatch: pytest.Monkey
     assert noted.ran == [True]
 
 
-def test_the_tip_follows(streaming: Lab) -> None:
-    """What the server has flushed is the tip, over segment ends too."""
+class SlowCursor:
+    """A cursor on a slow network: after each message it has to wait for the next."""
+
+    def __init__(self, cursor: Any) -> None:
+        self._cursor = cursor
+        self._is_waiting = False
+        self._never_readable = os.eventfd(0)
+        weakref.finalize(self, os.close, self._never_readable)
+
+    def read_message(self) -> object:
+        """The next message, every other time."""
+        self._is_waiting = not self._is_waiting
+        return None if self._is_waiting else self._cursor.read_message()
+
+    def fileno(self) -> int:
+        """What says that nothing has come."""
+        return self._never_readable
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._cursor, name)
+
+
+class SlowConnection(PhysicalReplicationConnection):
+    """A connection whose cursors are slow."""
+
+    def cursor(self, *args: Any, **kwargs: Any) -> SlowCursor:
+        """One of them."""
+        return SlowCursor(super().cursor(*args, **kwargs))
+
+
+def test_the_tip_follows(streaming: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the server has flushed is the tip, over segment ends too.
+
+    The padding of a segment is no record, and does not make polls rare: here there are a hundred
+    polls, and a pause that is doubled after each never ends.
+    """
+    monkeypatch.setattr(
+        "bbcache.pageserver.wal_stream.PhysicalReplicationConnection", SlowConnection
+    )
+    monkeypatch.setattr("bbcache.pageserver.compute._SHORTEST_PAUSE_S", 0.001)
+    monkeypatch.setattr("bbcache.pageserver.compute._LONGEST_PAUSE_S", 3600.0)
     address = streaming.add_timeline()
     timeline = streaming.timeline(address)
     compute = streaming.boot(address)
@@ -117,8 +162,30 @@ def test_the_tip_follows(streaming: Lab) -> None:
         ["select pg_switch_wal()", "insert into t select i from t"],
     ):
         streaming.sql(compute, *statements)
-        wait_until(lambda: timeline.get_last_record_lsn() == flushed())
+        lsn = flushed()
+        wait_until(lambda lsn=lsn: timeline.get_last_record_lsn() >= lsn)
+        assert timeline.get_last_record_lsn() <= flushed()
     compute.stop()
+
+
+def test_one_poll_takes_what_has_come(pg: PostgresBinaries, make_cluster: ClusterFactory) -> None:
+    """A message is taken whole, though it is larger than one read of the socket."""
+    cluster = make_cluster(pg)
+    control = inspect_pgdata(cluster.pgdata_dir)
+    cluster.start()
+    stream = WalStream(control.checkpoint_end_lsn, control.wal_segment_size_bytes)
+    stream.follow(cluster.conninfo())
+    _poll_until(stream, Lsn.from_str(cluster.psql("select pg_current_wal_flush_lsn()")))
+    cluster.psql("select pg_logical_emit_message(true, 'x', repeat('y', 100000))")
+
+    def arrived_bytes() -> int:
+        answer = fcntl.ioctl(stream._cursor.fileno(), termios.FIONREAD, bytes(4))
+        (count,) = struct.unpack("i", answer)
+        return int(count)
+
+    wait_until(lambda: arrived_bytes() > 100_000)
+    assert max(record.total_length_bytes for record in stream.poll()) > 100_000
+    stream.close()
 
 
 def test_a_superuser_of_any_name(streaming: Lab) -> None:
