@@ -35,17 +35,32 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.postgres
 
-COMMAND = (sys.executable, "-m", "bbcache.cli")
 DEMO = ("demo", "--rounds", "2")
+INITDB_ARGS = ("--wal-segsize=16",)  # as initdb has it by default
 ROUND_FIELDS = {
     *("number", "is_hit", "lsn", "get_s", "unpack_s", "start_s"),
     *("archive_bytes", "build_s"),
 }
-_WITH_A_SMALL_SAMPLE = """
+_RUN = """
 import sys
-from bbcache.cli import demo_scenario, main
-demo_scenario._SAMPLE_SIZE_BYTES = 1 << 20
+from bbcache.cli import main
 sys.exit(main(sys.argv[1:]))
+"""
+_WITH_A_SMALL_SAMPLE = """
+from bbcache.cli import demo_scenario
+demo_scenario._SAMPLE_SIZE_BYTES = 1 << 20
+"""
+# The timeline is a copy of the first argument: without initdb, which takes half a second.
+_ON_A_COPY = """
+import subprocess, sys, uuid
+from bbcache.pageserver import Pageserver
+
+def copy(pageserver, tenant, template=sys.argv.pop(1)):
+    pgdata_dir = pageserver._computes_dir / uuid.uuid4().hex
+    subprocess.run(["cp", "-a", "--", template, pgdata_dir], check=True)
+    return tenant.add_timeline(pgdata_dir)
+
+Pageserver.create_timeline = copy
 """
 # Where this interpreter is closed to other users, all of it must be loaded before.
 _AS_PLAIN_USER = """
@@ -76,6 +91,15 @@ def tmpdir_for_demo(make_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
+def template_dir(
+    make_cluster: ClusterFactory, newest_pg: PostgresBinaries, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A data directory to copy, of the PostgreSQL that a demo finds."""
+    monkeypatch.setenv("BBCACHE_PG_BIN", str(newest_pg.bindir))
+    return make_cluster(newest_pg, initdb_args=INITDB_ARGS).pgdata_dir
+
+
+@pytest.fixture
 def _in_this_process(
     newest_pg: PostgresBinaries, templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +107,7 @@ def _in_this_process(
 
     def copy_template(pageserver: Pageserver, tenant: PgdataTenant) -> PgdataTimeline:
         pgdata_dir = pageserver._computes_dir / uuid.uuid4().hex
-        templates.copy(newest_pg, (), pgdata_dir)
+        templates.copy(newest_pg, INITDB_ARGS, pgdata_dir)
         return tenant.add_timeline(pgdata_dir)
 
     monkeypatch.setattr(demo_scenario, "_SAMPLE_SIZE_BYTES", 1 << 20)
@@ -114,7 +138,7 @@ def assert_nothing_is_left(directory: Path) -> None:
 
 def test_demo_shows_a_table(tmpdir_for_demo: Path) -> None:
     """As a command, with the PostgreSQL that it finds: status 0, and nothing is left."""
-    command = [sys.executable, "-c", _WITH_A_SMALL_SAMPLE, *DEMO]
+    command = [sys.executable, "-c", _WITH_A_SMALL_SAMPLE + _RUN, *DEMO]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line.replace("│", " ").split() for line in done.stdout.splitlines()]
@@ -134,7 +158,7 @@ def test_demo_as_a_plain_user(newest_pg: PostgresBinaries, tmpdir_for_demo: Path
     directory = tmpdir_for_demo / "kept"
     owner = os.geteuid() or pwd.getpwnam("nobody").pw_uid
     os.chown(tmpdir_for_demo, owner, -1)
-    options = ["--json", "--rounds", "3", "--dir", str(directory)]
+    options = ["--json", "--rounds", "2", "--dir", str(directory)]
     environment = {
         **os.environ,
         "BBCACHE_PG_BIN": str(newest_pg.bindir),
@@ -149,7 +173,7 @@ def test_demo_as_a_plain_user(newest_pg: PostgresBinaries, tmpdir_for_demo: Path
         cwd=tmpdir_for_demo,
     )
     assert done.returncode == 0, done.stderr
-    check_report(json.loads(done.stdout), newest_pg.version, round_count=3)
+    check_report(json.loads(done.stdout), newest_pg.version, round_count=2)
     assert {path.name for path in tmpdir_for_demo.iterdir()} == {"kept"}
     assert {path.name for path in directory.iterdir()} == {
         *("basebackup_cache", "computes", "tenants")
@@ -417,20 +441,26 @@ def foreground() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+_INITDB = "creating a tenant with one timeline (initdb)"
+
+
 @pytest.mark.usefixtures("foreground")
 @pytest.mark.parametrize(
     ("number", "step"),
     [
-        (signal.SIGINT, "creating a tenant with one timeline (initdb)"),
+        (signal.SIGINT, _INITDB),
         (signal.SIGINT, "round 2: getting the basebackup, starting PostgreSQL"),
         (signal.SIGTERM, "round 1: working with SQL"),
         (signal.SIGTERM, "compressing a sample of the last tarball with other codecs"),
     ],
 )
-def test_a_signal_ends_it_cleanly(tmpdir_for_demo: Path, number: signal.Signals, step: str) -> None:
+def test_a_signal_ends_it_cleanly(
+    tmpdir_for_demo: Path, template_dir: Path, number: signal.Signals, step: str
+) -> None:
     """The status is the signal's; no server and no directory is left."""
+    how = [_RUN] if step == _INITDB else [_ON_A_COPY + _RUN, template_dir]
     with subprocess.Popen(
-        [*COMMAND, *DEMO],
+        [sys.executable, "-c", *how, *DEMO],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -448,11 +478,12 @@ def test_a_signal_ends_it_cleanly(tmpdir_for_demo: Path, number: signal.Signals,
     assert_nothing_is_left(tmpdir_for_demo)
 
 
-def test_output_that_nobody_reads(tmpdir_for_demo: Path) -> None:
+def test_output_that_nobody_reads(tmpdir_for_demo: Path, template_dir: Path) -> None:
     """As with ``2>&1 | head``: it plays to its end, then the status is that of SIGPIPE."""
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-c", _WITH_A_SMALL_SAMPLE, *DEMO]
+    code = _ON_A_COPY + _WITH_A_SMALL_SAMPLE + _RUN
+    command = [sys.executable, "-c", code, template_dir, *DEMO]
     with os.fdopen(writer, "wb") as closed:
         done = subprocess.run(command, stdout=closed, stderr=closed, check=False)
     assert done.returncode == 141

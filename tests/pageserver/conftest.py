@@ -28,6 +28,7 @@ _SETTINGS = {
     "fsync": "off",
     "autovacuum": "off",
     "shared_buffers": "16MB",
+    "max_connections": "20",
     "max_prepared_transactions": "4",
 }
 _METRIC = "pageserver_basebackup_cache_"

@@ -40,7 +40,11 @@ _HARMLESS = [
 ]
 if os.geteuid() == 0:  # another user cannot read it either, and is told so
     _HARMLESS.append("mkdir closed; chmod 0 closed")
-_NEST = "copy (select 1) to program 'cat > /dev/null; for i in $(seq {}); do mkdir d; cd d; done'"
+# In steps, since no path may be longer than 4096 bytes.
+_NEST = (
+    "copy (select 1) to program 'cat > /dev/null; path=$(printf d/%.0s $(seq 100)); "
+    "for i in $(seq {}); do mkdir -p $path; cd $path; done'"
+)
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def test_what_postgres_does_not_need_is_in_nobodys_way(lab: Lab, address: Addres
 def test_a_tree_too_deep_is_refused_and_kept(lab: Lab, address: Address) -> None:
     """The stop names the directory; without the tree the same node can be stopped."""
     compute = lab.boot(address)
-    lab.sql(compute, "insert into t values (2)", _NEST.format(1500))
+    lab.sql(compute, "insert into t values (2)", _NEST.format(15))
     pgdata_dir = compute.cluster.pgdata_dir
     with pytest.raises(TakeoverError, match=re.escape(str(pgdata_dir))):
         compute.stop()
@@ -77,7 +81,7 @@ def test_a_tree_too_deep_is_refused_and_kept(lab: Lab, address: Address) -> None
 def test_what_is_refused_can_be_mended_on_the_node(lab: Lab, address: Address) -> None:
     """A node of a failed stop starts again; mended, it is stopped and prepared for."""
     compute = lab.boot(address)
-    lab.sql(compute, "insert into t values (2)", _NEST.format(200))
+    lab.sql(compute, "insert into t values (2)", _NEST.format(2))
     with pytest.raises(TakeoverError, match="parts"):
         compute.stop()
     compute.start(lab.settings)
@@ -168,7 +172,7 @@ def test_a_tablespace_that_is_not_mounted_is_refused_and_kept(
 def test_a_killed_node_with_a_deep_tree_is_removed(lab: Lab, address: Address) -> None:
     """However deep a user has made it."""
     compute = lab.boot(address)
-    lab.sql(compute, _NEST.format(1500))
+    lab.sql(compute, _NEST.format(15))
     compute.kill()
     assert not compute.cluster.pgdata_dir.exists()
 

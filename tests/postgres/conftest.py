@@ -130,7 +130,7 @@ class BusyPgdatas:
 
     def _make(self, binaries: PostgresBinaries) -> BusyPgdata:
         path = self._pg_dir / f"busy{len(self._made)}"
-        self._templates.copy(binaries, ("--data-checksums",), path)
+        self._templates.copy(binaries, ("--data-checksums", "--wal-segsize=16"), path)
         with Cluster(binaries, path, settings=_SETTINGS) as cluster:
             cluster.start()
             spaced_dir = _make_server_dir(path, path.with_suffix(".space"))

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 _ROOT = Path(__file__).parents[2]
 _IN_A_BACKGROUND = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 # They raise signals in the tests' process, and end a server and commands by them.
@@ -19,19 +17,17 @@ _REPRESENTATIVE = (
 )
 
 
-def ignore() -> None:
-    """As nohup, cron, a shell's background and some CI runners have it."""
+def ignore_and_block() -> None:
+    """Do what nohup, cron and some CI runners do, and what a parent does that waits for signals.
+
+    The first ignore signals, the last has blocked them. Undoing one leaves the other.
+    """
     for number in _IN_A_BACKGROUND:
         signal.signal(number, signal.SIG_IGN)
-
-
-def block() -> None:
-    """As a parent has it that waits for signals in a thread of its own."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {*_IN_A_BACKGROUND, signal.SIGTERM})
 
 
-@pytest.mark.parametrize("how", [ignore, block])
-def test_tests_of_signals_in_the_background(how: object) -> None:
+def test_tests_of_signals_in_the_background() -> None:
     """Tests that send signals pass, whatever the dispositions that pytest starts with."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
@@ -40,6 +36,6 @@ def test_tests_of_signals_in_the_background(how: object) -> None:
         check=False,
         capture_output=True,
         text=True,
-        preexec_fn=how,  # type: ignore[call-overload]
+        preexec_fn=ignore_and_block,
     )
     assert done.returncode == 0, done.stdout

@@ -124,7 +124,7 @@ def test_equals_pg_controldata_of_every_version(major: int) -> None:
 
 @pytest.mark.parametrize(
     ("initdb_args", "segment_size_bytes"),
-    [((), 16 << 20), (("--data-checksums", "--wal-segsize=64"), 64 << 20)],
+    [(("--wal-segsize=16",), 16 << 20), (("--data-checksums", "--wal-segsize=64"), 64 << 20)],
     ids=["default", "checksums-64MB"],
 )
 def test_equals_pg_controldata_in_every_state(
