@@ -199,7 +199,8 @@ class Place:
 
     def __init__(self, lab: Lab) -> None:
         lab.open()
-        self.address: Address = lab.add_timeline()
+        # Larger than all buffers between a service and a client that does not read.
+        self.address: Address = lab.add_timeline(initdb_args=["--wal-segsize=16"])
         self.lsn = lab.play(self.address, "create table t as select generate_series(1, 1000) i")
         lab.close()
         self.root = lab.root

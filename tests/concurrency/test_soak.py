@@ -1,4 +1,4 @@
-"""64 threads of gets beside prepares, clean-ups and damage, for a while.
+"""Threads of gets beside prepares, clean-ups and damage, for a while.
 
 ``BBCACHE_SOAK_S`` says for how many seconds at least: a few tenths in the normal run, 60 with
 ``HYPOTHESIS_PROFILE=nightly``. It goes on until everything has happened once. The counts are
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bbcache.testing import MemoryTimeline
 
 DURATION_S: Final = float(os.environ.get("BBCACHE_SOAK_S", "60" if IS_NIGHTLY else "0.5"))
-READERS: Final = 64
+READERS: Final = 16 if DURATION_S < 1 else 64
 TIMELINES: Final = 16
 MAX_ENTRIES: Final = 12  # fewer than there are timelines: some prepares find the cache full
 MAX_BYTES: Final = 70_000  # likewise

@@ -14,7 +14,7 @@ from bbcache import BasebackupCacheConfig
 from bbcache.pageserver import Pageserver, make_root
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from conftest import ClusterFactory, Templates
@@ -88,11 +88,16 @@ class Lab:
         assert self._pageserver is not None
         return self._pageserver
 
-    def add_timeline(self, tenant: PgdataTenant | None = None, sql: str = "") -> Address:
+    def add_timeline(
+        self,
+        tenant: PgdataTenant | None = None,
+        sql: str = "",
+        initdb_args: Sequence[str] = (),
+    ) -> Address:
         """A timeline whose database has run `sql`, of a new tenant unless one is given."""
         tenant = tenant or self.pageserver.tenants.create_tenant()
         pgdata_dir = self.root / "fresh"
-        self._templates.copy(self.binaries, (), pgdata_dir, sql)
+        self._templates.copy(self.binaries, initdb_args, pgdata_dir, sql)
         return Address(tenant.tenant_id, tenant.add_timeline(pgdata_dir).timeline_id)
 
     def timeline(self, address: Address) -> PgdataTimeline:

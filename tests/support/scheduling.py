@@ -1,14 +1,28 @@
 """How xdist shares the tests out among its workers.
 
 Each file goes to one worker, as with ``--dist loadfile``, but the fault tests go to one worker
-together: they share a bed, which is made once in each worker that needs it.
+together: they share a bed, which is made once in each worker that needs it. Files that take long
+begin first, so that no worker is left alone with one of them at the end.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Final
+
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
-_TOGETHER = "tests/faults"
+if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
+
+_TOGETHER: Final = "tests/faults"
+# The longest first. Others follow by their number of tests, as xdist has it.
+LONG: Final = (
+    _TOGETHER,
+    "tests/cli/test_demo.py",
+    "tests/cli/test_serve.py",
+    "tests/concurrency/test_soak.py",
+    "tests/concurrency/test_state_machine.py",
+)
 
 
 class BedScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
@@ -17,3 +31,9 @@ class BedScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no t
     def _split_scope(self, nodeid: str) -> str:
         is_on_the_bed = nodeid.startswith(f"{_TOGETHER}/")
         return _TOGETHER if is_on_the_bed else nodeid.partition("::")[0]
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        first = next((scope for scope in LONG if scope in self.workqueue), None)
+        if first is not None:
+            self.workqueue.move_to_end(first, last=False)
+        super()._assign_work_unit(node)
