@@ -8,10 +8,10 @@ import os
 import signal
 import sys
 from enum import IntEnum
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from bbcache._version import __version__
-from bbcache.cli import demo, fetch, serve, testing, verify, why
 from bbcache.cli.output import (
     drop_unwritten,
     lasting_stderr,
@@ -39,6 +39,7 @@ class ExitCode(IntEnum):
     TERMINATED = 128 + signal.SIGTERM
 
 
+_COMMANDS: Final = ("demo", "fetch", "serve", "testing", "verify", "why")  # each a module
 _HINTS: Final = {
     errno.ENOENT: "Is the name spelled right, and is the file system mounted?",
     errno.ENOTDIR: "Name a directory.",
@@ -71,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> ExitCode:
-    options = make_parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    options = make_parser(*arguments[:1]).parse_args(arguments)
     try:
         is_well = options.run(options)
         print(end="", flush=True)  # an error of the output is raised here, not at the exit
@@ -110,8 +112,13 @@ def _complain(what: str) -> None:
     print(*map(printable, f"bbcache: {what}".split("\n")), sep="\n", file=sys.stderr)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+def make_parser(command: str = "") -> argparse.ArgumentParser:
+    """Make the parser of the command line.
+
+    Args:
+        command: a command, to make the parser of this one alone: a fetch need not wait for all
+            that a service imports. Any other text makes the whole parser.
+    """
     parser = argparse.ArgumentParser(
         prog="bbcache",
         description="Basebackups of serverless Postgres, made ahead of need.",
@@ -122,10 +129,6 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", dest="command", required=True
     )
-    demo.add_parser(commands)
-    fetch.add_parser(commands)
-    serve.add_parser(commands)
-    testing.add_parser(commands)
-    verify.add_parser(commands)
-    why.add_parser(commands)
+    for name in [command] if command in _COMMANDS else _COMMANDS:
+        import_module(f"bbcache.cli.{name}").add_parser(commands)
     return parser
