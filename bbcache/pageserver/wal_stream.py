@@ -148,7 +148,7 @@ class WalStream:
             raise WalError(f"cannot stream WAL: {_one_line(error)}") from error
 
     def _read_message(self) -> Any:
-        """Return the next message, or None if no whole message has come.
+        """Return the next message, or None if no whole message has arrived.
 
         One read of psycopg2 takes a few KiB from the socket, and a message has up to 128 KiB.
         """

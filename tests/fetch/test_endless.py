@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tarfile
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,11 +62,12 @@ def notices(peer: Peer) -> None:
 
 
 def handshake(peer: Peer) -> None:
-    """Let the client in, but never to an end."""
+    """Let the client in, but never to an end; not faster than it must be to go on."""
     peer.begin()
     peer.send(backend.AUTHENTICATION_OK)
     while True:
         peer.send(backend.parameter_status("x", "y"))
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
