@@ -4,7 +4,7 @@
 disk, and the next cache on the directory works undisturbed, whatever the thread does when it
 goes on. Where it was stopped inside a change of files, the directory stays locked instead.
 The same holds where the directory was replaced, and another cache has locked the new one.
-A normal run takes a third of the steps of each test, another third every time.
+A normal run takes a fifth of the steps of each test, another fifth every time.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Whatever that is: the caller gets bytes that the host has written for his LSN, or is told that
 the cache closes; one build serves two callers; and the books balance in the end. In a normal
-run each of the other actions takes a third of the steps, and together they take every step.
+run each of the other actions takes a fifth of the steps, and together they take every step.
 """
 
 from __future__ import annotations

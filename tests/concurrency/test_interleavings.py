@@ -4,7 +4,7 @@ The steps of every action in every state are found by running it. At each of the
 is stopped, another runs to its end or to where it
 must wait, and then the first goes on. Whatever the order: only sealed bytes are served, the
 books balance with the directory, and nothing that was prepared is lost. In a normal run each
-pair of actions takes a third of the steps, and the pairs together take every step.
+pair of actions takes a fifth of the steps, and the pairs together take every step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whatever call fails: no hang, no crash, nothing wrong served, and a good start after it.
 
 The normal run takes a share, which each run chooses at random: of each group of calls that are
-alike, one call fails in a third of all ways, and every way to fail meets a third of the groups.
+alike, one call fails in a fifth of all ways, and every way to fail meets a fifth of the groups.
 ``BBCACHE_FAULTS=all`` takes every call.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from faults.harness import Bed
 
 _TAKES_ALL: Final = os.environ.get("BBCACHE_FAULTS") == "all"
-_SHARE: Final = 3  # a normal run takes one in so many
+_SHARE: Final = 5  # a normal run takes one in so many
 _FIRST: Final = random.randrange(_SHARE)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.postgres
 
-_KILLS = int(os.environ.get("BBCACHE_COMPUTE_KILLS", "6"))
+_KILLS = int(os.environ.get("BBCACHE_COMPUTE_KILLS", "3"))
 
 
 def test_kills_at_random_moments(lab: Lab, tmp_path: Path) -> None:

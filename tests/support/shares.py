@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 IS_NIGHTLY: Final = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
-_SHARE: Final = 3
 
 
-def share_of(items: Sequence[_T], turn: int = 0) -> list[_T]:
-    """One in three items in a normal run, one at least; all of them in a nightly run.
+def share_of(items: Sequence[_T], turn: int = 0, one_in: int = 5) -> list[_T]:
+    """One in five items in a normal run, one at least; all of them in a nightly run.
 
     Args:
         items: what a test would go through, in order.
-        turn: the number of the test. Three tests in a row that go through the same items take
+        turn: the number of the test. Five tests in a row that go through the same items take
             each item once.
+        one_in: another share than one in five.
     """
     if IS_NIGHTLY:
         return list(items)
-    step = min(_SHARE, len(items)) or 1
-    return list(items[(random.randrange(_SHARE) + turn) % step :: _SHARE])
+    step = min(one_in, len(items)) or 1
+    return list(items[(random.randrange(one_in) + turn) % step :: one_in])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(3600)]
 
-_KILLS: Final = int(os.environ.get("BBCACHE_TESTING_KILLS", "5"))
+_KILLS: Final = int(os.environ.get("BBCACHE_TESTING_KILLS", "2"))
 _LIMIT_S: Final = 30.0
 _CONFTEST: Final = """
 from bbcache.testing.postgres import snapshot
