@@ -483,7 +483,7 @@ def test_output_that_nobody_reads(tmpdir_for_demo: Path, template_dir: Path) -> 
     reader, writer = os.pipe()
     os.close(reader)
     code = _ON_A_COPY + _WITH_A_SMALL_SAMPLE + _RUN
-    command = [sys.executable, "-c", code, template_dir, *DEMO]
+    command = [sys.executable, "-c", code, str(template_dir), *DEMO]
     with os.fdopen(writer, "wb") as closed:
         done = subprocess.run(command, stdout=closed, stderr=closed, check=False)
     assert done.returncode == 141

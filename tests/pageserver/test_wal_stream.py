@@ -10,6 +10,7 @@ import sys
 import termios
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg
@@ -132,8 +133,8 @@ class SlowCursor:
 class SlowConnection(PhysicalReplicationConnection):
     """A connection whose cursors are slow."""
 
-    def cursor(self, *args: Any, **kwargs: Any) -> SlowCursor:
-        """One of them."""
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        """A `SlowCursor`."""
         return SlowCursor(super().cursor(*args, **kwargs))
 
 
@@ -156,14 +157,16 @@ def test_the_tip_follows(streaming: Lab, monkeypatch: pytest.MonkeyPatch) -> Non
         ((text,),) = streaming.sql(compute, "select pg_current_wal_flush_lsn()::text")
         return Lsn.from_str(text)
 
+    def is_past(lsn: Lsn) -> bool:
+        return timeline.get_last_record_lsn() >= lsn
+
     # The tip is a record's end: it says nothing of a switch before the next record is there.
     for statements in (
         ["create table t as select generate_series(1, 1000) i"],
         ["select pg_switch_wal()", "insert into t select i from t"],
     ):
         streaming.sql(compute, *statements)
-        lsn = flushed()
-        wait_until(lambda lsn=lsn: timeline.get_last_record_lsn() >= lsn)
+        wait_until(partial(is_past, flushed()))
         assert timeline.get_last_record_lsn() <= flushed()
     compute.stop()
 
