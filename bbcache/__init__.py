@@ -24,10 +24,12 @@ from bbcache.errors import (
 )
 from bbcache.host import TarballWriter, Tenant, TenantManager, TenantState, Timeline
 from bbcache.ids import Lsn, TenantId, TenantShardId, TenantTimelineId, TimelineId
+from bbcache.tier_config import TierConfig
 
 if TYPE_CHECKING:
     from bbcache.cache import BasebackupCache
     from bbcache.explanation import Explanation
+    from bbcache.second_tier import Tier
     from bbcache.simple_host import SimpleTenant, SimpleTenantManager
     from bbcache.storage.files import BasebackupFile
     from bbcache.storage.index import EntryInfo
@@ -41,6 +43,7 @@ _HOMES: Final = {
     "Explanation": "bbcache.explanation",
     "SimpleTenant": "bbcache.simple_host",
     "SimpleTenantManager": "bbcache.simple_host",
+    "Tier": "bbcache.second_tier",
 }
 
 __all__ = [
@@ -68,6 +71,8 @@ __all__ = [
     "TenantShardId",
     "TenantState",
     "TenantTimelineId",
+    "Tier",
+    "TierConfig",
     "Timeline",
     "TimelineId",
     "__version__",

@@ -12,10 +12,10 @@ from typing import Final, Self
 from prometheus_client import CollectorRegistry
 
 from bbcache import lifecycle
-from bbcache.arguments import check_methods, seconds, wrong_type
+from bbcache.arguments import seconds, wrong_type
 from bbcache.config import BasebackupCacheConfig
 from bbcache.engine import Engine
-from bbcache.errors import BbcacheError, ClosingError, FillError, StoreError
+from bbcache.errors import BbcacheError, ClosingError, FillError
 from bbcache.explanation import Explanation
 from bbcache.host import TenantManager
 from bbcache.ids import (
@@ -27,6 +27,8 @@ from bbcache.ids import (
     check_shard_ids,
     check_type,
 )
+from bbcache.second_tier import Tier
+from bbcache.spawn_arguments import absolute_path, check_spawn, close_unused
 from bbcache.storage.dirlock import DirectoryLock
 from bbcache.storage.files import BasebackupFile, disk_step
 from bbcache.storage.index import EntryInfo
@@ -65,6 +67,7 @@ class BasebackupCache:
         tenant_manager: TenantManager,
         registry: CollectorRegistry | None = None,
         clock: Callable[[], float] = time.monotonic,
+        tier: Tier | None = None,
     ) -> Self:
         """Lock the directory and start; all else happens in the background.
 
@@ -80,24 +83,45 @@ class BasebackupCache:
                 which `close` takes them out of again.
             clock: returns seconds that only grow; by it the pauses after failed builds end. A test
                 of a host passes one that it can advance: `bbcache.testing.MovableClock`.
+            tier: the second tier, such as a `bbcache.tier.ObjectTier` of the settings' `tier`.
+                The cache closes it, also if it does not start.
 
         Raises:
             DirectoryLockedError: another cache has the directory.
             StoreError: (an `OSError`) the directory cannot be made or locked.
-            ConfigError: the registry has the metrics of another cache.
+            ConfigError: the registry has the metrics of another cache; or the settings have a
+                tier, and none is given.
             ArgumentError: for arguments of a wrong type. Of the host, only the methods of the
                 manager are checked; see `bbcache.testing.check_host`.
         """
         if config is None:
+            close_unused(tier)
             return cls(None)
-        _check_spawn(data_dir, config, tenant_manager, registry)
-        path = _absolute(os.fspath(data_dir))
+        try:
+            return cls._spawn(data_dir, config, tenant_manager, registry, clock, tier)
+        except BaseException:
+            close_unused(tier)
+            raise
+
+    @classmethod
+    def _spawn(
+        cls,
+        data_dir: str | os.PathLike[str],
+        config: BasebackupCacheConfig,
+        tenant_manager: TenantManager,
+        registry: CollectorRegistry | None,
+        clock: Callable[[], float],
+        tier: Tier | None,
+    ) -> Self:
+        check_spawn(data_dir, config, tenant_manager, registry, tier)
+        path = absolute_path(os.fspath(data_dir))
         with disk_step("make the cache directory", path):
             os.makedirs(path, mode=0o700, exist_ok=True)
         dirlock = DirectoryLock(path)
         try:
             dirlock.acquire_unless_read_only()
-            cache = cls(engine := Engine(path, config, tenant_manager, dirlock, registry, clock))
+            engine = Engine(path, config, tenant_manager, dirlock, registry, clock, tier)
+            cache = cls(engine)
         except BaseException:
             dirlock.release()
             raise
@@ -179,7 +203,7 @@ class BasebackupCache:
 
         Returns:
             An unbuffered binary file at offset 0, with `lsn`, `size_bytes` and `source`:
-            ``hit``, ``joined`` or ``built``. The caller closes it.
+            ``hit``, ``joined``, ``built`` or ``fetched``. The caller closes it.
 
         Raises:
             FillTimeoutError: (a `TimeoutError`) the archive was not ready in time.
@@ -213,6 +237,27 @@ class BasebackupCache:
         engine = self._live_engine()
         if engine is not None:
             engine.send_prepare(tenant_shard_id, timeline_id, lsn)
+
+    def send_warm(
+        self,
+        tenant_shard_id: TenantShardId,
+        timeline_id: TimelineId,
+        lsn: Lsn,
+        build: bool = False,  # noqa: FBT002 - by position or by name, as all arguments here
+    ) -> None:
+        """Ask for a basebackup from the second tier in the background. Never blocks or raises.
+
+        Call it when a tenant is attached, before its first start.
+
+        Args:
+            tenant_shard_id: the tenant's shard; all but shard zero are skipped.
+            timeline_id: its timeline.
+            lsn: the LSN that the first start will ask for: the tip.
+            build: whether to build it, as `send_prepare` does, if the tier does not give it.
+        """
+        engine = self._live_engine()
+        if engine is not None:
+            engine.send_warm(tenant_shard_id, timeline_id, lsn, build=build)
 
     def set_limits(self, config: BasebackupCacheConfig) -> None:
         """Keep to other limits from now on; a cache over a new limit admits no new entries.
@@ -344,33 +389,3 @@ class BasebackupCache:
         if engine is None or not engine.is_serving or self._generation != lifecycle.generation():
             return None
         return engine
-
-
-def _check_spawn(
-    data_dir: object, config: object, tenant_manager: object, registry: object
-) -> None:
-    """Refuse arguments of a wrong type before anything is touched."""
-    if not isinstance(data_dir, (str, os.PathLike)) or not isinstance(os.fspath(data_dir), str):
-        hint = "Pass os.fsdecode(data_dir)." if isinstance(data_dir, bytes) else ""
-        raise wrong_type("data_dir", data_dir, "a str or a path", hint)
-    if not isinstance(config, BasebackupCacheConfig):
-        hint = "Use BasebackupCacheConfig(...), or its from_toml for a table or the path of a file."
-        raise wrong_type("config", config, "a BasebackupCacheConfig or None", hint)
-    methods = ("list", "get_attached_tenant_shard")
-    check_methods("tenant_manager", tenant_manager, "a bbcache.TenantManager", methods)
-    if registry is not None:
-        wanted = "a prometheus_client.CollectorRegistry or None"
-        check_methods("registry", registry, wanted, ("register", "unregister"))
-
-
-def _absolute(data_dir: str) -> str:
-    if not data_dir:
-        raise StoreError(
-            "the path of the cache directory is empty\n"
-            "hint: Name a directory that is for the cache alone; `.` is the working directory."
-        )
-    with disk_step("make absolute", data_dir):
-        path = os.path.abspath(data_dir)
-    if "\0" in path:
-        raise StoreError(f"the path of a cache directory has no NUL, but {path!r} has")
-    return path

@@ -7,14 +7,14 @@ Keys, defaults and spelling of the first four are those of Neon's pageserver
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
 from bbcache.arguments import wrong_type
-from bbcache.errors import ConfigError, safe_repr
+from bbcache.durations import DURATION
+from bbcache.errors import ConfigError
 from bbcache.setting_rows import (
     add_keys_to_docstring,
     bad_value,
@@ -23,10 +23,10 @@ from bbcache.setting_rows import (
     integer,
     one_of,
     optional,
-    seconds,
+    read_table,
     setting,
-    settings_of,
 )
+from bbcache.tier_config import TIER, TierConfig
 
 TOML_TABLE: Final = "basebackup_cache_config"
 LIMITS: Final = (  # a cache takes new ones while it runs
@@ -36,50 +36,6 @@ LIMITS: Final = (  # a cache takes new ones while it runs
     "max_unpublished_size_bytes",
 )
 
-_UNITS_S: Final = {
-    unit: seconds
-    for seconds, units in (
-        (1e-9, "ns nsec"),
-        (1e-6, "us usec"),
-        (1e-3, "ms msec"),
-        (1.0, "s sec secs second seconds"),
-        (60.0, "m min mins minute minutes"),
-        (3600.0, "h hr hrs hour hours"),
-        (86400.0, "d day days"),
-        (604800.0, "w wk wks week weeks"),
-        (2630016.0, "M month months"),  # 30.44 days
-        (31557600.0, "y yr yrs year years"),  # 365.25 days
-    )
-    for unit in units.split()
-}
-_DURATION_PART = re.compile(r"([0-9]{1,18})\s*([a-zA-Z]+)\s*")
-
-
-def parse_duration_s(text: object, key: str = "duration") -> float:
-    """Seconds of a humantime text such as ``60s``, ``500ms`` or ``1h 30m``.
-
-    Args:
-        text: whole numbers, each with its unit.
-        key: the setting's name, for the error.
-
-    Raises:
-        ConfigError: (a `ValueError`) for anything else.
-    """
-    wanted = 'a duration such as "60s", "500ms" or "1h 30m"'
-    if not isinstance(text, str) or not text.strip():
-        raise bad_value(key, text, wanted)
-    total_s, position, stripped = 0.0, 0, text.strip()
-    while position < len(stripped):
-        part = _DURATION_PART.match(stripped, position)
-        unit_s = _UNITS_S.get(part[2]) if part else None
-        if part is None or unit_s is None:
-            raise bad_value(key, text, wanted)
-        total_s += int(part[1]) * unit_s
-        position = part.end()
-    return total_s
-
-
-_SECONDS: Final = seconds(parse_duration_s)
 _BYTES: Final = integer(1, unit="bytes")
 
 
@@ -92,7 +48,7 @@ class BasebackupCacheConfig:
     """
 
     cleanup_period: float = setting(
-        _SECONDS,
+        DURATION,
         60.0,
         "time between two clean-up steps; the first comes one period after the start",
     )
@@ -132,7 +88,7 @@ class BasebackupCacheConfig:
         "processor before them, and callers wait longer for a build on a busy machine",
     )
     wait_lsn_timeout: float = setting(
-        _SECONDS,
+        DURATION,
         300.0,
         "time that a prepare waits for its LSN, from its first look at the timeline; it holds "
         "no worker while it waits",
@@ -147,6 +103,12 @@ class BasebackupCacheConfig:
         "first",
         "when the digest of an archive is checked: at every open (`always`), at its `first` open "
         "in this life of the cache, or `never`; only `always` finds later damage",
+    )
+    tier: TierConfig | None = setting(
+        optional(TIER),
+        None,
+        "the second tier, in object storage",
+        "none",
     )
 
     def __post_init__(self) -> None:
@@ -171,20 +133,7 @@ class BasebackupCacheConfig:
         table = top.get(TOML_TABLE, top)
         if not isinstance(table, Mapping):
             raise bad_value(TOML_TABLE, table, "a table")
-        known = settings_of(cls)
-        unknown = sorted(
-            key if type(key) is str else safe_repr(key) for key in table if key not in known
-        )
-        if unknown:
-            raise ConfigError(
-                f"unknown key in the cache settings: {', '.join(unknown)}\n"
-                f"hint: Known keys are {', '.join(sorted(known))}."
-            )
-        values: dict[str, Any] = {}
-        for key, value in table.items():
-            parse = known[key].kind.parse
-            values[key] = value if parse is None else parse(value, key)
-        return cls(**values)
+        return read_table(cls, table, "the cache settings")
 
 
 add_keys_to_docstring(BasebackupCacheConfig)

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from bbcache import lifecycle
@@ -19,6 +20,8 @@ from bbcache.outcomes import SkipReason
 from bbcache.pacer import Pacer
 from bbcache.prepare.backoff import Backoff
 from bbcache.prepare.builder import Builder
+from bbcache.prepare.fetcher import Fetcher
+from bbcache.prepare.offer import offer
 from bbcache.prepare.on_demand import Filler
 from bbcache.prepare.queue import PrepareQueue
 from bbcache.prepare.request import Request, Result
@@ -27,6 +30,7 @@ from bbcache.storage.catalog import Catalog
 from bbcache.storage.files import Store
 from bbcache.storage.index import Index, make_key
 from bbcache.storage.reader import Reader
+from bbcache.tier_config import TierConfig
 from bbcache.upkeep.cleanup import Cleaner
 from bbcache.upkeep.startup import announce, load
 from bbcache.waiters import Waiters
@@ -40,10 +44,14 @@ if TYPE_CHECKING:
     from bbcache.config import BasebackupCacheConfig
     from bbcache.host import TenantManager
     from bbcache.ids import Lsn, TenantShardId, TimelineId
+    from bbcache.second_tier import Tier
     from bbcache.storage.dirlock import DirectoryLock
     from bbcache.storage.index import Entry
 
 _FENCE_TIMEOUT_S: Final = 1.0  # the least that a close waits for a step on the disk
+
+# For a tier of another make, whose settings the cache does not know.
+_NO_CONFIG: Final = TierConfig(url="file:///nowhere", allow_unsigned=True)
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +76,7 @@ class Engine:
         dirlock: DirectoryLock,
         registry: CollectorRegistry | None,
         clock: Callable[[], float],
+        tier: Tier | None = None,
     ) -> None:
         self.data_dir = data_dir
         self.is_serving = True
@@ -98,12 +107,28 @@ class Engine:
             verify_reads=config.verify_reads,
             rebuild=self._rebuild,
         )
-        self.builder = Builder(config, self.index, self.store, self._catalog, self._metrics)
+        self.builder = Builder(
+            config,
+            self.index,
+            self.store,
+            self._catalog,
+            self._metrics,
+            partial(offer, tier, self.store),
+        )
         self._preparer = Preparer(
             config, tenants, self.index, self.builder, self._queue, self._metrics, backoff
         )
+        self._tier = tier
+        tier_config = config.tier or _NO_CONFIG
+        self._fetch_timeout_s = None if tier is None else tier_config.fetch_timeout
         self.filler = Filler(
-            self.reader, self._queue, backoff, self._metrics, history, self._is_in_own_thread
+            self.reader,
+            self._queue,
+            backoff,
+            self._metrics,
+            history,
+            self._is_in_own_thread,
+            self._fetch_timeout_s,
         )
         self.explainer = Explainer(
             tenants, self.index, self.store, self._queue, backoff, history, self._notes
@@ -117,6 +142,12 @@ class Engine:
             for number in range(config.prepare_concurrency)
         ]
         self._threads.append(threading.Thread(target=self._run, name="bbcache-cleanup"))
+        if tier is not None:
+            self._fetcher = Fetcher(tier, self._preparer, self.builder, self._queue, backoff)
+            self._threads += [
+                threading.Thread(target=self._fetch, name=f"bbcache-fetch_{number}")
+                for number in range(tier_config.fetch_concurrency)
+            ]
         self._ended_threads: set[threading.Thread] = set()
 
     def start(self) -> None:
@@ -178,6 +209,34 @@ class Engine:
         loading = None if self.is_initialized else "the entries on disk are not known yet"
         return tuple(filter(None, (loading, self.builder.degraded_reason)))
 
+    def send_warm(
+        self, tenant_shard_id: TenantShardId, timeline_id: TimelineId, lsn: Lsn, *, build: bool
+    ) -> None:
+        """Queue a fetch; whatever goes wrong is counted and logged."""
+        try:
+            check_shard_ids(tenant_shard_id, timeline_id, lsn)
+            request = Request(
+                make_key(tenant_shard_id.tenant_id, timeline_id),
+                lsn,
+                tenant_shard_id,
+                time.monotonic(),
+                is_sent=build,
+                is_warm=True,
+                fetch_timeout_s=self._fetch_timeout_s,
+            )
+            if not tenant_shard_id.is_shard_zero:
+                self._queue.finish(request, Result.skip(SkipReason.NOT_SHARD_ZERO))
+            elif self._tier is not None:
+                self._queue.warm(request)
+            elif build:
+                self._queue.submit(request)
+            else:
+                self._queue.finish(request, Result.skip(SkipReason.NOT_FETCHED))
+        except ArgumentError as error:
+            self._queue.reject(error)
+        except Exception:
+            log.exception("a fetch could not be queued")
+
     def _rebuild(self, entry: Entry) -> None:
         self._queue.submit(Request(entry.key, entry.lsn, None, time.monotonic()))
 
@@ -185,6 +244,13 @@ class Engine:
         """Run prepares: the life of a worker thread."""
         try:
             self._preparer.work()
+        finally:
+            self._end_thread()
+
+    def _fetch(self) -> None:
+        """Fetch from the second tier: the life of a fetch thread."""
+        try:
+            self._fetcher.work()
         finally:
             self._end_thread()
 
@@ -291,6 +357,7 @@ class Engine:
                 ", ".join(left),
             )
         self._queue.abandon_running()
+        self._close_tier(deadline_s)
         remaining_s = _remaining_s(deadline_s)
         if self._catalog.fence(-1 if remaining_s is None else max(_FENCE_TIMEOUT_S, remaining_s)):
             self._unlock()
@@ -301,6 +368,15 @@ class Engine:
         lifecycle.forget(self)
         self._is_closed = True
         self._changed.wake_all()
+
+    def _close_tier(self, deadline_s: float | None) -> None:
+        """Let the tier bring out what waits, while the directory is still this cache's."""
+        if self._tier is None:
+            return
+        try:
+            self._tier.close(_remaining_s(deadline_s))
+        except Exception:
+            log.exception("the second tier was not closed")
 
     def _join(self, deadline_s: float | None) -> list[str]:
         """Wait for all threads but the current one; returns the names of those left."""

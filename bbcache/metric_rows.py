@@ -121,6 +121,11 @@ def gauge(name: str, text: str) -> Row[ReadGauge]:
     return Row("gauge", name, text)
 
 
+def histogram(name: str, text: str, buckets: Iterable[float]) -> Row[Histogram]:
+    """Declare a histogram without labels."""
+    return Row("histogram", name, text, buckets=tuple(buckets))
+
+
 def histogram_by(
     label: str, values: Iterable[_K], name: str, text: str, buckets: Iterable[float]
 ) -> Row[Mapping[_K, Histogram]]:

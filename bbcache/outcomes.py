@@ -38,8 +38,9 @@ class Source(Outcome):
     """Where the archive of a `get_or_prepare` came from."""
 
     HIT = "hit", "prepared before the request"
-    JOINED = "joined", "from a build that was under way"
+    JOINED = "joined", "from a build or a fetch that was under way"
     BUILT = "built", "built for this request"
+    FETCHED = "fetched", "from the second tier, for this request"
 
 
 class FillResult(Outcome):
@@ -48,6 +49,7 @@ class FillResult(Outcome):
     HIT = Source.HIT.value, Source.HIT.text
     JOINED = Source.JOINED.value, Source.JOINED.text
     BUILT = Source.BUILT.value, Source.BUILT.text
+    FETCHED = Source.FETCHED.value, Source.FETCHED.text
     ERROR = "error", "the build failed, or the timeline cannot be built"
     TIMEOUT = "timeout", "the archive was not there in time; the build goes on"
     CANCELLED = "cancelled", "the caller gave up; the build goes on"
@@ -82,6 +84,8 @@ class SkipReason(Outcome):
     COALESCED = "coalesced", "another prepare of the timeline covers this one"
     QUEUE_FULL = "queue_full", "too many prepares waited already"
     CANCELLED = "cancelled", "no caller waited for it any more"
+    FETCHED = "fetched", "the second tier had the archive, which is published now"
+    NOT_FETCHED = "not_fetched", "the second tier gave no archive, and no build was asked for"
     READ_ONLY = "read_only", "the file system of the cache is read-only"
     CLOSING = "closing", "the cache was closed first"
 
@@ -96,6 +100,7 @@ class RemovalReason(Outcome):
 class RequestState(Outcome):
     """What a prepare that has not ended does."""
 
+    FETCHING = "fetching", "waits for the second tier, or is fetched from it"
     QUEUED = "queued", "waits for a worker"
     CHECKING = "checking", "a worker asks the host whether it is still wanted"
     WAITING_LSN = "waiting_lsn", "waits until its timeline reaches the LSN"
@@ -109,3 +114,36 @@ class Phase(Outcome):
     WAIT_LSN = "wait_lsn", "until the timeline reaches the LSN"
     BUILD = "build", "the host writes the tarball, the cache compresses it"
     PUBLISH = "publish", "from the last byte to the entry: the seal, fsync and rename"
+
+
+class FetchResult(Outcome):
+    """How the second tier was asked for an archive."""
+
+    HIT = "hit", "the archive was fetched, and its signature is right"
+    ABSENT = "absent", "there is no object"
+    TIMEOUT = "timeout", "the object did not arrive in time"
+    DENIED = "denied", "the credentials were refused"
+    ERROR = "error", "the request failed, or the bucket is wrong"
+    BAD = "bad", "the object is not what was signed, or has a wrong size"
+    SKIPPED = "skipped", "not asked: paused after failures, write-only, closing, or without room"
+
+
+class UploadResult(Outcome):
+    """How an archive that was offered to the second tier ended."""
+
+    STORED = "stored", "the object was written"
+    EXISTS = "exists", "there was an object already"
+    SUPERSEDED = "superseded", "a newer archive of the timeline took its turn"
+    DROPPED = "dropped", "too many archives waited, or the cache was closed first"
+    GONE = "gone", "the archive was removed from the cache first"
+    TOO_BIG = "too_big", "the object would exceed a limit"
+    FAILED = "failed", "three attempts have failed"
+    SKIPPED = "skipped", "the tier is read-only"
+
+
+class DeleteResult(Outcome):
+    """How the deletion of a superseded object ended."""
+
+    DELETED = "deleted", "the object was removed"
+    ABSENT = "absent", "there was no object"
+    FAILED = "failed", "the request failed; a lifecycle rule of the bucket removes the object"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from bbcache.errors import ConfigError, safe_repr
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+_C = TypeVar("_C")
 _KEY: Final = "bbcache"  # of a field's metadata
 _LEAST_S: Final = 1e-9
 _MOST_S: Final = 1e9  # 31 years; no clock of the system can wait for much more
@@ -75,6 +76,33 @@ def check_settings(config: Any) -> None:
         value = getattr(config, key)
         if not row.kind.accepts(value):
             raise bad_value(key, value, row.kind.wanted)
+
+
+def read_table(config: type[_C], table: Mapping[Any, Any], what: str) -> _C:
+    """Make an object of a table of TOML.
+
+    Args:
+        config: the dataclass.
+        table: a parsed table.
+        what: what its keys set, for the error.
+
+    Raises:
+        ConfigError: (a `ValueError`) an unknown key or a bad value, by name.
+    """
+    known = settings_of(config)
+    unknown = sorted(
+        key if type(key) is str else safe_repr(key) for key in table if key not in known
+    )
+    if unknown:
+        raise ConfigError(
+            f"unknown key in {what}: {', '.join(unknown)}\n"
+            f"hint: Known keys are {', '.join(sorted(known))}."
+        )
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        parse = known[key].kind.parse
+        values[key] = value if parse is None else parse(value, key)
+    return config(**values)
 
 
 def add_keys_to_docstring(config: type) -> None:

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbcache.config import BasebackupCacheConfig, parse_duration_s
+from bbcache.config import BasebackupCacheConfig
+from bbcache.durations import parse_duration_s
 from bbcache.errors import BbcacheError, ConfigError
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "wait_lsn_timeout": 300.0,
         "compression_level": 2,
         "verify_reads": "first",
+        "tier": None,
     }
 
 
@@ -206,8 +208,9 @@ def test_from_toml_reads_every_key_from_a_table() -> None:
     """A parsed table gives every setting; times are texts there."""
     config = BasebackupCacheConfig.from_toml(GOOD)
     assert BasebackupCacheConfig.from_toml(MappingProxyType(GOOD)) == config
-    assert dataclasses.asdict(config) == {**GOOD, "cleanup_period": 90.0, "wait_lsn_timeout": 0.5}
-    assert set(GOOD) == set(KEYS) == {each.name for each in dataclasses.fields(config)}
+    wanted = {**GOOD, "cleanup_period": 90.0, "wait_lsn_timeout": 0.5, "tier": None}
+    assert dataclasses.asdict(config) == wanted
+    assert {*GOOD, "tier"} == {*KEYS, "tier"} == {each.name for each in dataclasses.fields(config)}
 
 
 def test_from_toml_takes_the_table_before_the_top_level() -> None:

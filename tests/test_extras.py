@@ -48,6 +48,7 @@ def imported(module: str, *missing: str) -> str:
             "serve",
         ),
         ("bbcache.http_service.routes", "jinja2", "bbcache.http_service.templates", "serve"),
+        ("bbcache.tier", "obstore", "bbcache.tier", "tier"),
         ("bbcache.testing.postgres", "psycopg", "bbcache.testing.postgres", "testing"),
         ("bbcache.fetch.download", "psycopg", "bbcache.fetch", "fetch"),
         ("bbcache.fetch.connection", "psycopg", "bbcache.fetch", "fetch"),
@@ -82,7 +83,10 @@ def test_the_extra_that_is_missing_is_named(
 )
 def test_what_needs_no_extra_goes_without(module: str) -> None:
     """The core, the services and the command are imported in a bare installation."""
-    extras = ("google_crc32c", "psycopg", "psycopg2", "jwt", "cryptography", "rich", "pytest")
+    extras = (
+        *("google_crc32c", "psycopg", "psycopg2", "jwt", "cryptography", "rich", "pytest"),
+        "obstore",
+    )
     assert imported(module, *extras) == "imported"
 
 

@@ -37,7 +37,7 @@ NEONS = {
         "histogram",
         {
             "result": ("ok", "error", "client_error"),
-            "bbcache_source": ("hit", "joined", "built", "none"),
+            "bbcache_source": ("hit", "joined", "built", "fetched", "none"),
         },
     ),
 }

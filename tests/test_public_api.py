@@ -55,7 +55,7 @@ NAMES = {
     *("BasebackupCache", "BasebackupCacheConfig", "BasebackupFile", "EntryInfo", "Explanation"),
     *("TenantId", "TimelineId", "TenantShardId", "TenantTimelineId", "Lsn"),
     *("TenantManager", "Tenant", "Timeline", "TenantState", "TarballWriter"),
-    *("SimpleTenant", "SimpleTenantManager"),
+    *("SimpleTenant", "SimpleTenantManager", "Tier", "TierConfig"),
     *("BbcacheError", "ConfigError", "StoreError", "DirectoryLockedError", "NotReadyError"),
     *("FillError", "FillTimeoutError", "BackingOffError", "ClosingError"),
 }
@@ -69,6 +69,7 @@ SIGNATURES: list[tuple[Any, dict[str, Any]]] = [
             "tenant_manager": _REQUIRED,
             "registry": None,
             "clock": time.monotonic,
+            "tier": None,
         },
     ),
     (
@@ -97,6 +98,16 @@ SIGNATURES: list[tuple[Any, dict[str, Any]]] = [
             "tenant_shard_id": _REQUIRED,
             "timeline_id": _REQUIRED,
             "lsn": _REQUIRED,
+        },
+    ),
+    (
+        BasebackupCache.send_warm,
+        {
+            "self": _REQUIRED,
+            "tenant_shard_id": _REQUIRED,
+            "timeline_id": _REQUIRED,
+            "lsn": _REQUIRED,
+            "build": False,
         },
     ),
     (BasebackupCache.wait_initialized, {"self": _REQUIRED, "timeout": None}),
@@ -155,7 +166,7 @@ def test_what_is_public_of_the_cache() -> None:
     assert public == {
         *("spawn", "is_enabled", "get", "send_prepare", "wait_initialized", "wait_idle"),
         *("get_held", "get_or_prepare", "run_cleanup", "entries", "close", "degraded_reason"),
-        *("set_limits", "explain"),
+        *("set_limits", "explain", "send_warm"),
     }
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bbcache.http_service.config import HttpConfig
     from bbcache.ids import Lsn, TenantId, TimelineId
     from bbcache.page_service.config import Address, PageServiceConfig
+    from bbcache.tier import ObjectTier
 
 _CLOSE_TIMEOUT_S: Final = 10.0
 _LOGGER: Final = "bbcache"
@@ -97,7 +98,8 @@ class Deployment:
             opening.callback(logging.getLogger(_LOGGER).removeHandler, errors)
             if create:
                 make_root(root)
-            self.pageserver = Pageserver(root, None, cache_config, registry)
+            tier = _make_tier(cache_config, registry)
+            self.pageserver = Pageserver(root, None, cache_config, registry, tier=tier)
             opening.callback(self.pageserver.close, _CLOSE_TIMEOUT_S)
             self._rescanner = Rescanner(self.pageserver.tenants)
             self._rescans = Periodic(
@@ -127,6 +129,8 @@ class Deployment:
                 broken=self.pageserver.tenants.broken.list,
                 host_degraded_reason=lambda: self._rescanner.degraded_reason,
             )
+            if tier is not None:
+                reader.tier_problem = lambda: tier.problem
             DeploymentMetrics(
                 registry,
                 self._limit,
@@ -221,6 +225,15 @@ class Deployment:
             max_uncached_size_bytes=config.max_fullbackup_size_bytes,
             build_dir=str(build_dir),
         )
+
+
+def _make_tier(config: BasebackupCacheConfig, registry: CollectorRegistry) -> ObjectTier | None:
+    """The second tier of the settings; raises `ConfigError` if it cannot be used."""
+    if config.tier is None:
+        return None
+    from bbcache.tier import ObjectTier  # noqa: PLC0415 - needs an extra
+
+    return ObjectTier(config.tier, registry)
 
 
 def _registry() -> CollectorRegistry:

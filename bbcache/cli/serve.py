@@ -16,7 +16,8 @@ from bbcache.cli.log_output import FORMATS, LEVELS, logging_to_stderr
 from bbcache.cli.output import lasting_stdout
 from bbcache.cli.stop_signals import heeded_signals
 from bbcache.cli.systemd import inherited_listeners, notify, notify_reloading
-from bbcache.config import TOML_TABLE, BasebackupCacheConfig, parse_duration_s
+from bbcache.config import TOML_TABLE, BasebackupCacheConfig
+from bbcache.durations import parse_duration_s
 from bbcache.errors import BbcacheError, ConfigError, MissingExtraError
 from bbcache.http_service.config import DEFAULT_ADDRESS, HttpConfig
 from bbcache.page_service.config import Address, PageServiceConfig

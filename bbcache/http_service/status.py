@@ -26,6 +26,7 @@ from bbcache.outcomes import ReadResult, Source
 from bbcache.page_service.metrics import Result, ServiceMetrics
 from bbcache.page_service.server import PageService
 from bbcache.pageserver.broken import Broken
+from bbcache.tier_metrics import TierMetrics
 
 MOST_ENTRIES: Final = 100  # that are shown
 MOST_BROKEN: Final = 100  # likewise
@@ -85,6 +86,23 @@ class ShownBroken:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownTier:
+    """The second tier.
+
+    Attributes:
+        problem: why it gives nothing now; None if no reason is known.
+        fetches: fetches, by result.
+        uploads: archives offered to it, by result.
+        waiting_uploads: archives that wait for an upload.
+    """
+
+    problem: str | None
+    fetches: dict[str, int]
+    uploads: dict[str, int]
+    waiting_uploads: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """A service at one moment.
 
@@ -112,6 +130,7 @@ class Status:
         broken: the first of them.
         errors: the last warnings and errors, newest first.
         degraded_reason: why the cache cannot publish at the moment; None if no reason is known.
+        tier: the second tier; None if there is none.
     """
 
     state: State
@@ -137,6 +156,7 @@ class Status:
     broken: tuple[ShownBroken, ...]
     errors: tuple[RecentError, ...]
     degraded_reason: str | None = None
+    tier: ShownTier | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The status as values of JSON."""
@@ -162,6 +182,7 @@ class StatusReader:
 
     Attributes:
         cache_config: the same, as it is now.
+        tier_problem: says why the second tier gives nothing; None if there is no tier.
     """
 
     def __init__(
@@ -188,6 +209,7 @@ class StatusReader:
         self._has_tls = has_tls
         self._broken = broken
         self._host_degraded_reason = host_degraded_reason
+        self.tier_problem: Callable[[], str | None] | None = None
         self._clock = clock
         self._started_at_s = clock()
 
@@ -255,6 +277,17 @@ class StatusReader:
             broken=tuple(map(_shown, broken[:MOST_BROKEN])),
             errors=tuple(self._errors.newest_first()),
             degraded_reason=self.degraded_reason(),
+            tier=self._tier(samples),
+        )
+
+    def _tier(self, samples: _Samples) -> ShownTier | None:
+        if self.tier_problem is None:
+            return None
+        return ShownTier(
+            self.tier_problem(),
+            samples.by(TierMetrics.fetches),
+            samples.by(TierMetrics.uploads),
+            samples.total(TierMetrics.upload_queue_size.name),
         )
 
     def _meters(self, samples: _Samples, entry_count: int) -> tuple[Meter, ...]:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from bbcache.cache import BasebackupCache
 from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import ConfigError, PostgresError, PrepareError
-from bbcache.ids import Lsn, TenantId, TimelineId
+from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.pageserver.adoption import Adoption
 from bbcache.pageserver.compute import ComputeNode
 from bbcache.pageserver.compute_dir import ComputeDir
@@ -23,6 +23,7 @@ from bbcache.pageserver.tenants import PgdataTenant, PgdataTenantManager
 from bbcache.pageserver.timeline import PgdataTimeline
 from bbcache.postgres.pgdata.tarball import inspect_pgdata, restore_tarball
 from bbcache.postgres.server.cluster import Cluster, PostgresBinaries
+from bbcache.second_tier import Tier
 
 _ON_REQUEST_LEVEL = 2
 
@@ -49,6 +50,8 @@ class Pageserver:
         registry: for the metrics; None for the default one.
         streams_wal: whether the servers of compute nodes stream their WAL, which needs
             psycopg2 (``bbcache[replication]``); otherwise their files are read.
+        tier: the second tier of the cache, which is asked for the basebackup of each timeline
+            that is attached. The cache closes it.
 
     Attributes:
         tenants: the host of the cache.
@@ -68,16 +71,24 @@ class Pageserver:
         registry: CollectorRegistry | None = None,
         *,
         streams_wal: bool = False,
+        tier: Tier | None = None,
     ) -> None:
         self._binaries = binaries
         self._streams_wal = streams_wal
         self._computes_dir = root / "computes"
-        _check_root(root)
+        try:
+            _check_root(root)
+        except BaseException:
+            if tier is not None:
+                tier.close(0)
+            raise
         self.tenants = PgdataTenantManager(root / "tenants")
         # The cache starts at once and waits: the tenants are not ready yet.
         self.cache = BasebackupCache.spawn(
-            root / "basebackup_cache", config, self.tenants, registry
+            root / "basebackup_cache", config, self.tenants, registry, tier=tier
         )
+        if tier is not None:
+            self.tenants.on_attached = self._warm
         try:
             _make_passable(self._computes_dir)
             Adoption(self._computes_dir, binaries, self.tenants).run()
@@ -161,6 +172,14 @@ class Pageserver:
 
     def __exit__(self, *_: object) -> None:
         self.close(10.0)
+
+    def _warm(self, tenant_shard_id: TenantShardId, timeline: PgdataTimeline) -> None:
+        """Fetch the basebackup for the first start of a timeline that is attached."""
+        try:
+            lsn = timeline.get_last_record_lsn()
+        except PrepareError:  # it has broken meanwhile, which is reported
+            return
+        self.cache.send_warm(tenant_shard_id, timeline.timeline_id, lsn)
 
     def _timeline(self, tenant_id: TenantId, timeline_id: TimelineId) -> PgdataTimeline:
         return self.tenants.get_tenant(tenant_id).get_timeline(timeline_id)

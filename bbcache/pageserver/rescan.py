@@ -94,6 +94,7 @@ class Rescanner:
         if self._manager.tenants.get(TenantShardId(tenant_id)) is not tenant:
             return  # another thread has made it meanwhile
         self._manager.add(again)
+        self._manager.tell_attached(again)
         if tenant is None:
             log.info("tenant %s has appeared", tenant_id)
         elif again.current_state() is TenantState.ACTIVE:
@@ -127,6 +128,7 @@ class Rescanner:
         tenant.add(timeline)
         if isinstance(timeline, PgdataTimeline):
             self._broken.mended(tenant.tenant_id, timeline_id)
+            self._manager.on_attached(tenant.tenant_shard_id, timeline)
             if before is None:
                 log.info("timeline %s of tenant %s has appeared", timeline_id, tenant.tenant_id)
 

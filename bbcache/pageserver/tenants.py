@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from bbcache.errors import PostgresError, PrepareError, StoreError
@@ -177,6 +178,8 @@ class PgdataTenantManager(SimpleTenantManager[PgdataTenant]):
     Attributes:
         broken: the tenants and timelines on disk that cannot be served.
         listing: of the tenants.
+        on_attached: called with each timeline that is found on disk and can be served, at the
+            start or by a rescan.
     """
 
     def __init__(self, tenants_dir: Path) -> None:
@@ -185,6 +188,7 @@ class PgdataTenantManager(SimpleTenantManager[PgdataTenant]):
         self.listing = Listing(tenants_dir)
         self._tenants_dir = tenants_dir
         self.broken = BrokenRegister()
+        self.on_attached: Callable[[TenantShardId, PgdataTimeline], None] = lambda *_: None
 
     def attach_all(self) -> None:
         """Find every tenant on disk. Before that, `list` raises NotReadyError.
@@ -215,6 +219,14 @@ class PgdataTenantManager(SimpleTenantManager[PgdataTenant]):
         for tenant in tenants:
             _attach(tenant, found[tenant.tenant_id])
         self.broken.end_attach()
+        for tenant in tenants:
+            self.tell_attached(tenant)
+
+    def tell_attached(self, tenant: PgdataTenant) -> None:
+        """Call `on_attached` with each timeline of a tenant that can be served."""
+        for timeline in tenant.list_timelines():
+            if isinstance(timeline, PgdataTimeline):
+                self.on_attached(tenant.tenant_shard_id, timeline)
 
     def make_tenant(self, tenant_id: TenantId, names: list[str]) -> PgdataTenant:
         """Make a tenant of its directory, ACTIVE or BROKEN, without adding it.

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class BuildSpace:
     """Counts the bytes of one build, as a future entry or as unpublished.
 
+    Those of a fetch are unpublished until `publish`: a build of the timeline may run meanwhile.
+
     Attributes:
         reservation: the room that is taken.
     """
@@ -27,7 +29,7 @@ class BuildSpace:
 
     def _reserve(self) -> Reservation:
         key = self._job.request.key
-        if self._job.may_publish:
+        if self._job.may_publish and not self._job.is_fetch:
             try:
                 return self._index.reserve(key)
             except LimitError as error:
@@ -64,6 +66,22 @@ class BuildSpace:
         with self._index.lock:
             if not self.reservation.is_unpublished:
                 self._index.accounting.unpublish(self.reservation)
+
+    def publish(self) -> None:
+        """Count a fetched archive as a future entry; if there is no room, refuse to publish it."""
+        fetched = self.reservation
+        try:
+            with self._index.lock:
+                taken = self._index.reserve(self._job.request.key)
+                try:
+                    self._index.accounting.grow(taken, fetched.size_bytes)
+                except LimitError:
+                    self._index.accounting.release(taken)
+                    raise
+                self._index.accounting.release(fetched)
+                self.reservation = taken
+        except LimitError as error:
+            self._job.refuse(reason_of(error), error)
 
     def release(self) -> None:
         """End the build. An unpublished archive counts until its last file is closed."""

@@ -13,12 +13,12 @@ import os
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bbcache.archive.format import ArchiveWriter, check_sealed, pack_header
 from bbcache.archive.tar_head import check_tar_head
 from bbcache.errors import ArchiveError, ClosingError, LimitError, StoreError
-from bbcache.outcomes import FallbackResult, Phase, SkipReason
+from bbcache.outcomes import FallbackResult, FetchResult, Phase, SkipReason
 from bbcache.prepare.build_space import BuildSpace
 from bbcache.prepare.job import (
     PROCESS_LIMITS,
@@ -30,20 +30,22 @@ from bbcache.prepare.job import (
     reason_of,
 )
 from bbcache.prepare.shared_file import SharedFile
+from bbcache.prepare.temp_output import FetchedArchive, TempOutput
 from bbcache.storage.files import UnnamedFile, disk_step
 from bbcache.storage.index import Entry, Verification, split_key
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bbcache.archive.format import Seal
     from bbcache.config import BasebackupCacheConfig
     from bbcache.host import Timeline
     from bbcache.metrics import Metrics
     from bbcache.prepare.job import Job
+    from bbcache.second_tier import ArchiveSink
     from bbcache.storage.catalog import Catalog
     from bbcache.storage.files import Store, TempFile
     from bbcache.storage.index import Index
-
-_WRITE_SIZE_BYTES: Final = 1 << 16
 
 log = logging.getLogger(__name__)
 
@@ -62,41 +64,13 @@ class Built(NamedTuple):
     shared_file: SharedFile | None
 
 
-class _Output:
-    """Writes an archive into its temporary file, at least 64 KiB at a time."""
-
-    def __init__(self, temp: TempFile, room: BuildSpace) -> None:
-        self._temp = temp
-        self._room = room
-        self._kept: list[bytes] = []
-        self._kept_bytes = 0
-
-    def take(self, data: bytes) -> None:
-        """Take room for a piece, and keep it or write all that is kept.
-
-        Raises:
-            LimitError: there is no room.
-            StoreError: the write failed.
-        """
-        self._room.grow(len(data))
-        self._kept.append(data)
-        self._kept_bytes += len(data)
-        if self._kept_bytes >= _WRITE_SIZE_BYTES:
-            self.write()
-
-    def write(self) -> None:
-        """Write what is kept; raises `StoreError` if that fails."""
-        kept, self._kept = self._kept, []
-        self._kept_bytes = 0
-        with disk_step("write", self._temp.path):
-            self._temp.append(b"".join(kept))
-
-
 @dataclass(eq=False)
 class Builder:
     """Builds archives, several at once. Thread-safe.
 
     Attributes:
+        on_published: called with each archive that was built and published, and the entry that
+            it has replaced; must not raise.
         is_stopping: whether builds are to end; one read of memory.
         disk_failure: how the disk refused the last archive that was to be published, in one
             line; None if that was published. Set by any worker.
@@ -107,6 +81,7 @@ class Builder:
     store: Store
     catalog: Catalog
     metrics: Metrics
+    on_published: Callable[[Entry, Entry | None], None] = lambda *_: None
     disk_failure: str | None = field(init=False, default=None)
     is_stopping: bool = field(init=False, default=False)
     _writers: set[ArchiveWriter] = field(init=False, default_factory=set)  # changed by single steps
@@ -224,6 +199,73 @@ class Builder:
             self.metrics.fallback_builds[result].inc()
         return built
 
+    def fetch(
+        self,
+        job: Job,
+        timeline: Timeline,
+        fetch: Callable[[ArchiveSink], FetchResult],
+        claim: Callable[[], bool],
+    ) -> Built | None:
+        """Take an archive from the second tier, and publish it or open it for those that wait.
+
+        Args:
+            job: the request.
+            timeline: its timeline.
+            fetch: writes the archive, or tells why not.
+            claim: takes the slot of the timeline, without which nothing is published.
+
+        Returns:
+            None if there is no archive, or the disk of the cache cannot take one.
+
+        Raises:
+            Skip: the archive must not be published, and no caller waits.
+            LimitError: there is no room for it.
+            ClosingError: the cache closes.
+            StoreError: the disk of the cache has failed.
+            ArchiveError: the archive is bad, though the tier calls it a hit.
+            HostError: the host raised.
+        """
+        room = BuildSpace(job, self.index)
+        fetched = FetchedArchive(
+            job.request, lambda: self._create_fetched(job), room, self._check_open
+        )
+        built: Built | None = None
+        try:
+            if fetch(fetched) is FetchResult.HIT:
+                seal, temp = fetched.finish()
+                self._admit_fetched(job, timeline, claim, room)
+                built = self._finish(job, seal, temp, room)
+        finally:
+            if built is None and fetched.temp is not None:
+                self._remove(fetched.temp, room)
+            room.release()
+        return built
+
+    def _check_open(self) -> None:
+        if self.is_stopping:
+            raise ClosingError("the cache is closing")
+
+    def _create_fetched(self, job: Job) -> TempFile:
+        with disk_step("use", self.store.data_dir):
+            self.catalog.ensure_directory()
+        if self.catalog.read_only_reason is not None:
+            raise StoreError(self.catalog.read_only_reason, errno=errno.EROFS)
+        return self._create_temp(job)
+
+    def _admit_fetched(
+        self, job: Job, timeline: Timeline, claim: Callable[[], bool], room: BuildSpace
+    ) -> None:
+        """Find out whether a fetched archive may be published, and take its room as an entry."""
+        with host_call():
+            job.check_tip(timeline)
+        if job.may_publish and not claim():
+            job.refuse(SkipReason.COALESCED)
+        held = self.index.newest(job.request.key)
+        if job.may_publish and held is not None and held.lsn >= job.request.lsn:
+            job.refuse(SkipReason.UP_TO_DATE)
+        if job.may_publish:
+            room.publish()
+
     def _build(self, job: Job, timeline: Timeline) -> Built:
         room = BuildSpace(job, self.index)
         try:
@@ -252,7 +294,7 @@ class Builder:
             return UnnamedFile.create(directory, self.store.new_temp_name(key, lsn))
 
     def _write(self, job: Job, timeline: Timeline, temp: TempFile, room: BuildSpace) -> Seal:
-        output = _Output(temp, room)
+        output = TempOutput(temp, room)
         writer = ArchiveWriter(output.take, self.config.compression_level, check_tar_head)
         self._writers.add(writer)
         try:
@@ -283,7 +325,7 @@ class Builder:
         shared_file = self._open_shared(job, seal, temp, entry, room)
         try:
             if job.may_publish:
-                self._publish(temp, entry, room)
+                self._publish(job, temp, entry, room)
             else:
                 self._remove(temp, room)
         except BaseException:
@@ -314,13 +356,15 @@ class Builder:
             raise
         return shared_file
 
-    def _publish(self, temp: TempFile, entry: Entry, room: BuildSpace) -> None:
+    def _publish(self, job: Job, temp: TempFile, entry: Entry, room: BuildSpace) -> None:
         with disk_step("write", temp.path):
             temp.sync()
             temp.close()
         with disk_step("publish", temp.path):
-            self.catalog.publish(temp, room.reservation, entry)
+            replaced = self.catalog.publish(temp, room.reservation, entry)
         self.disk_failure = None
+        if not job.is_fetch:
+            self.on_published(entry, replaced)
 
     def _remove(self, temp: TempFile, room: BuildSpace) -> None:
         """Remove a file that is not published; a reader that has it open can go on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from bbcache import lifecycle
@@ -55,6 +55,8 @@ class Job:
 
     Attributes:
         request: the request.
+        is_fetch: whether the second tier is asked for the archive, and the host is not.
+        is_claimed: whether a fetch has the slot of its timeline, to publish.
         refusal: why the archive will not be published, but only given to callers that wait;
             None while it may be published.
         disk_failure: why the disk of the cache cannot take the archive, which is built in
@@ -66,6 +68,8 @@ class Job:
     """
 
     request: Request
+    is_fetch: bool = field(default=False, kw_only=True)
+    is_claimed: bool = False
     refusal: Skip | None = None
     disk_failure: StoreError | None = None
     is_outgrown: bool = False

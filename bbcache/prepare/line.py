@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from bbcache.ids import ID_SIZE_BYTES
 from bbcache.outcomes import SkipReason
+from bbcache.prepare.fetch_line import FetchLine
 from bbcache.storage.index import make_place
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Line:
 
     Attributes:
         running: by timeline, the request that has its slot.
+        fetches: requests that the second tier is asked for; afterwards they enter the line.
         fallen: requests that have fallen out and are not settled, with the reason.
         is_open: whether workers may take requests that no caller waits for.
         is_open_for_fills: whether workers may take requests that callers wait for.
@@ -43,6 +45,7 @@ class Line:
 
     def __init__(self, capacity: int) -> None:
         self.running: dict[bytes, Request] = {}
+        self.fetches = FetchLine()
         self.fallen: dict[Request, SkipReason] = {}
         self.is_open = self.is_open_for_fills = False
         self._capacity = capacity
@@ -60,7 +63,7 @@ class Line:
     @property
     def is_empty(self) -> bool:
         """Whether no request waits, runs or is to be settled."""
-        return not (len(self) or self.running or self.fallen)
+        return not (len(self) or self.running or self.fetches.requests or self.fallen)
 
     @property
     def behind_count(self) -> int:
@@ -75,13 +78,15 @@ class Line:
     def find(self, key: bytes, lsn: Lsn) -> list[Request]:
         """The requests at exactly `lsn`, waiting or running."""
         place = make_place(key, lsn)
-        found = (self.running.get(key), self._line.get(place), self._behind.get(place))
+        requests = (self._line, self._behind, self.fetches.requests)
+        found = (self.running.get(key), *(each.get(place) for each in requests))
         return [each for each in found if each is not None and each.lsn == lsn]
 
     def of(self, key: bytes) -> list[Request]:
         """The requests of a timeline, the running one first."""
         running = [each for each in (self.running.get(key),) if each is not None]
-        waiting = (*self._line.values(), *self._behind.values())
+        requests = (self.fetches.requests, self._line, self._behind)
+        waiting = [request for each in requests for request in each.values()]
         return running + [each for each in waiting if each.key == key]
 
     def add(self, request: Request) -> None:
@@ -102,7 +107,11 @@ class Line:
 
     def adopt(self, request: Request, fill: Request) -> None:
         """Make a request that `fill`, of a caller, has joined do what `fill` would do."""
-        if not request.is_seen:
+        if self.fetches.has(request) and not fill.must_build:
+            self.fetches.adopt(request, fill)
+        elif self.fetches.has(request):
+            self.end_fetch(request)
+        elif not request.is_seen:
             self.line_up(request)
         request.must_build |= fill.must_build
         request.disk_failure = request.disk_failure or fill.disk_failure
@@ -114,6 +123,33 @@ class Line:
         self._line[request.place] = request
         if self._behind.get(request.place) is request:
             del self._behind[request.place]
+
+    def end_fetch(self, request: Request) -> None:
+        """Let a request whose fetch gave nothing, or takes too long, become a build."""
+        self.fetches.remove(request)
+        if request.is_awaited or not (request.is_sent or request.is_warm):
+            self.line_up(request)
+            if not request.is_awaited:  # its callers have left
+                self.give_up(request)
+        elif request.is_sent:
+            self.add(request)
+        else:
+            self.fallen[request] = SkipReason.NOT_FETCHED
+
+    def claim(self, request: Request) -> bool:
+        """Give a fetched request the slot of its timeline; False if it has lost its turn."""
+        if not self.fetches.has(request) or request.key in self.running:
+            return False
+        self.running[request.key] = request
+        request.is_reached = True
+        self.fetches.remove(request)
+        return True
+
+    def unclaim(self, request: Request) -> None:
+        """Let a request that could not be published after its fetch become a build."""
+        request.is_reached = False
+        self._free(request)
+        self.end_fetch(request)
 
     def give_up(self, request: Request) -> None:
         """Move a request whose last caller has left; does nothing if it does not wait.
@@ -192,6 +228,8 @@ class Line:
 
     def release(self, request: Request) -> None:
         """Remove a taken request, which has ended."""
+        if self.fetches.has(request):
+            self.fetches.remove(request)
         if self.running.get(request.key) is request:
             self._free(request)
         elif request in self._polled:
@@ -200,7 +238,9 @@ class Line:
 
     def clear(self, reason: SkipReason) -> None:
         """Let every request that waits fall out."""
-        self.fallen.update(dict.fromkeys((*self._line.values(), *self._behind.values()), reason))
+        waiting = (*self._line.values(), *self._behind.values(), *self.fetches.requests.values())
+        self.fallen.update(dict.fromkeys(waiting, reason))
+        self.fetches.clear()
         self._line.clear()
         self._behind.clear()
 

@@ -83,6 +83,7 @@ class Filler:
 
     Attributes:
         is_own_thread: whether the caller is one of the threads that builds need.
+        fetch_timeout_s: seconds that the second tier has; None if there is none.
     """
 
     reader: Reader
@@ -91,6 +92,7 @@ class Filler:
     metrics: Metrics
     history: History
     is_own_thread: Callable[[], bool]
+    fetch_timeout_s: float | None = None
 
     def get(
         self,
@@ -142,7 +144,14 @@ class Filler:
                 file.source = source
                 return file
             self._check_may_wait(key, lsn)
-            fill = Request(key, lsn, tenant_shard_id, time.monotonic(), is_sent=False)
+            fill = Request(
+                key,
+                lsn,
+                tenant_shard_id,
+                time.monotonic(),
+                is_sent=False,
+                fetch_timeout_s=None if must_build else self.fetch_timeout_s,
+            )
             fill.must_build, fill.disk_failure = must_build, disk_failure
             try:
                 file, result = self._wait(fill, patience)
@@ -185,7 +194,7 @@ class Filler:
                 raise _failed(fill, result.error) from result.error
             if result.shared_file is None:
                 return None, result
-            source = Source.BUILT if request is fill else Source.JOINED
+            source = result.source if request is fill else Source.JOINED
             return self._open(fill, result.shared_file, source), result
         finally:
             try:

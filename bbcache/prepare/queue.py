@@ -78,6 +78,7 @@ class PrepareQueue:
             self._line.is_open_for_fills = True
             self._line.is_open = not for_fills_only
             self._workers.wake_all()
+            self._line.fetches.wake(len(self._line.fetches.requests))
 
     def submit(self, request: Request) -> None:
         """Queue a request that no caller waits for, or settle it if it is not needed."""
@@ -113,8 +114,63 @@ class PrepareQueue:
                     return other
             fill.joined = fill
             fill.join(fill)
-            self._line.line_up(fill)
+            if fill.fetch_timeout_s is None:
+                self._line.line_up(fill)
+            else:
+                self._line.fetches.add(fill)
             return fill
+
+    def warm(self, request: Request) -> None:
+        """Queue a request of `send_warm`, or settle it if it is not needed."""
+        with self._lock:
+            if self._is_closed:
+                self._line.fallen[request] = SkipReason.CLOSING
+            elif self._line.find(request.key, request.lsn):
+                self._line.fallen[request] = SkipReason.COALESCED
+            elif not self._line.fetches.add(request):
+                self._line.fallen[request] = SkipReason.QUEUE_FULL
+        self._settle_fallen()
+
+    def take_fetch(self) -> Request | None:
+        """Wait for a request to fetch; None once closed. Call `end_fetch` after it."""
+        while True:
+            with self._lock:
+                if self._is_closed:
+                    self._line.fetches.wake(1)  # the next thread
+                    return None
+                request = self._line.fetches.take() if self._line.is_open else None
+            if request is not None:
+                return request
+            self._line.fetches.wait_for_news()
+
+    def claim(self, request: Request) -> bool:
+        """Take the slot of a timeline to publish what was fetched; see `Line.claim`."""
+        with self._lock:
+            return not self._is_closed and self._line.claim(request)
+
+    def end_fetch(self, request: Request, result: Result | None, *, is_claimed: bool) -> None:
+        """Settle a request that was fetched, or make it a build if `result` is None.
+
+        Args:
+            request: the request.
+            result: how the fetch ended.
+            is_claimed: whether `claim` has given it the slot of its timeline.
+        """
+        with self._lock:
+            self._workers.wake_all()
+            is_here = self._line.fetches.has(request)
+            if result is None and is_claimed and not self._is_closed:
+                self._line.unclaim(request)
+            elif result is None and is_here:
+                self._line.end_fetch(request)
+        if result is None and is_claimed and self._is_closed:
+            result = CLOSED
+        if result is not None and (is_here or is_claimed):
+            self.finish(request, result)
+        elif result is not None and result.shared_file is not None:
+            result.shared_file.close()  # it came too late: the request is a build, or has ended
+        self._settle_fallen()
+        self._work_counter.changed()
 
     def leave(self, fill: Request) -> None:
         """Leave the request that was joined; harmless twice."""
@@ -159,6 +215,7 @@ class PrepareQueue:
 
         def is_over() -> bool:
             with self._lock:
+                self._give_up_fetches_locked()
                 request = None if self._is_closed else self._line.take()
                 if request is not None:
                     taken.append(request)
@@ -170,6 +227,13 @@ class PrepareQueue:
         if not taken:
             self._settle_fallen()  # what an interrupted close has left
         return taken[0] if taken else None
+
+    def _give_up_fetches_locked(self) -> None:
+        """Build what a tier has not given in its time, because it hangs or has no thread left."""
+        fetches = self._line.fetches
+        if fetches.requests:
+            for request in fetches.overdue(time.monotonic()):
+                self._line.end_fetch(request)
 
     def has_other(self, request: Request) -> bool:
         """Whether another request could run if this one, which is taken, went behind."""
@@ -224,6 +288,7 @@ class PrepareQueue:
         with self._lock:
             self._workers.wake_all()
             self._is_closed = True
+            self._line.fetches.wake(1)
             self._line.clear(SkipReason.CLOSING)
             running = list(self._line.running.values())
         self._settle_fallen()
@@ -239,6 +304,8 @@ class PrepareQueue:
             request.finish(CLOSED)
 
     def _state_locked(self, request: Request) -> RequestState:
+        if self._line.fetches.has(request):
+            return RequestState.FETCHING
         if request.is_reached:
             return RequestState.BUILDING
         if request.waiting_since_s is not None:

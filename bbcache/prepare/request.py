@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bbcache.errors import ClosingError
-from bbcache.outcomes import SkipReason
+from bbcache.outcomes import SkipReason, Source
 from bbcache.storage.index import make_place
 from bbcache.waiters import Waiters
 
@@ -27,6 +27,7 @@ class Result(NamedTuple):
         reason: why nothing was published; None for a published archive and for an error.
         why: the error behind `reason`, or behind a failure after which callers ask again.
         published_bytes: sizes of the tarball and the archive; None if nothing was published.
+        source: where the archive came from, for the caller that asked first.
     """
 
     shared_file: SharedFile | None = None
@@ -35,6 +36,7 @@ class Result(NamedTuple):
     reason: SkipReason | None = None
     why: BaseException | None = None
     published_bytes: tuple[int, int] | None = None
+    source: Source = Source.BUILT
 
     @classmethod
     def skip(cls, reason: SkipReason) -> Result:
@@ -61,6 +63,10 @@ class Request:
         must_build: whether an entry at the LSN is not a substitute, because it cannot be read.
         disk_failure: why a caller could not read the last archive; the next one is built in
             `unpublished_dir`. None if that has not happened.
+        is_warm: whether `send_warm` asked for it: without a caller, and unless `is_sent`, it
+            ends if the second tier does not give the archive.
+        fetch_timeout_s: seconds for a fetch from the second tier; None if it is not asked.
+        fetch_by_s: when that time is over for callers that wait, by `time.monotonic`.
         place: key and LSN as bytes.
         joined: the request that this one, of a caller, has joined; it may be itself.
         waiting_since_s: when the wait for the LSN began; None before and after it.
@@ -76,6 +82,9 @@ class Request:
     tenant_shard_id: TenantShardId | None
     queued_at_s: float
     is_sent: bool = field(default=True, kw_only=True)
+    is_warm: bool = field(default=False, kw_only=True)
+    fetch_timeout_s: float | None = field(default=None, kw_only=True)
+    fetch_by_s: float = field(init=False, default=0.0)
     must_build: bool = field(init=False, default=False)
     disk_failure: StoreError | None = field(init=False, default=None)
     place: bytes = field(init=False)
@@ -93,6 +102,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.place = make_place(self.key, self.lsn)
+        self.fetch_by_s = self.queued_at_s + (self.fetch_timeout_s or 0.0)
 
     @property
     def is_rebuild(self) -> bool:

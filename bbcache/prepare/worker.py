@@ -115,10 +115,7 @@ class Preparer:
         started_s, request = time.monotonic(), job.request
         if not request.is_behind:
             self.metrics.prepare_seconds[Phase.QUEUE].observe(started_s - request.queued_at_s)
-        with host_call():
-            timeline = self._find_timeline(job)
-            self._check_still_wanted(job, timeline)
-        self._check_room(job)
+        timeline = self.admit(job)
         job.failing = request.place
         if self._gives_way(job) or not self._wait_lsn(timeline, request):
             self.queue.postpone(request)
@@ -127,6 +124,20 @@ class Preparer:
             return None
         self._end_wait(request)
         return self._build(job, timeline, started_s)
+
+    def admit(self, job: Job) -> Timeline:
+        """Check whether a request is needed and has room; returns its timeline.
+
+        Raises:
+            Skip: it is not needed, or has no room, and no caller waits.
+            PrepareError: the tenant is not active.
+            HostError: the host raised.
+        """
+        with host_call():
+            timeline = self._find_timeline(job)
+            self._check_still_wanted(job, timeline)
+        self._check_room(job)
+        return timeline
 
     def _find_timeline(self, job: Job) -> Timeline:
         tenant = self._find_tenant(job.request)

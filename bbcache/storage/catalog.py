@@ -144,8 +144,11 @@ class Catalog:
             self._check_not_fenced_locked()
             return self._store.create_temp(key, lsn)
 
-    def publish(self, temp: TempFile, reservation: Reservation, entry: Entry) -> None:
+    def publish(self, temp: TempFile, reservation: Reservation, entry: Entry) -> Entry | None:
         """Rename a finished file into place, index it, and unlink the file it replaces.
+
+        Returns:
+            The entry that it has replaced.
 
         Raises:
             ClosingError: the cache is closed; nothing has changed.
@@ -164,6 +167,7 @@ class Catalog:
             if old is not None and old.lsn != entry.lsn:
                 self._remove_locked(self._path_of(old), old.size_bytes)
         self._log_news()
+        return old
 
     def discard(self, entry: Entry) -> bool:
         """Remove this very entry and its file.

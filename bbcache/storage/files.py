@@ -113,7 +113,8 @@ class BasebackupFile(io.FileIO):
     Attributes:
         lsn: the LSN of the basebackup.
         size_bytes: the size of the archive.
-        source: ``hit``; from `BasebackupCache.get_or_prepare` also ``joined`` or ``built``.
+        source: ``hit``; from `BasebackupCache.get_or_prepare` also ``joined``, ``built`` or
+            ``fetched``.
         is_unpublished: whether the archive is in a file without a name, whose bytes count
             against `max_unpublished_size_bytes` until it is closed.
     """

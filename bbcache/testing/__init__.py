@@ -12,11 +12,13 @@ from bbcache.testing.host import (
     make_tarball,
 )
 from bbcache.testing.host_rules import HostRuleError, check_host
+from bbcache.testing.tier import MemoryTier
 
 __all__ = [
     "HostRuleError",
     "MemoryHost",
     "MemoryTenant",
+    "MemoryTier",
     "MemoryTimeline",
     "MovableClock",
     "check_host",

@@ -18,6 +18,7 @@ from support.cache_helpers import DEADLINE_S
 from support.helpers import wait_until
 
 from bbcache import TimelineId
+from bbcache.cli.main import ExitCode, main
 from bbcache.serving.listening import Address, address_of, open_listeners
 
 if TYPE_CHECKING:
@@ -98,6 +99,50 @@ def test_a_log_level(serve: Callable[..., Served], tmp_path: Path) -> None:  # n
     served.signal(signal.SIGTERM)
     served.end()
     assert served.err == ""
+
+
+@pytest.mark.postgres
+def test_a_second_tier(serve: Callable[..., Served], place: Place, tmp_path: Path) -> None:  # noqa: F811 - the fixtures
+    """What one node has built, another one with the tenant has warm before its first client."""
+    key, other = tmp_path / "key", place.root.with_name("other")
+    key.write_bytes(os.urandom(32))
+    key.chmod(0o600)
+    (tmp_path / "store").mkdir()
+    config = tmp_path / "pageserver.toml"
+    config.write_text(
+        f"[basebackup_cache_config.tier]\nurl = 'file://{tmp_path}/store'\nkey_files = ['{key}']\n"
+    )
+    place.forget()
+    first = serve(place.root, "--config", str(config))
+    client = first.client()
+    assert kinds(client.ask(place.command("gzip"))) == "HdcCZ"
+    client.close()
+    wait_until(lambda: first.status()["tier"]["uploads"]["stored"] == 1)
+    (other / "tenants").mkdir(parents=True)
+    tenant = place.root / "tenants" / str(place.address.tenant_id)
+    shutil.copytree(tenant, other / "tenants" / tenant.name)
+    second = serve(other, "--config", str(config))
+    wait_until(lambda: second.status()["tier"]["fetches"]["hit"] == 1)
+    wait_until(lambda: second.status()["entry_count"] == 1)
+    client = second.client()
+    assert kinds(client.ask(place.command("gzip"))) == "HdcCZ"
+    client.close()
+    wait_until(lambda: second.status()["answers"]["hit"] == 1)
+    assert b'bbcache_tier_fetch_total{result="hit"} 1.0' in second.http("metrics")
+    assert b"<h2>Second tier</h2>" in second.http("")
+
+
+def test_a_tier_that_cannot_be_used_is_an_error_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key that is missing is named; nothing is served."""
+    config = tmp_path / "pageserver.toml"
+    config.write_text(
+        "[basebackup_cache_config.tier]\nurl = 's3://bucket'\nkey_files = ['/missing/key']\n"
+    )
+    arguments = ["serve", "--root", str(tmp_path / "root"), "--create", "--config", str(config)]
+    assert main([*arguments, "--listen", "127.0.0.1:0", "--no-http"]) == ExitCode.ERROR
+    assert "cannot read the key /missing/key" in capsys.readouterr().err
 
 
 @pytest.mark.postgres

@@ -52,7 +52,7 @@ def test_answers_and_their_ratio(whole: Whole) -> None:
     client.ask(f"basebackup {bench.harness.tenant.tenant_id} {TimelineId.generate()}")
     bench.wait_queries({"ok hit": 3, "ok built": 1, "error none": 1})
     status = whole.reader.read()
-    assert status.answers == {"hit": 3, "joined": 0, "built": 1}
+    assert status.answers == {"hit": 3, "joined": 0, "built": 1, "fetched": 0}
     assert status.failures == {"error": 1, "client_error": 0}
     assert status.hit_ratio == 0.75
     assert status.reads == {"hit": 3, "miss": 1, "error": 0}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from conftest import ClusterFactory, Templates
 
-    from bbcache import Lsn, TenantId, TenantShardId, TimelineId
+    from bbcache import Lsn, TenantId, TenantShardId, Tier, TimelineId
     from bbcache.pageserver import ComputeNode, PgdataTenant, PgdataTimeline
     from bbcache.postgres.server.cluster import PostgresBinaries
 
@@ -50,6 +50,7 @@ class Lab:
         root: the pageserver's directory.
         settings: the server settings of its compute nodes.
         registry: the metrics of the pageserver that was opened last.
+        tier: given to the pageservers that are opened.
     """
 
     def __init__(self, binaries: PostgresBinaries, templates: Templates, root: Path) -> None:
@@ -58,6 +59,7 @@ class Lab:
         self.root = root
         self.settings = _SETTINGS
         self.registry = CollectorRegistry()
+        self.tier: Tier | None = None
         self._templates = templates
         self._pageserver: Pageserver | None = None
         self._computes: list[ComputeNode] = []
@@ -68,7 +70,12 @@ class Lab:
         self.registry = CollectorRegistry()
         config = BasebackupCacheConfig(**settings)
         self._pageserver = Pageserver(
-            self.root, self.binaries, config, self.registry, streams_wal=streams_wal
+            self.root,
+            self.binaries,
+            config,
+            self.registry,
+            streams_wal=streams_wal,
+            tier=self.tier,
         )
         assert self._pageserver.cache.wait_initialized(_IDLE_TIMEOUT_S)
         return self._pageserver

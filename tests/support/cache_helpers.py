@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from bbcache import BasebackupFile
+    from bbcache import BasebackupFile, Tier
     from bbcache.host import TarballWriter
 
 DEADLINE_S: Final = 60.0
@@ -147,6 +147,7 @@ class Harness:
     Attributes:
         opened: closes every cache that was opened.
         threads: those that the newest cache has started.
+        tier: given to the caches that are opened.
     """
 
     def __init__(self, data_dir: Path, **settings: Any) -> None:
@@ -156,6 +157,7 @@ class Harness:
         self.settings: dict[str, Any] = {"cleanup_period": 3600.0, **settings}
         self.opened = ExitStack()
         self.threads: list[threading.Thread] = []
+        self.tier: Tier | None = None
 
     def __enter__(self) -> Self:
         self.open()
@@ -175,7 +177,9 @@ class Harness:
         self.registry = CollectorRegistry()
         self.config = BasebackupCacheConfig(**self.settings)
         before = set(threading.enumerate())
-        self.cache = BasebackupCache.spawn(self.dir, self.config, self.host, self.registry)
+        self.cache = BasebackupCache.spawn(
+            self.dir, self.config, self.host, self.registry, tier=self.tier
+        )
         self.threads = [
             thread
             for thread in threading.enumerate()

@@ -21,6 +21,8 @@ from bbcache.page_service.config import PageServiceConfig
 from bbcache.page_service.metrics import ServiceMetrics
 from bbcache.pageserver.metrics import ROWS
 from bbcache.setting_rows import Setting, settings_of
+from bbcache.tier_config import TierConfig
+from bbcache.tier_metrics import TierMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,13 +102,16 @@ def outcomes_table(head: str, outcomes: Iterable[Outcome]) -> str:
 
 TABLES: Final = {
     "settings of the cache": settings_table(BasebackupCacheConfig),
+    "settings of the tier": settings_table(TierConfig),
     "settings of the page service": settings_table(PageServiceConfig),
     "settings of the HTTP service": settings_table(HttpConfig),
     "metrics of the cache": metrics_table(Metrics.rows()),
+    "metrics of the tier": metrics_table(TierMetrics.rows()),
     "metrics of the page service": metrics_table(ServiceMetrics.rows()),
     "metrics of the reference pageserver": metrics_table(ROWS),
     "metrics of bbcache serve": metrics_table(DeploymentMetrics.rows()),
     "label values of the cache": values_table(Metrics.rows()),
+    "label values of the tier": values_table(TierMetrics.rows()),
     "label values of the page service": values_table(ServiceMetrics.rows()),
     "reasons of skips": outcomes_table("skip", SkipReason),
 }

@@ -35,10 +35,12 @@ from bbcache import (
     TenantShardId,
     TenantState,
     TenantTimelineId,
+    Tier,
+    TierConfig,
     Timeline,
     TimelineId,
 )
-from bbcache.testing import MemoryHost, MemoryTenant, MemoryTimeline, make_tarball
+from bbcache.testing import MemoryHost, MemoryTenant, MemoryTier, MemoryTimeline, make_tarball
 from bbcache.testing.postgres import (
     Database,
     PostgresOptions,
@@ -272,6 +274,18 @@ def for_tests() -> bytes:
     timeline.on_send = OtherTimeline().send_basebackup_tarball
     timeline.advance(Lsn(2))
     return make_tarball(timeline.timeline_id, Lsn(2), size_bytes=10)
+
+
+def with_a_tier(host: MemoryHost, tenant_shard_id: TenantShardId) -> None:
+    """A second tier of this package, and one in memory."""
+    from bbcache.tier import ObjectTier  # noqa: PLC0415 - needs an extra
+
+    settings = TierConfig(url="s3://bucket", key_files=("key",), options={"region": "eu"})
+    config = BasebackupCacheConfig(tier=settings)
+    tiers: list[Tier] = [MemoryTier(), ObjectTier(settings, CollectorRegistry())]
+    with BasebackupCache.spawn("cache", config, host, tier=tiers[0]) as cache:
+        cache.send_warm(tenant_shard_id, TimelineId.generate(), Lsn(1), build=True)
+        BasebackupCache.spawn("other", config, host, tier="s3://bucket")  # type: ignore[arg-type]
 
 
 @snapshot(inputs=["migrations/**"], version="1", root=Path())
