@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from bbcache.cli.demo_service import DemoService
 from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import BbcacheError, PostgresError
+from bbcache.outcomes import Source
 from bbcache.pageserver import Pageserver, make_root
 from bbcache.postgres.server.cluster import PostgresBinaries
 
@@ -301,7 +302,8 @@ class Scenario:
             for source, count in service.counts().items()
         }
         self.report.metrics.update(counts)
-        expected.update(zip(counts, (self._round_count + 1, 0, 1), strict=True))
+        wanted = {Source.HIT: self._round_count + 1, Source.BUILT: 1}
+        expected.update(zip(counts, (wanted.get(each, 0) for each in Source), strict=True))
 
     def _build_seconds(self) -> float:
         labels = {"phase": "build"}
