@@ -31,6 +31,7 @@ _MOST_NEWCOMERS: Final = 1000
 _UNHELD_STEP: Final = 4  # bins
 _STARTED: Final = 0
 _LEVEL_ONE: Final = 50 * LEVELS  # of a score of 1
+ALL_COUNTED: Final = 2000  # timelines of which each return is counted; of more, a sample
 _LEAST_KNOWN: Final = 100_000  # timelines
 _KNOWN_PER_ENTRY: Final = 20
 _FIRST_SIZE_BYTES: Final = 1  # planned for before any archive was published
@@ -114,7 +115,8 @@ class ReturnRate:
         record, at = self._records.find_or_add(key, now_s)
         habits.note_stop(record, at, now_s)
         sleeper = self._sleeper(key, now_s, size_bytes, record, at)
-        sleeper.is_counted = Records.is_sampled_at(record, at)
+        is_few = len(self._records) <= ALL_COUNTED
+        sleeper.is_counted = is_few or Records.is_sampled_at(record, at)
         if old is not None and old.is_held:
             self._hold(sleeper, old.size_bytes)
             return
@@ -216,7 +218,10 @@ class ReturnRate:
         sleeper = self._known(key)
         if sleeper is None or not sleeper.is_asleep:
             return 0.0
-        log = self._table.fresh(sleeper.row, now_s).log_gain[sleeper.bin] - sleeper.cost
+        # The bin of one without an archive is that of the last look at it.
+        age = (now_s - sleeper.stopped_s) / sleeper.scale_s
+        bin_ = sleeper.bin if sleeper.is_held else bin_of(max(0.0, age))
+        log = self._table.fresh(sleeper.row, now_s).log_gain[bin_] - sleeper.cost
         return float(2.0 ** (log / LEVELS))
 
     def lowest_score(self, now_s: float) -> float | None:

@@ -189,10 +189,11 @@ class Table:
         stay: list[float] = []
         spend: list[float] = []
         for bin_ in range(BINS):
-            rate = row.prior[bin_]
-            returned = scale * sum([each.returned[bin_] for each in family])
-            exposed = scale * sum([each.exposed[bin_] for each in family])
-            rate = (returned + _TRUST) / (exposed + _TRUST / rate)
+            rate, returned, exposed = row.prior[bin_], 0.0, 0.0
+            for each in family:  # not `sum`, which rounds otherwise from Python 3.12 on
+                returned += each.returned[bin_]
+                exposed += each.exposed[bin_]
+            rate = (scale * returned + _TRUST) / (scale * exposed + _TRUST / rate)
             rate = (scale * row.returned[bin_] + _TRUST) / (
                 scale * row.exposed[bin_] + _TRUST / rate
             )
