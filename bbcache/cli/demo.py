@@ -27,6 +27,9 @@ several times. The first start builds its basebackup on request. Every later sta
 it in the cache, which built it in the background when the node before stopped. The demo
 checks everything that it shows, and the data in every round.
 
+With --two-nodes the tenant moves between two pageservers, and each start but the first
+finds its basebackup fetched from the store that they share: the second tier.
+
 With --via-page-service every start fetches its basebackup over the network, by
 PostgreSQL's protocol. The first start is a miss then, and fills the cache.
 """
@@ -72,7 +75,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="PostgreSQL's programs (default: $BBCACHE_PG_BIN, those on PATH, Debian's, "
         "else the embedded ones)",
     )
-    parser.add_argument(
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--two-nodes",
+        action="store_true",
+        help="run two pageservers with one store: the tenant moves between the rounds, and its "
+        "basebackup is fetched before the start",
+    )
+    how.add_argument(
         "--via-page-service",
         action="store_true",
         help="fetch each basebackup from a page service over the network, as compute nodes do",
@@ -94,16 +104,21 @@ def run(options: argparse.Namespace) -> bool:
     """
     try:
         from bbcache.cli.demo_report import Progress, print_report  # noqa: PLC0415 - an extra
-        from bbcache.cli.demo_scenario import Scenario  # noqa: PLC0415 - an extra
+        from bbcache.cli.demo_scenario import EXTRA_STEPS, Scenario  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise MissingExtraError("the demo cannot start", "demo", error) from error
+    scenario_class, extra_steps = Scenario, EXTRA_STEPS
+    if options.two_nodes:
+        from bbcache.cli.demo_nodes import TwoNodes  # noqa: PLC0415 - an extra
+
+        scenario_class, extra_steps = TwoNodes, options.rounds + 1
 
     with (
         stop_signals_raise(),
         _directory(options.dir) as directory,
-        Progress(options.rounds) as progress,
+        Progress(options.rounds, extra_steps) as progress,
     ):
-        scenario = Scenario(
+        scenario = scenario_class(
             directory,
             options.pg_bin,
             options.rounds,

@@ -33,7 +33,7 @@ class _Console(Console):
 class Progress:
     """Progress on stderr: a bar on a terminal that can show one, else one line for each step."""
 
-    def __init__(self, round_count: int) -> None:
+    def __init__(self, round_count: int, extra_steps: int = EXTRA_STEPS) -> None:
         self._console = _Console(stderr=True)
         self._has_bar = self._console.is_terminal and not self._console.is_dumb_terminal
         self._bar = Bar(
@@ -46,7 +46,7 @@ class Progress:
             transient=True,
             disable=not self._has_bar,
         )
-        steps = round_count * STEPS_PER_ROUND + EXTRA_STEPS
+        steps = round_count * STEPS_PER_ROUND + extra_steps
         self._task = self._bar.add_task("", total=steps)
         self._is_first = True
 
@@ -72,8 +72,14 @@ def print_report(report: Report) -> None:
     console.print(f"\nPostgreSQL {report.postgres_version}, {len(report.rounds)} rounds\n")
     if report.is_via_page_service:
         console.print("Every basebackup came over the network, from a page service.\n")
+    if report.has_two_nodes:
+        console.print(
+            "The tenant moved to the other of two pageservers before each start but the first. "
+            "Its\nbasebackup was fetched from the store that they share, and was a hit.\n"
+        )
     console.print(_rounds(report))
-    console.print(_codecs(report))
+    if report.codecs:
+        console.print(_codecs(report))
     if report.cleaned_lsn is not None:
         console.print(
             f"A compute node was started and wrote: its old basebackup at {report.cleaned_lsn} "

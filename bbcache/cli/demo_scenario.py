@@ -77,6 +77,7 @@ class Report:
     codecs: list[Codec] = field(default_factory=list)
     cleaned_lsn: Lsn | None = None
     is_via_page_service: bool = False
+    has_two_nodes: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 

@@ -39,7 +39,7 @@ class ExitCode(IntEnum):
     TERMINATED = 128 + signal.SIGTERM
 
 
-_COMMANDS: Final = ("demo", "fetch", "serve", "testing", "verify", "why")  # each a module
+_COMMANDS: Final = ("demo", "fetch", "serve", "testing", "tier", "verify", "why")  # each a module
 _HINTS: Final = {
     errno.ENOENT: "Is the name spelled right, and is the file system mounted?",
     errno.ENOTDIR: "Name a directory.",

@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bbcache.errors import BbcacheError
+from bbcache.cli import tier
+from bbcache.errors import BbcacheError, ConfigError
 from bbcache.storage.dirlock import LOCK_NAME
 from bbcache.storage.verify import Audit, Finding, Verdict
 
@@ -20,6 +21,9 @@ _DESCRIPTION = """\
 Check every archive in a cache directory: the seal and the digest of those that
 bbcache has written, the whole gzip stream of the others. A cache may be running on
 the directory.
+
+Of a second tier, check the signature and the seal of every object of the epoch. All of
+them are read: how many requests that takes is said first.
 """
 _EPILOG = """\
 exit codes: 0 every archive is good, 1 an archive is bad or cannot be read, 2 the directory
@@ -36,21 +40,45 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the ``verify`` command."""
     parser = commands.add_parser(
         "verify",
-        help="check every archive in a cache directory",
+        help="check every archive in a cache directory, or in a second tier",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="the cache's data directory")
+    parser.add_argument(
+        "dir",
+        type=_place,
+        metavar="DIR",
+        help="the cache's data directory; or the URL of a second tier, such as s3://bucket/prefix",
+    )
     parser.add_argument(
         "--quarantine", action="store_true", help="move bad archives into DIR/quarantine"
     )
     parser.add_argument("--json", action="store_true", help="print every file as JSON")
+    group = parser.add_argument_group("of a second tier")
+    tier.add_bucket_options(group)
+    group.add_argument(
+        "--key-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a key by which objects were signed; several times",
+    )
+    group.add_argument(
+        "--allow-unsigned",
+        action="store_true",
+        help="accept objects without a signature, if their seal is right",
+    )
     parser.set_defaults(run=run)
 
 
+def _place(text: str) -> Path | str:
+    """A URL, or the path of a directory."""
+    return text if "://" in text else Path(text)
+
+
 def run(options: argparse.Namespace) -> bool:
-    """Check the directory and print what is found.
+    """Check the directory, or the bucket, and print what is found.
 
     Returns:
         Whether every archive is good.
@@ -58,7 +86,13 @@ def run(options: argparse.Namespace) -> bool:
     Raises:
         NoCacheError: the directory is not that of a cache.
         OSError: the directory cannot be listed, or a bad archive cannot be moved.
+        ConfigError: of a second tier, the URL, a key or an option is wrong.
     """
+    if isinstance(options.dir, str):
+        if options.quarantine:
+            raise ConfigError(f"--quarantine moves files of a directory, not of {options.dir}")
+        options.url = options.dir
+        return tier.run_verify(options)
     audit = Audit(options.dir)
     if not audit.is_cache:
         raise NoCacheError(f"{options.dir} is not a cache: {_what_is_missing(options.dir)}")

@@ -22,8 +22,10 @@ from bbcache import BasebackupCache, Lsn, TenantId, TimelineId
 from bbcache.cli import demo, demo_scenario, main
 from bbcache.cli.demo_scenario import Scenario
 from bbcache.errors import PrepareError
+from bbcache.outcomes import FetchResult
 from bbcache.pageserver import ComputeNode, Pageserver
 from bbcache.postgres.server.cluster import PostgresBinaries
+from bbcache.tier import ObjectTier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -186,7 +188,7 @@ def check_report(report: dict[str, Any], version: str, round_count: int) -> None
     """All that a script may rely on."""
     assert set(report) == {
         *("postgres_version", "rounds", "tar_bytes", "codecs", "cleaned_lsn"),
-        *("metrics", "failures", "is_via_page_service"),
+        *("metrics", "failures", "is_via_page_service", "has_two_nodes"),
     }
     assert report["postgres_version"] == version
     assert report["failures"] == []
@@ -222,6 +224,37 @@ def test_demo_through_the_service(
     counts = [report["metrics"][f"{given}{source}}}"] for source in ("hit", "joined", "built")]
     assert counts == [3, 0, 1]
     assert report["metrics"]["pageserver_basebackup_cache_prepare_total{result=ok}"] == 4
+    assert_nothing_is_left(tmpdir_for_demo)
+
+
+@in_this_process
+def test_demo_on_two_nodes(
+    newest_pg: PostgresBinaries, tmpdir_for_demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tenant moves to another node; its first start there is a hit, with the right data."""
+    options = ["--two-nodes", "--json", "--pg-bin", str(newest_pg.bindir)]
+    assert main([*DEMO, *options]) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert (report["failures"], report["has_two_nodes"]) == ([], True)
+    assert [each["is_hit"] for each in report["rounds"]] == [False, True]
+    assert report["metrics"] == {
+        "bbcache_tier_fetch_total{result=hit}": 1,
+        "bbcache_tier_upload_total{result=stored}": 2,
+        "bbcache_tier_delete_total{result=deleted}": 1,
+    }
+    assert "moving the tenant to node two" in printed.err
+    assert_nothing_is_left(tmpdir_for_demo)
+
+
+@in_this_process
+def test_a_fetch_that_fails_fails_the_demo_of_two_nodes(
+    tmpdir_for_demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start on the other node is a miss then, which is not as promised."""
+    monkeypatch.setattr(ObjectTier, "fetch", lambda *_: FetchResult.ABSENT)
+    assert main([*DEMO, "--two-nodes", "--json"]) == 1
+    assert "round 2 was a miss" in capsys.readouterr().err
     assert_nothing_is_left(tmpdir_for_demo)
 
 

@@ -25,6 +25,7 @@ class ObjectStore(ThreadingHTTPServer):
         requests: method and name of each request, in their order.
         fault: how the next requests are answered, see `Handler`; empty if they are served.
         faulty_methods: the methods that `fault` is for.
+        ignores_conditions: whether writers overwrite each other, as on some servers.
         on_request: called with method and name before each answer.
     """
 
@@ -36,6 +37,7 @@ class ObjectStore(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.fault = ""
+        self.ignores_conditions = False
         self.faulty_methods = frozenset({"GET", "PUT", "DELETE", "LIST"})
         self.on_request: Callable[[str, str], None] = lambda *_: None
         self.ends = threading.Event()  # lets requests end that hang
@@ -109,7 +111,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def serve_put(self, name: str, body: bytes) -> None:
         """Keep an object."""
-        if self.headers.get("If-None-Match") == "*" and name in self.server.objects:
+        is_new = self.server.ignores_conditions or name not in self.server.objects
+        if self.headers.get("If-None-Match") == "*" and not is_new:
             self.refuse(412, "PreconditionFailed")
             return
         self.server.objects[name] = body
