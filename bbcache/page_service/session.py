@@ -32,8 +32,8 @@ from bbcache.page_service.protocol.conversation import (
     CommandGiven,
     Conversation,
     Event,
+    LoginRequested,
     TlsRequested,
-    TokenGiven,
 )
 from bbcache.page_service.service import Service
 from bbcache.page_service.source import OpenBasebackup
@@ -210,10 +210,12 @@ class Session:
             before = self._conversation.message_count
             event = self._conversation.next_event(budget)
             budget -= self._conversation.message_count - before
-            self._log_in()
             if event is None:
                 break
             self._answer(event)
+            if isinstance(event, LoginRequested):
+                # The rest has a turn of its own, which is no stranger's.
+                return self._conversation.is_within_message
             if self.has_served_command:
                 budget -= _COMMAND_COST
                 self._cancellation.check_session()
@@ -227,24 +229,18 @@ class Session:
                 self._send_output()
                 assert self._service.tls_context is not None
                 self._transport.begin_tls(self._service.tls_context())
-        elif isinstance(event, TokenGiven):
-            assert self._service.verifier is not None
-            self._permission = verified(self._service.verifier, event.token)
-            self.tenant_id = self._permission.tenant_id
-            self._conversation.let_in()
-            self._log_in()
+        elif isinstance(event, LoginRequested):
+            self._log_in(event.token)
         elif isinstance(event, CancelRequested):
             self._service.clients.cancel(event.process_id, event.secret)
 
-    def _log_in(self) -> None:
-        """Find a place for a client that was let in, before it is told so."""
-        if self.is_logged_in or not self._conversation.is_let_in:
-            return
-        try:
-            self._take_place()
-        except TooManyConnectionsError:
-            self._conversation.take_output()
-            raise
+    def _log_in(self, token: str | None) -> None:
+        if token is not None:
+            assert self._service.verifier is not None
+            self._permission = verified(self._service.verifier, token)
+            self.tenant_id = self._permission.tenant_id
+        self._take_place()
+        self._conversation.let_in()
         self.is_logged_in = True
 
     def _take_place(self) -> None:

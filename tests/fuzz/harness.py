@@ -196,9 +196,11 @@ class FuzzBed:
             self.counts[type(event).__name__] += 1
             if isinstance(event, c.TlsRequested):
                 assert not conversation.answer_tls()
-            elif isinstance(event, c.TokenGiven):
-                self._verifier.verify(event.token)
-                assert who is Who.NEIGHBOUR, "a token that nobody has signed is good"
+            elif isinstance(event, c.LoginRequested):
+                if event.token is not None:
+                    self._verifier.verify(event.token)
+                    assert who is Who.NEIGHBOUR, "a token that nobody has signed is good"
+                assert event.token is not None or who is Who.ANYONE
                 conversation.let_in()
             elif isinstance(event, c.CommandGiven):
                 assert conversation.is_let_in

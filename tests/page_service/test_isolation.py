@@ -61,6 +61,22 @@ def logged_in_by_tls(bench: Bench, trusting: ssl.SSLContext) -> WireClient:
     return client
 
 
+def test_commands_behind_a_login_keep_no_stranger_out(bench: Bench) -> None:
+    """A client that sends both at once waits for its archive as a client that has logged in."""
+    timeline = bench.harness.timeline(LSN_A)
+    command = wire.query(bench.command(timeline, LSN_B, "gzip"))
+    count = 4 * (os.cpu_count() or 1)
+    waiting = [bench.client() for _ in range(count)]
+    for client in waiting:
+        client.send(wire.startup(user="u"), command)
+    wait_until(lambda: waiting_callers() == count)
+    assert kinds(bench.logged_in().ask("BEGIN")) == "CZ"
+    timeline.advance(LSN_B)
+    for client in waiting:
+        assert client.until("Z")
+        assert kinds(client.until("Z")) == "HdcCZ"
+
+
 def test_a_verification_keeps_nobody_waiting(
     make_bench: Callable[[], Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,7 +178,7 @@ def test_a_verifier_that_fails(make_bench: Callable[[], Bench], log: Everything)
 def test_no_object_tells_what_it_keeps() -> None:
     """A repr in a traceback, a debugger or a log of another one has no secret."""
     secret = _SECRETS["ascii"].decode()
-    assert secret not in repr(c.TokenGiven(secret))
+    assert secret not in repr(c.LoginRequested(secret))
 
 
 def test_the_search_finds_what_there_is() -> None:

@@ -63,10 +63,10 @@ class CancelRequested:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenGiven:
+class LoginRequested:
     """Answer with `Conversation.let_in`, or refuse with `Conversation.fail`."""
 
-    token: str = field(repr=False)
+    token: str | None = field(repr=False)  # None if no token is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class CommandGiven:
     text: str
 
 
-Event = TlsRequested | CancelRequested | TokenGiven | CommandGiven
+Event = TlsRequested | CancelRequested | LoginRequested | CommandGiven
 
 
 class _Phase(Enum):
@@ -283,11 +283,10 @@ class Conversation:
             )
         if minor > 0 or options:
             self._out += backend.negotiate_protocol_version(options)
-        if self._wants_token:
-            self._phase = _Phase.PASSWORD
-            self._out += backend.CLEARTEXT_PASSWORD_WANTED
-        else:
-            self.let_in()
+        self._phase = _Phase.PASSWORD
+        if not self._wants_token:
+            return LoginRequested(None)
+        self._out += backend.CLEARTEXT_PASSWORD_WANTED
         return None
 
     def _ask_encryption(self, code: int) -> Event | None:
@@ -318,7 +317,7 @@ class Conversation:
         token = fields.last_text()
         if self._phase is not _Phase.PASSWORD:
             raise ProtocolError("no password is wanted now")
-        return TokenGiven(token)
+        return LoginRequested(token)
 
     def _query(self, fields: Fields) -> Event:
         return CommandGiven(fields.last_text())

@@ -22,7 +22,7 @@ from bbcache.page_service.protocol.command import NoOpCommand, parse_command
 from bbcache.page_service.protocol.conversation import Conversation
 
 LIMIT_BYTES = 4096
-GOOD = c.TokenGiven("good")
+GOOD = c.LoginRequested("good")
 KEY = b"\0\0\0\7abcd"
 
 
@@ -44,17 +44,24 @@ def begun() -> Conversation:
     """A conversation with a client that was let in."""
     conversation = make()
     conversation.feed(wire.startup(user="u"))
-    assert conversation.next_event() is None
+    let_in(conversation)
     conversation.take_output()
     return conversation
+
+
+def let_in(conversation: Conversation) -> None:
+    """Let a client in that asks for it without a token."""
+    assert conversation.next_event() == c.LoginRequested(None)
+    assert not conversation.is_let_in
+    conversation.let_in()
+    assert conversation.is_let_in
 
 
 def test_trust() -> None:
     """A client that need not prove anything is let in, and told what Neon tells it."""
     conversation = make()
     conversation.feed(wire.startup(user="u", options="-c neon.compute_mode=primary"))
-    assert conversation.next_event() is None
-    assert conversation.is_let_in
+    let_in(conversation)
     replies, _ = wire.split(conversation.take_output())
     settings = [reply.body for reply in replies if reply.kind == "S"]
     assert wire.kinds(replies) == "RSSSSSKZ"
@@ -71,7 +78,7 @@ def test_token() -> None:
     """The password is the token; before it is found good, nothing else is taken."""
     conversation = make(wants_token=True)
     conversation.feed(wire.startup(user="u") + wire.password("a.b.c"))
-    assert conversation.next_event() == c.TokenGiven("a.b.c")
+    assert conversation.next_event() == c.LoginRequested("a.b.c")
     assert not conversation.is_let_in
     assert conversation.take_output() == b"R\0\0\0\x08\0\0\0\3"
     conversation.let_in()
@@ -164,8 +171,7 @@ def test_direct_tls() -> None:
     conversation = make(has_tls=True)
     conversation.begin_direct_tls()
     conversation.feed(wire.startup(user="u"))
-    assert conversation.next_event() is None
-    assert conversation.is_let_in
+    let_in(conversation)
     conversation = make(has_tls=True)
     conversation.begin_direct_tls()
     conversation.feed(wire.ssl_request())
@@ -257,7 +263,7 @@ def test_newer_protocol() -> None:
     """A newer minor version and unknown options are talked down, and the client goes on."""
     conversation = make()
     conversation.feed(wire.startup(2, user="u", **{"_pq_.x": "1"}))
-    assert conversation.next_event() is None
+    let_in(conversation)
     replies, _ = wire.split(conversation.take_output())
     assert wire.kinds(replies) == "vRSSSSSKZ"
     assert replies[0].body == b"\0\3\0\0\0\0\0\1_pq_.x\0"
@@ -455,10 +461,10 @@ def test_hostile_clients(pieces: list[bytes], *, wants_token: bool, has_tls: boo
             while (event := conversation.next_event()) is not None:
                 if isinstance(event, c.TlsRequested):
                     is_encrypted = conversation.answer_tls()
-                elif isinstance(event, c.TokenGiven) and event == GOOD:
+                elif isinstance(event, c.LoginRequested) and (event == GOOD or not wants_token):
                     has_proved = True
                     conversation.let_in()
-                elif isinstance(event, c.TokenGiven):
+                elif isinstance(event, c.LoginRequested):
                     conversation.fail(BadTokenError("no"))
                 elif isinstance(event, c.CommandGiven):
                     assert has_proved

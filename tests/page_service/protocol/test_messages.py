@@ -27,12 +27,17 @@ def first(code: int, rest: bytes = b"") -> bytes:
     return struct.pack("!I", code) + rest
 
 
-def begun(*messages: bytes) -> Conversation:
-    """A conversation with a client that was let in."""
-    conversation = Conversation(
-        4096, wants_token=False, has_tls=False, process_id=7, secret=b"abcd"
-    )
-    conversation.feed(wire.startup(user="u") + b"".join(messages))
+def make() -> Conversation:
+    """A conversation that has not begun, and asks for no token."""
+    return Conversation(4096, wants_token=False, has_tls=False, process_id=7, secret=b"abcd")
+
+
+def begun() -> Conversation:
+    """A conversation with a client that was let in, and has a statement."""
+    conversation = make()
+    conversation.feed(wire.startup(user="u") + wire.parse("q", "s"))
+    assert conversation.next_event() == c.LoginRequested(None)
+    conversation.let_in()
     assert conversation.next_event() is None
     conversation.take_output()
     return conversation
@@ -40,11 +45,7 @@ def begun(*messages: bytes) -> Conversation:
 
 def told(body: bytes, kind: bytes = b"") -> c.Event | None:
     """The event of a message: the first one, or one after the login."""
-    conversation = (
-        begun(wire.parse("q", "s"))
-        if kind
-        else Conversation(4096, wants_token=False, has_tls=False, process_id=7, secret=b"abcd")
-    )
+    conversation = begun() if kind else make()
     conversation.feed(wire.packed(kind, body))
     return conversation.next_event()
 
@@ -55,8 +56,11 @@ def told(body: bytes, kind: bytes = b"") -> c.Event | None:
         (first(80877103), c.TlsRequested()),
         (first(80877104), None),
         (first(80877102, b"\0\0\0\7abcd"), c.CancelRequested(7, b"abcd")),
-        (first(196608, b"\0"), None),
-        (first(196610, texts("user", "u", "options", "-c a=b") + b"\0"), None),
+        (first(196608, b"\0"), c.LoginRequested(None)),
+        (
+            first(196610, texts("user", "u", "options", "-c a=b") + b"\0"),
+            c.LoginRequested(None),
+        ),
     ],
 )
 def test_first_messages(body: bytes, wanted: c.Event | None) -> None:
@@ -103,7 +107,7 @@ def test_bad_first_messages(body: bytes, text: str) -> None:
 )
 def test_messages(kind: bytes, body: bytes, said: str) -> None:
     """Each is told by its type, whatever optional fields it has."""
-    conversation = begun(wire.parse("q", "s"))
+    conversation = begun()
     conversation.feed(wire.packed(kind, body))
     assert conversation.next_event() is None
     assert wire.kinds(wire.split(conversation.take_output())[0]) == said
