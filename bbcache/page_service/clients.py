@@ -11,6 +11,7 @@ from __future__ import annotations
 import hmac
 import itertools
 import threading
+import time
 from collections import Counter
 from collections.abc import Collection
 from typing import Final, Protocol
@@ -19,6 +20,7 @@ from bbcache.ids import TenantId
 from bbcache.page_service.errors import PageServiceError, TooManyConnectionsError
 
 _MAX_PROCESS_ID: Final = 2**31 - 1
+SOLE_READER_S: Final = 30.0
 
 
 class Client(Protocol):
@@ -29,7 +31,7 @@ class Client(Protocol):
         secret: likewise.
         tenant_id: the tenant of its token, else of its last command; None before.
         idle_since_s: since when it waits for a message; None while it is busy.
-        busy_since_s: when it became busy last.
+        busy_since_s: when it became busy last, or began to be sent such an archive.
         unpublished_bytes: of the archive without a name that it is sent.
     """
 
@@ -127,7 +129,8 @@ class Clients:
         """Return the client to end so that a tenant finds room for an unpublished archive.
 
         It is the one that is sent its archive for longest, of the tenant that holds the most
-        such bytes; None where no other tenant holds more than this one.
+        such bytes; None where no other tenant holds more than this one. The only reader of a
+        tenant has some time first: tenants with an archive each would end each other forever.
         """
         with self._changed:
             held: Counter[TenantId | None] = Counter()
@@ -139,6 +142,8 @@ class Clients:
                 return None
             theirs = [each for each in readers if each.tenant_id == largest]
             victim = min(theirs, key=lambda each: each.busy_since_s)
+            if len(theirs) == 1 and time.monotonic() < victim.busy_since_s + SOLE_READER_S:
+                return None
             del self._placed[victim.process_id]
             return victim
 

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from enum import Enum
 from typing import Final
 
@@ -93,6 +93,7 @@ class Session:
         self.idle_since_s: float | None = now_s
         self.busy_since_s = now_s
         self.unpublished_bytes = 0
+        self._is_revoked: Callable[[], bool] = bool  # which is False: no archive must be closed
         self.has_served_command = False
         self._conversation = Conversation(
             service.config.max_message_size_bytes,
@@ -280,6 +281,7 @@ class Session:
     def _check_wait(self, waited_s: float) -> None:
         """End a wait for the client to take more, where it must."""
         self._cancellation.check_immediate()
+        self._check_place()
         if waited_s >= _STALLED_S and self._service.must_yield(
             self._served_group, to_own_group=True
         ):
@@ -288,10 +290,15 @@ class Session:
     def _check_command(self) -> None:
         """End a command, where it must."""
         self._cancellation.check_command()
+        self._check_place()
         if self._service.must_yield(self._served_group, to_own_group=False):
             raise TooManyConnectionsError(
                 "there are too few threads, and this tenant has more than the others"
             )
+
+    def _check_place(self) -> None:
+        if self._is_revoked():
+            raise TooManyConnectionsError("another tenant waits for the place of this archive")
 
     def _run_command(self, text: str) -> None:
         self._cancellation.begin_command()
@@ -326,7 +333,10 @@ class Session:
         try:
             basebackup = self._open(command)
             with basebackup.file:
-                self.unpublished_bytes = basebackup.size_bytes * basebackup.is_unpublished
+                self._is_revoked = basebackup.is_revoked
+                if basebackup.is_unpublished:
+                    self.busy_since_s = time.monotonic()
+                    self.unpublished_bytes = basebackup.size_bytes
                 copy = CopyOut(
                     self._transport,
                     basebackup.file,
@@ -339,6 +349,7 @@ class Session:
             raise
         finally:
             self.unpublished_bytes = 0
+            self._is_revoked = bool
             account(
                 self._service.metrics,
                 command,

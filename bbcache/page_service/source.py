@@ -54,12 +54,14 @@ class OpenBasebackup(NamedTuple):
         origin: ``bbcache_source`` in the log and the metrics.
         is_unpublished: whether it counts against `max_unpublished_size_bytes` until it is
             closed.
+        is_revoked: tells whether another tenant needs the place that it holds.
     """
 
     file: BinaryIO
     size_bytes: int
     origin: Source
     is_unpublished: bool = False
+    is_revoked: Callable[[], bool] = bool
 
 
 class BasebackupSource(Protocol):
@@ -238,7 +240,9 @@ class CacheSource:
         except Exception as error:
             log.exception("cannot build a basebackup of timeline %s", timeline.timeline_id)
             raise CommandError(_what_failed(error, timeline, lsn)) from error
-        return OpenBasebackup(file, file.size_bytes, Source.BUILT)
+        return OpenBasebackup(
+            file, file.size_bytes, Source.BUILT, is_revoked=lambda: file.is_revoked
+        )
 
     def _until_timeout(
         self, timeline: Timeline, lsn: Lsn, check_cancelled: Callable[[], None]

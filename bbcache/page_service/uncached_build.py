@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
@@ -20,6 +22,7 @@ from bbcache.storage.index import make_key
 _LEVEL: Final = 2
 _MOST: Final = 2  # archives at once; the next ones wait
 _SLICE_S: Final = 0.2
+SENDING_S: Final = 30.0  # that an archive is sent, whoever waits
 
 
 class UncachedFile(io.FileIO):
@@ -27,13 +30,18 @@ class UncachedFile(io.FileIO):
 
     Attributes:
         size_bytes: its size.
+        tenant_id: the tenant whose place it holds.
+        built_at_s: when it was complete; infinite before.
+        is_revoked: whether it has to be closed, because another tenant waits.
     """
 
     def __init__(self, fd: int, builder: UncachedBuilder, tenant_id: TenantId) -> None:
         super().__init__(fd, "rb+")
         self.size_bytes = 0
+        self.tenant_id = tenant_id
+        self.built_at_s = math.inf
+        self.is_revoked = False
         self._builder = builder
-        self._tenant_id = tenant_id
 
     def append(self, data: bytes) -> None:
         """Write bytes; raises `CacheFullError` if they have no room."""
@@ -46,14 +54,15 @@ class UncachedFile(io.FileIO):
         """Close the file, which frees its bytes and its place."""
         if not self.closed:
             super().close()
-            self._builder.release(self, self._tenant_id)
+            self._builder.release(self)
 
 
 class UncachedBuilder:
     """Builds archives for one client each, two at a time. Thread-safe.
 
     An archive holds its place until it is closed. When one is free, it goes to the tenant that
-    holds the fewest of those that wait.
+    holds the fewest of those that wait. A tenant that holds too many for that has to close the
+    one that is sent for longest.
 
     Args:
         most_bytes: their size together; None where only the disk limits it.
@@ -66,6 +75,7 @@ class UncachedBuilder:
         self._build_dir = build_dir
         self._changed = threading.Condition(threading.Lock())  # guards all that follows
         self._held: Counter[TenantId] = Counter()
+        self._files: dict[UncachedFile, None] = {}  # oldest first
         self._waiting: dict[object, TenantId] = {}  # in the order of arrival
         self._size_bytes = 0
 
@@ -104,11 +114,14 @@ class UncachedBuilder:
         except BaseException:
             self._free_place(tenant_id)
             raise
+        with self._changed:
+            self._files[file] = None
         try:
             _fill(file, make_key(tenant_id, timeline.timeline_id), timeline, lsn, check_cancelled)
         except BaseException:
             file.close()
             raise
+        file.built_at_s = time.monotonic()
         return file
 
     def charge(self, file: UncachedFile, added_bytes: int) -> None:
@@ -128,11 +141,12 @@ class UncachedBuilder:
             self._size_bytes = size_bytes
             file.size_bytes += added_bytes
 
-    def release(self, file: UncachedFile, tenant_id: TenantId) -> None:
+    def release(self, file: UncachedFile) -> None:
         """Count a file no longer."""
         with self._changed:
+            self._files.pop(file, None)
             self._size_bytes -= file.size_bytes
-        self._free_place(tenant_id)
+        self._free_place(file.tenant_id)
 
     def _wait_for_place(self, tenant_id: TenantId, check_cancelled: Callable[[], None]) -> None:
         ticket = object()
@@ -149,6 +163,7 @@ class UncachedBuilder:
     def _take_place(self, ticket: object, tenant_id: TenantId) -> bool:
         with self._changed:
             if not self._is_next_locked(ticket):
+                self._revoke_locked(self._held[tenant_id] + 1)
                 self._changed.wait(_SLICE_S)
             is_next = self._is_next_locked(ticket)
             if is_next:
@@ -159,6 +174,14 @@ class UncachedBuilder:
         if self._held.total() >= _MOST:
             return False
         return min(self._waiting, key=lambda each: self._held[self._waiting[each]]) is ticket
+
+    def _revoke_locked(self, share: int) -> None:
+        """Have a file closed of a tenant that holds more than this share."""
+        latest_s = time.monotonic() - SENDING_S
+        for file in self._files:
+            if self._held[file.tenant_id] > share and file.built_at_s <= latest_s:
+                file.is_revoked = True
+                return
 
     def _free_place(self, tenant_id: TenantId) -> None:
         with self._changed:

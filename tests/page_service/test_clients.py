@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 
 import pytest
 from support.cache_helpers import DEADLINE_S, Worker
 
 from bbcache.ids import TenantId
-from bbcache.page_service.clients import Clients
+from bbcache.page_service.clients import SOLE_READER_S, Clients
 from bbcache.page_service.errors import (
     PageServiceError,
     ShutdownError,
@@ -146,6 +147,16 @@ def test_room_comes_from_the_tenant_that_holds_the_most() -> None:
     assert second is not None
     assert (first.tenant_id, second.tenant_id) == (TENANTS[0], TENANTS[1])
     assert Clients(1, 1).room_maker(TENANTS[0]) is None
+
+
+def test_the_only_reader_of_a_tenant_has_some_time() -> None:
+    """It goes when another tenant finds no room after that, and one of several goes at once."""
+    clients = Clients(10, 1)
+    only, _ = placed(clients, TENANTS[0])
+    only.unpublished_bytes, only.busy_since_s = 10, time.monotonic()
+    assert clients.room_maker(TENANTS[1]) is None
+    only.busy_since_s -= SOLE_READER_S
+    assert clients.room_maker(TENANTS[1]) is only
 
 
 def test_a_newcomer_at_the_end_is_ended() -> None:

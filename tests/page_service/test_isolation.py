@@ -16,6 +16,7 @@ from support.cache_helpers import LSN_A, LSN_B, MIB, Gate, noise, stop_before
 from support.fill_helpers import unpublished_bytes, waiting_callers
 from support.helpers import wait_until
 
+from bbcache.page_service import uncached_build
 from bbcache.page_service.auth.tokens import TokenKeys
 from bbcache.page_service.source import CacheSource
 from bbcache.storage import reader
@@ -228,6 +229,46 @@ def test_unpublished_bytes_of_one_tenant_leave_room_for_others(
     assert "c" not in kinds(cut_off(lazy[0]))
     assert kinds(lazy[1].until("Z")) == "HdcCZ"
     wait_until(lambda: unpublished_bytes(bench.harness) == 0)
+
+
+def test_an_unpublished_archive_each_ends_neither(
+    make_bench: Callable[[], Bench], tmp_path: Path
+) -> None:
+    """The only reader of a tenant has some time, and the other tenant is told to come back."""
+    bench = make_bench()
+    bench.harness.settings.update(max_entry_size_bytes=1000, max_unpublished_size_bytes=20 * MIB)
+    shared = Shared(bench, tmp_path)
+    timelines = bench.harness.timeline(), shared.modest.add_timeline(LSN_A)
+    clients = shared.client(shared.greedy), shared.client(shared.modest)
+    for timeline in timelines:
+        timeline.tarball = lambda at: noise(16 * MIB, int(at))
+    clients[0].send(wire.query(bench.command(timelines[0], LSN_A, "gzip")))
+    assert clients[0].sock.recv(1, 2)
+    command = shared.command(shared.modest.tenant_id, timelines[1].timeline_id, LSN_A, "gzip")
+    assert clients[1].ask(command)[0].fields()["C"] == "53400"
+    assert kinds(clients[0].until("Z")) == "HdcCZ"
+    assert kinds(clients[1].ask(command)) == "HdcCZ"
+
+
+def test_fullbackups_of_one_tenant_leave_a_place_for_others(
+    make_bench: Callable[[], Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenant that holds both places for long loses one when another tenant waits."""
+    monkeypatch.setattr(uncached_build, "SENDING_S", 0.0)
+    shared = Shared(make_bench(), tmp_path)
+    timelines = shared.bench.harness.timeline(), shared.modest.add_timeline(LSN_A)
+    for timeline in timelines:
+        timeline.tarball = lambda at: noise(30 * MIB, int(at))
+    greedy = [shared.client(shared.greedy) for _ in range(2)]
+    for client in greedy:
+        command = shared.bench.command(timelines[0], LSN_A, name="fullbackup")
+        client.send(wire.query(command))
+        assert client.sock.recv(1, 2)
+    modest = shared.client(shared.modest)
+    command = f"fullbackup {shared.modest.tenant_id} {timelines[1].timeline_id} {LSN_A}"
+    assert kinds(modest.ask(command)) == "HdcCZ"
+    assert "c" not in kinds(cut_off(greedy[0]))
+    assert kinds(greedy[1].until("Z")) == "HdcCZ"
 
 
 def test_builds_of_one_tenant_keep_another_waiting_for_one(
