@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import ssl
-import threading
 from collections.abc import Sequence
 from typing import Final, Self
 
@@ -100,8 +99,6 @@ class PageService:
             self._workers.must_yield,
             self._evict,
         )
-        self._lock = threading.Lock()  # guards _is_closed
-        self._is_closed = False
         self._generation = lifecycle.generation()
 
     def start(self) -> Address:
@@ -175,10 +172,7 @@ class PageService:
         if not self._clients.wait_empty(timeout):
             log.warning("%d connections have not ended in time", len(self._clients))
         self._poller.close(timeout)
-        is_over = self._workers.close(timeout)
-        with self._lock:
-            is_first, self._is_closed = not self._is_closed and is_over, is_over
-        if is_first:
+        if self._workers.close(timeout):
             self._metrics.close()
             lifecycle.forget(self)
 

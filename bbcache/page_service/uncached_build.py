@@ -22,7 +22,7 @@ from bbcache.storage.index import make_key
 _LEVEL: Final = 2
 _MOST: Final = 2  # archives at once; the next ones wait
 _SLICE_S: Final = 0.2
-SENDING_S: Final = 30.0  # that an archive is sent, whoever waits
+SENDING_S: Final = 30.0  # that an archive is sent before it may have to end
 
 
 class UncachedFile(io.FileIO):
