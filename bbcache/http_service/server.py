@@ -72,6 +72,7 @@ class HttpService:
         listeners = self._listeners or open_listeners(self._config.addresses)
         self._addresses = tuple(map(address_of, listeners))
         lifecycle.close_in_children(self)
+        self._workers.start()
         self._poller.start(listeners)
         lifecycle.close_at_exit(self)
         return self.address

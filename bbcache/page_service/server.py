@@ -113,6 +113,7 @@ class PageService:
         listeners = self._listeners or open_listeners(self.config.addresses)
         self._addresses = tuple(map(address_of, listeners))
         lifecycle.close_in_children(self)
+        self._workers.start()
         self._poller.start(listeners)
         lifecycle.close_at_exit(self)
         log.info("the page service listens on %s", ", ".join(map(str, self._addresses)))

@@ -18,7 +18,9 @@ log = logging.getLogger(__name__)
 
 
 class Workers(Generic[_C]):
-    """A pool that grows to `most` threads and shrinks when they are idle. Thread-safe.
+    """A pool that grows to `most` threads, and shrinks to one when they are idle. Thread-safe.
+
+    The one stays, so that a connection is served also when the system begins no more threads.
 
     Where there are fewer threads than busy connections, the next free thread serves the
     group that has the fewest threads, so that no group keeps the others waiting.
@@ -68,8 +70,15 @@ class Workers(Generic[_C]):
     @property
     def is_short(self) -> bool:
         """Whether connections wait and no thread can be started; reads memory only."""
-        can_grow = self._can_grow and len(self._threads) < self._most
-        return bool(self._queue) and not self._idle_count and not can_grow
+        count = len(self._threads)
+        may_begin = count == 0 or (self._can_grow and count < self._most)
+        return bool(self._queue) and not self._idle_count and not may_begin
+
+    def start(self) -> None:
+        """Begin the first thread."""
+        with self._changed:
+            thread = self._new_thread_locked()
+        self._begin(thread)
 
     def add(self, connection: _C) -> None:
         """Serve a connection as soon as there is a thread for it."""
@@ -81,20 +90,8 @@ class Workers(Generic[_C]):
             self._enqueue_locked(group, connection)
             if len(self._queue) <= self._idle_count or len(self._threads) >= self._most:
                 return
-            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._threads.add(thread)
-        try:
-            thread.start()
-        except RuntimeError as error:  # what waits is served when another thread is free
-            with self._changed:
-                self._threads.discard(thread)
-            self._can_grow = False
-            now_s = time.monotonic()
-            if now_s >= self._warned_s + _WARN_PAUSE_S:
-                self._warned_s = now_s
-                log.warning("cannot start a thread to serve clients: %s", error)
-        else:
-            self._can_grow = True
+            thread = self._new_thread_locked()
+        self._begin(thread)
 
     def take(self, connection: _C) -> bool:
         """Take back a connection that waits for a thread; False if it does not wait."""
@@ -145,6 +142,25 @@ class Workers(Generic[_C]):
         self._queue.append((group, connection))
         self._changed.notify()
 
+    def _new_thread_locked(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._threads.add(thread)
+        return thread
+
+    def _begin(self, thread: threading.Thread) -> None:
+        try:
+            thread.start()
+        except RuntimeError as error:  # what waits is served when another thread is free
+            with self._changed:
+                self._threads.discard(thread)
+            self._can_grow = False
+            now_s = time.monotonic()
+            if now_s >= self._warned_s + _WARN_PAUSE_S:
+                self._warned_s = now_s
+                log.warning("cannot start a thread to serve clients: %s", error)
+        else:
+            self._can_grow = True
+
     def _run(self) -> None:
         while (item := self._next()) is not None:
             group, connection = item
@@ -162,7 +178,7 @@ class Workers(Generic[_C]):
             try:
                 is_idle = False
                 while not self._queue:
-                    if self._is_closing or is_idle:
+                    if self._is_closing or (is_idle and len(self._threads) > 1):
                         self._threads.discard(threading.current_thread())
                         return None
                     is_idle = not self._changed.wait(self._idle_timeout_s)

@@ -36,6 +36,7 @@ class Pool:
         self.made.append(
             Workers(most, self._serve, group_of=lambda work: work.group, name=NAME, **settings)  # type: ignore[arg-type]  # settings of the constructor
         )
+        self.made[-1].start()
         return self.made[-1]
 
     def _serve(self, work: Work) -> None:
@@ -84,14 +85,14 @@ def test_an_idle_thread_is_used_again(pool: Pool) -> None:
 
 
 def test_idle_threads_end(pool: Pool) -> None:
-    """After their time, and new ones begin when they are needed."""
+    """After their time, but for one, and new ones begin when they are needed."""
     workers = pool.make(5, idle_timeout_s=0.01)
     with Gate() as gate:
         for _ in range(5):
             workers.add(Work("a", gate))
         gate.wait_for(5)
         gate.open()
-    wait_until(lambda: workers.thread_count == 0)
+    wait_until(lambda: workers.thread_count == 1)
     done = threading.Event()
     workers.add(Work("a", done.set))
     assert done.wait(DEADLINE_S)
@@ -187,6 +188,28 @@ def test_no_thread_can_be_begun(
         gate.open()
     wait_until(lambda: len(pool.served) == 3)
     assert not workers.is_short
+
+
+def test_one_thread_stays_for_when_none_can_be_begun(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the pool was idle, a connection is served."""
+    workers = pool.make(5, idle_timeout_s=0.01)
+    with Gate() as gate:
+        for _ in range(3):
+            workers.add(Work("a", gate))
+        gate.wait_for(3)
+        gate.open()
+    wait_until(lambda: workers.thread_count == 1)
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    done = [threading.Event() for _ in range(3)]
+    for each in done:
+        workers.add(Work("a", each.set))
+    assert all(each.wait(DEADLINE_S) for each in done)
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), SystemExit(3), KeyboardInterrupt()])
