@@ -20,8 +20,15 @@ LONG: Final = (
     _TOGETHER,
     "tests/cli/test_demo.py",
     "tests/cli/test_serve.py",
-    "tests/concurrency/test_soak.py",
+    "tests/test_lifecycle.py",
+    "tests/testing/postgres/test_pytest.py",
+    "tests/testing/postgres/test_servers.py",
     "tests/concurrency/test_state_machine.py",
+    "tests/testing/postgres/test_killed_workers.py",
+    "tests/test_public_api.py",
+    "tests/pageserver/test_compute_kills.py",
+    "tests/page_service/test_service_soak.py",
+    "tests/support/test_signals.py",
 )
 
 
