@@ -110,7 +110,7 @@ class Lab:
 
     def config(self, **settings: Any) -> TierConfig:
         """The settings of a tier."""
-        return TierConfig(url=self._url, **{**self._settings, **settings})
+        return TierConfig(**{"url": self._url, **self._settings, **settings})
 
     def tier(self, **settings: Any) -> ObjectTier:
         """Another tier, as of another node; closed at the end."""
