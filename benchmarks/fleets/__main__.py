@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.fleets", description=_DESCRIPTION, formatter_class=raw
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    table = commands.add_parser("table", help="the tables of docs/eviction.md")
+    table = commands.add_parser("table", help="the tables of docs/eviction.md (three minutes)")
     _add_fleets(table)
     table.add_argument(
         "--no-product", action="store_true", help="leave out the product's own code (half a minute)"

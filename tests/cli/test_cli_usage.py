@@ -63,7 +63,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "wanted"),
     [
-        (["--help"], ["demo", "serve", "verify", "exit codes: 0 success"]),
+        (["--help"], ["demo", "serve", "verify", "why", "exit codes: 0 success"]),
+        (["why", "--help"], ["--url", "--root", "--json", "evictions", "examples:"]),
         (["demo", "--help"], ["--rounds", "--scale", "--dir", "--pg-bin", "--json", "20,000 rows"]),
     ],
 )
