@@ -327,7 +327,7 @@ class ReturnRate:
     ) -> _Sleeper:
         """A timeline that stopped then, at its age of now."""
         scale_s, visits, regularity, clock = habits.kind_of(record, at, stopped_s)
-        row = self._table.row_of(visits, regularity, clock)
+        row = self._table.row_of(visits, regularity, clock, scale_s)
         sleeper = _Sleeper(key, size_bytes, stopped_s, row, scale_s)
         sleeper.cost = self._cost(sleeper)
         if stopped_s < self._now_s:

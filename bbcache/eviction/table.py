@@ -11,6 +11,9 @@ from typing import Final
 VISIT_LEVELS: Final = 4
 REGULARITY_LEVELS: Final = 5
 CLOCK_LEVELS: Final = 4
+LENGTH_LEVELS: Final = 2
+_BRIEF_S: Final = 1800.0  # typical sleeps up to here are of the first level
+_FAMILY: Final = CLOCK_LEVELS * LENGTH_LEVELS  # rows of the same visits and regularity
 HALF_LIFE_S: Final = 7 * 86400.0
 REFRESH_S: Final = 3600.0
 _TRUST: Final = 8.0  # returns that the estimate of the parent counts for
@@ -108,13 +111,14 @@ class Table:
         self._rows = [
             Row(number, _PRIORS[regularity] if visits else _NEW_PRIOR)
             for number, (visits, regularity, _) in enumerate(
-                product(range(VISIT_LEVELS), range(REGULARITY_LEVELS), range(CLOCK_LEVELS))
+                product(range(VISIT_LEVELS), range(REGULARITY_LEVELS), range(_FAMILY))
             )
         ]
 
-    def row_of(self, visits: int, regularity: int, clock: int) -> Row:
-        """The row of a kind."""
-        return self._rows[(visits * REGULARITY_LEVELS + regularity) * CLOCK_LEVELS + clock]
+    def row_of(self, visits: int, regularity: int, clock: int, typical_s: float) -> Row:
+        """The row of a kind; `typical_s` is its typical sleep in seconds."""
+        number = (visits * REGULARITY_LEVELS + regularity) * CLOCK_LEVELS + clock
+        return self._rows[number * LENGTH_LEVELS + (typical_s >= _BRIEF_S)]
 
     def returned(self, row: Row, bin_: int, age: float) -> None:
         """Count a return at an age, in typical sleeps, whose sleep is counted up to a bin."""
@@ -173,7 +177,7 @@ class Table:
     @classmethod
     def saved_size_bytes(cls) -> int:
         """The size of what `save` returns."""
-        return VISIT_LEVELS * REGULARITY_LEVELS * CLOCK_LEVELS * _SAVED.size
+        return VISIT_LEVELS * REGULARITY_LEVELS * _FAMILY * _SAVED.size
 
     def _multiply(self, factor: float) -> None:
         for row in self._rows:
@@ -182,21 +186,26 @@ class Table:
             row.is_stale_at_s = -math.inf
 
     def _compute(self, row: Row) -> None:
-        """Compute what a row's sleepers earn: its own counts, else its parent's, else the prior."""
-        first = row.number - row.number % CLOCK_LEVELS
-        family = self._rows[first : first + CLOCK_LEVELS]
+        """Compute what a row's sleepers earn.
+
+        It is estimated by its own counts, and where they are few by those of all lengths, of all
+        clocks as well, and by the prior.
+        """
+        first = row.number - row.number % _FAMILY
+        family = self._rows[first : first + _FAMILY]
+        first = row.number - row.number % LENGTH_LEVELS
+        lengths = self._rows[first : first + LENGTH_LEVELS]
         scale = 1 / self.weight
         stay: list[float] = []
         spend: list[float] = []
         for bin_ in range(BINS):
-            rate, returned, exposed = row.prior[bin_], 0.0, 0.0
-            for each in family:  # not `sum`, which rounds otherwise from Python 3.12 on
-                returned += each.returned[bin_]
-                exposed += each.exposed[bin_]
-            rate = (scale * returned + _TRUST) / (scale * exposed + _TRUST / rate)
-            rate = (scale * row.returned[bin_] + _TRUST) / (
-                scale * row.exposed[bin_] + _TRUST / rate
-            )
+            rate = row.prior[bin_]
+            for rows in (family, lengths, (row,)):
+                returned = exposed = 0.0
+                for each in rows:  # not `sum`, which rounds otherwise from Python 3.12 on
+                    returned += each.returned[bin_]
+                    exposed += each.exposed[bin_]
+                rate = (scale * returned + _TRUST) / (scale * exposed + _TRUST / rate)
             through = math.exp(-rate * WIDTHS[bin_])
             stay.append(through)
             spend.append(-math.expm1(-rate * WIDTHS[bin_]) / rate)

@@ -8,7 +8,9 @@
 
 #include "heap.h"
 
-enum { VISITS = 4, REGULARITIES = 5, CLOCKS = 4, ROWS = VISITS * REGULARITIES * CLOCKS, MAX_BINS = 64 };
+enum { VISITS = 4, REGULARITIES = 5, CLOCKS = 4, LENGTHS = 2, FAMILY = CLOCKS * LENGTHS };
+enum { ROWS = VISITS * REGULARITIES * FAMILY, MAX_BINS = 64 };
+static const double BRIEF_S = 1800.0; /* typical sleeps up to here are of the first length */
 static const double UNKNOWN_SLEEP_S = 3600.0, HALF_LIFE_S = 7 * 86400.0, REFRESH_S = 3600.0, TRUST = 8.0;
 static const double MU_STEPS = 3000.0, MOST_DEVIATION = 4.0;
 /* Levels of scores: 32 for each power of two. */
@@ -225,25 +227,29 @@ static void rule_classify(Rule *rule, int32_t timeline, double now_s) {
         rule->scale_s[timeline] = exp(habits->mu / MU_STEPS);
         clock = rule_clock(habits, now_s, rule->scale_s[timeline]);
     }
-    rule->row[timeline] = (visits * REGULARITIES + rule_regularity(habits)) * CLOCKS + clock;
+    int kind = (visits * REGULARITIES + rule_regularity(habits)) * CLOCKS + clock;
+    rule->row[timeline] = kind * LENGTHS + (rule->scale_s[timeline] >= BRIEF_S);
 }
 
-/* Compute what each bin of a row earns: by its own counts, else its parent's, else the prior. */
+/* Compute what each bin of a row earns: by its own counts, where they are few by those of all
+ * lengths, of all clocks as well, and by the prior. */
 static void rule_compute(Rule *rule, int32_t number) {
     Row *row = &rule->rows[number];
-    const Row *family = &rule->rows[number - number % CLOCKS];
-    int visits = number / (REGULARITIES * CLOCKS), regularity = number / CLOCKS % REGULARITIES;
+    static const int sizes[] = {FAMILY, LENGTHS, 1}; /* of the groups of rows that it is in */
+    int visits = number / (REGULARITIES * FAMILY), regularity = number / FAMILY % REGULARITIES;
     const double *prior = rule->priors[visits ? regularity : REGULARITIES];
     double scale = 1 / rule->weight, stay[MAX_BINS], spend[MAX_BINS];
     for (int32_t bin = 0; bin < rule->bins; bin++) {
-        double returned = 0, exposed = 0;
-        for (int each = 0; each < CLOCKS; each++) {
-            returned += family[each].returned[bin];
-            exposed += family[each].exposed[bin];
-        }
         double rate = prior[bin];
-        rate = (scale * returned + TRUST) / (scale * exposed + TRUST / rate);
-        rate = (scale * row->returned[bin] + TRUST) / (scale * row->exposed[bin] + TRUST / rate);
+        for (int group = 0; group < 3; group++) {
+            const Row *rows = &rule->rows[number - number % sizes[group]];
+            double returned = 0, exposed = 0;
+            for (int each = 0; each < sizes[group]; each++) {
+                returned += rows[each].returned[bin];
+                exposed += rows[each].exposed[bin];
+            }
+            rate = (scale * returned + TRUST) / (scale * exposed + TRUST / rate);
+        }
         stay[bin] = exp(-rate * rule->widths[bin]);
         spend[bin] = -expm1(-rate * rule->widths[bin]) / rate;
     }
