@@ -240,8 +240,9 @@ class CacheSource:
         except Exception as error:
             log.exception("cannot build a basebackup of timeline %s", timeline.timeline_id)
             raise CommandError(_what_failed(error, timeline, lsn)) from error
+        place = file.place
         return OpenBasebackup(
-            file, file.size_bytes, Source.BUILT, is_revoked=lambda: file.is_revoked
+            file, place.size_bytes, Source.BUILT, is_revoked=lambda: place.is_revoked
         )
 
     def _until_timeout(

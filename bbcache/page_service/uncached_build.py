@@ -8,8 +8,8 @@ import os
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from bbcache.archive.format import ArchiveWriter, pack_header
@@ -25,27 +25,38 @@ _SLICE_S: Final = 0.2
 SENDING_S: Final = 30.0  # that an archive is sent before it may have to end
 
 
-class UncachedFile(io.FileIO):
-    """An archive without a name, which holds a place of its builder until it is closed.
+@dataclass(eq=False, slots=True)
+class Place:
+    """A place of a builder, and the archive that has it.
 
     Attributes:
-        size_bytes: its size.
-        tenant_id: the tenant whose place it holds.
-        built_at_s: when it was complete; infinite before.
-        is_revoked: whether it has to be closed, because another tenant waits.
+        tenant_id: whose share it is of.
+        size_bytes: the size of the archive.
+        built_at_s: when the archive was complete; infinite before.
+        is_revoked: whether the archive has to be closed, because another tenant waits.
     """
 
-    def __init__(self, fd: int, builder: UncachedBuilder, tenant_id: TenantId) -> None:
+    tenant_id: TenantId
+    size_bytes: int = 0
+    built_at_s: float = math.inf
+    is_revoked: bool = False
+
+
+class UncachedFile(io.FileIO):
+    """An archive without a name, which has a place of its builder until it is closed.
+
+    Attributes:
+        place: its place.
+    """
+
+    def __init__(self, fd: int, builder: UncachedBuilder, place: Place) -> None:
         super().__init__(fd, "rb+")
-        self.size_bytes = 0
-        self.tenant_id = tenant_id
-        self.built_at_s = math.inf
-        self.is_revoked = False
+        self.place = place
         self._builder = builder
 
     def append(self, data: bytes) -> None:
         """Write bytes; raises `CacheFullError` if they have no room."""
-        self._builder.charge(self, len(data))
+        self._builder.charge(self.place, len(data))
         left = memoryview(data)
         while left:
             left = left[self.write(left) :]
@@ -54,7 +65,7 @@ class UncachedFile(io.FileIO):
         """Close the file, which frees its bytes and its place."""
         if not self.closed:
             super().close()
-            self._builder.release(self)
+            self._builder.free(self.place)
 
 
 class UncachedBuilder:
@@ -74,15 +85,13 @@ class UncachedBuilder:
         self._most_bytes = most_bytes
         self._build_dir = build_dir
         self._changed = threading.Condition(threading.Lock())  # guards all that follows
-        self._held: Counter[TenantId] = Counter()
-        self._files: dict[UncachedFile, None] = {}  # oldest first
-        self._waiting: dict[object, TenantId] = {}  # in the order of arrival
-        self._size_bytes = 0
+        self._held: list[Place] = []  # oldest first
+        self._waiting: list[Place] = []  # likewise
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all archives that are open; reads memory only."""
-        return self._size_bytes
+        return sum(each.size_bytes for each in list(self._held))
 
     def build(
         self,
@@ -108,87 +117,77 @@ class UncachedBuilder:
             OSError: it cannot be written.
             Exception: the host has raised it.
         """
-        self._wait_for_place(tenant_id, check_cancelled)
+        place = Place(tenant_id)
+        self._wait_for(place, check_cancelled)
         try:
-            file = UncachedFile(_unnamed_file(self._build_dir), self, tenant_id)
+            file = UncachedFile(_unnamed_file(self._build_dir), self, place)
         except BaseException:
-            self._free_place(tenant_id)
+            self.free(place)
             raise
-        with self._changed:
-            self._files[file] = None
         try:
             _fill(file, make_key(tenant_id, timeline.timeline_id), timeline, lsn, check_cancelled)
         except BaseException:
             file.close()
             raise
-        file.built_at_s = time.monotonic()
+        place.built_at_s = time.monotonic()
         return file
 
-    def charge(self, file: UncachedFile, added_bytes: int) -> None:
+    def charge(self, place: Place, added_bytes: int) -> None:
         """Count bytes before they are written.
 
         Raises:
             CacheFullError: they have no room.
         """
         with self._changed:
-            size_bytes = self._size_bytes + added_bytes
+            size_bytes = self.size_bytes + added_bytes
             if self._most_bytes is not None and size_bytes > self._most_bytes:
                 raise CacheFullError(
                     f"fullbackups have no room: {size_bytes} bytes exceed "
                     f"max_fullbackup_size_bytes {self._most_bytes}\n"
                     "hint: Raise that limit, or ask again later."
                 )
-            self._size_bytes = size_bytes
-            file.size_bytes += added_bytes
+            place.size_bytes += added_bytes
 
-    def release(self, file: UncachedFile) -> None:
-        """Count a file no longer."""
+    def free(self, place: Place) -> None:
+        """Free a place, with the bytes of its archive."""
         with self._changed:
-            self._files.pop(file, None)
-            self._size_bytes -= file.size_bytes
-        self._free_place(file.tenant_id)
+            self._held.remove(place)
+            self._changed.notify_all()
 
-    def _wait_for_place(self, tenant_id: TenantId, check_cancelled: Callable[[], None]) -> None:
-        ticket = object()
+    def _wait_for(self, place: Place, check_cancelled: Callable[[], None]) -> None:
         with self._changed:
-            self._waiting[ticket] = tenant_id
+            self._waiting.append(place)
         try:
-            while not self._take_place(ticket, tenant_id):
+            while not self._take(place):
                 check_cancelled()
         finally:
             with self._changed:
-                del self._waiting[ticket]
+                self._waiting.remove(place)
                 self._changed.notify_all()
 
-    def _take_place(self, ticket: object, tenant_id: TenantId) -> bool:
+    def _take(self, place: Place) -> bool:
+        """Take a place if it is this one's turn soon; have others give one up if it is not."""
         with self._changed:
-            if not self._is_next_locked(ticket):
-                self._revoke_locked(self._held[tenant_id] + 1)
-                self._changed.wait(_SLICE_S)
-            is_next = self._is_next_locked(ticket)
+            self._revoke_locked(self._count_locked(place) + 1)
+            is_next = self._changed.wait_for(lambda: self._is_next_locked(place), _SLICE_S)
             if is_next:
-                self._held[tenant_id] += 1
+                self._held.append(place)
             return is_next
 
-    def _is_next_locked(self, ticket: object) -> bool:
-        if self._held.total() >= _MOST:
-            return False
-        return min(self._waiting, key=lambda each: self._held[self._waiting[each]]) is ticket
+    def _is_next_locked(self, place: Place) -> bool:
+        return len(self._held) < _MOST and min(self._waiting, key=self._count_locked) is place
+
+    def _count_locked(self, place: Place) -> int:
+        """Return how many places the tenant has."""
+        return sum(each.tenant_id == place.tenant_id for each in self._held)
 
     def _revoke_locked(self, share: int) -> None:
-        """Have a file closed of a tenant that holds more than this share."""
+        """Have an archive closed of a tenant that has more than this share."""
         latest_s = time.monotonic() - SENDING_S
-        for file in self._files:
-            if self._held[file.tenant_id] > share and file.built_at_s <= latest_s:
-                file.is_revoked = True
+        for each in self._held:
+            if self._count_locked(each) > share and each.built_at_s <= latest_s:
+                each.is_revoked = True
                 return
-
-    def _free_place(self, tenant_id: TenantId) -> None:
-        with self._changed:
-            self._held[tenant_id] -= 1
-            if not self._held[tenant_id]:
-                del self._held[tenant_id]
-            self._changed.notify_all()
 
 
 def _unnamed_file(directory: str | None) -> int:
