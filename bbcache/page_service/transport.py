@@ -73,15 +73,11 @@ class Transport:
 
     def is_client_gone(self) -> bool:
         """Whether the client has closed its side; not known after `stop_reading`."""
-        poller = select.poll()
-        poller.register(self._sock, _GONE)
-        return bool(poller.poll(0))
+        return self._has_event(_GONE, 0.0)
 
     def wait_input(self, timeout_s: float) -> bool:
         """Wait a moment for input; whether there is some."""
-        poller = select.poll()
-        poller.register(self._sock, select.POLLIN)
-        return bool(poller.poll(timeout_s * 1000))
+        return self._has_event(select.POLLIN, timeout_s)
 
     def begins_with_tls(self) -> bool:
         """Whether the input begins like a TLS handshake; reads none of it."""
@@ -199,6 +195,11 @@ class Transport:
         with contextlib.suppress(OSError):
             self._sock.close()
 
+    def _has_event(self, event: int, timeout_s: float) -> bool:
+        poller = select.poll()
+        poller.register(self._sock, event)
+        return bool(poller.poll(timeout_s * 1000))
+
     def _shake_hands(self) -> None:
         assert isinstance(self._sock, ssl.SSLSocket)
         self._sock.do_handshake()
@@ -219,16 +220,15 @@ class Transport:
             PageServiceError: `check_wait` has raised it.
         """
         self._is_torn = True
-        poller = select.poll()
         is_read = isinstance(blocked, ssl.SSLWantReadError)
-        poller.register(self._sock, select.POLLIN if is_read else select.POLLOUT)
+        event = select.POLLIN if is_read else select.POLLOUT
         before_s, started_s, is_ready = self._waited_s, time.monotonic(), False
         most_s = self._send_timeout_s if timeout_s is None else before_s + timeout_s
         while not is_ready:
             left_s = most_s - self._waited_s
             if left_s <= 0:
                 raise _slow()
-            is_ready = bool(poller.poll(min(left_s, _SLICE_S) * 1000 + 1))
+            is_ready = self._has_event(event, min(left_s, _SLICE_S) + 0.001)
             waited_s = time.monotonic() - started_s
             self._waited_s = before_s + waited_s
             if not is_ready:

@@ -43,7 +43,10 @@ class Certificate:
         self.context = self._load()
 
     def _load(self) -> ssl.SSLContext:
-        context = _context()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_NO_RENEGOTIATION
+        context.set_alpn_protocols([ALPN])  # of a client that begins with TLS
         paths = f"{self._cert_path}" + (f" and {self._key_path}" if self._key_path else "")
         try:
             # Without it, OpenSSL would ask for a passphrase on the terminal.
@@ -57,14 +60,6 @@ class Certificate:
             raise ConfigError(f"cannot read {paths}: {error.strerror}") from error
         self.expires_at_s = _expiry_s(self._cert_path)
         return context
-
-
-def _context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols([ALPN])  # of a client that begins with TLS
-    return context
 
 
 def _expiry_s(cert_path: Path) -> float:

@@ -166,7 +166,9 @@ class Conversation:
                 if self._phase is _Phase.CLOSED:
                     break
                 is_start = self._phase is _Phase.STARTUP
-                frame = self._next_startup() if is_start else self._buffer.next_message()
+                if is_start:
+                    self._check_no_tls()
+                frame = self._buffer.next_frame(is_first=is_start)
                 if frame is None:
                     return None
                 self.message_count += 1
@@ -181,12 +183,11 @@ class Conversation:
         # The bytes may be a password without its frame, so the error must not tell of them.
         raise ProtocolError(_PASSWORD_WANTED)
 
-    def _next_startup(self) -> Frame | None:
+    def _check_no_tls(self) -> None:
         if self._buffer.begins_with(_TLS_HELLO):
             when = "twice" if self._is_encrypted else "without a request for it"
             where = "" if self._has_tls else ", and the service has no certificate"
             raise ProtocolError(f"the client begins TLS {when}{where}")
-        return self._buffer.next_startup()
 
     def begin_direct_tls(self) -> None:
         """Take note that the client has begun with TLS, without a request for it."""

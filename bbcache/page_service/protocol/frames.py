@@ -14,7 +14,6 @@ from bbcache.page_service.errors import ProtocolError
 MAX_STARTUP_SIZE_BYTES: Final = 10_000  # MAX_STARTUP_PACKET_LENGTH of pqcomm.h
 
 _LENGTH: Final = struct.Struct("!I")
-_TYPE_SIZE_BYTES: Final = 1
 
 
 class Frame(NamedTuple):
@@ -52,27 +51,20 @@ class FrameBuffer:
         """Whether the bytes that wait begin so."""
         return self._data.startswith(prefix, self._at)
 
-    def next_startup(self) -> Frame | None:
-        """Return the first message of a connection; None until it is there in full.
-
-        Raises:
-            ProtocolError: it says that it is shorter or longer than one can be.
-        """
-        return self._next(0, MAX_STARTUP_SIZE_BYTES)
-
-    def next_message(self) -> Frame | None:
+    def next_frame(self, *, is_first: bool = False) -> Frame | None:
         """Return the next message; None until it is there in full.
 
+        Args:
+            is_first: whether it is the first one of a connection.
+
         Raises:
             ProtocolError: it says that it is shorter or longer than one can be.
         """
-        return self._next(_TYPE_SIZE_BYTES, self._max_size_bytes)
-
-    def _next(self, type_size_bytes: int, max_size_bytes: int) -> Frame | None:
+        type_size_bytes = 0 if is_first else 1
+        max_size_bytes = MAX_STARTUP_SIZE_BYTES if is_first else self._max_size_bytes
         data, start = self._data, self._at
-        left_bytes = len(data) - start
         head_size_bytes = type_size_bytes + _LENGTH.size
-        if left_bytes < head_size_bytes:
+        if len(data) - start < head_size_bytes:
             return None
         (length,) = _LENGTH.unpack_from(data, start + type_size_bytes)
         if not _LENGTH.size <= length <= max_size_bytes:
@@ -80,8 +72,8 @@ class FrameBuffer:
                 f"a message says that it has {length} bytes; it can have "
                 f"{_LENGTH.size} to {max_size_bytes}"
             )
-        if left_bytes < type_size_bytes + length:
-            return None
         end = start + type_size_bytes + length
+        if end > len(data):
+            return None
         self._data, self._at = (data, end) if end < len(data) else (b"", 0)
         return Frame(data[start : start + type_size_bytes], data[start + head_size_bytes : end])

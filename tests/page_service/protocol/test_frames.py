@@ -25,7 +25,7 @@ def packed(frame: Frame) -> bytes:
 def drained(buffer: FrameBuffer) -> list[Frame]:
     """All whole messages."""
     found = []
-    while (frame := buffer.next_message()) is not None:
+    while (frame := buffer.next_frame()) is not None:
         found.append(frame)
     return found
 
@@ -51,7 +51,7 @@ def test_a_length_that_cannot_be(length: int) -> None:
     buffer = FrameBuffer(LIMIT_BYTES)
     buffer.feed(b"Q" + struct.pack("!I", length))
     with pytest.raises(ProtocolError, match=f"says that it has {length} bytes"):
-        buffer.next_message()
+        buffer.next_frame()
 
 
 def test_the_longest_message() -> None:
@@ -67,12 +67,12 @@ def test_the_first_message_has_a_limit_of_its_own() -> None:
     buffer = FrameBuffer(LIMIT_BYTES)
     body = bytes(MAX_STARTUP_SIZE_BYTES - 4)
     buffer.feed(struct.pack("!I", MAX_STARTUP_SIZE_BYTES) + body[1:])
-    assert buffer.next_startup() is None
+    assert buffer.next_frame(is_first=True) is None
     buffer.feed(b"\0")
-    assert buffer.next_startup() == Frame(b"", body)
+    assert buffer.next_frame(is_first=True) == Frame(b"", body)
     buffer.feed(struct.pack("!I", MAX_STARTUP_SIZE_BYTES + 1))
     with pytest.raises(ProtocolError):
-        buffer.next_startup()
+        buffer.next_frame(is_first=True)
 
 
 @given(pieces=st.lists(st.binary(max_size=64), max_size=40))
