@@ -100,12 +100,8 @@ class HttpService:
         """
         if self._generation != lifecycle.generation():
             return
-        self._poller.close(timeout)
-        with self._lock:
-            connections = list(self._connections.values())
-        for connection in connections:
-            if self._poller.take(connection):
-                self._end(connection)
+        for connection in self._poller.close(timeout):
+            self._end(connection)
         self._workers.close(timeout)
         lifecycle.forget(self)
 
@@ -131,8 +127,6 @@ class HttpService:
                 oldest = self._connections.pop(next(iter(self._connections)))
         if oldest is not None:
             oldest.cut_off()
-            if self._poller.take(oldest) or self._workers.take(oldest):
-                oldest.close()
         self._watch(connection)
 
     def _serve(self, connection: Connection) -> None:

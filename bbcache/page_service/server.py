@@ -14,11 +14,10 @@ from prometheus_client import CollectorRegistry
 from bbcache import lifecycle
 from bbcache.page_service.auth.permission import Verifier
 from bbcache.page_service.auth.tls import Certificate
-from bbcache.page_service.clients import Client, Clients
+from bbcache.page_service.clients import Clients
 from bbcache.page_service.config import Address, PageServiceConfig
 from bbcache.page_service.errors import (
     IdleTimeoutError,
-    PageServiceError,
     ShutdownError,
     TooManyConnectionsError,
 )
@@ -97,7 +96,6 @@ class PageService:
             verifier,
             (lambda: tls.context if isinstance(tls, Certificate) else tls) if tls else None,
             self._workers.must_yield,
-            self._evict,
         )
         self._generation = lifecycle.generation()
 
@@ -204,17 +202,10 @@ class PageService:
             return
         victim = self._clients.add(session)
         if victim is not None:
-            self._evict(victim, IdleTimeoutError("others wait to log in, and this took longest"))
+            reason = IdleTimeoutError("others wait to log in, and this took longest")
+            victim.end(reason, is_immediate=True)
         self._metrics.refresh()
         self._watch(session)
-
-    def _evict(self, client: Client, reason: PageServiceError) -> None:
-        """End a client in favour of another one; one that is served ends in its own thread."""
-        client.end(reason, is_immediate=True)
-        assert isinstance(client, Session)
-        if self._poller.take(client) or self._workers.take(client):
-            client.say_farewell(reason, 0.0)
-            client.close()
 
     def _serve(self, session: Session) -> None:
         """Serve a session until it waits for input, in a thread of the pool."""

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bbcache.page_service.auth.permission import Verifier
-from bbcache.page_service.clients import Client, Clients
+from bbcache.page_service.clients import Clients
 from bbcache.page_service.config import PageServiceConfig
-from bbcache.page_service.errors import PageServiceError
 from bbcache.page_service.metrics import ServiceMetrics
 from bbcache.page_service.source import BasebackupSource
 
@@ -26,7 +25,6 @@ class Service:
         verifier: proves tokens; None if none is asked for.
         tls_context: gives the context for a new connection; None without TLS.
         must_yield: see `bbcache.serving.workers.Workers.must_yield`.
-        evict: ends another client.
     """
 
     source: BasebackupSource
@@ -36,4 +34,3 @@ class Service:
     verifier: Verifier | None
     tls_context: Callable[[], ssl.SSLContext] | None
     must_yield: Callable[..., bool]
-    evict: Callable[[Client, PageServiceError], None]

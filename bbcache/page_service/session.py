@@ -247,10 +247,8 @@ class Session:
     def _take_place(self) -> None:
         victim = self._service.clients.place(self)
         if victim is not None:
-            self._service.evict(
-                victim,
-                TooManyConnectionsError("the connection had to make room for another client"),
-            )
+            reason = TooManyConnectionsError("the connection had to make room for another client")
+            victim.end(reason, is_immediate=True)
 
     def _wait_for_input(self) -> Turn:
         """Set the time for the next input, which a login and the bytes of a message have once.
@@ -373,7 +371,7 @@ class Session:
                 reason = TooManyConnectionsError(
                     "archives that are not published have no room, and this tenant has the most"
                 )
-                self._service.evict(victim, reason)
+                victim.end(reason, is_immediate=True)
                 self._service.clients.wait_removed(victim, _ROOM_TIMEOUT_S)
         return self._open_now(command)
 

@@ -119,7 +119,8 @@ class Poller(Generic[_W]):
             except FileNotFoundError:
                 self._epoll.register(fd, _EVENTS)
         except OSError:
-            self.take(connection)
+            with self._lock:
+                self._watched.pop(fd, None)
             raise
         except ValueError as error:  # the poller was closed meanwhile
             raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from error
@@ -136,35 +137,30 @@ class Poller(Generic[_W]):
             self._resting.append(connection)
         self._ring()
 
-    def take(self, connection: _W) -> bool:
-        """Stop watching a connection; False if it is not watched and does not rest."""
-        with self._lock:
-            if connection in self._resting:
-                self._resting.remove(connection)
-                return True
-            fd = connection.fileno()
-            if self._watched.get(fd) is not connection:
-                return False
-            del self._watched[fd]
-            return True
-
     def stop_accepting(self) -> None:
         """Close the listening sockets soon; waits for nothing."""
         self._is_accepting = False
         self._ring()
 
-    def close(self, timeout_s: float | None) -> None:
-        """End the thread, and drop the watched connections. May be called twice."""
+    def close(self, timeout_s: float | None) -> list[_W]:
+        """End the thread; may be called twice.
+
+        Returns:
+            The connections that were watched, and are not any more.
+        """
         self._is_accepting = False
         with self._lock:
             was_closing, self._is_closing = self._is_closing, True
         if self._bell < 0 or was_closing:
-            return
+            return []
         self._ring()
         self._thread.join(timeout_s)
         if not self._thread.is_alive():
             self._epoll.close()
             self._close_bell()
+        with self._lock:
+            watched, self._watched = list(self._watched.values()), {}
+        return watched
 
     def close_inherited(self) -> None:
         """See `bbcache.lifecycle.SocketOwner`."""

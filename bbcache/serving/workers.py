@@ -93,18 +93,6 @@ class Workers(Generic[_C]):
             thread = self._new_thread_locked()
         self._begin(thread)
 
-    def take(self, connection: _C) -> bool:
-        """Take back a connection that waits for a thread; False if it does not wait."""
-        with self._changed:
-            for waiting in (self._held, self._queue):
-                for item in waiting:
-                    if item[1] is connection:
-                        waiting.remove(item)
-                        if waiting is self._queue:
-                            self._forget_locked(item[0])
-                        return True
-        return False
-
     def must_yield(self, group: Hashable, *, to_own_group: bool) -> bool:
         """Whether a thread that waits should end what it does, for a connection that has none.
 

@@ -235,7 +235,6 @@ class FuzzBed:
                 verifier=None if script.who is Who.ANYONE else self._verifier,
                 tls_context=None,
                 must_yield=lambda *_, **__: False,
-                evict=lambda *_: None,
             )
             session = Session(service, ours, "fuzz")
             self._clients.add(session)

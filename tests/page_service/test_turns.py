@@ -60,7 +60,6 @@ def make_scene(bench: Bench, opened: ExitStack, tls: ssl.SSLContext | None = Non
         verifier=None,
         tls_context=None if tls is None else lambda: tls,
         must_yield=lambda *_, **__: False,
-        evict=lambda *_: None,
     )
     session = Session(service, ours, "peer")
     clients.add(session)

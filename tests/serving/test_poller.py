@@ -127,32 +127,6 @@ def test_a_deadline_is_told_of(watch: Watch) -> None:
     assert watch.next_ready() is patient
 
 
-def test_a_connection_can_be_taken_back(watch: Watch) -> None:
-    """Watched or resting; then its input is not told of."""
-    watch.start()
-    guest, other = watch.guest(), watch.guest()
-    assert watch.poller.take(guest)
-    assert not watch.poller.take(guest)
-    guest.theirs.send(b"x")
-    other.theirs.send(b"x")
-    assert watch.next_ready() is other
-    assert watch.ready.empty()
-
-
-def test_a_resting_connection_can_be_taken_back(watch: Watch) -> None:
-    """Then it is not told of any more."""
-    guest, other = Guest(), Guest()
-    for each in (guest, other):
-        watch.poller.rest(each)
-    assert watch.poller.take(guest)
-    watch.start()
-    assert watch.next_ready() is other
-    assert watch.ready.empty()
-    for each in (guest, other):
-        each.ours.close()
-        each.theirs.close()
-
-
 def test_resting_connections_go_on_one_at_a_time(watch: Watch) -> None:
     """Each in its turn, with a pause between them, however many there are."""
     watch.start()
@@ -175,7 +149,6 @@ def test_a_descriptor_that_cannot_be_watched(watch: Watch) -> None:
         guest.fileno = file.fileno  # type: ignore[method-assign]  # which no socket has
         with pytest.raises(OSError, match="Operation not permitted"):
             watch.poller.watch(guest)
-        assert not watch.poller.take(guest)
     guest.ours.close()
     guest.theirs.close()
 

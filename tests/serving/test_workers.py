@@ -132,23 +132,6 @@ def test_a_group_with_a_limit_takes_no_more_threads(pool: Pool) -> None:
     wait_until(lambda: pool.served.count("stranger") == 3)
 
 
-def test_a_connection_that_waits_can_be_taken_back(pool: Pool) -> None:
-    """Once; one that is served cannot."""
-    workers = pool.make(1, limits={"stranger": 1})
-    with Gate() as gate:
-        works = [Work(group, gate) for group in ("a", "a", "stranger", "stranger")]
-        for work in works:
-            workers.add(work)
-        gate.wait_for()
-        assert [workers.take(work) for work in works] == [False, True, True, True]
-        assert not workers.take(works[1])
-        gate.open()
-    done = threading.Event()
-    workers.add(Work("stranger", done.set))
-    assert done.wait(DEADLINE_S)
-    assert pool.served == ["a", "stranger"]
-
-
 def test_threads_give_way_only_when_one_is_missing(pool: Pool) -> None:
     """To a group that has fewer, or on request to their own; one for each that waits."""
     workers = pool.make(3)
