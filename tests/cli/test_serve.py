@@ -256,7 +256,10 @@ def test_it_serves(
         cluster.start()
         assert cluster.psql("select count(*) from t").strip() == "1000"
     status = served.status()
-    assert (status["state"], status["answers"]) == ("ready", {"hit": 1, "joined": 0, "built": 1})
+    assert (status["state"], status["answers"]) == (
+        "ready",
+        {"hit": 1, "joined": 0, "built": 1, "fetched": 0},
+    )
     assert status["entries"][0]["lsn"] == str(place.lsn)
     assert b"process_resident_memory_bytes" in served.http("metrics")
     assert served.http("readyz") == b"ready\n"
