@@ -6,8 +6,11 @@ import functools
 import json
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
+
+pytest.importorskip("numpy", reason="needs numpy, of the extra `bench`")
+
+import numpy as np
 
 from bbcache.eviction import Never, Oldest, ReturnRate, return_rate
 from benchmarks.fleets import __main__ as command
