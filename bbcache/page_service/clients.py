@@ -17,10 +17,15 @@ from collections.abc import Collection
 from typing import Final, Protocol
 
 from bbcache.ids import TenantId
-from bbcache.page_service.errors import PageServiceError, TooManyConnectionsError
+from bbcache.page_service.errors import (
+    IdleTimeoutError,
+    PageServiceError,
+    TooManyConnectionsError,
+)
 
 _MAX_PROCESS_ID: Final = 2**31 - 1
 SOLE_READER_S: Final = 30.0
+_ROOM_TIMEOUT_S: Final = 1.0
 
 
 class Client(Protocol):
@@ -81,41 +86,37 @@ class Clients:
         """Return the number of the next client."""
         return next(self._numbers) & _MAX_PROCESS_ID
 
-    def add(self, client: Client) -> Client | None:
-        """Take in a client that has no place.
-
-        Returns:
-            The one that must go for it: the oldest of too many that have none.
-        """
+    def add(self, client: Client) -> None:
+        """Take in a client that has no place; of too many that have none, the oldest goes."""
         with self._changed:
             self._by_id[client.process_id] = self._pending[client.process_id] = client
             ending, victim = self._ending, None
             if len(self._pending) > self._most_pending:
                 victim = self._pending.pop(next(iter(self._pending)))
+        if victim is not None:
+            reason = IdleTimeoutError("others wait to log in, and this took longest")
+            victim.end(reason, is_immediate=True)
         if ending is not None:
             client.end(ending[0], is_immediate=ending[1])
-        return victim
 
-    def place(self, client: Client) -> Client | None:
-        """Give a client that has logged in a place, if it has none.
+    def place(self, client: Client) -> None:
+        """Give a client that has logged in a place, if it has none; another one may go for it.
 
         Where that takes the place of a busy client, it is put off until the tenant of the
         client is known.
 
-        Returns:
-            The one that must go for it.
-
         Raises:
-            TooManyConnectionsError: none has to: its own tenant has its share, and is busy.
+            TooManyConnectionsError: no other has to go: the client's own tenant has its share,
+                and is busy.
         """
         with self._changed:
             if client.process_id not in self._pending:  # it has a place, or must go
-                return None
+                return
             victim = None
             if len(self._placed) >= self._most:
                 victim = _victim(self._placed.values(), client.tenant_id)
                 if victim is None and client.tenant_id is None:
-                    return None
+                    return
                 if victim is None:
                     raise TooManyConnectionsError(
                         f"there are {self._most} connections already\n"
@@ -123,14 +124,16 @@ class Clients:
                     )
                 del self._placed[victim.process_id]
             self._placed[client.process_id] = self._pending.pop(client.process_id)
-        return victim
+        if victim is not None:
+            reason = TooManyConnectionsError("the connection had to make room for another client")
+            victim.end(reason, is_immediate=True)
 
-    def room_maker(self, tenant_id: TenantId | None) -> Client | None:
-        """Return the client to end so that a tenant finds room for an unpublished archive.
+    def make_room(self, tenant_id: TenantId | None) -> bool:
+        """End a client so that a tenant finds room for an unpublished archive; False for none.
 
         It is the one that is sent its archive for longest, of the tenant that holds the most
-        such bytes; None where no other tenant holds more than this one. The only reader of a
-        tenant has some time first: tenants with an archive each would end each other forever.
+        such bytes, if that is more than this tenant holds. The only reader of a tenant has some
+        time first: tenants with an archive each would end each other forever.
         """
         with self._changed:
             held: Counter[TenantId | None] = Counter()
@@ -139,13 +142,17 @@ class Clients:
                 held[each.tenant_id] += each.unpublished_bytes
             largest = max(held, key=held.__getitem__, default=tenant_id)
             if largest == tenant_id or held[largest] <= held[tenant_id]:
-                return None
+                return False
             theirs = [each for each in readers if each.tenant_id == largest]
             victim = min(theirs, key=lambda each: each.busy_since_s)
             if len(theirs) == 1 and time.monotonic() < victim.busy_since_s + SOLE_READER_S:
-                return None
+                return False
             del self._placed[victim.process_id]
-            return victim
+        reason = "archives that are not published have no room, and this tenant has the most"
+        victim.end(TooManyConnectionsError(reason), is_immediate=True)
+        with self._changed:
+            self._changed.wait_for(lambda: victim.process_id not in self._by_id, _ROOM_TIMEOUT_S)
+        return True
 
     def remove(self, client: Client) -> None:
         """Forget a client that has ended."""
@@ -169,11 +176,6 @@ class Clients:
             clients = [*self._by_id.values()]
         for client in clients:
             client.end(reason, is_immediate=is_immediate)
-
-    def wait_removed(self, client: Client, timeout_s: float) -> bool:
-        """Wait until a client has ended; False if that took longer."""
-        with self._changed:
-            return self._changed.wait_for(lambda: client.process_id not in self._by_id, timeout_s)
 
     def wait_empty(self, timeout_s: float | None) -> bool:
         """Wait until there are none; False if that took longer."""

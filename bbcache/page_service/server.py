@@ -17,7 +17,6 @@ from bbcache.page_service.auth.tls import Certificate
 from bbcache.page_service.clients import Clients
 from bbcache.page_service.config import Address, PageServiceConfig
 from bbcache.page_service.errors import (
-    IdleTimeoutError,
     ShutdownError,
     TooManyConnectionsError,
 )
@@ -200,10 +199,7 @@ class PageService:
             session.say_farewell(TooManyConnectionsError("no thread can be begun"), 0.0)
             session.close()
             return
-        victim = self._clients.add(session)
-        if victim is not None:
-            reason = IdleTimeoutError("others wait to log in, and this took longest")
-            victim.end(reason, is_immediate=True)
+        self._clients.add(session)
         self._metrics.refresh()
         self._watch(session)
 

@@ -47,7 +47,6 @@ _STALLED_S: Final = 1.0  # a client that takes nothing for so long may lose its 
 _TURN_MESSAGES: Final = 32  # about 150 microseconds
 _COMMAND_COST: Final = 8  # messages
 _ROOM_TRIES: Final = 8  # readers that may have to go for one archive
-_ROOM_TIMEOUT_S: Final = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -240,15 +239,9 @@ class Session:
             assert self._service.verifier is not None
             self._permission = verified(self._service.verifier, token)
             self.tenant_id = self._permission.tenant_id
-        self._take_place()
+        self._service.clients.place(self)
         self._conversation.let_in()
         self.is_logged_in = True
-
-    def _take_place(self) -> None:
-        victim = self._service.clients.place(self)
-        if victim is not None:
-            reason = TooManyConnectionsError("the connection had to make room for another client")
-            victim.end(reason, is_immediate=True)
 
     def _wait_for_input(self) -> Turn:
         """Set the time for the next input, which a login and the bytes of a message have once.
@@ -324,7 +317,7 @@ class Session:
         self._check_permission(command)
         if self._permission.tenant_id is None and self.tenant_id != command.tenant_id:
             self.tenant_id = command.tenant_id
-            self._take_place()
+            self._service.clients.place(self)
         self._service.metrics.commands["Fullbackup" if command.is_full else "Basebackup"].inc()
         started_s = time.monotonic()
         basebackup = copy = failure = None
@@ -365,14 +358,8 @@ class Session:
             try:
                 return self._open_now(command)
             except NoRoomError:
-                victim = self._service.clients.room_maker(self.tenant_id)
-                if victim is None:
+                if not self._service.clients.make_room(self.tenant_id):
                     raise
-                reason = TooManyConnectionsError(
-                    "archives that are not published have no room, and this tenant has the most"
-                )
-                victim.end(reason, is_immediate=True)
-                self._service.clients.wait_removed(victim, _ROOM_TIMEOUT_S)
         return self._open_now(command)
 
     def _open_now(self, command: BasebackupCommand) -> OpenBasebackup:

@@ -185,19 +185,14 @@ class Workers(Generic[_C]):
         return item
 
     def _end(self, group: Hashable) -> None:
-        with self._changed:
-            self._busy[group] -= 1
-            if not self._busy[group]:
-                del self._busy[group]
-            self._forget_locked(group)
-
-    def _forget_locked(self, group: Hashable) -> None:
         """Count one connection less, and let the next one of its group go on."""
-        self._active[group] -= 1
-        if not self._active[group]:
-            del self._active[group]
-        for item in self._held:
-            if item[0] == group:
-                self._held.remove(item)
-                self._enqueue_locked(*item)
-                break
+        with self._changed:
+            for counts in (self._busy, self._active):
+                counts[group] -= 1
+                if not counts[group]:
+                    del counts[group]
+            for item in self._held:
+                if item[0] == group:
+                    self._held.remove(item)
+                    self._enqueue_locked(*item)
+                    break
