@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from bbcache.outcomes import UploadResult
 
@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
     from bbcache.ids import Lsn, TenantId, TimelineId
     from bbcache.storage.index import EntryInfo
+
+
+# An upload costs about a third of the processor time of a build. So it waits for the end of a
+# burst of builds, but not for long.
+_CALM_S: Final = 0.02
+_LONGEST_WAIT_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,8 @@ class Upload:
 class UploadQueue:
     """Uploads that wait, the oldest first, and those that run. Thread-safe.
 
+    One is given out once no other was offered for a moment, or after half a second.
+
     Args:
         capacity: how many may wait.
         settle: called without the lock for each upload that falls out.
@@ -49,6 +57,8 @@ class UploadQueue:
         self._settle = settle
         self._changed = threading.Condition()  # guards the rest
         self._waiting: dict[tuple[TenantId, TimelineId], Upload] = {}
+        self._offered_s: dict[tuple[TenantId, TimelineId], float] = {}  # since when each waits
+        self._last_offer_s = 0.0
         self._running: set[tuple[TenantId, TimelineId]] = set()
         self._closes_at_s: float | None = None  # by `time.monotonic`; None while open
 
@@ -72,6 +82,8 @@ class UploadQueue:
     def _put_locked(self, upload: Upload) -> list[tuple[Upload, UploadResult]]:
         if self.is_closing:
             return [(upload, UploadResult.DROPPED)]
+        self._last_offer_s = now_s = time.monotonic()
+        self._offered_s.setdefault(upload.timeline, now_s)
         other = self._waiting.get(upload.timeline)
         if other is not None:
             newer, older = sorted((upload, other), key=lambda each: each.info.lsn, reverse=True)
@@ -84,8 +96,7 @@ class UploadQueue:
         self._waiting[upload.timeline] = upload
         if len(self._waiting) <= self._capacity:
             return []
-        oldest = next(iter(self._waiting))
-        return [(self._waiting.pop(oldest), UploadResult.DROPPED)]
+        return [(self._pop_locked(next(iter(self._waiting))), UploadResult.DROPPED)]
 
     def take(self) -> Upload | None:
         """Wait for an upload whose timeline has none that runs; None once closed.
@@ -94,15 +105,15 @@ class UploadQueue:
         """
         with self._changed:
             while True:
-                if not self._is_over_locked():
-                    for timeline, upload in self._waiting.items():
-                        if timeline not in self._running:
-                            del self._waiting[timeline]
-                            self._running.add(timeline)
-                            return upload
                 if self.is_closing and (self._is_over_locked() or not self._waiting):
                     return None
-                self._changed.wait(self._left_s_locked())
+                ready = (each for each in self._waiting if each not in self._running)
+                timeline = next(ready, None)
+                wait_s = None if timeline is None else self._wait_s_locked(timeline)
+                if timeline is not None and wait_s == 0:
+                    self._running.add(timeline)
+                    return self._pop_locked(timeline)
+                self._changed.wait(self._left_s_locked() if self.is_closing else wait_s)
 
     def done(self, upload: Upload) -> None:
         """Note that a taken upload has ended."""
@@ -133,9 +144,21 @@ class UploadQueue:
         with self._changed:
             fallen = list(self._waiting.values())
             self._waiting.clear()
+            self._offered_s.clear()
             self._changed.notify_all()
         for each in fallen:
             self._settle(each, UploadResult.DROPPED)
+
+    def _pop_locked(self, timeline: tuple[TenantId, TimelineId]) -> Upload:
+        del self._offered_s[timeline]
+        return self._waiting.pop(timeline)
+
+    def _wait_s_locked(self, timeline: tuple[TenantId, TimelineId]) -> float:
+        """How many seconds an upload still waits for the end of a burst."""
+        if self.is_closing:
+            return 0.0
+        due_s = min(self._last_offer_s + _CALM_S, self._offered_s[timeline] + _LONGEST_WAIT_S)
+        return max(0.0, due_s - time.monotonic())
 
     def _is_over_locked(self) -> bool:
         return self._closes_at_s is not None and time.monotonic() >= self._closes_at_s

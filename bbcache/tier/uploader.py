@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import safe_str
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     from bbcache.tier_metrics import TierMetrics
 
 _RETRY_PAUSES_S: Final = (0.1, 0.4)  # before the second and the third attempt
-_NICENESS: Final = 10
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +63,6 @@ class Uploader:
 
     def work(self) -> None:
         """Upload until the queue is closed: the life of one thread."""
-        _lower_priority()
         while True:
             pause_s = self._breaker.pause_s()
             if pause_s and not self._queue.is_closing:
@@ -183,11 +178,3 @@ def _read(upload: Upload) -> bytearray:
         log.debug("cannot read the archive to upload: %s", safe_str(error))
         raise _GoneError from error
     return data
-
-
-def _lower_priority() -> None:
-    """Make this thread nicer than the process, so that it delays no build and no start."""
-    thread_id = threading.get_native_id()
-    with suppress(OSError):
-        own = os.getpriority(os.PRIO_PROCESS, thread_id)
-        os.setpriority(os.PRIO_PROCESS, thread_id, own + _NICENESS)
