@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from bbcache import TenantManager
+    from bbcache import TenantManager, Tier
 
 LSN: Final = Lsn.from_str("0/16B5A50")
 TIMELINES_PER_TENANT: Final = 10
@@ -49,7 +49,10 @@ def make_config(prepare_concurrency: int | None = None) -> BasebackupCacheConfig
 
 
 def spawn(
-    data_dir: Path, host: TenantManager, config: BasebackupCacheConfig | None = None
+    data_dir: Path,
+    host: TenantManager,
+    config: BasebackupCacheConfig | None = None,
+    tier: Tier | None = None,
 ) -> BasebackupCache:
     """Start a cache with its own metrics.
 
@@ -57,15 +60,20 @@ def spawn(
         data_dir: its directory.
         host: its host.
         config: its settings; None for those of `make_config`.
+        tier: its second tier.
     """
-    return BasebackupCache.spawn(data_dir, config or make_config(), host, CollectorRegistry())
+    config = config or make_config()
+    return BasebackupCache.spawn(data_dir, config, host, CollectorRegistry(), tier=tier)
 
 
 def spawn_ready(
-    data_dir: Path, host: TenantManager, config: BasebackupCacheConfig | None = None
+    data_dir: Path,
+    host: TenantManager,
+    config: BasebackupCacheConfig | None = None,
+    tier: Tier | None = None,
 ) -> BasebackupCache:
     """Start a cache as `spawn` does, and wait until it has loaded its directory."""
-    cache = spawn(data_dir, host, config)
+    cache = spawn(data_dir, host, config, tier)
     wait_ready(cache)
     return cache
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from bbcache import BasebackupCacheConfig, Lsn
+    from bbcache import BasebackupCacheConfig, Lsn, Tier
     from bbcache.host import TarballWriter
-    from bbcache.testing import MemoryTimeline
+    from bbcache.testing import MemoryTenant, MemoryTimeline
 
 LEVEL: Final = 2
 _GZIP: Final = 31  # window bits that ask for a gzip header and trailer
@@ -32,16 +32,25 @@ class Pipeline:
     Args:
         data_dir: the directory.
         config: the settings; None for the default ones, without limits.
+        tier: the second tier.
+        like: a pipeline whose host this one shares.
 
     Attributes:
         cache: the cache.
+        host: its host.
         tenant: the host's one tenant.
     """
 
-    def __init__(self, data_dir: Path, config: BasebackupCacheConfig | None = None) -> None:
-        host = MemoryHost()
-        self.tenant = host.add_tenant()
-        self.cache = spawn_ready(data_dir, host, config)
+    def __init__(
+        self,
+        data_dir: Path,
+        config: BasebackupCacheConfig | None = None,
+        tier: Tier | None = None,
+        like: Pipeline | None = None,
+    ) -> None:
+        self.host: MemoryHost = MemoryHost() if like is None else like.host
+        self.tenant: MemoryTenant = self.host.add_tenant() if like is None else like.tenant
+        self.cache = spawn_ready(data_dir, self.host, config, tier)
         wait_idle(self.cache)
 
     def add_timeline(self, tarball: bytes, piece_size_bytes: int) -> MemoryTimeline:

@@ -56,6 +56,9 @@ class ObjectTier:
         registry: where the metrics are registered; None for Prometheus' default registry.
         bucket: the objects, for tests of this class; None opens those of the settings.
 
+    Attributes:
+        config: the settings.
+
     Raises:
         ConfigError: a key cannot be used, an option is not known, or the registry has the metrics
             of another tier.
@@ -68,7 +71,7 @@ class ObjectTier:
         bucket: Bucket | None = None,
     ) -> None:
         self._generation = lifecycle.generation()
-        self._config = config
+        self.config = config
         self._keys = KeyRing(config.key_files)
         self._bucket = bucket or _bucket_for_fetches(config)
         self._metrics = TierMetrics(registry)
@@ -124,7 +127,7 @@ class ObjectTier:
             return
         replaced = frozenset(() if replaced_lsn is None else (replaced_lsn,))
         upload = Upload(info, open_file, replaced)
-        if self._config.may_upload:
+        if self.config.may_upload:
             self._queue.put(upload)
         else:
             self._settle(upload, UploadResult.SKIPPED)
@@ -142,11 +145,11 @@ class ObjectTier:
             return FetchResult.SKIPPED
         result = FetchResult.SKIPPED
         try:
-            may_fetch = self._config.may_fetch and not self._queue.is_closing
+            may_fetch = self.config.may_fetch and not self._queue.is_closing
             if may_fetch and self._check.problem is None:
                 attempt = self._fetch_breaker.begin()
                 if attempt is not None:
-                    address = Address(self._config.epoch, tenant_id, timeline_id, lsn)
+                    address = Address(self.config.epoch, tenant_id, timeline_id, lsn)
                     result = self._attempt(attempt, address, writer, deadline_s)
         finally:
             self._metrics.fetches[result].inc()
@@ -186,13 +189,13 @@ class ObjectTier:
         if download is None:
             return FetchResult.ABSENT
         self._metrics.first_byte_seconds.observe(time.monotonic() - started_s)
-        if not PREAMBLE_SIZE_BYTES < download.size_bytes <= self._config.max_object_size_bytes:
+        if not PREAMBLE_SIZE_BYTES < download.size_bytes <= self.config.max_object_size_bytes:
             raise BadObjectError(
                 f"it has {download.size_bytes} bytes; from {PREAMBLE_SIZE_BYTES + 1} to "
-                f"{self._config.max_object_size_bytes} (max_object_size_bytes) are read"
+                f"{self.config.max_object_size_bytes} (max_object_size_bytes) are read"
             )
         check = ObjectCheck(
-            address, download.size_bytes, self._keys, allow_unsigned=self._config.allow_unsigned
+            address, download.size_bytes, self._keys, allow_unsigned=self.config.allow_unsigned
         )
         for piece in download.pieces:
             writer.write(check.archive_part(piece))
@@ -209,7 +212,7 @@ class ObjectTier:
         with self._bad_lock:
             self._bad[address] = None
             self._bad.move_to_end(address)
-            if len(self._bad) > self._config.upload_queue_size:
+            if len(self._bad) > self.config.upload_queue_size:
                 self._bad.popitem(last=False)
 
     def _was_bad(self, address: Address) -> bool:
@@ -235,7 +238,7 @@ class ObjectTier:
         """Take no more offers and fetches; does not wait. Idempotent."""
         if self._generation == lifecycle.generation():
             self._check.stop()
-            self._queue.close(self._config.flush_timeout)
+            self._queue.close(self.config.flush_timeout)
 
     def close(self, timeout_s: float | None = None) -> None:
         """Upload what waits, for `flush_timeout` at most, then end. Safe to call twice.
@@ -247,7 +250,7 @@ class ObjectTier:
         """
         if self._generation != lifecycle.generation():
             return
-        flush_s = self._config.flush_timeout
+        flush_s = self.config.flush_timeout
         if timeout_s is not None:
             flush_s = max(0.0, min(flush_s, timeout_s))
         self._check.stop()
@@ -261,7 +264,7 @@ class ObjectTier:
         if not is_idle:
             log.warning(
                 "the tier leaves an upload behind, which ends in %g s (upload_timeout) at most",
-                self._config.upload_timeout,
+                self.config.upload_timeout,
             )
         self._metrics.close()
         lifecycle.forget(self)
