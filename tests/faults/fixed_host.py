@@ -18,16 +18,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from support.helpers import seal_archive
 
 from bbcache import Lsn, TenantId, TenantShardId, TimelineId
+from bbcache.outcomes import FetchResult
 from bbcache.storage.index import make_key
-from bbcache.testing import MemoryHost, MemoryTenant, MemoryTimeline, make_tarball
+from bbcache.testing import MemoryHost, MemoryTenant, MemoryTier, MemoryTimeline, make_tarball
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from bbcache.second_tier import ArchiveSink
 
 TENANT: Final = TenantId.from_str("de200bd42b49cc1814412c7e592dd6e9")
 LSN_A, LSN_B, LSN_C, LSN_D = (Lsn(number << 12) for number in (1, 2, 3, 4))
 _BIG_TAR_BYTES: Final = 2_300_000  # three pieces of the compressor, so several writes
 _LOAD_TAR_BYTES: Final = 150_000
+_TIER_PIECE_BYTES: Final = 100_000
 _ENTRY_NAME: Final = re.compile(rf"basebackup_{TENANT}_([0-9a-f]{{32}})_([0-9A-F]{{16}})\.tar\.gz")
 
 STEADY = "steady"  # held from before, never touched
@@ -160,6 +164,25 @@ def make_host(lsns: dict[str, Lsn]) -> tuple[MemoryHost, dict[str, MemoryTimelin
         timeline.tarball = functools.partial(tarball, name)
         timelines[name] = tenant.timelines[timeline.timeline_id] = timeline
     return host, timelines
+
+
+class FixedTier(MemoryTier):
+    """A second tier that has every archive of every timeline."""
+
+    def fetch(
+        self,
+        tenant_id: TenantId,  # noqa: ARG002 - there is one
+        timeline_id: TimelineId,
+        lsn: Lsn,
+        writer: ArchiveSink,
+        deadline_s: float,  # noqa: ARG002 - it takes no time
+    ) -> FetchResult:
+        """Write the archive in several pieces."""
+        data = sealed(name_of(timeline_id), lsn)
+        for start in range(0, len(data), _TIER_PIECE_BYTES):
+            writer.write(data[start : start + _TIER_PIECE_BYTES])
+        writer.check()
+        return FetchResult.HIT
 
 
 def entry_files(data_dir: Path) -> dict[Found, Path]:

@@ -42,6 +42,7 @@ _GLANCE_S: Final = 0.05
 _HOPELESS_HITS: Final = 3  # calls that have failed, after which a dead disk is dead
 _ROUNDS: Final = 4  # in which everything must be there again, one fault or not
 SHARD: Final = TenantShardId(fixed_host.TENANT)
+WITH_TIER: Final = "BBCACHE_FAULTS_TIER"  # in the environment: caches have a second tier
 EXIT_WRONG: Final = 3
 EXIT_PROBLEM: Final = 4
 
@@ -121,8 +122,9 @@ class Life:
         # Beside the directory, where no call meets a fault.
         config = {"cleanup_period": 3600.0, "prepare_concurrency": 2, **settings}
         config.setdefault("unpublished_dir", str(data_dir.parent))
+        tier = fixed_host.FixedTier() if os.environ.get(WITH_TIER) else None
         self.cache = BasebackupCache.spawn(
-            data_dir, BasebackupCacheConfig(**config), self.host, self.registry
+            data_dir, BasebackupCacheConfig(**config), self.host, self.registry, tier=tier
         )
 
     def read(self, name: str, lsn: Lsn) -> bytes | None:
