@@ -122,7 +122,8 @@ class Life:
         # Beside the directory, where no call meets a fault.
         config = {"cleanup_period": 3600.0, "prepare_concurrency": 2, **settings}
         config.setdefault("unpublished_dir", str(data_dir.parent))
-        tier = fixed_host.FixedTier() if os.environ.get(WITH_TIER) else None
+        self.has_tier = bool(os.environ.get(WITH_TIER))
+        tier = fixed_host.FixedTier() if self.has_tier else None
         self.cache = BasebackupCache.spawn(
             data_dir, BasebackupCacheConfig(**config), self.host, self.registry, tier=tier
         )
@@ -169,13 +170,20 @@ class Life:
                 self.witness.add_wrong(f"{name} at {lsn}: {len(data)} bytes")
 
     def send(self, names: Iterable[str], lsn: Lsn | None = None) -> None:
-        """Ask for prepares at the tips, or at `lsn`, where the tips are moved to."""
-        for name in names:
+        """Ask for prepares at the tips, or at `lsn`, where the tips are moved to.
+
+        With a second tier, every second one is fetched.
+        """
+        for number, name in enumerate(names):
             if lsn is not None:
                 self.tips[name] = lsn
                 self.timelines[name].advance(lsn)
+            place = SHARD, fixed_host.timeline_id(name), self.tips[name]
             with self.witness.nothing_raised("send_prepare"):
-                self.cache.send_prepare(SHARD, fixed_host.timeline_id(name), self.tips[name])
+                if self.has_tier and number % 2:
+                    self.cache.send_warm(*place, build=True)
+                else:
+                    self.cache.send_prepare(*place)
 
     def wait_idle(self) -> None:
         """All work must come to an end."""
