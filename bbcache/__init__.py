@@ -22,7 +22,7 @@ from bbcache.errors import (
     NotReadyError,
     StoreError,
 )
-from bbcache.host import TarballWriter, Tenant, TenantManager, TenantState, Timeline
+from bbcache.host import PinningTenant, TarballWriter, Tenant, TenantManager, TenantState, Timeline
 from bbcache.ids import Lsn, TenantId, TenantShardId, TenantTimelineId, TimelineId
 from bbcache.tier_config import TierConfig
 
@@ -61,6 +61,7 @@ __all__ = [
     "FillTimeoutError",
     "Lsn",
     "NotReadyError",
+    "PinningTenant",
     "SimpleTenant",
     "SimpleTenantManager",
     "StoreError",

@@ -260,7 +260,7 @@ class BasebackupCache:
             engine.send_warm(tenant_shard_id, timeline_id, lsn, build=build)
 
     def set_limits(self, config: BasebackupCacheConfig) -> None:
-        """Keep to other limits from now on; a cache over a new limit admits no new entries.
+        """Keep to other limits from now on; the next clean-ups shrink a cache that is over them.
 
         Args:
             config: has the limits (`bbcache.config.LIMITS`); its other settings take a new
@@ -268,7 +268,7 @@ class BasebackupCache:
         """
         engine = self._live_engine()
         if engine is not None:
-            engine.index.set_limits(config)
+            engine.evictor.set_limits(config)
 
     def wait_initialized(self, timeout: float | None = None) -> bool:
         """Wait until the entries on disk are known and served.

@@ -34,6 +34,7 @@ LIMITS: Final = (  # a cache takes new ones while it runs
     "max_size_entries",
     "max_entry_size_bytes",
     "max_unpublished_size_bytes",
+    "min_free_disk_bytes",
 )
 
 _BYTES: Final = integer(1, unit="bytes")
@@ -67,6 +68,19 @@ class BasebackupCacheConfig:
         1024**3,
         "size, beside the total, of the archives that `get_or_prepare` returns without "
         "publishing them",
+    )
+    min_free_disk_bytes: int | None = setting(
+        optional(integer(0, unit="bytes")),
+        None,
+        "space on the file system of the directory that is left to others: while less is free, "
+        "nothing new is published, and each clean-up removes entries; 0 leaves none",
+        "1 GiB or 5 % of the file system, whichever is less",
+    )
+    eviction: Literal["return-rate", "oldest", "none"] = setting(
+        one_of("return-rate", "oldest", "none"),
+        "return-rate",
+        "what a full cache evicts for a new entry: the entry that is least likely to be asked for "
+        "again (`return-rate`), the `oldest`, or `none`, which skips the new one",
     )
     unpublished_dir: str | os.PathLike[str] | None = setting(
         optional(directory()),

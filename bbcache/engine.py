@@ -27,9 +27,13 @@ from bbcache.prepare.queue import PrepareQueue
 from bbcache.prepare.request import Request, Result
 from bbcache.prepare.worker import Preparer
 from bbcache.storage.catalog import Catalog
+from bbcache.storage.evictor import Evictor
 from bbcache.storage.files import Store
 from bbcache.storage.index import Index, make_key
+from bbcache.storage.locked_policy import LockedPolicy
+from bbcache.storage.pins import Pins
 from bbcache.storage.reader import Reader
+from bbcache.storage.saved_habits import SavedHabits
 from bbcache.tier_config import TierConfig
 from bbcache.upkeep.cleanup import Cleaner
 from bbcache.upkeep.startup import announce, load
@@ -92,9 +96,33 @@ class Engine:
         )
         self.store = Store(data_dir)
         self._catalog = Catalog(self.store, self.index, dirlock, self._metrics)
-        pacer, backoff = Pacer(), Backoff(clock)
+        pacer = Pacer()
+        self.policy = LockedPolicy(config, self.index, self.store)
+        self._metrics.pinned_entries.read_from(self.policy.pinned_count)
+        pins = Pins(config, self.index, self.policy)
+        self.evictor = Evictor(
+            config,
+            self.index,
+            self.store,
+            self._catalog,
+            self.policy,
+            pins,
+            self._metrics,
+            history,
+            pacer,
+        )
+        self._saved_habits = SavedHabits(self.store, self.index, self._catalog, self.policy)
         self.cleaner = Cleaner(
-            tenants, self.index, self._catalog, self._metrics, history, self.work_counter, pacer
+            tenants,
+            self.index,
+            self._catalog,
+            self.evictor,
+            pins,
+            self._saved_habits,
+            self._metrics,
+            history,
+            self.work_counter,
+            pacer,
         )
         self.reader = Reader(
             self.index,
@@ -105,6 +133,7 @@ class Engine:
             self.work_counter,
             pacer,
             verify_reads=config.verify_reads,
+            note_start=self.policy.note_start,
             rebuild=self._rebuild,
         )
         self.builder = Builder(
@@ -112,11 +141,13 @@ class Engine:
             self.index,
             self.store,
             self._catalog,
+            self.evictor,
             self._metrics,
             partial(offer, tier, self.store),
         )
+        backoff = Backoff(clock)
         self._preparer = Preparer(
-            config, tenants, self.index, self.builder, self._queue, self._metrics, backoff
+            config, tenants, self.index, pins, self.builder, self._queue, self._metrics, backoff
         )
         self._tier = tier
         tier_config = config.tier or _NO_CONFIG
@@ -285,9 +316,11 @@ class Engine:
             announce(report, self.data_dir)
         self._metrics.loaded_entries.set(report.entry_count)
         self._metrics.refresh()
-        self.is_initialized = True
-        self._changed.wake_all()
-        self._queue.open()
+        with self.work_counter.under_way():
+            self.is_initialized = True
+            self._changed.wake_all()
+            self._saved_habits.load()
+            self._queue.open()
         self.work_counter.changed()
 
     def _tick(self) -> None:
@@ -298,6 +331,7 @@ class Engine:
             with suppress(BaseException):  # a log handler may raise
                 try:
                     self.cleaner.step()
+                    self.cleaner.save_habits()
                 except BaseException:
                     log.exception("a clean-up step failed")
             late_s = max(0.0, time.monotonic() - due_s)

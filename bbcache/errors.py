@@ -109,6 +109,14 @@ class CacheFullError(LimitError):
     """There is no room now, but there may be later."""
 
 
+class DeclinedError(CacheFullError):
+    """Every entry that could make room is more likely to be asked for."""
+
+
+class LowDiskError(CacheFullError):
+    """The file system has less free space than is to be left to others."""
+
+
 class EntryTooBigError(LimitError):
     """The archive is larger than a limit, so that it never fits."""
 

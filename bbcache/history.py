@@ -1,7 +1,7 @@
 """The last outcomes of a cache, by timeline: a ring of fixed size.
 
-It has what the metrics count of prepares, reads and removals, but for hits: a hit would pay for
-each record, and hits push the outcomes out that explain why an entry is not there.
+It has what the metrics count of prepares, reads and removals, but for hits: a hit
+would pay for each record, and hits push the outcomes out that explain why an entry is not there.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import collections.abc
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -109,6 +109,18 @@ class Tenant(Protocol):
 
     def list_timelines(self) -> Iterable[Timeline]:
         """All timelines of the tenant; complete whenever it is ACTIVE."""
+        ...
+
+
+@runtime_checkable
+class PinningTenant(Tenant, Protocol):
+    """A tenant some of whose entries are never evicted. A host need not implement it."""
+
+    def pinned_timelines(self) -> Collection[TimelineId]:
+        """The timelines whose entries are kept; asked at each clean-up, also if not ACTIVE.
+
+        If it raises, the last answer stands. Pins beyond half of a limit are refused.
+        """
         ...
 
 

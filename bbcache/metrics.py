@@ -19,6 +19,7 @@ from bbcache.outcomes import (
     Phase,
     PrepareResult,
     ReadResult,
+    RemovalReason,
     SkipReason,
 )
 
@@ -70,7 +71,26 @@ class Metrics(MetricSet):
     )
     nonentry_bytes = gauge(
         "bbcache_nonentry_bytes",
-        "Bytes of foreign files, of files that could not be removed, and of the quarantine.",
+        "Bytes of foreign files, of files that could not be removed, of the quarantine, and of "
+        "the saved habits.",
+    )
+    removals = counter_by(
+        "reason",
+        RemovalReason,
+        "bbcache_removals_total",
+        "Entries removed, other than for a newer one of their timelines.",
+    )
+    eviction_failures = counter(
+        "bbcache_eviction_failures_total",
+        "Entries that could not be removed. Nothing more is evicted until the next clean-up.",
+    )
+    pinned_entries = gauge(
+        "bbcache_pinned_entries", "Entries that are never evicted, because their tenants say so."
+    )
+    free_disk_deficit_bytes = gauge(
+        "bbcache_free_disk_deficit_bytes",
+        "Bytes that the file system lacks of the free space that is to be left to others, at the "
+        "last look. Above 0 for long is worth an alert: nothing new is published.",
     )
     prepare_skips = counter_by(
         "reason", SkipReason, "bbcache_prepare_skips_total", "Prepares skipped."

@@ -79,7 +79,9 @@ class SkipReason(Outcome):
     DISABLED = "disabled", "the tenant's switch is off"
     UP_TO_DATE = "up_to_date", "there is an entry at this LSN or a newer one"
     TIP_MOVED = "tip_moved", "the timeline has moved past this LSN"
-    FULL = "full", "a limit of the cache has no room"
+    FULL = "full", "a limit of the cache has no room, and nothing can be evicted"
+    DECLINED = "declined", "the cache is full of entries that are more likely to be asked for"
+    LOW_DISK = "low_disk", "the file system has less free space than is to be left"
     TOO_BIG = "too_big", "the archive alone is larger than a limit"
     COALESCED = "coalesced", "another prepare of the timeline covers this one"
     QUEUE_FULL = "queue_full", "too many prepares waited already"
@@ -94,7 +96,9 @@ class RemovalReason(Outcome):
     """Why an entry was removed, other than for a newer one of its timeline."""
 
     OUTGROWN = "outgrown", "clean-up found no attached tenant that wants it at this LSN"
-    EVICTED = "evicted", "a full cache needed its room for a better entry"
+    NEWCOMER = "newcomer", "evicted for a new entry that is more likely to be asked for"
+    OVER_LIMIT = "over_limit", "evicted after a limit was lowered, or other files took the room"
+    LOW_DISK = "low_disk", "evicted since the file system has less free space than is to be left"
 
 
 class RequestState(Outcome):

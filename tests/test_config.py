@@ -35,7 +35,8 @@ COUNTS = [
 ]
 DURATIONS = ["cleanup_period", "wait_lsn_timeout"]
 LEVELS = ["compression_level", "prepare_niceness"]
-KEYS = [*COUNTS, *DURATIONS, *LEVELS, "unpublished_dir", "verify_reads"]
+CHOICES = ["eviction", "verify_reads"]
+KEYS = [*COUNTS, *DURATIONS, *LEVELS, *CHOICES, "min_free_disk_bytes", "unpublished_dir"]
 GOOD: dict[str, Any] = {
     "cleanup_period": "1m 30s",
     "max_total_size_bytes": 5,
@@ -43,6 +44,8 @@ GOOD: dict[str, Any] = {
     "prepare_channel_size": 7,
     "max_entry_size_bytes": 8,
     "max_unpublished_size_bytes": 10,
+    "min_free_disk_bytes": 0,
+    "eviction": "oldest",
     "unpublished_dir": "/unpublished",
     "prepare_concurrency": 9,
     "prepare_niceness": 10,
@@ -98,6 +101,8 @@ def test_defaults_are_those_of_the_design() -> None:
         "prepare_channel_size": 100,
         "max_entry_size_bytes": None,
         "max_unpublished_size_bytes": 1 << 30,
+        "min_free_disk_bytes": None,
+        "eviction": "return-rate",
         "unpublished_dir": None,
         "prepare_concurrency": min(4, os.cpu_count() or 1),
         "prepare_niceness": 0,

@@ -19,9 +19,9 @@ def test_outcomes_of_one_timeline_newest_first() -> None:
     history = History(lambda: float(next(clock)))
     history.add(KEY, LSN, SkipReason.FULL, "no room\nhint: none")
     history.add(make_keys(1)[0], LSN, ReadResult.MISS)
-    history.add(KEY, LSN + 1, RemovalReason.EVICTED)
+    history.add(KEY, LSN + 1, RemovalReason.NEWCOMER)
     evicted, full = history.of(KEY, 10)
-    assert (evicted.what, evicted.result, evicted.lsn) == ("removal", "evicted", LSN + 1)
+    assert (evicted.what, evicted.result, evicted.lsn) == ("removal", "newcomer", LSN + 1)
     assert (full.what, full.result, full.lsn) == ("prepare", "full", LSN)
     assert full.text == f"{SkipReason.FULL.text}: no room"
     assert full.at == datetime.fromtimestamp(1001, UTC)

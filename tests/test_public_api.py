@@ -57,6 +57,7 @@ NAMES = {
     *("TenantManager", "Tenant", "Timeline", "TenantState", "TarballWriter"),
     *("SimpleTenant", "SimpleTenantManager", "Tier", "TierConfig"),
     *("BbcacheError", "ConfigError", "StoreError", "DirectoryLockedError", "NotReadyError"),
+    "PinningTenant",
     *("FillError", "FillTimeoutError", "BackingOffError", "ClosingError"),
 }
 _REQUIRED = inspect.Parameter.empty

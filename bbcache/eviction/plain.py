@@ -44,9 +44,13 @@ class Oldest:
         self._ranking.size_bytes += size_bytes
         self._ranking.put(item, _ASLEEP)
 
+    def grown(self, key: bytes, size_bytes: int) -> None:
+        """See `Policy.grown`."""
+
     def found(self, key: bytes, size_bytes: int, stopped_s: float, now_s: float) -> None:
         """See `Policy.found`; tell of the oldest first."""
-        self.held(key, size_bytes)
+        if key not in self._items:
+            self.held(key, size_bytes)
 
     def held_keys(self) -> list[bytes]:
         """See `Policy.held_keys`."""

@@ -35,8 +35,12 @@ class Policy(Protocol):
         """Note that the timeline's archive was published."""
         ...
 
+    def grown(self, key: bytes, size_bytes: int) -> None:
+        """Note that a timeline's archive, which is built, has more bytes than were planned."""
+        ...
+
     def found(self, key: bytes, size_bytes: int, stopped_s: float, now_s: float) -> None:
-        """Note an archive that was there before.
+        """Note an archive that was there before; harmless for one that is known.
 
         Args:
             key: the timeline.

@@ -8,6 +8,7 @@ drops the archive that is least likely to be used per unit of space and time.
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import replace
 from struct import Struct
 from typing import TYPE_CHECKING, Final
@@ -15,67 +16,32 @@ from typing import TYPE_CHECKING, Final
 from xxhash import xxh3_64_digest
 
 from bbcache.eviction import habits
-from bbcache.eviction.policy import Limits, Ranked, Ranking
+from bbcache.eviction.policy import Limits, Ranking
 from bbcache.eviction.records import SAMPLE, Records
+from bbcache.eviction.sleeper import Sleeper
 from bbcache.eviction.table import EDGES, LAST_BIN, LEVELS, Table, bin_of
 from bbcache.eviction.timers import Timers
 
 if TYPE_CHECKING:
     from bbcache.eviction.habits import Habits
-    from bbcache.eviction.table import Row
 
 _MAGIC: Final = b"bbcache habits 1\n"
 _HEADER: Final = Struct("<dqqI")  # when, archives published, their bytes, bytes of the records
 _CHECK_SIZE_BYTES: Final = 8
 _MOST_NEWCOMERS: Final = 1000
 _UNHELD_STEP: Final = 4  # bins
+_YOUNG_STEP: Final = 3
+_YOUNG: Final = 0.1  # typical sleeps; finer looks at newcomers cost more than they gain
+# The bin at which an entry in each bin is scored again.
+_NEXT_BINS: Final = tuple(
+    bin_ + (_YOUNG_STEP if edge < _YOUNG else 1) for bin_, edge in enumerate(EDGES[:-1])
+)
 _STARTED: Final = 0
 _LEVEL_ONE: Final = 50 * LEVELS  # of a score of 1
 ALL_COUNTED: Final = 2000  # timelines of which each return is counted; of more, a sample
 _LEAST_KNOWN: Final = 100_000  # timelines
 _KNOWN_PER_ENTRY: Final = 20
 _FIRST_SIZE_BYTES: Final = 1  # planned for before any archive was published
-
-
-class _Sleeper(Ranked):
-    """A timeline that sleeps, or has an archive.
-
-    Attributes:
-        stopped_s: when it stopped.
-        row: its kind in the table.
-        scale_s: its typical sleep.
-        bin: the bin of the table up to which its sleep is counted.
-        cost: 32 times the binary logarithm of its typical sleep and its share of the cache.
-        is_asleep: whether it is asleep and known: its timer counts.
-        is_held: whether it has an archive.
-        is_counted: whether its return is counted.
-    """
-
-    __slots__ = (
-        *("bin", "cost", "is_asleep", "is_counted", "is_held"),
-        *("row", "scale_s", "stopped_s"),
-    )
-
-    def __init__(
-        self, key: bytes, size_bytes: int, stopped_s: float, row: Row, scale_s: float
-    ) -> None:
-        super().__init__(key, size_bytes)
-        self.stopped_s = stopped_s
-        self.row = row
-        self.scale_s = scale_s
-        self.bin = 0
-        self.cost = 0.0
-        self.is_asleep = True
-        self.is_held = False
-        self.is_counted = False
-
-    def without_timer(self) -> _Sleeper:
-        """The same sleeper, without the timer of this one."""
-        other = _Sleeper(self.key, self.size_bytes, self.stopped_s, self.row, self.scale_s)
-        other.bin, other.cost = self.bin, self.cost
-        other.is_asleep, other.is_counted = self.is_asleep, self.is_counted
-        self.is_asleep = False
-        return other
 
 
 class ReturnRate:
@@ -97,11 +63,11 @@ class ReturnRate:
         self._max_known = max_known or max(_LEAST_KNOWN, _KNOWN_PER_ENTRY * (max_entries or 0))
         self._records = Records(self._max_known)
         self._table = Table()
-        self._held: dict[bytes, _Sleeper] = {}
-        self._watched: dict[bytes, _Sleeper] = {}  # asleep and not held, but counted
-        self._newcomers: dict[bytes, _Sleeper] = {}  # the last ones that stopped, and are not held
+        self._held: dict[bytes, Sleeper] = {}
+        self._watched: dict[bytes, Sleeper] = {}  # asleep and not held, but counted
+        self._newcomers: dict[bytes, Sleeper] = {}  # the last ones that stopped, and are not held
         self._ranking = Ranking()
-        self._timers = Timers[_Sleeper]()
+        self._timers = Timers[Sleeper]()
         self._published_count = 0
         self._published_bytes = 0
         self._now_s = 0.0
@@ -166,8 +132,20 @@ class ReturnRate:
         self._ranking.size_bytes += size_bytes
         self._hold(sleeper, size_bytes)
 
+    def grown(self, key: bytes, size_bytes: int) -> None:
+        """See `Policy.grown`."""
+        record, at = self._records.find(key)
+        if at >= 0:
+            habits.note_size(record, at, size_bytes)
+        sleeper = self._newcomers.get(key)
+        if sleeper is not None:
+            sleeper.size_bytes = size_bytes
+            sleeper.cost = self._cost(sleeper)
+
     def found(self, key: bytes, size_bytes: int, stopped_s: float, now_s: float) -> None:
         """See `Policy.found`."""
+        if key in self._held:
+            return
         self._advance(now_s)
         record, at = self._records.find(key)
         if at < 0:
@@ -218,9 +196,8 @@ class ReturnRate:
         sleeper = self._known(key)
         if sleeper is None or not sleeper.is_asleep:
             return 0.0
-        # The bin of one without an archive is that of the last look at it.
-        age = (now_s - sleeper.stopped_s) / sleeper.scale_s
-        bin_ = sleeper.bin if sleeper.is_held else bin_of(max(0.0, age))
+        # Its own bin is that of the last look at it.
+        bin_ = bin_of(max(0.0, now_s - sleeper.stopped_s) / sleeper.scale_s)
         log = self._table.fresh(sleeper.row, now_s).log_gain[bin_] - sleeper.cost
         return float(2.0 ** (log / LEVELS))
 
@@ -294,7 +271,7 @@ class ReturnRate:
         header = _HEADER.pack(
             self._now_s, self._published_count, self._published_bytes, len(records)
         )
-        body = header + self._table.save() + records
+        body = header + zlib.compress(self._table.save()) + records
         return _MAGIC + xxh3_64_digest(body) + body
 
     def load(self, data: bytes, now_s: float) -> bool:
@@ -307,12 +284,12 @@ class ReturnRate:
             body
         )
         table_end = len(body) - records_bytes
-        self._table.load(body[_HEADER.size : table_end], now_s, saved_s)
+        self._table.load(zlib.decompress(body[_HEADER.size : table_end]), now_s, saved_s)
         self._records.load(body[table_end:])
         self._now_s = now_s
         return True
 
-    def _known(self, key: bytes) -> _Sleeper | None:
+    def _known(self, key: bytes) -> Sleeper | None:
         sleeper = self._newcomers.get(key) or self._held.get(key)
         if sleeper is not None:
             return sleeper
@@ -324,17 +301,17 @@ class ReturnRate:
 
     def _sleeper(
         self, key: bytes, stopped_s: float, size_bytes: int, record: bytearray, at: int
-    ) -> _Sleeper:
+    ) -> Sleeper:
         """A timeline that stopped then, at its age of now."""
         scale_s, visits, regularity, clock = habits.kind_of(record, at, stopped_s)
         row = self._table.row_of(visits, regularity, clock, scale_s)
-        sleeper = _Sleeper(key, size_bytes, stopped_s, row, scale_s)
+        sleeper = Sleeper(key, size_bytes, stopped_s, row, scale_s)
         sleeper.cost = self._cost(sleeper)
         if stopped_s < self._now_s:
             sleeper.bin = bin_of((self._now_s - stopped_s) / scale_s)
         return sleeper
 
-    def _hold(self, sleeper: _Sleeper, size_bytes: int) -> None:
+    def _hold(self, sleeper: Sleeper, size_bytes: int) -> None:
         """Rank a sleeper whose archive is held."""
         self._held[sleeper.key] = sleeper
         sleeper.is_held = True
@@ -345,7 +322,7 @@ class ReturnRate:
             self._set_timer(sleeper)
         self._rank(sleeper)
 
-    def _watch(self, sleeper: _Sleeper, *, has_timer: bool = False) -> None:
+    def _watch(self, sleeper: Sleeper, *, has_timer: bool = False) -> None:
         """Count what becomes of a sleeper whose archive is not held."""
         self._watched[sleeper.key] = sleeper
         if not has_timer:
@@ -354,12 +331,12 @@ class ReturnRate:
             oldest = self._watched.pop(next(iter(self._watched)))
             self._leave(oldest, self._now_s)
 
-    def _cost(self, sleeper: _Sleeper) -> float:
+    def _cost(self, sleeper: Sleeper) -> float:
         return LEVELS * math.log2(sleeper.scale_s * self._limits.footprint(sleeper.size_bytes))
 
-    def _set_timer(self, sleeper: _Sleeper) -> None:
+    def _set_timer(self, sleeper: Sleeper) -> None:
         """Have the sleeper looked at again: each bin if it is held, else each few bins."""
-        bin_ = sleeper.bin + (1 if sleeper.is_held else _UNHELD_STEP)
+        bin_ = _NEXT_BINS[sleeper.bin] if sleeper.is_held else sleeper.bin + _UNHELD_STEP
         if bin_ <= LAST_BIN:
             self._timers.add(sleeper.stopped_s + EDGES[bin_] * sleeper.scale_s, sleeper)
 
@@ -384,7 +361,7 @@ class ReturnRate:
                 2 * (len(self._held) + len(self._watched)), lambda sleeper: sleeper.is_asleep
             )
 
-    def _leave(self, sleeper: _Sleeper, now_s: float) -> None:
+    def _leave(self, sleeper: Sleeper, now_s: float) -> None:
         """Count the sleep so far of a timeline whose return was not seen, and lose sight of it."""
         if sleeper.is_asleep and sleeper.is_counted:
             age = (now_s - sleeper.stopped_s) / sleeper.scale_s
@@ -392,7 +369,7 @@ class ReturnRate:
         self._ranking.drop(sleeper)
         sleeper.is_asleep = False
 
-    def _level(self, sleeper: _Sleeper) -> int:
+    def _level(self, sleeper: Sleeper) -> int:
         """The level of its score: 32 for each power of two, so 2 % apart; 0 once started."""
         if not sleeper.is_asleep:
             return _STARTED
@@ -401,5 +378,5 @@ class ReturnRate:
             self._table.fresh(row, self._now_s)
         return max(1, int(row.log_gain[sleeper.bin] - sleeper.cost) + _LEVEL_ONE)
 
-    def _rank(self, sleeper: _Sleeper) -> None:
+    def _rank(self, sleeper: Sleeper) -> None:
         self._ranking.put(sleeper, self._level(sleeper))

@@ -10,6 +10,7 @@ from bbcache.storage.accounting import Reservation
 
 if TYPE_CHECKING:
     from bbcache.prepare.job import Job
+    from bbcache.storage.evictor import Evictor
     from bbcache.storage.index import Index
 
 
@@ -22,18 +23,19 @@ class BuildSpace:
         reservation: the room that is taken.
     """
 
-    def __init__(self, job: Job, index: Index) -> None:
+    def __init__(self, job: Job, index: Index, evictor: Evictor) -> None:
         self._job = job
         self._index = index
+        self._evictor = evictor
         self.reservation = self._reserve()
 
     def _reserve(self) -> Reservation:
-        key = self._job.request.key
-        if self._job.may_publish and not self._job.is_fetch:
+        job, key = self._job, self._job.request.key
+        if job.may_publish and not job.is_fetch:
             try:
-                return self._index.reserve(key)
+                return self._evictor.reserve(key, is_stop=job.is_stop, may_evict=job.may_evict)
             except LimitError as error:
-                self._job.refuse(reason_of(error), error)
+                job.refuse(reason_of(error), error)
         reservation = Reservation(key)
         with self._index.lock:
             self._index.accounting.unpublish(reservation)
@@ -48,8 +50,7 @@ class BuildSpace:
             LimitError: there is no room.
         """
         try:
-            with self._index.lock:
-                self._index.accounting.grow(self.reservation, size_bytes)
+            self._evictor.grow(self.reservation, size_bytes)
         except LimitError as error:
             if self.reservation.is_unpublished or not self._job.request.is_awaited:
                 raise
@@ -69,21 +70,20 @@ class BuildSpace:
 
     def publish(self) -> None:
         """Count a fetched archive as a future entry; if there is no room, refuse to publish it."""
-        fetched = self.reservation
+        job, fetched = self._job, self.reservation
         try:
+            taken = self._evictor.reserve(job.request.key, is_stop=False, may_evict=job.may_evict)
+            try:
+                self._evictor.grow(taken, fetched.size_bytes)
+            except LimitError:
+                self._evictor.release(taken)
+                raise
             with self._index.lock:
-                taken = self._index.reserve(self._job.request.key)
-                try:
-                    self._index.accounting.grow(taken, fetched.size_bytes)
-                except LimitError:
-                    self._index.accounting.release(taken)
-                    raise
                 self._index.accounting.release(fetched)
-                self.reservation = taken
+            self.reservation = taken
         except LimitError as error:
-            self._job.refuse(reason_of(error), error)
+            job.refuse(reason_of(error), error)
 
     def release(self) -> None:
         """End the build. An unpublished archive counts until its last file is closed."""
-        with self._index.lock:
-            self._index.accounting.release(self.reservation)
+        self._evictor.release(self.reservation)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from bbcache.prepare.job import Job
     from bbcache.second_tier import ArchiveSink
     from bbcache.storage.catalog import Catalog
+    from bbcache.storage.evictor import Evictor
     from bbcache.storage.files import Store, TempFile
     from bbcache.storage.index import Index
 
@@ -80,6 +81,7 @@ class Builder:
     index: Index
     store: Store
     catalog: Catalog
+    evictor: Evictor
     metrics: Metrics
     on_published: Callable[[Entry, Entry | None], None] = lambda *_: None
     disk_failure: str | None = field(init=False, default=None)
@@ -225,7 +227,7 @@ class Builder:
             ArchiveError: the archive is bad, though the tier calls it a hit.
             HostError: the host raised.
         """
-        room = BuildSpace(job, self.index)
+        room = BuildSpace(job, self.index, self.evictor)
         fetched = FetchedArchive(
             job.request, lambda: self._create_fetched(job), room, self._check_open
         )
@@ -267,7 +269,7 @@ class Builder:
             room.publish()
 
     def _build(self, job: Job, timeline: Timeline) -> Built:
-        room = BuildSpace(job, self.index)
+        room = BuildSpace(job, self.index, self.evictor)
         try:
             temp = self._create_temp(job)
             try:

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from bbcache import lifecycle
-from bbcache.errors import EntryTooBigError, LimitError, StoreError, safe_str
+from bbcache.errors import (
+    DeclinedError,
+    EntryTooBigError,
+    LimitError,
+    LowDiskError,
+    StoreError,
+    safe_str,
+)
 from bbcache.outcomes import SkipReason
 
 if TYPE_CHECKING:
@@ -63,6 +70,7 @@ class Job:
             `unpublished_dir` instead; None while the disk has not failed. It ends the job if no
             caller waits.
         is_outgrown: whether the timeline was past the LSN when it was last asked.
+        may_evict: whether entries of the cache may go for the archive.
         failing: the key for the back-off if the job fails: of the timeline, or of this one LSN
             of it; None if a failure causes no back-off.
     """
@@ -73,6 +81,7 @@ class Job:
     refusal: Skip | None = None
     disk_failure: StoreError | None = None
     is_outgrown: bool = False
+    may_evict: bool = False
     failing: bytes | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +91,12 @@ class Job:
     def may_publish(self) -> bool:
         """Whether nothing speaks against publishing the archive."""
         return self.refusal is None and self.disk_failure is None
+
+    @property
+    def is_stop(self) -> bool:
+        """Whether the timeline has stopped, and has not started since."""
+        request = self.request
+        return request.is_sent and not (request.is_rebuild or request.is_awaited)
 
     def why_unpublished(self) -> Skip | StoreError:
         """What ends the job if the archive may not be published, and no caller waits for it."""
@@ -125,7 +140,14 @@ def both_failed(first: StoreError, second: BaseException, hint: str = "") -> Sto
 
 def reason_of(error: LimitError) -> SkipReason:
     """The reason under which a limit is counted."""
-    return SkipReason.TOO_BIG if isinstance(error, EntryTooBigError) else SkipReason.FULL
+    match error:
+        case EntryTooBigError():
+            return SkipReason.TOO_BIG
+        case DeclinedError():
+            return SkipReason.DECLINED
+        case LowDiskError():
+            return SkipReason.LOW_DISK
+    return SkipReason.FULL
 
 
 def hint_for_unpublished(error: StoreError) -> str:

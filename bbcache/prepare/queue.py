@@ -359,7 +359,7 @@ class PrepareQueue:
         if result.reason is SkipReason.QUEUE_FULL:
             why = f": {len(self)} prepares wait already (prepare_channel_size)"
         log.log(
-            logging.WARNING if why else logging.DEBUG,
+            logging.WARNING if why and result.reason is not SkipReason.DECLINED else logging.DEBUG,
             "basebackup of %s at %s %s (%s)%s",
             split_key(request.key),
             request.lsn,

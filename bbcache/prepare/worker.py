@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from bbcache.prepare.queue import PrepareQueue
     from bbcache.prepare.request import Request
     from bbcache.storage.index import Index
+    from bbcache.storage.pins import Pins
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Preparer:
     config: BasebackupCacheConfig
     tenants: TenantManager
     index: Index
+    pins: Pins
     builder: Builder
     queue: PrepareQueue
     metrics: Metrics
@@ -169,7 +171,7 @@ class Preparer:
         if self.builder.is_read_only:  # otherwise the build looks, once the LSN is reached
             self.builder.check_disk(job)
         try:
-            self.index.check_room(job.request.key)
+            self.builder.evictor.check_possible(job.request.key)
         except LimitError as error:
             job.refuse(reason_of(error), error)
 
@@ -219,6 +221,9 @@ class Preparer:
             job.check_tip(timeline)
         if not job.is_outgrown:
             job.failing = job.request.key
+        job.may_evict = self._may_evict(job.request)
+        if job.may_evict:
+            self.pins.ensure_known(self.tenants)
         try:
             built = self.builder.build(job, timeline)
         except Exception:
@@ -232,6 +237,17 @@ class Preparer:
             time.monotonic() - started_s,
         )
         return built
+
+    def _may_evict(self, request: Request) -> bool:
+        """Whether entries may go for an archive.
+
+        Not for a timeline that has just started, and not if its last builds have failed.
+        """
+        if not request.is_sent or request.is_rebuild:
+            return False
+        key = request.key
+        is_refresh = self.index.newest(key) is not None
+        return (is_refresh or not request.is_awaited) and self.backoff.refusal(key, "") is None
 
 
 def _lower_priority(niceness: int) -> None:

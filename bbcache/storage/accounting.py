@@ -60,15 +60,17 @@ class Reservation:
         size_bytes: bytes written or about to be written.
         is_unpublished: the archive will not be published, and counts against
             `max_unpublished_size_bytes` only.
+        may_evict: whether entries may go for it.
     """
 
-    __slots__ = ("_holders", "credit_bytes", "is_unpublished", "key", "size_bytes")
+    __slots__ = ("_holders", "credit_bytes", "is_unpublished", "key", "may_evict", "size_bytes")
 
     def __init__(self, key: bytes, credit_bytes: int | None = None) -> None:
         self.key = key
         self.credit_bytes = credit_bytes
         self.size_bytes = 0
         self.is_unpublished = False
+        self.may_evict = False
         self._holders: set[object] = {_BUILD}  # changed by single atomic steps only
 
     @property
@@ -77,6 +79,12 @@ class Reservation:
         if self.credit_bytes is None:
             return self.size_bytes
         return max(0, self.size_bytes - self.credit_bytes)
+
+    def charge_of(self, size_bytes: int) -> int:
+        """Bytes that `size_bytes` more would add to `charged_bytes`."""
+        credit_bytes = self.credit_bytes or 0
+        after_bytes = self.size_bytes + size_bytes
+        return max(0, after_bytes - max(self.size_bytes, credit_bytes))
 
     @property
     def charged_slots(self) -> int:
@@ -114,6 +122,7 @@ class Accounting:
         quarantine: bad archives kept for inspection; only their bytes count.
         reservations: of the builds that may be published, at most one per timeline.
         unpublished: of all other builds, and of their archives while they are open.
+        habits_bytes: of the file of saved habits, also while it is written.
     """
 
     def __init__(self, config: BasebackupCacheConfig) -> None:
@@ -124,10 +133,11 @@ class Accounting:
         self.quarantine = Files()
         self.reservations: dict[bytes, Reservation] = {}
         self.unpublished: set[Reservation] = set()
+        self.habits_bytes = 0
         self.set_limits(config)
 
     def set_limits(self, config: BasebackupCacheConfig) -> None:
-        """Keep to these limits from now on; nothing that is there is removed for them."""
+        """Keep to these limits from now on; clean-up removes what is beyond them."""
         self._max_entries = config.max_size_entries
         self._max_size_bytes = total = config.max_total_size_bytes
         self._max_entry_size_bytes = min(config.max_entry_size_bytes or total, total)
@@ -150,13 +160,20 @@ class Accounting:
 
     @property
     def nonentry_bytes(self) -> int:
-        """Bytes of foreign files, doomed files and quarantine; safe without a lock."""
-        return self.foreign_files.size_bytes + self.doomed.size_bytes + self.quarantine.size_bytes
+        """Bytes of all files that are no entries; safe without a lock."""
+        files = self.foreign_files.size_bytes + self.doomed.size_bytes + self.quarantine.size_bytes
+        return files + self.habits_bytes
 
     @property
     def unpublished_bytes(self) -> int:
         """Bytes that count against `max_unpublished_size_bytes`; safe without a lock."""
         return sum([each.size_bytes for each in list(self.unpublished) if each.is_held])
+
+    def excess(self, files: int = 0, size_bytes: int = 0) -> tuple[int, int]:
+        """By how many files and bytes the limits would be passed with so many more; 0 if not."""
+        files += self.total_count - self._max_entries
+        size_bytes += self.total_size_bytes - self._max_size_bytes
+        return max(0, files), max(0, size_bytes)
 
     def check_slot(self) -> None:
         """Check that there is a slot, and at least one byte, for a new entry.
@@ -197,9 +214,7 @@ class Accounting:
                 "the limit of one entry"
             )
         else:
-            self._check_total(
-                size_after - max(reservation.size_bytes, reservation.credit_bytes or 0)
-            )
+            self._check_total(reservation.charge_of(size_bytes))
         reservation.size_bytes = size_after
 
     def unpublish(self, reservation: Reservation) -> None:

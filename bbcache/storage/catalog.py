@@ -12,16 +12,18 @@ import logging
 import os
 import threading
 from collections import deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from bbcache.errors import ClosingError, StoreError, safe_str
+from bbcache.storage.doubt import Doubt
 from bbcache.storage.files import hint_for, try_unlink
+from bbcache.storage.habits_file import HabitsFile
 from bbcache.storage.index import newest_of_each
 from bbcache.storage.quarantine import Quarantine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from bbcache.metrics import Metrics
     from bbcache.storage.accounting import Reservation
@@ -62,12 +64,13 @@ class Catalog:
         self._file_lock = threading.RLock()  # orders changes of files; guards the next five
         self._dirlock = dirlock
         self._quarantine = Quarantine(store, index)
+        self._habits_file = HabitsFile(store.data_dir, store.tmp_dir)
         self._scanned: tuple[int, int] | None = None  # identity of the directory in the index
         self._is_swept = False  # whether ``tmp/`` is
         self._load_failure: str | None = None  # why the last load failed
         self._failures: deque[OSError] = deque()  # of removals, not yet logged
         self._is_fenced = False  # set under the file lock
-        self._doubt = _Doubt()  # set without the lock
+        self._doubt = Doubt()  # set without the lock
         self._store = store
         self._index = index
         self._accounting = ledger = index.accounting
@@ -181,6 +184,17 @@ class Catalog:
         self._log_news()
         return is_removed
 
+    @contextmanager
+    def changing(self) -> Iterator[bool]:
+        """Hold the file lock for a step of the evictor; gives whether files may be changed."""
+        with self._file_lock, self._doubt:
+            yield self._may_change_locked()
+
+    def drop_oldest_quarantined(self) -> bool:
+        """Remove the oldest quarantined archive; False if there is none that can be removed."""
+        with self.changing() as may_change:
+            return may_change and self._quarantine.drop_oldest()
+
     def forget(self, entry: Entry) -> bool:
         """Drop this very entry, whose file is gone. Takes no file lock, so `get` may call it.
 
@@ -246,7 +260,9 @@ class Catalog:
                 return
             gone = [path for path in doomed.sizes if try_unlink(path) is None]
             there = self._store.restat(foreign_files.sizes)
+            habits_bytes = self._habits_file.size_bytes()
             with self._index.lock:
+                self._accounting.habits_bytes = habits_bytes
                 for path in gone:
                     doomed.drop(path)
                 foreign_files.replace(there)
@@ -308,6 +324,7 @@ class Catalog:
         found = self._store.scan()
         newest, superseded = newest_of_each(found.entries)
         self._quarantine.refresh()
+        habits_bytes = self._habits_file.size_bytes()
         doomed = self._accounting.doomed
         left = self._store.restat(doomed.sizes)
         for entry in newest.values() if left else ():
@@ -315,6 +332,7 @@ class Catalog:
         with self._index.lock:
             doomed.replace(left)
             self._accounting.foreign_files.replace(found.foreign_files)
+            self._accounting.habits_bytes = habits_bytes
             self._index.load(newest)
         self._doubt.is_there = False
         for entry in superseded:
@@ -372,19 +390,3 @@ class Catalog:
                         failure.strerror,
                         hint_for(failure),
                     )
-
-
-class _Doubt:
-    """Whether a KeyboardInterrupt, say, has broken off a step in the middle.
-
-    A context manager around each step that may run in a caller's thread.
-    """
-
-    is_there = False
-
-    def __enter__(self) -> None:
-        """Begin a step."""
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and not issubclass(kind, OSError):  # a step expects an OSError
-            self.is_there = True

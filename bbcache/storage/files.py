@@ -26,15 +26,17 @@ from bbcache.storage.entry_names import PREFIX, parse_entry_names
 from bbcache.storage.index import Entry
 
 TMP_NAME: Final = "tmp"
+HABITS_NAME: Final = ".bbcache.habits"
 QUARANTINE_NAME: Final = "quarantine"
-_OWN_NAMES: Final = frozenset((TMP_NAME, QUARANTINE_NAME, LOCK_NAME))
+_OWN_NAMES: Final = frozenset((TMP_NAME, QUARANTINE_NAME, LOCK_NAME, HABITS_NAME))
 _BATCH_SIZE: Final = 256  # entries whose names are parsed at once
 _QUARANTINED_NAME: Final = re.compile(r"\d{8}T\d{6}\.\d{6}Z_.+", re.ASCII | re.DOTALL)
 _TEMP_NAME: Final = re.compile(
-    rf"{PREFIX}[0-9a-f]{{32}}_[0-9a-f]{{32}}_[0-9A-F]{{16}}\.tar\.gz(\..*)?", re.DOTALL
+    rf"({PREFIX}[0-9a-f]{{32}}_[0-9a-f]{{32}}_[0-9A-F]{{16}}\.tar\.gz|\.bbcache\.habits)(\..*)?",
+    re.DOTALL,
 )
 # Follow no link, wait for no FIFO.
-_OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _HINTS: Final = {
@@ -133,7 +135,7 @@ class BasebackupFile(io.FileIO):
             OSError: it cannot be opened.
         """
         try:
-            file = cls.open_whatever(path, _OPEN_FLAGS)
+            file = cls.open_whatever(path, OPEN_FLAGS)
         except OSError as error:
             if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):  # or a link, a socket
                 raise ArchiveError(f"{path} is not a regular file") from error

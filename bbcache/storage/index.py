@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from enum import IntEnum
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -120,11 +121,14 @@ class Index:
         lock: guards entries and ledger. Held for a few changes of memory only. A thread that
             needs the catalog's file lock as well takes that first.
         accounting: the ledger. Hold the lock to change it or to read a total.
+        changes: key and size of each new entry, key and None of each that is gone, and None
+            where all were replaced; in the order of the changes. The evictor takes them out.
     """
 
     def __init__(self, config: BasebackupCacheConfig) -> None:
         self.lock = threading.RLock()
         self.accounting = Accounting(config)
+        self.changes: deque[tuple[bytes, int | None] | None] = deque()
         self._entries: dict[bytes, Entry] = {}
 
     def set_limits(self, config: BasebackupCacheConfig) -> None:
@@ -157,6 +161,7 @@ class Index:
         size_bytes = sum([e.packed >> _SIZE_SHIFT & _SIZE_MASK for e in entries.values()])
         with self.lock:
             self._entries, accounting = entries, self.accounting
+            self.changes.append(None)
             accounting.entry_count, accounting.entries_size_bytes = len(entries), size_bytes
             for key in accounting.reservations:
                 self.settle_credit(key)
@@ -170,6 +175,11 @@ class Index:
         with self.lock:
             if key not in self._entries:
                 self.accounting.check_slot()
+
+    def excess(self, files: int = 0, size_bytes: int = 0) -> tuple[int, int]:
+        """By how many files and bytes the limits would be passed with so many more."""
+        with self.lock:
+            return self.accounting.excess(files, size_bytes)
 
     def reserve(self, key: bytes) -> Reservation:
         """Take the slot for a build. A timeline has at most one build at a time.
@@ -192,6 +202,7 @@ class Index:
             if old is not None:
                 self._drop_locked(old)
             self._entries[entry.key] = entry
+            self.changes.append((entry.key, entry.size_bytes))
             self.accounting.entry_count += 1
             self.accounting.entries_size_bytes += entry.size_bytes
             return old
@@ -234,6 +245,7 @@ class Index:
         if self._entries.get(entry.key) is not entry:
             return False
         del self._entries[entry.key]
+        self.changes.append((entry.key, None))
         self.accounting.entry_count -= 1
         self.accounting.entries_size_bytes -= entry.size_bytes
         return True

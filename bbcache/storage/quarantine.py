@@ -55,6 +55,15 @@ class Quarantine:
             self._files.put(path, entry.size_bytes)
         return None
 
+    def drop_oldest(self) -> bool:
+        """Remove the oldest archive to make room; False if there is none that can be removed."""
+        own = [path for path in self._files.sizes if self._store.is_quarantined_name(path)]
+        if not own or try_unlink(own[0]) is not None:
+            return False
+        with self._index.lock:
+            self._files.drop(own[0])
+        return True
+
     def trim(self) -> list[OSError]:
         """Remove the oldest archives beyond `KEEPS`, and count the rest.
 

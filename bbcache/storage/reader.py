@@ -45,6 +45,7 @@ class Reader:
         work_counter: counts a quarantine under way.
         pacer: notes each read.
         verify_reads: ``always``, ``first`` or ``never``.
+        note_start: appends the key and the time of each `get` to a queue; None if there is none.
         rebuild: called with a bad entry after its removal, to queue a prepare.
     """
 
@@ -59,6 +60,7 @@ class Reader:
         pacer: Pacer,
         *,
         verify_reads: str,
+        note_start: Callable[[tuple[bytes, float]], None] | None,
         rebuild: Callable[[Entry], None],
     ) -> None:
         self._index = index
@@ -73,6 +75,7 @@ class Reader:
         self._pacer = pacer
         self._is_always_checked = verify_reads == "always"
         self._with_digest = verify_reads != "never"
+        self._note_start = note_start
         self._rebuild = rebuild
         self._warned_s = -math.inf  # set by any thread: a race costs one more line
 
@@ -97,11 +100,14 @@ class Reader:
         except TypeError:
             check_ids(tenant_id, timeline_id, lsn)
             raise
+        now_s = time.time()
+        if self._note_start is not None:
+            self._note_start((key, now_s))
         if entry is None:
             check_ids(tenant_id, timeline_id, lsn)
             if counts_misses:
                 self._misses.inc()
-                self._note_miss((time.time(), key, lsn.real, _MISS, ""))
+                self._note_miss((now_s, key, lsn.real, _MISS, ""))
             return None
         try:
             file = self._store.open(key, lsn, entry.size_bytes)

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from bbcache.metrics import Metrics
     from bbcache.pacer import Pacer
     from bbcache.storage.catalog import Catalog
+    from bbcache.storage.evictor import Evictor
     from bbcache.storage.index import Entry, Index
+    from bbcache.storage.pins import Pins
+    from bbcache.storage.saved_habits import SavedHabits
     from bbcache.work_counter import WorkCounter
 
 log = logging.getLogger(__name__)
@@ -40,6 +43,9 @@ class Cleaner:
         tenants: the host, called without any lock.
         index: the entries.
         catalog: removes them.
+        evictor: shrinks the cache to its limits.
+        pins: the entries that are never evicted.
+        saved_habits: saves what the policy of eviction has learned.
         metrics: counts failures.
         history: records removed entries.
         work_counter: counts a step under way.
@@ -51,6 +57,9 @@ class Cleaner:
         tenants: TenantManager,
         index: Index,
         catalog: Catalog,
+        evictor: Evictor,
+        pins: Pins,
+        saved_habits: SavedHabits,
         metrics: Metrics,
         history: History,
         work_counter: WorkCounter,
@@ -59,6 +68,9 @@ class Cleaner:
         self._tenants = tenants
         self._index = index
         self._catalog = catalog
+        self._evictor = evictor
+        self._pins = pins
+        self._saved_habits = saved_habits
         self._metrics = metrics
         self._history = history
         self._work_counter = work_counter
@@ -75,6 +87,10 @@ class Cleaner:
             self._step()
         self._work_counter.changed()
 
+    def save_habits(self) -> None:
+        """Save what the policy of eviction has learned; failures are counted and logged."""
+        self._try("save the habits of timelines", self._saved_habits.save)
+
     def _step(self) -> None:
         if not self._try("use the cache directory", self._catalog.ensure_directory):
             return
@@ -83,16 +99,18 @@ class Cleaner:
         entries = self._index.by_key()  # before the host is asked: later entries are not judged
         entry_count = len(entries)
         with lifecycle.callback():
-            outgrown = self._outgrown(entries) if entries else []
+            outgrown = self._outgrown(entries)
         removed_count = sum(map(self._remove, outgrown))
         if removed_count:
             log.info("clean-up removed %d of %d basebackups", removed_count, entry_count)
         self._try("examine the cache directory", self._catalog.upkeep)
+        self._try("shrink the cache", self._evictor.step)
         self._metrics.refresh()
 
     def _remove(self, entry: Entry) -> bool:
         if not self._catalog.discard(entry):
             return False
+        self._metrics.removals[RemovalReason.OUTGROWN].inc()
         self._history.add(entry.key, entry.lsn, RemovalReason.OUTGROWN)
         return True
 
@@ -123,6 +141,9 @@ class Cleaner:
             return []
         except BaseException as error:  # noqa: BLE001 - a host may raise anything
             self._keep(error, "everything")
+            return []
+        self._pins.ask(self._pacer.paced(zip(ids, tenants, strict=True)), self._keep)
+        if not entries:
             return []
         unknown = {
             bytes(tenant_id)  # a TenantId never equals the first half of a key

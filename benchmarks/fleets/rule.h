@@ -16,6 +16,8 @@ static const double MU_STEPS = 3000.0, MOST_DEVIATION = 4.0;
 /* Levels of scores: 32 for each power of two. */
 static const double LEVELS = 32, LEVEL_ONE = 1600, LEAST_GAIN = 1e-300;
 static const int UNHELD_STEP = 4; /* bins between two looks at a sleeper without an archive */
+static const int YOUNG_STEP = 3;  /* bins between two looks at an entry, up to an age */
+static const double YOUNG = 0.1;
 
 /* What is known of one timeline (bbcache.eviction.habits). */
 typedef struct {
@@ -279,7 +281,8 @@ static double rule_level(Rule *rule, int32_t timeline, double footprint) {
 
 /* Have a sleeper looked at again: each bin if it has an archive, else each few bins. */
 static void rule_set_timer(Rule *rule, int32_t timeline, int is_held) {
-    int32_t bin = rule->bin[timeline] + (is_held ? 1 : UNHELD_STEP);
+    int32_t bin = rule->bin[timeline];
+    bin += is_held ? (rule->edges[bin] < YOUNG ? YOUNG_STEP : 1) : UNHELD_STEP;
     if (bin < rule->bins) {
         double due_s = rule->stopped_s[timeline] + rule->edges[bin] * rule->scale_s[timeline];
         timers_add(&rule->timers, due_s, timeline, rule->sleep[timeline]);

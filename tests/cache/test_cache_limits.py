@@ -99,7 +99,9 @@ def test_bytes_hold_while_four_workers_build(tmp_path: Path) -> None:
 
 def test_slots_hold_while_four_workers_build(tmp_path: Path) -> None:
     """A slot is taken before the build: of four at once as many are built as may stay."""
-    harness = Harness(tmp_path / "cache", prepare_concurrency=4, max_size_entries=3)
+    harness = Harness(
+        tmp_path / "cache", prepare_concurrency=4, max_size_entries=3, eviction="none"
+    )
     with harness, Gate() as gate:
         harness.prepared()
         timelines = [harness.timeline() for _ in range(4)]
@@ -117,7 +119,7 @@ def test_slots_hold_while_four_workers_build(tmp_path: Path) -> None:
 
 def test_a_full_cache_refreshes_what_it_holds(tmp_path: Path) -> None:
     """With no byte and no slot free, a timeline with an entry still gets its next LSN."""
-    with Harness(tmp_path / "cache") as harness:
+    with Harness(tmp_path / "cache", eviction="none") as harness:
         timelines = [harness.timeline() for _ in range(2)]
         for timeline in timelines:
             timeline.tarball = _shrinking
@@ -136,7 +138,9 @@ def test_a_full_cache_refreshes_what_it_holds(tmp_path: Path) -> None:
 
 def test_a_refresh_is_charged_for_what_exceeds_its_old_entry(tmp_path: Path) -> None:
     """A refresh that has grown beyond what is free is a skip, and the old entry stays."""
-    with Harness(tmp_path / "cache", max_total_size_bytes=3 * MIB) as harness:
+    limit_bytes = 3 * MIB
+    harness = Harness(tmp_path / "cache", max_total_size_bytes=limit_bytes, eviction="none")
+    with harness:
         other = harness.prepared(size_bytes=MIB)
         growing = harness.prepared(size_bytes=MIB)
         growing.advance(LSN_B)
@@ -155,7 +159,8 @@ def test_a_replaced_file_that_cannot_be_unlinked_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A replaced file that cannot be unlinked counts: there is no room for it twice."""
-    harness = Harness(tmp_path / "cache", max_total_size_bytes=3 * MIB + MIB // 2)
+    limit_bytes = 3 * MIB + MIB // 2
+    harness = Harness(tmp_path / "cache", max_total_size_bytes=limit_bytes, eviction="none")
     with harness:
         timeline = harness.prepared(size_bytes=MIB)
         timeline.advance(LSN_B)

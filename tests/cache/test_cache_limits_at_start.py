@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,8 @@ from support.cache_helpers import (
     Harness,
     noise,
 )
+
+from bbcache import TenantState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,10 +35,11 @@ def _seed_three(harness: Harness) -> list[MemoryTimeline]:
     return timelines
 
 
+@pytest.mark.parametrize("eviction", ["return-rate", "oldest", "none"])
 @pytest.mark.parametrize("limit", [{"max_size_entries": 2}, {"max_total_size_bytes": 100_000}])
-def test_over_the_limit_at_the_start(tmp_path: Path, limit: dict[str, int]) -> None:
-    """Entries are served and refreshed; new ones come once the cache is below its limits."""
-    harness = Harness(tmp_path / "cache", **limit)
+def test_over_the_limit_at_the_start(tmp_path: Path, limit: dict[str, int], eviction: str) -> None:
+    """Entries are served and refreshed, nothing new is admitted, and clean-up shrinks the cache."""
+    harness = Harness(tmp_path / "cache", eviction=eviction, **limit)
     timelines = _seed_three(harness)
     newcomer = harness.timeline()
     with harness:
@@ -45,33 +49,60 @@ def test_over_the_limit_at_the_start(tmp_path: Path, limit: dict[str, int]) -> N
         timelines[0].advance(LSN_B)
         harness.prepare(timelines[0], LSN_B)
         assert harness.get(timelines[0], LSN_B) == _shrinking(LSN_B)
-        for timeline in timelines[1:]:
-            timeline.advance(LSN_B)
-            harness.cache.run_cleanup()
-            harness.prepare(newcomer)
-        assert harness.holds(newcomer)
-        assert harness.skips["full"] in {1, 2}
+        harness.cache.run_cleanup()
+        assert len(harness.cache.entries()) == 2
+        assert harness.counts("bbcache_removals_total") == {"over_limit": 1}
         harness.check_accounting()
 
 
-def test_a_limit_lowered_at_a_restart_deletes_nothing(tmp_path: Path) -> None:
-    """The cache comes down to a lower limit by clean-up alone, also below one entry."""
+def test_a_limit_lowered_at_a_restart_shrinks_the_cache(tmp_path: Path) -> None:
+    """Clean-up removes what is beyond a lower limit, also below one entry."""
     with Harness(tmp_path / "cache") as harness:
         timelines = [harness.prepared(size_bytes=50_000) for _ in range(5)]
-        harness.reopen(max_size_entries=1, max_total_size_bytes=1000, max_entry_size_bytes=10)
+        harness.reopen(max_size_entries=3)
         assert all(harness.get(timeline) for timeline in timelines)
         harness.cache.run_cleanup()
-        assert len(harness.cache.entries()) == 5
-        for timeline in timelines:
-            timeline.advance(LSN_B)
+        assert len(harness.cache.entries()) == 3
+        harness.reopen(max_total_size_bytes=1000, max_entry_size_bytes=10)
         harness.cache.run_cleanup()
         assert harness.cache.entries() == []
         harness.check_accounting()
 
 
+def test_limits_lowered_at_a_reload_shrink_the_cache(tmp_path: Path) -> None:
+    """`set_limits` holds for newcomers at once, and for entries from the next clean-up on."""
+    with Harness(tmp_path / "cache") as harness:
+        for _ in range(5):
+            harness.prepared()
+        harness.cache.set_limits(dataclasses.replace(harness.config, max_size_entries=2))
+        assert len(harness.cache.entries()) == 5
+        harness.prepare(harness.timeline())
+        assert harness.skips == {"full": 1}
+        harness.cache.run_cleanup()
+        assert len(harness.cache.entries()) == 2
+        harness.check_accounting()
+
+
+def test_a_cache_shrinks_at_a_bounded_rate(tmp_path: Path) -> None:
+    """One clean-up removes at most 1,000 entries or a tenth of them, the next ones the rest."""
+    harness = Harness(tmp_path / "cache", max_size_entries=5)
+    content = harness.sealed(harness.timeline())
+    harness.dir.mkdir()
+    for number in range(1010):
+        name = f"basebackup_{harness.tenant.tenant_id}_{number:032x}_0000000000001000.tar.gz"
+        (harness.dir / name).write_bytes(content)
+    harness.tenant.state = TenantState.ATTACHING
+    with harness:
+        counts = []
+        for _ in range(3):
+            harness.cache.run_cleanup()
+            counts.append(len(harness.cache.entries()))
+        assert counts == [10, 5, 5]
+
+
 def test_foreign_files_and_quarantine_count(tmp_path: Path) -> None:
     """Foreign files take slots and bytes, quarantine bytes alone; both can fill a cache."""
-    harness = Harness(tmp_path / "cache", max_size_entries=2)
+    harness = Harness(tmp_path / "cache", max_size_entries=2, eviction="none")
     harness.dir.mkdir()
     (harness.dir / "foreign file").write_bytes(b"x" * 1000)
     quarantine = harness.dir / "quarantine"

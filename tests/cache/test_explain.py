@@ -99,7 +99,7 @@ def test_a_timeline_that_was_skipped(harness: Harness) -> None:
 
 def test_a_limit_is_named(tmp_path: Path) -> None:
     """A timeline that finds no room is told which limit is in the way."""
-    with Harness(tmp_path / "cache", max_size_entries=1) as harness:
+    with Harness(tmp_path / "cache", max_size_entries=1, eviction="none") as harness:
         harness.prepared()
         timeline = harness.timeline()
         harness.prepare(timeline)

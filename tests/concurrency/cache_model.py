@@ -1,7 +1,9 @@
 """What a cache must hold and answer after any steps: a model without threads or locks.
 
 It is told what was done to the directory, and predicts by the design's rules. Every answer
-is exact; `NO_ROOM` stands for the two skips `full` and `too_big`.
+is exact, but for the choice of the policy of eviction: where there may be too little room, a
+prepare is `undecided`, and what the cache has done is taken over. `NO_ROOM` stands for the skips
+`full`, `too_big`, `declined` and `low_disk`.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ if TYPE_CHECKING:
 OK, ERROR, NO_ROOM, AHEAD = "ok", "error", "no room", "ahead"
 MISSING, FOLDER, SPECIAL, CONTENT = "missing", "folder", "special", "content"
 HIT, MISS = "hit", "miss"
-OWN_NAMES: Final = {"tmp", "quarantine", ".bbcache.lock"}
+OWN_NAMES: Final = {"tmp", "quarantine", ".bbcache.lock", ".bbcache.habits"}
 ENTRY_NAME: Final = re.compile(
     r"basebackup_(?P<key>[0-9a-f]{32}_[0-9a-f]{32})_(?P<lsn>[0-9A-F]{16})\.tar\.gz"
 )
 _QUARANTINE_KEEPS: Final = 8
+_MOST_PLANNED_BYTES: Final = 4000  # more than any archive here has, or is planned to have
 
 
 @dataclass
@@ -75,6 +78,8 @@ class Model:
         outcomes: how the prepares ended that were predicted since last taken.
         foreign: names in the directory that are no entries.
         is_at_path: whether the directory still has the lock file that is held.
+        undecided: prepares whose end depends on the policy of eviction.
+        pinned: timelines whose entries must not be evicted.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Model:
         self.known_good = known_good
         self.damage: dict[str, str] = {}
         self.outcomes: list[str] = []
+        self.undecided: list[tuple[Slot, Lsn, bytes]] = []
 
     def start(self, config: BasebackupCacheConfig) -> None:
         """A cache has just taken over what is in the directory."""
@@ -99,6 +105,7 @@ class Model:
         self.builds: dict[int, Build] = {}
         self.waiting: dict[int, dict[Lsn, Waiting]] = {}
         self.pending_unlinks: dict[str, int] = {}
+        self.pinned: set[int] = set()
         self.rescan()
 
     def rescan(self) -> None:
@@ -168,6 +175,31 @@ class Model:
         held = self.held.get(number)
         return max(0, size_bytes - (held.size_bytes if held else 0))
 
+    @property
+    def evicts(self) -> bool:
+        """Whether entries may go for new ones."""
+        return self.config.eviction != "none"
+
+    @property
+    def is_low_on_disk(self) -> bool:
+        """Whether the disk has less free space than is to be left."""
+        return bool(self.config.min_free_disk_bytes)
+
+    @property
+    def is_over_limit(self) -> bool:
+        """Whether a clean-up has to shrink the cache."""
+        config = self.config
+        is_over = self.total_count > config.max_size_entries
+        return is_over or self.total_bytes > config.max_total_size_bytes
+
+    @property
+    def is_roomy(self) -> bool:
+        """Whether any archive fits, whatever size it is planned to have."""
+        config = self.config
+        has_slot = self.total_count < config.max_size_entries
+        most_bytes = self.total_bytes + _MOST_PLANNED_BYTES
+        return has_slot and most_bytes <= config.max_total_size_bytes
+
     def _has_room(self) -> bool:
         has_slot = self.total_count < self.config.max_size_entries
         return has_slot and self.total_bytes < self.config.max_total_size_bytes
@@ -214,6 +246,11 @@ class Model:
         is_begun, outcome = outcome is None, ERROR if outcome == AHEAD else outcome
         if outcome is None and not self.is_at_path:
             self.rescan()
+        if outcome is None and self.is_low_on_disk and slot.number not in self.held:
+            outcome = NO_ROOM
+        if outcome is None and self.evicts and not self.is_roomy:
+            self.undecided.append((slot, lsn, slot.archive(lsn)))
+            return is_begun
         if outcome is None and slot.number not in self.held and not self._has_room():
             outcome = NO_ROOM
         if outcome is None and not self._may_grow(slot.number, HEADER_SIZE_BYTES):
@@ -234,7 +271,7 @@ class Model:
             return "up_to_date"
         if slot.tip > lsn or (is_rebuild and slot.tip != lsn):
             return "tip_moved"
-        if held is None and not self._has_room():
+        if held is None and not (self.evicts or self._has_room()):
             return NO_ROOM
         return AHEAD if slot.tip < lsn else None
 
@@ -301,6 +338,12 @@ class Model:
         """A stopped build goes on, and then what waited behind it."""
         charged_bytes = self._charge(slot.number, HEADER_SIZE_BYTES)
         build = self.builds[slot.number]
+        if self.evicts and not self.is_roomy:
+            del self.builds[slot.number]
+            self.undecided.append((slot, build.lsn, build.archive))
+            for lsn in self.waiting.pop(slot.number, {}):
+                self.undecided.append((slot, lsn, slot.archive(lsn)))
+            return
         is_at_path, self.is_at_path = self.is_at_path, self.is_at_path and not build.is_lost
         outcome = self._build(slot, build.lsn, build.archive, charged_bytes=charged_bytes)
         self.is_at_path = is_at_path
@@ -354,6 +397,7 @@ class Model:
         if not self.is_at_path:
             self.rescan()
         if self._host.failure is None and self._host.is_ready:
+            self._pin()
             for slot in self._slots:
                 held = None if slot.number in undecided else self.held.get(slot.number)
                 if held is not None and self.is_outgrown(slot, held.lsn):
@@ -366,6 +410,31 @@ class Model:
             n: _regular_bytes(path) for n, path in foreign_files.items() if os.path.lexists(path)
         }
         self.quarantine_bytes = sum(self._quarantined().values())
+
+    def _pin(self) -> None:
+        """Ask the tenants for their pins, which may take half of each limit."""
+        wanted = {
+            slot.number
+            for slot in self._slots
+            if slot.number in self._host.pinned
+            and self._host.tenants.get(slot.tenant.tenant_shard_id) is not None
+        }
+        files = self.config.max_size_entries // 2
+        left_bytes = self.config.max_total_size_bytes // 2
+        accepted: set[int] = set()
+        for slot in sorted(self._slots, key=lambda s: (s.number not in self.pinned, s.key)):
+            held = self.held.get(slot.number)
+            size_bytes = held.size_bytes if held else 0
+            if slot.number in wanted and len(accepted) < files and size_bytes <= left_bytes:
+                accepted.add(slot.number)
+                left_bytes -= size_bytes
+        self.pinned = accepted
+
+    def take_over_quarantine(self, nonentry_bytes: int) -> None:
+        """Take over how much of the quarantine an eviction has removed."""
+        left_bytes = self.quarantine_bytes + nonentry_bytes - self.nonentry_bytes
+        assert sum(self._quarantined().values()) <= left_bytes <= self.quarantine_bytes
+        self.quarantine_bytes = left_bytes
 
     def is_outgrown(self, slot: Slot, lsn: Lsn) -> bool:
         """Whether the host says for sure that an entry is of no more use."""

@@ -8,6 +8,7 @@ import tempfile
 import threading
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -16,7 +17,7 @@ from concurrency.scripted_host import ScriptedHost, Slot
 from concurrency.wait_model import WaitModel
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 from prometheus_client import CollectorRegistry
-from support.cache_helpers import DEADLINE_S, Worker
+from support.cache_helpers import DEADLINE_S, Worker, put
 from support.helpers import count_descriptors, samples, wait_until
 from support.ledger import total_bytes, total_count
 from support.threads import is_waiting
@@ -24,14 +25,19 @@ from support.threads import is_waiting
 from bbcache import BasebackupCache, BasebackupCacheConfig
 
 if TYPE_CHECKING:
-    from bbcache import BasebackupFile, Lsn
+    from collections.abc import Collection
+
+    from bbcache import BasebackupFile, Lsn, TimelineId
+    from bbcache.testing import MemoryTenant
 
 _SHM_DIR: Final = "/dev/shm"  # noqa: S108 - mkdtemp is safe there
 _PREPARES: Final = "pageserver_basebackup_cache_prepare_total{result="
 _SKIPS: Final = "bbcache_prepare_skips_total{reason="
 _READS: Final = "pageserver_basebackup_cache_read_total{result="
+_REMOVALS: Final = "bbcache_removals_total{reason="
+_NO_ROOM: Final = ("full", "too_big", "declined", "low_disk")
 _METRICS: Final = (
-    *(metric.partition("{")[0] for metric in (_PREPARES, _SKIPS, _READS)),
+    *(metric.partition("{")[0] for metric in (_PREPARES, _SKIPS, _READS, _REMOVALS)),
     *("pageserver_basebackup_cache_entries_total", "pageserver_basebackup_cache_size_bytes"),
     *("bbcache_nonentry_bytes", "bbcache_quarantined_total"),
 )
@@ -58,6 +64,8 @@ class ComparedCache(RuleBasedStateMachine):
         self.host = ScriptedHost()
         tenants = [self.host.add_tenant() for _ in range(2)]
         self.slots = [Slot(number, tenants[number % 2]) for number in range(4)]
+        for tenant in tenants:
+            put(tenant, "pinned_timelines", partial(self._pinned, tenant))
         self.model = WaitModel(str(self.dir), self.slots, self.host, {})
         self.pending: dict[int, set[Lsn]] = {}  # by timeline: prepares that are left running
         self.outgrown: set[int] = set()  # timelines whose entry clean-up saw as such meanwhile
@@ -66,6 +74,10 @@ class ComparedCache(RuleBasedStateMachine):
         self._cache: BasebackupCache | None = None
         self._descriptors = count_descriptors()
         self.totals["directories"] += 1
+
+    def _pinned(self, tenant: MemoryTenant) -> list[TimelineId]:
+        own = [slot for slot in self.slots if slot.tenant is tenant]
+        return [slot.timeline.timeline_id for slot in own if slot.number in self.host.pinned]
 
     @property
     def cache(self) -> BasebackupCache:
@@ -77,12 +89,14 @@ class ComparedCache(RuleBasedStateMachine):
 
     def start(self, options: dict[str, Any]) -> None:
         """Start a cache on the directory as it is."""
+        options = {"min_free_disk_bytes": 0, **options}
         config = BasebackupCacheConfig(cleanup_period=3600.0, prepare_concurrency=3, **options)
         self.registry = CollectorRegistry()
         self.sent = 0
         self.reads: Counter[str] = Counter()
         self.prepares: Counter[str] = Counter()
         self.pending.clear()
+        self.evicted_count = 0
         self.model.start(config)
         before = set(threading.enumerate())
         self._cache = BasebackupCache.spawn(self.dir, config, self.host, self.registry)
@@ -108,7 +122,14 @@ class ComparedCache(RuleBasedStateMachine):
     def settle(self) -> None:
         """Wait for what was left running, and take over how it ended."""
         self.wait_until_quiet()
+        archives = {}
+        for slot, lsn, archive in self.model.undecided:
+            self.pending.setdefault(slot.number, set()).add(lsn)
+            archives[slot.number, lsn] = archive
+        self.model.undecided.clear()
         entries = {entry.timeline_id: entry for entry in self.cache.entries()}
+        if self.pending:
+            self.take_over_evictions(entries)
         for number, lsns in self.pending.items():
             slot, before = self.slots[number], self.model.held.get(number)
             entry = entries.get(slot.timeline.timeline_id)
@@ -118,11 +139,33 @@ class ComparedCache(RuleBasedStateMachine):
                     self.model.remove(slot)
             elif before is None or entry.lsn != before.lsn:
                 assert entry.lsn in lsns
-                self.model.publish(slot, entry.lsn, slot.archive(entry.lsn))
+                archive = archives.get((number, entry.lsn)) or slot.archive(entry.lsn)
+                self.model.publish(slot, entry.lsn, archive)
                 self.model.held[number].is_verified = True  # it may be: then damage is not found
         if self.pending:
             self.prepares = self.counted_prepares(self.values())
+            self.model.outcomes.clear()
         self.pending.clear()
+
+    def take_over_evictions(self, entries: Collection[TimelineId]) -> None:
+        """Take over what was evicted, and check that it could be.
+
+        Args:
+            entries: timelines that have an entry.
+        """
+        values = self.values()
+        removals = counted(values, _REMOVALS)
+        count = removals.total() - removals["outgrown"]
+        gone = [n for n in self.model.held if self.slots[n].timeline.timeline_id not in entries]
+        evicted = [n for n in gone if n not in self.outgrown]
+        assert len(evicted) <= count - self.evicted_count, "an entry was lost"
+        self.evicted_count = count
+        for number in evicted:
+            assert number not in self.model.builds, "the entry of a refresh was evicted"
+            assert number not in self.model.pinned, "a pinned entry was evicted"
+            self.model.remove(self.slots[number])
+        self.model.take_over_quarantine(int(values["bbcache_nonentry_bytes"]))
+        self.totals["evicted"] += len(evicted)
 
     def end(self, *, is_dropped: bool = False) -> None:
         """Close the cache, or drop it, whatever is running; then check its last counts."""
@@ -148,6 +191,7 @@ class ComparedCache(RuleBasedStateMachine):
         assert ended == self.sent + values["bbcache_quarantined_total"]
         self.totals.update(self.counted_prepares(values) + counted(values, _READS))
         self.totals["quarantined"] += int(values["bbcache_quarantined_total"])
+        self.model.undecided.clear()
         self.model.builds.clear()
         self.model.waiting.clear()
         self.model.ahead.clear()
@@ -187,6 +231,8 @@ class ComparedCache(RuleBasedStateMachine):
         if self._cache is None:
             return
         self.totals["steps"] += 1
+        if self.model.undecided:
+            self.settle()
         if self.pending:
             limit_bytes = max(self.model.config.max_total_size_bytes, self.bytes_before)
             assert total_bytes(self.engine.index) <= limit_bytes
@@ -235,7 +281,7 @@ class ComparedCache(RuleBasedStateMachine):
     def counted_prepares(self, values: dict[str, float]) -> Counter[str]:
         """How prepares ended; the skips by reason."""
         ended = counted(values, _SKIPS)
-        no_room = ended.pop("full", 0) + ended.pop("too_big", 0)
+        no_room = sum(ended.pop(reason, 0) for reason in _NO_ROOM)
         results = counted(values, _PREPARES)
         assert results.pop("skip", 0) == sum(ended.values()) + no_room
         return ended + results + Counter({NO_ROOM: no_room})

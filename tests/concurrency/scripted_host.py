@@ -31,6 +31,7 @@ class ScriptedHost(MemoryHost):
     def __init__(self) -> None:
         super().__init__()
         self.failure: BaseException | None = None
+        self.pinned: set[int] = set()  # numbers of timelines
 
     def list(self) -> list[tuple[TenantShardId, MemoryTenant | None]]:
         """All tenants, or the failure."""

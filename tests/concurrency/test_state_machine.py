@@ -57,6 +57,8 @@ LIMITED = st.fixed_dictionaries(
         "max_size_entries": st.sampled_from([10_000, 10_000, 4, 3, 2]),
         "max_entry_size_bytes": st.sampled_from([None, None, 1200]),
         "prepare_channel_size": st.sampled_from([100, 100, 1]),
+        "eviction": st.sampled_from(["return-rate", "return-rate", "oldest", "none"]),
+        "min_free_disk_bytes": st.sampled_from([0, 0, 0, 0, 1 << 60]),
     }
 )
 # Nothing but a tip decides then how a wait ends: what a build takes for a moment does not.

@@ -101,7 +101,8 @@ class UsedCache(ComparedCache):
         self.settle()
         slot = self.slots[number]
         is_taken = number in self.model.builds or number in self.model.ahead
-        if is_taken or len(self.model.builds) == _MOST_STOPPED:
+        is_unsure = self.model.evicts and not self.model.is_roomy
+        if is_taken or is_unsure or len(self.model.builds) == _MOST_STOPPED:
             return
         slot.version += 1
         slot.move()
@@ -229,10 +230,12 @@ class UsedCache(ComparedCache):
         lsn = self.lsn_of(slot, which)
         if slot.name(lsn) in self.model.damage:
             self.settle()
+        if self.pending and self.model.evicts:
+            self.settle()
         is_sure = number not in self.pending
         expected = self.model.get(slot, lsn) if is_sure else None
         file = self.cache.get(slot.tenant.tenant_id, slot.timeline.timeline_id, lsn)
-        if not self.pending:
+        if not self.pending and not self.model.undecided:
             self.wait_until_quiet()  # a rebuild
         self.reads[expected or (HIT if file else MISS)] += 1
         assert (file is not None) == (expected == HIT) or not is_sure
@@ -257,7 +260,7 @@ class UsedCache(ComparedCache):
         slot.version += 1
         before = len(self.model.outcomes)
         expected = self.model.fill(slot, lsn)
-        self.sent += len(self.model.outcomes) - before
+        self.sent += len(self.model.outcomes) - before + len(self.model.undecided)
         self.reads[HIT if expected == HIT else MISS] += 1
         ids = slot.tenant.tenant_shard_id, slot.timeline.timeline_id, lsn
         if expected in {AHEAD, ERROR}:
@@ -284,4 +287,13 @@ class UsedCache(ComparedCache):
             if self.model.is_outgrown(self.slots[number], self.model.held[number].lsn):
                 self.outgrown.add(number)
         self.model.clean_up(self.pending)
+        is_shrunk = self.model.is_over_limit or self.model.is_low_on_disk
         self.cache.run_cleanup()
+        if is_shrunk and not self.pending:
+            entries = {entry.timeline_id: entry for entry in self.cache.entries()}
+            self.take_over_evictions(entries)
+
+    @rule(numbers=st.sets(NUMBERS))
+    def pin(self, numbers: set[int]) -> None:
+        """Tenants pin other timelines; the next clean-up asks for it."""
+        self.host.pinned = numbers

@@ -74,6 +74,11 @@ class WaitModel(Model):
             is_left = outcome != ERROR and self.is_patient
             self.outcomes.append("cancelled" if is_left else ERROR)
             return AHEAD if is_left else ERROR
+        if outcome is None and self.is_low_on_disk and slot.number not in self.held:
+            outcome = NO_ROOM
+        if outcome is None and self.evicts and not self.is_roomy:
+            self.undecided.append((slot, lsn, slot.archive(lsn)))
+            return BUILT
         if outcome is None and not self._may_grow(slot.number, HEADER_SIZE_BYTES):
             outcome = NO_ROOM
         if outcome is None:

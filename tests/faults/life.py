@@ -121,6 +121,7 @@ class Life:
         self.registry = CollectorRegistry()
         # Beside the directory, where no call meets a fault.
         config = {"cleanup_period": 3600.0, "prepare_concurrency": 2, **settings}
+        config.setdefault("min_free_disk_bytes", 1)  # which any machine has
         config.setdefault("unpublished_dir", str(data_dir.parent))
         self.has_tier = bool(os.environ.get(WITH_TIER))
         tier = fixed_host.FixedTier() if self.has_tier else None

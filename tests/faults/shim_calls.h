@@ -162,6 +162,8 @@ ON_PATH(lstat64, "stat", AT_FDCWD, (const char *path, struct stat64 *into), path
 ON_PATH(fstatat, "stat", at, (int at, const char *path, struct stat *into, int flags), at, path, into, flags)
 ON_PATH(fstatat64, "stat", at, (int at, const char *path, struct stat64 *into, int flags), at, path, into, flags)
 ON_PATH(statx, "stat", at, (int at, const char *path, int flags, unsigned mask, struct statx *into), at, path, flags, mask, into)
+ON_PATH(statvfs, "statvfs", AT_FDCWD, (const char *path, struct statvfs *into), path, into)
+ON_PATH(statvfs64, "statvfs", AT_FDCWD, (const char *path, struct statvfs64 *into), path, into)
 ON_PATH(access, "access", AT_FDCWD, (const char *path, int mode), path, mode)
 ON_PATH(faccessat, "access", at, (int at, const char *path, int mode, int flags), at, path, mode, flags)
 ON_PATH(chmod, "chmod", AT_FDCWD, (const char *path, mode_t mode), path, mode)

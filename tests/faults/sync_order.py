@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _ORDER: Final = re.compile("open (write )+(patch )+fsync close rename ")
 
-_READS: Final = ("pread", "read", "stat", "lseek")
+_READS: Final = ("pread", "read", "stat", "statvfs", "lseek")
 
 
 def violations(calls: list[Call], data_dir: Path) -> list[str]:

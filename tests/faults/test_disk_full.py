@@ -274,7 +274,8 @@ def test_a_first_start_on_a_full_disk_works_later(disk: SmallDisk, harness: Harn
 
 def test_limits_hold_while_others_use_the_disk(disk: SmallDisk, harness: Harness) -> None:
     """The limit counts the cache's own bytes: others' files neither use it up nor free it."""
-    harness.open(max_total_size_bytes=2 * _HELD_BYTES + _HELD_BYTES // 2)
+    limit_bytes = 2 * _HELD_BYTES + _HELD_BYTES // 2
+    harness.open(max_total_size_bytes=limit_bytes, eviction="none")
     disk.fill()
     disk.free()
     timelines = [harness.prepared(LSN_A, _HELD_BYTES) for _ in range(2)]

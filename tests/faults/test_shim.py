@@ -43,6 +43,7 @@ other = os.dup2(fd, 50); os.close(other); os.close(fd)  # dup close close
 os.rename("sub/f", "sub/g"); os.link("sub/g", "sub/h")  # rename link
 os.listdir("sub")                                       # opendir readdir*5 closedir
 os.access("sub/g", os.R_OK); os.truncate("sub/g", 1)    # access truncate
+os.statvfs("sub/g")                                     # statvfs
 os.unlink("sub/g"); os.remove("sub/h"); os.rmdir("sub") # unlink unlink rmdir
 """
 _PATH_CALLS: Final = {
@@ -77,6 +78,7 @@ _PATH_CALLS: Final = {
     "chmod": "chmod",
     "getdents64": "readdir",
     "rmdir": "rmdir",
+    "statfs": "statvfs",
 }
 
 

@@ -7,7 +7,7 @@ import gzip
 import os
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.cache_helpers import (
@@ -105,8 +105,11 @@ def _disabled(harness: Harness) -> MemoryTimeline:
 
 
 CASES = [
-    pytest.param(_slots_are_full, {"max_size_entries": 1}, "full", id="no slot"),
-    pytest.param(_bytes_are_full, {"max_total_size_bytes": 10 * KIB}, "full", id="no bytes"),
+    pytest.param(_slots_are_full, {"max_size_entries": 1}, "declined", id="no slot"),
+    pytest.param(_bytes_are_full, {"max_total_size_bytes": 10 * KIB}, "declined", id="no bytes"),
+    pytest.param(
+        _slots_are_full, {"max_size_entries": 1, "eviction": "none"}, "full", id="no slot for ever"
+    ),
     pytest.param(_too_big, {"max_entry_size_bytes": 5 * KIB}, "too_big", id="too big"),
     pytest.param(_too_big, {"max_total_size_bytes": 5 * KIB}, "too_big", id="bigger than all"),
     pytest.param(_tip_moved, {}, "tip_moved", id="tip moved"),
@@ -120,7 +123,7 @@ CASES = [
 def test_the_caller_gets_the_bytes_and_nothing_is_published(
     make_harness: Callable[..., Harness],
     case: Callable[[Harness], MemoryTimeline],
-    settings: dict[str, int],
+    settings: dict[str, Any],
     reason: str,
 ) -> None:
     """The file has no name and counts until it is closed; the prepare is a skip with its reason."""

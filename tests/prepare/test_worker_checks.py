@@ -152,8 +152,13 @@ def test_of_two_failing_checks_the_earlier_decides(
     first: Check, second: Check, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first check that fails decides result, reason and log; the last one is success."""
-    harness = Harness(tmp_path / "cache", max_size_entries=1, max_entry_size_bytes=4000)
-    harness.settings["wait_lsn_timeout"] = 0.01
+    harness = Harness(
+        tmp_path / "cache",
+        max_size_entries=1,
+        max_entry_size_bytes=4000,
+        wait_lsn_timeout=0.01,
+        eviction="none",
+    )
     scene = Scene(harness)
     spoils = [first.spoil, second.spoil]
     for spoil in spoils:

@@ -160,7 +160,9 @@ def _swallowing_a_type_error(writer: Any, lsn: Lsn) -> None:
 
 def test_a_swallowed_limit_fails_the_build(tmp_path: Path) -> None:
     """Once the writer has raised, the build fails, even if the host goes on."""
-    with Harness(tmp_path / "cache", max_total_size_bytes=2 * MIB) as harness:
+    limit_bytes = 2 * MIB
+    harness = Harness(tmp_path / "cache", max_total_size_bytes=limit_bytes, eviction="none")
+    with harness:
         harness.prepared(size_bytes=MIB // 2)
         timeline = harness.timeline()
         timeline.on_send = _swallowing

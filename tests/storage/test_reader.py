@@ -243,7 +243,7 @@ def test_failed_reads_are_logged_but_not_in_a_flood(
 ) -> None:
     """At most one line per second is logged; the metric counts all."""
     timeline, now_s = harness.prepared(), 100.0
-    clock = SimpleNamespace(monotonic=lambda: now_s)
+    clock = SimpleNamespace(monotonic=lambda: now_s, time=lambda: now_s)
     monkeypatch.setattr("bbcache.storage.reader.time", clock)
     fail_with(monkeypatch, Store, "open", OSError(errno.EIO, "Input/output error"))
     for now_s, line_count in ((100.0, 1), (100.9, 1), (101.0, 2), (101.5, 2)):  # noqa: B007 - read by the clock

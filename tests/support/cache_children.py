@@ -249,6 +249,6 @@ def quarantine_without_search_permission() -> None:
         quarantine = directory / "quarantine"
         quarantine.chmod(0o400)
         harness.cache.run_cleanup()
-        assert harness.value("bbcache_nonentry_bytes") == len(content)
+        assert harness.nonentry_bytes == len(content)
         quarantine.chmod(0o700)
         harness.check_accounting()

@@ -154,7 +154,11 @@ class Harness:
         self.dir = data_dir
         self.host = MemoryHost()
         self.tenant = self.host.add_tenant()
-        self.settings: dict[str, Any] = {"cleanup_period": 3600.0, **settings}
+        self.settings: dict[str, Any] = {
+            "cleanup_period": 3600.0,
+            "min_free_disk_bytes": 0,  # whatever the machine has
+            **settings,
+        }
         self.opened = ExitStack()
         self.threads: list[threading.Thread] = []
         self.tier: Tier | None = None
@@ -305,6 +309,13 @@ class Harness:
     def skips(self) -> dict[str, int]:
         """How many prepares were skipped, by reason."""
         return self.counts("bbcache_prepare_skips_total")
+
+    @property
+    def nonentry_bytes(self) -> float:
+        """The gauge of files that are no entries, less the file of saved habits."""
+        habits = self.dir / ".bbcache.habits"
+        saved_bytes = habits.stat().st_size if habits.exists() else 0
+        return self.value("bbcache_nonentry_bytes") - saved_bytes
 
     def temp_files(self) -> list[str]:
         """Names in ``tmp/``."""

@@ -151,7 +151,7 @@ def test_a_failed_unlink_is_tried_again(
         assert harness.cache.entries() == []
         assert harness.get(timeline) is None
         assert path.exists()
-        assert harness.value("bbcache_nonentry_bytes") == size_bytes
+        assert harness.nonentry_bytes == size_bytes
         assert harness.value("pageserver_basebackup_cache_size_bytes") == 0
         assert harness.value("bbcache_unlink_failures_total") == 1  # once a file
         assert str(path) in caplog.text
@@ -186,7 +186,7 @@ def test_a_replaced_file_that_cannot_go_is_doomed(
         fail_with(patch, os, "unlink", OSError(errno.EACCES, "no", "x"), times=1)
         harness.prepare(timeline, LSN_B)
     assert harness.get(timeline, LSN_B) == tar_of(timeline, LSN_B)
-    assert harness.value("bbcache_nonentry_bytes") == harness.path(timeline).stat().st_size
+    assert harness.nonentry_bytes == harness.path(timeline).stat().st_size
     harness.cache.run_cleanup()
     harness.check_accounting()
 
@@ -209,10 +209,10 @@ def test_upkeep_follows_foreign_files_and_quarantine(harness: Harness) -> None:
     foreign_file.write_bytes(b"x" * 100)
     (harness.dir / "quarantine" / "old").write_bytes(b"y" * 50)
     harness.open()
-    assert harness.value("bbcache_nonentry_bytes") == 150
+    assert harness.nonentry_bytes == 150
     foreign_file.write_bytes(b"x" * 300)
     harness.cache.run_cleanup()
-    assert harness.value("bbcache_nonentry_bytes") == 350
+    assert harness.nonentry_bytes == 350
     foreign_file.unlink()
     os.unlink(harness.dir / "quarantine" / "old")
     harness.cache.run_cleanup()

@@ -1,0 +1,364 @@
+"""Makes room in a full cache: asks the policy what to drop, and drops it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from bbcache.errors import CacheFullError, DeclinedError, LimitError, LowDiskError
+from bbcache.outcomes import RemovalReason
+from bbcache.storage.disk_space import missing_bytes
+from bbcache.storage.files import disk_step, hint_for, try_unlink
+from bbcache.storage.index import split_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from bbcache.config import BasebackupCacheConfig
+    from bbcache.eviction import Habits
+    from bbcache.history import History
+    from bbcache.metrics import Metrics
+    from bbcache.pacer import Pacer
+    from bbcache.storage.accounting import Reservation
+    from bbcache.storage.catalog import Catalog
+    from bbcache.storage.files import Store
+    from bbcache.storage.index import Entry, Index
+    from bbcache.storage.locked_policy import LockedPolicy
+    from bbcache.storage.pins import Pins
+
+_MOST_PER_STEP: Final = 1000  # entries that one clean-up evicts, or a tenth of all
+_MOST_PLANS: Final = 16  # for one piece of room, if other builds take what was freed for it
+
+log = logging.getLogger(__name__)
+
+
+class Standing(NamedTuple):
+    """Where a timeline stands with the policy.
+
+    Attributes:
+        score: the worth of its archive.
+        lowest_score: of the entry that is evicted next; None if none can be.
+        rank: how many entries are evicted before its own; None if it has none.
+        habits: in numbers; None for a timeline that is not known.
+        is_pinned: whether its entry is never evicted.
+    """
+
+    score: float
+    lowest_score: float | None
+    rank: int | None
+    habits: Habits | None
+    is_pinned: bool
+
+
+class _RefusedError(CacheFullError):
+    """An entry could not be removed.
+
+    Attributes:
+        failure: the cause.
+    """
+
+    def __init__(self, entry: Entry, failure: OSError) -> None:
+        super().__init__(
+            f"cannot evict {entry}: {failure.strerror}; nothing is evicted before the next clean-up"
+        )
+        self.failure = failure
+
+
+class Evictor:
+    """Takes room for builds, and evicts entries for it. Thread-safe.
+
+    Args:
+        config: the limits.
+        index: the entries and the ledger.
+        store: the files.
+        catalog: has the file lock.
+        policy: says what goes.
+        pins: says what never goes.
+        metrics: counts evictions.
+        history: records evictions.
+        pacer: pauses clean-up for reads.
+    """
+
+    def __init__(
+        self,
+        config: BasebackupCacheConfig,
+        index: Index,
+        store: Store,
+        catalog: Catalog,
+        policy: LockedPolicy,
+        pins: Pins,
+        metrics: Metrics,
+        history: History,
+        pacer: Pacer,
+    ) -> None:
+        self._config = config
+        self._index = index
+        self._store = store
+        self._catalog = catalog
+        self._policy = policy
+        self._pins = pins
+        self._metrics = metrics
+        self._history = history
+        self._pacer = pacer
+        # One plan at a time; taken first, and held while files are removed.
+        self._making_room = threading.RLock()
+        self._is_blocked = False  # an entry could not be removed; set by any thread
+
+    def set_limits(self, config: BasebackupCacheConfig) -> None:
+        """Keep to other limits from now on; the next clean-ups shrink the cache to them."""
+        self._config = config
+        self._index.set_limits(config)
+        self._policy.set_limits(config)
+        self._pins.set_limits(config)
+
+    def check_possible(self, key: bytes) -> None:
+        """Check, before a build waits for its LSN, that it may find room.
+
+        Raises:
+            CacheFullError: it does not.
+        """
+        if not self._policy.evicts:
+            self._index.check_room(key)
+
+    def reserve(self, key: bytes, *, is_stop: bool, may_evict: bool) -> Reservation:
+        """Take the slot for a build, and evict entries for the size that it will have.
+
+        Args:
+            key: the timeline.
+            is_stop: whether the timeline has just stopped.
+            may_evict: whether entries may go for it.
+
+        Raises:
+            CacheFullError: there is no room for a new entry. A refresh always succeeds.
+            StoreError: the file system does not say how much is free.
+        """
+        with self._policy.asked() as (policy, now_s):
+            planned_bytes = policy.planned_size_bytes(key)
+            if is_stop:
+                policy.stopped(key, now_s, planned_bytes)
+        if planned_bytes > self._most_bytes():  # it was too big, and would evict in vain
+            planned_bytes, may_evict = 1, False
+        reservation = self._reserve(key, planned_bytes, may_evict=may_evict)
+        reservation.may_evict = may_evict
+        return reservation
+
+    def _reserve(self, key: bytes, planned_bytes: int, *, may_evict: bool) -> Reservation:
+        if self._index.newest(key) is not None:
+            self._policy.begin_refresh(key)
+            with suppress(CacheFullError):  # the entry is gone since
+                return self._index.reserve(key)
+            self._policy.end_refresh(key)
+        self._check_disk()
+        if not self._policy.evicts:
+            return self._index.reserve(key)
+        for _ in range(_MOST_PLANS):
+            if self._index.excess(1, planned_bytes) == (0, 0):
+                with suppress(CacheFullError):  # another build was faster
+                    return self._index.reserve(key)
+            self._make_room(key, 1, planned_bytes, may_evict=may_evict, is_refresh=False)
+        raise CacheFullError("the cache is full: other builds take the room that is made")
+
+    def grow(self, reservation: Reservation, size_bytes: int) -> None:
+        """Take room for more bytes before they are written, and evict entries for it.
+
+        Raises:
+            EntryTooBigError: the archive passes the limit of one entry.
+            CacheFullError: there is no room.
+        """
+        for _ in range(_MOST_PLANS):
+            try:
+                with self._index.lock:
+                    self._index.accounting.grow(reservation, size_bytes)
+            except LimitError as error:
+                is_full = isinstance(error, CacheFullError)
+                if reservation.is_unpublished or (is_full and not self._policy.evicts):
+                    raise
+                with self._policy.asked() as (policy, _):
+                    policy.grown(reservation.key, reservation.size_bytes + size_bytes)
+                if not is_full:
+                    raise
+            else:
+                return
+            with self._index.lock:
+                charge_bytes = reservation.charge_of(size_bytes)
+            is_refresh, may_evict = reservation.credit_bytes is not None, reservation.may_evict
+            self._make_room(
+                reservation.key, 0, charge_bytes, may_evict=may_evict, is_refresh=is_refresh
+            )
+        raise CacheFullError("the cache is full: other builds take the room that is made")
+
+    def release(self, reservation: Reservation) -> None:
+        """End a build. An unpublished archive counts until its last file is closed."""
+        with self._index.lock:
+            self._index.accounting.release(reservation)
+        self._policy.end_refresh(reservation.key)
+
+    def step(self) -> None:
+        """Shrink the cache to its limits, and to the space that the disk has: a bounded part.
+
+        Nothing goes before the host has said once what is pinned.
+
+        Raises:
+            OSError: the file system does not say how much is free.
+        """
+        self._is_blocked = False
+        if not self._pins.are_known:
+            return
+        is_over = any(self._index.excess()) or self._missing_bytes() > 0
+        if is_over or (self._policy.evicts and self._is_nearly_full()):
+            self._policy.complete(self._pacer)  # before the first newcomer has to wait for it
+        if not is_over:
+            return
+        most = max(_MOST_PER_STEP, self._index.accounting.entry_count // 10)
+        most -= self._shrink(self._index.excess, RemovalReason.OVER_LIMIT, most)
+        self._shrink(self._disk_deficit, RemovalReason.LOW_DISK, most)
+        self._missing_bytes()
+
+    def standing(self, key: bytes) -> Standing:
+        """Where a timeline stands with the policy."""
+        with self._policy.asked() as (policy, now_s):
+            return Standing(
+                policy.score(key, now_s),
+                policy.lowest_score(now_s),
+                None if self._index.newest(key) is None else policy.rank(key, now_s),
+                policy.habits(key, now_s),
+                key in self._pins.keys,
+            )
+
+    def _is_nearly_full(self) -> bool:
+        tenths = self._config.max_size_entries // 10, self._config.max_total_size_bytes // 10
+        return any(self._index.excess(*tenths))
+
+    def _most_bytes(self) -> int:
+        total = self._config.max_total_size_bytes
+        return min(self._config.max_entry_size_bytes or total, total)
+
+    def _missing_bytes(self) -> int:
+        missing = missing_bytes(self._store.data_dir, self._config.min_free_disk_bytes)
+        self._metrics.free_disk_deficit_bytes.set(missing)
+        return missing
+
+    def _check_disk(self) -> None:
+        with disk_step("examine the file system of", self._store.data_dir):
+            missing = self._missing_bytes()
+        if missing:
+            raise LowDiskError(
+                f"the file system of {self._store.data_dir} has {missing} bytes less free space "
+                "than min_free_disk_bytes\nhint: Free space, or lower min_free_disk_bytes."
+            )
+
+    def _make_room(
+        self, key: bytes, files: int, size_bytes: int, *, may_evict: bool, is_refresh: bool
+    ) -> None:
+        """Remove quarantined archives, then entries, until so much more fits.
+
+        Raises:
+            CacheFullError: it cannot fit; `DeclinedError` if each entry is worth more.
+        """
+        if may_evict and not self._pins.are_known:
+            raise CacheFullError("the cache is full, and the host does not say yet what is pinned")
+        with self._reporting(RemovalReason.NEWCOMER, key) as evicted, self._making_room:
+            self._policy.complete(self._pacer)
+            if self._is_blocked:
+                raise CacheFullError(
+                    "the cache is full: an entry could not be removed, so nothing is evicted "
+                    "before the next clean-up"
+                )
+            if any(self._index.excess()):
+                raise CacheFullError("the cache is over its limits until clean-up has shrunk it")
+            while self._index.excess(0, size_bytes)[1]:
+                if not self._catalog.drop_oldest_quarantined():
+                    break
+            needed = self._index.excess(files, size_bytes)
+            for victim in self._plan(key, *needed, may_evict=may_evict, is_refresh=is_refresh):
+                self._evict(victim, evicted)
+
+    def _plan(
+        self, key: bytes, files: int, size_bytes: int, *, may_evict: bool, is_refresh: bool
+    ) -> list[bytes]:
+        if not (files or size_bytes):
+            return []
+        with self._policy.asked() as (policy, now_s):
+            victims = policy.cheaper(key, files, size_bytes, now_s) if may_evict else None
+            lowest = policy.lowest(files, size_bytes, now_s) if victims is None else []
+        if victims is not None:
+            return victims
+        freed_bytes = sum([self._size_bytes(each) for each in lowest])
+        if len(lowest) < files or freed_bytes < size_bytes:
+            raise CacheFullError(
+                f"the cache is full: {files} files and {size_bytes} bytes must go, but nothing "
+                "more can be evicted"
+            )
+        if is_refresh and may_evict:
+            return lowest
+        raise DeclinedError("the cache is full of entries that are more likely to be asked for")
+
+    def _size_bytes(self, key: bytes) -> int:
+        entry = self._index.newest(key)
+        return 0 if entry is None else entry.size_bytes
+
+    @contextmanager
+    def _reporting(self, reason: RemovalReason, newcomer: bytes | None) -> Iterator[list[Entry]]:
+        """Give a list for evicted entries, and count and log them after the locks of the block."""
+        evicted: list[Entry] = []
+        try:
+            yield evicted
+        except _RefusedError as refusal:
+            self._metrics.eviction_failures.inc()
+            log.warning("%s%s", refusal, hint_for(refusal.failure))
+            raise
+        finally:
+            what = "" if newcomer is None else f"the basebackup of {split_key(newcomer)}"
+            for entry in evicted:
+                self._metrics.removals[reason].inc()
+                self._history.add(entry.key, entry.lsn, reason, what)
+                log.info("%s: %s", entry, reason.text)
+
+    def _evict(self, key: bytes, evicted: list[Entry]) -> None:
+        """Remove the file of an entry, then the entry; if that fails, the entry stays.
+
+        Raises:
+            CacheFullError: the file could not be removed.
+        """
+        entry = self._index.newest(key)
+        if entry is None:
+            return
+        path = self._store.path_of(key, entry.lsn)
+        with self._catalog.changing() as may_change:
+            if self._index.newest(key) is not entry:
+                return
+            failure = try_unlink(path) if may_change else OSError(errno.EROFS, "read-only", path)
+            if failure is None:
+                self._index.remove(entry)
+                evicted.append(entry)
+                return
+        self._is_blocked = True
+        raise _RefusedError(entry, failure)
+
+    def _disk_deficit(self) -> tuple[int, int]:
+        return 0, self._missing_bytes()
+
+    def _shrink(
+        self, excess: Callable[[], tuple[int, int]], reason: RemovalReason, most: int
+    ) -> int:
+        """Remove quarantined archives, then the least of the entries, for an excess.
+
+        Returns:
+            How many entries were evicted, at most `most`.
+        """
+        while excess()[1] and self._catalog.drop_oldest_quarantined():
+            pass
+        files, size_bytes = excess()
+        if not (files or size_bytes):
+            return 0
+        with self._policy.asked() as (policy, now_s):
+            victims = policy.lowest(files, size_bytes, now_s)[:most]
+        if self._is_blocked:
+            return 0
+        with suppress(_RefusedError), self._reporting(reason, None) as evicted:
+            for victim in self._pacer.paced(victims):
+                self._evict(victim, evicted)
+        return len(evicted)

@@ -1,0 +1,209 @@
+"""The policy of eviction under its lock, told of starts and of changes of the index.
+
+No hit and no miss takes the lock: a `get` appends to one queue, the index to another. Both are
+taken out before the policy decides anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from bbcache.eviction import Never, Oldest, ReturnRate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from bbcache.config import BasebackupCacheConfig
+    from bbcache.eviction import Policy
+    from bbcache.pacer import Pacer
+    from bbcache.storage.files import Store
+    from bbcache.storage.index import Entry, Index
+
+_MOST_STARTS: Final = 100_000  # between two looks; the oldest of more are forgotten
+
+log = logging.getLogger(__name__)
+
+
+class LockedPolicy:
+    """Knows what to keep. Thread-safe.
+
+    Args:
+        config: the limits and the name of the policy.
+        index: has the entries, and the queue of their changes.
+        store: has the files, whose times stand for stops that were not seen.
+        clock: the wall clock, in seconds since the epoch.
+
+    Attributes:
+        note_start: appends the key and the time of a `get`, also of a miss; None if no policy
+            wants to know. Takes no lock.
+        has_news: whether something was learned since this was last set to False.
+    """
+
+    def __init__(
+        self,
+        config: BasebackupCacheConfig,
+        index: Index,
+        store: Store,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._index = index
+        self._store = store
+        self._clock = clock
+        self._starts: deque[tuple[bytes, float]] = deque(maxlen=_MOST_STARTS)
+        self.note_start = None if config.eviction == "none" else self._starts.append
+        self._lock = threading.RLock()  # guards the next eight; memory only; before the index's
+        self._policy = self._make()
+        self._is_broken = False
+        self._pinned: frozenset[bytes] = frozenset()
+        self._refreshed: set[bytes] = set()
+        self._ranks = False  # whether the policy knows which entries there are
+        self._load_count = 1  # how often all entries of the index were replaced
+        self._completed_count = 0  # up to which of these times `complete` has told of them
+        self.has_news = False
+
+    @property
+    def evicts(self) -> bool:
+        """Whether an entry may go for a newcomer."""
+        return self._config.eviction != "none"
+
+    def pinned_count(self) -> int:
+        """How many entries are pinned."""
+        return sum([self._index.newest(key) is not None for key in self._pinned])
+
+    @contextmanager
+    def asked(self) -> Iterator[tuple[Policy, float]]:
+        """Hold the lock for a few calls of the policy, which is up to date.
+
+        If an interrupt breaks the calls off, the policy is made again from what it has learned.
+
+        Returns:
+            The policy, and the time of now.
+        """
+        with self._lock:
+            is_done = False
+            if self._is_broken:
+                self._make_again_locked()
+            try:
+                self._take_out_locked()
+                yield self._policy, self._clock()
+                is_done = True
+            finally:
+                self._is_broken = not is_done
+
+    def set_limits(self, config: BasebackupCacheConfig) -> None:
+        """Keep to other limits from now on; the policy stays the same."""
+        with self.asked() as (policy, _):
+            policy.set_limits(config.max_size_entries, config.max_total_size_bytes)
+            self._config = config
+
+    def pin(self, keys: frozenset[bytes]) -> None:
+        """Make these entries, and no others, no candidates for eviction."""
+        with self.asked() as (policy, _):
+            for key in self._pinned.difference(keys, self._refreshed):
+                policy.unspare(key)
+            for key in keys:
+                policy.spare(key)
+            self._pinned = keys
+
+    def begin_refresh(self, key: bytes) -> None:
+        """Make the entry of a timeline no candidate while its next one is built."""
+        with self.asked() as (policy, _):
+            self._refreshed.add(key)
+            policy.spare(key)
+
+    def end_refresh(self, key: bytes) -> None:
+        """Undo `begin_refresh`; harmless without it."""
+        if key in self._refreshed:  # one read of memory
+            with self.asked() as (policy, _):
+                self._refreshed.discard(key)
+                if key not in self._pinned:
+                    policy.unspare(key)
+
+    def load(self, data: bytes) -> None:
+        """Take saved habits; damaged ones are the same as none."""
+        with self._lock:
+            if not self._policy.load(data, self._clock()) and data:
+                log.warning(
+                    "the saved habits are damaged or of another version; nothing is lost "
+                    "but what was learned"
+                )
+
+    def complete(self, pacer: Pacer) -> None:
+        """Tell the policy of entries that it does not know, the oldest file first.
+
+        The first call makes the policy rank entries, which takes half a kilobyte for each: a
+        cache that never becomes full does without.
+
+        Args:
+            pacer: pauses for reads.
+        """
+        while True:
+            with self.asked() as (policy, _):
+                self._ranks = True
+                load_count = self._load_count
+                if self._completed_count == load_count:
+                    return
+                known = set(policy.held_keys())
+            entries = self._index.by_key()
+            with self.asked() as (policy, _):
+                for key in known.difference(entries):
+                    policy.dropped(key)
+            found: list[tuple[float, Entry]] = []
+            for key, entry in pacer.paced(entries.items()):
+                written_s = None if key in known else self._written_s(entry)
+                if written_s is not None:
+                    found.append((written_s, entry))
+            found.sort(key=lambda each: each[0])
+            for written_s, entry in pacer.paced(found):
+                with self.asked() as (policy, now_s):
+                    if self._index.newest(entry.key) is entry:  # else its change is in the queue
+                        policy.found(entry.key, entry.size_bytes, min(written_s, now_s), now_s)
+            with self.asked():
+                self._completed_count = max(self._completed_count, load_count)
+
+    def _written_s(self, entry: Entry) -> float | None:
+        try:
+            return os.lstat(self._store.path_of(entry.key, entry.lsn)).st_mtime
+        except OSError:  # gone; or later reads and removals of it count the failure
+            return None
+
+    def _make(self) -> Policy:
+        limits = self._config.max_size_entries, self._config.max_total_size_bytes
+        match self._config.eviction:
+            case "return-rate":
+                return ReturnRate(*limits)
+            case "oldest":
+                return Oldest(*limits)
+        return Never(*limits)
+
+    def _make_again_locked(self) -> None:
+        data = self._policy.save()
+        self._policy = self._make()
+        self._policy.load(data, self._clock())
+        for key in self._pinned.union(self._refreshed):
+            self._policy.spare(key)
+        self._load_count += 1
+
+    def _take_out_locked(self) -> None:
+        policy, starts, changes = self._policy, self._starts, self._index.changes
+        while starts:
+            policy.started(*starts.popleft())
+            self.has_news = True
+        while changes:
+            change = changes.popleft()
+            if change is None:
+                self._load_count += 1
+                continue
+            key, size_bytes = change
+            if size_bytes is not None:
+                policy.held(key, size_bytes)
+                self.has_news = True
+            if size_bytes is None or not self._ranks:
+                policy.dropped(key)
