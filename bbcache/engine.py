@@ -162,7 +162,14 @@ class Engine:
             self._fetch_timeout_s,
         )
         self.explainer = Explainer(
-            tenants, self.index, self.store, self._queue, backoff, history, self._notes
+            tenants,
+            self.index,
+            self.evictor,
+            self.store,
+            self._queue,
+            backoff,
+            history,
+            self._notes,
         )
         self._changed = Waiters()  # for changes of the flags
         self._is_abandoned = self._is_closed = False

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bbcache.ids import TenantId, TimelineId
     from bbcache.prepare.backoff import Backoff
     from bbcache.prepare.queue import PrepareQueue
+    from bbcache.storage.evictor import Evictor
     from bbcache.storage.files import Store
     from bbcache.storage.index import Entry, Index
 
@@ -41,6 +42,7 @@ class Explainer:
 
     tenants: TenantManager
     index: Index
+    evictor: Evictor
     store: Store
     queue: PrepareQueue
     backoff: Backoff
@@ -59,6 +61,7 @@ class Explainer:
             timeline_id=timeline_id,
             at=datetime.now(UTC),
             entry=None if entry is None else self._describe(entry, memory_only=memory_only),
+            standing=self.evictor.standing(key),
             under_way=self.queue.under_way(key),
             backing_off=self._backing_off(key),
             host=host,

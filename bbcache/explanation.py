@@ -8,11 +8,13 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Final, Self
 
+from bbcache.eviction.habits import Habits
 from bbcache.history import PastOutcome
-from bbcache.human_units import duration, size
+from bbcache.human_units import duration, rough_duration, size
 from bbcache.ids import Lsn, TenantId, TimelineId
 from bbcache.outcomes import RequestState
 
+_MANY_SEEN: Final = 255  # or more
 _TIME_FORMAT: Final = "%Y-%m-%d %H:%M:%S UTC"
 
 
@@ -31,6 +33,27 @@ class HeldEntry:
     size_bytes: int
     age_s: float | None
     is_verified: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the policy of eviction thinks of a timeline.
+
+    Attributes:
+        score: the worth of its archive: with ``return-rate`` the returns per second and per share
+            of the cache. It is compared with other scores alone. None while no entry is ranked,
+            before the cache is nearly full.
+        lowest_score: that of the entry that goes next; None if no entry can go, or is ranked.
+        rank: how many entries go before its own; None if it has none, or none is ranked.
+        is_pinned: whether its entry is never evicted.
+        habits: its habits; None for an unknown timeline, and with another policy.
+    """
+
+    score: float | None
+    lowest_score: float | None
+    rank: int | None
+    is_pinned: bool
+    habits: Habits | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +127,7 @@ class Explanation:
         timeline_id: its timeline.
         at: the moment, UTC.
         entry: the entry; None if there is none.
+        standing: what the policy of eviction thinks of it; None if the cache does nothing.
         under_way: prepares that wait or run, the running one first.
         backing_off: pauses after failed builds.
         host: what the host says.
@@ -117,6 +141,7 @@ class Explanation:
     timeline_id: TimelineId
     at: datetime
     entry: HeldEntry | None
+    standing: Standing | None
     under_way: tuple[UnderWay, ...]
     backing_off: tuple[BackingOff, ...]
     host: HostAnswer
@@ -133,6 +158,7 @@ class Explanation:
             timeline_id=timeline_id,
             at=now,
             entry=None,
+            standing=None,
             under_way=(),
             backing_off=(),
             host=NOT_ASKED,
@@ -153,6 +179,8 @@ class Explanation:
         yield f"timeline {self.timeline_id} of tenant {self.tenant_id} at {self.at:{_TIME_FORMAT}}"
         yield from (f"note: {each}" for each in self.notes)
         yield f"entry: {'none' if self.entry is None else _entry_text(self.entry)}"
+        if self.standing is not None:
+            yield from _standing_lines(self.standing, has_entry=self.entry is not None)
         yield f"host: {self.host}{self._comparison()}"
         yield from _block("under way", [_under_way_text(each) for each in self.under_way])
         yield from _block("backing off", [_backing_off_text(each) for each in self.backing_off])
@@ -192,6 +220,41 @@ def _entry_text(entry: HeldEntry) -> str:
     age = "" if entry.age_s is None else f", written {duration(entry.age_s)} ago"
     checked = "verified" if entry.is_verified else "not verified"
     return f"at {entry.lsn}, {size(entry.size_bytes)}{age}, {checked} since the start of the cache"
+
+
+def _standing_lines(standing: Standing, *, has_entry: bool) -> Iterator[str]:
+    if has_entry:
+        yield f"pinned: {'yes, so it is never evicted' if standing.is_pinned else 'no'}"
+    yield f"score: {_score_text(standing)}"
+    yield f"habits: {habits_text(standing.habits)}"
+
+
+def _score_text(standing: Standing) -> str:
+    if standing.score is None:
+        return "entries are not ranked before the cache is nearly full"
+    lowest = standing.lowest_score
+    others = "no entry can be evicted" if lowest is None else f"the lowest score is {lowest:.3g}"
+    rank = "" if standing.rank is None else f", number {standing.rank + 1} from eviction"
+    return f"{standing.score:.3g}{rank}; {others}"
+
+
+def habits_text(habits: Habits | None) -> str:
+    """The habits of a timeline as a line."""
+    if habits is None:
+        return "not known"
+    if habits.typical_sleep_s is None:
+        words = ["has not started after a stop yet"]
+    else:
+        seen = f"{habits.sleeps_seen}{' or more' if habits.sleeps_seen >= _MANY_SEEN else ''} seen"
+        regular = f"{habits.regularity}, " if habits.sleeps_seen > 1 else ""
+        words = [f"sleeps {rough_duration(habits.typical_sleep_s)} typically, {regular}{seen}"]
+    if habits.asleep_s is None:
+        return "; ".join([*words, "runs now"])
+    words.append(f"asleep {rough_duration(habits.asleep_s)}")
+    if habits.return_share is not None and habits.horizon_s is not None:
+        within = rough_duration(habits.horizon_s)
+        words.append(f"of its kind {habits.return_share:.0%} return within {within}")
+    return "; ".join(words)
 
 
 def _under_way_text(request: UnderWay) -> str:

@@ -105,7 +105,7 @@ class History:
                 _WHAT[type(outcome)],
                 outcome.value,
                 Lsn.of_valid(lsn),
-                f"{outcome.text}: {detail}" if detail else outcome.text,
+                f"{outcome.text}: {detail}" if detail not in ("", outcome.text) else outcome.text,
             )
             for at_s, _, lsn, outcome, detail in reversed(found[-most:])
         )

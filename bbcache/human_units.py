@@ -29,3 +29,9 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {left % _MINUTE_S} s" if minutes else f"{left} s"
+
+
+def rough_duration(seconds: float) -> str:
+    """Like `duration`, without the seconds of minutes."""
+    is_minutes = _MINUTE_S <= seconds < _HOUR_S
+    return f"{int(seconds) // _MINUTE_S} min" if is_minutes else duration(seconds)

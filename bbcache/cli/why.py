@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import http.client
 import json
 import os
+import time
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,9 +16,13 @@ from urllib.parse import urlsplit
 
 from bbcache.cli.verify import CACHE_DIR_NAME, NoCacheError
 from bbcache.errors import BbcacheError, ParseError, printable
+from bbcache.eviction import ReturnRate
+from bbcache.explanation import habits_text
 from bbcache.human_units import duration, size
 from bbcache.ids import TenantId, TimelineId
 from bbcache.storage.dirlock import LOCK_NAME
+from bbcache.storage.files import HABITS_NAME, TMP_NAME
+from bbcache.storage.habits_file import HabitsFile
 from bbcache.storage.index import make_key
 from bbcache.storage.verify import Audit, Verdict
 
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bbcache.archive.format import Seal
+    from bbcache.eviction import Habits
     from bbcache.storage.verify import StoredArchive
 
 _DESCRIPTION = """\
@@ -175,6 +182,7 @@ class _Directory:
         key = make_key(tenant_id, timeline_id)
         self._ids = tenant_id, timeline_id
         self._archives = audit.archives_of(key)
+        self._habits, self._habits_text = _read_habits(self._dir, key)
         self._quarantined = audit.quarantined_of(key)
 
     def as_dict(self) -> dict[str, Any]:
@@ -185,6 +193,7 @@ class _Directory:
             "dir": os.fspath(self._dir),
             "files": [_as_dict(each) for each in self._archives],
             "quarantined": self._quarantined,
+            "habits": None if self._habits is None else dataclasses.asdict(self._habits),
             "outcomes": None,
         }
 
@@ -195,8 +204,22 @@ class _Directory:
             yield "file: none"
         for archive in self._archives:
             yield from _lines(archive)
+        yield f"habits: {self._habits_text}"
         yield from (f"quarantined: {path}" for path in self._quarantined)
         yield f"note: {_NO_HISTORY}"
+
+
+def _read_habits(directory: Path, key: bytes) -> tuple[Habits | None, str]:
+    """The saved habits of a timeline, and the same as a text."""
+    data_dir = os.fspath(directory)
+    data = HabitsFile(data_dir, os.path.join(data_dir, TMP_NAME)).read()
+    if not data:
+        return None, "none are saved"
+    policy, now_s = ReturnRate(None, max_known=len(data)), time.time()
+    if not policy.load(data, now_s):
+        return None, f"{HABITS_NAME} is damaged, or of another version"
+    habits = policy.habits(key, now_s)
+    return habits, f"{habits_text(habits)}, as of the last clean-up"
 
 
 def _lines(archive: StoredArchive) -> Iterator[str]:

@@ -6,9 +6,10 @@ import errno
 import logging
 import threading
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import CacheFullError, DeclinedError, LimitError, LowDiskError
+from bbcache.explanation import Standing
 from bbcache.outcomes import RemovalReason
 from bbcache.storage.disk_space import missing_bytes
 from bbcache.storage.files import disk_step, hint_for, try_unlink
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from bbcache.config import BasebackupCacheConfig
-    from bbcache.eviction import Habits
     from bbcache.history import History
     from bbcache.metrics import Metrics
     from bbcache.pacer import Pacer
@@ -33,24 +33,6 @@ _MOST_PER_STEP: Final = 1000  # entries that one clean-up evicts, or a tenth of 
 _MOST_PLANS: Final = 16  # for one piece of room, if other builds take what was freed for it
 
 log = logging.getLogger(__name__)
-
-
-class Standing(NamedTuple):
-    """Where a timeline stands with the policy.
-
-    Attributes:
-        score: the worth of its archive.
-        lowest_score: of the entry that is evicted next; None if none can be.
-        rank: how many entries are evicted before its own; None if it has none.
-        habits: in numbers; None for a timeline that is not known.
-        is_pinned: whether its entry is never evicted.
-    """
-
-    score: float
-    lowest_score: float | None
-    rank: int | None
-    habits: Habits | None
-    is_pinned: bool
 
 
 class _RefusedError(CacheFullError):
@@ -220,12 +202,13 @@ class Evictor:
     def standing(self, key: bytes) -> Standing:
         """Where a timeline stands with the policy."""
         with self._policy.asked() as (policy, now_s):
+            is_ranked = self._policy.is_ranking and self._index.newest(key) is not None
             return Standing(
-                policy.score(key, now_s),
-                policy.lowest_score(now_s),
-                None if self._index.newest(key) is None else policy.rank(key, now_s),
-                policy.habits(key, now_s),
-                key in self._pins.keys,
+                score=policy.score(key, now_s) if self._policy.is_ranking else None,
+                lowest_score=policy.lowest_score(now_s) if self._policy.is_ranking else None,
+                rank=policy.rank(key, now_s) if is_ranked else None,
+                is_pinned=key in self._pins.keys,
+                habits=policy.habits(key, now_s),
             )
 
     def _is_nearly_full(self) -> bool:

@@ -73,6 +73,11 @@ class LockedPolicy:
         """Whether an entry may go for a newcomer."""
         return self._config.eviction != "none"
 
+    @property
+    def is_ranking(self) -> bool:
+        """Whether entries are ranked: not before the cache is nearly full."""
+        return self._ranks
+
     def pinned_count(self) -> int:
         """How many entries are pinned."""
         return sum([self._index.newest(key) is not None for key in self._pinned])

@@ -108,6 +108,54 @@ def test_a_limit_is_named(tmp_path: Path) -> None:
     assert "max_size_entries" in outcome.text
 
 
+def test_where_timelines_stand_in_a_full_cache(tmp_path: Path) -> None:
+    """The rank of an entry, and why a newcomer was declined: the scores are there to compare."""
+    with Harness(tmp_path / "cache", max_size_entries=2) as harness:
+        entries, declined = [harness.prepared() for _ in range(2)], harness.timeline()
+        harness.prepare(declined)
+        explained = explain(harness, declined)
+        standings = [explain(harness, timeline).standing for timeline in entries]
+        text = str(explain(harness, entries[1]))
+    assert results(explained) == [("prepare", "declined")]
+    assert explained.standing is not None
+    assert explained.standing.rank is None
+    assert explained.standing.lowest_score is not None
+    assert explained.standing.score is not None
+    assert 0 < explained.standing.score <= explained.standing.lowest_score
+    assert [each.rank for each in standings if each is not None] == [0, 1]
+    assert "number 2 from eviction; the lowest score is " in text
+    assert "pinned: no" in text
+
+
+def test_a_pinned_entry(harness: Harness) -> None:
+    """A pin of the host is shown once clean-up has asked for it."""
+    timeline = harness.prepared()
+    put(harness.tenant, "pinned_timelines", lambda: [timeline.timeline_id])
+    harness.cache.run_cleanup()
+    explained = explain(harness, timeline)
+    assert explained.standing is not None
+    assert explained.standing.is_pinned
+    assert "pinned: yes, so it is never evicted" in str(explained)
+    assert explained.standing.score is None
+    assert "score: entries are not ranked before the cache is nearly full" in str(explained)
+
+
+def test_the_habits_of_a_timeline(harness: Harness) -> None:
+    """Its sleep until the first get after a stop is known, and that it runs since then."""
+    timeline = harness.prepared()
+    asleep = explain(harness, timeline).standing
+    assert harness.get(timeline) is not None
+    running = explain(harness, timeline)
+    assert asleep is not None
+    assert asleep.habits is not None
+    assert (asleep.habits.sleeps_seen, asleep.habits.typical_sleep_s) == (0, None)
+    assert asleep.habits.asleep_s is not None
+    assert running.standing is not None
+    assert running.standing.habits is not None
+    assert (running.standing.habits.sleeps_seen, running.standing.habits.asleep_s) == (1, None)
+    assert "1 seen; runs now" in str(running)
+
+
 def test_a_failed_build_and_its_pause(harness: Harness) -> None:
     """The cause of a failure, and until when the next build waits."""
     timeline = harness.timeline()

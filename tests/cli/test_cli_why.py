@@ -11,6 +11,7 @@ import pytest
 from http_service.conftest import make_front, whole  # noqa: F401 - fixtures
 from page_service.conftest import make_bench  # noqa: F401 - likewise
 from support.cache_helpers import LSN_A, LSN_B, Harness
+from support.helpers import wait_until
 
 from bbcache.cli import main
 from bbcache.http_service.handler import text_response
@@ -110,6 +111,25 @@ def test_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert lines[3].startswith("  seal: xxh3-128 ")
     assert lines[4] == "  good"
     assert lines[-1] == "note: the outcomes are known to the service alone: ask it with --url"
+
+
+def test_saved_habits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are those of the last clean-up; a damaged file is named as such."""
+
+    def said(*arguments: str) -> str:
+        assert main(["why", "--root", str(tmp_path), *arguments]) == 0
+        return capsys.readouterr().out
+
+    with Harness(tmp_path, cleanup_period=0.02) as harness:
+        assert "habits: none are saved" in said(*NOBODY)
+        timeline = harness.prepared()
+        ids = ids_of(harness, timeline)
+        assert harness.get(timeline) is not None
+        wait_until(lambda: "1 seen; runs now, as of the last clean-up" in said(*ids))
+    assert json.loads(said("--json", *ids))["habits"]["sleeps_seen"] == 1
+    assert "habits: not known, as of the last clean-up" in said(*NOBODY)
+    (tmp_path / ".bbcache.habits").write_bytes(b"bad")
+    assert "habits: .bbcache.habits is damaged" in said(*ids)
 
 
 def test_a_directory_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -210,6 +210,16 @@ def settings(path: Path, table: dict[str, Any]) -> BasebackupCacheConfig:
     return config
 
 
+def read_explanation(explanation: Explanation) -> None:
+    """What is known of one timeline."""
+    assert_type(explanation.as_dict(), dict[str, Any])
+    if explanation.entry is not None:
+        assert_type(explanation.entry.lsn, Lsn)
+    if explanation.standing is not None and explanation.standing.habits is not None:
+        assert_type(explanation.standing.habits.return_share, float | None)
+    assert_type([each.result for each in explanation.outcomes], list[str])
+
+
 def a_life(directory: Path, config: BasebackupCacheConfig | None) -> int:
     """From spawn to close."""
     manager = MyManager()
@@ -232,12 +242,7 @@ def a_life(directory: Path, config: BasebackupCacheConfig | None) -> int:
     cache.send_prepare(shard_id, timeline_id, Lsn(1))
     cache.send_prepare(shard_id.tenant_id, timeline_id, Lsn(1))  # type: ignore[arg-type]
     cache.run_cleanup()
-    explanation = cache.explain(shard_id.tenant_id, timeline_id)
-    assert_type(explanation, Explanation)
-    assert_type(explanation.as_dict(), dict[str, Any])
-    if explanation.entry is not None:
-        assert_type(explanation.entry.lsn, Lsn)
-    assert_type([each.result for each in explanation.outcomes], list[str])
+    read_explanation(cache.explain(shard_id.tenant_id, timeline_id))
     cache.close(timeout=1.5)
     registry = CollectorRegistry()
     with BasebackupCache.spawn("relative", config, manager, registry=registry) as cache:
