@@ -23,7 +23,7 @@ class StepGate:
     @property
     def is_in_pool(self) -> bool:
         """Whether a thread of the cache's pool is stopped, not one of the test."""
-        return self._stopped_name.startswith("bbcache-prepare")
+        return self._stopped_name.startswith(("bbcache-prepare", "bbcache-fetch"))
 
     @property
     def has_stopped(self) -> bool:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from support.locks import WatchedLock
 
-    from bbcache import Lsn
+    from bbcache import Lsn, Tier
     from bbcache.host import TarballWriter
 
 TAR_BYTES: Final = 600
@@ -100,10 +100,17 @@ class Scene:
         is_closing: whether a close has been asked for.
     """
 
-    def __init__(self, data_dir: Path, tar_bytes: int = TAR_BYTES, **settings: Any) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        tar_bytes: int = TAR_BYTES,
+        stored: Tier | None = None,
+        **settings: Any,
+    ) -> None:
         self.harness = Harness(
             data_dir, **{"verify_reads": "always", "prepare_concurrency": 2, **settings}
         )
+        self.harness.tier = stored
         self.timeline = self.harness.timeline(LSN_A)
         self.timeline.on_send = self._send
         self._tar_bytes = tar_bytes
@@ -246,7 +253,7 @@ class Scene:
             frame = inspect.currentframe()
             caller = frame.f_back if frame is not None else None
             if caller is not None and caller.f_globals["__name__"].startswith("bbcache."):
-                self._pass_by(step)
+                self.pass_by(step)
             return original(*args, **kwargs)
 
         self._patches.setattr(owner, name, passed)
@@ -264,7 +271,8 @@ class Scene:
         step = getattr(self._thread, "step", "start")
         self._stop_at(f"{step} + {self._thread.locks}")
 
-    def _pass_by(self, step: str) -> None:
+    def pass_by(self, step: str) -> None:
+        """Pass a step, and stop there if a gate says so."""
         if self._is_watched and _is_of_interest():
             with self._lock:
                 self._passes[step] += 1
@@ -291,7 +299,7 @@ class Scene:
         sent.append(tar)
         half = len(tar) // 2
         writer.write(tar[:half])
-        self._pass_by("host: half of the tarball")
+        self.pass_by("host: half of the tarball")
         writer.write(tar[half:])
 
 
