@@ -21,7 +21,7 @@ UNKNOWN_REGULARITY: Final = 3
 _VISIT_CUTS: Final = (1, 2, 5)
 _HOUR_STEP: Final = 8
 _HOUR_MOST: Final = 240
-_LEAST_HOURS: Final = 48  # six starts, before the hours say something
+_LEAST_STARTS: Final = 6  # before the hours say something
 _QUIET, _BUSY = 0.3, 1.7  # share of the starts over share of the time
 HOUR_S: Final = 3600.0
 DAY_S: Final = 86400.0
@@ -150,7 +150,9 @@ def kind_of(record: bytes | bytearray, at: int, now_s: float) -> tuple[float, in
         return UNKNOWN_SLEEP_S, 0, UNKNOWN_REGULARITY, 0
     typical_s = math.exp(mu_code / _MU_STEPS)
     visits = 1 if count == 1 else 2 if count < _VISIT_CUTS[-1] else 3
-    clock = _clock_level(record[at + _HOURS_AT : at + _STOP_AT], now_s, typical_s)
+    clock = 0
+    if count >= _LEAST_STARTS:
+        clock = _clock_level(record[at + _HOURS_AT : at + _STOP_AT], now_s, typical_s)
     return typical_s, visits, _regularity_level(count, deviation_code), clock
 
 
@@ -185,10 +187,10 @@ def _regularity_level(count: int, deviation_code: int) -> int:
 
 
 def _clock_level(hours: bytes | bytearray, now_s: float, typical_s: float) -> int:
-    """Whether the timeline often starts at the hours that come now: 1 rarely, 3 often."""
-    total = sum(hours)
-    if total < _LEAST_HOURS:
-        return 0
+    """Whether the timeline often starts at the hours that come now: 1 rarely, 3 often.
+
+    Level 0 is that of a timeline that has started too seldom to say.
+    """
     window = min(max(2 * typical_s / HOUR_S, 1.0), 6.0)  # in hours
     begin = now_s / HOUR_S
     end = begin + window
@@ -196,5 +198,5 @@ def _clock_level(hours: bytes | bytearray, now_s: float, typical_s: float) -> in
     starts = hours[first % 24] * (first + 1 - begin) + hours[last % 24] * (end - last)
     for hour in range(first + 1, last):
         starts += hours[hour % 24]
-    share = (starts / total) / (window / 24)
+    share = (starts / sum(hours)) / (window / 24)
     return 1 if share < _QUIET else 2 if share < _BUSY else 3

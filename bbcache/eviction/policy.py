@@ -198,7 +198,10 @@ class Ranking:
 
     def first(self) -> Ranked | None:
         """The candidate that goes next."""
-        return next(self._in_order(), None)
+        used = self._used
+        if not used:
+            return None
+        return next(iter(self._levels[(used & -used).bit_length() - 1].values()))
 
     def below(self, level: int, files: int, size_bytes: int) -> list[bytes] | None:
         """The fewest candidates below a level that free so many files and bytes.
@@ -206,6 +209,9 @@ class Ranking:
         Returns:
             None if all of them are not enough.
         """
+        if files <= 1 and size_bytes <= 0:  # nearly always
+            first = self.first()
+            return None if first is None or first.level >= level else [first.key]
         found, is_enough = self._take(level, files, size_bytes)
         if not is_enough:
             return None

@@ -19,7 +19,7 @@ from bbcache.eviction import habits
 from bbcache.eviction.policy import Limits, Ranking
 from bbcache.eviction.records import SAMPLE, Records
 from bbcache.eviction.sleeper import Sleeper
-from bbcache.eviction.table import EDGES, LAST_BIN, LEVELS, Table, bin_of
+from bbcache.eviction.table import EDGES, ENDS, LAST_BIN, LEVELS, Table, bin_of
 from bbcache.eviction.timers import Timers
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ _MAGIC: Final = b"bbcache habits 1\n"
 _HEADER: Final = Struct("<dqqI")  # when, archives published, their bytes, bytes of the records
 _CHECK_SIZE_BYTES: Final = 8
 _MOST_NEWCOMERS: Final = 1000
+_MOST_IDLE_TIMERS: Final = 64  # beyond as many as there are sleepers
 _UNHELD_STEP: Final = 4  # bins
 _YOUNG_STEP: Final = 3
 _YOUNG: Final = 0.1  # typical sleeps; finer looks at newcomers cost more than they gain
@@ -40,6 +41,7 @@ _STARTED: Final = 0
 _LEVEL_ONE: Final = 50 * LEVELS  # of a score of 1
 ALL_COUNTED: Final = 2000  # timelines of which each return is counted; of more, a sample
 _LEAST_KNOWN: Final = 100_000  # timelines
+_MOST_KNOWN: Final = 10_000_000
 _KNOWN_PER_ENTRY: Final = 20
 _FIRST_SIZE_BYTES: Final = 1  # planned for before any archive was published
 
@@ -60,7 +62,8 @@ class ReturnRate:
         max_known: int | None = None,
     ) -> None:
         self._limits = Limits(max_entries, max_size_bytes)
-        self._max_known = max_known or max(_LEAST_KNOWN, _KNOWN_PER_ENTRY * (max_entries or 0))
+        wanted = _KNOWN_PER_ENTRY * (max_entries or 0)
+        self._max_known = max_known or min(max(_LEAST_KNOWN, wanted), _MOST_KNOWN)
         self._records = Records(self._max_known)
         self._table = Table()
         self._held: dict[bytes, Sleeper] = {}
@@ -305,8 +308,8 @@ class ReturnRate:
         """A timeline that stopped then, at its age of now."""
         scale_s, visits, regularity, clock = habits.kind_of(record, at, stopped_s)
         row = self._table.row_of(visits, regularity, clock, scale_s)
-        sleeper = Sleeper(key, size_bytes, stopped_s, row, scale_s)
-        sleeper.cost = self._cost(sleeper)
+        cost = LEVELS * math.log2(scale_s * self._limits.footprint(size_bytes))
+        sleeper = Sleeper(key, size_bytes, stopped_s, row, scale_s, cost)
         if stopped_s < self._now_s:
             sleeper.bin = bin_of((self._now_s - stopped_s) / scale_s)
         return sleeper
@@ -346,20 +349,38 @@ class ReturnRate:
             return
         self._now_s = now_s
         self._table.advance(now_s)
-        due = self._timers.due(now_s)
-        for sleeper in due:
+        timers = self._timers
+        for sleeper in timers.due(now_s):
             if sleeper.is_asleep:
-                age = (now_s - sleeper.stopped_s) / sleeper.scale_s
-                sleeper.bin = self._table.passed(
-                    sleeper.row, sleeper.bin, age, is_counted=sleeper.is_counted
-                )
-                self._set_timer(sleeper)
-                if sleeper.is_held:
-                    self._rank(sleeper)
-        if due:
-            self._timers.trim(
-                2 * (len(self._held) + len(self._watched)), lambda sleeper: sleeper.is_asleep
-            )
+                self._age(sleeper, now_s)
+        if timers.count > 2 * (len(self._held) + len(self._watched)) + _MOST_IDLE_TIMERS:
+            timers.trim(lambda sleeper: sleeper.is_asleep)
+
+    def _age(self, sleeper: Sleeper, now_s: float) -> None:
+        """Count a sleeper up to its age, rank it, and have it looked at again.
+
+        Most of the time of a policy is spent here, so it calls little.
+        """
+        row, bin_ = sleeper.row, sleeper.bin
+        stopped_s, scale_s = sleeper.stopped_s, sleeper.scale_s
+        age = (now_s - stopped_s) / scale_s
+        if sleeper.is_counted:
+            bin_ = self._table.passed(row, bin_, age)
+        else:
+            while ENDS[bin_] <= age:
+                bin_ += 1
+        sleeper.bin = bin_
+        if not sleeper.is_held:
+            self._set_timer(sleeper)
+            return
+        next_bin = _NEXT_BINS[bin_]
+        if next_bin <= LAST_BIN:
+            self._timers.add(stopped_s + EDGES[next_bin] * scale_s, sleeper)
+        if now_s >= row.is_stale_at_s:
+            self._table.fresh(row, now_s)
+        level = int(row.log_gain[bin_] - sleeper.cost) + _LEVEL_ONE
+        if level != sleeper.level:
+            self._ranking.put(sleeper, max(1, level))
 
     def _leave(self, sleeper: Sleeper, now_s: float) -> None:
         """Count the sleep so far of a timeline whose return was not seen, and lose sight of it."""

@@ -30,22 +30,30 @@ class Sleeper(Ranked):
     )
 
     def __init__(
-        self, key: bytes, size_bytes: int, stopped_s: float, row: Row, scale_s: float
+        self,
+        key: bytes,
+        size_bytes: int,
+        stopped_s: float,
+        row: Row,
+        scale_s: float,
+        cost: float,
     ) -> None:
         super().__init__(key, size_bytes)
         self.stopped_s = stopped_s
         self.row = row
         self.scale_s = scale_s
         self.bin = 0
-        self.cost = 0.0
+        self.cost = cost
         self.is_asleep = True
         self.is_held = False
         self.is_counted = False
 
     def without_timer(self) -> Sleeper:
         """The same sleeper, without the timer of this one."""
-        other = Sleeper(self.key, self.size_bytes, self.stopped_s, self.row, self.scale_s)
-        other.bin, other.cost = self.bin, self.cost
+        other = Sleeper(
+            self.key, self.size_bytes, self.stopped_s, self.row, self.scale_s, self.cost
+        )
+        other.bin = self.bin
         other.is_asleep, other.is_counted = self.is_asleep, self.is_counted
         self.is_asleep = False
         return other

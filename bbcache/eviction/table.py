@@ -39,7 +39,7 @@ EDGES: Final = _edges()  # of the bins of an age, in typical sleeps
 WIDTHS: Final = tuple(high - low for low, high in pairwise(EDGES))
 BINS: Final = len(WIDTHS)
 LAST_BIN: Final = BINS - 1
-_ENDS: Final = (*EDGES[1:-1], math.inf)  # the last bin has none
+ENDS: Final = (*EDGES[1:-1], math.inf)  # the last bin has none
 LEVELS: Final = 32  # for each power of two: scores are compared with 2 % of tolerance
 _NEARLY: Final = 0.99
 _LEAST_GAIN: Final = 1e-300
@@ -126,15 +126,14 @@ class Table:
 
     def left(self, row: Row, bin_: int, age: float) -> int:
         """Count the sleep of a sleeper that is lost sight of; returns the bin of its age."""
-        bin_ = self.passed(row, bin_, age, is_counted=True)
+        bin_ = self.passed(row, bin_, age)
         row.exposed[bin_] += self.weight * max(0.0, age - EDGES[bin_])
         return bin_
 
-    def passed(self, row: Row, bin_: int, age: float, *, is_counted: bool) -> int:
+    def passed(self, row: Row, bin_: int, age: float) -> int:
         """Count a sleeper in the bins that it has slept through; returns the bin of its age."""
-        while _ENDS[bin_] <= age:
-            if is_counted:
-                row.exposed[bin_] += self.weight * WIDTHS[bin_]
+        while ENDS[bin_] <= age:
+            row.exposed[bin_] += self.weight * WIDTHS[bin_]
             bin_ += 1
         return bin_
 
