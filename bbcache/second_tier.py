@@ -6,16 +6,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import BinaryIO, Protocol, runtime_checkable
 
+from bbcache.host import Buffer
+from bbcache.ids import Lsn, TenantId, TimelineId
 from bbcache.outcomes import FetchResult
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from bbcache.host import Buffer
-    from bbcache.ids import Lsn, TenantId, TimelineId
-    from bbcache.storage.index import EntryInfo
+from bbcache.storage.index import EntryInfo
 
 __all__ = ["ArchiveSink", "FetchResult", "Tier"]
 
