@@ -83,18 +83,43 @@ def mutants_of(module: str, source: str, operators: Sequence[str]) -> Iterator[M
         source: its text.
         operators: regular expressions of the operators' names to use.
     """
-    tree = ast.parse(source)
-    noise = [(_begin(node), _end(node)) for node in _noise(tree)]
+    for place in places_of(source, operators):
+        yield mutant_at(module, source, place)
+
+
+class Place(NamedTuple):
+    """Where a module can be changed, and how: much sooner found than the change is made.
+
+    Attributes:
+        name: the operator's.
+        operator: what changes it.
+        occurrence: which of the places that the operator finds.
+        line: where, counted from 1.
+    """
+
+    name: str
+    operator: Any
+    occurrence: int
+    line: int
+
+
+def places_of(source: str, operators: Sequence[str]) -> Iterator[Place]:
+    """All places of a module's text that are not noise."""
+    noise = [(_begin(node), _end(node)) for node in _noise(ast.parse(source))]
     nodes = list(ast_nodes(get_ast(source)))
     for name, operator in _operators(operators):
         spans = [span for node in nodes for span in operator.mutation_positions(node)]
         for occurrence, (begin, end) in enumerate(spans):
-            if any(first <= begin and end <= last for first, last in noise):
-                continue
-            changed = MutationVisitor.mutate_code(source, operator, occurrence)
-            was, now = _difference(source, changed)
-            where = _where(tree, begin[0])
-            yield Mutant(module, name, occurrence, begin[0], where, was, now, changed)
+            if not any(first <= begin and end <= last for first, last in noise):
+                yield Place(name, operator, occurrence, begin[0])
+
+
+def mutant_at(module: str, source: str, place: Place) -> Mutant:
+    """The module with the change at one of its places."""
+    changed = MutationVisitor.mutate_code(source, place.operator, place.occurrence)
+    was, now = _difference(source, changed)
+    where = _where(ast.parse(source), place.line)
+    return Mutant(module, place.name, place.occurrence, place.line, where, was, now, changed)
 
 
 def _operators(wanted: Sequence[str]) -> Iterator[tuple[str, Any]]:

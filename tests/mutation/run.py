@@ -39,7 +39,7 @@ HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent.parent
 sys.path.insert(0, str(HERE.parent))
 
-from mutation.mutants import Mutant, mutants_of  # noqa: E402 - found by the line above
+from mutation.mutants import Mutant, mutant_at, mutants_of, places_of  # noqa: E402 - found by the line above
 
 # In one order and with one seed, so that two runs find the same survivors; only the plugins
 # that are needed, since loading all of them takes longer than most of the tests.
@@ -57,7 +57,8 @@ COPIED: Final = (
     "pyproject.toml",
     "README.md",
 )
-QUICK: Final = ["tests", "-m", "quick"]
+IS_QUICK: Final = ("-m", "quick")
+NO_TEST: Final = 5  # pytest's exit status where it has run none
 QUICK_BAR_PERCENT: Final = 100 * 2 / 3
 KILLED, SURVIVED, TIMED_OUT = "killed", "survived", "timed out"
 
@@ -82,16 +83,22 @@ class Bench:
             else:
                 shutil.copy(ROOT / name, self._tree / name)
 
-    def run(self, module: str, source: str, tests: list[str], timeout_s: float) -> str:
-        """Run the files `tests` with `source` as `module`, then put the module back."""
-        words = [str(path) for glob in tests for path in sorted(self._tree.glob(glob))]
-        return self.run_pytest(module, source, words, timeout_s)
+    def run(
+        self, module: str, source: str, tests: list[str], timeout_s: float, *options: str
+    ) -> str:
+        """Run the files `tests` with `source` as `module`, then put the module back.
 
-    def run_pytest(self, module: str, source: str, words: list[str], timeout_s: float) -> str:
-        """Run pytest with `words` and with `source` as `module`, then put the module back."""
+        Args:
+            module: its name.
+            source: its text.
+            tests: files and directories, as globs.
+            timeout_s: how long they may take.
+            options: of pytest.
+        """
+        words = [str(path) for glob in tests for path in sorted(self._tree.glob(glob))]
         self._write(module, source)
         try:
-            return self._pytest(words, timeout_s)
+            return self._pytest([*words, *options], timeout_s)
         finally:
             self._write(module, source_of(module))
 
@@ -115,7 +122,7 @@ class Bench:
                 start_new_session=True,
             )
         try:
-            return SURVIVED if process.wait(timeout_s) == 0 else KILLED
+            return SURVIVED if process.wait(timeout_s) in {0, NO_TEST} else KILLED
         except subprocess.TimeoutExpired:
             return TIMED_OUT
         finally:
@@ -169,13 +176,20 @@ class Session:
                 lines.write(json.dumps([key, outcome]) + "\n")
         return outcome
 
-    def judge_quickly(self, module: str, source: str, timeout_s: float) -> str:
-        """What the tests that are marked ``quick`` say of `source` as a module."""
+    def judge_quickly(self, module: str, source: str, tests: list[str], timeout_s: float) -> str:
+        """What the tests that are marked ``quick`` say of `source` as a module.
+
+        Most of what they notice is noticed by those of `tests`, which mirror the module.
+        """
         bench = self._benches.get()
         try:
-            return bench.run_pytest(module, source, QUICK, timeout_s)
+            outcome = SURVIVED
+            for each in ([tests] if tests else []) + [["tests"]]:
+                if outcome == SURVIVED:
+                    outcome = bench.run(module, source, each, timeout_s, *IS_QUICK)
         finally:
             self._benches.put(bench)
+        return outcome
 
     def plan(self, module: str, settings: dict[str, Any]) -> Plan:
         """Time the tests of a module as it is.
@@ -276,20 +290,26 @@ def score_quick(
     count: int, settings: dict[str, Any], session: Session, pool: concurrent.futures.Executor
 ) -> int:
     """Run some mutants of all modules under the quick tests; returns the exit status."""
-    mutants = [
-        mutant
+    places = [
+        (module, place)
         for module in settings["modules"]
-        for mutant in mutants_of(module, source_of(module), settings["operators"])
+        for place in places_of(source_of(module), settings["operators"])
     ]
-    mutants = random.sample(mutants, min(count, len(mutants)))
+    places = random.sample(places, min(count, len(places)))
+    mutants = [mutant_at(module, source_of(module), place) for module, place in places]
     started_s = time.monotonic()
-    if session.judge_quickly("storage.index", source_of("storage.index"), 900) != SURVIVED:
+    if session.judge_quickly("storage.index", source_of("storage.index"), [], 900) != SURVIVED:
         raise SystemExit("the quick tests fail without any mutant")
     timeout_s = 30 + 3 * (time.monotonic() - started_s)
-    outcomes = list(
-        pool.map(lambda m: session.judge_quickly(m.module, m.source, timeout_s), mutants)
+    outcomes = []
+    judged = pool.map(
+        lambda m: session.judge_quickly(
+            m.module, m.source, settings["modules"][m.module]["quick"], timeout_s
+        ),
+        mutants,
     )
-    for mutant, outcome in zip(mutants, outcomes, strict=True):
+    for mutant, outcome in zip(mutants, judged, strict=True):
+        outcomes.append(outcome)
         if outcome != KILLED:
             say(f"{outcome}: {mutant}")
     percent = 100 * (1 - outcomes.count(SURVIVED) / len(mutants))
