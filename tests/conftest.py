@@ -51,7 +51,7 @@ _CORE = frozenset((".", "archive", "cache", "prepare", "storage", "upkeep"))
 # Tests of the core that start processes, or take their time; the others of the core are `quick`.
 _NOT_QUICK = frozenset(
     {
-        *("test_cache_faults.py", "test_damage.py", "test_dirlock.py", "test_docs.py"),
+        *("test_damage.py", "test_docs.py"),
         *("test_extras.py", "test_on_demand_close.py", "test_interrupts.py", "test_lifecycle.py"),
         *("test_multiprocess_metrics.py", "test_packaging.py", "test_public_api.py"),
         *("test_read_only.py", "test_reader_races.py"),
