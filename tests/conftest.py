@@ -51,12 +51,23 @@ _CORE = frozenset((".", "archive", "cache", "prepare", "storage", "upkeep"))
 # Tests of the core that start processes, or take their time; the others of the core are `quick`.
 _NOT_QUICK = frozenset(
     {
-        *("test_damage.py", "test_docs.py"),
+        *("test_cache_faults.py", "test_damage.py", "test_docs.py"),
         *("test_extras.py", "test_on_demand_close.py", "test_interrupts.py", "test_lifecycle.py"),
         *("test_multiprocess_metrics.py", "test_packaging.py", "test_public_api.py"),
         *("test_read_only.py", "test_reader_races.py"),
     }
 )
+
+
+_TESTS_DIR = Path(__file__).parent
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Look for quick tests in the core alone: to find the others would take seconds."""
+    is_room = collection_path.parent == _TESTS_DIR and collection_path.is_dir()
+    if config.option.markexpr == "quick" and is_room and collection_path.name not in _CORE:
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -66,7 +77,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [i for i in items if i not in left_out]
     for item in items:
-        room = item.path.parent.relative_to(Path(__file__).parent)
+        room = item.path.parent.relative_to(_TESTS_DIR)
         if str(room) in _CORE and item.path.name not in _NOT_QUICK:
             item.add_marker(pytest.mark.quick)
 
