@@ -173,7 +173,10 @@ add_keys_to_docstring(TierConfig)
 def _parse(value: object, key: str) -> TierConfig:
     if not isinstance(value, Mapping):
         raise bad_value(key, value, "a table")
-    return read_table(TierConfig, value, "the settings of the tier")
+    try:
+        return read_table(TierConfig, value, "the settings")
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 TIER: Final = Kind(

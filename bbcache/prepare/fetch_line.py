@@ -55,6 +55,10 @@ class FetchLine:
         """Whether the request is still here."""
         return self.requests.get(request.place) is request
 
+    def is_waiting(self, request: Request) -> bool:
+        """Whether no thread has taken the request yet."""
+        return request in (self._fills.get(request.place), self._warms.get(request.place))
+
     def remove(self, request: Request) -> None:
         """Remove a request."""
         for requests in (self._fills, self._warms, self.requests):

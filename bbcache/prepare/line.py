@@ -157,7 +157,9 @@ class Line:
         If `send_prepare` asked for it too, it stays in the line with its like. Else it goes
         behind the line, and falls out there if its LSN is not reached.
         """
-        if self._line.get(request.place) is request:
+        if self.fetches.is_waiting(request) and not (request.is_sent or request.is_warm):
+            self.end_fetch(request)
+        elif self._line.get(request.place) is request:
             if request.is_sent:
                 self._trim(request.key)
             else:

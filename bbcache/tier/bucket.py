@@ -6,9 +6,11 @@ main thread.
 
 from __future__ import annotations
 
+import os
 import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import (
@@ -34,6 +36,10 @@ _FILE: Final = "file://"
 _ALLOW_HTTP: Final = "allow_http"
 _NO_RETRIES: Final[RetryConfig] = {"max_retries": 0}
 _TIMED_OUT: Final = ("timed out", "TimedOut", "operation timed out", "deadline has elapsed")
+
+
+# In the answer to a GET: of S3, of Azure, of Google Cloud Storage.
+_NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist")
 
 
 class BucketError(BbcacheError):
@@ -123,7 +129,8 @@ class ObstoreBucket:
         try:
             result = obstore.get(self._opened(), name)
             size_bytes = result.meta["size"]
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            self._check_there(error)
             return None
         except (BaseError, OSError, ValueError) as error:
             raise _failed(error) from error
@@ -170,6 +177,15 @@ class ObstoreBucket:
             ) from error
         except (BaseError, OSError, ValueError) as error:
             raise _failed(error) from error
+
+    def _check_there(self, error: FileNotFoundError) -> None:
+        """Raise `BucketError` if it is the bucket that is not there, and not the object."""
+        is_missing = any(words in str(error) for words in _NO_BUCKET)
+        if self._url.startswith(_FILE):
+            is_missing = not os.path.isdir(unquote(urlsplit(self._url).path))
+        if is_missing:
+            text = f"there is no bucket: {_text_of(error)}"
+            raise BucketError(text, FetchResult.ERROR) from error
 
     def _opened(self) -> ObjectStore:
         store = self._store

@@ -248,6 +248,39 @@ def test_a_caller_that_gives_up_leaves_the_fetch_running(
     assert filled(node, timeline)[0] == "hit"
 
 
+def test_a_caller_that_gives_up_before_a_fetch_leaves_a_build(
+    node: Harness, tier: MemoryTier
+) -> None:
+    """While all threads for fetches hang, what its callers have left becomes a build, bounded."""
+    with Gate() as gate:
+        tier.on_fetch = lambda *_: gate()
+        for _ in range(TIER.fetch_concurrency):
+            timeline = node.timeline()
+            node.cache.send_warm(node.shard_of(timeline), timeline.timeline_id, LSN_A)
+        gate.wait_for(TIER.fetch_concurrency)
+        left = node.timeline()
+        with pytest.raises(FillTimeoutError):
+            fill(node, left, timeout_s=0)
+        wait_until(lambda: node.holds(left))
+        gate.open()
+    node.wait_idle()
+
+
+def test_an_explanation_shows_a_fetch(node: Harness, old_node: Harness, tier: MemoryTier) -> None:
+    """Under way while it runs, and among the last outcomes afterwards."""
+    timeline = old_node.prepared()
+    ids = node.tenant.tenant_id, timeline.timeline_id
+    with Gate() as gate:
+        tier.on_fetch = lambda *_: gate()
+        node.cache.send_warm(node.shard_of(timeline), timeline.timeline_id, LSN_A)
+        gate.wait_for()
+        (under_way,) = node.cache.explain(*ids).under_way
+        assert (under_way.lsn, under_way.state) == (LSN_A, "fetching")
+        gate.open()
+    node.wait_idle()
+    assert "fetched" in str(node.cache.explain(*ids))
+
+
 def test_get_and_send_prepare_never_ask_the_tier(node: Harness, tier: MemoryTier) -> None:
     """A miss touches no network, and a prepare builds."""
     asked = note_fetches(tier)

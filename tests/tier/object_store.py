@@ -186,6 +186,10 @@ class Handler(BaseHTTPRequestHandler):
         """Refuse the credentials."""
         self.refuse(403, "AccessDenied")
 
+    def no_bucket(self, _: bytes) -> None:
+        """Say that the bucket is gone."""
+        self.refuse(404, "NoSuchBucket")
+
     def slow_down(self, _: bytes) -> None:
         """Ask for fewer requests."""
         self.refuse(503, "SlowDown")

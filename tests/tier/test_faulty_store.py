@@ -26,6 +26,7 @@ FAULTS = {
     "broken": (FetchResult.ERROR, {}),
     "slow_down": (FetchResult.ERROR, {}),
     "denied": (FetchResult.DENIED, {}),
+    "no_bucket": (FetchResult.ERROR, {}),
     "huge": (FetchResult.BAD, {}),
     "empty": (FetchResult.BAD, {}),
     "short": (FetchResult.BAD, {}),

@@ -211,6 +211,16 @@ def test_a_directory_that_is_missing_is_one_error_and_tried_again(
     assert tier.problem is not None
 
 
+def test_a_directory_that_vanishes_is_an_error(local: Lab, tmp_path: Path) -> None:
+    """An object that is not there is a miss, a store that is not there is none."""
+    tier, archive = local.tier(), local.archive()
+    assert local.fetch(tier, archive)[0] is FetchResult.ABSENT
+    (tmp_path / "store").rename(tmp_path / "away")
+    assert local.fetch(tier, archive)[0] is FetchResult.ERROR
+    (tmp_path / "away").rename(tmp_path / "store")
+    assert local.fetch(tier, archive)[0] is FetchResult.ABSENT
+
+
 def test_a_closed_tier_does_nothing(local: Lab) -> None:
     """Offers are dropped, fetches skipped, and a second close is harmless."""
     tier, archive = local.tier(), local.archive()
