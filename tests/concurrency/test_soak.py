@@ -22,12 +22,16 @@ from support.helpers import count_descriptors, wait_until
 from support.ledger import total_bytes, total_count
 from support.shares import IS_NIGHTLY
 
+from bbcache.outcomes import FetchResult
+from bbcache.testing import MemoryTier
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from bbcache import Lsn
+    from bbcache import Lsn, TenantId, TimelineId
     from bbcache.host import TarballWriter
+    from bbcache.second_tier import ArchiveSink
     from bbcache.testing import MemoryTimeline
 
 DURATION_S: Final = float(os.environ.get("BBCACHE_SOAK_S", "60" if IS_NIGHTLY else "0.5"))
@@ -72,6 +76,41 @@ class Story:
     def _send(self, writer: TarballWriter, lsn: Lsn) -> None:
         writer.write(self.timeline.tarball(lsn))
         self.is_built.set()
+
+
+class LyingTier(MemoryTier):
+    """A second tier that has most archives, and gives some of them with a flipped byte.
+
+    Attributes:
+        stories: all timelines, by their ids.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stories: dict[TimelineId, Story] = {}
+        self._random = random.Random(1)
+
+    def offer(self, *_: object) -> None:
+        """Take nothing: what it has follows from the timelines."""
+
+    def fetch(
+        self,
+        tenant_id: TenantId,  # noqa: ARG002 - there is one
+        timeline_id: TimelineId,
+        lsn: Lsn,
+        writer: ArchiveSink,
+        deadline_s: float,  # noqa: ARG002 - it takes no time
+    ) -> FetchResult:
+        """Write an archive, or a bad one, without a look at it."""
+        data = self.stories[timeline_id].archives.get(lsn)
+        chance = self._random.random()
+        if data is None or chance < 0.2:
+            return FetchResult.ABSENT
+        if chance < 0.4:
+            place = self._random.randrange(len(data))
+            data = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        writer.write(data)
+        return FetchResult.HIT
 
 
 class Soak:
@@ -148,6 +187,18 @@ class Soak:
             self.harness.send(story.timeline, lsn)
             counts["prepares"] += 1
             story.is_built.wait(0.1)  # it may be skipped
+
+    def warm(self, rng: random.Random, counts: Counter[str]) -> None:
+        """A fetch of a timeline at its tip, or a build of what the tier does not give."""
+        story = rng.choice(self.stories)
+        self.harness.cache.send_warm(
+            self.harness.shard_of(story.timeline),
+            story.timeline.timeline_id,
+            story.timeline.get_last_record_lsn(),
+            build=rng.random() < 0.3,
+        )
+        counts["prepares"] += 1
+        self.stop.wait(_PAUSE_S)
 
     def clean_up(self, _rng: random.Random, counts: Counter[str]) -> None:
         """One clean-up step."""
@@ -234,27 +285,38 @@ def _switches_often() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(DURATION_S + 120)
-@pytest.mark.parametrize("is_damaged", [False, True], ids=["good disk", "bad disk"])
-def test_soak(data_dir: Path, *, is_damaged: bool) -> None:
+@pytest.mark.parametrize(
+    ("is_damaged", "has_tier"),
+    [(False, False), (True, False), *[(True, True)] * IS_NIGHTLY],
+    ids=["good disk", "bad disk", *["bad disk and tier"] * IS_NIGHTLY],
+)
+def test_soak(data_dir: Path, *, is_damaged: bool, has_tier: bool) -> None:
     """No wrong byte, no exception, nothing left over, and counters equal to the directory."""
     gc.collect()  # what tests before this one have left
     descriptors = count_descriptors()
-    with Harness(
+    harness = Harness(
         data_dir,
         prepare_concurrency=4,
         max_size_entries=MAX_ENTRIES,
         max_total_size_bytes=MAX_BYTES,
         verify_reads="always" if is_damaged else "first",
-    ) as harness:
+    )
+    harness.tier = tier = LyingTier() if has_tier else None
+    with harness:
         soak = Soak(harness)
+        if tier is not None:
+            tier.stories = {story.timeline.timeline_id: story for story in soak.stories}
         jobs = [soak.prepare] * 4 + [soak.clean_up] * 2 + [soak.watch_limits]
+        jobs += [soak.warm] * 2 * has_tier
         wanted = {"hits", "misses", "clean-ups", "looks at the limits"}
         wanted |= {"prepares ok", "prepares skip", *["damages", "quarantined"] * is_damaged}
         soak.run([soak.read] * READERS + jobs + [soak.damage] * is_damaged, wanted)
         soak.check_end()
         soak.counts.update(soak.results())
+        soak.counts["fetched"] = harness.counts("bbcache_prepare_skips_total").get("fetched", 0)
     assert count_descriptors() <= descriptors
     print(f"\n{dict(sorted(soak.counts.items()))}")  # noqa: T201 - they are part of the result
     assert wanted <= soak.counts.keys()
+    assert bool(soak.counts["fetched"]) == has_tier
     assert soak.counts["prepares error"] == 0
     assert bool(soak.counts["quarantined"]) == bool(soak.counts["damages"]) == is_damaged
