@@ -211,6 +211,12 @@ class Lsn(int):
 
 def check_ids(tenant_id: object, timeline_id: object, lsn: object) -> None:
     """Check the arguments of a call for a tenant; raises `ArgumentError` (a `TypeError`)."""
+    if (
+        isinstance(lsn, Lsn)
+        and isinstance(timeline_id, TimelineId)
+        and isinstance(tenant_id, TenantId)
+    ):
+        return  # each miss comes here: three calls would be a tenth of its time
     check_type("tenant_id", tenant_id, TenantId)
     check_type("timeline_id", timeline_id, TimelineId)
     check_type("lsn", lsn, Lsn)
