@@ -26,7 +26,8 @@ from bbcache.postgres.server.child import leave
 # Names are random, so that a command line with one belongs to what this process has started.
 # The first process of a server has them in its command line, its children do not. A program
 # that has only been forked when the pipe ends shows up in one of the next rounds, and finds
-# its directory gone.
+# its directory gone. The programs that initdb has started have the directory in PGDATA. They end
+# by themselves once initdb has gone, and free their shared memory, unless the directory goes first.
 _SCRIPT: Final = r"""
 trap '' HUP INT QUIT TERM
 PATH=/usr/bin:/bin:$PATH
@@ -40,18 +41,22 @@ while IFS= read -r line; do
 done
 round=0 quiet=0
 while [ $# -gt 0 ] && [ "$quiet" -lt 5 ] && [ "$round" -lt 300 ]; do
-  pids=
+  pids= ending=
   for directory do
     for file in $(grep -lsF -e "$directory" /proc/[0-9]*/cmdline); do
       pid=${file#/proc/} pid=${pid%/cmdline} name=
       { IFS= read -r name <"/proc/$pid/comm"; } 2>/dev/null
       case $name in postgres|initdb) pids="$pids $pid" ;; esac
     done
+    for file in $(grep -lsF -e "PGDATA=$directory" /proc/[0-9]*/environ); do
+      { IFS= read -r name <"${file%environ}comm"; } 2>/dev/null
+      case $name in postgres) ending=yes quiet=0 ;; esac
+    done
   done
   signal=QUIT
   [ "$round" -lt 100 ] || signal=KILL
   if [ -n "$pids" ]; then kill -CONT $pids; kill -"$signal" $pids; quiet=0; fi
-  rm -rf -- "$@"
+  [ -n "$ending" ] && [ "$round" -lt 50 ] || rm -rf -- "$@"
   for directory do [ ! -e "$directory" ] || quiet=0; done
   [ -n "$pids" ] || quiet=$((quiet + 1))
   round=$((round + 1))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.postgres
 
 _CHILDREN: Final = guarded_children.__file__
+_SEGMENT: Final = re.compile(r"/dev/shm/PostgreSQL\.\d+")
 
 
 def _start(*arguments: object) -> tuple[subprocess.Popen[str], dict[str, str]]:
@@ -55,6 +58,16 @@ def _children() -> set[str]:
     return {pid for path in tasks for pid in path.read_text().split()}
 
 
+def _shared_memory(directory: Path) -> set[Path]:
+    """The segments of the programs that have a data directory in this one by PGDATA."""
+    found: set[Path] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"PGDATA={directory}".encode() in (process / "environ").read_bytes():
+                found.update(map(Path, _SEGMENT.findall((process / "maps").read_text())))
+    return found
+
+
 def test_a_killed_process_leaves_nothing(
     newest_pg: PostgresBinaries, make_cluster: ClusterFactory, templates: Templates
 ) -> None:
@@ -77,14 +90,21 @@ def test_a_killed_process_leaves_nothing(
 def test_a_kill_in_the_middle_of_initdb(
     newest_pg: PostgresBinaries, make_cluster: ClusterFactory
 ) -> None:
-    """The half-made directory goes, and initdb with it."""
+    """The half-made directory goes, initdb with it, and the shared memory of its programs."""
     child, said = _start("make", newest_pg.bindir, make_cluster.directory)
     directory = Path(said["directory"])
-    wait_until((directory / "pgdata" / "PG_VERSION").exists)
+    segments: set[Path] = set()
+
+    def is_seen() -> bool:
+        segments.update(_shared_memory(directory))
+        return bool(segments)
+
+    wait_until(is_seen)
     child.kill()
     _end(child)
     wait_until(lambda: not _is_alive(int(said["guard_pid"])))
     assert not directory.exists()
+    assert [path for path in segments if path.exists()] == []
 
 
 def test_a_closed_guard_removes_nothing(
