@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.postgres
 
 _CHILDREN: Final = guarded_children.__file__
-_SEGMENT: Final = re.compile(r"/dev/shm/PostgreSQL\.\d+")
+_SEGMENT: Final = re.compile(r"/dev/shm/PostgreSQL\.\d+")  # noqa: S108 - of PostgreSQL, only looked at
 
 
 def _start(*arguments: object) -> tuple[subprocess.Popen[str], dict[str, str]]:
