@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         "--no-product", action="store_true", help="leave out the product's own code (half a minute)"
     )
     table.add_argument("--json", action="store_true", help="print every figure as JSON")
-    table.add_argument("--write", action="store_true", help="write the tables into the page")
+    table.add_argument(
+        "--write", action="store_true", help="write the tables into the page; for all fleets"
+    )
     table.set_defaults(run=_table)
     plot = commands.add_parser("plot", help="the chart of docs/eviction.md")
     _add_fleets(plot, default="mixed")
@@ -84,11 +86,11 @@ def _parser() -> argparse.ArgumentParser:
         "replay", help="try your own trace", description=_REPLAY, formatter_class=raw
     )
     replay.add_argument("trace", type=Path, metavar="TRACE", help="the CSV file")
-    replay.add_argument("--entries", type=int, help="a limit of entries")
-    replay.add_argument("--bytes", type=int, help="a limit of bytes")
+    replay.add_argument("--entries", type=_count, metavar="N", help="a limit of entries")
+    replay.add_argument("--bytes", type=_count, metavar="N", help="a limit of bytes")
     replay.add_argument(
         "--warm",
-        type=float,
+        type=_share,
         default=1 / 3,
         metavar="SHARE",
         help="the share of the time at the beginning that is not counted (default: a third)",
@@ -106,12 +108,34 @@ def _add_fleets(parser: argparse.ArgumentParser, default: str | None = None) -> 
         help=f"a fleet; may be given several times (default: {default or 'all'})",
     )
     parser.add_argument(
-        "--seeds", type=int, default=len(measure.SEEDS), help="how many (default: %(default)s)"
+        "--seeds",
+        type=_count,
+        metavar="N",
+        default=len(measure.SEEDS),
+        help="how many (default: %(default)s)",
     )
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
+    return share
 
 
 def _table(options: argparse.Namespace) -> None:
     names = options.fleet or list(RECIPES)
+    if options.write and set(names) < set(RECIPES):
+        raise TraceError("the page has the tables of all fleets\nhint: Leave out --fleet.")
     rows = measure.measure(names, range(1, options.seeds + 1))
     product_rows = [] if options.no_product else measure.measure_product(names)
     lines = list(figures.tables(rows, product_rows))

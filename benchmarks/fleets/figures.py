@@ -24,6 +24,8 @@ def tables(rows: Sequence[Row], product_rows: Sequence[Row]) -> Iterator[str]:
     yield f"Hit rate with room for {SHARE:.0%} of the living timelines:"
     yield ""
     yield from _by_fleet(rows, product_rows)
+    if not _of(rows, fleet="mixed"):
+        return
     yield ""
     yield "Hit rate on the mixed fleet by the room:"
     yield ""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from benchmarks.fleets.fleets import Fleet
 
+_COMPILER: Final = "cc"
 _SOURCE: Final = Path(__file__).with_name("kernel.c")
 # No contraction into fused operations and no folding of calls: the last bit decides.
 _FLAGS: Final = ("-O2", "-std=c11", "-ffp-contract=off", "-fno-builtin", "-shared", "-fPIC")
@@ -208,11 +209,17 @@ def _result(totals: NDArray[np.float64], log: NDArray[np.int32]) -> Run:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """Compile the kernel and load it; the file goes when the process ends."""
+    """Compile the kernel and load it; the file goes when the process ends.
+
+    Raises:
+        OSError: there is no C compiler.
+    """
+    if shutil.which(_COMPILER) is None:
+        raise OSError(f"{_COMPILER} is not on PATH\nhint: Install a C compiler, such as gcc.")
     directory = tempfile.mkdtemp(prefix="bbcache-fleets-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     path = Path(directory, "kernel.so")
-    subprocess.run(["cc", *_FLAGS, "-o", str(path), str(_SOURCE), "-lm"], check=True)
+    subprocess.run([_COMPILER, *_FLAGS, "-o", str(path), str(_SOURCE), "-lm"], check=True)
     library = ctypes.CDLL(str(path))
     library.simulate.restype = ctypes.c_int64
     library.simulate.argtypes = (

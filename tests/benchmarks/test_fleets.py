@@ -259,6 +259,34 @@ def test_a_trace_that_is_wrong(
     assert complaint in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "argv", [["--entries", "0"], ["--bytes", "x"], ["--warm", "1"], ["--warm", "x"]]
+)
+def test_a_limit_that_is_none(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The value and what it should be are named."""
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["replay", "trace", *argv])
+    assert f"{argv[1]!r} is not a" in capsys.readouterr().err
+
+
+def test_a_machine_without_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told which program is missing."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    kernel._library.cache_clear()
+    path = tmp_path / "trace.csv"
+    path.write_text(TRACE)
+    assert command.main(["replay", str(path)]) == 2
+    assert "cc is not on PATH\nhint: Install a C compiler" in capsys.readouterr().err
+
+
+def test_a_page_takes_all_fleets(capsys: pytest.CaptureFixture[str]) -> None:
+    """A part of the tables does not replace the whole."""
+    assert command.main(["table", "--write", "--fleet", "cron"]) == 2
+    assert "hint: Leave out --fleet." in capsys.readouterr().err
+
+
 def test_a_trace_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The path is named."""
     assert command.main(["replay", str(tmp_path / "nowhere")]) == 2
