@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument(
         "--write", action="store_true", help="write the tables into the page; for all fleets"
     )
-    table.set_defaults(run=_table)
+    table.set_defaults(run=_table, refuse=table.error)
     plot = commands.add_parser("plot", help="the chart of docs/eviction.md")
     _add_fleets(plot, default="mixed")
     plot.add_argument(
@@ -135,7 +135,7 @@ def _share(text: str) -> float:
 def _table(options: argparse.Namespace) -> None:
     names = options.fleet or list(RECIPES)
     if options.write and set(names) < set(RECIPES):
-        raise TraceError("the page has the tables of all fleets\nhint: Leave out --fleet.")
+        options.refuse("--write: the page has the tables of all fleets; leave out --fleet")
     rows = measure.measure(names, range(1, options.seeds + 1))
     product_rows = [] if options.no_product else measure.measure_product(names)
     lines = list(figures.tables(rows, product_rows))
