@@ -85,7 +85,7 @@ def ceph_gateway(
     named = ["-c", str(config), "--no-mon-config"]
 
     def run(program: str, *arguments: str) -> None:
-        command = [programs / program, *arguments]
+        command = [str(programs / program), *arguments]
         subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE_S)
 
     address = f"[v1:127.0.0.1:{ports[0]}]"
