@@ -31,12 +31,6 @@ _CHECK_SIZE_BYTES: Final = 8
 _MOST_NEWCOMERS: Final = 1000
 _MOST_IDLE_TIMERS: Final = 64  # beyond as many as there are sleepers
 _UNHELD_STEP: Final = 4  # bins
-_YOUNG_STEP: Final = 3
-_YOUNG: Final = 0.1  # typical sleeps; finer looks at newcomers cost more than they gain
-# The bin at which an entry in each bin is scored again.
-_NEXT_BINS: Final = tuple(
-    bin_ + (_YOUNG_STEP if edge < _YOUNG else 1) for bin_, edge in enumerate(EDGES[:-1])
-)
 _STARTED: Final = 0
 _LEVEL_ONE: Final = 50 * LEVELS  # of a score of 1
 ALL_COUNTED: Final = 2000  # timelines of which each return is counted; of more, a sample
@@ -338,8 +332,10 @@ class ReturnRate:
         return LEVELS * math.log2(sleeper.scale_s * self._limits.footprint(sleeper.size_bytes))
 
     def _set_timer(self, sleeper: Sleeper) -> None:
-        """Have the sleeper looked at again: each bin if it is held, else each few bins."""
-        bin_ = _NEXT_BINS[sleeper.bin] if sleeper.is_held else sleeper.bin + _UNHELD_STEP
+        """Have a sleeper looked at again: each few bins, or when its score will have changed."""
+        bin_ = sleeper.bin + _UNHELD_STEP
+        if sleeper.is_held:
+            bin_ = self._table.fresh(sleeper.row, self._now_s).next_look[sleeper.bin]
         if bin_ <= LAST_BIN:
             self._timers.add(sleeper.stopped_s + EDGES[bin_] * sleeper.scale_s, sleeper)
 
@@ -348,7 +344,8 @@ class ReturnRate:
         if now_s == self._now_s:
             return
         self._now_s = now_s
-        self._table.advance(now_s)
+        if now_s >= self._table.next_weight_s:
+            self._table.advance(now_s)
         timers = self._timers
         for sleeper in timers.due(now_s):
             if sleeper.is_asleep:
@@ -373,11 +370,11 @@ class ReturnRate:
         if not sleeper.is_held:
             self._set_timer(sleeper)
             return
-        next_bin = _NEXT_BINS[bin_]
-        if next_bin <= LAST_BIN:
-            self._timers.add(stopped_s + EDGES[next_bin] * scale_s, sleeper)
         if now_s >= row.is_stale_at_s:
             self._table.fresh(row, now_s)
+        next_bin = row.next_look[bin_]
+        if next_bin <= LAST_BIN:
+            self._timers.add(stopped_s + EDGES[next_bin] * scale_s, sleeper)
         level = int(row.log_gain[bin_] - sleeper.cost) + _LEVEL_ONE
         if level != sleeper.level:
             self._ranking.put(sleeper, max(1, level))

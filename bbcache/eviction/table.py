@@ -42,6 +42,7 @@ LAST_BIN: Final = BINS - 1
 ENDS: Final = (*EDGES[1:-1], math.inf)  # the last bin has none
 LEVELS: Final = 32  # for each power of two: scores are compared with 2 % of tolerance
 _NEARLY: Final = 0.99
+_NOTABLE_LEVELS: Final = 6.0
 _LEAST_GAIN: Final = 1e-300
 _SAVED: Final = Struct(f"<{2 * BINS}f")
 
@@ -73,14 +74,15 @@ class Row:
             keeping it, up to the best horizon; `LEVELS` times their binary logarithm.
         share: the share that returns before that horizon.
         horizon: where that is, in typical sleeps since the stop.
-        is_stale_at_s: when the last three have to be computed again.
+        next_look: for each bin, the next one that differs from it by an eighth in gain.
+        is_stale_at_s: when the last four have to be computed again.
         number: of the row in the table.
         prior: returns per typical sleep in each bin, before any were counted.
     """
 
     __slots__ = (
         *("exposed", "horizon", "is_stale_at_s", "log_gain"),
-        *("number", "prior", "returned", "share"),
+        *("next_look", "number", "prior", "returned", "share"),
     )
 
     def __init__(self, number: int, prior: tuple[float, ...]) -> None:
@@ -91,6 +93,7 @@ class Row:
         self.log_gain = [0.0] * BINS
         self.share = [0.0] * BINS
         self.horizon = [0.0] * BINS
+        self.next_look = [BINS] * BINS
         self.is_stale_at_s = -math.inf
 
 
@@ -102,12 +105,13 @@ class Table:
 
     Attributes:
         weight: what one return or one typical sleep counts now.
+        next_weight_s: when `advance` has to be called again.
     """
 
     def __init__(self) -> None:
         self.weight = 1.0
         self._begin_s: float | None = None  # when the weight was 1
-        self._next_weight_s = -math.inf
+        self.next_weight_s = -math.inf
         self._rows = [
             Row(number, _PRIORS[regularity] if visits else _NEW_PRIOR)
             for number, (visits, regularity, _) in enumerate(
@@ -145,9 +149,7 @@ class Table:
         return row
 
     def advance(self, now_s: float) -> None:
-        """Set the weight of new counts; call it before each of them."""
-        if now_s < self._next_weight_s:
-            return
+        """Set the weight of new counts."""
         if self._begin_s is None:
             self._begin_s = now_s
         half_lives = (now_s - self._begin_s) / HALF_LIFE_S
@@ -155,7 +157,7 @@ class Table:
             self._multiply(2.0**-half_lives)
             self._begin_s, half_lives = now_s, 0.0
         self.weight = 2.0**half_lives
-        self._next_weight_s = now_s + REFRESH_S
+        self.next_weight_s = now_s + REFRESH_S
 
     def save(self) -> bytes:
         """The counts as bytes, in the weight of this moment."""
@@ -169,7 +171,7 @@ class Table:
         """Take the counts that `save` has returned, in the weight of now."""
         for row, values in zip(self._rows, _SAVED.iter_unpack(data), strict=True):
             row.returned, row.exposed = list(values[:BINS]), list(values[BINS:])
-        self._begin_s, self._next_weight_s = now_s, -math.inf
+        self._begin_s, self.next_weight_s = now_s, -math.inf
         self._multiply(2.0 ** -(max(0.0, now_s - saved_s) / HALF_LIFE_S))
         self.advance(now_s)
 
@@ -211,6 +213,14 @@ class Table:
         for bin_ in range(BINS):
             gain, row.share[bin_], row.horizon[bin_] = _best(stay, spend, bin_)
             row.log_gain[bin_] = LEVELS * math.log2(max(gain, _LEAST_GAIN))
+        row.next_look = [_next_look(row.log_gain, bin_) for bin_ in range(BINS)]
+
+
+def _next_look(log_gain: list[float], bin_: int) -> int:
+    at = bin_ + 1
+    while at < BINS and abs(log_gain[at] - log_gain[bin_]) < _NOTABLE_LEVELS:
+        at += 1
+    return at
 
 
 def _best(stay: list[float], spend: list[float], first: int) -> tuple[float, float, float]:

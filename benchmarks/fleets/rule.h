@@ -16,8 +16,7 @@ static const double MU_STEPS = 3000.0, MOST_DEVIATION = 4.0;
 /* Levels of scores: 32 for each power of two. */
 static const double LEVELS = 32, LEVEL_ONE = 1600, LEAST_GAIN = 1e-300;
 static const int UNHELD_STEP = 4; /* bins between two looks at a sleeper without an archive */
-static const int YOUNG_STEP = 3;  /* bins between two looks at an entry, up to an age */
-static const double YOUNG = 0.1;
+static const double NOTABLE_LEVELS = 6; /* after such a change an entry is looked at again */
 
 /* What is known of one timeline (bbcache.eviction.habits). */
 typedef struct {
@@ -28,6 +27,7 @@ typedef struct {
 
 typedef struct {
     double returned[MAX_BINS], exposed[MAX_BINS], log_gain[MAX_BINS], stale_at_s;
+    int32_t next_look[MAX_BINS]; /* the next bin that differs notably in gain */
 } Row;
 
 /* When to look at a sleep again, to the second (bbcache.eviction.timers). */
@@ -266,23 +266,36 @@ static void rule_compute(Rule *rule, int32_t number) {
         }
         row->log_gain[first] = LEVELS * log2(fmax(best, LEAST_GAIN));
     }
+    for (int32_t bin = 0; bin < rule->bins; bin++) {
+        int32_t at = bin + 1;
+        while (at < rule->bins && fabs(row->log_gain[at] - row->log_gain[bin]) < NOTABLE_LEVELS)
+            at++;
+        row->next_look[bin] = at;
+    }
+}
+
+/* A row that was computed within the last hour. */
+static Row *rule_fresh(Rule *rule, int32_t number) {
+    Row *row = &rule->rows[number];
+    if (rule->now_s >= row->stale_at_s) {
+        rule_compute(rule, number);
+        row->stale_at_s = rule->now_s + REFRESH_S;
+    }
+    return row;
 }
 
 /* The level of a sleeper's score: 32 for each power of two. */
 static double rule_level(Rule *rule, int32_t timeline, double footprint) {
-    Row *row = &rule->rows[rule->row[timeline]];
+    Row *row = rule_fresh(rule, rule->row[timeline]);
     double cost = LEVELS * log2(rule->scale_s[timeline] * footprint);
-    if (rule->now_s >= row->stale_at_s) {
-        rule_compute(rule, rule->row[timeline]);
-        row->stale_at_s = rule->now_s + REFRESH_S;
-    }
     return fmax(1, trunc(row->log_gain[rule->bin[timeline]] - cost) + LEVEL_ONE);
 }
 
-/* Have a sleeper looked at again: each bin if it has an archive, else each few bins. */
+/* Have a sleeper looked at again: each few bins, or when its score will have changed. */
 static void rule_set_timer(Rule *rule, int32_t timeline, int is_held) {
-    int32_t bin = rule->bin[timeline];
-    bin += is_held ? (rule->edges[bin] < YOUNG ? YOUNG_STEP : 1) : UNHELD_STEP;
+    int32_t bin = rule->bin[timeline] + UNHELD_STEP;
+    if (is_held)
+        bin = rule_fresh(rule, rule->row[timeline])->next_look[rule->bin[timeline]];
     if (bin < rule->bins) {
         double due_s = rule->stopped_s[timeline] + rule->edges[bin] * rule->scale_s[timeline];
         timers_add(&rule->timers, due_s, timeline, rule->sleep[timeline]);

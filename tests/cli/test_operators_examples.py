@@ -36,8 +36,9 @@ NO_METRICS = {
 }
 FROZEN = {
     *("bbcache_build_info", "bbcache_cleanup_errors_total", "bbcache_degraded"),
-    *("bbcache_fallback_builds_total", "bbcache_fills_total", "bbcache_fullbackup_bytes"),
-    "bbcache_limit",
+    *("bbcache_eviction_failures_total", "bbcache_fallback_builds_total", "bbcache_fills_total"),
+    *("bbcache_free_disk_deficit_bytes", "bbcache_fullbackup_bytes", "bbcache_limit"),
+    *("bbcache_pinned_entries", "bbcache_removals_total"),
     *("bbcache_loaded_entries", "bbcache_nonentry_bytes", "bbcache_page_service_connected"),
     *("bbcache_page_service_connections_total", "bbcache_page_service_copied_bytes_total"),
     *("bbcache_page_service_errors_total", "bbcache_pageserver_degraded"),

@@ -161,7 +161,7 @@ class Lab:
     def archives(self) -> list[str]:
         """All files of the cache's directory but its lock."""
         names = (path.name for path in (self.root / "basebackup_cache").iterdir() if path.is_file())
-        return sorted(name for name in names if name != ".bbcache.lock")
+        return sorted(name for name in names if not name.startswith(".bbcache."))
 
     def reads(self) -> dict[str, float]:
         """How many `get` ended how."""
