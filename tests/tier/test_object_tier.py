@@ -11,7 +11,7 @@ import pytest
 from tier.lab import Sink, make_key_file
 
 from bbcache.errors import ConfigError
-from bbcache.outcomes import FetchResult, UploadResult
+from bbcache.outcomes import FetchResult
 from bbcache.tier import ObjectTier
 from bbcache.tier.object_format import PREAMBLE_SIZE_BYTES
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tier.lab import Lab
-    from tier.object_store import ObjectStore
 
 both = pytest.mark.parametrize("lab", ["local", "remote"], indirect=True)
 MIB = 1 << 20
@@ -270,17 +269,3 @@ def test_an_option_that_is_not_known_is_an_error(remote: Lab, options: dict[str,
     """The engine names it."""
     with pytest.raises(ConfigError, match="cannot use the tier s3://bucket"):
         ObjectTier(remote.config(options=options))
-
-
-def test_uploads_wait_while_the_server_is_slow(remote: Lab, store: ObjectStore) -> None:
-    """An offer returns at once; the newest LSN of a timeline takes the turn of the older ones."""
-    archives = [remote.archive(lsn) for lsn in (0x1000, 0x2000, 0x3000)]
-    tier = remote.tier()
-    store.fault, store.faulty_methods = "hang", frozenset({"PUT"})
-    for archive in archives:
-        tier.offer(archive.info, archive.open, None)
-    store.fault = ""
-    store.ends.set()
-    tier.wait_idle()
-    assert remote.count("upload_total", result=UploadResult.SUPERSEDED) >= 1
-    assert remote.fetch(tier, archives[-1])[0] is FetchResult.HIT
