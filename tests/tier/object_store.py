@@ -66,6 +66,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: ObjectStore
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""
