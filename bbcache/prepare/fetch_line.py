@@ -14,7 +14,7 @@ _MOST_WARMS: Final = 10_000  # requests that no caller waits for
 class FetchLine:
     """Requests that wait for a fetch, and those that are being fetched.
 
-    Every call but `wait_for_news` needs the queue's lock. A thread is woken before a request is
+    Every call but `wait` needs the queue's lock. A thread is woken before a request is
     added, and waits for the lock then, so that an interrupted caller leaves no request behind.
 
     Attributes:
@@ -80,6 +80,6 @@ class FetchLine:
         for _ in range(count):
             self._news.put(None)
 
-    def wait_for_news(self) -> None:
+    def wait(self) -> None:
         """Wait until there may be a request to take, or the queue is closed."""
         self._news.get()

@@ -125,7 +125,9 @@ class PrepareQueue:
         with self._lock:
             if self._is_closed:
                 self._line.fallen[request] = SkipReason.CLOSING
-            elif self._line.find(request.key, request.lsn):
+            elif others := self._line.find(request.key, request.lsn):
+                for other in others:
+                    other.is_sent |= request.is_sent
                 self._line.fallen[request] = SkipReason.COALESCED
             elif not self._line.fetches.add(request):
                 self._line.fallen[request] = SkipReason.QUEUE_FULL
@@ -141,7 +143,7 @@ class PrepareQueue:
                 request = self._line.fetches.take() if self._line.is_open else None
             if request is not None:
                 return request
-            self._line.fetches.wait_for_news()
+            self._line.fetches.wait()
 
     def claim(self, request: Request) -> bool:
         """Take the slot of a timeline to publish what was fetched; see `Line.claim`."""

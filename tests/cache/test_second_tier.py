@@ -417,6 +417,34 @@ def test_a_warm_up_meets_prepares_and_callers(node: Harness, tier: MemoryTier) -
     assert node.counts("bbcache_prepare_skips_total")["coalesced"] == 2
 
 
+def test_a_warm_up_that_builds_outlives_the_caller_that_it_has_joined(
+    node: Harness, tier: MemoryTier
+) -> None:
+    """The request of a caller becomes one of the host: it is built after the caller has left."""
+    timeline = node.timeline()
+    with Gate() as gate:
+        tier.on_fetch = lambda *_: gate()
+        waiting = Worker(fill, node, timeline, LSN_B, 0.2)
+        gate.wait_for()
+        node.cache.send_warm(node.shard_of(timeline), timeline.timeline_id, LSN_B, build=True)
+        with pytest.raises(FillTimeoutError):
+            waiting.result()
+        gate.open()
+    ids = node.tenant.tenant_id, timeline.timeline_id
+
+    def states() -> list[str]:
+        return [str(each.state) for each in node.cache.explain(*ids).under_way]
+
+    wait_until(lambda: states() in (["waiting_lsn"], []))
+    other = node.timeline()
+    node.send(other)  # the one worker has looked at the request before
+    wait_until(lambda: node.holds(other))
+    assert states() == ["waiting_lsn"]
+    timeline.advance(LSN_B)
+    node.wait_idle()
+    assert node.holds(timeline, LSN_B)
+
+
 def test_a_warm_up_is_checked_like_a_prepare(
     node: Harness, old_node: Harness, tier: MemoryTier, caplog: pytest.LogCaptureFixture
 ) -> None:

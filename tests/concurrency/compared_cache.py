@@ -20,9 +20,12 @@ from prometheus_client import CollectorRegistry
 from support.cache_helpers import DEADLINE_S, Worker, put
 from support.helpers import count_descriptors, samples, wait_until
 from support.ledger import total_bytes, total_count
+from support.shares import IS_NIGHTLY
 from support.threads import is_waiting
 
 from bbcache import BasebackupCache, BasebackupCacheConfig
+from bbcache.outcomes import FetchResult
+from bbcache.testing import MemoryTier
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -99,7 +102,13 @@ class ComparedCache(RuleBasedStateMachine):
         self.evicted_count = 0
         self.model.start(config)
         before = set(threading.enumerate())
-        self._cache = BasebackupCache.spawn(self.dir, config, self.host, self.registry)
+        # On every second directory of a nightly run there is a second tier, which has nothing:
+        # all must be as without one.
+        has_tier = IS_NIGHTLY and self.totals["directories"] % 2
+        tier = MemoryTier() if has_tier else None
+        if tier is not None:
+            tier.on_fetch = lambda *_: FetchResult.ABSENT
+        self._cache = BasebackupCache.spawn(self.dir, config, self.host, self.registry, tier=tier)
         new = set(threading.enumerate()) - before
         self._threads = {thread for thread in new if thread.name.startswith("bbcache-")}
         assert self.cache.wait_initialized(DEADLINE_S)
