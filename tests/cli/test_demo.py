@@ -67,7 +67,7 @@ Pageserver.create_timeline = copy
 # Where this interpreter is closed to other users, all of it must be loaded before.
 _AS_PLAIN_USER = """
 import io, os, pwd, sys, zlib
-import bbcache.cli.demo_report
+import bbcache.cli.demo, bbcache.cli.demo_report
 from rich.console import Console
 Console(file=io.StringIO()).print(":warm_up:")
 bbcache.cli.demo_scenario.gzip.compress = lambda data, level: zlib.compress(data, 1)  # faster
