@@ -134,11 +134,12 @@ class LockedPolicy:
     def load(self, data: bytes) -> None:
         """Take saved habits; damaged ones are the same as none."""
         with self._lock:
-            if not self._policy.load(data, self._clock()) and data:
-                log.warning(
-                    "the saved habits are damaged or of another version; nothing is lost "
-                    "but what was learned"
-                )
+            is_taken = self._policy.load(data, self._clock())
+        if data and not is_taken:
+            log.warning(
+                "the saved habits are damaged or of another version; nothing is lost but what "
+                "was learned"
+            )
 
     def complete(self, pacer: Pacer) -> None:
         """Tell the policy of entries that it does not know, the oldest file first.

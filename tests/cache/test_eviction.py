@@ -18,11 +18,13 @@ from support.cache_helpers import (
     Harness,
     fail_with,
     noise,
+    stop_before,
     stop_while_sending,
     tar_of,
 )
 from support.helpers import wait_until
 from support.ledger import total_count
+from support.locks import WatchedLock, watched_locks
 
 from bbcache.eviction import ReturnRate
 from bbcache.storage.files import TempFile
@@ -278,6 +280,29 @@ def test_quarantine_goes_before_entries(harness: Harness) -> None:
     assert all(map(harness.holds, [*timelines[1:], *newcomers]))
     assert harness.counts("bbcache_removals_total") == {}
     harness.check_accounting()
+
+
+def test_locks_of_an_eviction(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file is removed under the locks that order removals; the log and the host wait for none."""
+    with watched_locks() as locks:
+        timelines = _filled(harness, 2)
+    held: dict[str, set[WatchedLock]] = {}
+
+    def look(what: str) -> bool:
+        held.setdefault(what, set()).update(lock for lock in locks if lock.is_mine)
+        return True
+
+    stop_before(monkeypatch, os, "unlink", lambda: look("unlink"))
+    stop_before(monkeypatch, harness.host, "list", lambda: look("list"))
+    caplog.set_level("DEBUG")
+    monkeypatch.setattr(caplog.handler, "filters", [lambda _record: look("log")])
+    harness.prepared()
+    assert not harness.holds(timelines[0])
+    assert held.keys() == {"unlink", "list", "log"}
+    assert not held["log"] | held["list"]
+    assert len(held["unlink"]) == 2  # that of making room, and the file lock
 
 
 def test_limits_hold_while_four_workers_evict(harness: Harness) -> None:

@@ -13,6 +13,7 @@ import random
 import re
 import shutil
 import tarfile
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from support.helpers import seal_archive
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 TENANT: Final = TenantId.from_str("de200bd42b49cc1814412c7e592dd6e9")
 LSN_A, LSN_B, LSN_C, LSN_D = (Lsn(number << 12) for number in (1, 2, 3, 4))
 _BIG_TAR_BYTES: Final = 2_300_000  # three pieces of the compressor, so several writes
+_STOPPED_BEFORE_S: Final = 1_000_000
 _LOAD_TAR_BYTES: Final = 150_000
 _TIER_PIECE_BYTES: Final = 100_000
 _ENTRY_NAME: Final = re.compile(rf"basebackup_{TENANT}_([0-9a-f]{{32}})_([0-9A-F]{{16}})\.tar\.gz")
@@ -139,6 +141,9 @@ def seed(data_dir: Path) -> None:
             content = flipped(content)
         (data_dir / file_name(name, LSN_A)).write_bytes(content)
     (data_dir / file_name(SUPERSEDED, LSN_B)).write_bytes(sealed(SUPERSEDED, LSN_B))
+    stopped_s = time.time() - _STOPPED_BEFORE_S
+    for path in entry_files(data_dir).values():  # so that newcomers are worth more
+        os.utime(path, (stopped_s, stopped_s))
     (data_dir / ".bbcache.lock").write_text('{"pid": 1, "host": "gone", "since": "long ago"}\n')
     (data_dir / "tmp" / (file_name(FIRST, LSN_A) + ".0123456789abcdef")).write_bytes(b"half")
     for number in range(8):

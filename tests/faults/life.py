@@ -43,6 +43,8 @@ _HOPELESS_HITS: Final = 3  # calls that have failed, after which a dead disk is 
 _ROUNDS: Final = 4  # in which everything must be there again, one fault or not
 SHARD: Final = TenantShardId(fixed_host.TENANT)
 WITH_TIER: Final = "BBCACHE_FAULTS_TIER"  # in the environment: caches have a second tier
+ALWAYS_FULL: Final = "BBCACHE_FAULTS_FULL"  # in the environment: caches have to evict
+_FULL_AT: Final = 8  # entries: one more than a life begins with
 EXIT_WRONG: Final = 3
 EXIT_PROBLEM: Final = 4
 
@@ -124,6 +126,7 @@ class Life:
         config.setdefault("min_free_disk_bytes", 1)  # which any machine has
         config.setdefault("unpublished_dir", str(data_dir.parent))
         self.has_tier = bool(os.environ.get(WITH_TIER))
+        self.max_entries: int | None = settings.get("max_size_entries")
         tier = fixed_host.FixedTier() if self.has_tier else None
         self.cache = BasebackupCache.spawn(
             data_dir, BasebackupCacheConfig(**config), self.host, self.registry, tier=tier
@@ -196,6 +199,12 @@ class Life:
         with self.witness.nothing_raised("run_cleanup"):
             self.cache.run_cleanup()
 
+    def save_habits(self) -> None:
+        """Save what eviction has learned, as the thread of the cache does each period."""
+        with self.witness.nothing_raised("save_habits"):
+            assert self.cache._engine is not None
+            self.cache._engine.cleaner.save_habits()
+
     def held(self) -> dict[fixed_host.Found, int]:
         """What `entries` shows, with sizes in bytes."""
         entries = self.cache.entries()
@@ -237,6 +246,8 @@ class Life:
         assert self.cache._engine is not None
         booked_bytes = counted_bytes(self.cache._engine.index)  # no gauge shows it
         expect(booked_bytes == total_bytes, f"{booked_bytes} bytes booked, {total_bytes} on disk")
+        if self.max_entries is not None:
+            expect(len(held) <= self.max_entries, f"{len(held)} entries in a full cache")
 
 
 def live(
@@ -262,6 +273,7 @@ def live(
     }
     del tips[fixed_host.DROPPED]
     fds_before = _open_fds()
+    settings = full_settings(_FULL_AT) | settings
     try:
         life = Life(data_dir, tips, witness, **settings)
     except StoreError as error:  # the documented way for a start to fail
@@ -279,6 +291,11 @@ def live(
         del life
     left = {name for name in _open_fds() - fds_before if not (is_lasting and "lock" in name)}
     witness.expect(not left, f"descriptors left open: {left}")
+
+
+def full_settings(max_entries: int) -> dict[str, Any]:
+    """The settings of a cache that is always full, if the environment asks for one."""
+    return {"max_size_entries": max_entries} if os.environ.get(ALWAYS_FULL) else {}
 
 
 def _wait_initialized(life: Life, *, is_lasting: bool) -> bool:
@@ -374,6 +391,7 @@ def _clean_up(life: Life) -> None:
     life.send([fixed_host.REFRESHED], LSN_C)
     life.wait_idle()
     life.read(fixed_host.REFRESHED, LSN_C)
+    life.save_habits()
     life.send([fixed_host.FIRST], LSN_C)
     _beside(life.clean_up, life.wait_idle)  # which may take its old entry first
     life.read(fixed_host.FIRST, LSN_C)
@@ -395,7 +413,8 @@ def _recover(life: Life, *, is_lasting: bool) -> None:
     life.clean_up()
     life.wait_idle()
     if not is_lasting:
-        life.witness.expect(not missing, f"not there again: {missing}")
+        is_full = life.max_entries is not None
+        life.witness.expect(is_full or not missing, f"not there again: {missing}")
         life.check_accounting()
 
 

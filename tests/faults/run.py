@@ -5,6 +5,7 @@ python tests/faults/run.py matrix --count 5     five shares of it, chosen at ran
 python tests/faults/run.py powerloss --lives 5 --count 40
 python tests/faults/run.py kills --count 1000
 python tests/faults/run.py matrix --tier        each of these with a second tier
+python tests/faults/run.py matrix --full        each of these with a cache that has to evict
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ sys.path[:0] = [str(TESTS_DIR), str(TESTS_DIR.parent)]
 
 from faults import kills, matrix, power_loss, shim  # noqa: E402 - found by the lines above
 from faults.harness import Bed  # noqa: E402
-from faults.life import STORIES, WITH_TIER  # noqa: E402
+from faults.life import ALWAYS_FULL, STORIES, WITH_TIER  # noqa: E402
 
 
 def say(what: object) -> None:
@@ -97,6 +98,7 @@ def main() -> int:
     )
     parser.add_argument("--lives", type=int, default=1, help="recorded for power losses")
     parser.add_argument("--tier", action="store_true", help="give each cache a second tier")
+    parser.add_argument("--full", action="store_true", help="give each cache too few entries")
     parser.add_argument("--jobs", type=int, help="at once; by default as many as there are CPUs")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     args = parser.parse_args()
@@ -106,6 +108,8 @@ def main() -> int:
         parser.error("there is no C compiler")
     if args.tier:
         os.environ[WITH_TIER] = "1"
+    if args.full:
+        os.environ[ALWAYS_FULL] = "1"
     say(f"seed {args.seed}")
     runs = {"matrix": run_matrix, "powerloss": run_power_loss, "kills": run_kills}
     started_s = time.monotonic()
