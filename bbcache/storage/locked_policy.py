@@ -12,9 +12,10 @@ import threading
 import time
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from bbcache.eviction import Never, Oldest, ReturnRate
+from bbcache.history import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from bbcache.storage.files import Store
     from bbcache.storage.index import Entry, Index
 
+# Time and key of a `get`, in seconds since the epoch; what follows is not looked at.
+Start: TypeAlias = tuple[float, bytes] | Record
 _MOST_STARTS: Final = 100_000  # between two looks; the oldest of more are forgotten
 
 log = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ class LockedPolicy:
         clock: the wall clock, in seconds since the epoch.
 
     Attributes:
-        note_start: appends the key and the time of a `get`, also of a miss; None if no policy
+        note_start: appends the time and the key of a `get`, also of a miss; None if no policy
             wants to know. Takes no lock.
         has_news: whether something was learned since this was last set to False.
     """
@@ -56,7 +59,7 @@ class LockedPolicy:
         self._index = index
         self._store = store
         self._clock = clock
-        self._starts: deque[tuple[bytes, float]] = deque(maxlen=_MOST_STARTS)
+        self._starts: deque[Start] = deque(maxlen=_MOST_STARTS)
         self.note_start = None if config.eviction == "none" else self._starts.append
         self._lock = threading.RLock()  # guards the next eight; memory only; before the index's
         self._policy = self._make()
@@ -200,7 +203,8 @@ class LockedPolicy:
     def _take_out_locked(self) -> None:
         policy, starts, changes = self._policy, self._starts, self._index.changes
         while starts:
-            policy.started(*starts.popleft())
+            now_s, key, *_ = starts.popleft()
+            policy.started(key, now_s)
             self.has_news = True
         while changes:
             change = changes.popleft()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bbcache.storage.catalog import Catalog
     from bbcache.storage.files import BasebackupFile, Store
     from bbcache.storage.index import Entry, Index
+    from bbcache.storage.locked_policy import Start
     from bbcache.work_counter import WorkCounter
 
 _WARN_PAUSE_S: Final = 1.0
@@ -45,7 +46,7 @@ class Reader:
         work_counter: counts a quarantine under way.
         pacer: notes each read.
         verify_reads: ``always``, ``first`` or ``never``.
-        note_start: appends the key and the time of each `get` to a queue; None if there is none.
+        note_start: appends the time and the key of each `get` to a queue; None if there is none.
         rebuild: called with a bad entry after its removal, to queue a prepare.
     """
 
@@ -60,7 +61,7 @@ class Reader:
         pacer: Pacer,
         *,
         verify_reads: str,
-        note_start: Callable[[tuple[bytes, float]], None] | None,
+        note_start: Callable[[Start], None] | None,
         rebuild: Callable[[Entry], None],
     ) -> None:
         self._index = index
@@ -100,15 +101,17 @@ class Reader:
         except TypeError:
             check_ids(tenant_id, timeline_id, lsn)
             raise
-        now_s = time.time()
-        if self._note_start is not None:
-            self._note_start((key, now_s))
         if entry is None:
             check_ids(tenant_id, timeline_id, lsn)
+            record = (time.time(), key, lsn.real, _MISS, "")
+            if self._note_start is not None:
+                self._note_start(record)  # a start begins with time and key, as a record does
             if counts_misses:
                 self._misses.inc()
-                self._note_miss((now_s, key, lsn.real, _MISS, ""))
+                self._note_miss(record)
             return None
+        if self._note_start is not None:
+            self._note_start((time.time(), key))
         try:
             file = self._store.open(key, lsn, entry.size_bytes)
             try:
