@@ -24,7 +24,7 @@ from support.cache_helpers import (
     tar_of,
 )
 from support.fill_helpers import fill, filled, unpublished_bytes, waiting_callers
-from support.helpers import count_descriptors, wait_until
+from support.helpers import open_below, wait_until
 from support.ledger import total_bytes, total_count
 from support.seams import stand_still, start_close
 
@@ -153,23 +153,23 @@ def test_a_failed_build_leaves_nothing(harness: Harness, *, is_outgrown: bool) -
         raise RuntimeError("the host fails")
 
     timeline.on_send = send
-    descriptor_count = count_descriptors()
+    before = open_below(harness.dir)
     with pytest.raises(FillError, match="the host fails"):
         fill(harness, timeline)
     harness.wait_idle()
     assert unpublished_bytes(harness) == 0
-    assert count_descriptors() == descriptor_count
+    assert open_below(harness.dir) == before
     harness.check_accounting()
 
 
 def test_a_build_that_is_published_leaves_no_descriptor_open(harness: Harness) -> None:
     """Its temporary file and the callers' shared file are closed."""
-    descriptor_count = count_descriptors()
+    before = open_below(harness.dir)
     harness.prepared()
-    assert count_descriptors() == descriptor_count
+    assert open_below(harness.dir) == before
     fill(harness, harness.timeline()).close()
     harness.wait_idle()
-    assert count_descriptors() == descriptor_count
+    assert open_below(harness.dir) == before
 
 
 @pytest.mark.parametrize(
@@ -181,13 +181,13 @@ def test_what_fails_after_it_was_opened_for_a_caller_is_closed(
 ) -> None:
     """A caller that gets an error gets no descriptor, and none stays behind."""
     timeline = harness.timeline()
-    descriptor_count = count_descriptors()
+    before = open_below(harness.dir)
     with monkeypatch.context() as patch:
         fail_with(patch, owner, name, ArchiveError("it is damaged"))
         with pytest.raises(FillError, match="it is damaged"):
             fill(harness, timeline)
         harness.wait_idle()
-    assert count_descriptors() == descriptor_count
+    assert open_below(harness.dir) == before
     harness.check_accounting()
 
 
@@ -195,13 +195,13 @@ def test_a_drop_that_fails_closes_what_was_opened_for_a_caller(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of an archive that was not to be published."""
-    descriptor_count = count_descriptors()
+    before = open_below(harness.dir)
     with monkeypatch.context() as patch:
         fail_with(patch, Catalog, "abandon", ArchiveError("it cannot be removed"), times=1)
         with pytest.raises(FillError, match="it cannot be removed"):
             fill(harness, harness.timeline(LSN_B))
         harness.wait_idle()
-    assert count_descriptors() == descriptor_count
+    assert open_below(harness.dir) == before
     assert unpublished_bytes(harness) == 0
     harness.check_accounting()
 

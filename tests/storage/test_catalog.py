@@ -21,10 +21,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from prometheus_client import CollectorRegistry
 from support.cache_helpers import Gate, Worker, fail_with, stop_before
 from support.helpers import (
-    count_descriptors,
     file_names,
     is_free,
     make_keys,
+    open_below,
     run_threads,
     samples,
     wait_until,
@@ -789,10 +789,10 @@ def test_an_abandoned_build_gives_its_room_back(kit: Kit) -> None:
 
 def test_an_abandoned_build_closes_its_file(kit: Kit) -> None:
     """A build may fail anywhere."""
-    before = count_descriptors()
+    before = open_below(kit.directory)
     reservation = kit.index.reserve(A)
     kit.catalog.abandon(kit.catalog.create_temp(A, 1), reservation)
-    assert count_descriptors() == before
+    assert open_below(kit.directory) == before
 
 
 def test_a_temporary_file_that_stays_counts_until_it_goes(kit: Kit) -> None:
@@ -813,14 +813,14 @@ def test_a_temporary_file_that_stays_counts_until_it_goes(kit: Kit) -> None:
 
 def test_an_unpublished_file_that_stays_counts_until_it_goes(kit: Kit) -> None:
     """This also holds for an unpublished build; its descriptor is closed."""
-    before = count_descriptors()
+    before = open_below(kit.directory)
     temp, reservation = kit.catalog.create_temp(A, 1), kit.index.reserve(A)
     kit.index.accounting.grow(reservation, 30)
     kit.index.accounting.unpublish(reservation)
     block(Path(temp.path))
     kit.catalog.abandon(temp, reservation)
     assert kit.index.accounting.unpublished_bytes == 0
-    assert count_descriptors() == before
+    assert open_below(kit.directory) == before
     assert kit.totals() == (1, 30)
     assert kit.count("bbcache_unlink_failures_total") == 1
     Path(temp.path).rmdir()

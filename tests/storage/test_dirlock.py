@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.helpers import run_threads, wait_until
+from support.helpers import open_below, run_threads, wait_until
 
 from bbcache.errors import DirectoryLockedError, StoreError
 from bbcache.storage.dirlock import DirectoryLock, read_holder_pid
@@ -289,9 +289,8 @@ def test_a_text_without_pid_names_nobody(tmp_path: Path, content: str) -> None:
     """Whatever is in the file, reading it raises nothing."""
     path = tmp_path / LOCK_NAME
     path.write_text(content)
-    before = os.listdir("/proc/self/fd")
     assert read_holder_pid(str(path)) is None
-    assert os.listdir("/proc/self/fd") == before
+    assert open_below(tmp_path) == []
 
 
 def test_bytes_that_are_no_text_name_nobody(tmp_path: Path) -> None:

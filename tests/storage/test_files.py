@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cache_helpers import fail_with
-from support.helpers import KEY, LSN, TENANT, TIMELINE, file_names, make_keys
+from support.helpers import KEY, LSN, TENANT, TIMELINE, file_names, make_keys, open_below
 
 from bbcache.errors import ArchiveError, StoreError
 from bbcache.ids import Lsn, TenantId, TimelineId
@@ -61,11 +61,6 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 def mode_of(path: str | Path) -> int:
     """The permission bits."""
     return stat.S_IMODE(os.lstat(path).st_mode)
-
-
-def open_fds() -> set[str]:
-    """The descriptors of this process."""
-    return file_names("/proc/self/fd")
 
 
 def make_socket(path: Path) -> None:
@@ -696,21 +691,19 @@ def test_an_open_basebackup_outlives_its_entry(store: Store, entry: Path) -> Non
 @pytest.mark.parametrize("size_bytes", [0, 9, 11, 10**9])
 def test_another_size_is_proof_of_damage(store: Store, size_bytes: int) -> None:
     """Every open compares the size, and closes the file when it refuses."""
-    before = open_fds()
     with pytest.raises(ArchiveError, match=f"has 10 bytes, .*{size_bytes}"):
         store.open(KEY, LSN, size_bytes)
-    assert open_fds() == before
+    assert open_below(store.data_dir) == []
 
 
 @odd_files
 def test_no_link_is_followed_and_no_fifo_waited_on(store: Store, tmp_path: Path, kind: str) -> None:
     """Any other kind of file is bad; the open does not wait, and leaks nothing."""
     ODD_FILES[kind](tmp_path / NAME)
-    before = open_fds()
     for size_bytes in (10, 0):
         with pytest.raises(ArchiveError):
             store.open(KEY, LSN, size_bytes)
-    assert open_fds() == before
+    assert open_below(store.data_dir) == []
 
 
 def test_a_missing_file_is_not_bad(store: Store) -> None:

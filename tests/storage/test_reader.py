@@ -18,6 +18,7 @@ from support.cache_helpers import (
     fail_with,
     tar_of,
 )
+from support.helpers import open_below
 
 from bbcache import BasebackupFile, TenantShardId, TenantTimelineId
 from bbcache.archive import format as archive_format
@@ -254,7 +255,7 @@ def test_failed_reads_are_logged_but_not_in_a_flood(
 
 def test_failed_reads_leak_no_descriptor(harness: Harness) -> None:
     """Every failed read closes its descriptor."""
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_below(harness.dir)
     for place in (os.mkfifo, os.mkdir, lambda path: path.write_bytes(b"bad")):
         timeline = harness.prepared()
         timeline.advance(LSN_B)
@@ -262,7 +263,7 @@ def test_failed_reads_leak_no_descriptor(harness: Harness) -> None:
         place(harness.path(timeline))
         assert harness.get(timeline) is None
     harness.wait_idle()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert open_below(harness.dir) == before
 
 
 def test_a_bad_file_that_cannot_be_moved_is_not_served_again(

@@ -6,6 +6,8 @@ import os
 import shutil
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -25,7 +27,6 @@ from bbcache.work_counter import WorkCounter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
     from bbcache.metric_rows import Row
 
@@ -119,6 +120,15 @@ def is_free(directory: Path) -> bool:
         return False
     lock.release()
     return True
+
+
+def open_below(directory: Path | str) -> list[str]:
+    """The files in a directory that this process has open; other threads may open others."""
+    names = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            names.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sorted(name for name in names if Path(name).is_relative_to(directory))
 
 
 def count_descriptors() -> int:
