@@ -152,7 +152,10 @@ class ComparedCache(RuleBasedStateMachine):
                 self.model.publish(slot, entry.lsn, archive)
                 self.model.held[number].is_verified = True  # it may be: then damage is not found
         if self.pending:
-            self.prepares = self.counted_prepares(self.values())
+            values = self.values()
+            # Last: the old file of a refresh may be one that cannot be unlinked yet.
+            self.model.take_over_quarantine(int(values["bbcache_nonentry_bytes"]))
+            self.prepares = self.counted_prepares(values)
             self.model.outcomes.clear()
         self.pending.clear()
 
@@ -173,7 +176,6 @@ class ComparedCache(RuleBasedStateMachine):
             assert number not in self.model.builds, "the entry of a refresh was evicted"
             assert number not in self.model.pinned, "a pinned entry was evicted"
             self.model.remove(self.slots[number])
-        self.model.take_over_quarantine(int(values["bbcache_nonentry_bytes"]))
         self.totals["evicted"] += len(evicted)
 
     def end(self, *, is_dropped: bool = False) -> None:
