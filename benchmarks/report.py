@@ -7,7 +7,7 @@ was measured before, from its ``--results FILE``.
 from __future__ import annotations
 
 import argparse
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -124,12 +124,18 @@ def figures(records: Sequence[Record]) -> Iterator[str]:
     yield f"The load was {machine['load at the start']} at the start. {summary(outcomes)}."
     if float(machine["load at the start"].split()[0]) > int(machine["CPU"].split()[0]):
         yield _BUSY
-    yield "\n| bar | figure | spread | wanted | |\n| --- | --- | --- | --- | --- |"
-    for each in outcomes:
-        figure = "" if each.value is None else format_figure(each.value, each.unit)
-        spread = "" if each.value is None else format_spread(each.spread)
-        result = _RESULT[Verdict(each.verdict)]
-        yield f"| `{each.name}` | {figure} | {spread} | {each.limit_text()} | {result} |"
+    yield "\n| bar | figure | | bar | figure | |\n| --- | --- | --- | --- | --- | --- |"
+    cells = [_cells(each) for each in outcomes]
+    half = (len(cells) + 1) // 2
+    for left, right in zip_longest(cells[:half], cells[half:], fillvalue=("", "", "")):
+        yield f"| {' | '.join((*left, *right))} |"
+
+
+def _cells(outcome: Outcome) -> tuple[str, str, str]:
+    figure = ""
+    if outcome.value is not None:
+        figure = f"{format_figure(outcome.value, outcome.unit)} {format_spread(outcome.spread)}"
+    return f"`{outcome.name}`", figure, _RESULT[Verdict(outcome.verdict)]
 
 
 def write_docs(records: Sequence[Record], docs_dir: Path) -> None:
