@@ -152,10 +152,9 @@ class ComparedCache(RuleBasedStateMachine):
                 self.model.publish(slot, entry.lsn, archive)
                 self.model.held[number].is_verified = True  # it may be: then damage is not found
         if self.pending:
-            values = self.values()
             # Last: the old file of a refresh may be one that cannot be unlinked yet.
-            self.model.take_over_quarantine(int(values["bbcache_nonentry_bytes"]))
-            self.prepares = self.counted_prepares(values)
+            self.take_over_quarantine()
+            self.prepares = self.counted_prepares(self.values())
             self.model.outcomes.clear()
         self.pending.clear()
 
@@ -177,6 +176,10 @@ class ComparedCache(RuleBasedStateMachine):
             assert number not in self.model.pinned, "a pinned entry was evicted"
             self.model.remove(self.slots[number])
         self.totals["evicted"] += len(evicted)
+
+    def take_over_quarantine(self) -> None:
+        """Take over how much of the quarantine was removed to make room."""
+        self.model.take_over_quarantine(int(self.values()["bbcache_nonentry_bytes"]))
 
     def end(self, *, is_dropped: bool = False) -> None:
         """Close the cache, or drop it, whatever is running; then check its last counts."""

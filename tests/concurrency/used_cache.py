@@ -292,6 +292,7 @@ class UsedCache(ComparedCache):
         if is_shrunk and not self.pending:
             entries = {entry.timeline_id: entry for entry in self.cache.entries()}
             self.take_over_evictions(entries)
+            self.take_over_quarantine()
 
     @rule(numbers=st.sets(NUMBERS))
     def pin(self, numbers: set[int]) -> None:
