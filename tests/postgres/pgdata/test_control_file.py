@@ -136,7 +136,7 @@ def test_equals_pg_controldata_in_every_state(
     assert control.major_version == pg.major
     assert control.wal_segment_size_bytes == segment_size_bytes
     assert control.state is ClusterState.SHUT_DOWN
-    if initdb_args:
+    if "--data-checksums" in initdb_args:
         assert control.data_checksum_version == 1
 
     cluster.start({"wal_level": "logical"})
