@@ -236,7 +236,7 @@ class BasebackupCache:
         """
         engine = self._live_engine()
         if engine is not None:
-            engine.send_prepare(tenant_shard_id, timeline_id, lsn)
+            engine.sender.send_prepare(tenant_shard_id, timeline_id, lsn)
 
     def send_warm(
         self,
@@ -257,7 +257,7 @@ class BasebackupCache:
         """
         engine = self._live_engine()
         if engine is not None:
-            engine.send_warm(tenant_shard_id, timeline_id, lsn, build=build)
+            engine.sender.send_warm(tenant_shard_id, timeline_id, lsn, build=build)
 
     def set_limits(self, config: BasebackupCacheConfig) -> None:
         """Keep to other limits from now on; the next clean-ups shrink a cache that is over them.

@@ -11,12 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from bbcache import lifecycle
-from bbcache.errors import ArgumentError
 from bbcache.explain import Explainer
 from bbcache.history import History
-from bbcache.ids import check_shard_ids
 from bbcache.metrics import Metrics
-from bbcache.outcomes import SkipReason
 from bbcache.pacer import Pacer
 from bbcache.prepare.backoff import Backoff
 from bbcache.prepare.builder import Builder
@@ -24,12 +21,12 @@ from bbcache.prepare.fetcher import Fetcher
 from bbcache.prepare.offer import offer
 from bbcache.prepare.on_demand import Filler
 from bbcache.prepare.queue import PrepareQueue
-from bbcache.prepare.request import Request, Result
+from bbcache.prepare.sender import Sender
 from bbcache.prepare.worker import Preparer
 from bbcache.storage.catalog import Catalog
 from bbcache.storage.evictor import Evictor
 from bbcache.storage.files import Store
-from bbcache.storage.index import Index, make_key
+from bbcache.storage.index import Index
 from bbcache.storage.locked_policy import LockedPolicy
 from bbcache.storage.pins import Pins
 from bbcache.storage.reader import Reader
@@ -47,10 +44,8 @@ if TYPE_CHECKING:
 
     from bbcache.config import BasebackupCacheConfig
     from bbcache.host import TenantManager
-    from bbcache.ids import Lsn, TenantShardId, TimelineId
     from bbcache.second_tier import Tier
     from bbcache.storage.dirlock import DirectoryLock
-    from bbcache.storage.index import Entry
 
 _FENCE_TIMEOUT_S: Final = 1.0  # the least that a close waits for a step on the disk
 
@@ -94,6 +89,9 @@ class Engine:
         self._queue = PrepareQueue(
             config.prepare_channel_size, self._metrics, history, self.work_counter
         )
+        tier_config = config.tier or _NO_CONFIG
+        fetch_timeout_s = None if tier is None else tier_config.fetch_timeout
+        self.sender = Sender(self._queue, fetch_timeout_s)
         self.store = Store(data_dir)
         self._catalog = Catalog(self.store, self.index, dirlock, self._metrics)
         pacer = Pacer()
@@ -134,7 +132,7 @@ class Engine:
             pacer,
             verify_reads=config.verify_reads,
             note_start=self.policy.note_start,
-            rebuild=self._rebuild,
+            rebuild=self.sender.rebuild,
         )
         self.builder = Builder(
             config,
@@ -150,8 +148,6 @@ class Engine:
             config, tenants, self.index, pins, self.builder, self._queue, self._metrics, backoff
         )
         self._tier = tier
-        tier_config = config.tier or _NO_CONFIG
-        self._fetch_timeout_s = None if tier is None else tier_config.fetch_timeout
         self.filler = Filler(
             self.reader,
             self._queue,
@@ -159,7 +155,7 @@ class Engine:
             self._metrics,
             history,
             self._is_in_own_thread,
-            self._fetch_timeout_s,
+            fetch_timeout_s,
         )
         self.explainer = Explainer(
             tenants,
@@ -225,58 +221,10 @@ class Engine:
             self._catalog.settle_doubt()
         return self.is_initialized and self._queue.is_idle()
 
-    def send_prepare(
-        self, tenant_shard_id: TenantShardId, timeline_id: TimelineId, lsn: Lsn
-    ) -> None:
-        """Queue a prepare; whatever goes wrong is counted and logged."""
-        try:
-            check_shard_ids(tenant_shard_id, timeline_id, lsn)
-            key = make_key(tenant_shard_id.tenant_id, timeline_id)
-            request = Request(key, lsn, tenant_shard_id, time.monotonic())
-            if tenant_shard_id.is_shard_zero:
-                self._queue.submit(request)
-            else:
-                self._queue.finish(request, Result.skip(SkipReason.NOT_SHARD_ZERO))
-        except ArgumentError as error:
-            self._queue.reject(error)
-        except Exception:
-            log.exception("a prepare could not be queued")
-
     def _notes(self) -> tuple[str, ...]:
         """What an explanation says of the whole cache."""
         loading = None if self.is_initialized else "the entries on disk are not known yet"
         return tuple(filter(None, (loading, self.builder.degraded_reason)))
-
-    def send_warm(
-        self, tenant_shard_id: TenantShardId, timeline_id: TimelineId, lsn: Lsn, *, build: bool
-    ) -> None:
-        """Queue a fetch; whatever goes wrong is counted and logged."""
-        try:
-            check_shard_ids(tenant_shard_id, timeline_id, lsn)
-            request = Request(
-                make_key(tenant_shard_id.tenant_id, timeline_id),
-                lsn,
-                tenant_shard_id,
-                time.monotonic(),
-                is_sent=build,
-                is_warm=True,
-                fetch_timeout_s=self._fetch_timeout_s,
-            )
-            if not tenant_shard_id.is_shard_zero:
-                self._queue.finish(request, Result.skip(SkipReason.NOT_SHARD_ZERO))
-            elif self._tier is not None:
-                self._queue.warm(request)
-            elif build:
-                self._queue.submit(request)
-            else:
-                self._queue.finish(request, Result.skip(SkipReason.NOT_FETCHED))
-        except ArgumentError as error:
-            self._queue.reject(error)
-        except Exception:
-            log.exception("a fetch could not be queued")
-
-    def _rebuild(self, entry: Entry) -> None:
-        self._queue.submit(Request(entry.key, entry.lsn, None, time.monotonic()))
 
     def _work(self) -> None:
         """Run prepares: the life of a worker thread."""
