@@ -85,7 +85,7 @@ def test_the_least_likely_newcomer_is_declined() -> None:
 
 
 def test_nothing_goes_while_there_is_room() -> None:
-    """A newcomer that fits evicts nothing, whatever it is worth."""
+    """A newcomer that fits evicts nothing, also one that is worth little."""
     policy = ReturnRate(2, 3 * SIZE_BYTES)
     _hold(policy, KEYS[0], START_S)
     policy.stopped(KEYS[1], START_S, SIZE_BYTES)

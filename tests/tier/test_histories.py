@@ -23,7 +23,7 @@ COUNT: Final = int(os.environ.get("BBCACHE_TIER_HISTORIES", "40"))
 def test_two_nodes_never_remove_the_newest_object(
     tmp_path: Path, key_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever attaches, stops, uploads late, deletes late or dies."""
+    """The nodes that attach, stop, upload late, delete late or die."""
     caplog.set_level(logging.CRITICAL)
     counts, store = play_many(tmp_path, key_file, range(COUNT))
     counts["fetches"] = store.fetch_count
