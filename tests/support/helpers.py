@@ -50,7 +50,7 @@ def wait_until(is_so: Callable[[], object], timeout_s: float = _DEADLINE_S) -> N
     begun_s = time.monotonic()
     while not is_so():
         waited_s = time.monotonic() - begun_s
-        assert waited_s < timeout_s, "what was waited for has not come"
+        assert waited_s < timeout_s, "the condition did not become true in time"
         time.sleep(min(max(0.001, waited_s / 10), 0.03))
 
 

@@ -43,7 +43,7 @@ from bbcache.testing.postgres.store import (
     SnapshotKey,
     SnapshotStore,
     StoredSnapshot,
-    check_digest,
+    check_archive,
     open_archive,
     write_archive,
 )
@@ -254,7 +254,7 @@ class Runtime:
             if spares.claim(seal.digest.hex(), pgdata_dir):
                 self.statistics.spare_count += 1
             else:
-                check_digest(file, seal)
+                check_archive(file, seal)
                 restore_tarball(file, pgdata_dir, owner=_owner())
         return seal
 

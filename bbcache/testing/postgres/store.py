@@ -214,7 +214,7 @@ def open_archive(
         key: of the snapshot.
         path: of the archive.
         with_digest: whether to read all of it and compare its digest; otherwise call
-            `check_digest` before it is restored.
+            `check_archive` before it is restored.
 
     Raises:
         ArchiveError: it is damaged.
@@ -225,22 +225,15 @@ def open_archive(
         seal = read_seal(file.fileno(), key.digest, _NO_LSN)
         if seal is None:
             raise ArchiveError(f"{path} has no seal")  # noqa: TRY301 - closed like for the others
-        _check(file, seal, with_digest=with_digest)
+        check_archive(file, seal, with_digest=with_digest)
     except BaseException:
         file.close()
         raise
     return file, seal
 
 
-def check_digest(file: BinaryIO, seal: Seal) -> None:
-    """Read an open archive and compare its digest with that of its seal; raises as `open_archive`.
-
-    The position in the file stays.
-    """
-    _check(file, seal, with_digest=True)
-
-
-def _check(file: BinaryIO, seal: Seal, *, with_digest: bool) -> None:
+def check_archive(file: BinaryIO, seal: Seal, *, with_digest: bool = True) -> None:
+    """Check an open archive against its seal, without use of its position; see `open_archive`."""
     size_bytes = os.fstat(file.fileno()).st_size
     check_sealed(file.fileno(), size_bytes, seal, with_digest=with_digest)
 
