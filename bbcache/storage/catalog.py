@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bbcache.errors import ClosingError, StoreError, safe_str
 from bbcache.storage.doubt import Doubt
-from bbcache.storage.files import hint_for, try_unlink
-from bbcache.storage.habits_file import HabitsFile
+from bbcache.storage.files import HABITS_NAME, hint_for, try_unlink
 from bbcache.storage.index import newest_of_each
 from bbcache.storage.quarantine import Quarantine
 
@@ -64,7 +63,6 @@ class Catalog:
         self._file_lock = threading.RLock()  # orders changes of files; guards the next five
         self._dirlock = dirlock
         self._quarantine = Quarantine(store, index)
-        self._habits_file = HabitsFile(store.data_dir, store.tmp_dir)
         self._scanned: tuple[int, int] | None = None  # identity of the directory in the index
         self._is_swept = False  # whether ``tmp/`` is
         self._load_failure: str | None = None  # why the last load failed
@@ -260,7 +258,7 @@ class Catalog:
                 return
             gone = [path for path in doomed.sizes if try_unlink(path) is None]
             there = self._store.restat(foreign_files.sizes)
-            habits_bytes = self._habits_file.size_bytes()
+            habits_bytes = self._habits_bytes_locked()
             with self._index.lock:
                 self._accounting.habits_bytes = habits_bytes
                 for path in gone:
@@ -324,7 +322,7 @@ class Catalog:
         found = self._store.scan()
         newest, superseded = newest_of_each(found.entries)
         self._quarantine.refresh()
-        habits_bytes = self._habits_file.size_bytes()
+        habits_bytes = self._habits_bytes_locked()
         doomed = self._accounting.doomed
         left = self._store.restat(doomed.sizes)
         for entry in newest.values() if left else ():
@@ -338,6 +336,11 @@ class Catalog:
         for entry in superseded:
             self._remove_locked(self._path_of(entry), entry.size_bytes)
         return LoadReport(len(newest), len(superseded), sorted(found.foreign_files))
+
+    def _habits_bytes_locked(self) -> int:
+        """The size of the saved habits; the last known one if they cannot be examined."""
+        last = {HABITS_NAME: self._accounting.habits_bytes}
+        return self._store.restat(last).get(HABITS_NAME, 0)
 
     def _path_of(self, entry: Entry) -> str:
         return self._store.path_of(entry.key, entry.lsn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from bbcache.storage.files import HABITS_NAME, OPEN_FLAGS, BasebackupFile, TempFile, try_unlink
@@ -38,13 +38,6 @@ class HabitsFile:
                 return file.readall() if is_regular else b""
         except FileNotFoundError:
             return b""
-
-    def size_bytes(self) -> int:
-        """The size of the file; 0 if there is none, or it cannot be examined."""
-        with suppress(OSError):
-            status = os.lstat(self._path)
-            return status.st_size if stat.S_ISREG(status.st_mode) else 0
-        return 0
 
     @contextmanager
     def replaced_by(self, data: bytes) -> Iterator[Callable[[], None]]:

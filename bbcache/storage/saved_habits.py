@@ -51,25 +51,25 @@ class SavedHabits:
                 return
             data = policy.save()
             self._policy.has_news = False
-        if data and self._reserve(len(data)):
-            try:
-                self._write(data)
-            finally:
-                self._count(self._file.size_bytes())
+        if data:
+            self._replace(data)
 
-    def _reserve(self, size_bytes: int) -> bool:
+    def _replace(self, data: bytes) -> None:
         with self._index.lock:
             accounting = self._index.accounting
-            if accounting.excess(0, size_bytes)[1]:
-                return False
-            accounting.habits_bytes += size_bytes
-            return True
+            if accounting.excess(0, len(data))[1]:
+                return
+            size_bytes = accounting.habits_bytes
+            accounting.habits_bytes += len(data)
+        try:
+            if self._write(data):
+                size_bytes = len(data)
+        finally:
+            with self._index.lock:
+                accounting.habits_bytes = size_bytes
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes) -> bool:
         with self._file.replaced_by(data) as rename, self._catalog.changing() as may_change:
             if may_change:
                 rename()
-
-    def _count(self, size_bytes: int) -> None:
-        with self._index.lock:
-            self._index.accounting.habits_bytes = size_bytes
+            return may_change

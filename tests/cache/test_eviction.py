@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,6 +32,7 @@ from bbcache.storage.files import TempFile
 from bbcache.storage.index import make_key
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from bbcache import Lsn
@@ -369,6 +371,23 @@ def test_habits_that_cannot_be_saved_are_counted(
     assert harness.temp_files() == []
 
 
+@pytest.mark.parametrize("fails_at", ["the save", "the next upkeep"])
+def test_habits_that_cannot_be_examined_keep_their_size(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, fails_at: str
+) -> None:
+    """A file that is there counts, whatever cannot be asked about it."""
+    harness.prepared()
+    if fails_at == "the next upkeep":
+        harness.engine.cleaner.save_habits()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", partial(_lstat_of_all_but_habits, os.lstat))
+        harness.engine.cleaner.save_habits()
+        if fails_at == "the next upkeep":
+            harness.engine.cleaner.step()
+    assert (harness.dir / ".bbcache.habits").exists()
+    harness.check_accounting()
+
+
 def test_habits_that_have_no_room_are_not_saved(harness: Harness) -> None:
     """The limit of bytes holds for them too."""
     harness.reopen(max_total_size_bytes=50)
@@ -376,6 +395,14 @@ def test_habits_that_have_no_room_are_not_saved(harness: Harness) -> None:
     harness.engine.cleaner.save_habits()
     assert not (harness.dir / ".bbcache.habits").exists()
     harness.check_accounting()
+
+
+def _lstat_of_all_but_habits(
+    really: Callable[..., os.stat_result], path: Any, **options: Any
+) -> os.stat_result:
+    if str(path).endswith(".bbcache.habits"):
+        raise PermissionError(errno.EACCES, "closed")
+    return really(path, **options)
 
 
 def _key(harness: Harness, timeline: MemoryTimeline) -> bytes:
