@@ -62,7 +62,7 @@ def test_a_good_token(locked: Locked) -> None:
     assert copied(client.ask(locked.command)) == locked.archive
 
 
-@pytest.mark.parametrize("token", ["", "x.y.z", Signer().sign()])
+@pytest.mark.parametrize("token", ["", "x.y.z", Signer().sign()], ids=["empty", "junk", "foreign"])
 def test_a_bad_token(locked: Locked, token: str) -> None:
     """It is the end, in Neon's words and no more of them."""
     client = locked.bench.client()
