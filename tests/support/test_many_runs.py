@@ -21,7 +21,8 @@ def test_circumstances():
 
 def run(tmp_path: Path, expected: tuple[bool, bool, bool], *kinds: str) -> tuple[int, list[str]]:
     """Run the script with one test; returns its status and the lines that it prints."""
-    test_path = tmp_path / "test_it.py"
+    # A name for each: of two texts of one size and second, Python would compile the first alone.
+    test_path = tmp_path / f"test_{kinds[0].partition('=')[0]}.py"
     test_path.write_text(_TEST.format(expected=expected))
     pytest_args = ["-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(test_path)]
     done = subprocess.run(
