@@ -44,8 +44,8 @@ class BasebackupCache:
     a flag there, or raise. A KeyboardInterrupt in a method does the cache no harm. In a forked
     child a cache is inert: `get` returns None, `entries` is empty, and the rest does nothing.
 
-    Arguments of a wrong type raise `ArgumentError` (a `TypeError`), but for `send_prepare`, which
-    counts and logs them.
+    Arguments of a wrong type raise `ArgumentError` (a `TypeError`), except in `send_prepare` and
+    `send_warm`, which count and log them.
 
     A cache holds a directory lock and threads until it is closed: use `close`, or a ``with``
     block. A cache that is dropped without gives a ResourceWarning and is closed in the

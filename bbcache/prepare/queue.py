@@ -90,10 +90,10 @@ class PrepareQueue:
                 self._line.add(request)
         self._settle_fallen()
 
-    def reject(self, error: ArgumentError) -> None:
-        """Count and log a `send_prepare` with arguments of a wrong type."""
+    def reject(self, function: str, error: ArgumentError) -> None:
+        """Count and log a call of a function of the cache with arguments of a wrong type."""
         self._metrics.prepare_failed()
-        log.error("invalid call of send_prepare: %s", error)
+        log.error("invalid call of %s: %s", function, error)
 
     def join(self, fill: Request) -> Request | None:
         """Join a request at the same LSN; if there is none, queue this one.

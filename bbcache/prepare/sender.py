@@ -45,9 +45,9 @@ class Sender:
             else:
                 self._queue.finish(request, Result.skip(SkipReason.NOT_SHARD_ZERO))
         except ArgumentError as error:
-            self._queue.reject(error)
+            self._queue.reject("send_prepare", error)
         except Exception:
-            log.exception("a prepare could not be queued")
+            log.exception("send_prepare could not queue a request")
 
     def send_warm(
         self, tenant_shard_id: TenantShardId, timeline_id: TimelineId, lsn: Lsn, *, build: bool
@@ -73,9 +73,9 @@ class Sender:
             else:
                 self._queue.finish(request, Result.skip(SkipReason.NOT_FETCHED))
         except ArgumentError as error:
-            self._queue.reject(error)
+            self._queue.reject("send_warm", error)
         except Exception:
-            log.exception("a fetch could not be queued")
+            log.exception("send_warm could not queue a request")
 
     def rebuild(self, entry: Entry) -> None:
         """Queue the build of an entry that was bad."""

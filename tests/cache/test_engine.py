@@ -121,15 +121,20 @@ def test_a_load_that_fails_in_any_way_is_tried_again(
     assert caplog.text.count("trying again") == 2
 
 
-def test_send_prepare_never_raises(
+def test_a_defect_ends_no_call_that_sends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A defect of the cache is logged."""
+    """A defect of the cache is logged with the name of the function that the host has called."""
     with Harness(tmp_path) as harness:
+        timeline = harness.timeline()
         with monkeypatch.context() as patch:
             fail_with(patch, PrepareQueue, "submit", RuntimeError("a defect"))
-            harness.send(harness.timeline())
-        assert "a prepare could not be queued" in caplog.text
+            harness.send(timeline)
+            harness.cache.send_warm(
+                harness.shard_of(timeline), timeline.timeline_id, LSN_A, build=True
+            )
+        assert "send_prepare could not queue a request" in caplog.text
+        assert "send_warm could not queue a request" in caplog.text
 
 
 def test_prepares_wait_for_the_whole_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

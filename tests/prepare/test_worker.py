@@ -94,17 +94,19 @@ _WRONG = [
 ]
 
 
+@pytest.mark.parametrize("function", ["send_prepare", "send_warm"])
 @pytest.mark.parametrize("arguments", _WRONG)
 def test_arguments_of_a_wrong_type_are_an_error(
     harness: Harness,
     arguments: tuple[TenantShardId, TimelineId, Lsn],
+    function: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """send_prepare never raises: arguments of a wrong type are counted and logged."""
-    harness.cache.send_prepare(*arguments)
+    """Nothing is raised: they are counted, and logged with the function that was called."""
+    getattr(harness.cache, function)(*arguments)
     harness.wait_idle()
     assert harness.counts() == {"error": 1}
-    assert "invalid call of send_prepare: " in caplog.text
+    assert f"invalid call of {function}: " in caplog.text
     assert " must be a T" in caplog.text or "lsn must be an Lsn" in caplog.text
 
 
