@@ -112,7 +112,7 @@ class Metrics(MetricSet):
     )
     loaded_entries = gauge(
         "bbcache_loaded_entries",
-        "Entries found on disk at the start. 0 after a restart is worth an alert.",
+        "Entries found on disk at the start.",
     )
     degraded = gauge(
         "bbcache_degraded",

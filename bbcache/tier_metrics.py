@@ -54,7 +54,8 @@ class TierMetrics(MetricSet):
     upload_queue_size = gauge("bbcache_tier_upload_queue_size", "Archives that wait for an upload.")
     fetch_breaker = gauge(
         "bbcache_tier_fetch_breaker_open",
-        "1 while nothing is fetched after failures, else 0. 1 is worth an alert.",
+        "1 while nothing is fetched after failures, from the first look at the bucket on, else 0. "
+        "1 is worth an alert.",
     )
     upload_breaker = gauge(
         "bbcache_tier_upload_breaker_open",

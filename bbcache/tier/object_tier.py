@@ -90,7 +90,7 @@ class ObjectTier:
         )
         self._check = StartCheck(self._bucket, config.url, config.epoch)
         self._metrics.upload_queue_size.read_from(self._queue.__len__)
-        self._metrics.fetch_breaker.read_from(lambda: int(self._fetch_breaker.is_open))
+        self._metrics.fetch_breaker.read_from(lambda: int(self.problem is not None))
         self._metrics.upload_breaker.read_from(lambda: int(upload_breaker.is_open))
         self._threads = [threading.Thread(target=self._check.run, name="bbcache-tier-check")]
         if config.may_upload:

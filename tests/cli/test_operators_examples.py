@@ -46,6 +46,11 @@ FROZEN = {
     *("bbcache_pageserver_timelines", "bbcache_prepare_archive_bytes_total"),
     *("bbcache_prepare_seconds", "bbcache_prepare_skips_total", "bbcache_prepare_tar_bytes_total"),
     *("bbcache_quarantined_total", "bbcache_tls_certificate_expiry_timestamp_seconds"),
+    *("bbcache_tier_delete_total", "bbcache_tier_fetch_breaker_open", "bbcache_tier_fetch_seconds"),
+    *("bbcache_tier_fetch_total", "bbcache_tier_fetched_bytes_total"),
+    *("bbcache_tier_first_byte_seconds", "bbcache_tier_upload_breaker_open"),
+    *("bbcache_tier_upload_queue_size", "bbcache_tier_upload_seconds"),
+    *("bbcache_tier_upload_total", "bbcache_tier_uploaded_bytes_total"),
     *("bbcache_unlink_failures_total", "bbcache_unpublished_bytes"),
     *(
         "pageserver_basebackup_cache_entries_total",
@@ -66,10 +71,20 @@ def promtool(*words: object, stdin: str | None = None) -> str:
     return output
 
 
+def tier_options(directory: Path) -> tuple[str, str]:
+    """The options of a service whose second tier is in a directory."""
+    (directory / "store").mkdir()
+    path = directory / "tier.toml"
+    path.write_text(
+        f"[basebackup_cache_config.tier]\nurl = 'file://{directory}/store'\nallow_unsigned = true\n"
+    )
+    return "--config", str(path)
+
+
 @pytest.fixture
 def scrape(serve: Callable[..., Served], tmp_path: Path) -> str:  # noqa: F811 - the fixture
-    """The metrics of a service, after an error of a client."""
-    served = serve(tmp_path / "root", "--create")
+    """The metrics of a service with a second tier, after an error of a client."""
+    served = serve(tmp_path / "root", "--create", *tier_options(tmp_path))
     client = served.client()
     client.send(wire.query("wrong"))
     client.until("Z")
@@ -103,6 +118,14 @@ def test_each_alert_is_tested() -> None:
     tested = (MONITORING / "alerts_test.yml").read_text()
     fired = set(re.findall(r"alertname: (\w+)\n +eval_time: \w+\n +exp_alerts:\n", tested))
     assert fired == alerts
+
+
+def test_what_is_worth_an_alert_has_one(scrape: str) -> None:
+    """Each metric whose help says so is in a rule."""
+    worth = re.findall(r"^# HELP (\w+)(?<!_created) .*worth an alert", scrape, re.MULTILINE)
+    alerts = (MONITORING / "alerts.yml").read_text()
+    assert len(worth) > 5
+    assert [name for name in worth if name not in alerts] == []
 
 
 def queries() -> list[str]:

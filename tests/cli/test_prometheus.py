@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cli.test_operators_examples import MONITORING, queries
+from cli.test_operators_examples import MONITORING, queries, tier_options
 from cli.test_serve import place, serve  # noqa: F401 - fixtures
 from page_service import wire
 from support.cache_helpers import DEADLINE_S
@@ -87,7 +87,7 @@ def test_prometheus_answers_each_query(
 ) -> None:
     """Each panel of the dashboard has a value, and no alert fires on a healthy service."""
     place.forget()
-    served = serve(place.root)
+    served = serve(place.root, *tier_options(tmp_path))
     with scraping(served, tmp_path) as prometheus:
         wait_until(lambda: is_scraped(prometheus))
         client = served.client()

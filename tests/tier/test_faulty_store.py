@@ -164,6 +164,7 @@ def test_a_bucket_that_cannot_be_listed_is_not_asked(
     tier = remote.tier()
     assert remote.fetch(tier, remote.archive())[0] is FetchResult.SKIPPED
     assert "cannot be used" in (tier.problem or "")
+    assert remote.count("fetch_breaker_open") == 1
     assert [each.levelno for each in caplog.records].count(logging.ERROR) == 1
 
 
