@@ -158,8 +158,8 @@ class BasebackupCache:
             An unbuffered binary file at offset 0, with `lsn` and `size_bytes`. The
             caller closes it.
         """
-        engine = self._live_engine()
-        if engine is None:
+        engine = self._engine
+        if engine is None or not engine.is_serving:  # `_live_engine`, without a call
             check_ids(tenant_id, timeline_id, lsn)
             return None
         return engine.reader.read(tenant_id, timeline_id, lsn)
@@ -386,6 +386,4 @@ class BasebackupCache:
     def _live_engine(self) -> Engine | None:
         """The engine; None if the cache is disabled, closed or of another process."""
         engine = self._engine
-        if engine is None or not engine.is_serving or self._generation != lifecycle.generation():
-            return None
-        return engine
+        return engine if engine is not None and engine.is_serving else None

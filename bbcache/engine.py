@@ -63,7 +63,7 @@ class Engine:
     and its lock is held unless the file system is read-only.
 
     Attributes:
-        is_serving: False as soon as a close has begun; one read of memory.
+        is_serving: False as soon as a close has begun, and in a forked child.
         is_initialized: whether the entries on disk are known.
     """
 
@@ -187,6 +187,7 @@ class Engine:
     def start(self) -> None:
         """Start the threads; if that fails, undo everything."""
         self._warn_of_settings()
+        lifecycle.close_in_children(self)
         lifecycle.close_at_exit(self)
         try:
             for thread in self._threads:
@@ -305,6 +306,10 @@ class Engine:
         """Close in the background, for a finaliser: waits for no thread and takes no lock."""
         self._is_abandoned = True
         self._stop()
+
+    def close_inherited(self) -> None:
+        """See `bbcache.lifecycle.ThreadOwner`."""
+        self.is_serving = False
 
     def _stop(self) -> None:
         self.is_serving = False

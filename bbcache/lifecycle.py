@@ -1,7 +1,7 @@
 """Fork and exit of the process that has caches.
 
 A forked child has the caches of its parent in memory, but none of their threads, and locks in
-any state. It must lock nothing, so each public call compares a plain number first.
+any state. It must lock nothing, so each public call reads a plain attribute first.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class Closable(Protocol):
         ...
 
 
-class SocketOwner(Protocol):
-    """A service, whose threads do not run in a forked child."""
+class ThreadOwner(Protocol):
+    """A cache or a service, whose threads do not run in a forked child."""
 
     def close_inherited(self) -> None:
-        """Close the descriptors in a forked child, without a lock or a word to a peer."""
+        """Become inert in a forked child, without a lock, a wait or a word to a peer."""
         ...
 
 
 # By id: another thread may close a cache at the exit, and a WeakSet that changes during an
 # iteration raises.
 _caches: dict[int, weakref.ref[Closable]] = {}
-_socket_owners: weakref.WeakSet[SocketOwner] = weakref.WeakSet()
+_thread_owners: weakref.WeakSet[ThreadOwner] = weakref.WeakSet()
 _EXIT_TIMEOUT_S = 10.0
 
 
@@ -62,13 +62,13 @@ def forget(cache: Closable) -> None:
     _caches.pop(id(cache), None)
 
 
-def close_in_children(owner: SocketOwner) -> None:
-    """Have each child that is forked from now on close the sockets of `owner`.
+def close_in_children(owner: ThreadOwner) -> None:
+    """Have each child that is forked from now on close what it has of `owner`.
 
     Otherwise a connection that the parent closes would stay open to its client as long as the
     child lives, and stay in the parent's epoll.
     """
-    _socket_owners.add(owner)
+    _thread_owners.add(owner)
 
 
 class callback:  # noqa: N801 - callers write it like a function
@@ -116,9 +116,9 @@ def _in_forked_child() -> None:
     global _generation  # noqa: PLW0603 - one number a process, changed by a fork alone
     _generation += 1
     _caches.clear()
-    for owner in list(_socket_owners):
+    for owner in list(_thread_owners):
         owner.close_inherited()
-    _socket_owners.clear()
+    _thread_owners.clear()
 
 
 os.register_at_fork(after_in_child=_in_forked_child)

@@ -260,19 +260,3 @@ def test_caches_that_come_and_go_at_the_exit_do_not_disturb_it() -> None:
         moving.result()
         for cache in caches:
             lifecycle.forget(cache)
-
-
-def test_a_cache_of_the_parent_is_inert_in_a_child(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After the hook of a fork no earlier cache does anything."""
-    harness, timeline = fixed_harness(str(data_dir))
-    with harness:
-        harness.prepare(timeline)
-        with monkeypatch.context() as patch:
-            patch.setattr(lifecycle, "_generation", lifecycle.generation())
-            lifecycle._in_forked_child()
-            assert harness.get(timeline) is None
-            assert harness.cache.entries() == []
-            harness.cache.close()
-        assert harness.get(timeline) == timeline.tarball(LSN_A)

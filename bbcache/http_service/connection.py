@@ -87,7 +87,7 @@ class Connection:
         self.close_inherited()
 
     def close_inherited(self) -> None:
-        """See `bbcache.lifecycle.SocketOwner`."""
+        """See `bbcache.lifecycle.ThreadOwner`."""
         with contextlib.suppress(OSError):
             self._sock.close()
 

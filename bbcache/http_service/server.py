@@ -106,7 +106,7 @@ class HttpService:
         lifecycle.forget(self)
 
     def close_inherited(self) -> None:
-        """See `bbcache.lifecycle.SocketOwner`."""
+        """See `bbcache.lifecycle.ThreadOwner`."""
         self._poller.close_inherited()
         for connection in list(self._connections.values()):
             connection.close_inherited()

@@ -56,7 +56,7 @@ class Client(Protocol):
         ...
 
     def close_inherited(self) -> None:
-        """See `bbcache.lifecycle.SocketOwner`."""
+        """See `bbcache.lifecycle.ThreadOwner`."""
         ...
 
 
@@ -183,7 +183,7 @@ class Clients:
             return self._changed.wait_for(lambda: not self._by_id, timeout_s)
 
     def close_inherited(self) -> None:
-        """See `bbcache.lifecycle.SocketOwner`."""
+        """See `bbcache.lifecycle.ThreadOwner`."""
         for client in list(self._by_id.values()):
             client.close_inherited()
 

@@ -175,7 +175,7 @@ class PageService:
             lifecycle.forget(self)
 
     def close_inherited(self) -> None:
-        """See `bbcache.lifecycle.SocketOwner`."""
+        """See `bbcache.lifecycle.ThreadOwner`."""
         self._poller.close_inherited()
         self._clients.close_inherited()
 

@@ -135,7 +135,7 @@ class Session:
         self._service.metrics.refresh()
 
     def close_inherited(self) -> None:
-        """See `bbcache.lifecycle.SocketOwner`."""
+        """See `bbcache.lifecycle.ThreadOwner`."""
         self._transport.close_inherited()
 
     def serve(self) -> Turn:

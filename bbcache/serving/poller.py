@@ -163,7 +163,7 @@ class Poller(Generic[_W]):
         return watched
 
     def close_inherited(self) -> None:
-        """See `bbcache.lifecycle.SocketOwner`."""
+        """See `bbcache.lifecycle.ThreadOwner`."""
         if self._bell >= 0:
             self._epoll.close()
             os.close(self._bell)
