@@ -325,7 +325,7 @@ def test_a_deleted_timeline_is_forgotten() -> None:
 
 def test_memory_of_many_timelines() -> None:
     """At most 132 bytes a timeline: 32 of state, 100 for its key, the index and its timers."""
-    count = 100_000
+    count = 60_000
     gc.collect()
     tracemalloc.start()
     try:

@@ -1,8 +1,8 @@
 """Whatever call fails: no hang, no crash, nothing wrong served, and a good start after it.
 
 The normal run takes a share, which each run chooses at random: of each group of calls that are
-alike, one call fails in a fifth of all ways, and every way to fail meets a fifth of the groups.
-``BBCACHE_FAULTS=all`` takes every call.
+alike, one call fails in an eighth of all ways, and every way to fail meets an eighth of the
+groups. ``BBCACHE_FAULTS=all`` takes every call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from faults.harness import Bed
 
 _TAKES_ALL: Final = os.environ.get("BBCACHE_FAULTS") == "all"
-_SHARE: Final = 5  # a normal run takes one in so many
+_SHARE: Final = 8  # a normal run takes one in so many
 _FIRST: Final = random.randrange(_SHARE)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from faults.harness import Bed
 
 _TAKES_ALL: Final = os.environ.get("BBCACHE_FAULTS") == "all"
-_STARTS: Final = 20
+_STARTS: Final = 10
 
 
 @pytest.mark.slow
