@@ -2,7 +2,7 @@
 
 After each one, other threads find no lock held, no request and no caller counted that is
 none any more, no descriptor open, and gauges that agree with the disk. A normal run
-interrupts each call at a third of its places, another third every time.
+interrupts each call at a fifth of its places, another fifth every time.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def test_an_interrupt_anywhere_does_no_harm(harness: Harness, name: str) -> None
     """At each place that the call passes."""
     play, count = contextmanager(_SCENARIOS[name]), 0
     with play(harness) as call:
-        places = share_of(places_of(call), one_in=3)
+        places = share_of(places_of(call))
     harness.wait_idle()
     gc.collect()  # caches of other tests, whose locks would be freed in the middle
     descriptors = count_descriptors()
@@ -343,7 +343,7 @@ def test_an_interrupt_anywhere_in_a_close_does_no_harm(harness: Harness) -> None
 
     # Those in `threading` are in the gate of filelock, which an interrupt leaves locked.
     found = [p for p in places_of(make_call()) if p.code.co_filename != threading.__file__]
-    places = share_of(found, one_in=3)
+    places = share_of(found)
     count = 0
     gc.collect()  # as above
     descriptors = count_descriptors()
@@ -382,7 +382,7 @@ def test_an_interrupt_anywhere_in_a_spawn_frees_the_directory(harness: Harness) 
         caches.append(spawn())
 
     found = [p for p in places_of(spawn_one) if p.code.co_filename != threading.__file__]
-    places = share_of(found, one_in=3)
+    places = share_of(found)
     caches.pop().close()
     with interruptible(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
