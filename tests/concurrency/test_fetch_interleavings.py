@@ -10,21 +10,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from concurrency.scene import ACTIONS, TAR_BYTES, Scene, naming
-from support.cache_helpers import DEADLINE_S, LSN_A, Worker, disk_bytes, noise
-from support.fill_helpers import fill, filled, unpublished_bytes
+from concurrency.scene import TAR_BYTES, Scene
+from concurrency.stopped_fill import OTHERS, ask, ask_beside
+from support.cache_helpers import DEADLINE_S, LSN_A, Worker, noise
 from support.helpers import seal_archive
-from support.ledger import total_bytes
 from support.shares import share_of
 
-from bbcache import ClosingError, TierConfig
+from bbcache import TierConfig
 from bbcache.storage.index import make_key
 from bbcache.testing import MemoryTier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_OTHERS: Final = (*ACTIONS, "fill")
 _STATES: Final = ("empty", "outgrown and gone", "vanished")
 _TIER: Final = TierConfig(
     url="file:///of-another-make",
@@ -33,16 +31,6 @@ _TIER: Final = TierConfig(
     fetch_concurrency=1,
 )
 _STORED: Final = noise(TAR_BYTES, 77)  # the tarball that another node has stored at `LSN_A`
-
-
-def ask(scene: Scene) -> tuple[str, bytes] | None:
-    """Fill at `LSN_A`; None where the cache closes first."""
-    try:
-        found = filled(scene.harness, scene.timeline, LSN_A, DEADLINE_S)
-    except ClosingError:
-        return None
-    assert found[1] in scene.sent[LSN_A]
-    return found
 
 
 @pytest.fixture
@@ -64,42 +52,15 @@ def make_state(make_scene: Callable[..., Scene]) -> Callable[[str], Scene]:
     return make
 
 
-@pytest.mark.parametrize("other", _OTHERS)
+@pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("state", _STATES)
-def test_a_fetch_beside(make_state: Callable[[str], Scene], state: str, other: str) -> None:
+def test_aask_beside(make_state: Callable[[str], Scene], state: str, other: str) -> None:
     """Right bytes for each caller, or the news of a close; nothing is left behind."""
     scene = make_state(state)
     assert Worker(ask, scene).result() == ("fetched", _STORED)
     scene.harness.wait_idle()
     steps = scene.steps
     assert {"tier.fetch", "os.pwrite"} <= set(steps)
-    share = share_of(steps, _OTHERS.index(other))
-    met = [_fetch_beside(make_state(state), step, other) for step in share]
+    share = share_of(steps, OTHERS.index(other))
+    met = [ask_beside(make_state(state), step, other) for step in share]
     assert 2 * sum(met) >= len(met) > 0, "the steps are not those that were found"
-
-
-def _fetch_beside(scene: Scene, step: str, other: str) -> bool:
-    """Run one interleaving; returns whether the step was met."""
-    with naming(step), scene.stop_at(step) as gate:
-        first = Worker(ask, scene)
-        is_met = scene.comes(gate, first)
-        is_fill = other == "fill"
-        second = Worker(ask, scene) if is_fill else scene.run_beside(gate, ACTIONS[other])
-    with naming(step):
-        got = first.result()
-        second.result()
-        assert got is not None or other == "close"
-        if other == "close":
-            scene.harness.open()
-        scene.harness.wait_idle()
-        harness = scene.harness
-        if other == "refresh":
-            assert harness.holds(scene.timeline, scene.tip)
-        assert unpublished_bytes(harness) == 0
-        assert total_bytes(harness.engine.index) == disk_bytes(harness.dir)
-        if other != "close":
-            fill(harness, scene.timeline, scene.tip, DEADLINE_S).close()
-            assert harness.holds(scene.timeline, scene.tip)
-        harness.wait_idle()
-        harness.check_accounting()
-    return is_met
