@@ -30,7 +30,8 @@ from bbcache.ids import (
 from bbcache.second_tier import Tier
 from bbcache.spawn_arguments import absolute_path, check_spawn, close_unused
 from bbcache.storage.dirlock import DirectoryLock
-from bbcache.storage.files import BasebackupFile, disk_step
+from bbcache.storage.disk_errors import disk_step
+from bbcache.storage.files import BasebackupFile
 from bbcache.storage.index import EntryInfo
 
 EXIT_TIMEOUT_S: Final = 10.0  # the longest wait at the end of a `with` block

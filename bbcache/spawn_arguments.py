@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bbcache.arguments import check_methods, wrong_type
 from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import ConfigError, StoreError
-from bbcache.storage.files import disk_step
+from bbcache.storage.disk_errors import disk_step
 
 if TYPE_CHECKING:
     from bbcache.second_tier import Tier

@@ -31,7 +31,8 @@ from bbcache.prepare.job import (
 )
 from bbcache.prepare.shared_file import SharedFile
 from bbcache.prepare.temp_output import FetchedArchive, TempOutput
-from bbcache.storage.files import UnnamedFile, disk_step
+from bbcache.storage.disk_errors import disk_step
+from bbcache.storage.files import UnnamedFile
 from bbcache.storage.index import Entry, Verification, split_key
 
 if TYPE_CHECKING:

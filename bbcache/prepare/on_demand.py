@@ -19,7 +19,7 @@ from bbcache.errors import (
 from bbcache.outcomes import FillResult, Source
 from bbcache.prepare.job import PROCESS_LIMITS, both_failed
 from bbcache.prepare.request import Request
-from bbcache.storage.files import hint_for
+from bbcache.storage.disk_errors import hint_for
 from bbcache.storage.index import make_key, make_place, split_key
 
 if TYPE_CHECKING:

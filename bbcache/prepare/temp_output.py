@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from bbcache.archive.incoming import IncomingArchive
 from bbcache.errors import ArchiveError
-from bbcache.storage.files import disk_step
+from bbcache.storage.disk_errors import disk_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,8 +16,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from bbcache.errors import ClosingError, StoreError, safe_str
+from bbcache.storage.disk_errors import hint_for
 from bbcache.storage.doubt import Doubt
-from bbcache.storage.files import HABITS_NAME, hint_for, try_unlink
+from bbcache.storage.files import HABITS_NAME, try_unlink
 from bbcache.storage.index import newest_of_each
 from bbcache.storage.quarantine import Quarantine
 

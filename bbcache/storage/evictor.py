@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 from bbcache.errors import CacheFullError, DeclinedError, LimitError, LowDiskError
 from bbcache.explanation import Standing
 from bbcache.outcomes import RemovalReason
+from bbcache.storage.disk_errors import disk_step, hint_for
 from bbcache.storage.disk_space import missing_bytes
-from bbcache.storage.files import disk_step, hint_for, try_unlink
+from bbcache.storage.files import try_unlink
 from bbcache.storage.index import split_key
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ import re
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, Self
 
-from bbcache.errors import ArchiveError, StoreError
+from bbcache.errors import ArchiveError
 from bbcache.ids import Lsn
 from bbcache.outcomes import Source
 from bbcache.storage.dirlock import LOCK_NAME
@@ -38,48 +38,6 @@ _TEMP_NAME: Final = re.compile(
 # Follow no link, wait for no FIFO.
 OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-_HINTS: Final = {
-    errno.EMFILE: "Raise the limit of open files (ulimit -n), or close archives sooner.",
-    errno.ENFILE: "The machine is out of open files; raise fs.file-max.",
-    errno.ENOMEM: "The process is out of memory; raise its limit, or lower prepare_concurrency.",
-    errno.ENOSPC: "Free space on the file system, or lower max_total_size_bytes.",
-    errno.EDQUOT: "Raise the disk quota, or lower max_total_size_bytes.",
-    errno.EROFS: "Remount the file system read-write; prepares work again by themselves.",
-    errno.EACCES: "Give the user of this process read, write and search permission.",
-    errno.EPERM: "Give the user of this process permission, and clear immutable flags.",
-    errno.ENOENT: "Restore or remount the cache directory; prepares work again by themselves.",
-    errno.EISDIR: "A directory has the name of a basebackup; move it away.",
-    errno.EIO: "The disk or its file system is failing; look at the kernel log.",
-}
-
-
-def hint_for(error: BaseException) -> str:
-    """What to do about a disk error: a line break and a hint, or an empty text.
-
-    The text of a `StoreError` has a hint already.
-    """
-    if isinstance(error, StoreError):
-        return ""
-    hint = _HINTS.get(error.errno or 0) if isinstance(error, OSError) else None
-    return f"\nhint: {hint}" if hint else ""
-
-
-@contextmanager
-def disk_step(doing: str, path: str) -> Iterator[None]:
-    """Turn an `OSError` of the block into a `StoreError` with path and hint.
-
-    Args:
-        doing: what the block does, such as ``write``.
-        path: the file or directory.
-    """
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        text = f"cannot {doing} {path}: {error.strerror}{hint_for(error)}"
-        raise StoreError(text, errno=error.errno) from error
 
 
 class Scan(NamedTuple):

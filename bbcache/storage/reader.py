@@ -12,7 +12,7 @@ from bbcache.archive.format import check_plain, check_sealed, read_seal
 from bbcache.errors import ArchiveError, StoreError, safe_str
 from bbcache.ids import check_ids
 from bbcache.outcomes import ReadResult
-from bbcache.storage.files import hint_for
+from bbcache.storage.disk_errors import hint_for
 from bbcache.storage.index import Verification
 
 if TYPE_CHECKING:

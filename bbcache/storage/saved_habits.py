@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from bbcache.storage.files import hint_for
+from bbcache.storage.disk_errors import hint_for
 from bbcache.storage.habits_file import HabitsFile
 
 if TYPE_CHECKING:

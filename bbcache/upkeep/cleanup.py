@@ -15,7 +15,7 @@ from bbcache.errors import BrokenError, NotReadyError, safe_str
 from bbcache.host import TenantState, attached_shards_zero
 from bbcache.ids import ID_SIZE_BYTES
 from bbcache.outcomes import RemovalReason
-from bbcache.storage.files import hint_for
+from bbcache.storage.disk_errors import hint_for
 from bbcache.storage.index import LSN_SHIFT
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import ClosingError
-from bbcache.storage.files import hint_for
+from bbcache.storage.disk_errors import hint_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
