@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -71,14 +69,9 @@ class Explainer:
         )
 
     def _describe(self, entry: Entry, *, memory_only: bool) -> HeldEntry:
-        age_s = None if memory_only else self._age_s(entry)
+        written_s = None if memory_only else self.store.written_s(entry.key, entry.lsn)
+        age_s = None if written_s is None else max(0.0, time.time() - written_s)
         return HeldEntry(entry.lsn, entry.size_bytes, age_s, entry.is_verified)
-
-    def _age_s(self, entry: Entry) -> float | None:
-        with suppress(OSError):  # a read finds out more, and counts it
-            status = os.lstat(self.store.path_of(entry.key, entry.lsn))
-            return max(0.0, time.time() - status.st_mtime)
-        return None
 
     def _backing_off(self, key: bytes) -> tuple[BackingOff, ...]:
         found = []

@@ -7,7 +7,6 @@ taken out before the policy decides anything.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -166,7 +165,7 @@ class LockedPolicy:
                     policy.dropped(key)
             found: list[tuple[float, Entry]] = []
             for key, entry in pacer.paced(entries.items()):
-                written_s = None if key in known else self._written_s(entry)
+                written_s = None if key in known else self._store.written_s(key, entry.lsn)
                 if written_s is not None:
                     found.append((written_s, entry))
             found.sort(key=lambda each: each[0])
@@ -176,12 +175,6 @@ class LockedPolicy:
                         policy.found(entry.key, entry.size_bytes, min(written_s, now_s), now_s)
             with self.asked():
                 self._completed_count = max(self._completed_count, load_count)
-
-    def _written_s(self, entry: Entry) -> float | None:
-        try:
-            return os.lstat(self._store.path_of(entry.key, entry.lsn)).st_mtime
-        except OSError:  # gone; or later reads and removals of it count the failure
-            return None
 
     def _make(self) -> Policy:
         limits = self._config.max_size_entries, self._config.max_total_size_bytes
