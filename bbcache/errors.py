@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+_USER: Final = re.compile(r"://[^\s'\"?#]*@")
+_QUERY: Final = re.compile(r"(://[^\s'\"?]*)\?[^\s'\"]*")
 _ABSOLUTE_PATH: Final = re.compile(r"(?:^|(?<=[\s'\"(=]))/")
 
 
@@ -205,6 +207,11 @@ def safe_repr(value: object) -> str:
         return repr(value)
     except Exception:  # noqa: BLE001 - a bad argument may be anything
         return f"an unprintable {type(value).__name__}"
+
+
+def without_credentials(text: str) -> str:
+    """A text whose URLs have neither a user, a password nor a query, which may be a token."""
+    return _QUERY.sub(r"\1?***", _USER.sub("://***@", text))
 
 
 def safe_str(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from bbcache.errors import ConfigError, safe_repr
+from bbcache.errors import ConfigError, safe_repr, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -171,4 +171,5 @@ def _is_path(value: object) -> bool:
 
 def bad_value(key: str, value: object, wanted: str) -> ConfigError:
     """The error for a value that a key does not take."""
-    return ConfigError(f"{key} is {safe_repr(value)}, but must be {wanted}")
+    shown = without_credentials(safe_repr(value))
+    return ConfigError(f"{key} is {shown}, but must be {wanted}")

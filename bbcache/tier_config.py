@@ -12,7 +12,7 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from bbcache.durations import DURATION
-from bbcache.errors import ConfigError
+from bbcache.errors import ConfigError, without_credentials
 from bbcache.setting_rows import (
     Kind,
     add_keys_to_docstring,
@@ -30,7 +30,7 @@ OptionValue = str | bool | int
 
 SCHEMES: Final = ("s3", "gs", "az", "file")
 _EPOCH: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
-_SECRET: Final = re.compile(r"secret|token|key|password|sas|credential", re.IGNORECASE)
+_SECRET: Final = re.compile(r"secret|token|(?<!kms_)key|password|sas|credential", re.IGNORECASE)
 _CREDENTIALS_HINT: Final = (
     "\nhint: Give credentials by the environment (such as AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY) or by a role of the machine."
@@ -44,8 +44,13 @@ def _is_url(value: object) -> bool:
         parts = urlsplit(value)
     except ValueError:
         return False
-    has_place = bool(parts.path.strip("/")) if parts.scheme == "file" else bool(parts.netloc)
-    return parts.scheme in SCHEMES and has_place and "@" not in parts.netloc and not parts.query
+    names = parts.path.strip("/").split("/")
+    if parts.scheme == "file":
+        has_place = bool(names[0]) and not parts.netloc
+    else:  # "@" and ":" are those of credentials, also of a password with a slash
+        has_place = bool(parts.netloc) and not set("@:") & set(parts.netloc)
+    is_plain = not set("?#") & set(value) and value.isprintable()
+    return parts.scheme in SCHEMES and has_place and is_plain and not {".", ".."} & set(names)
 
 
 def _is_epoch(value: object) -> bool:
@@ -70,10 +75,38 @@ def _are_options(value: object) -> bool:
     )
 
 
-_URL: Final = Kind(f"a URL of {', '.join(SCHEMES)}, without credentials", _is_url)
+_URL: Final = Kind(
+    f"a URL of {', '.join(SCHEMES)}, without credentials, `?`, `#`, `.` and `..`", _is_url
+)
 _EPOCH_KIND: Final = Kind("1 to 64 of the characters A-Z a-z 0-9 . _ -", _is_epoch)
 _PATHS: Final = Kind("a tuple of paths (a list in TOML)", _are_paths, parse=_parse_paths)
 _OPTIONS: Final = Kind("a table of texts, numbers and bools, without secrets", _are_options)
+
+
+def _check_options(options: object) -> None:
+    """Refuse secrets in the options, and http unless it is allowed."""
+    if not isinstance(options, Mapping):
+        return
+    texts = {str(name): str(value) for name, value in options.items()}
+    secrets = sorted(
+        name
+        for name, value in texts.items()
+        if _SECRET.search(name) or without_credentials(value) != value
+    )
+    if secrets:
+        raise ConfigError(
+            f"options of the tier hold secrets, which do not belong into a configuration: "
+            f"{', '.join(secrets)}{_CREDENTIALS_HINT}"
+        )
+    allow_http = options.get("allow_http", False)
+    if not isinstance(allow_http, bool):
+        raise bad_value("option allow_http of the tier", allow_http, "true or false")
+    for name, value in texts.items():
+        if value.startswith("http://") and not allow_http:
+            raise ConfigError(
+                f"option {name} of the tier is {value}, which is not encrypted\n"
+                "hint: Use https, or set the option allow_http to true."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,13 +175,8 @@ class TierConfig:
     )
 
     def __post_init__(self) -> None:
+        _check_options(self.options)  # first, since a bad value is shown
         check_settings(self)
-        secrets = sorted(name for name in self.options or () if _SECRET.search(name))
-        if secrets:
-            raise ConfigError(
-                f"options of the tier hold secrets, which do not belong into a configuration: "
-                f"{', '.join(secrets)}{_CREDENTIALS_HINT}"
-            )
         if not (self.key_files or self.allow_unsigned):
             raise ConfigError(
                 "key_files of the tier is empty, so nothing could be signed or verified\n"

@@ -54,12 +54,23 @@ def test_urls_of_every_store_are_taken(url: str) -> None:
     [
         *("", "b/p", "ftp://b", "s3://", "file://", "file:///", "memory:///", "http://h/b"),
         *("s3://id:secret@b", "s3://b?token=x", None, 3, "s3://["),
+        *("s3://b/p#q", "s3://b/../p", "s3://b/./p", "s3://b/p\nq", "file://host/p"),
     ],
 )
 def test_other_urls_are_refused(url: object) -> None:
     """Also those with credentials in them."""
     with pytest.raises(ConfigError, match=r"url is .*, but must be a URL"):
         TierConfig(**{**GOOD, "url": url})
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://id:hidden@b", "s3://id:hid/hidden@b", "az://b/p?sv=1&sig=hidden"]
+)
+def test_credentials_in_a_url_are_not_shown(url: str) -> None:
+    """The error says what a URL is, without the secret in this one."""
+    with pytest.raises(ConfigError, match="without credentials") as caught:
+        TierConfig(**{**GOOD, "url": url})
+    assert "hidden" not in str(caught.value)
 
 
 @pytest.mark.parametrize("epoch", ["", ".", "a/b", "..", "a b", "x" * 65, "é", None, 1])
@@ -83,6 +94,35 @@ def test_secrets_in_the_options_are_refused(name: str) -> None:
     assert name in str(caught.value)
     assert "hidden" not in str(caught.value)
     assert "\nhint: Give credentials by the environment" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"endpoint": "https://id:hidden@h"},
+        {"endpoint": "https://h?sig=hidden"},
+        {"password": "hidden", "region": 1.5},
+    ],
+)
+def test_secrets_are_found_in_values_and_beside_bad_ones(options: dict[str, Any]) -> None:
+    """A URL of an option has no credentials, and no error shows a secret."""
+    with pytest.raises(ConfigError, match="hold secrets") as caught:
+        TierConfig(**GOOD, options=options)
+    assert "hidden" not in str(caught.value)
+
+
+def test_http_must_be_allowed() -> None:
+    """An endpoint without encryption is refused here, since the engine does not say why."""
+    with pytest.raises(ConfigError, match=r"option endpoint .*http://h(?s:.*)allow_http"):
+        TierConfig(**GOOD, options={"endpoint": "http://h"})
+    TierConfig(**GOOD, options={"endpoint": "http://h", "allow_http": True})
+    with pytest.raises(ConfigError, match="allow_http of the tier is 'false', but must be true"):
+        TierConfig(**GOOD, options={"allow_http": "false"})
+
+
+def test_the_name_of_a_key_of_the_store_is_no_secret() -> None:
+    """An operator may say by which key the store encrypts."""
+    TierConfig(**GOOD, options={"sse_kms_key_id": "arn:aws:kms:r:1:key/k"})
 
 
 def test_without_a_key_unsigned_objects_must_be_allowed() -> None:

@@ -98,7 +98,7 @@ class Deployment:
             opening.callback(logging.getLogger(_LOGGER).removeHandler, errors)
             if create:
                 make_root(root)
-            tier = _make_tier(cache_config, registry)
+            self._tier = tier = _make_tier(cache_config, registry)
             self.pageserver = Pageserver(root, None, cache_config, registry, tier=tier)
             opening.callback(self.pageserver.close, _CLOSE_TIMEOUT_S)
             self._rescanner = Rescanner(self.pageserver.tenants)
@@ -175,6 +175,8 @@ class Deployment:
                     what.reload()
             except ConfigError as error:
                 log.error("the key or certificate from before stays in use: %s", error)  # noqa: TRY400 - no news in the traceback
+        if self._tier is not None:
+            self._tier.refresh_keys()
         if cache_config is not None:
             self._apply(cache_config)
         self._rescanner.rescan()

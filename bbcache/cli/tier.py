@@ -75,7 +75,7 @@ def run_check(options: argparse.Namespace) -> bool:
         ConfigError: the URL or an option is wrong.
     """
     config = tier_config(options, allow_unsigned=True)
-    from bbcache.tier import audit  # noqa: PLC0415 - needs an extra
+    from bbcache.tier import audit, start_check  # noqa: PLC0415 - they need an extra
 
     def run(is_stopped: Callable[[], bool]) -> list[Any]:
         found = []
@@ -89,9 +89,12 @@ def run_check(options: argparse.Namespace) -> bool:
         return found
 
     trials = off_main_thread(run)
+    has_failed = any(trial.is_fatal for trial in trials)
     if options.json:
         print(json.dumps([trial._asdict() for trial in trials], indent=2))
-    return not any(trial.is_fatal for trial in trials)
+    elif has_failed:
+        print(f"hint: {start_check.HINT}")
+    return not has_failed
 
 
 def run_verify(options: argparse.Namespace) -> bool:

@@ -21,7 +21,7 @@ from obstore.exceptions import (
 )
 from obstore.store import from_url
 
-from bbcache.errors import BbcacheError, ConfigError, printable
+from bbcache.errors import BbcacheError, ConfigError, printable, without_credentials
 from bbcache.outcomes import FetchResult
 
 if TYPE_CHECKING:
@@ -230,4 +230,4 @@ def _failed(error: BaseException) -> BucketError:
 
 def _text_of(error: BaseException) -> str:
     """What obstore says, in one line: it adds the structure of the error below it."""
-    return printable(str(error).partition("\n")[0])
+    return printable(without_credentials(str(error).partition("\n")[0]))

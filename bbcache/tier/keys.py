@@ -47,7 +47,7 @@ class KeyRing:
     """The keys in some files: the first one signs, each one verifies. Thread-safe.
 
     The files are looked at once a second while the ring is used. If one cannot be read, all keys
-    from before stay in use.
+    from before stay in use, and it is tried again.
 
     Args:
         paths: the files.
@@ -58,7 +58,8 @@ class KeyRing:
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = tuple(paths)
-        self._lock = threading.Lock()  # guards the next three
+        self._lock = threading.Lock()  # guards the rest
+        self._problem = ""  # why the files could not be read again; said once
         self._looked_s = time.monotonic()
         self._seen = _stats(self._paths)
         self._keys = [_read(path) for path in self._paths]
@@ -73,19 +74,21 @@ class KeyRing:
         return next((key for key in self._current() if key.id == key_id), None)
 
     def refresh(self) -> None:
-        """Read the files again if they have changed; keep the keys if that fails."""
+        """Read the files again if they have changed; keep the keys while that fails."""
         seen = _stats(self._paths)
         with self._lock:
-            has_changed, self._seen = seen != self._seen, seen
-        if not has_changed:
-            return
+            if seen == self._seen:
+                return
         try:
             keys = [_read(path) for path in self._paths]
         except ConfigError as error:
-            log.error("the keys of the tier from before stay in use: %s", error)  # noqa: TRY400 - no news in the traceback
+            with self._lock:
+                is_new, self._problem = str(error) != self._problem, str(error)
+            if is_new:
+                log.error("the keys of the tier from before stay in use: %s", error)  # noqa: TRY400 - no news in the traceback
             return
         with self._lock:
-            self._keys = keys
+            self._keys, self._seen, self._problem = keys, seen, ""
         log.info("the %d keys of the tier were read again", len(keys))
 
     def _current(self) -> list[Key]:

@@ -11,6 +11,7 @@ from bbcache.tier.bucket import BucketError
 if TYPE_CHECKING:
     from bbcache.tier.bucket import Bucket
 
+HINT: Final = "Check bucket, endpoint and credentials."
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
 
@@ -55,10 +56,10 @@ class StartCheck:
             if self.problem is None:
                 log.error(  # noqa: TRY400 - no news in the traceback
                     "the tier %s cannot be used: %s\n"
-                    "hint: Check bucket, endpoint and credentials. The cache works without the "
-                    "tier, and tries it again.",
+                    "hint: %s The cache works without the tier, and tries it again.",
                     self._url,
                     error,
+                    HINT,
                 )
             self.problem = f"the tier {self._url} cannot be used: {error}"
             return False

@@ -61,6 +61,7 @@ def test_a_step_that_fails_is_named(
     lines = capsys.readouterr().out.splitlines()
     (bad,) = (line for line in lines if line.startswith(f"{failed}: "))
     assert "AccessDenied" in bad or "403" in bad
+    assert lines[-1] == "hint: Check bucket, endpoint and credentials."
 
 
 def test_a_store_that_lets_both_writers_win_is_good_enough(

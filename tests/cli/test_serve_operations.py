@@ -131,6 +131,9 @@ def test_a_second_tier(serve: Callable[..., Served], place: Place, tmp_path: Pat
     wait_until(lambda: second.status()["answers"]["hit"] == 1)
     assert b'bbcache_tier_fetch_total{result="hit"} 1.0' in second.http("metrics")
     assert b"<h2>Second tier</h2>" in second.http("")
+    key.write_bytes(b"short")
+    second.signal(signal.SIGHUP)
+    wait_until(lambda: "the keys of the tier from before stay in use" in second.err)
 
 
 def test_a_tier_that_cannot_be_used_is_an_error_at_the_start(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 from typing import TYPE_CHECKING
 
 import pytest
@@ -63,6 +64,25 @@ def test_keys_stay_in_use_while_their_file_is_bad(
     assert ring.signing() == before
     assert [each.levelno for each in caplog.records] == [logging.ERROR]
     make_key_file(key_file)
+    ring.refresh()
+    assert ring.signing() != before
+
+
+def test_keys_that_could_not_be_read_for_a_moment_are_read_again(
+    key_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process without file descriptors keeps the old keys only while it has none."""
+    ring = KeyRing([str(key_file)])
+    before = ring.signing()
+    make_key_file(key_file)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        ring.refresh()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "Too many open files" in caplog.text
+    assert ring.signing() == before
     ring.refresh()
     assert ring.signing() != before
 
