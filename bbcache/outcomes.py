@@ -84,7 +84,7 @@ class SkipReason(Outcome):
     LOW_DISK = "low_disk", "the file system has less free space than is to be left"
     TOO_BIG = "too_big", "the archive alone is larger than a limit"
     COALESCED = "coalesced", "another prepare of the timeline covers this one"
-    QUEUE_FULL = "queue_full", "too many prepares waited already"
+    QUEUE_FULL = "queue_full", "too many prepares or fetches waited already"
     CANCELLED = "cancelled", "no caller waited for it any more"
     FETCHED = "fetched", "the second tier had the archive, which is published now"
     NOT_FETCHED = "not_fetched", "the second tier gave no archive, and no build was asked for"

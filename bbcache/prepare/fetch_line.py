@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from bbcache.prepare.request import Request
 
-_MOST_WARMS: Final = 10_000  # requests that no caller waits for
+MOST_WARMS: Final = 10_000  # requests that no caller waits for
 
 
 class FetchLine:
@@ -30,7 +30,7 @@ class FetchLine:
     def add(self, request: Request) -> bool:
         """Let a request wait for a fetch; False if too many wait already."""
         waiting = self._fills if request.is_awaited else self._warms
-        if waiting is self._warms and len(waiting) >= _MOST_WARMS:
+        if waiting is self._warms and len(waiting) >= MOST_WARMS:
             return False
         self.wake(1)
         waiting[request.place] = request

@@ -61,7 +61,8 @@ class Fetcher:
         except ClosingError:
             result = CLOSED
         except BaseException as failed:  # noqa: BLE001 - SystemExit of a host must not end a thread
-            _log_failure(request, cause_of(failed))
+            request.fetch_failure = cause_of(failed)
+            _log_failure(request, request.fetch_failure)
         finally:
             self.queue.end_fetch(request, result, is_claimed=job.is_claimed)
 
@@ -102,10 +103,15 @@ class Fetcher:
 
 
 def _log_failure(request: Request, error: BaseException) -> None:
-    """Log why an archive was not fetched; the build that follows reports what concerns it too."""
-    is_own = isinstance(error, (LimitError, OSError))
+    """Log why an archive was not fetched.
+
+    The build that follows reports what concerns it too, and the queue a request without one.
+    """
+    is_reported = isinstance(error, (LimitError, OSError)) or not (
+        request.is_awaited or request.is_sent
+    )
     log.log(
-        logging.DEBUG if is_own else logging.WARNING,
+        logging.DEBUG if is_reported else logging.WARNING,
         "cannot fetch the basebackup of %s at %s from the second tier: %s",
         split_key(request.key),
         request.lsn,

@@ -132,6 +132,7 @@ class Line:
             if not request.is_awaited:  # its callers have left
                 self.give_up(request)
         elif request.is_sent:
+            request.fetch_failure = None  # the build finds out for itself
             self.add(request)
         else:
             self.fallen[request] = SkipReason.NOT_FETCHED

@@ -11,9 +11,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from bbcache.errors import safe_str
+from bbcache.errors import BbcacheError, safe_str
 from bbcache.explanation import UnderWay
 from bbcache.outcomes import PrepareResult, RequestState, SkipReason
+from bbcache.prepare.fetch_line import MOST_WARMS
 from bbcache.prepare.line import Line
 from bbcache.prepare.request import CLOSED, Result
 from bbcache.storage.index import split_key
@@ -130,6 +131,7 @@ class PrepareQueue:
                     other.is_sent |= request.is_sent
                 self._line.fallen[request] = SkipReason.COALESCED
             elif not self._line.fetches.add(request):
+                request.fetch_failure = BbcacheError(f"{MOST_WARMS} fetches wait already")
                 self._line.fallen[request] = SkipReason.QUEUE_FULL
         self._settle_fallen()
 
@@ -322,7 +324,7 @@ class PrepareQueue:
         with self._lock:
             fallen = list(self._line.fallen.items())
         for request, reason in fallen:
-            result = Result.skip(reason)
+            result = Result.skip(reason)._replace(why=request.fetch_failure)
             self._count(request, result)
             request.finish(result)
             with self._lock:
@@ -358,7 +360,7 @@ class PrepareQueue:
 
     def _log_skip(self, request: Request, result: Result) -> None:
         why = "" if result.why is None else f": {safe_str(result.why)}"
-        if result.reason is SkipReason.QUEUE_FULL:
+        if result.reason is SkipReason.QUEUE_FULL and not why:
             why = f": {len(self)} prepares wait already (prepare_channel_size)"
         log.log(
             logging.WARNING if why and result.reason is not SkipReason.DECLINED else logging.DEBUG,

@@ -66,6 +66,8 @@ class Request:
         is_warm: whether `send_warm` asked for it: without a caller, and unless `is_sent`, it
             ends if the second tier does not give the archive.
         fetch_timeout_s: seconds for a fetch from the second tier; None if it is not asked.
+        fetch_failure: why the second tier was not asked, or the fetch failed; None for any other
+            end of a fetch.
         fetch_by_s: when that time is over for callers that wait, by `time.monotonic`.
         place: key and LSN as bytes.
         joined: the request that this one, of a caller, has joined; it may be itself.
@@ -84,6 +86,7 @@ class Request:
     is_sent: bool = field(default=True, kw_only=True)
     is_warm: bool = field(default=False, kw_only=True)
     fetch_timeout_s: float | None = field(default=None, kw_only=True)
+    fetch_failure: BaseException | None = field(init=False, default=None)
     fetch_by_s: float = field(init=False, default=0.0)
     must_build: bool = field(init=False, default=False)
     disk_failure: StoreError | None = field(init=False, default=None)

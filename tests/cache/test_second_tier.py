@@ -32,9 +32,11 @@ from bbcache import (
     TenantId,
     TenantShardId,
     TierConfig,
+    TimelineId,
 )
 from bbcache.errors import ArgumentError
 from bbcache.outcomes import FetchResult
+from bbcache.prepare import fetch_line
 from bbcache.testing import MemoryHost, MemoryTier
 
 if TYPE_CHECKING:
@@ -461,6 +463,32 @@ def test_a_warm_up_is_checked_like_a_prepare(
     skips = node.counts("bbcache_prepare_skips_total")
     assert skips == {"not_shard_zero": 1, "not_fetched": 1, "tip_moved": 1}
     assert (node.counts(), asked) == ({"skip": 3, "error": 1}, [])
+
+
+def test_a_warm_up_that_fails_says_why(node: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    """In one warning and in the explanation, since no build follows that would."""
+    timeline_id = TimelineId.generate()
+    node.cache.send_warm(node.tenant.tenant_shard_id, timeline_id, LSN_A)
+    node.wait_idle()
+    (warning,) = [each for each in caplog.records if each.levelno >= logging.WARNING]
+    outcome = node.cache.explain(node.tenant.tenant_id, timeline_id).outcomes[0]
+    assert outcome.result == "not_fetched"
+    for text in (warning.getMessage(), outcome.text):
+        assert f"has no timeline {timeline_id}" in text
+
+
+def test_too_many_warm_ups_are_named(
+    node: Harness,
+    tier: MemoryTier,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The limit is that of the fetches, not that of the prepares."""
+    monkeypatch.setattr(fetch_line, "MOST_WARMS", 0)
+    timeline = node.timeline()
+    warm(node, timeline)
+    assert node.skips == {"queue_full": 1}
+    assert "fetches wait already" in caplog.text
 
 
 def test_a_close_ends_fetches(node: Harness, old_node: Harness, tier: MemoryTier) -> None:
