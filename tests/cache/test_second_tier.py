@@ -478,10 +478,7 @@ def test_a_warm_up_that_fails_says_why(node: Harness, caplog: pytest.LogCaptureF
 
 
 def test_too_many_warm_ups_are_named(
-    node: Harness,
-    tier: MemoryTier,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    node: Harness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limit is that of the fetches, not that of the prepares."""
     monkeypatch.setattr(fetch_line, "MOST_WARMS", 0)
