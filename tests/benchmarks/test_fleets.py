@@ -30,7 +30,7 @@ PAIRS: list[tuple[Callable[..., Any], Policy]] = [
     (Oldest, Policy.OLDEST),
     (Never, Policy.SKIP),
 ]
-SMALL = {"mixed": (150, 3), "cron": (40, 3), "ephemeral": (150, 4)}  # living timelines, days
+SMALL = {"mixed": (80, 3), "cron": (25, 3), "ephemeral": (80, 4)}  # living timelines, days
 DAY_S = 86_400.0
 
 

@@ -5,7 +5,7 @@ its metrics and its directory are what the model says. Builds run in the cache's
 some are stopped in the middle for many steps, and prepares are left running while other steps
 go on.
 
-A normal run takes 2,500 steps, ``HYPOTHESIS_PROFILE=nightly`` sixty thousand. How many there were,
+A normal run takes 1,500 steps, ``HYPOTHESIS_PROFILE=nightly`` sixty thousand. How many there were,
 and how prepares and gets ended, is printed, which ``-s`` shows.
 """
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 # is no deadline for an example: how long threads take is the machine's affair. And no database
 # of failures, which would need a directory to write to: `print_blob` says how to repeat one.
 PROFILE: Final = settings(
-    max_examples=1200 if IS_NIGHTLY else 50,
+    max_examples=1200 if IS_NIGHTLY else 30,
     stateful_step_count=50,
     deadline=None,
     database=None,

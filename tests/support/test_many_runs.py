@@ -31,7 +31,11 @@ def run(tmp_path: Path, expected: tuple[bool, bool, bool], *kinds: str) -> tuple
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "TMPDIR": "/tmp"},  # noqa: S108 - the outer run may be in memory
+        env={
+            **os.environ,
+            "TMPDIR": "/tmp",  # noqa: S108 - the outer run may be in memory
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # to load them takes most of the time
+        },
     )
     assert done.stderr == ""
     return done.returncode, done.stdout.splitlines()
