@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -29,10 +30,11 @@ def ignore_and_block() -> None:
 
 def test_tests_of_signals_in_the_background() -> None:
     """Tests that send signals pass, whatever the dispositions that pytest starts with."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    plugins = ["-p", "no:cacheprovider", "-p", "pytest_timeout"]
     done = subprocess.run(
-        [*command, *_REPRESENTATIVE],
+        [sys.executable, "-m", "pytest", "-q", *plugins, *_REPRESENTATIVE],
         cwd=_ROOT,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # to load all takes a second
         check=False,
         capture_output=True,
         text=True,
