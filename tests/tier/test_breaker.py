@@ -46,6 +46,7 @@ def test_pauses_double_up_to_a_minute() -> None:
         pauses.append(breaker.pause_s())
         assert breaker.begin() is None
         clock.advance(breaker.pause_s())
+        assert breaker.pause_s() == 0
         fail(breaker)
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
 

@@ -110,6 +110,27 @@ def test_an_upload_that_fails_is_tried_three_times(
     assert remote.fetch(tier, old)[0] is FetchResult.HIT
 
 
+def test_uploads_and_fetches_go_on_after_a_pause(
+    remote: Lab,
+    store: ObjectStore,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first success ends it; an archive that waited meanwhile is uploaded."""
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr(breaker, "FIRST_PAUSE_S", 0.01)
+    tier, lost, kept = remote.tier(), remote.archive(0x1000), remote.archive(0x2000)
+    store.fault = "broken"
+    remote.upload(tier, lost)
+    for _ in range(FAILURES_TO_OPEN):
+        remote.fetch(tier, lost)
+    assert (remote.count("upload_breaker_open"), remote.count("fetch_breaker_open")) == (1, 1)
+    store.fault = ""
+    remote.upload(tier, kept)
+    wait_until(lambda: remote.fetch(tier, kept)[0] is FetchResult.HIT)
+    assert (remote.count("upload_breaker_open"), remote.count("fetch_breaker_open")) == (0, 0)
+
+
 def test_uploads_wait_bounded_while_the_server_hangs(
     remote: Lab, store: ObjectStore, caplog: pytest.LogCaptureFixture
 ) -> None:
