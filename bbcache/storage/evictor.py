@@ -203,18 +203,19 @@ class Evictor:
     def standing(self, key: bytes) -> Standing:
         """Where a timeline stands with the policy."""
         with self._policy.asked() as (policy, now_s):
-            is_ranked = self._policy.is_ranking and self._index.newest(key) is not None
+            is_pinned, is_held = key in self._pins.keys, self._index.newest(key) is not None
+            is_ranked = self._policy.is_ranking and is_held and not is_pinned
             return Standing(
                 score=policy.score(key, now_s) if self._policy.is_ranking else None,
                 lowest_score=policy.lowest_score(now_s) if self._policy.is_ranking else None,
                 rank=policy.rank(key, now_s) if is_ranked else None,
-                is_pinned=key in self._pins.keys,
+                is_pinned=is_pinned,
                 habits=policy.habits(key, now_s),
             )
 
     def _is_nearly_full(self) -> bool:
-        tenths = self._config.max_size_entries // 10, self._config.max_total_size_bytes // 10
-        return any(self._index.excess(*tenths))
+        limits = self._config.max_size_entries, self._config.max_total_size_bytes
+        return any(self._index.excess(*[max(1, limit // 10) for limit in limits]))
 
     def _most_bytes(self) -> int:
         total = self._config.max_total_size_bytes

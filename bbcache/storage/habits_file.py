@@ -6,12 +6,14 @@ import os
 import secrets
 import stat
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bbcache.storage.files import HABITS_NAME, OPEN_FLAGS, BasebackupFile, TempFile, try_unlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+_MOST_BYTES: Final = 1 << 29  # those of the most timelines that are remembered have 0.4 GB
 
 
 class HabitsFile:
@@ -20,24 +22,33 @@ class HabitsFile:
     Args:
         data_dir: absolute path of the directory.
         tmp_dir: that of its directory for temporary files.
+
+    Attributes:
+        path: of the file.
     """
 
     def __init__(self, data_dir: str, tmp_dir: str) -> None:
-        self._path = os.path.join(data_dir, HABITS_NAME)
+        self.path = os.path.join(data_dir, HABITS_NAME)
         self._tmp_dir = tmp_dir
 
     def read(self) -> bytes:
-        """The saved habits; empty if there are none.
+        """The saved habits; empty if there are none, one byte if there are too many.
 
         Raises:
             OSError: the file cannot be read.
         """
         try:
-            with BasebackupFile.open_whatever(self._path, OPEN_FLAGS) as file:
-                is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-                return file.readall() if is_regular else b""
+            with BasebackupFile.open_whatever(self.path, OPEN_FLAGS) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    return b""
+                return file.read(1 if status.st_size > _MOST_BYTES else -1)
         except FileNotFoundError:
             return b""
+
+    def remove(self) -> OSError | None:
+        """Remove the file; returns why that failed."""
+        return try_unlink(self.path)
 
     @contextmanager
     def replaced_by(self, data: bytes) -> Iterator[Callable[[], None]]:
@@ -54,6 +65,6 @@ class HabitsFile:
                 temp.append(data)
             finally:
                 temp.close()
-            yield lambda: os.rename(temp.path, self._path)
+            yield lambda: os.rename(temp.path, self.path)
         finally:
             try_unlink(temp.path)

@@ -133,15 +133,16 @@ class LockedPolicy:
                 if key not in self._pinned:
                     policy.unspare(key)
 
-    def load(self, data: bytes) -> None:
-        """Take saved habits; damaged ones are the same as none."""
+    def load(self, data: bytes) -> bool:
+        """Take saved habits; False, and one warning, if they are damaged: the same as none."""
         with self._lock:
-            is_taken = self._policy.load(data, self._clock())
-        if data and not is_taken:
+            is_taken = not data or self._policy.load(data, self._clock())
+        if not is_taken:
             log.warning(
                 "the saved habits are damaged or of another version; nothing is lost but what "
                 "was learned"
             )
+        return is_taken
 
     def complete(self, pacer: Pacer) -> None:
         """Tell the policy of entries that it does not know, the oldest file first.

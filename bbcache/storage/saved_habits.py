@@ -34,11 +34,21 @@ class SavedHabits:
         self._policy = policy
 
     def load(self) -> None:
-        """Take the saved habits; a file that cannot be read is the same as none."""
+        """Take the saved habits; a file that cannot be read is the same as none.
+
+        A damaged one is removed: its bytes count, and might leave no room for the next one.
+        """
         try:
-            self._policy.load(self._file.read())
+            if not self._policy.load(self._file.read()):
+                self._remove()
         except OSError as error:
-            log.warning("cannot read the saved habits of timelines: %s%s", error, hint_for(error))
+            log.warning("cannot read %s: %s%s", self._file.path, error.strerror, hint_for(error))
+
+    def _remove(self) -> None:
+        with self._catalog.changing() as may_change:
+            if may_change and self._file.remove() is None:
+                with self._index.lock:
+                    self._index.accounting.habits_bytes = 0
 
     def save(self) -> None:
         """Replace the file, if something was learned and there is room for it.

@@ -354,9 +354,38 @@ def test_damaged_habits_are_a_slower_start(
     harness.wait_idle()
     assert ("the saved habits are damaged" in caplog.text) == bool(content)
     timeline = harness.prepared()
-    wait_until(lambda: _sleeps_seen(saved.read_bytes(), harness, timeline) == 0)
+    wait_until(lambda: saved.exists() and _sleeps_seen(saved.read_bytes(), harness, timeline) == 0)
     harness.reopen(cleanup_period=3600.0)
     harness.check_accounting()
+
+
+def test_habits_that_are_huge_leave_room(harness: Harness) -> None:
+    """A file that nobody could have saved is neither read nor kept: it would fill the limit."""
+    harness.prepared()
+    harness.cache.close()
+    with (harness.dir / ".bbcache.habits").open("wb") as file:
+        file.truncate(1 << 40)
+    harness.open()
+    harness.wait_idle()
+    harness.cache.run_cleanup()
+    assert len(harness.cache.entries()) == 1
+    harness.prepared()
+
+
+@pytest.mark.parametrize("policy", ["oldest", "none"])
+def test_the_habits_of_another_policy_are_kept(
+    harness: Harness, policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator who compares policies loses nothing, and is told of no damage."""
+    harness.prepared()
+    harness.engine.cleaner.save_habits()
+    saved = harness.dir / ".bbcache.habits"
+    before = saved.read_bytes()
+    harness.reopen(eviction=policy)
+    harness.wait_idle()
+    harness.engine.cleaner.save_habits()
+    assert saved.read_bytes() == before
+    assert "damaged" not in caplog.text
 
 
 def test_habits_that_cannot_be_saved_are_counted(

@@ -127,6 +127,16 @@ def test_where_timelines_stand_in_a_full_cache(tmp_path: Path) -> None:
     assert "pinned: no" in text
 
 
+def test_a_pinned_entry_has_no_rank(tmp_path: Path) -> None:
+    """It is never evicted, so nothing says when it goes."""
+    with Harness(tmp_path / "cache", max_size_entries=2) as harness:
+        pinned, other = harness.prepared(), harness.prepared()
+        put(harness.tenant, "pinned_timelines", lambda: [pinned.timeline_id])
+        harness.cache.run_cleanup()
+        standings = [explain(harness, each).standing for each in (pinned, other)]
+    assert [each and each.rank for each in standings] == [None, 0]
+
+
 def test_a_pinned_entry(harness: Harness) -> None:
     """A pin of the host is shown once clean-up has asked for it."""
     timeline = harness.prepared()
