@@ -64,10 +64,6 @@ class Oldest:
             self._ranking.size_bytes -= item.size_bytes
             self._ranking.drop(item)
 
-    def forget(self, key: bytes) -> None:
-        """See `Policy.forget`."""
-        self.dropped(key)
-
     def spare(self, key: bytes) -> None:
         """See `Policy.spare`."""
         self._ranking.spare(self._items.get(key), key)

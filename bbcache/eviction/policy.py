@@ -58,10 +58,6 @@ class Policy(Protocol):
         """The timelines that have an archive."""
         ...
 
-    def forget(self, key: bytes) -> None:
-        """Forget a timeline that was deleted."""
-        ...
-
     def spare(self, key: bytes) -> None:
         """Make the timeline's archive no candidate for eviction."""
         ...

@@ -65,12 +65,6 @@ class Records:
             bucket, at = self.find(key)
         return bucket, at
 
-    def remove(self, key: bytes) -> None:
-        """Forget a timeline, if it is known."""
-        bucket, at = self.find(key)
-        if at >= 0:
-            self._remove(bucket, at)
-
     def save(self) -> bytes:
         """All records as bytes."""
         return b"".join(self._buckets)

@@ -168,15 +168,6 @@ class ReturnRate:
         else:
             sleeper.is_asleep = False
 
-    def forget(self, key: bytes) -> None:
-        """See `Policy.forget`."""
-        self.dropped(key)
-        self._newcomers.pop(key, None)
-        sleeper = self._watched.pop(key, None)
-        if sleeper is not None:
-            self._leave(sleeper, self._now_s)
-        self._records.remove(key)
-
     def spare(self, key: bytes) -> None:
         """See `Policy.spare`."""
         self._ranking.spare(self._held.get(key), key)

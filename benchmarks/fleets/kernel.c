@@ -336,8 +336,6 @@ static void delete(Simulation *s, int32_t timeline) {
         s->totals[VAIN] += s->is_in_count[timeline];
         drop(s, timeline);
     }
-    if (s->policy == RULE)
-        rule_forget(&s->rule, timeline);
 }
 
 static void begin(Simulation *s) {

@@ -57,5 +57,5 @@ def run(fleet: Fleet, policy: Policy) -> tuple[int, int, NDArray[np.int32]]:
                 policy.dropped(key)
         else:
             held.discard(key)
-            policy.forget(key)
+            policy.dropped(key)
     return gets, hits, np.array(log, np.int32)

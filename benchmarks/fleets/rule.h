@@ -343,14 +343,6 @@ static void rule_started(Rule *rule, int32_t timeline, double now_s) {
     rule->stop_s[timeline] = -1;
 }
 
-static void rule_forget(Rule *rule, int32_t timeline) {
-    rule_left(rule, timeline, rule->now_s, 0);
-    rule->known -= rule->is_known[timeline];
-    rule->is_known[timeline] = 0;
-    memset(&rule->habits[timeline], 0, sizeof(Habits));
-    rule->stop_s[timeline] = -1;
-}
-
 static void rule_stopped(Rule *rule, int32_t timeline, double now_s) {
     rule_left(rule, timeline, now_s, 0);
     rule->known += !rule->is_known[timeline];

@@ -313,16 +313,6 @@ def test_the_score_of_a_timeline_without_an_archive_is_that_of_now() -> None:
     assert scores[-1] < scores[0] / 2
 
 
-def test_a_deleted_timeline_is_forgotten() -> None:
-    """Nothing is left of it."""
-    policy = ReturnRate(5)
-    _hold(policy, KEYS[0], START_S)
-    policy.forget(KEYS[0])
-    assert policy.habits(KEYS[0], START_S) is None
-    assert policy.score(KEYS[0], START_S) == 0
-    assert policy.lowest(1, 0, START_S) == []
-
-
 def test_memory_of_many_timelines() -> None:
     """At most 132 bytes a timeline: 32 of state, 100 for its key, the index and its timers."""
     count = 60_000
