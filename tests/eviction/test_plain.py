@@ -51,3 +51,14 @@ def test_bytes_count() -> None:
     assert policy.victims(KEYS[3], SIZE_BYTES + 1, 5.0) == KEYS[:2]
     assert policy.victims(KEYS[3], 4 * SIZE_BYTES, 5.0) is None
     assert policy.planned_size_bytes(KEYS[3]) == SIZE_BYTES
+
+
+def test_no_more_go_than_a_newcomer_needs() -> None:
+    """A large archive that goes spares the small ones before it, but for the limit of entries."""
+    for max_entries, victims in ((None, KEYS[1:2]), (2, KEYS[1:2]), (1, KEYS[:2])):
+        policy = Oldest(max_entries, 120)
+        for key, size_bytes in zip(KEYS, (10, 100), strict=False):
+            policy.stopped(key, 0.0, size_bytes)
+            policy.held(key, size_bytes)
+        policy.stopped(KEYS[2], 1.0, 90)
+        assert policy.victims(KEYS[2], 90, 1.0) == victims

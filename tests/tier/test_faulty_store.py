@@ -176,7 +176,7 @@ def test_what_waits_is_uploaded_at_a_close(remote: Lab, store: ObjectStore) -> N
     assert remote.fetch(remote.tier(), archive)[0] is FetchResult.HIT
 
 
-@pytest.mark.parametrize("fault", ["denied", "broken", "close_at_once"])
+@pytest.mark.parametrize("fault", ["denied", "broken", "close_at_once", "no_bucket"])
 def test_a_bucket_that_cannot_be_listed_is_not_asked(
     remote: Lab, store: ObjectStore, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
