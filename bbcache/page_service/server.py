@@ -29,7 +29,7 @@ from bbcache.serving.poller import Poller
 from bbcache.serving.workers import Workers
 
 _EXIT_TIMEOUT_S: Final = 10.0
-_LINGER_S: Final = 0.005  # a busy client's next command comes within it
+_LINGER_S: Final = 0.005  # the next command of a busy client comes within it
 _STRANGERS_AT_ONCE: Final = 2 * (os.cpu_count() or 1)  # their steps wait for nothing
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ class PageService:
             self._serve,
             group_of=lambda session: session.group,
             limits={STRANGER: _STRANGERS_AT_ONCE},
+            take=lambda: self._poller.take(_LINGER_S),
             name="bbcache-client",
         )
         self._poller: Poller[Session] = Poller(self._workers.add, self._accept, "bbcache-poller")
@@ -169,8 +170,9 @@ class PageService:
         self.begin_close()
         if not self._clients.wait_empty(timeout):
             log.warning("%d connections have not ended in time", len(self._clients))
+        has_ended = self._workers.close(timeout)  # first, since they use the poller
         self._poller.close(timeout)
-        if self._workers.close(timeout):
+        if has_ended:
             self._metrics.close()
             lifecycle.forget(self)
 
@@ -204,13 +206,11 @@ class PageService:
         self._watch(session)
 
     def _serve(self, session: Session) -> None:
-        """Serve a session until it waits for input, in a thread of the pool."""
-        while (turn := session.serve()) is Turn.WAIT:
-            may_linger = session.has_served_command and not self._workers.is_short
-            if not (may_linger and session.wait_input(_LINGER_S)):
-                self._watch(session)
-                return
-        if turn is Turn.MORE:
+        """Serve a turn of a session, in a thread of the pool."""
+        turn = session.serve()
+        if turn is Turn.WAIT:
+            self._watch(session)
+        elif turn is Turn.MORE:
             self._poller.rest(session)
 
     def _watch(self, session: Session) -> None:

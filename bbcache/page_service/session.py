@@ -72,7 +72,6 @@ class Session:
     Attributes:
         deadline_s: when the next input must be there.
         is_logged_in: whether the client was admitted.
-        has_served_command: whether the last turn was a command; the next may follow soon.
         process_id: see `bbcache.page_service.clients.Client`, as for all below.
     """
 
@@ -93,7 +92,7 @@ class Session:
         self.busy_since_s = now_s
         self.unpublished_bytes = 0
         self._is_revoked: Callable[[], bool] = bool  # which is False: no archive must be closed
-        self.has_served_command = False
+        self._has_served_command = False  # in this turn
         self._conversation = Conversation(
             service.config.max_message_size_bytes,
             wants_token=service.verifier is not None,
@@ -114,10 +113,6 @@ class Session:
     def fileno(self) -> int:
         """Return the descriptor of the socket; -1 once it is closed."""
         return self._transport.fileno()
-
-    def wait_input(self, timeout_s: float) -> bool:
-        """Wait a moment for input; whether there is some."""
-        return self._transport.wait_input(timeout_s)
 
     def end(self, reason: PageServiceError, *, is_immediate: bool) -> None:
         """End the session: after the command that runs, or in the middle of it."""
@@ -175,7 +170,7 @@ class Session:
             log.debug("%s is gone already", self._peer)
 
     def _serve_turn(self) -> Turn:
-        self.has_served_command = False
+        self._has_served_command = False
         self._cancellation.check_session()
         data = None
         if not self._has_more:
@@ -216,7 +211,7 @@ class Session:
             if isinstance(event, LoginRequested):
                 # The rest has a turn of its own, which is no stranger's.
                 return self._conversation.is_within_message
-            if self.has_served_command:
+            if self._has_served_command:
                 budget -= _COMMAND_COST
                 self._cancellation.check_session()
         return budget <= 0
@@ -293,7 +288,7 @@ class Session:
 
     def _run_command(self, text: str) -> None:
         self._cancellation.begin_command()
-        self.has_served_command = True
+        self._has_served_command = True
         try:
             command = parse_command(text)
             if isinstance(command, NoOpCommand):

@@ -75,10 +75,6 @@ class Transport:
         """Whether the client has closed its side; not known after `stop_reading`."""
         return self._has_event(_GONE, 0.0)
 
-    def wait_input(self, timeout_s: float) -> bool:
-        """Wait a moment for input; whether there is some."""
-        return self._has_event(select.POLLIN, timeout_s)
-
     def begins_with_tls(self) -> bool:
         """Whether the input begins like a TLS handshake; reads none of it."""
         try:

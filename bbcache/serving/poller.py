@@ -2,6 +2,11 @@
 
 It does no client's work: a connection with input goes to `on_ready`, and whatever serves it
 gives it back with `Poller.watch`. So a client that sends slowly, or nothing, holds no thread.
+
+Two threads that both run Python hand the GIL to each other at every system call, which costs
+more than the calls. So one worker that has nothing to do takes the next connection itself, with
+`Poller.take`, and the thread of the poller leaves the connections to it as long as it takes one
+after the other.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ _MOST_ACCEPTS: Final = 64  # of one turn, so that a flood of clients does not hi
 _ACCEPT_PAUSE_S: Final = 0.05  # after an accept that failed, such as for want of descriptors
 _WARN_PAUSE_S: Final = 1.0
 _MOST_WAIT_S: Final = 1e6  # epoll takes milliseconds in an int of C
+_TURN_S: Final = 0.002  # a worker that takes connections loses the right after twice this time
 REST_S: Final = 0.001  # one resting connection goes on in this time
 
 
@@ -66,12 +72,15 @@ class Poller(Generic[_W]):
     ) -> None:
         self._on_ready = on_ready
         self._on_accept = on_accept
-        self._lock = threading.Lock()  # guards the five below
+        self._lock = threading.Lock()  # guards the eight below
         self._bell = -1  # a descriptor, while there is one
         self._watched: dict[int, _W] = {}  # by descriptor
         self._resting: deque[_W] = deque()
         self._check_at_s = math.inf  # no watched connection has an earlier deadline
         self._is_closing = False
+        self._taker: int | None = None  # the worker that looks for input in this thread's place
+        self._is_taking = False  # it looks, rather than serving what it has taken
+        self._taken_count = 0
         self._listeners: dict[int, socket.socket] = {}  # set by start, closed by this thread
         self._accept_at_s = -math.inf
         self._rest_until_s = -math.inf
@@ -88,11 +97,15 @@ class Poller(Generic[_W]):
         """
         with ExitStack() as opened:
             self._listeners = {opened.enter_context(each).fileno(): each for each in listeners}
-            self._epoll = opened.enter_context(select.epoll())
+            self._epoll = opened.enter_context(select.epoll())  # the listeners and the bell
+            self._inputs = opened.enter_context(select.epoll())  # the connections
+            self._both = opened.enter_context(select.epoll())
             self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             opened.callback(self._close_bell)
             for fd in (self._bell, *self._listeners):
                 self._epoll.register(fd, select.EPOLLIN)
+            for each in (self._epoll, self._inputs):
+                self._both.register(each.fileno(), select.EPOLLIN)
             self._thread.start()
             opened.pop_all()
 
@@ -115,9 +128,9 @@ class Poller(Generic[_W]):
                 self._check_at_s = connection.deadline_s
         try:
             try:
-                self._epoll.modify(fd, _EVENTS)
+                self._inputs.modify(fd, _EVENTS)
             except FileNotFoundError:
-                self._epoll.register(fd, _EVENTS)
+                self._inputs.register(fd, _EVENTS)
         except OSError:
             with self._lock:
                 self._watched.pop(fd, None)
@@ -136,6 +149,38 @@ class Poller(Generic[_W]):
         with self._lock:
             self._resting.append(connection)
         self._ring()
+
+    def take(self, timeout_s: float) -> _W | None:
+        """Return the next connection that has input or reaches its end.
+
+        `on_ready` is not called for it. One thread at a time takes connections. Where it does
+        not call again within some milliseconds, the thread of the poller looks for input again,
+        so that a thread that waits holds up nobody.
+
+        Args:
+            timeout_s: how long to wait for input.
+
+        Returns:
+            None without input, or where another thread takes connections.
+        """
+        thread_id = threading.get_ident()
+        with self._lock:
+            if self._taker not in (None, thread_id):
+                return None
+            self._taker, self._is_taking = thread_id, True
+        try:
+            events = self._inputs.poll(timeout_s, 1)
+        except ValueError:  # the poller is closed
+            events = []
+        with self._lock:
+            self._is_taking = False
+            self._taken_count += 1
+            connection = self._watched.pop(events[0][0], None) if events else None
+            if connection is None:
+                self._taker = None
+        if connection is None:
+            self._ring()
+        return connection
 
     def stop_accepting(self) -> None:
         """Close the listening sockets soon; waits for nothing."""
@@ -156,7 +201,7 @@ class Poller(Generic[_W]):
         self._ring()
         self._thread.join(timeout_s)
         if not self._thread.is_alive():
-            self._epoll.close()
+            self._close_epolls()
             self._close_bell()
         with self._lock:
             watched, self._watched = list(self._watched.values()), {}
@@ -165,7 +210,7 @@ class Poller(Generic[_W]):
     def close_inherited(self) -> None:
         """See `bbcache.lifecycle.ThreadOwner`."""
         if self._bell >= 0:
-            self._epoll.close()
+            self._close_epolls()
             os.close(self._bell)
             for listener in self._listeners.values():
                 listener.close()
@@ -175,6 +220,10 @@ class Poller(Generic[_W]):
             if self._bell >= 0:
                 os.eventfd_write(self._bell, 1)
 
+    def _close_epolls(self) -> None:
+        for each in (self._both, self._inputs, self._epoll):
+            each.close()
+
     def _close_bell(self) -> None:
         with self._lock:
             bell, self._bell = self._bell, -1
@@ -182,7 +231,7 @@ class Poller(Generic[_W]):
 
     def _run(self) -> None:
         while not self._is_closing:
-            for fd, _ in self._epoll.poll(self._timeout_s()):
+            for fd in self._poll(self._timeout_s()):
                 if fd == self._bell:
                     os.eventfd_read(self._bell)
                 elif fd in self._listeners:
@@ -192,6 +241,23 @@ class Poller(Generic[_W]):
             self._find_due()
             self._tend_listeners()
         self._close_listeners()
+
+    def _poll(self, timeout_s: float) -> list[int]:
+        """Wait for input, but leave the connections to the worker that takes them, if any."""
+        if self._taker is None:
+            self._both.poll(timeout_s)
+            epolls = [self._epoll, self._inputs] if self._taker is None else [self._epoll]
+            return [fd for epoll in epolls for fd, _ in epoll.poll(0)]
+        due_s = time.monotonic() + timeout_s
+        while True:
+            seen_count = self._taken_count
+            events = self._epoll.poll(min(timeout_s, _TURN_S))
+            with self._lock:
+                if self._taken_count == seen_count and not self._is_taking:
+                    self._taker = None
+            timeout_s = due_s - time.monotonic()
+            if events or timeout_s <= 0 or self._taker is None:
+                return [fd for fd, _ in events]
 
     def _timeout_s(self) -> float:
         now_s = time.monotonic()

@@ -22,6 +22,9 @@ class Workers(Generic[_C]):
 
     The one stays, so that a connection is served also when the system begins no more threads.
 
+    A free thread calls `take` before it waits. So one thread serves one short turn after the
+    other, without a switch of threads between them.
+
     Where there are fewer threads than busy connections, the next free thread serves the
     group that has the fewest threads, so that no group keeps the others waiting.
 
@@ -30,6 +33,8 @@ class Workers(Generic[_C]):
         serve: called with each connection, in a thread of the pool.
         group_of: names the group of a connection, such as its tenant.
         limits: how many threads a group may have, for those that have a limit.
+        take: returns a connection that is to be served, or None; may wait for a moment. The
+            connections of a group with a limit are served by other threads.
         name: of the threads.
         idle_timeout_s: how long a thread waits for a connection before it ends.
     """
@@ -41,6 +46,7 @@ class Workers(Generic[_C]):
         *,
         group_of: Callable[[_C], Hashable],
         limits: Mapping[Hashable, int] | None = None,
+        take: Callable[[], _C | None] = lambda: None,
         name: str,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
     ) -> None:
@@ -48,6 +54,7 @@ class Workers(Generic[_C]):
         self._serve = serve
         self._group_of = group_of
         self._limits = {} if limits is None else limits
+        self._take = take
         self._name = name
         self._idle_timeout_s = idle_timeout_s
         self._changed = threading.Condition(threading.Lock())  # guards all that follows
@@ -150,7 +157,8 @@ class Workers(Generic[_C]):
             self._can_grow = True
 
     def _run(self) -> None:
-        while (item := self._next()) is not None:
+        item = self._next()
+        while item is not None:
             group, connection = item
             try:
                 self._serve(connection)
@@ -158,6 +166,22 @@ class Workers(Generic[_C]):
                 log.exception("a connection could not be served")
             del connection, item
             self._end(group)
+            item = self._take_item() or self._next()
+
+    def _take_item(self) -> tuple[Hashable, _C] | None:
+        """Take a connection, unless one waits for a thread."""
+        while not self._queue and not self._is_closing:
+            connection = self._take()
+            if connection is None:
+                return None
+            group = self._group_of(connection)
+            if group not in self._limits:
+                with self._changed:
+                    self._active[group] += 1
+                    self._busy[group] += 1
+                return group, connection
+            self.add(connection)
+        return None
 
     def _next(self) -> tuple[Hashable, _C] | None:
         """Wait for a connection; None if this thread is to end."""

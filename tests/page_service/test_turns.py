@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
@@ -166,18 +167,18 @@ def test_a_tls_handshake_holds_no_thread(bench: Bench, tmp_path: Path, *, is_dir
             assert scene.client.sock.recv(1) == b"S"
         shaking = Worker(_tls_client, trusting, scene.client.sock)
         while shaking.is_alive():
-            scene.session.wait_input(0.1)
+            select.select([scene.session], [], [], 0.1)
             scene.serve(Turn.WAIT)
         client = shaking.result()
         assert isinstance(client, WireClient)
         client.send(wire.startup(0, user="u"))
-        scene.session.wait_input(DEADLINE_S)
+        assert select.select([scene.session], [], [], DEADLINE_S)[0]
         scene.serve(Turn.WAIT)
         assert client.until("Z")[-1].kind == "Z"
         client.send(wire.FLUSH * 3276)  # a whole record: more than a turn, and nothing is lost
         client.send(wire.SYNC)
         turn = Turn.MORE
-        while turn is Turn.MORE or scene.session.wait_input(0.1):
+        while turn is Turn.MORE or select.select([scene.session], [], [], 0.1)[0]:
             turn = scene.session.serve()
         assert client.until("Z")
         scene.session.close()

@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -125,6 +125,60 @@ def test_a_deadline_is_told_of(watch: Watch) -> None:
     assert watch.next_ready() is second
     patient.theirs.send(b"x")
     assert watch.next_ready() is patient
+
+
+def test_a_worker_takes_a_connection(watch: Watch) -> None:
+    """Each one is taken, or told of, but never both."""
+    watch.start()
+    taken: list[Guest] = []
+
+    def take_one() -> None:
+        while (guest := watch.poller.take(DEADLINE_S)) is None:
+            pass
+        taken.append(guest)
+
+    guest = watch.guest()
+    worker = threading.Thread(target=take_one)
+    worker.start()
+    guest.theirs.send(b"x")
+    while worker.is_alive():
+        worker.join(0.01)
+        if not watch.ready.empty():
+            assert not taken
+            watch.poller.watch(watch.next_ready())  # the thread was late
+    assert taken == [guest]
+    assert watch.ready.empty()
+
+
+def test_a_worker_that_waits_holds_up_nobody(watch: Watch) -> None:
+    """What it does not take is told of, although it has taken connections before."""
+    watch.start()
+    first = watch.guest()
+    first.theirs.send(b"x")
+    while watch.poller.take(0) is not first:
+        with suppress(queue.Empty):
+            watch.poller.watch(watch.ready.get(timeout=0.01))
+    others = [watch.guest() for _ in range(3)]
+    for other in others:
+        other.theirs.send(b"x")
+    assert {watch.next_ready() for _ in others} == set(others)
+
+
+def test_a_worker_that_finds_no_input_takes_no_more(watch: Watch) -> None:
+    """The thread of the poller goes on watching."""
+    watch.start()
+    guest = watch.guest()
+    assert watch.poller.take(0) is None
+    guest.theirs.send(b"x")
+    assert watch.next_ready() is guest
+
+
+def test_nothing_is_taken_after_a_close(watch: Watch) -> None:
+    """The call returns at once."""
+    watch.start()
+    watch.guest().theirs.send(b"x")
+    watch.poller.close(DEADLINE_S)
+    assert watch.poller.take(DEADLINE_S) is None
 
 
 def test_resting_connections_go_on_one_at_a_time(watch: Watch) -> None:

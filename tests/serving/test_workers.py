@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -193,6 +194,36 @@ def test_one_thread_stays_for_when_none_can_be_begun(
     for each in done:
         workers.add(Work("a", each.set))
     assert all(each.wait(DEADLINE_S) for each in done)
+
+
+def test_a_free_thread_takes_the_next_connection(pool: Pool) -> None:
+    """Before it waits for one, and it is counted for its group as any other."""
+    with Gate() as gate:
+        workers = pool.make(2, take=partial(_next_of, [Work("greedy", gate) for _ in range(2)]))
+        for _ in range(2):
+            workers.add(Work("a", lambda: None))
+            gate.wait_for()
+        assert pool.served == ["a", "greedy"] * 2
+        workers.add(Work("modest", gate))
+        assert workers.must_yield("greedy", to_own_group=False)
+        gate.open()
+    wait_until(lambda: pool.served[-1] == "modest")
+
+
+def test_a_taken_connection_keeps_to_the_limit_of_its_group(pool: Pool) -> None:
+    """Other threads serve those of a group with a limit, and the one that took them goes on."""
+    with Gate() as gate:
+        taken = [Work("a", gate), *(Work("stranger", gate) for _ in range(3))]
+        workers = pool.make(5, limits={"stranger": 1}, take=partial(_next_of, taken))
+        workers.add(Work("a", lambda: None))
+        gate.wait_for(2)
+        assert sorted(pool.served) == ["a", "a", "stranger"]
+        gate.open()
+    wait_until(lambda: pool.served.count("stranger") == 3)
+
+
+def _next_of(taken: list[Work]) -> Work | None:
+    return taken.pop() if taken else None
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), SystemExit(3), KeyboardInterrupt()])
