@@ -17,6 +17,7 @@ from bbcache.storage.verify import Finding, Verdict
 from bbcache.tier.bucket import BucketError, ObstoreBucket
 from bbcache.tier.keys import KeyRing
 from bbcache.tier.object_format import PREAMBLE_SIZE_BYTES, Address, ObjectCheck
+from bbcache.tier.start_check import HINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,7 +44,11 @@ class BucketAudit:
 
     def objects(self) -> list[tuple[str, int]]:
         """Names and sizes of all objects; raises `BucketError` if they cannot be listed."""
-        return sorted(self._bucket.list(self._config.epoch))
+        try:
+            return sorted(self._bucket.list(self._config.epoch))
+        except BucketError as error:
+            text = f"cannot list {self._config.url}: {error}\nhint: {HINT}"
+            raise BucketError(text, error.result) from error
 
     def run(self, objects: list[tuple[str, int]]) -> Iterator[Finding]:
         """Read and check each of the objects; one that is removed meanwhile is left out."""
@@ -68,11 +73,6 @@ class BucketAudit:
         download = self._bucket.get(address.name)
         if download is None:
             return False
-        if download.size_bytes > self._config.max_object_size_bytes:
-            raise ArchiveError(
-                f"it has more than {self._config.max_object_size_bytes} bytes, the limit of one "
-                "object"
-            )
         check = ObjectCheck(
             address, download.size_bytes, self._keys, allow_unsigned=self._config.allow_unsigned
         )

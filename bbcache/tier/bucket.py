@@ -7,6 +7,7 @@ main thread.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -35,6 +36,7 @@ _PIECE_SIZE_BYTES: Final = 1 << 18
 _FILE: Final = "file://"
 _ALLOW_HTTP: Final = "allow_http"
 _NO_RETRIES: Final[RetryConfig] = {"max_retries": 0}
+_SAID: Final = re.compile(r"<(?:Code|Message)>([^<]*)<")  # in an answer of S3 or Azure
 _TIMED_OUT: Final = ("timed out", "TimedOut", "operation timed out", "deadline has elapsed")
 
 
@@ -229,5 +231,12 @@ def _failed(error: BaseException) -> BucketError:
 
 
 def _text_of(error: BaseException) -> str:
-    """What obstore says, in one line: it adds the structure of the error below it."""
-    return printable(without_credentials(str(error).partition("\n")[0]))
+    """What obstore and the store say, in one line.
+
+    obstore adds the structure of the error below it. A store answers in XML, of which the code
+    and the message are taken: some add the request.
+    """
+    whole = without_credentials(str(error).partition("\n\nDebug source:")[0])
+    text, _, answer = whole.partition("<")
+    said = ": ".join(each[1] for each in _SAID.finditer(answer))
+    return printable(" ".join(f"{text} {said}".split()))

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 BUCKET: Final = "bucket"
 _DATE: Final = "Mon, 30 Nov 2026 12:00:00 GMT"
 _HUGE_BYTES: Final = 1 << 50
-_ERROR: Final = "<?xml version='1.0'?><Error><Code>{0}</Code><Message>{0}</Message></Error>"
+_ERROR: Final = (  # of several lines, as those of real stores
+    "<?xml version='1.0'?>\n<Error><Code>{0}</Code><Message>the message of {0}</Message>"
+    "<AWSAccessKeyId>hidden</AWSAccessKeyId></Error>"
+)
 
 
 class ObjectStore(ThreadingHTTPServer):
