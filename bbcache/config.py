@@ -143,7 +143,7 @@ class BasebackupCacheConfig:
         """
         if not isinstance(source, str | os.PathLike | Mapping):
             raise wrong_type("source", source, "a path or a table")
-        top = source if isinstance(source, Mapping) else _load(os.fspath(source))
+        top = source if isinstance(source, Mapping) else read_document(os.fspath(source))
         table = top.get(TOML_TABLE, top)
         if not isinstance(table, Mapping):
             raise bad_value(TOML_TABLE, table, "a table")
@@ -153,11 +153,13 @@ class BasebackupCacheConfig:
 add_keys_to_docstring(BasebackupCacheConfig)
 
 
-def _load(path: str) -> dict[str, Any]:
+def read_document(path: str) -> dict[str, Any]:
+    """Return the whole document of a TOML file; raises `ConfigError` if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"cannot read the settings {path}: {error.strerror}") from error
-    except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
+    # Not TOML, not UTF-8, a number of thousands of digits, or thousands of brackets.
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the settings {path} are not TOML: {error}") from error

@@ -347,8 +347,12 @@ def test_from_toml_tells_of_a_directory(tmp_path: Path) -> None:
         b"\xff\xfe",
         b"max_size_entries = 'x",
         b"max_size_entries = " + b"9" * 5000,
+        b"max_size_entries = " + b"[" * 5000,
     ],
-    ids=["no value", "no bracket", "twice", "no utf-8", "no quote", "number too long"],
+    ids=[
+        *("no value", "no bracket", "twice", "no utf-8", "no quote", "number too long"),
+        "nested too deep",
+    ],
 )
 def test_from_toml_tells_of_a_file_that_is_not_toml(tmp_path: Path, content: bytes) -> None:
     """The file is named, whatever is wrong in it."""

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bbcache.cli import arguments
 from bbcache.cli.stop_signals import stop_signals_raise
 from bbcache.errors import ConfigError, MissingExtraError
 from bbcache.postgres.pgdata.leftovers import remove_tree
@@ -63,14 +64,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--dir",
-        type=Path,
+        type=arguments.path,
         metavar="DIR",
         help="the directory for everything, which is kept at the end "
         "(default: a temporary directory, removed at the end)",
     )
     parser.add_argument(
         "--pg-bin",
-        type=Path,
+        type=arguments.path,
         metavar="DIR",
         help="PostgreSQL's programs (default: $BBCACHE_PG_BIN, those on PATH, Debian's, "
         "else the embedded ones)",

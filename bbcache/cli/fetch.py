@@ -8,15 +8,16 @@ import pwd
 import re
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from bbcache.cli import arguments
 from bbcache.cli.stop_signals import stop_signals_raise
 from bbcache.errors import ConfigError, LimitError, MissingExtraError, ParseError, printable
 from bbcache.ids import Lsn, TenantId, TimelineId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 _LATEST: Final = "latest"
 _MAX_TOKEN_BYTES: Final = 64 * 1024
@@ -56,7 +57,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "lsn", metavar="LSN", type=_lsn, nargs="?", help="such as 0/16B5A50 (default: latest)"
     )
     parser.add_argument(
-        "dest", metavar="DEST", type=Path, help="the data directory to make, or an empty one"
+        "dest",
+        metavar="DEST",
+        type=arguments.path,
+        help="the data directory to make, or an empty one",
     )
     _add_options(parser)
     parser.set_defaults(run=run)
@@ -64,7 +68,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--token-file", metavar="FILE", type=Path, help="a file with the token, or password"
+        "--token-file",
+        metavar="FILE",
+        type=arguments.path,
+        help="a file with the token, or password",
     )
     for name in ("--token", "--password"):
         parser.add_argument(name, type=_refused_secret, help=argparse.SUPPRESS)

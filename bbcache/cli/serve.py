@@ -6,17 +6,16 @@ import argparse
 import logging
 import signal
 import time
-import tomllib
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from bbcache.cli import arguments
 from bbcache.cli.descriptors import ClientLimits, fit_clients
 from bbcache.cli.log_output import FORMATS, LEVELS, logging_to_stderr
 from bbcache.cli.output import lasting_stdout
 from bbcache.cli.stop_signals import heeded_signals
 from bbcache.cli.systemd import inherited_listeners, notify, notify_reloading
-from bbcache.config import TOML_TABLE, BasebackupCacheConfig
+from bbcache.config import TOML_TABLE, BasebackupCacheConfig, read_document
 from bbcache.durations import parse_duration_s
 from bbcache.errors import BbcacheError, ConfigError, MissingExtraError
 from bbcache.http_service.config import DEFAULT_ADDRESS, HttpConfig
@@ -27,6 +26,7 @@ from bbcache.setting_rows import settings_of
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
+    from pathlib import Path
 
     from bbcache.cli.deployment import Deployment
 
@@ -80,7 +80,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--root",
-        type=_directory,
+        type=arguments.path,
         required=True,
         metavar="DIR",
         help="the pageserver's directory, with tenants/ and basebackup_cache/ in it; "
@@ -96,7 +96,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_logging(parser)
     parser.add_argument(
         "--config",
-        type=Path,
+        type=arguments.path,
         metavar="FILE",
         help="a pageserver.toml: its table [basebackup_cache_config] has the cache's settings "
         "(default: those of docs/operations.md)",
@@ -147,15 +147,18 @@ def _add_security(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("access control")
     group.add_argument(
         "--auth-keys",
-        type=Path,
+        type=arguments.path,
         metavar="PATH",
         help="a public key in PEM, or a directory of them: clients need a token signed with one",
     )
     group.add_argument(
-        "--tls-cert", type=Path, metavar="FILE", help="PEM file; clients must use TLS"
+        "--tls-cert", type=arguments.path, metavar="FILE", help="PEM file; clients must use TLS"
     )
     group.add_argument(
-        "--tls-key", type=Path, metavar="FILE", help="its private key (default: in the same file)"
+        "--tls-key",
+        type=arguments.path,
+        metavar="FILE",
+        help="its private key (default: in the same file)",
     )
     group.add_argument(
         "--allow-unauthenticated",
@@ -216,7 +219,9 @@ def run(options: argparse.Namespace) -> bool:
         logging_to_stderr(
             options.log_format, options.log_level, has_access_log=not options.no_access_log
         ),
-        Deployment(options.root, create=options.create, **_settings(options)) as deployment,
+        Deployment(
+            options.root.absolute(), create=options.create, **_settings(options)
+        ) as deployment,
     ):
         deployment.start()
         _announce(deployment)
@@ -278,13 +283,7 @@ def _cache_config(path: Path | None) -> BasebackupCacheConfig:
     """Read the cache's settings from a pageserver.toml; its other keys are ignored."""
     if path is None:
         return BasebackupCacheConfig()
-    try:
-        with path.open("rb") as file:
-            document = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(f"cannot read the settings {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"the settings {path} are not TOML: {error}") from error
+    document = read_document(str(path))
     if TOML_TABLE not in document:
         raise ConfigError(
             f"{path} has no table {TOML_TABLE}, which means no cache to Neon's pageserver\n"
@@ -355,12 +354,6 @@ def _signals_wait() -> Iterator[set[signal.Signals]]:
         while signal.sigtimedwait(wanted, 0) is not None:
             pass  # a second signal: the service has stopped already
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _directory(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty")
-    return Path(text).absolute()
 
 
 def _seconds(text: str) -> float:

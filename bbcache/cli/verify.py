@@ -6,16 +6,16 @@ import argparse
 import json
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bbcache.cli import tier
+from bbcache.cli import arguments, tier
 from bbcache.errors import BbcacheError, ConfigError
 from bbcache.storage.dirlock import LOCK_NAME
 from bbcache.storage.verify import Audit, Finding, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 _DESCRIPTION = """\
 Check every archive in a cache directory: the seal and the digest of those that
@@ -74,7 +74,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _place(text: str) -> Path | str:
     """A URL, or the path of a directory."""
-    return text if "://" in text else Path(text)
+    return text if "://" in text else arguments.path(text)
 
 
 def run(options: argparse.Namespace) -> bool:

@@ -10,10 +10,10 @@ import json
 import os
 import time
 from http import HTTPStatus
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from bbcache.cli import arguments
 from bbcache.cli.verify import CACHE_DIR_NAME, NoCacheError
 from bbcache.errors import BbcacheError, ParseError, printable
 from bbcache.eviction import ReturnRate
@@ -28,6 +28,7 @@ from bbcache.storage.verify import Audit, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from bbcache.archive.format import Seal
     from bbcache.eviction import Habits
@@ -82,7 +83,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     source.add_argument(
         "--root",
-        type=Path,
+        type=arguments.path,
         metavar="DIR",
         help="the pageserver's directory, or the cache's own: read it, and ask no service",
     )

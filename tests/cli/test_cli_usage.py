@@ -61,6 +61,41 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    "argv",
+    [
+        ("serve", "--root", ""),
+        ("serve", "--root", "root", "--config", ""),
+        ("fetch", "url", "0" * 32, "0" * 32, ""),
+        ("verify", ""),
+        ("why", "--root", "", "0" * 32, "0" * 32),
+        ("demo", "--dir", ""),
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_an_empty_path_is_not_the_current_directory(
+    argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is what an unset variable of a script becomes, and is refused."""
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert "it is empty" in capsys.readouterr().err
+
+
+def test_a_current_directory_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A relative path leads nowhere, which is an error with a hint."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for argv in (["serve", "--root", "root"], ["verify", "cache"]):
+        assert main(argv) == 2
+        assert f"{argv[0]} has failed: No such file or directory\nhint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("argv", "wanted"),
     [
         (["--help"], ["demo", "serve", "verify", "why", "exit codes: 0 success"]),

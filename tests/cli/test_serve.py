@@ -812,6 +812,7 @@ def test_what_was_asked_for_in_so_many_words(
     [
         ("x = 1\n", r"has no table basebackup_cache_config.*\nhint: Add a line"),
         ("x = \n", r"are not TOML"),
+        ("x = " + "[" * 5000, r"are not TOML"),
         ("[basebackup_cache_config]\nmax_entries = 1\n", r"unknown key .*: max_entries\n"),
         ("basebackup_cache_config = 1\n", r"basebackup_cache_config is 1, but must be a table"),
     ],
