@@ -147,7 +147,9 @@ class Adoption:
             cluster.stop(timeout_s=_RECOVERY_TIMEOUT_S)
 
     def _programs(self, directory: ComputeDir) -> PostgresBinaries:
-        return self._binaries or PostgresBinaries.find(major=_major(directory.path))
+        return self._binaries or PostgresBinaries.find(
+            major=ControlFile.read(directory.path).major_version
+        )
 
     def _unlink(self, path: Path) -> None:
         try:
@@ -176,7 +178,3 @@ def _check_follows(pgdata_dir: Path, place: Path) -> None:
             f"it ends at {new.checkpoint_end_lsn}, but the timeline is already at "
             f"{old.checkpoint_end_lsn}"
         )
-
-
-def _major(pgdata_dir: Path) -> int:
-    return int((pgdata_dir / "PG_VERSION").read_text())

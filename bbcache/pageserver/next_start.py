@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 from bbcache.errors import PostgresError
+from bbcache.postgres.pgdata.names import is_dropped
 from bbcache.postgres.pgdata.settings import PortableConfig
 from bbcache.postgres.server.cluster import PostgresBinaries
 from bbcache.postgres.server.start_check import check_starts
@@ -17,8 +19,9 @@ def check_next_start(
 ) -> None:
     """Check that the next compute node can start from the directory of the last one.
 
-    The check starts a server, unless the directory has the same configuration, version and
-    directories as the timeline, from which the last compute node has started. The
+    The check starts a server, unless the directory has the same configuration, version,
+    directories and names at its top as the timeline, from which the last compute node has
+    started: PostgreSQL refuses some names there, such as ``recovery.conf``. The
     copy for that server is beside `pgdata_dir`, under a name that the next start of a
     pageserver removes.
 
@@ -43,10 +46,14 @@ def _has_same_configuration(one: Path, other: Path) -> bool:
 
 
 def _is_complete(pgdata_dir: Path, place: Path) -> bool:
-    """Whether the directory still has everything that a start needs."""
+    """Whether the directory still has everything that a start needs, and nothing new at its top."""
     try:
         is_same_version = _version(pgdata_dir) == _version(place)
-        return is_same_version and _own_names(pgdata_dir) >= _own_names(place)
+        return (
+            is_same_version
+            and _own_names(pgdata_dir) >= _own_names(place)
+            and _top_names(pgdata_dir) <= _top_names(place)
+        )
     except OSError:
         return False
 
@@ -59,3 +66,8 @@ def _own_names(pgdata_dir: Path) -> set[str]:
     """The names of PostgreSQL's own directories and of their subdirectories, without databases."""
     paths = [*pgdata_dir.glob("pg_*"), *pgdata_dir.glob("pg_*/*")]
     return {str(path.relative_to(pgdata_dir)) for path in paths if path.is_dir()}
+
+
+def _top_names(pgdata_dir: Path) -> set[str]:
+    """The names at the top of the directory that its tarball may have."""
+    return {name for name in os.listdir(pgdata_dir) if not is_dropped(name, name)}

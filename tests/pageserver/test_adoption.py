@@ -115,6 +115,26 @@ def test_a_failed_adoption_keeps_the_directory(
     assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
 
 
+def test_a_pipe_in_the_place_of_the_version(
+    lab: Lab, address: Address, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The start does not wait for a writer; it names the file, and goes on."""
+    command = "mv PG_VERSION V; mkfifo PG_VERSION"
+    orphan = leave_orphan(
+        lab,
+        address,
+        "insert into t values (2)",
+        f"copy (select where false) to program '{command}'",
+    )
+    os.kill(orphan.pid, signal.SIGQUIT)
+    wait_until(lambda: not is_running(orphan.pid))
+    lab.open()
+    assert_refused(lab, address, caplog, f"{orphan.pgdata_dir}/PG_VERSION")
+    (orphan.pgdata_dir / "V").rename(orphan.pgdata_dir / "PG_VERSION")
+    lab.open()
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+
+
 def test_whatever_fails_the_directory_is_named(
     lab: Lab, address: Address, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -103,10 +103,14 @@ def test_setting_that_no_server_starts_with(
         ("rm -r pg_replslot", "pg_replslot"),
         ("rm PG_VERSION", "PG_VERSION"),
         ("echo 12 > PG_VERSION", "PostgreSQL 12"),
+        ("touch recovery.conf", "recovery.conf"),
+        ("rm pg_wal/0*", "last checkpoint"),
+        ("mkdir recovery.conf", "recovery.conf"),
+        ("mv global/pg_control c; ln -s $PWD/c global/pg_control", "pg_control: it is a symbolic"),
     ],
 )
 def test_what_no_server_starts_without(lab: Lab, address: Address, command: str, word: str) -> None:
-    """The stop is refused, and the directory kept, if the user has removed what a start needs."""
+    """The stop is refused, and the directory kept, after whatever makes a start impossible."""
     compute = lab.boot(address)
     lab.sql(
         compute,

@@ -37,6 +37,7 @@ _HARMLESS = [
     "mkfifo pg_wal/pipe",
     r"""touch "$(printf 'no\377text')" "$(printf 'two\nlines')" """,
     "mkdir lost+found",
+    "rm postmaster.opts; mkdir postmaster.opts",
 ]
 if os.geteuid() == 0:  # another user cannot read it either, and is told so
     _HARMLESS.append("mkdir closed; chmod 0 closed")
@@ -91,6 +92,26 @@ def test_what_is_refused_can_be_mended_on_the_node(lab: Lab, address: Address) -
     lab.wait_idle()
     assert lab.read(address, "select i from t order by i") == [(1,), (2,), (3,)]
     assert lab.reads()["hit"] == 1
+
+
+@pytest.mark.parametrize("name", ["1213", "pg_filenode.map"])
+def test_a_pipe_in_the_place_of_a_catalog_is_named(
+    lab: Lab, address: Address, server_dir: Callable[[Path], Path], name: str
+) -> None:
+    """The takeover reads the catalog of tablespaces, and does not wait for a writer."""
+    compute = lab.boot(address)
+    lab.sql(
+        compute,
+        f"create tablespace elsewhere location '{server_dir(compute.cluster.pgdata_dir)}'",
+        "checkpoint",
+        f"copy (select where false) to program 'cd global; mv {name} ..; mkfifo {name}'",
+    )
+    with pytest.raises(TakeoverError, match=f"{name}.* not a regular file"):
+        compute.stop()
+    path = compute.cluster.pgdata_dir / name
+    path.rename(compute.cluster.pgdata_dir / "global" / name)
+    compute.stop()
+    assert lab.read(address, "select i from t") == [(1,)]
 
 
 @pytest.mark.parametrize("name", [".", "base", "pg_wal", "global/pg_control"])

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from bbcache.errors import PostgresError
+from bbcache.postgres.pgdata.regular_file import read_regular
 
 _MAP_MAGIC: Final = 0x592717
 _MAX_MAPPINGS: Final = 64
+_MAP_SIZE_BYTES: Final = 524  # the largest of the versions
+_MAX_CATALOG_BYTES: Final = 1 << 30  # of a file of a relation
 _PAGE_SIZE_BYTES: Final = 8192
 _PAGE_HEADER_SIZE_BYTES: Final = 24
 _PD_LOWER: Final = struct.Struct("<12xH")
@@ -56,13 +59,16 @@ def read_catalog(pgdata_dir: Path, catalog_oid: int) -> list[CatalogRow]:
     """
     directory = Path(pgdata_dir, "global")
     try:
-        file_node = _file_node((directory / "pg_filenode.map").read_bytes(), catalog_oid)
-        data = (directory / str(file_node)).read_bytes()
+        file_node = _file_node(
+            read_regular(directory / "pg_filenode.map", _MAP_SIZE_BYTES), catalog_oid
+        )
+        data = read_regular(directory / str(file_node), _MAX_CATALOG_BYTES)
         pages = (data[at : at + _PAGE_SIZE_BYTES] for at in range(0, len(data), _PAGE_SIZE_BYTES))
         return [row for page in pages for row in _rows(page)]
     except (OSError, struct.error) as error:
+        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
         raise PostgresError(
-            f"the catalog {catalog_oid} in {directory} cannot be read: {error}"
+            f"the catalog {catalog_oid} in {directory} cannot be read: {what}"
         ) from error
 
 

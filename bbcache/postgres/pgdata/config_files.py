@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from bbcache.errors import PostgresError
+from bbcache.postgres.pgdata.regular_file import read_regular
 
 _MAX_CONFIG_BYTES: Final = 16 * 1024 * 1024
 
@@ -28,22 +28,13 @@ def read_config(path: Path) -> bytes:
             cannot be read.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        content = read_regular(path, _MAX_CONFIG_BYTES + 1)
     except OSError as error:
-        reason, is_elsewhere = error.strerror, error.errno in (errno.ENOENT, errno.ELOOP)
-        if error.errno == errno.ELOOP:
-            reason = "it is a symbolic link"
+        is_elsewhere = error.errno in (errno.ENOENT, errno.ELOOP)
         raise PostgresError(
-            f"{path} is not a readable file of the data directory: {reason}"
+            f"{path} is not a readable file of the data directory: {error.strerror}"
             + (_ELSEWHERE_HINT if is_elsewhere else "")
         ) from error
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise PostgresError(f"{path} is not a regular file, so it cannot be configuration")
-        with open(fd, "rb", closefd=False) as config:
-            content = config.read(_MAX_CONFIG_BYTES + 1)
-    finally:
-        os.close(fd)
     if len(content) > _MAX_CONFIG_BYTES:
         raise PostgresError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes")
     return content

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from bbcache.errors import MissingExtraError, PostgresError
 from bbcache.ids import Lsn
+from bbcache.postgres.pgdata.regular_file import read_regular
 from bbcache.postgres.wal.page import (
     PAGE_SIZE_BYTES,
     WalError,
@@ -226,15 +227,9 @@ class ControlFile:
         )
 
 
-def open_without_waiting(path: str, flags: int) -> int:
-    """Open a file without waiting for the writer of a FIFO; an opener for `open`."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def _read_file(path: str) -> bytes:
     try:
-        with open(path, "rb", opener=open_without_waiting) as file:
-            return file.read(CONTROL_FILE_SIZE_BYTES + 1)
+        return read_regular(path, CONTROL_FILE_SIZE_BYTES + 1)
     except FileNotFoundError:
         hint = "hint: Name a PostgreSQL data directory."
         raise ControlFileError(path, f"there is no such file\n{hint}") from None

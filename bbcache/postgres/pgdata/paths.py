@@ -9,6 +9,8 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from bbcache.postgres.pgdata.regular_file import read_regular
+
 _MAX_OPTS_BYTES: Final = 64 * 1024
 # postmaster.opts holds the arguments of the last start, each in double quotes.
 _DATA_DIR_OPTION: Final = re.compile(rb'"-D(?:" ")?(/[^"]*)"')
@@ -69,9 +71,8 @@ def _below(root: str, path: str) -> str | None:
 def _former_path(pgdata_dir: Path) -> str | None:
     """Return the data directory of the last start, by its postmaster.opts."""
     try:
-        fd = os.open(pgdata_dir / "postmaster.opts", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        options = read_regular(pgdata_dir / "postmaster.opts", _MAX_OPTS_BYTES)
     except OSError:
         return None
-    with open(fd, "rb") as file:
-        match = _DATA_DIR_OPTION.search(file.read(_MAX_OPTS_BYTES) or b"")
+    match = _DATA_DIR_OPTION.search(options)
     return None if match is None else posixpath.normpath(os.fsdecode(match[1]))

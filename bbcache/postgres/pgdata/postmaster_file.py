@@ -10,7 +10,6 @@ import re
 from typing import Final, NamedTuple, Self
 
 from bbcache.errors import PostgresError
-from bbcache.postgres.pgdata.control_file import open_without_waiting
 
 _NAME: Final = "postmaster.pid"
 _MAX_SIZE_BYTES: Final = 64 << 10  # the longest lines are two paths
@@ -47,7 +46,7 @@ class PostmasterFile(NamedTuple):
         """
         path = os.path.join(pgdata_dir, _NAME)
         try:
-            with open(path, "rb", opener=open_without_waiting) as file:
+            with open(path, "rb", opener=_open_without_waiting) as file:
                 data = file.read(_MAX_SIZE_BYTES)
         except FileNotFoundError:
             return None
@@ -67,3 +66,7 @@ class PostmasterFile(NamedTuple):
         has_start = len(lines) > start and lines[start].isdigit()
         is_ready = len(lines) > _STATE_LINE and lines[_STATE_LINE] in _READY_STATES
         return cls(pid, int(lines[start]) if has_start else None, is_ready)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)

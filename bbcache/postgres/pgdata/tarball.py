@@ -16,11 +16,11 @@ from bbcache.postgres.pgdata.control_file import (
     CONTROL_FILE_SIZE_BYTES,
     ClusterState,
     ControlFile,
-    open_without_waiting,
 )
 from bbcache.postgres.pgdata.left_out import LeftOut
 from bbcache.postgres.pgdata.names import PG_CONTROL_NAME
 from bbcache.postgres.pgdata.postmaster_file import PostmasterFile
+from bbcache.postgres.pgdata.regular_file import read_regular
 from bbcache.postgres.pgdata.restore import restore_tarball
 from bbcache.postgres.pgdata.settings import PortableConfig
 from bbcache.postgres.pgdata.tar_writer import TarWriter, Writer
@@ -154,8 +154,8 @@ def _inspect(directory: Path) -> tuple[ControlFile, bytes]:
         if os.path.lexists(directory / name):
             raise PostgresError(f"{directory} cannot be sent: {reason} ({name} is there)")
     path = directory / PG_CONTROL_NAME
-    with reading(str(path)), open(path, "rb", opener=open_without_waiting) as file:
-        data = file.read(CONTROL_FILE_SIZE_BYTES + 1)
+    with reading(str(path)):
+        data = read_regular(path, CONTROL_FILE_SIZE_BYTES + 1)
     control = ControlFile.parse(data, str(path))
     if control.state is not ClusterState.SHUT_DOWN:
         is_standby = control.state is ClusterState.SHUT_DOWN_IN_RECOVERY

@@ -12,6 +12,7 @@ from typing import Final, Protocol, TypeAlias
 from bbcache.errors import PostgresError
 from bbcache.postgres.pgdata.catalog_rows import read_catalog
 from bbcache.postgres.pgdata.control_file import ControlFile
+from bbcache.postgres.pgdata.last_checkpoint import has_last_checkpoint
 from bbcache.postgres.pgdata.left_out import LeftOut
 from bbcache.postgres.pgdata.names import EMPTIED_DIRS, holds_data, is_dropped, is_own_directory
 from bbcache.postgres.pgdata.paths import PgdataPaths
@@ -217,7 +218,7 @@ class PgdataWalk:
         try:
             before = os.fstat(fd)
             if not stat.S_ISREG(before.st_mode):
-                raise self._changed(path)
+                raise PostgresError(f"{self._directory / path} is not a regular file")
             self._sink.add_file(path, fd, before.st_size, used_bytes=used_bytes)
             if _snapshot(os.fstat(fd)) != _snapshot(before):
                 raise self._changed(path)
@@ -255,10 +256,21 @@ class PgdataWalk:
                     self._send_segment(fd, name, segments.pop(name))
                 elif name == history_name:
                     self._send_file(fd, name, path)
-        if segments:
+            if segments:
+                raise PostgresError(
+                    f"pg_wal/{min(segments)} is missing in {self._directory}: it holds the last "
+                    "checkpoint, without which no server starts"
+                )
+            self._check_last_checkpoint(fd)
+
+    def _check_last_checkpoint(self, wal_fd: int) -> None:
+        with self._reading("pg_wal"):
+            is_there = has_last_checkpoint(wal_fd, self._control, dict(self._needed_segments()))
+        if not is_there:
             raise PostgresError(
-                f"pg_wal/{min(segments)} is missing in {self._directory}: it holds the last "
-                "checkpoint, without which no server starts"
+                f"{self._directory / 'pg_wal'} does not have the last checkpoint, at "
+                f"{self._control.checkpoint_lsn}, without which no server starts\n"
+                "hint: If its files were removed while a server ran, pg_resetwal makes new ones."
             )
 
     def _needed_segments(self) -> Iterator[tuple[str, int]]:

@@ -21,6 +21,7 @@ from typing import Literal, Self
 
 from bbcache.errors import PostgresError
 from bbcache.postgres.pgdata.postmaster_file import PostmasterFile
+from bbcache.postgres.pgdata.regular_file import read_regular
 from bbcache.postgres.pgdata.write_behind import WriteBehind
 from bbcache.postgres.server.binaries import PostgresBinaries
 from bbcache.postgres.server.child import end_child, leave, quit_child
@@ -49,6 +50,7 @@ PINNED = (
 _SOCKET_DIRS = "unix_socket_directories"
 _POLL_S = 0.001
 _LOG_TAIL_LINES = 12
+_MAX_VERSION_BYTES = 80  # of PG_VERSION
 
 
 class Cluster:
@@ -175,12 +177,12 @@ class Cluster:
 
     def _check_version(self) -> None:
         try:
-            major = (self.pgdata_dir / "PG_VERSION").read_bytes()[:80].decode(errors="replace")
-            major = major.strip()
+            content = read_regular(self.pgdata_dir / "PG_VERSION", _MAX_VERSION_BYTES)
         except FileNotFoundError:
             raise PostgresError(
                 f"{self.pgdata_dir} is not a data directory: it has no PG_VERSION"
             ) from None
+        major = content.decode(errors="replace").strip()
         if major != str(self.binaries.major):
             raise PostgresError(
                 f"{self.pgdata_dir} was made by PostgreSQL {major}, and the programs in "

@@ -330,7 +330,9 @@ def test_missing_and_unreadable_files_are_named(good: Path) -> None:
         ControlFile.read(str(good))
     assert str(path) in str(missing.value)
     path.mkdir()
-    with pytest.raises(ControlFileError, match="cannot be read: Is a directory") as unreadable:
+    with pytest.raises(
+        ControlFileError, match="cannot be read: it is not a regular file"
+    ) as unreadable:
         ControlFile.read(good)
     assert isinstance(unreadable.value.__cause__, OSError)
 

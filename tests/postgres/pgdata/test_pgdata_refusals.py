@@ -15,6 +15,7 @@ from bbcache.postgres.pgdata.tarball import (
     inspect_pgdata,
     send_pgdata_tarball,
 )
+from bbcache.postgres.wal import segment_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,6 +113,18 @@ def test_damaged_control_file(newest_cluster: Cluster) -> None:
     data[40] ^= 1
     path.write_bytes(data)
     assert "the checksum does not match" in refusal(newest_cluster)
+
+
+def test_damaged_last_checkpoint(newest_cluster: Cluster) -> None:
+    """A directory whose WAL lacks the record that a start needs is refused."""
+    control = inspect_pgdata(newest_cluster.pgdata_dir)
+    size_bytes = control.wal_segment_size_bytes
+    name = segment_name(control.tli, control.checkpoint_lsn, size_bytes)
+    with (newest_cluster.pgdata_dir / "pg_wal" / name).open("r+b") as segment:
+        segment.seek(control.checkpoint_lsn % size_bytes + 30)
+        segment.write(b"other")
+    with pytest.raises(PostgresError, match=rf"does not have .* {control.checkpoint_lsn}.*\nhint"):
+        check_sendable(newest_cluster.pgdata_dir)
 
 
 def test_stale_pid_file(newest_cluster: Cluster) -> None:
