@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from bbcache.cli import arguments
 from bbcache.cli.verify import CACHE_DIR_NAME, NoCacheError
-from bbcache.errors import BbcacheError, ParseError, printable
+from bbcache.errors import BbcacheError, ParseError, printable, without_credentials
 from bbcache.eviction import ReturnRate
 from bbcache.explanation import habits_text
 from bbcache.human_units import duration, size
@@ -127,6 +127,7 @@ def _parse_ids(tenant: str, timeline: str) -> tuple[TenantId, TimelineId]:
 def _ask(url: str, tenant_id: TenantId, timeline_id: TimelineId, *, as_json: bool) -> str:
     """Return the explanation of a service, as text or JSON."""
     connection, base = _connection(url)
+    url = without_credentials(url)
     try:
         with contextlib.closing(connection):
             ids = f"{tenant_id}/{timeline_id}{'.json' if as_json else ''}"
@@ -151,7 +152,9 @@ def _ask(url: str, tenant_id: TenantId, timeline_id: TimelineId, *, as_json: boo
 
 def _connection(url: str) -> tuple[http.client.HTTPConnection, str]:
     """Return a connection to a service, and the path that those of the service begin with."""
-    wrong = WhyError(f"{url} is no HTTP address\nhint: Name one such as {_DEFAULT_URL}.")
+    wrong = WhyError(
+        f"{without_credentials(url)} is no HTTP address\nhint: Name one such as {_DEFAULT_URL}."
+    )
     try:
         parts = urlsplit(url if "//" in url else f"//{url}")
         host, port = parts.hostname, parts.port

@@ -169,7 +169,7 @@ class Reader:
 
     def _missed(self, entry: Entry) -> None:
         self._misses.inc()
-        self._history.add(entry.key, entry.lsn, ReadResult.MISS)
+        self._history.add(entry.key, entry.lsn, ReadResult.MISS, "its file was gone")
 
     def _count_error(self, entry: Entry, error: BaseException) -> None:
         self._errors.inc()

@@ -116,9 +116,14 @@ def _stats(paths: Sequence[str]) -> list[tuple[int, ...]]:
     return found
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a FIFO without a writer makes nobody wait."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _read(path: str) -> Key:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             secret = file.read(_MOST_KEY_SIZE_BYTES + 1)
     except OSError as error:

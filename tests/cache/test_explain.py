@@ -127,6 +127,15 @@ def test_where_timelines_stand_in_a_full_cache(tmp_path: Path) -> None:
     assert "pinned: no" in text
 
 
+def test_an_entry_whose_file_was_removed(harness: Harness) -> None:
+    """The miss says what has become of the entry."""
+    timeline = harness.prepared()
+    harness.path(timeline).unlink()
+    assert harness.get(timeline) is None
+    outcome = explain(harness, timeline).outcomes[0]
+    assert (outcome.result, outcome.text.rpartition(": ")[2]) == ("miss", "its file was gone")
+
+
 def test_a_pinned_entry_has_no_rank(tmp_path: Path) -> None:
     """It is never evicted, so nothing says when it goes."""
     with Harness(tmp_path / "cache", max_size_entries=2) as harness:

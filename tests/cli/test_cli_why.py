@@ -72,6 +72,8 @@ def test_a_service_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None
     err = capsys.readouterr().err
     assert f"the service at http://127.0.0.1:{port} does not answer: Connection refused" in err
     assert "hint: Does `bbcache serve` run there" in err
+    assert main(["why", "--url", f"http://id:hidden@127.0.0.1:{port}", *NOBODY]) == 2
+    assert "hidden" not in capsys.readouterr().err
 
 
 def test_another_service(

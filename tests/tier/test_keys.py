@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,14 @@ def test_a_key_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(ConfigError, match=f"cannot read the key {path}"):
             KeyRing([str(path)])
+
+
+def test_a_key_that_is_a_fifo_does_not_hang(tmp_path: Path) -> None:
+    """It is refused at once, whether or not somebody writes to it."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path, 0o600)
+    with pytest.raises(ConfigError, match=f"the key {path} is not a regular file"):
+        KeyRing([str(path)])
 
 
 def test_the_first_key_signs_and_each_one_is_found(tmp_path: Path) -> None:
