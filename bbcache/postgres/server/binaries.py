@@ -93,6 +93,7 @@ class PostgresBinaries:
         Raises:
             PostgresError: none was found, saying what was tried and what to install.
         """
+        ServerUser.current()  # where there is none, no installation works
         tried: dict[str, None] = {}  # in order, each reason once
         for directory, is_demanded in _candidates(pg_bin):
             try:

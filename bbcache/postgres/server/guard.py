@@ -28,14 +28,24 @@ from bbcache.postgres.server.child import leave
 # that has only been forked when the pipe ends shows up in one of the next rounds, and finds
 # its directory gone. The programs that initdb has started have the directory in PGDATA. They end
 # by themselves once initdb has gone, and free their shared memory, unless the directory goes first.
+# A server that was killed leaves a segment of System V shared memory, whose key and identifier are
+# in line 7 of its postmaster.pid (PostgreSQL's pidfile.h).
 _SCRIPT: Final = r"""
 trap '' HUP INT QUIT TERM
 PATH=/usr/bin:/bin:$PATH
 set --
+remove() {
+  for directory do
+    for file in "$directory"/postmaster.pid "$directory"/*/postmaster.pid; do
+      { sed -n 7p "$file" | { read -r key id && ipcrm -m "$id"; }; } 2>/dev/null
+    done
+  done
+  rm -rf -- "$@"
+}
 while IFS= read -r line; do
   case $line in
     "") exit 0 ;;
-    -*) rm -rf -- "${line#-}" & ;;
+    -*) remove "${line#-}" & ;;
     *) set -- "$@" "$line" ;;
   esac
 done
@@ -56,7 +66,7 @@ while [ $# -gt 0 ] && [ "$quiet" -lt 5 ] && [ "$round" -lt 300 ]; do
   signal=QUIT
   [ "$round" -lt 100 ] || signal=KILL
   if [ -n "$pids" ]; then kill -CONT $pids; kill -"$signal" $pids; quiet=0; fi
-  [ -n "$ending" ] && [ "$round" -lt 50 ] || rm -rf -- "$@"
+  [ -n "$ending" ] && [ "$round" -lt 50 ] || remove "$@"
   for directory do [ ! -e "$directory" ] || quiet=0; done
   [ -n "$pids" ] || quiet=$((quiet + 1))
   round=$((round + 1))

@@ -27,6 +27,8 @@ _SETTINGS: Final = {
     "shared_buffers": "16MB",
     "max_wal_size": "4GB",
     "unix_socket_permissions": "0700",
+    # In the data directory: it goes with that, also when the server itself is killed.
+    "dynamic_shared_memory_type": "mmap",
 }
 _LEAVE_OUT: Final = (
     "UPDATE pg_database SET datistemplate = false WHERE datname IN ('template0', 'template1')",
@@ -102,10 +104,11 @@ def _fill(snapshot: Snapshot, database: Database, cluster: Cluster) -> None:
         return
     try:
         snapshot.builder(database)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the text that is raised has all of it
         log = cluster.read_log().splitlines()[-_LOG_LINES:]
+        summary = traceback.format_exception_only(error)[0].splitlines()[0]
         raise SnapshotError(
-            f"the builder of snapshot {snapshot.name} has failed: {type(error).__name__}: {error}\n"
+            f"the builder of snapshot {snapshot.name} has failed: {summary}\n"
             f"{''.join(traceback.format_exception(error))}"
             "the end of the server's log:\n" + "\n".join(f"    {line}" for line in log)
-        ) from error
+        ) from None

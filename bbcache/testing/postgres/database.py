@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -113,6 +114,9 @@ class Database:
     ) -> subprocess.CompletedProcess[str]:
         """Run a program to its end, such as a migration tool, with `env` in its environment.
 
+        It is looked for in the virtual environment of this process first, also where that is
+        not activated.
+
         Args:
             argv: the program and its arguments.
             options: for `subprocess.run`, such as `cwd`, which is the root of the snapshot
@@ -122,7 +126,7 @@ class Database:
             PostgresError: it cannot be started or has failed; has what it printed.
         """
         kept = {k: v for k, v in os.environ.items() if not k.startswith(_LIBPQ_PREFIX)}
-        env = {**kept, **self.env, **options.pop("env", {})}
+        env = {**kept, **_own_scripts(kept), **self.env, **options.pop("env", {})}
         shown = " ".join(os.fspath(each) for each in argv)
         given = {"cwd": self.cwd, "capture_output": True, "stdin": subprocess.DEVNULL, **options}
         if "input" in given:
@@ -158,7 +162,15 @@ class Database:
             query = {"unix_sock": f"{at.host}/.s.PGSQL.{at.port}"}
         else:
             query = {"host": at.host, "port": str(at.port)}
-        return f"{scheme}://{quote(at.user, safe='')}@/{name}?{urlencode(query)}"
+        parameters = urlencode(query, quote_via=quote, safe="/")
+        return f"{scheme}://{quote(at.user, safe='')}@/{name}?{parameters}"
+
+
+def _own_scripts(env: Mapping[str, str]) -> dict[str, str]:
+    """Return a PATH with the programs of this virtual environment, if this is one."""
+    if sys.prefix == sys.base_prefix:
+        return {}
+    return {"PATH": os.pathsep.join((f"{sys.prefix}/bin", env.get("PATH", os.defpath)))}
 
 
 def _quoted(value: str) -> str:

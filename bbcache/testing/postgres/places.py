@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bbcache.errors import ConfigError
 from bbcache.postgres.server.user import ServerUser
 from bbcache.testing.postgres.errors import NoRoomError
 from bbcache.testing.postgres.options import PostgresOptions
@@ -45,13 +46,22 @@ class Place:
 
 
 def cache_directory(options: PostgresOptions) -> Path:
-    """Return the directory of snapshots, which need not exist."""
+    """Return the directory of snapshots, which need not exist.
+
+    Raises:
+        ConfigError: no directory is named, and the user has no home directory.
+    """
     named = options.cache_dir or os.environ.get(CACHE_ENV_NAME)
-    if named:
-        return Path(named).expanduser().absolute()
     caches = os.environ.get("XDG_CACHE_HOME", "")
-    parent = Path(caches) if os.path.isabs(caches) else Path("~/.cache").expanduser()
-    return parent.absolute() / "bbcache" / "testing"
+    parent = caches if os.path.isabs(caches) else "~/.cache"
+    path = Path(named or f"{parent}/bbcache/testing")
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError(
+            f"snapshots cannot be kept in {path}: that user has no home directory\n"
+            f"hint: Name another directory in {CACHE_ENV_NAME} or bbcache_pg_cache_dir."
+        ) from None
 
 
 def run_place(options: PostgresOptions, restored_bytes: int) -> Place:

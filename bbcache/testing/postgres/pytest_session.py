@@ -57,6 +57,7 @@ class PytestSession:
         snapshot = self._snapshot(node)
         if snapshot not in self._shared:
             self._shared[snapshot] = self._runtime.shared_server(snapshot)
+        self._runtime.revive(self._shared[snapshot])
         return self._shared[snapshot]
 
     @contextmanager

@@ -136,7 +136,15 @@ class Runtime:
             key = self.key_of(snapshot)
             if key not in self._shared:
                 self._shared[key] = self._new_server(snapshot, key)
+            self.revive(self._shared[key])
             return self._shared[key]
+
+    def revive(self, server: Server) -> None:
+        """Start a shared server again where a test has ended it."""
+        with self._lock:
+            if not server.cluster.is_running:
+                self._say("a test has ended the server that tests share; it is started again")
+                server.restart("immediate")
 
     def new_server(self, snapshot: Snapshot) -> Server:
         """Return a server of its own, started; end it with `Server.stop` or `end_server`."""

@@ -73,13 +73,22 @@ class Snapshot:
                     yield relative, self.root / each
 
     def source(self) -> str:
-        """Return the text of the builder, its decorator with it; empty if there is none.
+        """Return the text of the builder and that of its whole file; empty if there is none.
+
+        The file has the constants and functions that a builder uses.
 
         Raises:
-            SnapshotError: it is in no file.
+            SnapshotError: it is in no file, or depends on values that no file has.
         """
         if self.builder is None:
             return ""
+        hidden = _hidden_values(self.builder)
+        if hidden and not self.version:
+            raise SnapshotError(
+                f"snapshot {self.name}: its builder gets {', '.join(hidden)} from outside, which "
+                "the fingerprint cannot see\n"
+                "hint: Name the values in version, such as version=f'{name}'."
+            )
         try:
             return _source_of(self.builder)
         except (OSError, TypeError) as error:
@@ -93,7 +102,20 @@ def _source_of(builder: Builder) -> str:
     # From 3.13 on, the text of `python -c` passes for the source of all that is in no file.
     if inspect.getfile(inspect.unwrap(builder)).startswith("<"):
         raise OSError("it is in no file")
-    return inspect.getsource(builder)
+    return "".join((inspect.getsource(builder), *inspect.findsource(builder)[0]))
+
+
+def _hidden_values(builder: Builder) -> list[str]:
+    """Return the names that have other values in another call of the function around a builder."""
+    function = inspect.unwrap(builder)
+    if not inspect.isfunction(function):
+        return []
+    defaults = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not parameter.empty
+    ]
+    return [*function.__code__.co_freevars, *defaults]
 
 
 def snapshot(

@@ -87,6 +87,37 @@ def test_a_killed_process_leaves_nothing(
             os.kill(int(pid), signal.SIGKILL)
 
 
+def test_a_killed_server_leaves_no_shared_memory(
+    newest_pg: PostgresBinaries, make_cluster: ClusterFactory, templates: Templates
+) -> None:
+    """Its System V segment goes with its directory, removed at once or at the end."""
+    for is_at_once in (True, False):
+        guard = Guard()
+        directory = guard.make_directory(make_cluster.directory, "run-")
+        directory.chmod(0o711)
+        templates.copy(newest_pg, (), directory / "data")
+        cluster = Cluster(newest_pg, directory / "data", guard=guard)
+        cluster.start()
+        line = (directory / "data" / "postmaster.pid").read_text().splitlines()[6]
+        assert line.split() in _sysv_segments()
+        os.kill(cluster.pid, signal.SIGKILL)
+        wait_until(lambda killed=cluster: not killed.is_running)  # type: ignore[misc]
+        if is_at_once:
+            guard.remove(directory / "data")
+        else:
+            guard.clean_up()
+        wait_until(lambda removed=cluster.pgdata_dir: not removed.exists())  # type: ignore[misc]
+        assert line.split() not in _sysv_segments()
+        guard.clean_up()
+        wait_until(lambda removed=directory: not removed.exists())  # type: ignore[misc]
+
+
+def _sysv_segments() -> list[list[str]]:
+    """The key and the identifier of each segment."""
+    lines = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    return [line.split()[:2] for line in lines]
+
+
 def test_a_kill_in_the_middle_of_initdb(
     newest_pg: PostgresBinaries, make_cluster: ClusterFactory
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +109,44 @@ def test_every_change_counts(root: Path, hashed: Hashing) -> None:
     seen.append(hashed(make(root), work_mem="9MB"))
     seen.append(hashed(make_otherwise(root)))
     assert len(set(seen)) == len(seen)
+
+
+def test_the_file_of_the_builder_counts(root: Path, hashed: Hashing) -> None:
+    """A constant or a function beside the builder may be what it fills the database with."""
+    text = (
+        "from bbcache.testing.postgres import snapshot\nTABLE = 'a'\n"
+        "@snapshot(inputs=['migrations/**'])\ndef app(db): db.psql(f'CREATE TABLE {TABLE} ()')\n"
+    )
+    path = root / "snapshots.py"
+    seen = set()
+    for changed in (text, text.replace("'a'", "'bb'"), text.replace("'a'", "'ccc'")):
+        path.write_text(changed)
+        seen.add(hashed(runpy.run_path(str(path))["app"]))
+    assert len(seen) == 3
+
+
+def test_values_from_outside_need_a_version(root: Path, hashed: Hashing) -> None:
+    """Two builders of one text may differ in them; what is named in the version, is told apart."""
+
+    def of_variable(table: str, version: str = "") -> Snapshot:
+        @snapshot(inputs=["migrations/**"], root=root, version=version)
+        def app(db: Database) -> None:
+            db.psql(f"CREATE TABLE {table} ()")
+
+        return app
+
+    def of_default(table: str, version: str = "") -> Snapshot:
+        @snapshot(inputs=["migrations/**"], root=root, version=version)
+        def app(db: Database, name: str = table) -> None:
+            db.psql(f"CREATE TABLE {name} ()")
+
+        return app
+
+    with pytest.raises(SnapshotError, match=r"app: its builder gets table from.*\nhint: Name"):
+        hashed(of_variable("a"))
+    with pytest.raises(SnapshotError, match="its builder gets name from outside"):
+        hashed(of_default("a"))
+    assert hashed(of_variable("a", "a")) != hashed(of_variable("b", "b"))
 
 
 def test_two_names_cannot_be_told_as_one(root: Path, hashed: Hashing) -> None:

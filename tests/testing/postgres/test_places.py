@@ -13,6 +13,7 @@ import pytest
 from support.disk_helpers import fill_disk, mount
 from support.pg_snapshots import app
 
+from bbcache.errors import ConfigError
 from bbcache.testing.postgres import NoRoomError, PostgresOptions
 from bbcache.testing.postgres import places as places_module
 from bbcache.testing.postgres.places import cache_directory, run_place
@@ -104,6 +105,15 @@ def test_where_snapshots_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     usual = tmp_path / ".cache" / "bbcache" / "testing"
     xdg = tmp_path / "xdg" / "bbcache" / "testing"
     assert found == [usual, usual, xdg, tmp_path / "own", Path("/option")]
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says which directory cannot be found, and how to name another."""
+    monkeypatch.setenv("BBCACHE_TESTING_DIR", "~no-such-user/snapshots")
+    with pytest.raises(
+        ConfigError, match=r"~no-such-user/snapshots: that user has no home.*\nhint"
+    ):
+        cache_directory(PostgresOptions())
 
 
 @pytest.fixture

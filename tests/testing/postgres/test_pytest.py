@@ -31,6 +31,7 @@ pytest_plugins = ["pytester"]
 _NOBODY = 65534
 
 _TESTS = """
+    import os, signal, time
     import psycopg, pytest
     from bbcache.testing.postgres import snapshot
 
@@ -53,6 +54,9 @@ _TESTS = """
     def test_own_server(pg_fresh_server, pg_server):
         assert pg_fresh_server.pid != pg_server.pid
         assert rows(pg_fresh_server.url) == 1
+        os.kill(pg_server.pid, signal.SIGKILL)  # the tests below have it again
+        while pg_server.cluster.is_running:
+            time.sleep(0.01)
 
     def test_settings(pg_database):
         assert pg_database.psql("SHOW work_mem; SHOW fsync") == "7MB\\noff"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from support.helpers import wait_until
 from support.pg_snapshots import NAMES, app, failing
 
@@ -123,6 +125,27 @@ def test_the_ways_to_say_where_it_is(server: Server, monkeypatch: pytest.MonkeyP
         assert database.sqlalchemy_url("asyncpg").startswith("postgresql+asyncpg://postgres@/")
 
 
+def test_an_odd_directory_of_the_socket(server: Server) -> None:
+    """A URL leads to it, and has no percent sign without need: configparser would expand that."""
+    with server.database() as database:
+        assert "%" not in database.url
+        address = replace(database.address, host="/somewhere/a b+c'%/é")
+        odd = replace(database, address=address)
+        for conninfo in (odd.url, odd.dsn):
+            assert conninfo_to_dict(conninfo)["host"] == address.host
+
+
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="this is no virtual environment")
+def test_programs_of_the_virtual_environment(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are found where it is not activated, as a migration tool has to be."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    with server.database() as database:
+        done = database.run(["python", "-c", "import sys; print(sys.prefix)"])
+    assert done.stdout.strip() == sys.prefix
+
+
 def test_psql(server: Server, tmp_path: Path) -> None:
     """Scripts with COPY, metacommands and included files run, and errors are quoted."""
     included, script = tmp_path / "b.sql", tmp_path / "a.sql"
@@ -153,6 +176,19 @@ def test_a_server_is_restarted(fresh: Server) -> None:
     assert fresh.pid != pid
     assert "database system was not properly shut down" in fresh.read_log()
     assert (fresh.data_dir / "PG_VERSION").exists()
+
+
+def test_a_shared_server_that_was_killed(runtime: Runtime) -> None:
+    """The next test has it again, at the same address; its shared memory is its directory's."""
+    server = runtime.shared_server(app)
+    url = server.url
+    assert "/PostgreSQL." not in Path(f"/proc/{server.pid}/maps").read_text()
+    os.kill(server.pid, signal.SIGKILL)
+    wait_until(lambda: not server.cluster.is_running)
+    assert runtime.shared_server(app) is server
+    assert server.url == url
+    with server.database() as database:
+        assert _names(database) == list(NAMES)
 
 
 def test_who_uses_the_template(runtime: Runtime) -> None:
@@ -186,6 +222,8 @@ def test_a_builder_that_fails(runtime: Runtime, run_dir: Path) -> None:
     with pytest.raises(SnapshotError) as caught:
         other.new_server(failing)
     text = str(caught.value)
+    assert text.startswith("the builder of snapshot failing has failed: ")
+    assert caught.value.__suppress_context__  # pytest would print all of it once more
     assert 'relation "nowhere" does not exist' in text
     assert "pg_snapshots.py" in text
     assert "ERROR:  relation" in text.partition("the end of the server's log:")[2]
