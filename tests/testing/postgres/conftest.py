@@ -37,7 +37,8 @@ def run_dir(pg_dir: Path) -> Iterator[Path]:
     if os.geteuid() == 0:
         path.chmod(0o711)
     yield path
-    wait_until(lambda: not list(path.glob("*/run-*")))  # else it would be removed twice at once
+    # Else it would be removed twice at once.
+    wait_until(lambda: not [*path.glob("*/run-*"), *path.glob("*/*/run-*")])
 
 
 @pytest.fixture(scope="session")
@@ -102,5 +103,5 @@ def own_dir(pg_dir: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     path = pg_dir / f"own-{request.node.name[:20]}"
     path.mkdir(mode=0o711)
     yield path
-    wait_until(lambda: not list(path.glob("*/run-*")))
+    wait_until(lambda: not [*path.glob("*/run-*"), *path.glob("*/*/run-*")])
     shutil.rmtree(path)
