@@ -31,7 +31,7 @@ from bbcache.pageserver.takeover import finish_takeover, take_over
 from bbcache.pageserver.tenants import PgdataTenantManager
 from bbcache.postgres.pgdata.control_file import ClusterState, ControlFile
 from bbcache.postgres.pgdata.settings import make_portable
-from bbcache.postgres.pgdata.tarball import check_sendable, inspect_pgdata
+from bbcache.postgres.pgdata.tarball import check_sendable
 from bbcache.postgres.server.cluster import Cluster, PostgresBinaries
 from bbcache.postgres.server.orphan import end_server
 
@@ -132,7 +132,7 @@ class Adoption:
         finish_takeover(place)
         if ControlFile.read(directory.path).state is not ClusterState.SHUT_DOWN:
             self._recover(directory)
-        _check_follows(directory.path, place)
+        check_sendable(directory.path)
         check_next_start(directory.path, place, self._programs(directory), directory.settings())
         take_over(directory.path, place)
         directory.forget()
@@ -163,18 +163,3 @@ class Adoption:
             directory.remove()
         except (BbcacheError, OSError) as error:
             log.warning("cannot remove %s, which is not needed: %s", directory.path, error)
-
-
-def _check_follows(pgdata_dir: Path, place: Path) -> None:
-    """Raise unless a directory can be the timeline's next state."""
-    new, old = check_sendable(pgdata_dir), inspect_pgdata(place)
-    if new.system_identifier != old.system_identifier:
-        raise PostgresError(
-            f"it belongs to cluster {new.system_identifier}, but the timeline to "
-            f"{old.system_identifier}"
-        )
-    if new.checkpoint_end_lsn < old.checkpoint_end_lsn:
-        raise PostgresError(
-            f"it ends at {new.checkpoint_end_lsn}, but the timeline is already at "
-            f"{old.checkpoint_end_lsn}"
-        )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bbcache.errors import PostgresError
+from bbcache.postgres.pgdata.control_file import ControlFile
 from bbcache.postgres.pgdata.names import is_dropped
 from bbcache.postgres.pgdata.settings import PortableConfig
 from bbcache.postgres.server.cluster import PostgresBinaries
@@ -32,10 +33,25 @@ def check_next_start(
         settings: those of the last compute node's start.
 
     Raises:
-        PostgresError: it cannot start.
+        PostgresError: it cannot start, or is of another cluster or older than the timeline.
     """
+    _check_follows(ControlFile.read(pgdata_dir), ControlFile.read(place))
     if not (_has_same_configuration(pgdata_dir, place) and _is_complete(pgdata_dir, place)):
         check_starts(pgdata_dir, binaries, settings, pgdata_dir.with_name(uuid.uuid4().hex))
+
+
+def _check_follows(new: ControlFile, old: ControlFile) -> None:
+    """Raise unless a directory can be the timeline's next state."""
+    if new.system_identifier != old.system_identifier:
+        raise PostgresError(
+            f"it belongs to cluster {new.system_identifier}, but the timeline to "
+            f"{old.system_identifier}"
+        )
+    if new.checkpoint_end_lsn < old.checkpoint_end_lsn:
+        raise PostgresError(
+            f"it ends at {new.checkpoint_end_lsn}, but the timeline is already at "
+            f"{old.checkpoint_end_lsn}"
+        )
 
 
 def _has_same_configuration(one: Path, other: Path) -> bool:

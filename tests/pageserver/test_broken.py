@@ -103,18 +103,21 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: rewrite(p, _STATE_OFFSET, _IN_PRODUCTION),
         "was not shut down cleanly: its state is in production",
     ),
-    "pg_control a FIFO": (lambda p: replace(p / "global/pg_control", os.mkfifo), "has 0 bytes"),
+    "pg_control a FIFO": (
+        lambda p: replace(p / "global/pg_control", os.mkfifo),
+        "it is not a regular file",
+    ),
     "pg_control a directory": (
         lambda p: replace(p / "global/pg_control", os.mkdir),
-        "Is a directory",
+        "it is not a regular file",
     ),
     "pg_control a loop": (
         lambda p: replace(p / "global/pg_control", lambda q: q.symlink_to(q.name)),
-        "symbolic links",
+        "it is a symbolic link",
     ),
     "pg_control and postmaster.pid FIFOs": (
         fifos,
-        "has 0 bytes",
+        "it is not a regular file",
     ),
     "PG_VERSION missing": (lambda p: (p / "PG_VERSION").unlink(), "PG_VERSION does not exist"),
     "PG_VERSION of another version": (

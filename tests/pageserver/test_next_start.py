@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from typing import TYPE_CHECKING
 
@@ -129,4 +130,22 @@ def test_orphan_with_settings_of_the_place(lab: Lab, address: Address) -> None:
     os.kill(orphan.pid, signal.SIGQUIT)
     wait_until(lambda: not is_running(orphan.pid))
     lab.open()
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+
+
+def test_a_backup_older_than_the_timeline(lab: Lab, address: Address) -> None:
+    """A user has put it in the place of the directory: the stop is refused, and can be mended."""
+    backup = lab.root / "backup"
+    shutil.copytree(lab.timeline(address).pgdata_dir, backup)
+    lab.play(address, "insert into t values (2)")
+    compute = lab.boot(address)
+    compute.cluster.stop()
+    pgdata_dir, aside = compute.cluster.pgdata_dir, lab.root / "aside"
+    pgdata_dir.rename(aside)
+    backup.rename(pgdata_dir)
+    with pytest.raises(TakeoverError, match="the timeline is already at"):
+        compute.stop()
+    shutil.rmtree(pgdata_dir)
+    aside.rename(pgdata_dir)
+    compute.stop()
     assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
