@@ -170,9 +170,8 @@ class PageService:
         self.begin_close()
         if not self._clients.wait_empty(timeout):
             log.warning("%d connections have not ended in time", len(self._clients))
-        has_ended = self._workers.close(timeout)  # first, since they use the poller
-        self._poller.close(timeout)
-        if has_ended:
+        self._poller.close(timeout)  # first, since it gives connections to the workers
+        if self._workers.close(timeout):
             self._metrics.close()
             lifecycle.forget(self)
 

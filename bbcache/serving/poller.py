@@ -165,12 +165,12 @@ class Poller(Generic[_W]):
         """
         thread_id = threading.get_ident()
         with self._lock:
-            if self._taker not in (None, thread_id):
+            if self._is_closing or self._taker not in (None, thread_id):
                 return None
             self._taker, self._is_taking = thread_id, True
         try:
             events = self._inputs.poll(timeout_s, 1)
-        except ValueError:  # the poller is closed
+        except (OSError, ValueError):  # the poller was closed meanwhile
             events = []
         with self._lock:
             self._is_taking = False
