@@ -124,8 +124,13 @@ class Served:
 
     def client(self) -> WireClient:
         """A client that was let in."""
-        client = WireClient(socket.create_connection(("127.0.0.1", self.port), DEADLINE_S))
-        client.log_in()
+        sock = socket.create_connection(("127.0.0.1", self.port), DEADLINE_S)
+        try:
+            client = WireClient(sock)
+            client.log_in()
+        except OSError:  # a service that ends may reset what it has not accepted
+            sock.close()
+            raise
         return client
 
     def lazy_client(self, place: Place) -> WireClient:
