@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hmac
 import os
+import shutil
 import subprocess
 import time
 import urllib.request
@@ -142,6 +143,6 @@ def find_radosgw() -> str | None:
     """The gateway, if all programs that it takes are in one directory of PATH."""
     wanted = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "monmaptool", "osdmaptool")
     for name in os.get_exec_path():
-        if all((Path(name) / program).exists() for program in wanted):
-            return str(Path(name) / wanted[0])
+        if all(shutil.which(program, path=name) for program in wanted):
+            return shutil.which(wanted[0], path=name)
     return None
