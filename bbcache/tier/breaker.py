@@ -40,20 +40,23 @@ class Breaker:
         self._until_s = 0.0  # of the pause, by the clock
         self._is_probing = False
 
-    @property
-    def is_open(self) -> bool:
-        """Whether attempts are refused, but for the probe."""
-        return self._pause_count > 0
+    def is_failing(self) -> bool:
+        """Whether the last attempts failed.
+
+        False a minute after the pause: without another attempt nothing is known any more.
+        """
+        with self._lock:
+            return self._is_open_locked() and self._clock() < self._until_s + LONGEST_PAUSE_S
 
     def pause_s(self) -> float:
         """How many seconds are left of the pause; 0 if there is none."""
         with self._lock:
-            return max(0.0, self._until_s - self._clock()) if self.is_open else 0.0
+            return max(0.0, self._until_s - self._clock()) if self._is_open_locked() else 0.0
 
     def begin(self) -> Attempt | None:
         """Let an attempt through, for which `end` must follow; None refuses it."""
         with self._lock:
-            if not self.is_open:
+            if not self._is_open_locked():
                 return Attempt.ORDINARY
             if self._is_probing or self._clock() < self._until_s:
                 return None
@@ -71,7 +74,7 @@ class Breaker:
             Whether the breaker has opened or closed just now.
         """
         with self._lock:
-            was_open = self.is_open
+            was_open = self._is_open_locked()
             if attempt is Attempt.PROBE:
                 self._is_probing = False
             elif was_open:
@@ -85,4 +88,8 @@ class Breaker:
                 self._pause_count += 1
                 pause_s = FIRST_PAUSE_S * 2.0 ** min(self._pause_count - 1, 30)
                 self._until_s = self._clock() + min(pause_s, LONGEST_PAUSE_S)
-            return was_open != self.is_open
+            return was_open != self._is_open_locked()
+
+    def _is_open_locked(self) -> bool:
+        """Whether attempts are refused, but for the probe."""
+        return self._pause_count > 0

@@ -91,7 +91,7 @@ class ObjectTier:
         self._check = StartCheck(self._bucket, config.url, config.epoch)
         self._metrics.upload_queue_size.read_from(self._queue.__len__)
         self._metrics.fetch_breaker.read_from(lambda: int(self.problem is not None))
-        self._metrics.upload_breaker.read_from(lambda: int(upload_breaker.is_open))
+        self._metrics.upload_breaker.read_from(lambda: int(upload_breaker.is_failing()))
         self._threads = [threading.Thread(target=self._check.run, name="bbcache-tier-check")]
         if config.may_upload:
             self._threads += [
@@ -115,7 +115,7 @@ class ObjectTier:
         """Why the tier gives nothing now, in one line; None if no reason is known."""
         if self._check.problem is not None:
             return self._check.problem
-        if self._fetch_breaker.is_open:
+        if self._fetch_breaker.is_failing():
             return "fetches pause after failures in a row"
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bbcache.tier.breaker import FAILURES_TO_OPEN, Attempt, Breaker
+from bbcache.tier.breaker import FAILURES_TO_OPEN, LONGEST_PAUSE_S, Attempt, Breaker
 
 
 class Clock:
@@ -33,7 +33,7 @@ def test_failures_that_are_not_in_a_row_pause_nothing() -> None:
     for _ in range(3):
         fail(breaker, FAILURES_TO_OPEN - 1)
         breaker.end(Attempt.ORDINARY, has_failed=False)
-    assert not breaker.is_open
+    assert not breaker.is_failing()
 
 
 def test_pauses_double_up_to_a_minute() -> None:
@@ -61,7 +61,20 @@ def test_one_probe_decides() -> None:
     assert breaker.begin() is None
     assert breaker.end(Attempt.PROBE, has_failed=False)
     assert breaker.begin() is Attempt.ORDINARY
-    assert not breaker.is_open
+    assert not breaker.is_failing()
+
+
+def test_failures_are_forgotten_without_another_attempt() -> None:
+    """A minute after the pause: a node that asks for nothing cannot know that the tier is back."""
+    clock = Clock()
+    breaker = Breaker(clock)
+    assert not breaker.is_failing()
+    fail(breaker, FAILURES_TO_OPEN)
+    clock.advance(1 + LONGEST_PAUSE_S - 0.5)
+    assert breaker.is_failing()
+    clock.advance(1)
+    assert not breaker.is_failing()
+    assert breaker.begin() is Attempt.PROBE
 
 
 def test_a_probe_that_says_nothing_is_repeated() -> None:
@@ -83,4 +96,4 @@ def test_many_failures_at_once_cause_one_pause() -> None:
     assert changes.count(True) == 1
     assert breaker.pause_s() == 1
     breaker.end(Attempt.ORDINARY, has_failed=False)
-    assert breaker.is_open
+    assert breaker.is_failing()
