@@ -271,7 +271,7 @@ def _check(harness: Harness, descriptors: int) -> None:
     """The checks after each interrupt, in another thread, which a held lock would stop."""
     harness.wait_idle()
     harness.cache.entries()
-    assert count_descriptors() == descriptors
+    assert count_descriptors() <= descriptors  # what other tests left may be closed meanwhile
 
 
 def _check_all(harness: Harness) -> None:
@@ -353,7 +353,7 @@ def test_an_interrupt_anywhere_in_a_close_does_no_harm(harness: Harness) -> None
                 count += interrupted(make_call(), place)
                 Worker(_close_is_done, harness).result()
                 harness.cache.close()
-                assert count_descriptors() == descriptors
+                assert count_descriptors() <= descriptors
             except BaseException as error:
                 raise AssertionError(f"interrupted at {place}") from error
     assert count > len(places) / 2

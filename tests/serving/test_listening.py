@@ -79,7 +79,7 @@ def test_all_or_none() -> None:
         address = address_of(taken)
         with pytest.raises(ConfigError, match=f"cannot listen on {address}: Address already"):
             open_listeners([LOOPBACK, address])
-    assert count_descriptors() == before
+    assert count_descriptors() <= before
 
 
 def test_a_host_without_address() -> None:
