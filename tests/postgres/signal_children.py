@@ -40,8 +40,9 @@ def start_in_no_time(how: str, bindir: str, pgdata_dir: str) -> None:
     """Print whether a server that is not ready in time has left its pid file."""
     _arrive(how)
     cluster = Cluster(PostgresBinaries.find(bindir), pgdata_dir)
+    Path(pgdata_dir, "recovery.signal").touch()
     try:
-        cluster.start(timeout_s=-1)
+        cluster.start({"restore_command": "sleep 600"}, timeout_s=0.1)
     except PostgresError as error:
         has_pid_file = Path(pgdata_dir, "postmaster.pid").exists()
         _say(f"{'was not ready in time' in str(error)} {has_pid_file}\n")

@@ -171,8 +171,9 @@ def test_failed_start(
 def test_start_in_no_time(newest_pg: PostgresBinaries, make_cluster: ClusterFactory) -> None:
     """A server that is not ready in time is ended."""
     cluster = make_cluster(newest_pg)
+    (cluster.pgdata_dir / "recovery.signal").touch()
     with pytest.raises(PostgresError, match="was not ready in time"):
-        cluster.start(timeout_s=-1)
+        cluster.start({"restore_command": "sleep 600"}, timeout_s=0.1)
     assert not cluster.is_running
     assert not (cluster.pgdata_dir / "postmaster.pid").exists()
 
