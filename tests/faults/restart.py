@@ -49,6 +49,7 @@ def check(
         is_full = bool(os.environ.get(ALWAYS_FULL))
         lost = set[str]() if is_full else set(survivors) - {found.name for found in held}
         witness.expect(not lost, f"entries lost: {lost}")
+        life.wait_idle()  # damaged habits are removed after the entries are known
         life.check_accounting()
         bad = _check_served(life, before)
         life.wait_idle()
