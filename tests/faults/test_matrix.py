@@ -42,8 +42,9 @@ def test_a_life_outlives_every_fault(
         faults = matrix.whole_column(column, calls)
     summary = matrix.run(bed, faults, story)
     assert not summary.bad, "\n".join([str(summary), *map(str, summary.bad[:5])])
-    # Lives differ by a few calls; and what transfers one byte cannot be short.
-    assert summary.met_count >= len(faults) * (0.3 if column.only else 0.5), str(summary)
+    # Lives differ by a few calls. What transfers one byte cannot be short: of four, none may be.
+    if _TAKES_ALL or not column.only:
+        assert summary.met_count >= len(faults) / 2, str(summary)
 
 
 def test_a_life_uses_every_kind_of_call(life_calls: dict[str, list[Call]]) -> None:
