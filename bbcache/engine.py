@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from bbcache.storage.dirlock import DirectoryLock
 
 _FENCE_TIMEOUT_S: Final = 1.0  # the least that a close waits for a step on the disk
+_LEAST_PAUSE_S: Final = 0.001  # between clean-ups, so that waiters for an idle cache find one
 
 # For a tier of another make, whose settings the cache does not know.
 _NO_CONFIG: Final = TierConfig(url="file:///nowhere", allow_unsigned=True)
@@ -283,7 +284,7 @@ class Engine:
         """Clean up at whole periods after the start; missed ticks are skipped."""
         period_s = self._config.cleanup_period
         due_s = time.monotonic() + period_s
-        while not self._is_stopped_in(max(0.0, due_s - time.monotonic())):
+        while not self._is_stopped_in(max(_LEAST_PAUSE_S, due_s - time.monotonic())):
             with suppress(BaseException):  # a log handler may raise
                 try:
                     self.cleaner.step()
