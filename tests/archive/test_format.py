@@ -898,7 +898,12 @@ def test_a_write_that_had_to_wait_for_the_end_is_refused() -> None:
         threading.Timer(0.01, made.writer.abort).start()
         threading.Timer(0.02, gate.open).start()
         with pytest.raises(ValueError, match="ended"):
-            made.writer.writelines([RANDOM] * 100)
+            made.writer.writelines(pieces())
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(60_000):
+            yield RANDOM[:1024]
+            time.sleep(0.001)  # so that the other thread gets the lock
 
     run_threads([lambda: made.writer.write(RANDOM), waiting])
     assert b"".join(emitted[1:]) != b""
