@@ -41,6 +41,8 @@ _BURST: Final = 40
 _PIECE_SIZE_BYTES: Final = 1 << 20
 _GZIP: Final = 31
 _WAIT_S: Final = 60.0
+_SPARE_S: Final = 0.01
+_FIRST_BYTE_S: Final = 0.25
 _CREDENTIALS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 _HIT_HANGING: Final = "bbcache get + close, fetches from a tier hang"
@@ -49,6 +51,10 @@ _FILL_PAUSED: Final = "bbcache get_or_prepare of lean, the tier pauses"
 _FILL_ALONE: Final = "bbcache get_or_prepare of lean, no tier"
 _FETCH: Final = "bbcache get_or_prepare of full, fetched from a directory"
 _BUILD: Final = "bbcache get_or_prepare of full, built from the files of a PGDATA"
+_LEAN_FETCH: Final = "bbcache get_or_prepare of lean, fetched from a directory"
+_LEAN_READ: Final = "obstore, a read of the object of lean, and 10 ms"
+_MISS_HANGING: Final = "bbcache get_or_prepare of lean, the tier hangs"
+_MISS_WAIT: Final = "a pause of first_byte_timeout, then bbcache get_or_prepare of lean, no tier"
 _BURST_TIER: Final = "bbcache, a burst of prepares of lean, uploaded to a directory"
 _BURST_ALONE: Final = "bbcache, a burst of prepares of lean, no tier"
 _FULL_TIER: Final = "bbcache, four prepares of full in turn, uploaded to a directory"
@@ -109,32 +115,10 @@ def test_fetch(workspace: Workspace, rounds: Rounds, stack: ExitStack) -> None:
     pgdata_dir = workspace.inputs.pgdata_dir
 
     def enter_fetch() -> Round:
-        source = stack.enter_context(
-            Pipeline(
-                stack.enter_context(workspace.scratch()) / "cache",
-                tier=(tier := _tier(workspace, stack)),
-            )
-        )
+        source, tier = _uploading_node(workspace, stack)
         timeline = source.add_pgdata_timeline(pgdata_dir)
-        source.prepare(timeline)
-        if not tier.wait_idle(_WAIT_S):
-            raise TimeoutError("the upload does not end")
-        archive = source.read(timeline)
-        if isal_zlib.decompress(archive, _GZIP) != workspace.inputs.full:
-            raise ValueError("the archive does not hold the input")
-
-        def again() -> list[object]:
-            """Return a node that has the tenant, and an empty directory."""
-            node = stack.enter_context(
-                Pipeline(
-                    stack.enter_context(workspace.scratch()) / "cache",
-                    tier=_tier(workspace, stack, tier),
-                    like=source,
-                )
-            )
-            return [node, "fetched", timeline]
-
-        return timed(_fill, again)
+        _upload(source, tier, timeline, workspace.inputs.full)
+        return _fetches(workspace, stack, source, tier, timeline)
 
     def enter_build() -> Round:
         node = stack.enter_context(Pipeline(stack.enter_context(workspace.scratch()) / "cache"))
@@ -142,6 +126,63 @@ def test_fetch(workspace: Workspace, rounds: Rounds, stack: ExitStack) -> None:
 
     rounds.add(_FETCH, enter_fetch)
     rounds.add(_BUILD, enter_build)
+    rounds.run(workspace.counts.pace)
+
+
+@case("fetch, lean", Bar("tier-fetch-lean", _LEAN_FETCH, _LEAN_READ, Sense.AT_MOST, 1.0))
+def test_lean_fetch(workspace: Workspace, rounds: Rounds, stack: ExitStack) -> None:
+    """A small archive by a fetch, and a bare read of its object with 10 ms to spare."""
+
+    def enter_fetch() -> Round:
+        source, tier = _uploading_node(workspace, stack)
+        timeline = source.add_timeline(workspace.inputs.lean, _PIECE_SIZE_BYTES)
+        _upload(source, tier, timeline, workspace.inputs.lean)
+        return _fetches(workspace, stack, source, tier, timeline)
+
+    def enter_read() -> Round:
+        source, tier = _uploading_node(workspace, stack)
+        timeline = source.add_timeline(workspace.inputs.lean, _PIECE_SIZE_BYTES)
+        _upload(source, tier, timeline, workspace.inputs.lean)
+        obstore = require_package("obstore", "obstore")
+        store = require_package("obstore.store", "obstore").from_url(tier.config.url)
+        (name,) = [each["path"] for page in obstore.list(store) for each in page]
+
+        def read() -> None:
+            obstore.get(store, name).bytes()
+            time.sleep(_SPARE_S)
+
+        return timed(read)
+
+    rounds.add(_LEAN_FETCH, enter_fetch)
+    rounds.add(_LEAN_READ, enter_read)
+    rounds.run(workspace.counts.pace)
+
+
+@case("miss, a tier hangs", Bar("tier-first-miss", _MISS_HANGING, _MISS_WAIT, Sense.AT_MOST, 1.05))
+def test_first_miss(workspace: Workspace, rounds: Rounds, stack: ExitStack) -> None:
+    """A fill while the tier does not answer, and a pause of first_byte_timeout with a build."""
+
+    def fill(node: Pipeline, timeline: MemoryTimeline, pause_s: float) -> None:
+        time.sleep(pause_s)
+        _fill(node, "built", timeline)
+
+    def enter(tier: Callable[[], ObjectTier | None], pause_s: float) -> Round:
+        def again() -> list[object]:
+            """Return a node that has never asked its tier: after three failures it pauses."""
+            node = stack.enter_context(
+                Pipeline(stack.enter_context(workspace.scratch()) / "cache", tier=tier())
+            )
+            return [node, node.add_timeline(workspace.inputs.lean, _PIECE_SIZE_BYTES), pause_s]
+
+        return timed(fill, again)
+
+    listener = stack.enter_context(_silent_server())
+    times = {"first_byte_timeout": _FIRST_BYTE_S, "fetch_timeout": _WAIT_S}
+    rounds.add(
+        _MISS_HANGING,
+        lambda: enter(lambda: _silent_tier(workspace, stack, listener, **times), 0.0),
+    )
+    rounds.add(_MISS_WAIT, lambda: enter(lambda: None, _FIRST_BYTE_S))
     rounds.run(workspace.counts.pace)
 
 
@@ -199,6 +240,44 @@ def _fill(pipeline: Pipeline, source: str, timeline: MemoryTimeline) -> None:
     with pipeline.cache.get_or_prepare(shard_id, timeline.timeline_id, LSN, _WAIT_S) as file:
         if file.source != source:
             raise ValueError(f"the archive was {file.source}, not {source}")
+
+
+def _uploading_node(workspace: Workspace, stack: ExitStack) -> tuple[Pipeline, ObjectTier]:
+    """A node that uploads to a directory, and its tier."""
+    tier = _tier(workspace, stack)
+    data_dir = stack.enter_context(workspace.scratch()) / "cache"
+    return stack.enter_context(Pipeline(data_dir, tier=tier)), tier
+
+
+def _upload(source: Pipeline, tier: ObjectTier, timeline: MemoryTimeline, tarball: bytes) -> None:
+    """Prepare a timeline, and wait until its archive, which must hold `tarball`, is stored."""
+    source.prepare(timeline)
+    if not tier.wait_idle(_WAIT_S):
+        raise TimeoutError("the upload does not end")
+    if isal_zlib.decompress(source.read(timeline), _GZIP) != tarball:
+        raise ValueError("the archive does not hold the input")
+
+
+def _fetches(
+    workspace: Workspace,
+    stack: ExitStack,
+    source: Pipeline,
+    tier: ObjectTier,
+    timeline: MemoryTimeline,
+) -> Round:
+    """Time the fetch of a timeline by a node that has the tenant, and an empty directory."""
+
+    def again() -> list[object]:
+        node = stack.enter_context(
+            Pipeline(
+                stack.enter_context(workspace.scratch()) / "cache",
+                tier=_tier(workspace, stack, tier),
+                like=source,
+            )
+        )
+        return [node, "fetched", timeline]
+
+    return timed(_fill, again)
 
 
 def _config(workspace: Workspace, stack: ExitStack, **settings: object) -> TierConfig:
