@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 import threading
 from typing import Final
 
-from bbcache.errors import ArgumentError, ParseError, safe_repr
+from bbcache.errors import ArgumentError, BbcacheError, ParseError, safe_repr
 
 _PLAIN: Final = (str, bytes, bytearray, int, float)  # shown by their values
 _MOST_SHOWN: Final = 80
@@ -70,6 +72,34 @@ def seconds(name: str, value: object) -> float | None:
     if value != value:  # noqa: PLR0124 - nan
         raise ParseError(f"{name} must be a number of seconds or None, not nan")
     return max(0.0, value)
+
+
+def check_passable(
+    what: str, text: str | bytes | os.PathLike[str] | os.PathLike[bytes], error: type[BbcacheError]
+) -> None:
+    """Check that the operating system takes a text as a path or as an argument of a program.
+
+    Python raises a plain `ValueError` otherwise, or C code reads the text up to the NUL.
+
+    Args:
+        what: the noun that the error begins with, such as ``the data directory``.
+        text: the text.
+        error: the class of the error.
+
+    Raises:
+        BbcacheError: of that class: it has a NUL, or a character that has no encoding.
+    """
+    if (fault := fault_of(text)) is not None:
+        raise error(f"{what} has {fault}: {_described(os.fspath(text))}")
+
+
+def fault_of(text: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str | None:
+    """Why the operating system takes no such text; None if it does. See `check_passable`."""
+    try:
+        has_nul = b"\0" in os.fsencode(text)
+    except UnicodeEncodeError:
+        return f"a character that cannot be encoded as {sys.getfilesystemencoding()}"
+    return "a NUL" if has_nul else None
 
 
 def with_article(name: str) -> str:

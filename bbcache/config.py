@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
-from bbcache.arguments import wrong_type
+from bbcache.arguments import check_passable, wrong_type
 from bbcache.durations import DURATION
 from bbcache.errors import ConfigError
 from bbcache.setting_rows import (
@@ -155,6 +155,7 @@ add_keys_to_docstring(BasebackupCacheConfig)
 
 def read_document(path: str) -> dict[str, Any]:
     """Return the whole document of a TOML file; raises `ConfigError` if it cannot be read."""
+    check_passable("the path of the settings", path, ConfigError)
     try:
         with open(path, "rb") as file:
             return tomllib.load(file)

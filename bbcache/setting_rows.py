@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from bbcache.arguments import fault_of
 from bbcache.errors import ConfigError, safe_repr, without_credentials
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def directory() -> Kind:
 
 def _is_path(value: object) -> bool:
     path = os.fspath(value) if isinstance(value, str | os.PathLike) else value
-    return isinstance(path, str) and bool(path) and "\0" not in path
+    return isinstance(path, str) and bool(path) and fault_of(path) is None
 
 
 def bad_value(key: str, value: object, wanted: str) -> ConfigError:

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from bbcache.arguments import check_methods, wrong_type
+from bbcache.arguments import check_methods, check_passable, wrong_type
 from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import ConfigError, StoreError
 from bbcache.storage.disk_errors import disk_step
@@ -53,8 +53,6 @@ def absolute_path(data_dir: str) -> str:
             "the path of the cache directory is empty\n"
             "hint: Name a directory that is for the cache alone; `.` is the working directory."
         )
+    check_passable("the path of the cache directory", data_dir, StoreError)
     with disk_step("make absolute", data_dir):
-        path = os.path.abspath(data_dir)
-    if "\0" in path:
-        raise StoreError(f"the path of a cache directory has no NUL, but {path!r} has")
-    return path
+        return os.path.abspath(data_dir)

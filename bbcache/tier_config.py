@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
+from bbcache.arguments import fault_of
 from bbcache.durations import DURATION
 from bbcache.errors import ConfigError, without_credentials
 from bbcache.setting_rows import (
@@ -59,7 +60,7 @@ def _is_epoch(value: object) -> bool:
 
 def _are_paths(value: object) -> bool:
     return isinstance(value, tuple) and all(
-        isinstance(each, str) and each and "\0" not in each for each in value
+        isinstance(each, str) and each and fault_of(each) is None for each in value
     )
 
 
@@ -71,7 +72,10 @@ def _parse_paths(value: object, key: str) -> tuple[str, ...]:
 
 def _are_options(value: object) -> bool:
     return isinstance(value, Mapping) and all(
-        isinstance(name, str) and isinstance(each, OptionValue) for name, each in value.items()
+        isinstance(name, str)
+        and isinstance(each, OptionValue)
+        and fault_of(name) is fault_of(str(each)) is None
+        for name, each in value.items()
     )
 
 

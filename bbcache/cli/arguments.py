@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bbcache.arguments import fault_of
+
 
 def path(text: str) -> Path:
     """Parse a path; an empty one, such as that of an unset variable, is no current directory.
 
     Raises:
-        argparse.ArgumentTypeError: it is empty.
+        argparse.ArgumentTypeError: it is empty, or no system call takes it.
     """
     if not text:
         raise argparse.ArgumentTypeError("it is empty")
+    if (fault := fault_of(text)) is not None:
+        raise argparse.ArgumentTypeError(f"it has {fault}")
     return Path(text)

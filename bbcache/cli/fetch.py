@@ -220,7 +220,7 @@ def _size_bytes(text: str) -> int:
 def _owner(name: str) -> tuple[int, int]:
     try:
         entry = pwd.getpwnam(name)
-    except KeyError:
+    except (KeyError, ValueError):  # ValueError: the name has a NUL
         raise ConfigError(f"there is no user {name}") from None
     return entry.pw_uid, entry.pw_gid
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
+from bbcache.arguments import fault_of
 from bbcache.errors import ConfigError, MissingExtraError
 
 try:
@@ -48,6 +49,9 @@ def settings_of(url: str, token: str | None, left_s: float) -> dict[str, Any]:
         ConfigError: the URL cannot be understood, or has a service and no sslmode. The
             message has no part of the URL, because any part may be a password.
     """
+    for what, text in ("URL", url), ("token", token):
+        if text is not None and (fault := fault_of(text)) is not None:
+            raise ConfigError(f"the {what} has {fault}")  # it may be, or have, a password
     found = _parsed(url)
     settings: dict[str, Any] = {**_DEFAULTS, **found}
     if "user" not in found and "PGUSER" not in os.environ:
@@ -78,8 +82,6 @@ def _parsed(url: str) -> dict[str, Any]:
     _check_escapes(url)
     try:
         found = conninfo_to_dict(url)
-    except UnicodeEncodeError:
-        raise ConfigError("the URL is not UTF-8") from None
     except psycopg.ProgrammingError as error:
         reason = without_quotes(error)
     else:

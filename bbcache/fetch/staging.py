@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from bbcache.arguments import check_passable
 from bbcache.errors import PostgresError
 
 _PREFIX: Final = ".bbcache-fetch-"
@@ -46,6 +47,7 @@ class Staging:
     """
 
     def __init__(self, dest: Path | str) -> None:
+        check_passable("the data directory", dest, PostgresError)
         self._dest = Path(os.path.realpath(dest))
         self._parent_fd = -1
         self._lock_fd = -1

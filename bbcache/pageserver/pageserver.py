@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple, Self
 from isal import igzip
 from prometheus_client import CollectorRegistry
 
+from bbcache.arguments import check_passable
 from bbcache.cache import BasebackupCache
 from bbcache.config import BasebackupCacheConfig
 from bbcache.errors import ConfigError, PostgresError, PrepareError
@@ -207,6 +208,7 @@ def make_root(root: Path) -> None:
     Raises:
         ConfigError: it cannot be created.
     """
+    check_passable("the path of the root", root, ConfigError)
     try:
         _make_passable(root)
     except OSError as error:
@@ -215,6 +217,7 @@ def make_root(root: Path) -> None:
 
 def _check_root(root: Path) -> None:
     """Check that the root exists. It is not created: its path may be mistyped or unmounted."""
+    check_passable("the path of the root", root, ConfigError)
     try:
         os.listdir(root)
     except FileNotFoundError:

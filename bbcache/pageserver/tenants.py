@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from bbcache.arguments import check_passable
 from bbcache.errors import PostgresError, PrepareError, StoreError
 from bbcache.host import TenantState
 from bbcache.ids import TenantId, TenantShardId, TimelineId
@@ -184,6 +185,7 @@ class PgdataTenantManager(SimpleTenantManager[PgdataTenant]):
 
     def __init__(self, tenants_dir: Path) -> None:
         super().__init__()
+        check_passable("the directory of the tenants", tenants_dir, StoreError)
         self.is_ready = False
         self.listing = Listing(tenants_dir)
         self._tenants_dir = tenants_dir

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from bbcache.arguments import check_passable
 from bbcache.errors import BrokenError, PostgresError, PrepareError, TakeoverError, safe_str
 from bbcache.host import TarballWriter
 from bbcache.ids import Lsn, TimelineId
@@ -54,6 +55,7 @@ class PgdataTimeline:
     def __init__(
         self, timeline_id: TimelineId, pgdata_dir: Path, health: TimelineHealth | None = None
     ) -> None:
+        check_passable("the data directory", pgdata_dir, PostgresError)
         finish_takeover(pgdata_dir)
         _check_own_directory(pgdata_dir)
         self.timeline_id = timeline_id

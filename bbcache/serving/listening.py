@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
+from bbcache.arguments import check_passable
 from bbcache.errors import ConfigError
 
 DEFAULT_PORT: Final = 64000  # Neon's
@@ -54,6 +55,7 @@ class Address:
         Raises:
             ConfigError: the host has none.
         """
+        check_passable("the host of an address", self.host, ConfigError)
         try:
             found = socket.getaddrinfo(
                 self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

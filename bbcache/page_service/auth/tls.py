@@ -6,6 +6,7 @@ import math
 import ssl
 from pathlib import Path
 
+from bbcache.arguments import check_passable
 from bbcache.errors import ConfigError
 from bbcache.page_service.transport import ALPN
 
@@ -30,6 +31,8 @@ class Certificate:
     """
 
     def __init__(self, cert_path: Path, key_path: Path | None = None) -> None:
+        for path in filter(None, (cert_path, key_path)):
+            check_passable("the path of the certificate or key", path, ConfigError)
         self._cert_path = cert_path
         self._key_path = key_path
         self.context = self._load()

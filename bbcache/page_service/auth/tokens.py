@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+from bbcache.arguments import check_passable
 from bbcache.errors import ConfigError, MissingExtraError, ParseError
 from bbcache.ids import TenantId, TimelineId
 from bbcache.page_service.auth.permission import Permission
@@ -41,6 +42,7 @@ class TokenKeys:
     """
 
     def __init__(self, path: Path) -> None:
+        check_passable("the path of the keys", path, ConfigError)
         self._path = path
         self._keys = _load(path)
 

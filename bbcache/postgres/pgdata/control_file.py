@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from time import sleep
 from typing import Any, Self
 
+from bbcache.arguments import check_passable
 from bbcache.errors import MissingExtraError, PostgresError
 from bbcache.ids import Lsn
 from bbcache.postgres.pgdata.regular_file import read_regular
@@ -203,6 +204,7 @@ class ControlFile:
             ControlFileChecksumError: the checksum matched in no attempt.
             ControlFileError: the file is missing or unreadable, or as for `parse`.
         """
+        check_passable("the data directory", pgdata_dir, PostgresError)
         path = os.path.join(os.fspath(pgdata_dir), "global", "pg_control")
         for _ in range(attempts - 1):
             try:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bbcache.arguments import check_passable
 from bbcache.errors import ArchiveError, PostgresError, printable
 from bbcache.postgres.pgdata.member_writer import MemberWriter, Part
 from bbcache.postgres.pgdata.names import PG_CONTROL_NAME
@@ -95,7 +96,9 @@ def restore_tarball(
         PostgresError: `dest` is not empty or cannot be created, the archive cannot be
             read, or there is no space for a file.
     """
+    check_passable("the data directory", dest, PostgresError)
     if isinstance(archive, Path | str):
+        check_passable("the path of the archive", archive, PostgresError)
         with _naming(f"open {archive}"):
             file = open(archive, "rb", buffering=0)  # noqa: SIM115 - closed by the next line
         with file:

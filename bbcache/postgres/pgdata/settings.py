@@ -23,6 +23,8 @@ import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from bbcache.arguments import check_passable
+from bbcache.errors import PostgresError
 from bbcache.postgres.pgdata.access_files import AccessFiles
 from bbcache.postgres.pgdata.config_files import included_files, read_config
 from bbcache.postgres.pgdata.paths import PgdataPaths
@@ -78,6 +80,7 @@ class PortableConfig:
     """
 
     def __init__(self, pgdata_dir: Path) -> None:
+        check_passable("the data directory", pgdata_dir, PostgresError)
         self._pgdata_dir = pgdata_dir
         self._paths = PgdataPaths(pgdata_dir)
         self._effective: dict[str, str] = {}

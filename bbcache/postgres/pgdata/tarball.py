@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from bbcache.arguments import check_passable
 from bbcache.errors import PostgresError
 from bbcache.ids import Lsn
 from bbcache.postgres.pgdata.control_file import (
@@ -149,6 +150,7 @@ def walk_members(directory: Path, control: ControlFile, sink: MemberSink) -> Lef
 
 def _inspect(directory: Path) -> tuple[ControlFile, bytes]:
     """Check the directory's state; return its pg_control, parsed and as bytes."""
+    check_passable("the data directory", directory, PostgresError)
     _refuse_running(directory)
     for name, reason in _REFUSED_FILES.items():
         if os.path.lexists(directory / name):

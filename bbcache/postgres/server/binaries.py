@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from bbcache.arguments import check_passable
 from bbcache.errors import PostgresError
 from bbcache.postgres.server.user import ServerUser
 
@@ -199,6 +200,7 @@ def _run(
 def _candidates(pg_bin: Path | str | None) -> Iterator[tuple[Path, bool]]:
     """Directories to try, each with whether the caller named it."""
     if pg_bin is not None:
+        check_passable("the directory of PostgreSQL's programs", pg_bin, PostgresError)
         yield Path(pg_bin), True
         return
     if os.environ.get(_ENV_NAME):

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from bbcache.arguments import check_passable
 from bbcache.errors import PostgresError
 from bbcache.postgres.pgdata.postmaster_file import PostmasterFile
 from bbcache.postgres.pgdata.regular_file import read_regular
@@ -75,6 +76,9 @@ class Cluster:
         binaries: as given.
         pgdata_dir: as given, absolute.
         log_path: as given, absolute.
+
+    Raises:
+        PostgresError: a path has a NUL.
     """
 
     def __init__(
@@ -90,6 +94,8 @@ class Cluster:
         self.pgdata_dir = Path(pgdata_dir).absolute()
         default_log_path = self.pgdata_dir.with_name(f"{self.pgdata_dir.name}.log")
         self.log_path = Path(log_path or default_log_path).absolute()
+        check_passable("the data directory", self.pgdata_dir, PostgresError)
+        check_passable("the path of the server's log", self.log_path, PostgresError)
         self._settings = dict(settings or {})
         self._user = ServerUser.current()
         self._guard = guard
@@ -209,6 +215,8 @@ class Cluster:
         socket_dirs = (quote_directory(self._socket_dir), settings.get(_SOCKET_DIRS))
         effective[_SOCKET_DIRS] = ",".join(filter(None, socket_dirs))
         self._port = effective["port"]
+        for name, value in effective.items():
+            check_passable(f"the setting {name!r}", value, PostgresError)
         flags = [f"--{name}={value}" for name, value in effective.items()]
         fd = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with open(fd, "ab") as log:
@@ -333,8 +341,9 @@ class Cluster:
         but a PGSERVICE that does not exist is still an error.
 
         Raises:
-            PostgresError: no server runs.
+            PostgresError: no server runs, or the name has a NUL.
         """
+        check_passable("the name of the database", dbname, PostgresError)
         host, user, quoted = _quote(str(self.socket_dir)), _quote(self.superuser), _quote(dbname)
         return f"host={host} port={self.port} user={user} dbname={quoted} {PINNED}"
 

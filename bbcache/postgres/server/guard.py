@@ -20,6 +20,7 @@ import weakref
 from pathlib import Path
 from typing import Final
 
+from bbcache.arguments import check_passable
 from bbcache.errors import PostgresError
 from bbcache.postgres.server.child import leave
 
@@ -105,7 +106,7 @@ class Guard:
         `make_directory` makes one.
 
         Raises:
-            PostgresError: the name has a line break, or the guard is gone.
+            PostgresError: the name has a line break or a NUL, or the guard is gone.
         """
         self._send(_line(directory))
 
@@ -182,6 +183,7 @@ _guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 
 def _line(directory: Path | str) -> bytes:
     name = os.fspath(directory)
+    check_passable("the guarded directory", name, PostgresError)  # a shell drops a NUL
     if "\n" in name or not os.path.isabs(name):
         raise PostgresError(f"{name!r} cannot be guarded: it is not an absolute path of one line")
     return os.fsencode(name) + b"\n"
@@ -200,6 +202,7 @@ def make_directory(parent: Path | str, prefix: str, guard: Guard | None = None) 
         PostgresError: as `Guard.add`.
     """
     path = Path(parent).absolute() / f"{prefix}{secrets.token_hex(_TOKEN_BYTES)}"
+    check_passable("the directory", path, PostgresError)
     if guard is not None:
         guard.add(path)
     path.mkdir(mode=0o700)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from bbcache.arguments import check_passable
 from bbcache.errors import PostgresError
 from bbcache.postgres.server.default_signals import has_default_signals, with_default_signals
 
@@ -73,7 +74,12 @@ class ServerUser:
 
         Args:
             argv: the absolute path of the program, and its arguments.
+
+        Raises:
+            PostgresError: an argument has a NUL.
         """
+        for argument in argv:
+            check_passable(f"an argument of {os.path.basename(argv[0])}", argument, PostgresError)
         env = {k: v for k, v in os.environ.items() if not k.startswith(_STEERING_PREFIX)}
         env["LC_ALL"] = "C"
         kwargs: dict[str, Any] = {"args": argv, "cwd": "/", "env": env}

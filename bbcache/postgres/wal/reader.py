@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from bbcache.arguments import check_passable
 from bbcache.ids import Lsn
 from bbcache.postgres.wal.decoder import WalDecoder
 from bbcache.postgres.wal.page import WalError
@@ -48,6 +49,7 @@ class WalReader:
         *,
         max_data_bytes: int = MAX_DATA_BYTES,
     ) -> None:
+        check_passable("the directory of the WAL", wal_dir, WalError)
         self._wal_dir = os.path.abspath(os.fspath(wal_dir))
         self._start_lsn = start_lsn
         self._max_data_bytes = max_data_bytes

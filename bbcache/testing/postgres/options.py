@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from bbcache.arguments import check_passable
 from bbcache.errors import ConfigError
 
 _SIZE: Final = re.compile(r"(\d{1,12})(B|KiB|MiB|GiB|TiB)", re.ASCII)
@@ -35,6 +36,9 @@ class PostgresOptions:
         rebuild_before_s: snapshots that are older than this time (seconds since 1970) are
             made again.
         keep: whether servers and databases are left running at the end.
+
+    Raises:
+        ConfigError: a path has a NUL.
     """
 
     bin: str | None = None
@@ -49,6 +53,10 @@ class PostgresOptions:
     tcp: bool = False
     rebuild_before_s: float = 0.0
     keep: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("bin", "run_dir", "cache_dir"):
+            check_passable(name, getattr(self, name) or "", ConfigError)
 
 
 def parse_size(text: str, name: str) -> int:
