@@ -52,7 +52,6 @@ class HttpService:
         self._workers: Workers[Connection] = Workers(
             config.max_connections + _SPARE_THREADS,
             self._serve,
-            group_of=lambda _: None,
             name="bbcache-http",
         )
         self._poller: Poller[Connection] = Poller(

@@ -22,7 +22,7 @@ from bbcache.page_service.errors import (
 )
 from bbcache.page_service.metrics import ServiceMetrics
 from bbcache.page_service.service import Service
-from bbcache.page_service.session import STRANGER, Session, Turn
+from bbcache.page_service.session import Session, Turn
 from bbcache.page_service.source import BasebackupSource
 from bbcache.serving.listening import address_of, open_listeners
 from bbcache.serving.poller import Poller
@@ -30,7 +30,8 @@ from bbcache.serving.workers import Workers
 
 _EXIT_TIMEOUT_S: Final = 10.0
 _LINGER_S: Final = 0.005  # the next command of a busy client comes within it
-_STRANGERS_AT_ONCE: Final = 2 * (os.cpu_count() or 1)  # their steps wait for nothing
+_LOGINS_AT_ONCE: Final = 2 * (os.cpu_count() or 1)  # their steps wait for nothing
+_SPARE_THREADS: Final = 2  # for clients that their first command gives a place, or refuses one
 
 log = logging.getLogger(__name__)
 
@@ -79,15 +80,17 @@ class PageService:
         )
         self._clients = Clients(config.max_connections, config.max_pending_logins)
         self._metrics = ServiceMetrics(registry, lambda: len(self._clients))
-        self._workers: Workers[Session] = Workers(
-            config.max_connections + _STRANGERS_AT_ONCE,
-            self._serve,
-            group_of=lambda session: session.group,
-            limits={STRANGER: _STRANGERS_AT_ONCE},
-            take=lambda: self._poller.take(_LINGER_S),
-            name="bbcache-client",
+        self._greeters: Workers[Session] = Workers(
+            _LOGINS_AT_ONCE, self._serve, name="bbcache-login"
         )
-        self._poller: Poller[Session] = Poller(self._workers.add, self._accept, "bbcache-poller")
+        self._workers: Workers[Session] = Workers(
+            config.max_connections + _SPARE_THREADS,
+            self._serve,
+            name="bbcache-client",
+            group_of=lambda session: session.tenant_id,
+            take=self._take,
+        )
+        self._poller: Poller[Session] = Poller(self._give, self._accept, "bbcache-poller")
         self._service = Service(
             source,
             config,
@@ -111,6 +114,7 @@ class PageService:
         listeners = self._listeners or open_listeners(self.config.addresses)
         self._addresses = tuple(map(address_of, listeners))
         lifecycle.close_in_children(self)
+        self._greeters.start()
         self._workers.start()
         self._poller.start(listeners)
         lifecycle.close_at_exit(self)
@@ -171,7 +175,7 @@ class PageService:
         if not self._clients.wait_empty(timeout):
             log.warning("%d connections have not ended in time", len(self._clients))
         self._poller.close(timeout)  # first, since it gives connections to the workers
-        if self._workers.close(timeout):
+        if all([self._greeters.close(timeout), self._workers.close(timeout)]):
             self._metrics.close()
             lifecycle.forget(self)
 
@@ -194,7 +198,6 @@ class PageService:
     def _accept(self, sock: socket.socket, peer: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
         session = Session(self._service, sock, peer)
         if self._workers.is_short:
             session.say_farewell(TooManyConnectionsError("no thread can be begun"), 0.0)
@@ -203,6 +206,16 @@ class PageService:
         self._clients.add(session)
         self._metrics.refresh()
         self._watch(session)
+
+    def _give(self, session: Session) -> None:
+        """Have a session served by a thread of its own pool."""
+        (self._workers if session.is_logged_in else self._greeters).add(session)
+
+    def _take(self) -> Session | None:
+        """Return the next session that is logged in and has input, for a worker that is free."""
+        while (session := self._poller.take(_LINGER_S)) is not None and not session.is_logged_in:
+            self._greeters.add(session)
+        return session
 
     def _serve(self, session: Session) -> None:
         """Serve a turn of a session, in a thread of the pool."""

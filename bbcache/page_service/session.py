@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
@@ -39,7 +39,6 @@ from bbcache.page_service.service import Service
 from bbcache.page_service.source import OpenBasebackup
 from bbcache.page_service.transport import READ_SIZE_BYTES, Transport
 
-STRANGER: Final = "not logged in"  # the group of clients that have no tenant yet
 _SECRET_SIZE_BYTES: Final = 4  # that of protocol 3.0
 _FAREWELL_TIMEOUT_S: Final = 1.0
 _SHOWN_CHARACTERS: Final = 100
@@ -103,12 +102,6 @@ class Session:
         self.deadline_s = now_s + service.config.handshake_timeout_s
         self._seen_count = 0  # messages that had arrived when the deadline was set
         self._was_within_message = False  # likewise
-        self._served_group: Hashable = STRANGER
-
-    @property
-    def group(self) -> Hashable:
-        """Whose share of the threads the session takes."""
-        return self.tenant_id if self.is_logged_in else STRANGER
 
     def fileno(self) -> int:
         """Return the descriptor of the socket; -1 once it is closed."""
@@ -139,7 +132,6 @@ class Session:
         It waits for nothing that the client has yet to send.
         """
         self.idle_since_s, self.busy_since_s = None, time.monotonic()
-        self._served_group = self.group
         turn = Turn.OVER
         try:
             turn = self._serve_turn()
@@ -268,16 +260,14 @@ class Session:
         """End a wait for the client to take more, where it must."""
         self._cancellation.check_immediate()
         self._check_place()
-        if waited_s >= _STALLED_S and self._service.must_yield(
-            self._served_group, to_own_group=True
-        ):
+        if waited_s >= _STALLED_S and self._service.must_yield(to_own_group=True):
             raise DisconnectedError("the client takes nothing, and others wait for a thread")
 
     def _check_command(self) -> None:
         """End a command, where it must."""
         self._cancellation.check_command()
         self._check_place()
-        if self._service.must_yield(self._served_group, to_own_group=False):
+        if self._service.must_yield(to_own_group=False):
             raise TooManyConnectionsError(
                 "there are too few threads, and this tenant has more than the others"
             )

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
 IDLE_TIMEOUT_S: Final = 10.0
@@ -31,11 +31,9 @@ class Workers(Generic[_C]):
     Args:
         most: threads at once.
         serve: called with each connection, in a thread of the pool.
-        group_of: names the group of a connection, such as its tenant.
-        limits: how many threads a group may have, for those that have a limit.
-        take: returns a connection that is to be served, or None; may wait for a moment. The
-            connections of a group with a limit are served by other threads.
         name: of the threads.
+        group_of: names the group of a connection, such as its tenant.
+        take: returns a connection that is to be served, or None; may wait for a moment.
         idle_timeout_s: how long a thread waits for a connection before it ends.
     """
 
@@ -44,26 +42,21 @@ class Workers(Generic[_C]):
         most: int,
         serve: Callable[[_C], None],
         *,
-        group_of: Callable[[_C], Hashable],
-        limits: Mapping[Hashable, int] | None = None,
-        take: Callable[[], _C | None] = lambda: None,
         name: str,
+        group_of: Callable[[_C], Hashable] = lambda _: None,
+        take: Callable[[], _C | None] = lambda: None,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
     ) -> None:
         self._most = most
         self._serve = serve
-        self._group_of = group_of
-        self._limits = {} if limits is None else limits
-        self._take = take
         self._name = name
+        self._group_of = group_of
+        self._take = take
         self._idle_timeout_s = idle_timeout_s
         self._changed = threading.Condition(threading.Lock())  # guards all that follows
-        self._queue: deque[tuple[Hashable, _C]] = deque()  # a thread may serve each of them
-        self._held: deque[tuple[Hashable, _C]] = deque()  # of groups that are at their limits
-        self._active: Counter[Hashable] = Counter()  # by group: in the queue, or served
-        self._busy: Counter[Hashable] = Counter()  # by group: served
+        self._queue: deque[_C] = deque()
         self._threads: set[threading.Thread] = set()
-        self._idle_count = 0
+        self._served: dict[int, Hashable] = {}  # the group that each busy thread serves
         self._yield_count = 0  # threads that were told to make room
         self._can_grow = True
         self._is_closing = False
@@ -79,7 +72,7 @@ class Workers(Generic[_C]):
         """Whether connections wait and no thread can be started; reads memory only."""
         count = len(self._threads)
         may_begin = count == 0 or (self._can_grow and count < self._most)
-        return bool(self._queue) and not self._idle_count and not may_begin
+        return bool(self._queue) and len(self._served) == count and not may_begin
 
     def start(self) -> None:
         """Begin the first thread."""
@@ -89,25 +82,22 @@ class Workers(Generic[_C]):
 
     def add(self, connection: _C) -> None:
         """Serve a connection as soon as there is a thread for it."""
-        group = self._group_of(connection)
         with self._changed:
-            if self._active[group] >= self._limits.get(group, math.inf):
-                self._held.append((group, connection))
-                return
-            self._enqueue_locked(group, connection)
-            if len(self._queue) <= self._idle_count or len(self._threads) >= self._most:
+            self._queue.append(connection)
+            self._changed.notify()
+            count = len(self._threads)
+            if len(self._queue) <= count - len(self._served) or count >= self._most:
                 return
             thread = self._new_thread_locked()
         self._begin(thread)
 
-    def must_yield(self, group: Hashable, *, to_own_group: bool) -> bool:
-        """Whether a thread that waits should end what it does, for a connection that has none.
+    def must_yield(self, *, to_own_group: bool) -> bool:
+        """Whether the calling thread should end what it does, for a connection that has none.
 
         Each waiting connection is told of once, so that no more threads give way than there
         are connections that wait.
 
         Args:
-            group: what the thread serves.
             to_own_group: whether it gives way to its own group, too. Otherwise it does only
                 to a group that has fewer threads.
         """
@@ -116,8 +106,10 @@ class Workers(Generic[_C]):
         with self._changed:
             if self._yield_count >= len(self._queue):
                 return False
-            mine = self._busy[group]
-            if not to_own_group and all(self._busy[each] + 1 >= mine for each, _ in self._queue):
+            counts = Counter(self._served.values())
+            fewest = min(counts[self._group_of(each)] for each in self._queue)
+            own_count = counts[self._served.get(threading.get_ident())]
+            if not to_own_group and fewest + 1 >= own_count:
                 return False
             self._yield_count += 1
             return True
@@ -131,11 +123,6 @@ class Workers(Generic[_C]):
         for thread in list(self._threads):
             thread.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
         return not self._threads
-
-    def _enqueue_locked(self, group: Hashable, connection: _C) -> None:
-        self._active[group] += 1
-        self._queue.append((group, connection))
-        self._changed.notify()
 
     def _new_thread_locked(self) -> threading.Thread:
         thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -157,66 +144,42 @@ class Workers(Generic[_C]):
             self._can_grow = True
 
     def _run(self) -> None:
-        item = self._next()
-        while item is not None:
-            group, connection = item
+        connection = self._next()
+        while connection is not None:
             try:
                 self._serve(connection)
             except BaseException:  # SystemExit of a host ends no thread
                 log.exception("a connection could not be served")
-            del connection, item
-            self._end(group)
-            item = self._take_item() or self._next()
+            connection = None  # which must not be kept while this thread waits
+            connection = self._take_one() or self._next()
 
-    def _take_item(self) -> tuple[Hashable, _C] | None:
+    def _take_one(self) -> _C | None:
         """Take a connection, unless one waits for a thread."""
-        while not self._queue and not self._is_closing:
-            connection = self._take()
-            if connection is None:
-                return None
-            group = self._group_of(connection)
-            if group not in self._limits:
-                with self._changed:
-                    self._active[group] += 1
-                    self._busy[group] += 1
-                return group, connection
-            self.add(connection)
-        return None
+        connection = None if self._queue or self._is_closing else self._take()
+        if connection is not None:
+            with self._changed:
+                self._served[threading.get_ident()] = self._group_of(connection)
+        return connection
 
-    def _next(self) -> tuple[Hashable, _C] | None:
+    def _next(self) -> _C | None:
         """Wait for a connection; None if this thread is to end."""
         with self._changed:
-            self._idle_count += 1
-            try:
-                is_idle = False
-                while not self._queue:
-                    if self._is_closing or (is_idle and len(self._threads) > 1):
-                        self._threads.discard(threading.current_thread())
-                        return None
-                    is_idle = not self._changed.wait(self._idle_timeout_s)
-                item = self._pick_locked()
-            finally:
-                self._idle_count -= 1
-            self._busy[item[0]] += 1
+            self._served.pop(threading.get_ident(), None)
+            is_idle = False
+            while not self._queue:
+                if self._is_closing or (is_idle and len(self._threads) > 1):
+                    self._threads.discard(threading.current_thread())
+                    return None
+                is_idle = not self._changed.wait(self._idle_timeout_s)
+            connection = self._pick_locked()
+            self._served[threading.get_ident()] = self._group_of(connection)
             self._yield_count = max(0, self._yield_count - 1)
-            return item
+            return connection
 
-    def _pick_locked(self) -> tuple[Hashable, _C]:
-        item = self._queue[0]
+    def _pick_locked(self) -> _C:
+        connection = self._queue[0]
         if len(self._queue) > 1:
-            item = min(self._queue, key=lambda each: self._busy[each[0]])
-        self._queue.remove(item)
-        return item
-
-    def _end(self, group: Hashable) -> None:
-        """Count one connection less, and let the next one of its group go on."""
-        with self._changed:
-            for counts in (self._busy, self._active):
-                counts[group] -= 1
-                if not counts[group]:
-                    del counts[group]
-            for item in self._held:
-                if item[0] == group:
-                    self._held.remove(item)
-                    self._enqueue_locked(*item)
-                    break
+            counts = Counter(self._served.values())
+            connection = min(self._queue, key=lambda each: counts[self._group_of(each)])
+        self._queue.remove(connection)
+        return connection

@@ -83,7 +83,7 @@ class _Verifier:
         return self._permission if token == self._token else self._keys.verify(token)
 
 
-POOL_NAME = "bbcache-client"
+_POOLS: Final = ("bbcache-client", "bbcache-login")
 
 
 class FuzzBed:
@@ -283,7 +283,7 @@ class FuzzBed:
         """
         self.check_quiet()
         names = [thread.name for thread in threading.enumerate()]
-        return sum(not name.startswith(POOL_NAME) for name in names), count_descriptors()
+        return sum(not name.startswith(_POOLS) for name in names), count_descriptors()
 
 
 def _commands(tenant_id: TenantId, timeline_id: TimelineId) -> list[str]:

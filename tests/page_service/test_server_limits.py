@@ -198,7 +198,9 @@ def threads_that_serve() -> list[str]:
     busy = []
     for ident, frame in sys._current_frames().items():
         at: FrameType | None = frame
-        while at is not None and names.get(ident, "").startswith("bbcache-client"):
+        while at is not None and names.get(ident, "").startswith(
+            ("bbcache-client", "bbcache-login")
+        ):
             if at.f_code.co_name == "serve":
                 busy.append(names[ident])
             at = at.f_back

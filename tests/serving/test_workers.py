@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import pytest
 from support.cache_helpers import DEADLINE_S, Gate
@@ -25,6 +26,37 @@ class Work(NamedTuple):
     serve: Callable[[], object]
 
 
+class Asked:
+    """Holds a thread of a pool, and asks there whether it must yield; ends it if it must."""
+
+    def __init__(self, workers: Workers[Work]) -> None:
+        self._workers = workers
+        self._questions: queue.Queue[bool | None] = queue.Queue()
+        self._answers: queue.Queue[bool] = queue.Queue()
+        self._held = threading.Event()
+
+    def __call__(self) -> None:
+        """Serve."""
+        self._held.set()
+        while (to_own_group := self._questions.get(timeout=DEADLINE_S)) is not None:
+            self._answers.put(self._workers.must_yield(to_own_group=to_own_group))
+
+    def wait_for(self) -> None:
+        """Wait until a thread is held."""
+        assert self._held.wait(DEADLINE_S)
+
+    def must_yield(self, *, to_own_group: bool) -> bool:
+        """The answer."""
+        self._questions.put(to_own_group)
+        return self._answers.get(timeout=DEADLINE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._questions.put(None)
+
+
 class Pool:
     """A pool, closed at the end."""
 
@@ -35,7 +67,7 @@ class Pool:
     def make(self, most: int, **settings: object) -> Workers[Work]:
         """Make a pool of so many threads at most."""
         self.made.append(
-            Workers(most, self._serve, group_of=lambda work: work.group, name=NAME, **settings)  # type: ignore[arg-type]  # settings of the constructor
+            Workers(most, self._serve, name=NAME, group_of=lambda work: work.group, **settings)  # type: ignore[arg-type]  # settings of the constructor
         )
         self.made[-1].start()
         return self.made[-1]
@@ -117,37 +149,23 @@ def test_the_group_with_the_fewest_threads_is_next(pool: Pool) -> None:
         gate.open()
 
 
-def test_a_group_with_a_limit_takes_no_more_threads(pool: Pool) -> None:
-    """Its connections wait for each other, and others are served meanwhile."""
-    workers = pool.make(5, limits={"stranger": 1})
-    with Gate() as gate:
-        for _ in range(3):
-            workers.add(Work("stranger", gate))
-        gate.wait_for()
-        for _ in range(2):
-            workers.add(Work("a", gate))
-        gate.wait_for(2)
-        assert sorted(pool.served) == ["a", "a", "stranger"]
-        assert not workers.is_short
-        gate.open()
-    wait_until(lambda: pool.served.count("stranger") == 3)
-
-
 def test_threads_give_way_only_when_one_is_missing(pool: Pool) -> None:
     """To a group that has fewer, or on request to their own; one for each that waits."""
     workers = pool.make(3)
-    with Gate() as gate:
-        for _ in range(3):
+    with Gate() as gate, Asked(workers) as asked:
+        workers.add(Work("greedy", asked))
+        asked.wait_for()
+        for _ in range(2):
             workers.add(Work("greedy", gate))
-        gate.wait_for(3)
-        assert not workers.must_yield("greedy", to_own_group=True)
+        gate.wait_for(2)
+        assert not asked.must_yield(to_own_group=True)
         workers.add(Work("greedy", gate))
-        assert not workers.must_yield("greedy", to_own_group=False)
-        assert workers.must_yield("greedy", to_own_group=True)
-        assert not workers.must_yield("greedy", to_own_group=True)
+        assert not asked.must_yield(to_own_group=False)
+        assert asked.must_yield(to_own_group=True)
+        assert not asked.must_yield(to_own_group=True)
         workers.add(Work("modest", gate))
-        assert workers.must_yield("greedy", to_own_group=False)
-        assert not workers.must_yield("greedy", to_own_group=False)
+        assert asked.must_yield(to_own_group=False)
+        assert not asked.must_yield(to_own_group=False)
         gate.open()
 
 
@@ -198,28 +216,19 @@ def test_one_thread_stays_for_when_none_can_be_begun(
 
 def test_a_free_thread_takes_the_next_connection(pool: Pool) -> None:
     """Before it waits for one, and it is counted for its group as any other."""
-    with Gate() as gate:
-        workers = pool.make(2, take=partial(_next_of, [Work("greedy", gate) for _ in range(2)]))
-        for _ in range(2):
-            workers.add(Work("a", lambda: None))
-            gate.wait_for()
+    taken: list[Work] = []
+    workers = pool.make(2, take=partial(_next_of, taken))
+    with Gate() as gate, Asked(workers) as asked:
+        taken += [Work("greedy", asked), Work("greedy", gate)]
+        workers.add(Work("a", lambda: None))
+        gate.wait_for()
+        workers.add(Work("a", lambda: None))
+        asked.wait_for()
         assert pool.served == ["a", "greedy"] * 2
         workers.add(Work("modest", gate))
-        assert workers.must_yield("greedy", to_own_group=False)
+        assert asked.must_yield(to_own_group=False)
         gate.open()
     wait_until(lambda: pool.served[-1] == "modest")
-
-
-def test_a_taken_connection_keeps_to_the_limit_of_its_group(pool: Pool) -> None:
-    """Other threads serve those of a group with a limit, and the one that took them goes on."""
-    with Gate() as gate:
-        taken = [Work("a", gate), *(Work("stranger", gate) for _ in range(3))]
-        workers = pool.make(5, limits={"stranger": 1}, take=partial(_next_of, taken))
-        workers.add(Work("a", lambda: None))
-        gate.wait_for(2)
-        assert sorted(pool.served) == ["a", "a", "stranger"]
-        gate.open()
-    wait_until(lambda: pool.served.count("stranger") == 3)
 
 
 def _next_of(taken: list[Work]) -> Work | None:
