@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
@@ -45,7 +44,6 @@ _SHOWN_CHARACTERS: Final = 100
 _STALLED_S: Final = 1.0  # a client that takes nothing for so long may lose its thread
 _TURN_MESSAGES: Final = 32  # about 150 microseconds
 _COMMAND_COST: Final = 8  # messages
-_ROOM_TRIES: Final = 8  # readers that may have to go for one archive
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +88,7 @@ class Session:
         self.idle_since_s: float | None = now_s
         self.busy_since_s = now_s
         self.unpublished_bytes = 0
-        self._is_revoked: Callable[[], bool] = bool  # which is False: no archive must be closed
+        self._sending: tuple[OpenBasebackup, CopyOut] | None = None
         self._has_served_command = False  # in this turn
         self._conversation = Conversation(
             service.config.max_message_size_bytes,
@@ -273,7 +271,7 @@ class Session:
             )
 
     def _check_place(self) -> None:
-        if self._is_revoked():
+        if self._sending is not None and self._sending[0].must_close(self._sending[1].sent_bytes):
             raise TooManyConnectionsError("another tenant waits for the place of this archive")
 
     def _run_command(self, text: str) -> None:
@@ -309,7 +307,6 @@ class Session:
         try:
             basebackup = self._open(command)
             with basebackup.file:
-                self._is_revoked = basebackup.is_revoked
                 if basebackup.is_unpublished:
                     self.busy_since_s = time.monotonic()
                     self.unpublished_bytes = basebackup.size_bytes
@@ -319,13 +316,14 @@ class Session:
                     basebackup.size_bytes,
                     is_gzip=command.is_gzip,
                 )
+                self._sending = basebackup, copy
                 copy.run(*self._conversation.copy_frame(), self._check_command)
         except BaseException as error:
             failure = error
             raise
         finally:
             self.unpublished_bytes = 0
-            self._is_revoked = bool
+            self._sending = None
             account(
                 self._service.metrics,
                 command,
@@ -339,17 +337,13 @@ class Session:
 
     def _open(self, command: BasebackupCommand) -> OpenBasebackup:
         """Open an archive; where others hold the room for it, they may have to go."""
-        for _ in range(_ROOM_TRIES):
+        while True:
             try:
-                return self._open_now(command)
+                with lifecycle.callback():
+                    return self._service.source.open(command, self._check_command)
             except NoRoomError:
                 if not self._service.clients.make_room(self.tenant_id):
                     raise
-        return self._open_now(command)
-
-    def _open_now(self, command: BasebackupCommand) -> OpenBasebackup:
-        with lifecycle.callback():
-            return self._service.source.open(command, self._check_command)
 
     def _check_permission(self, command: BasebackupCommand) -> None:
         try:

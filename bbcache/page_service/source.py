@@ -54,14 +54,15 @@ class OpenBasebackup(NamedTuple):
         origin: ``bbcache_source`` in the log and the metrics.
         is_unpublished: whether it counts against `max_unpublished_size_bytes` until it is
             closed.
-        is_revoked: tells whether another tenant needs the place that it holds.
+        must_close: tells whether another tenant needs the place that it holds, given how many
+            bytes were sent.
     """
 
     file: BinaryIO
     size_bytes: int
     origin: Source
     is_unpublished: bool = False
-    is_revoked: Callable[[], bool] = bool
+    must_close: Callable[[int], bool] = lambda _: False
 
 
 class BasebackupSource(Protocol):
@@ -240,10 +241,7 @@ class CacheSource:
         except Exception as error:
             log.exception("cannot build a basebackup of timeline %s", timeline.timeline_id)
             raise CommandError(_what_failed(error, timeline, lsn)) from error
-        place = file.place
-        return OpenBasebackup(
-            file, place.size_bytes, Source.BUILT, is_revoked=lambda: place.is_revoked
-        )
+        return OpenBasebackup(file, file.place.size_bytes, Source.BUILT, must_close=file.must_close)
 
     def _until_timeout(
         self, timeline: Timeline, lsn: Lsn, check_cancelled: Callable[[], None]

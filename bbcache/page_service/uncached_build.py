@@ -15,14 +15,15 @@ from typing import Final
 from bbcache.archive.format import ArchiveWriter, pack_header
 from bbcache.archive.tar_head import check_tar_head
 from bbcache.errors import CacheFullError
-from bbcache.host import Buffer, Timeline
+from bbcache.host import Timeline
 from bbcache.ids import Lsn, TenantId
 from bbcache.storage.index import make_key
 
 _LEVEL: Final = 2
 _MOST: Final = 2  # archives at once; the next ones wait
 _SLICE_S: Final = 0.2
-SENDING_S: Final = 30.0  # that an archive is sent before it may have to end
+SENDING_S: Final = 30.0  # that an archive is sent before it may have to go for another tenant
+FAIR_RATE: Final = 1 << 20  # bytes a second; a tenant's only archive goes if it is sent slower
 
 
 @dataclass(eq=False, slots=True)
@@ -32,14 +33,14 @@ class Place:
     Attributes:
         tenant_id: whose share it is of.
         size_bytes: the size of the archive.
+        sent_bytes: how much the client was sent.
         built_at_s: when the archive was complete; infinite before.
-        is_revoked: whether the archive has to be closed, because another tenant waits.
     """
 
     tenant_id: TenantId
     size_bytes: int = 0
+    sent_bytes: int = 0
     built_at_s: float = math.inf
-    is_revoked: bool = False
 
 
 class UncachedFile(io.FileIO):
@@ -53,6 +54,11 @@ class UncachedFile(io.FileIO):
         super().__init__(fd, "rb+")
         self.place = place
         self._builder = builder
+
+    def must_close(self, sent_bytes: int) -> bool:
+        """Whether another tenant needs the place, now that the client was sent so much."""
+        self.place.sent_bytes = sent_bytes
+        return self._builder.must_free(self.place)
 
     def append(self, data: bytes) -> None:
         """Write bytes; raises `CacheFullError` if they have no room."""
@@ -72,8 +78,9 @@ class UncachedBuilder:
     """Builds archives for one client each, two at a time. Thread-safe.
 
     An archive holds its place until it is closed. When one is free, it goes to the tenant that
-    holds the fewest of those that wait. A tenant that holds too many for that has to close the
-    one that is sent for longest.
+    holds the fewest of those that wait. For a tenant that holds fewer, an archive has to go some
+    time after it was built: the oldest of a tenant that holds both places, or one that is sent
+    slowly.
 
     Args:
         most_bytes: their size together; None where only the disk limits it.
@@ -154,6 +161,15 @@ class UncachedBuilder:
             self._held.remove(place)
             self._changed.notify_all()
 
+    def must_free(self, place: Place) -> bool:
+        """Whether the archive with this place has to be closed, because another tenant waits."""
+        with self._changed:
+            if len(self._held) < _MOST or not self._waiting:
+                return False
+            fewest = min(map(self._count_locked, self._waiting))
+            late = (each for each in self._held if self._is_late_locked(each, fewest))
+            return next(late, None) is place
+
     def _wait_for(self, place: Place, check_cancelled: Callable[[], None]) -> None:
         with self._changed:
             self._waiting.append(place)
@@ -166,9 +182,8 @@ class UncachedBuilder:
                 self._changed.notify_all()
 
     def _take(self, place: Place) -> bool:
-        """Take a place if it is this one's turn soon; have others give one up if it is not."""
+        """Take a place if it is this one's turn soon."""
         with self._changed:
-            self._revoke_locked(self._count_locked(place) + 1)
             is_next = self._changed.wait_for(lambda: self._is_next_locked(place), _SLICE_S)
             if is_next:
                 self._held.append(place)
@@ -181,33 +196,16 @@ class UncachedBuilder:
         """Return how many places the tenant has."""
         return sum(each.tenant_id == place.tenant_id for each in self._held)
 
-    def _revoke_locked(self, share: int) -> None:
-        """Have an archive closed of a tenant that has more than this share."""
-        latest_s = time.monotonic() - SENDING_S
-        for each in self._held:
-            if self._count_locked(each) > share and each.built_at_s <= latest_s:
-                each.is_revoked = True
-                return
+    def _is_late_locked(self, place: Place, fewest: int) -> bool:
+        """Whether an archive may have to go for a tenant that holds the fewest places."""
+        spare = self._count_locked(place) - fewest
+        fair_s = 0.0 if spare > 1 else place.sent_bytes / FAIR_RATE
+        return spare > 0 and time.monotonic() >= place.built_at_s + SENDING_S + fair_s
 
 
 def _unnamed_file(directory: str | None) -> int:
     with tempfile.TemporaryFile(buffering=0, dir=directory) as file:
         return os.dup(file.fileno())
-
-
-class _Writer(ArchiveWriter):
-    """Looks at each write whether the client still waits."""
-
-    def __init__(self, file: UncachedFile, check_cancelled: Callable[[], None]) -> None:
-        super().__init__(file.append, _LEVEL, check_tar_head)
-        self._check_cancelled = check_cancelled
-
-    def write(self, data: Buffer, /) -> int:
-        try:
-            self._check_cancelled()
-        except BaseException as error:  # noqa: BLE001 - which the write of ArchiveWriter raises
-            self.cancel(error)
-        return super().write(data)
 
 
 def _fill(
@@ -217,7 +215,11 @@ def _fill(
     lsn: Lsn,
     check_cancelled: Callable[[], None],
 ) -> None:
-    writer = _Writer(file, check_cancelled)
+    def take(data: bytes) -> None:
+        check_cancelled()
+        file.append(data)
+
+    writer = ArchiveWriter(take, _LEVEL, check_tar_head)
     try:
         timeline.send_basebackup_tarball(writer, lsn)
         seal = writer.finish()

@@ -271,6 +271,39 @@ def test_fullbackups_of_one_tenant_leave_a_place_for_others(
     assert kinds(greedy[1].until("Z")) == "HdcCZ"
 
 
+@pytest.mark.parametrize("is_fair", [True, False])
+def test_fullbackups_of_two_tenants_leave_a_place_for_a_third(
+    make_bench: Callable[[], Bench],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_fair: bool,
+) -> None:
+    """One that is sent slowly goes for another tenant; one that is not is sent to its end."""
+    monkeypatch.setattr(uncached_build, "SENDING_S", 0.0)
+    monkeypatch.setattr(uncached_build, "FAIR_RATE", 1 if is_fair else 1 << 40)
+    bench = make_bench()
+    shared = Shared(bench, tmp_path)
+    clients = []
+    for tenant in (shared.greedy, shared.modest, bench.harness.host.add_tenant()):
+        timeline = tenant.add_timeline(LSN_A)
+        timeline.tarball = lambda at: noise(30 * MIB, int(at))
+        client = shared.client(tenant)
+        clients.append(client)
+        client.send(wire.query(f"fullbackup {tenant.tenant_id} {timeline.timeline_id} {LSN_A}"))
+        if len(clients) < 3:
+            assert client.sock.recv(1, 2)
+    wait_until(
+        lambda: bench.counts("pageserver_compute_commands_total") == {"{command=Fullbackup}": 3}
+    )
+    if is_fair:
+        assert kinds(clients[0].until("Z")) == "HdcCZ"
+    assert kinds(clients[2].until("Z")) == "HdcCZ"
+    assert kinds(clients[1].until("Z")) == "HdcCZ"
+    if not is_fair:
+        assert "c" not in kinds(cut_off(clients[0]))
+
+
 def test_builds_of_one_tenant_keep_another_waiting_for_one(
     make_bench: Callable[[], Bench], tmp_path: Path
 ) -> None:
