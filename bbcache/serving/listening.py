@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -16,6 +17,9 @@ from bbcache.errors import ConfigError
 DEFAULT_PORT: Final = 64000  # Neon's
 _BACKLOG: Final = 1024
 _MAX_PORT: Final = 65535
+_ADDRESS: Final = re.compile(
+    r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<host>[^\[\]:]*))(?::(?P<port>[0-9]{1,5}))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +41,11 @@ class Address:
         Raises:
             ConfigError: for anything else.
         """
-        bracketed, bracket, rest = text.partition("]")
-        host, colon, port = (bracketed[1:], rest[:1], rest[1:]) if bracket else text.rpartition(":")
-        if not bracket and not colon:
-            host, port = text, ""
-        is_bracketed = bool(bracket) and text.startswith("[") and (not rest or colon == ":")
-        is_plain = not bracket and "[" not in host and ":" not in host
-        number = (port or str(default_port)) if port or not colon else ""
-        is_number = number.isascii() and number.isdecimal()
-        if not (is_bracketed or is_plain) or not is_number or int(number) > _MAX_PORT:
+        found = _ADDRESS.fullmatch(text)
+        if found is None or int(found["port"] or default_port) > _MAX_PORT:
             raise ConfigError(f"{text!r} is not an address such as 127.0.0.1:{default_port}")
-        return cls(host or "127.0.0.1", int(number))
+        host = found["ipv6"] or found["host"] or "127.0.0.1"
+        return cls(host, int(found["port"] or default_port))
 
     def resolve(self) -> tuple[socket.AddressFamily, str]:
         """Look up the first family and numeric address of the host.
