@@ -99,10 +99,11 @@ class HttpService:
         """
         if self._generation != lifecycle.generation():
             return
-        for connection in self._poller.close(timeout):
-            self._end(connection)
-        self._workers.close(timeout)
-        lifecycle.forget(self)
+        self._poller.close(timeout)
+        if self._workers.close(timeout):
+            for connection in list(self._connections.values()):
+                self._end(connection)
+            lifecycle.forget(self)
 
     def close_inherited(self) -> None:
         """See `bbcache.lifecycle.ThreadOwner`."""

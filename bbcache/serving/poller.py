@@ -187,25 +187,18 @@ class Poller(Generic[_W]):
         self._is_accepting = False
         self._ring()
 
-    def close(self, timeout_s: float | None) -> list[_W]:
-        """End the thread; may be called twice.
-
-        Returns:
-            The connections that were watched, and are not any more.
-        """
+    def close(self, timeout_s: float | None) -> None:
+        """End the thread; may be called twice. The watched connections stay open."""
         self._is_accepting = False
         with self._lock:
             was_closing, self._is_closing = self._is_closing, True
         if self._bell < 0 or was_closing:
-            return []
+            return
         self._ring()
         self._thread.join(timeout_s)
         if not self._thread.is_alive():
             self._close_epolls()
             self._close_bell()
-        with self._lock:
-            watched, self._watched = list(self._watched.values()), {}
-        return watched
 
     def close_inherited(self) -> None:
         """See `bbcache.lifecycle.ThreadOwner`."""
