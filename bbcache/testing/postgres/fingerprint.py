@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from bbcache.testing.postgres.snapshots import Snapshot
 
 # Another number makes every snapshot again: raise it where they are made in another way.
 _FORMAT_VERSION: Final = "1"
+_NO_LIBRARIES: Final = ("bitcode", "pgxs")  # hundreds of directories for compilers
 _SHARED_DIRS: Final = ("", "extension", "timezonesets", "tsearch_data")
 
 
@@ -111,8 +113,7 @@ def _installed_files(
     for name in _SHARED_DIRS:
         directory = shared_dir / name
         with contextlib.suppress(OSError):
-            names = [each for each in os.listdir(directory) if (directory / each).is_file()]
-            yield from _statuses(f"share/{name}", directory, names)
+            yield from _statuses(f"share/{name}", directory, os.listdir(directory))
 
 
 def _remembered_directories(
@@ -148,7 +149,8 @@ def _directories(binaries: PostgresBinaries, bindir: Path) -> tuple[Path, Path]:
 
 def _libraries(directory: Path) -> list[str]:
     found = []
-    for parent, _, names in os.walk(directory):
+    for parent, directories, names in os.walk(directory):
+        directories[:] = [name for name in directories if name not in _NO_LIBRARIES]
         relative = os.path.relpath(parent, directory)
         found += [os.path.normpath(f"{relative}/{name}") for name in names if ".so" in name]
     return found
@@ -157,7 +159,10 @@ def _libraries(directory: Path) -> list[str]:
 def _statuses(
     label: str, directory: Path, names: Iterable[str]
 ) -> Iterator[tuple[str, str, os.stat_result]]:
+    """Yield those that are files; paths are text, since a `Path` costs more than its stat."""
     for name in sorted(names):
-        path = directory / name
+        path = os.path.join(directory, name)
         with contextlib.suppress(OSError):  # a link that leads nowhere
-            yield f"{label}/{name}", str(path), path.stat()
+            status = os.stat(path)
+            if stat.S_ISREG(status.st_mode):
+                yield f"{label}/{name}", path, status

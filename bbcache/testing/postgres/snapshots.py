@@ -73,7 +73,7 @@ class Snapshot:
                     yield relative, self.root / each
 
     def source(self) -> str:
-        """Return the text of the builder and that of its whole file; empty if there is none.
+        """Return the line of the builder, and its whole file; empty if there is no builder.
 
         The file has the constants and functions that a builder uses.
 
@@ -102,7 +102,8 @@ def _source_of(builder: Builder) -> str:
     # From 3.13 on, the text of `python -c` passes for the source of all that is in no file.
     if inspect.getfile(inspect.unwrap(builder)).startswith("<"):
         raise OSError("it is in no file")
-    return "".join((inspect.getsource(builder), *inspect.findsource(builder)[0]))
+    lines, number = inspect.findsource(builder)
+    return "".join((f"{number}\n", *lines))
 
 
 def _hidden_values(builder: Builder) -> list[str]:
