@@ -17,6 +17,7 @@ from support.fill_helpers import unpublished_bytes, waiting_callers
 from support.helpers import wait_until
 
 from bbcache.page_service import uncached_build
+from bbcache.page_service.auth.permission import EVERYTHING
 from bbcache.page_service.auth.tokens import TokenKeys
 from bbcache.page_service.source import CacheSource
 from bbcache.storage import reader
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from bbcache.host import TarballWriter
     from bbcache.ids import Lsn, TenantId
+    from bbcache.page_service.auth.permission import Permission
     from bbcache.testing import MemoryTenant, MemoryTimeline
 
 
@@ -76,6 +78,38 @@ def test_commands_behind_a_login_keep_no_stranger_out(bench: Bench) -> None:
     for client in waiting:
         assert client.until("Z")
         assert kinds(client.until("Z")) == "HdcCZ"
+
+
+def test_slow_logins_keep_nobody_out(make_bench: Callable[[], Bench]) -> None:
+    """They have threads of their own, two per CPU, also where a busy client's thread takes them."""
+    bench = make_bench()
+    with Gate() as gate:
+        bench.serve(verifier=Slow(gate))
+        command = bench.command(bench.harness.prepared(), LSN_A, "gzip")
+        busy = bench.logged_in("at once")
+        strangers = [bench.client() for _ in range(4 * (os.cpu_count() or 1))]
+        for stranger in strangers:
+            stranger.send(wire.startup(0, user="u"), wire.password("slow"))
+            assert kinds(busy.ask(command)) == "HdcCZ"
+        gate.wait_for(2 * (os.cpu_count() or 1))
+        assert not gate.has_arrived(0.05)
+        assert kinds(busy.ask(command)) == "HdcCZ"
+        gate.open()
+        for stranger in strangers:
+            assert stranger.until("Z")
+
+
+class Slow:
+    """Verifies a token when a gate opens, but one token at once."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def verify(self, token: str) -> Permission:
+        """Everything."""
+        if token != "at once":  # noqa: S105 - no secret
+            self._gate()
+        return EVERYTHING
 
 
 def test_a_verification_keeps_nobody_waiting(
