@@ -73,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> ExitCode:
     arguments = sys.argv[1:] if argv is None else argv
-    options = make_parser(*arguments[:1]).parse_args(arguments)
+    options = argparse.Namespace(command="bbcache")
     try:
+        options = make_parser(*arguments[:1]).parse_args(arguments)
         is_well = options.run(options)
         print(end="", flush=True)  # an error of the output is raised here, not at the exit
     except KeyboardInterrupt as error:

@@ -6,14 +6,13 @@ import argparse
 import logging
 import signal
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from bbcache.cli import arguments
 from bbcache.cli.descriptors import ClientLimits, fit_clients
 from bbcache.cli.log_output import FORMATS, LEVELS, logging_to_stderr
 from bbcache.cli.output import lasting_stdout
-from bbcache.cli.stop_signals import heeded_signals
+from bbcache.cli.stop_signals import ServiceSignals, Stopped
 from bbcache.cli.systemd import inherited_listeners, notify, notify_reloading
 from bbcache.config import TOML_TABLE, BasebackupCacheConfig, read_document
 from bbcache.durations import parse_duration_s
@@ -25,7 +24,6 @@ from bbcache.setting_rows import settings_of
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
     from pathlib import Path
 
     from bbcache.cli.deployment import Deployment
@@ -56,7 +54,7 @@ access control:
 
 signals:
   TERM, INT   take no new clients, finish running commands, then exit; a second signal
-              exits at once
+              exits at once; before the service is ready, the first one does
   HUP         read keys, certificate and settings again, and look for tenants and timelines
               that have appeared or gone
 
@@ -208,27 +206,38 @@ def run(options: argparse.Namespace) -> bool:
     Raises:
         BbcacheError: the service cannot start.
     """
-    try:
-        from bbcache.cli.deployment import Deployment  # noqa: PLC0415 - needs an extra
-    except ImportError as error:
-        raise MissingExtraError("the service cannot start", "serve", error) from error
+    with lasting_stdout():
+        try:
+            _run(options)
+        except Stopped:
+            notify("STOPPING=1")
+            print("stopped before it was ready", flush=True)
+    return True
 
+
+def _run(options: argparse.Namespace) -> None:
     with (
-        lasting_stdout(),
-        _signals_wait() as signals,
+        ServiceSignals.heeded() as signals,
         logging_to_stderr(
             options.log_format, options.log_level, has_access_log=not options.no_access_log
         ),
-        Deployment(
-            options.root.absolute(), create=options.create, **_settings(options)
-        ) as deployment,
+        _deployment(options) as deployment,
     ):
+        signals.end_start()
         deployment.start()
         _announce(deployment)
         notify("READY=1", f"STATUS=basebackups on {deployment.service.address}")
         _serve(deployment, signals, options)
         notify("STATUS=ended")
-    return True
+
+
+def _deployment(options: argparse.Namespace) -> Deployment:
+    try:
+        from bbcache.cli.deployment import Deployment  # noqa: PLC0415 - needs an extra
+    except ImportError as error:
+        raise MissingExtraError("the service cannot start", "serve", error) from error
+
+    return Deployment(options.root.absolute(), create=options.create, **_settings(options))
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -292,11 +301,9 @@ def _cache_config(path: Path | None) -> BasebackupCacheConfig:
     return BasebackupCacheConfig.from_toml(document)
 
 
-def _serve(
-    deployment: Deployment, signals: set[signal.Signals], options: argparse.Namespace
-) -> None:
+def _serve(deployment: Deployment, signals: ServiceSignals, options: argparse.Namespace) -> None:
     """Handle signals until all clients are gone or the drain timeout is over."""
-    while signal.sigwait(signals) == signal.SIGHUP:
+    while signals.wait() == signal.SIGHUP:
         notify_reloading()
         _reload(deployment, options.config)
         notify("READY=1")
@@ -304,9 +311,8 @@ def _serve(
     drain_timeout_s = options.drain_timeout
     deadline_s = time.monotonic() + drain_timeout_s
     print(f"stopping: clients have {drain_timeout_s:g} s to finish their commands", flush=True)
-    enough = signals - {signal.SIGHUP}
     while not deployment.service.drain(_SLICE_S) and time.monotonic() < deadline_s:
-        if signal.sigtimedwait(enough, 0) is not None:
+        if signals.is_stop_waiting():
             break
     left = deployment.service.connection_count
     print(f"stopped; {left} clients were disconnected" if left else "stopped", flush=True)
@@ -337,23 +343,6 @@ def _announce(deployment: Deployment) -> None:
     if not timelines:
         print("no timelines yet: `bbcache demo --dir DIR` makes one in an empty directory")
     print("ready; stop it with Ctrl-C", flush=True)
-
-
-@contextmanager
-def _signals_wait() -> Iterator[set[signal.Signals]]:
-    """Block the stop signals in a block, also in every thread that it starts.
-
-    They are taken by `sigwait`, so no handler interrupts other code. See `heeded_signals`
-    for signals that arrive ignored.
-    """
-    wanted = heeded_signals()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-    try:
-        yield wanted
-    finally:
-        while signal.sigtimedwait(wanted, 0) is not None:
-            pass  # a second signal: the service has stopped already
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _seconds(text: str) -> float:
