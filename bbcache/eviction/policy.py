@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ class Ranked:
 class Ranking:
     """The candidates for eviction by level, the least worth first. Every change takes O(1).
 
-    In a level the one that entered it first goes first.
+    In a level the one that entered it first goes first. A level is an ordered dict: a search for
+    the first item of a dict passes all that were removed before it.
 
     Attributes:
         count: archives that are held, candidates or not.
@@ -153,7 +155,7 @@ class Ranking:
     def __init__(self) -> None:
         self.count = 0
         self.size_bytes = 0
-        self._levels: dict[int, dict[bytes, Ranked]] = {}
+        self._levels: dict[int, OrderedDict[bytes, Ranked]] = {}
         self._used = 0  # bit n is set if level n is not empty
         self._spared: set[bytes] = set()
 
@@ -178,7 +180,7 @@ class Ranking:
         item.level = level
         items = self._levels.get(level)
         if items is None:
-            self._levels[level] = items = {}
+            self._levels[level] = items = OrderedDict()
             self._used |= 1 << level
         items[item.key] = item
 
@@ -226,8 +228,8 @@ class Ranking:
     def rank(self, item: Ranked) -> int:
         """How many candidates go before one."""
         before = sum([len(items) for level, items in self._levels.items() if level < item.level])
-        own = self._levels.get(item.level, {})
-        return before + (list(own).index(item.key) if item.key in own else 0)
+        own = list(self._levels.get(item.level, ()))
+        return before + (own.index(item.key) if own else 0)
 
     def _in_order(self) -> Iterator[Ranked]:
         used = self._used

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import OrderedDict
 from dataclasses import replace
+from itertools import islice
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +31,7 @@ _MAGIC: Final = b"bbcache habits 1\n"
 _HEADER: Final = Struct("<dqqI")  # when, archives published, their bytes, bytes of the records
 _CHECK_SIZE_BYTES: Final = 8
 _MOST_NEWCOMERS: Final = 1000
+_SHARE_FORGOTTEN: Final = 100  # of the watched sleepers, a hundredth goes where they are too many
 _MOST_IDLE_TIMERS: Final = 64  # beyond as many as there are sleepers
 _UNHELD_STEP: Final = 4  # bins
 _STARTED: Final = 0
@@ -62,7 +65,7 @@ class ReturnRate:
         self._table = Table()
         self._held: dict[bytes, Sleeper] = {}
         self._watched: dict[bytes, Sleeper] = {}  # asleep and not held, but counted
-        self._newcomers: dict[bytes, Sleeper] = {}  # the last ones that stopped, and are not held
+        self._newcomers = OrderedDict[bytes, Sleeper]()  # the last that stopped, and are not held
         self._ranking = Ranking()
         self._timers = Timers[Sleeper]()
         self._published_count = 0
@@ -85,7 +88,7 @@ class ReturnRate:
             return
         self._newcomers[key] = sleeper
         if len(self._newcomers) > _MOST_NEWCOMERS:
-            del self._newcomers[next(iter(self._newcomers))]
+            self._newcomers.popitem(last=False)
         if sleeper.is_counted:
             self._watch(sleeper)
 
@@ -315,9 +318,11 @@ class ReturnRate:
         self._watched[sleeper.key] = sleeper
         if not has_timer:
             self._set_timer(sleeper)
-        if len(self._watched) > self._max_known // SAMPLE:
-            oldest = self._watched.pop(next(iter(self._watched)))
-            self._leave(oldest, self._now_s)
+        most = self._max_known // SAMPLE
+        if len(self._watched) > most:
+            # Many at once: a search for the first item of a dict passes all that were removed.
+            for key in list(islice(self._watched, 1 + most // _SHARE_FORGOTTEN)):
+                self._leave(self._watched.pop(key), self._now_s)
 
     def _cost(self, sleeper: Sleeper) -> float:
         return LEVELS * math.log2(sleeper.scale_s * self._limits.footprint(sleeper.size_bytes))
