@@ -89,6 +89,13 @@ def pytest_testnodedown(node: Any) -> None:
         node.config.stash[_REPORTS].append(report)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Have the server of `pg_server` run: that fixture is made once for all tests of a worker."""
+    if _SESSION in item.config.stash and "pg_server" in getattr(item, "fixturenames", ()):
+        item.config.stash[_SESSION].revive()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End all servers."""

@@ -44,7 +44,7 @@ _STOP_SIGNALS = {
 _SUPERUSER = "postgres"
 _PORT = 5432  # names the socket only, which has a directory of its own
 # Settings that the caller's PG* variables must not change, each known to libpq 13 and later.
-PINNED = (
+_PINNED = (
     "hostaddr='' options='' sslmode=disable gssencmode=disable channel_binding=disable "
     "sslrootcert='' target_session_attrs=any requirepeer=''"
 )
@@ -307,6 +307,11 @@ class Cluster:
         return self._server is not None and self._server.poll() is None
 
     @property
+    def is_ready(self) -> bool:
+        """Whether that server accepts connections: one that shuts down runs, but does not."""
+        return self._server is not None and self.is_running and self._is_ready(self._server.pid, 0)
+
+    @property
     def pid(self) -> int:
         """The server's process id; raises `PostgresError` when none runs."""
         return self._running().pid
@@ -345,7 +350,7 @@ class Cluster:
         """
         check_passable("the name of the database", dbname, PostgresError)
         host, user, quoted = _quote(str(self.socket_dir)), _quote(self.superuser), _quote(dbname)
-        return f"host={host} port={self.port} user={user} dbname={quoted} {PINNED}"
+        return f"host={host} port={self.port} user={user} dbname={quoted} {_PINNED}"
 
     def psql(self, sql: str, dbname: str = "postgres", *, timeout_s: float = 120.0) -> str:
         """Run SQL with psql and return its rows, unaligned, without the last line end.

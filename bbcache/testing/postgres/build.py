@@ -11,7 +11,7 @@ from bbcache.postgres.server.binaries import PostgresBinaries
 from bbcache.postgres.server.cluster import Cluster
 from bbcache.postgres.server.guard import Guard
 from bbcache.testing.postgres.database import Address, Database
-from bbcache.testing.postgres.driver import TEMPLATE, connect
+from bbcache.testing.postgres.driver import MAINTENANCE, TEMPLATE, connect
 from bbcache.testing.postgres.errors import SnapshotError
 from bbcache.testing.postgres.snapshots import Snapshot
 
@@ -73,7 +73,7 @@ def build(
     with cluster:
         cluster.start()
         address = Address(str(cluster.socket_dir), cluster.port, cluster.superuser)
-        admin = Database("postgres", address, binaries, snapshot.root)
+        admin = Database(MAINTENANCE, address, binaries, snapshot.root)
         database = Database(TEMPLATE, address, binaries, snapshot.root)
         with connect(admin) as connection:
             connection.run(f"CREATE DATABASE {TEMPLATE}")

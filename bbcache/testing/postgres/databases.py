@@ -14,12 +14,11 @@ from collections.abc import Callable
 from typing import Final
 
 from bbcache.errors import PostgresError
-from bbcache.testing.postgres.driver import TEMPLATE, Connection, DriverError
+from bbcache.testing.postgres.driver import MAINTENANCE, TEMPLATE, Connection, DriverError
 
 _DROPS_BEHIND: Final = 2
 _STRATEGY_MAJOR: Final = 15  # CREATE DATABASE has had STRATEGY since then
 _CLONE_MAJOR: Final = 18  # likewise file_copy_method
-_MAINTENANCE: Final = "postgres"
 _POLL_S: Final = 0.002
 _END_TIMEOUT_S: Final = 1.0
 _IN_USE: Final = "55006"  # object_in_use (PostgreSQL's errcodes.txt)
@@ -178,7 +177,7 @@ class DatabasePool:
     def _run(self, sql: str) -> None:
         is_new = self._connection is None or not self._connection.is_open
         if is_new:
-            self._connection = self._connect(_MAINTENANCE)
+            self._connection = self._connect(MAINTENANCE)
         assert self._connection is not None
         if is_new and self._can_clone:
             self._connection.run("SET file_copy_method = clone")

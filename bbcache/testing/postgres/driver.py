@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final, Self, TypeAlias
 
 from bbcache.errors import MissingExtraError, PostgresError
-from bbcache.postgres.server.cluster import PINNED
 from bbcache.testing.postgres.database import Database
+from bbcache.testing.postgres.environment import without_steering_variables
 
 try:
     import psycopg
@@ -17,6 +17,7 @@ except ImportError as error:
 
 DriverError: TypeAlias = psycopg.Error
 TEMPLATE: Final = "app"  # the database that a builder fills, and that all others are copies of
+MAINTENANCE: Final = "postgres"  # the database for statements on the whole server
 _TIMEOUT_S: Final = 60
 
 
@@ -24,12 +25,13 @@ class Connection:
     """A connection without transactions. For one thread at a time."""
 
     def __init__(self, database: Database) -> None:
-        self._connection = psycopg.connect(
-            f"{database.dsn} {PINNED}",
-            autocommit=True,
-            connect_timeout=_TIMEOUT_S,
-            application_name="bbcache",
-        )
+        with without_steering_variables():
+            self._connection = psycopg.connect(
+                database.dsn,
+                autocommit=True,
+                connect_timeout=_TIMEOUT_S,
+                application_name="bbcache",
+            )
 
     def run(self, sql: str) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows.

@@ -76,6 +76,7 @@ class PostgresTestCase(unittest.TestCase):
     def setUp(self) -> None:
         """Take a database, and have it given back after the test."""
         super().setUp()
+        runtime_of(self.options).revive(self.server)
         self.database = self.server.take_database()
         self.addCleanup(self.server.give_back, self.database)
 
@@ -90,4 +91,4 @@ def django_database(server: Server) -> dict[str, Any]:
         server: such as `shared_server` returns.
     """
     entry = server.maintenance_database.django
-    return {**entry, "TEST": {"NAME": f"test_django_{server.pid}", "TEMPLATE": TEMPLATE}}
+    return {**entry, "TEST": {"NAME": f"test_django_{server.cluster.pid}", "TEMPLATE": TEMPLATE}}

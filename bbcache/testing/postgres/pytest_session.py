@@ -14,6 +14,7 @@ from typing import Any, Final, TypedDict
 import pytest
 
 from bbcache.errors import BbcacheError, ConfigError
+from bbcache.testing.postgres.environment import steering_variables
 from bbcache.testing.postgres.errors import SnapshotError
 from bbcache.testing.postgres.options import PostgresOptions, parse_size
 from bbcache.testing.postgres.runtime import Runtime
@@ -55,10 +56,16 @@ class PytestSession:
     def shared_server(self, node: pytest.Item | None = None) -> Server:
         """Return the one server for the snapshot of a test; without a test, of the run."""
         snapshot = self._snapshot(node)
-        if snapshot not in self._shared:
+        if snapshot in self._shared:
+            self._runtime.revive(self._shared[snapshot])
+        else:
             self._shared[snapshot] = self._runtime.shared_server(snapshot)
-        self._runtime.revive(self._shared[snapshot])
         return self._shared[snapshot]
+
+    def revive(self) -> None:
+        """Start the shared servers again that a test has ended."""
+        for server in self._shared.values():
+            self._runtime.revive(server)
 
     @contextmanager
     def fresh_server(self, node: pytest.Item) -> Iterator[Server]:
@@ -103,6 +110,8 @@ class PytestSession:
             parts.append("no spares")
         if not options.pool:
             parts.append("no pool of databases")
+        if ignored := steering_variables():
+            parts.append(f"without {', '.join(ignored)}")
         return ", ".join(parts)
 
     def _snapshot(self, node: pytest.Item | None) -> Snapshot:

@@ -25,6 +25,7 @@ from bbcache.postgres.server.guard import Guard
 from bbcache.postgres.server.socket_dir import make_socket_dir
 from bbcache.postgres.server.user import ServerUser
 from bbcache.testing.postgres.build import build, server_settings
+from bbcache.testing.postgres.environment import remove_steering_variables
 from bbcache.testing.postgres.errors import NoRoomError
 from bbcache.testing.postgres.fingerprint import fingerprint, installation_hash
 from bbcache.testing.postgres.options import PostgresOptions
@@ -134,15 +135,16 @@ class Runtime:
         """Return the one server of a snapshot in this process, started."""
         with self._lock:
             key = self.key_of(snapshot)
-            if key not in self._shared:
+            if key in self._shared:
+                self.revive(self._shared[key])
+            else:
                 self._shared[key] = self._new_server(snapshot, key)
-            self.revive(self._shared[key])
             return self._shared[key]
 
     def revive(self, server: Server) -> None:
-        """Start a shared server again where a test has ended it."""
+        """Start a shared server again where a test has ended it, or told it to end."""
         with self._lock:
-            if not server.cluster.is_running:
+            if not server.takes_connections():
                 self._say("a test has ended the server that tests share; it is started again")
                 server.restart("immediate")
 
@@ -327,6 +329,7 @@ class Runtime:
             place = self.place_for()
             sweep(place)
             remove_spares(place)
+            remove_steering_variables()
             self._guard = Guard()
             copy_root = self.binaries.copy_root
             if copy_root is not None:

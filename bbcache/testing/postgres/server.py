@@ -7,6 +7,7 @@ import functools
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +18,13 @@ from bbcache.postgres.server.cluster import Cluster, StopMode
 from bbcache.postgres.server.socket_dir import quote_directory
 from bbcache.testing.postgres.database import Address, Database
 from bbcache.testing.postgres.databases import DatabasePool
-from bbcache.testing.postgres.driver import Connection, connect
+from bbcache.testing.postgres.driver import MAINTENANCE, Connection, connect
 
 _LOOPBACK: Final = "127.0.0.1"
 _PORT_TRIES: Final = 5
+# Logged (in sysv_shmem.c) where processes of a server that was killed have not yet noticed it.
+_ORPHANS: Final = "pre-existing shared memory block"
+_ORPHANS_TIMEOUT_S: Final = 10.0
 _HBA: Final = (
     f"local all,replication all trust\nhost all,replication all {_LOOPBACK}/32 scram-sha-256\n"
 )
@@ -59,6 +63,7 @@ class Server:
         self._root = root
         self._password = secrets.token_hex(16) if tcp else None
         self._last: Database | None = None
+        self._is_pid_known = False  # outside
         self._pool = DatabasePool(self._connect, cluster.binaries.major, pool, keep=keep)
 
     def start(self) -> None:
@@ -76,7 +81,7 @@ class Server:
             except PostgresError as error:
                 if "could not bind" not in str(error) or not tries_left:
                     raise
-        with self._connect("postgres") as connection:
+        with self._connect(MAINTENANCE) as connection:
             connection.run(f"ALTER ROLE {self.cluster.superuser} PASSWORD '{self._password}'")
 
     def stop(self) -> None:
@@ -101,11 +106,31 @@ class Server:
             PostgresError: it does not stop or start.
         """
         self.cluster.stop(mode)
-        self.start()
+        deadline_s = time.monotonic() + _ORPHANS_TIMEOUT_S
+        while True:
+            try:
+                return self.start()
+            except PostgresError as error:
+                if _ORPHANS not in str(error) or time.monotonic() > deadline_s:
+                    raise
+
+    def takes_connections(self) -> bool:
+        """Whether the server accepts connections.
+
+        Its state tells. Once the process id is known outside, a signal may be under way, so a
+        connection is tried: the server sees the signal first.
+        """
+        if self._is_pid_known and self.cluster.is_ready:
+            with contextlib.suppress(PostgresError):
+                self._connect(MAINTENANCE).close()
+                return True
+            return False
+        return self.cluster.is_ready
 
     @property
     def pid(self) -> int:
         """The process id of the server."""
+        self._is_pid_known = True
         return self.cluster.pid
 
     @property
@@ -153,7 +178,7 @@ class Server:
     @property
     def maintenance_database(self) -> Database:
         """The database ``postgres``, which is empty, for statements on the whole server."""
-        return self._database("postgres")
+        return self._database(MAINTENANCE)
 
     @property
     def kept_dsn(self) -> str:

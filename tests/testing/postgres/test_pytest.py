@@ -31,7 +31,7 @@ pytest_plugins = ["pytester"]
 _NOBODY = 65534
 
 _TESTS = """
-    import os, signal, time
+    import os, signal
     import psycopg, pytest
     from bbcache.testing.postgres import snapshot
 
@@ -54,9 +54,11 @@ _TESTS = """
     def test_own_server(pg_fresh_server, pg_server):
         assert pg_fresh_server.pid != pg_server.pid
         assert rows(pg_fresh_server.url) == 1
-        os.kill(pg_server.pid, signal.SIGKILL)  # the tests below have it again
-        while pg_server.cluster.is_running:
-            time.sleep(0.01)
+        os.kill(pg_server.pid, signal.SIGTERM)  # the tests below have it again
+
+    def test_the_server_that_was_ended(pg_server):
+        assert pg_server.psql("SELECT count(*) FROM account") == "0"
+        os.kill(pg_server.pid, signal.SIGKILL)
 
     def test_settings(pg_database):
         assert pg_database.psql("SHOW work_mem; SHOW fsync") == "7MB\\noff"
@@ -118,7 +120,7 @@ def test_what_the_fixtures_give(project: pytest.Pytester) -> None:
     _set(project, "snapshot", "conftest:app")
     project.makepyfile(_TESTS)
     result = _in(project, "-p", "bbcache.testing.plugin", "-W", "error")
-    result.assert_outcomes(passed=8)
+    result.assert_outcomes(passed=9)
     result.stdout.fnmatch_lines(["*started 3 servers (*"])
 
 

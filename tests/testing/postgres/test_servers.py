@@ -102,12 +102,11 @@ def test_many_threads_take_databases(server: Server) -> None:
 
 def test_the_ways_to_say_where_it_is(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """URL, keywords, environment and Django's entry lead to one database."""
-    monkeypatch.setenv("PGOPTIONS", "-c nonsense=1")
     with server.database() as database:
-        monkeypatch.setenv("PGSERVICE", "nowhere")
-        shown = database.run(["sh", "-c", "env | grep ^PG | sort; pwd"]).stdout.splitlines()
-        monkeypatch.delenv("PGOPTIONS")
-        monkeypatch.delenv("PGSERVICE")
+        with monkeypatch.context() as patch:
+            patch.setenv("PGOPTIONS", "-c nonsense=1")
+            patch.setenv("PGSERVICE", "nowhere")
+            shown = database.run(["sh", "-c", "env | grep ^PG | sort; pwd"]).stdout.splitlines()
         at = database.address
         assert shown == [
             f"PGDATABASE={database.name}",
@@ -178,17 +177,22 @@ def test_a_server_is_restarted(fresh: Server) -> None:
     assert (fresh.data_dir / "PG_VERSION").exists()
 
 
-def test_a_shared_server_that_was_killed(runtime: Runtime) -> None:
-    """The next test has it again, at the same address; its shared memory is its directory's."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
+def test_a_shared_server_that_a_test_ends(runtime: Runtime, number: signal.Signals) -> None:
+    """The next test has it again, at the same address, though the signal is still under way."""
     server = runtime.shared_server(app)
     url = server.url
-    assert "/PostgreSQL." not in Path(f"/proc/{server.pid}/maps").read_text()
-    os.kill(server.pid, signal.SIGKILL)
-    wait_until(lambda: not server.cluster.is_running)
-    assert runtime.shared_server(app) is server
+    with psycopg.connect(url):  # for which a smart shutdown waits
+        os.kill(server.pid, number)
+        assert runtime.shared_server(app) is server
     assert server.url == url
     with server.database() as database:
         assert _names(database) == list(NAMES)
+
+
+def test_shared_memory_is_in_the_data_directory(server: Server) -> None:
+    """So it goes with that, also when the server was killed."""
+    assert "/PostgreSQL." not in Path(f"/proc/{server.cluster.pid}/maps").read_text()
 
 
 def test_who_uses_the_template(runtime: Runtime) -> None:
