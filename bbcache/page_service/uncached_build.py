@@ -15,7 +15,7 @@ from typing import Final
 from bbcache.archive.format import ArchiveWriter, pack_header
 from bbcache.archive.tar_head import check_tar_head
 from bbcache.errors import CacheFullError
-from bbcache.host import Timeline
+from bbcache.host import Buffer, Timeline
 from bbcache.ids import Lsn, TenantId
 from bbcache.storage.index import make_key
 
@@ -208,6 +208,21 @@ def _unnamed_file(directory: str | None) -> int:
         return os.dup(file.fileno())
 
 
+class _Writer(ArchiveWriter):
+    """Looks at each write whether the client still waits: a piece may take the host long."""
+
+    def __init__(self, file: UncachedFile, check_cancelled: Callable[[], None]) -> None:
+        super().__init__(file.append, _LEVEL, check_tar_head)
+        self._check_cancelled = check_cancelled
+
+    def write(self, data: Buffer, /) -> int:
+        try:
+            self._check_cancelled()
+        except BaseException as error:  # noqa: BLE001 - which the write of ArchiveWriter raises
+            self.cancel(error)
+        return super().write(data)
+
+
 def _fill(
     file: UncachedFile,
     key: bytes,
@@ -215,11 +230,7 @@ def _fill(
     lsn: Lsn,
     check_cancelled: Callable[[], None],
 ) -> None:
-    def take(data: bytes) -> None:
-        check_cancelled()
-        file.append(data)
-
-    writer = ArchiveWriter(take, _LEVEL, check_tar_head)
+    writer = _Writer(file, check_cancelled)
     try:
         timeline.send_basebackup_tarball(writer, lsn)
         seal = writer.finish()
