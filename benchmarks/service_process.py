@@ -102,7 +102,7 @@ def main(data_dir: Path, entry_count: int, most_connections: int) -> None:
     config = PageServiceConfig(listen=_ANY_PORT, max_connections=most_connections)
     registry = CollectorRegistry()
     with spawn_ready(data_dir, host) as cache:
-        service = PageService(CacheSource(host, cache), config, registry=registry)
+        service = PageService(CacheSource(host, cache, config), config, registry=registry)
         with service:
             print(service.address.port, flush=True)  # noqa: T201 - for `child`
             sys.stdin.read()

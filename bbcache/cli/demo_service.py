@@ -35,9 +35,10 @@ class DemoService:
     def __init__(self, pageserver: Pageserver) -> None:
         self._pageserver = pageserver
         self._registry = CollectorRegistry()
+        config = PageServiceConfig(listen=_ANY_PORT)
         self._service = PageService(
-            CacheSource(pageserver.tenants, pageserver.cache),
-            PageServiceConfig(listen=_ANY_PORT),
+            CacheSource(pageserver.tenants, pageserver.cache, config),
+            config,
             registry=self._registry,
         )
 

@@ -223,8 +223,7 @@ class Deployment:
         return CacheSource(
             self.pageserver.tenants,
             self.pageserver.cache,
-            wait_lsn_timeout_s=config.wait_lsn_timeout_s,
-            max_uncached_size_bytes=config.max_fullbackup_size_bytes,
+            config,
             build_dir=str(build_dir),
         )
 

@@ -28,6 +28,7 @@ from bbcache.host import (
 )
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId
 from bbcache.outcomes import Source
+from bbcache.page_service.config import PageServiceConfig
 from bbcache.page_service.errors import (
     CommandError,
     NoRoomError,
@@ -121,27 +122,24 @@ class CacheSource:
     Args:
         tenant_manager: the host.
         cache: its cache.
-        wait_lsn_timeout_s: how long to wait for a timeline to reach an LSN.
+        config: the settings of the service.
         build_dir: the directory for archives that the cache does not build; None for the
-            system's temporary directory.
-        max_uncached_size_bytes: the size of such archives together; None where only the disk
-            limits it. Two are built or sent at once.
+            system's temporary directory. Two are built or sent at once.
     """
 
     def __init__(
         self,
         tenant_manager: TenantManager,
         cache: BasebackupCache,
+        config: PageServiceConfig,
         *,
-        wait_lsn_timeout_s: float = 300.0,
         build_dir: str | None = None,
-        max_uncached_size_bytes: int | None = None,
     ) -> None:
         self._tenant_manager = tenant_manager
         self._knower = tenant_manager if isinstance(tenant_manager, BrokenKnowing) else None
         self._cache = cache
-        self._wait_lsn_timeout_s = wait_lsn_timeout_s
-        self._uncached_builder = UncachedBuilder(max_uncached_size_bytes, build_dir)
+        self._wait_lsn_timeout_s = config.wait_lsn_timeout_s
+        self._uncached_builder = UncachedBuilder(config.max_fullbackup_size_bytes, build_dir)
 
     @property
     def uncached_size_bytes(self) -> int:

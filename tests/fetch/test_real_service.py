@@ -42,9 +42,10 @@ class Served:
         address = lab.add_timeline()
         self.tenant_id, self.timeline_id = address
         self.lsn = lab.play(address, "create table t as select generate_series(1, 1000) i")
+        config = PageServiceConfig(listen=Address("127.0.0.1", 0))
         self.service = PageService(
-            CacheSource(lab.pageserver.tenants, lab.pageserver.cache),
-            PageServiceConfig(listen=Address("127.0.0.1", 0)),
+            CacheSource(lab.pageserver.tenants, lab.pageserver.cache, config),
+            config,
             verifier=TokenKeys(self.signer.write_public(directory / "key.pem")),
             tls=certificate(directory)[0],
             registry=CollectorRegistry(),

@@ -127,7 +127,7 @@ class FuzzBed:
         self._source = CacheSource(
             self._harness.host,
             self._harness.cache,
-            wait_lsn_timeout_s=self._config.wait_lsn_timeout_s,
+            self._config,
         )
         token = signer.sign(scope="tenant", tenant_id=str(TenantId.generate()))
         keys = TokenKeys(signer.write_public(self._directory / "key.pem"))

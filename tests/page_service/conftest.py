@@ -63,7 +63,7 @@ class Bench:
             self.registry = self.harness.registry
         self.config = config = PageServiceConfig(**{"listen": ANY_PORT, **settings})
         self._service = PageService(
-            source or self.source(config.wait_lsn_timeout_s),
+            source or self.source(config),
             config,
             verifier=verifier,
             tls=tls,
@@ -73,11 +73,9 @@ class Bench:
         self._opened.callback(self._service.close, DEADLINE_S)
         return self._service
 
-    def source(self, wait_lsn_timeout_s: float = DEADLINE_S) -> CacheSource:
+    def source(self, config: PageServiceConfig | None = None) -> CacheSource:
         """A source over the cache."""
-        return CacheSource(
-            self.harness.host, self.harness.cache, wait_lsn_timeout_s=wait_lsn_timeout_s
-        )
+        return CacheSource(self.harness.host, self.harness.cache, config or PageServiceConfig())
 
     @property
     def service(self) -> PageService:

@@ -19,6 +19,7 @@ from support.helpers import wait_until
 from bbcache.page_service import uncached_build
 from bbcache.page_service.auth.permission import EVERYTHING
 from bbcache.page_service.auth.tokens import TokenKeys
+from bbcache.page_service.config import PageServiceConfig
 from bbcache.page_service.source import CacheSource
 from bbcache.storage import reader
 
@@ -149,7 +150,9 @@ def test_fullbackups_that_nobody_reads(make_bench: Callable[[], Bench], tmp_path
     """However many clients ask, two are on the disk; the next begins when one has gone."""
     bench = make_bench()
     bench.serve()  # makes the cache
-    source = CacheSource(bench.harness.host, bench.harness.cache, build_dir=str(tmp_path))
+    source = CacheSource(
+        bench.harness.host, bench.harness.cache, PageServiceConfig(), build_dir=str(tmp_path)
+    )
     bench.serve(source, in_one_registry=True)
     timeline = bench.harness.timeline()
     timeline.tarball = lambda at: noise(30 * MIB, int(at))
@@ -183,9 +186,7 @@ def has_input(client: WireClient) -> bool:
 def test_fullbackups_have_a_limit(make_bench: Callable[[], Bench]) -> None:
     """The client is told of it, and the bytes are free again."""
     bench = make_bench()
-    bench.serve()
-    source = CacheSource(bench.harness.host, bench.harness.cache, max_uncached_size_bytes=1_000_000)
-    bench.serve(source, in_one_registry=True)
+    bench.serve(max_fullbackup_size_bytes=1_000_000)
     small, large = bench.harness.timeline(), bench.harness.timeline()
     small.tarball = lambda at: noise(600_000, int(at))
     large.tarball = lambda at: noise(1_100_000, int(at))

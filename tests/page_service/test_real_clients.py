@@ -246,8 +246,8 @@ def test_postgres_starts_from_it(
     lab.open()
     address = lab.add_timeline()
     lsn = lab.play(address, "create table t as select generate_series(1, 1000) i")
-    source = CacheSource(lab.pageserver.tenants, lab.pageserver.cache)
     config = PageServiceConfig(listen=Address("127.0.0.1", 0))
+    source = CacheSource(lab.pageserver.tenants, lab.pageserver.cache, config)
     command = f"basebackup {address.tenant_id} {address.timeline_id} {lsn} --gzip"
     user = ServerUser.current()
     registry = CollectorRegistry()

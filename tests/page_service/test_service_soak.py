@@ -22,6 +22,7 @@ from page_service import wire
 from support.cache_helpers import LSN_A, LSN_B, MIB, Worker, noise
 from support.helpers import count_descriptors, wait_until
 
+from bbcache.page_service.config import PageServiceConfig
 from bbcache.page_service.source import CacheSource
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def test_soak(
     source = CacheSource(
         bench.harness.host,
         bench.harness.cache,
-        wait_lsn_timeout_s=2.0,
+        PageServiceConfig(wait_lsn_timeout_s=2.0),
         build_dir=str(tmp_path),
     )
     bench.serve(

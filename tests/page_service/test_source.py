@@ -26,6 +26,7 @@ from support.helpers import wait_until
 
 from bbcache import BasebackupCache, Lsn, TenantState
 from bbcache.errors import ArchiveError, PostgresError, PrepareError
+from bbcache.page_service.config import PageServiceConfig
 from bbcache.page_service.errors import ShutdownError
 from bbcache.page_service.protocol.command import BasebackupCommand
 from bbcache.page_service.source import CacheSource
@@ -359,7 +360,7 @@ def test_a_host_that_gives_up_before_its_time(bench: Bench) -> None:
 
     timeline.on_wait = wait
     started_s = time.monotonic()
-    source = bench.source(DEADLINE_S)
+    source = bench.source()
     ids = bench.harness.tenant.tenant_id, timeline.timeline_id
     source.open(BasebackupCommand(*ids, LSN_B), lambda: None).file.close()
     assert time.monotonic() - started_s >= 2 * asked[0] * 0.9
@@ -525,7 +526,7 @@ class TestOwnBuilds:
         """As Neon's pageserver serves without one."""
         bench = make_bench()
         cache = BasebackupCache.spawn(bench.harness.dir, None, bench.harness.host)
-        bench.serve(CacheSource(bench.harness.host, cache))
+        bench.serve(CacheSource(bench.harness.host, cache, PageServiceConfig()))
         timeline, archive = bench.harness.timeline(), b""
         for _ in range(2):
             archive = copied(bench.logged_in().ask(bench.command(timeline, LSN_A, "gzip")))
