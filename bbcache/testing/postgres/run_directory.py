@@ -48,9 +48,13 @@ class RunDirectory:
         """Return a path in it that has not been used."""
         return self.path / f"{prefix}{next(self._numbers)}"
 
-    def keep(self) -> None:
-        """Have no later run take the directory for left behind."""
-        (self.path / _KEEP_NAME).touch()
+    def keep(self, programs: Path | None = None) -> None:
+        """Have no later run take the directory for left behind.
+
+        Args:
+            programs: a directory with the programs of its servers that is removed with it.
+        """
+        (self.path / _KEEP_NAME).write_text(str(programs or ""))
         self.close()
 
     def close(self) -> None:
@@ -83,13 +87,24 @@ def sweep(place: Place, *, with_kept: bool = False) -> int:
         for path in run_directories(place):
             with contextlib.suppress(OSError):
                 os.close(_open_locked(path))  # fails for one that is in use
-                if with_kept or not (path / _KEEP_NAME).exists():
+                programs = _programs_kept_for(path)
+                if programs is None or with_kept:
                     clean_up(path)
                     count += 1
+                    if programs:
+                        clean_up(programs)
         for path in place.directory.glob(f"{_DOOMED_PREFIX}*"):
             with contextlib.suppress(OSError):
                 remove_tree(path)
     return count
+
+
+def _programs_kept_for(path: Path) -> str | None:
+    """Return what `RunDirectory.keep` was given, or an empty text; None if it was not called."""
+    try:
+        return (path / _KEEP_NAME).read_text()
+    except FileNotFoundError:
+        return None
 
 
 @contextmanager

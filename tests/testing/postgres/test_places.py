@@ -14,14 +14,18 @@ from support.disk_helpers import fill_disk, mount
 from support.pg_snapshots import app
 
 from bbcache.errors import ConfigError
+from bbcache.postgres.server.guard import Guard
 from bbcache.testing.postgres import NoRoomError, PostgresOptions
 from bbcache.testing.postgres import places as places_module
 from bbcache.testing.postgres.places import cache_directory, run_place
 from bbcache.testing.postgres.runtime import Runtime
 from bbcache.testing.postgres.snapshots import EMPTY
+from bbcache.testing.postgres.store import SnapshotKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from bbcache.archive.format import ArchiveWriter
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts and drops privileges")
 MB = 1_000_000
@@ -133,6 +137,31 @@ def small_disk(own_dir: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", path], check=True)
 
 
+@pytest.mark.parametrize(("size_mb", "is_large"), [(60, False), (100, True)])
+def test_a_large_snapshot_needs_more_room(
+    runtime: Runtime,
+    small_disk: Callable[[str], Path],
+    candidates: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    size_mb: int,
+    is_large: bool,
+) -> None:
+    """Shared memory that has room for four ordinary servers has none for four large ones."""
+    disk = small_disk("320m")
+    monkeypatch.setattr(places_module, "_SHM_DIR", str(disk))
+    other = Runtime(replace(runtime.options, run_dir=None, cache_dir=str(candidates["tmp"])))
+    guard = Guard()
+
+    def write(writer: ArchiveWriter) -> None:
+        for _ in range(size_mb):
+            writer.write(bytes(MB))
+
+    stored = other.store.publish(SnapshotKey("app", "15", bytes(32)), write, guard)
+    guard.close()
+    assert other.place_for(stored).parent == (candidates["runtime"] if is_large else disk)
+
+
 @pytest.mark.postgres
 def test_no_room_for_a_snapshot(runtime: Runtime, small_disk: Callable[[str], Path]) -> None:
     """A full cache directory is said once; servers come from an archive that ends with the run."""
@@ -159,7 +188,7 @@ def test_no_room_for_a_server(runtime: Runtime, small_disk: Callable[[str], Path
     disk = small_disk("60m")
     full = Runtime(replace(runtime.options, run_dir=str(disk)))
     try:
-        place = full.place_for(MB)
+        place = full.place_for()
         fill_disk(disk)
         os.truncate(disk / "filler", (disk / "filler").stat().st_size - 5 * MB)
         for snapshot in (app, EMPTY):
