@@ -39,7 +39,7 @@ _PROBE_TIMEOUT_S = 30.0
 _copy_lock = threading.Lock()  # guards the next two, and is held while a copy is made
 _copied: dict[Path, Path] = {}  # directories of the wheel's programs to that of their copy
 # Of the wheel, each with the process that has made it and its removal at the end of that.
-_copies: dict[Path, tuple[int, weakref.finalize[..., object]]] = {}
+_copies: dict[Path, tuple[int, weakref.finalize[..., type[PostgresBinaries]]]] = {}
 
 
 @dataclass(frozen=True, slots=True)
