@@ -43,15 +43,17 @@ def account(
     metrics.copied_bytes.inc(sent_bytes)
     if not isinstance(failure, ShutdownError):  # which Neon does not observe either
         metrics.query_seconds[result, origin or NO_ORIGIN].observe(seconds)
-    level = logging.WARNING if result is Result.ERROR else logging.INFO
-    if log.isEnabledFor(level):
-        reason = "" if failure is None else f": {one_line(failure)}"
-        line = (
-            f"{command} for {peer}: result={result} bbcache_source={origin or NO_ORIGIN} "
-            f"bytes={sent_bytes} seconds={seconds:.3f}{reason}"
-        )
-        # Without a look at the stack, which took half of a line's time.
-        log.handle(log.makeRecord(log.name, level, __file__, 0, "%s", (line,), None))
+    log.log(
+        logging.WARNING if result is Result.ERROR else logging.INFO,
+        "%s for %s: result=%s bbcache_source=%s bytes=%d seconds=%.3f%s",
+        command,
+        peer,
+        result,
+        origin or NO_ORIGIN,
+        sent_bytes,
+        seconds,
+        "" if failure is None else f": {one_line(failure)}",
+    )
 
 
 def one_line(error: BaseException) -> str:
