@@ -49,12 +49,7 @@ class _Id(bytes):
         _check_text(cls, text)
         if not _HEX_ID.fullmatch(text):
             raise ParseError(f"{cls.__name__} takes 32 hex digits, not {safe_repr(text)}")
-        return cls.of_valid_hex(text)
-
-    @classmethod
-    def of_valid_hex(cls, digits: str) -> Self:
-        """Parse what is known to be 32 hex digits; takes a third of the time of `from_str`."""
-        return bytes.__new__(cls, bytes.fromhex(digits))
+        return bytes.__new__(cls, bytes.fromhex(text))
 
     @classmethod
     def generate(cls) -> Self:

@@ -1,14 +1,13 @@
 """The commands of the page service, as Neon's pageserver has them.
 
 ``basebackup <tenant> <timeline> [<lsn> | latest] {--gzip | --replica}`` and
-``fullbackup <tenant> <timeline> [lsn] [prev_lsn]``. Flags may be written without the
-dashes, too: psql takes ``--gzip`` in a script for a comment. A semicolon may stand
-at the end.
+``fullbackup <tenant> <timeline> [lsn] [prev_lsn]``. The last LSN is checked and not used.
+Flags may be written without the dashes, too: psql takes ``--gzip`` in a script for a comment. A
+semicolon may stand at the end.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
@@ -44,12 +43,6 @@ _TAGS: Final = {
 _BEGINNINGS: Final = ("BEGIN", "START TRANSACTION")
 _ENDINGS: Final = ("COMMIT", "ROLLBACK")
 
-# The form of compute nodes, whose start waits for it; this reads it in half the time.
-_USUAL: Final = re.compile(
-    r"basebackup ([0-9a-fA-F]{32}) ([0-9a-fA-F]{32}) ([0-9a-fA-F]{1,8})/([0-9a-fA-F]{1,8})"
-    r"( (?:--)?gzip)?"
-)
-
 _T = TypeVar("_T")
 
 
@@ -63,7 +56,6 @@ class BasebackupCommand(NamedTuple):
         is_gzip: whether the archive is to come compressed.
         is_replica: whether it is for a server that follows another.
         is_full: whether it is a ``fullbackup``, which is never compressed nor cached.
-        prev_lsn: where a ``fullbackup`` says that the record before begins.
     """
 
     tenant_id: TenantId
@@ -72,13 +64,11 @@ class BasebackupCommand(NamedTuple):
     is_gzip: bool = False
     is_replica: bool = False
     is_full: bool = False
-    prev_lsn: Lsn | None = None
 
     def __str__(self) -> str:
         ids = f"{self.tenant_id.hex()} {self.timeline_id.hex()}"
         if self.is_full:
-            positions = [f" {lsn}" for lsn in (self.lsn, self.prev_lsn) if lsn is not None]
-            return f"fullbackup {ids}{''.join(positions)}"
+            return f"fullbackup {ids}" if self.lsn is None else f"fullbackup {ids} {self.lsn}"
         position = _LATEST if self.lsn is None else str(self.lsn)
         flags = f" {_GZIP}" * self.is_gzip + f" {_REPLICA}" * self.is_replica
         return f"basebackup {ids} {position}{flags}"
@@ -116,15 +106,6 @@ def parse_command(text: str) -> Command:
     Raises:
         CommandError: it is none, or has words that it cannot have.
     """
-    usual = _USUAL.fullmatch(text)
-    if usual is not None:
-        tenant, timeline, high, low, gzip = usual.groups()
-        return BasebackupCommand(
-            TenantId.of_valid_hex(tenant),
-            TimelineId.of_valid_hex(timeline),
-            Lsn.of_valid(int(high, 16) << 32 | int(low, 16)),
-            gzip is not None,
-        )
     query = text.strip().removesuffix(";").rstrip()
     if not query:
         return NoOpCommand("")
@@ -165,8 +146,8 @@ def _fullbackup(words: Sequence[str]) -> BasebackupCommand:
     if len(words) > _MAX_FULLBACKUP_WORDS:
         raise CommandError(f"fullbackup has no parameter {_shown(words[-1])} here\n{_USAGE}")
     positions = [_read(Lsn.from_str, "lsn", word) for word in words[2:]]
-    lsn, prev_lsn = [*positions, None, None][:2]
-    return BasebackupCommand(tenant_id, timeline_id, lsn, is_full=True, prev_lsn=prev_lsn)
+    lsn = positions[0] if positions else None
+    return BasebackupCommand(tenant_id, timeline_id, lsn, is_full=True)
 
 
 def _ids(name: str, words: Sequence[str]) -> tuple[TenantId, TimelineId]:

@@ -39,7 +39,7 @@ def wanted(lsn: Lsn | None = None, *, gzip: bool = False, replica: bool = False)
         (f"fullbackup {T} {TL}", BasebackupCommand(TENANT, TIMELINE, is_full=True)),
         (
             f"fullbackup {T} {TL} 0/16B5A50 0/10",
-            BasebackupCommand(TENANT, TIMELINE, LSN, is_full=True, prev_lsn=Lsn(16)),
+            BasebackupCommand(TENANT, TIMELINE, LSN, is_full=True),
         ),
         ("", NoOpCommand("")),
         (" ; ", NoOpCommand("")),
@@ -53,29 +53,6 @@ def wanted(lsn: Lsn | None = None, *, gzip: bool = False, replica: bool = False)
 def test_commands(text: str, command: object) -> None:
     """Each means what Neon's pageserver takes it for."""
     assert parse_command(text) == command
-
-
-@given(
-    st.lists(
-        st.sampled_from(
-            f"basebackup {T[:-1]} {TL.upper()} 0/16B5A50 ffffffff/0 1/123456789 0/x gzip --gzip "
-            "--gzipp latest replica ".split(" ")
-        ),
-        max_size=6,
-    ),
-    st.sampled_from([" ", "  "]),
-)
-def test_the_usual_command_is_read_as_any_other(words: list[str], gap: str) -> None:
-    """At once it is read only as it would be word by word, as which a gap in front makes it."""
-    text = gap.join(["basebackup", T, TL, *words])
-    assert _outcome(text) == _outcome(f" {text}")
-
-
-def _outcome(text: str) -> object:
-    try:
-        return parse_command(text)
-    except CommandError as error:
-        return str(error)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +103,10 @@ def test_round_trip(ids: bytes, lsn: Lsn | None, *, is_gzip: bool, is_replica: b
     assert parse_command(str(command)) == command
 
 
-@pytest.mark.parametrize("positions", [(), (LSN,), (LSN, Lsn(5))], ids=len)
-def test_round_trip_of_a_fullbackup(positions: tuple[Lsn, ...]) -> None:
-    """It has no word for the tip, and two positions at most."""
-    lsn, prev_lsn = [*positions, None, None][:2]
-    command = BasebackupCommand(TENANT, TIMELINE, lsn, is_full=True, prev_lsn=prev_lsn)
+@pytest.mark.parametrize("lsn", [None, LSN])
+def test_round_trip_of_a_fullbackup(lsn: Lsn | None) -> None:
+    """It has no word for the tip."""
+    command = BasebackupCommand(TENANT, TIMELINE, lsn, is_full=True)
     assert parse_command(str(command)) == command
 
 
