@@ -71,8 +71,7 @@ class PageServiceConfig:
         default_text="none: only the disk limits it",
     )
     handshake_timeout_s: float = _timeout("time from the connect to the end of the login", 10.0)
-    message_timeout_s: float = _timeout("time from the first byte of a message to its last", 10.0)
-    idle_timeout_s: float = _timeout("time from one message to the next", 600.0)
+    idle_timeout_s: float = _timeout("time from one message to the end of the next", 600.0)
     send_timeout_s: float = _timeout("time that the client may take for each MiB", 60.0)
     wait_lsn_timeout_s: float = _timeout("time for the timeline to reach the LSN", 300.0)
     allow_unauthenticated: bool = setting(

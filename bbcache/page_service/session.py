@@ -99,7 +99,6 @@ class Session:
         )
         self.deadline_s = now_s + service.config.handshake_timeout_s
         self._seen_count = 0  # messages that had arrived when the deadline was set
-        self._was_within_message = False  # likewise
 
     def fileno(self) -> int:
         """Return the descriptor of the socket; -1 once it is closed."""
@@ -229,22 +228,15 @@ class Session:
         self.is_logged_in = True
 
     def _wait_for_input(self) -> Turn:
-        """Set the time for the next input, which a login and the bytes of a message have once.
+        """Set the time for the next message, which the bytes of a message do not extend.
 
         Raises:
             IdleTimeoutError: the client has used up its time.
         """
-        now_s, config, count = (
-            time.monotonic(),
-            self._service.config,
-            self._conversation.message_count,
-        )
+        now_s, count = time.monotonic(), self._conversation.message_count
         if self.is_logged_in and count != self._seen_count:
-            self._seen_count, self._was_within_message = count, False
-            self.deadline_s = now_s + config.idle_timeout_s
-        if self._conversation.is_within_message and not self._was_within_message:
-            self._was_within_message = True
-            self.deadline_s = min(self.deadline_s, now_s + config.message_timeout_s)
+            self._seen_count = count
+            self.deadline_s = now_s + self._service.config.idle_timeout_s
         if now_s >= self.deadline_s:
             raise IdleTimeoutError("the client has been silent, or slow, for too long")
         return Turn.WAIT
