@@ -6,13 +6,17 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from bbcache.errors import PostgresError
 from bbcache.postgres.pgdata.control_file import ControlFile
-from bbcache.postgres.pgdata.names import is_dropped
+from bbcache.postgres.pgdata.names import history_of, is_dropped
+from bbcache.postgres.pgdata.regular_file import read_regular
 from bbcache.postgres.pgdata.settings import PortableConfig
 from bbcache.postgres.server.cluster import PostgresBinaries
 from bbcache.postgres.server.start_check import check_starts
+
+_MAX_HISTORY_BYTES: Final = 1 << 20  # it has a line for each timeline before
 
 
 def check_next_start(
@@ -21,7 +25,7 @@ def check_next_start(
     """Check that the next compute node can start from the directory of the last one.
 
     The check starts a server, unless the directory has the same configuration, version,
-    directories and names at its top as the timeline, from which the last compute node has
+    history, directories and names at its top as the timeline, from which the last compute node has
     started: PostgreSQL refuses some names there, such as ``recovery.conf``. The
     copy for that server is beside `pgdata_dir`, under a name that the next start of a
     pageserver removes.
@@ -64,9 +68,9 @@ def _has_same_configuration(one: Path, other: Path) -> bool:
 def _is_complete(pgdata_dir: Path, place: Path) -> bool:
     """Whether the directory still has everything that a start needs, and nothing new at its top."""
     try:
-        is_same_version = _version(pgdata_dir) == _version(place)
         return (
-            is_same_version
+            _version(pgdata_dir) == _version(place)
+            and _history(pgdata_dir) == _history(place)
             and _own_names(pgdata_dir) >= _own_names(place)
             and _top_names(pgdata_dir) <= _top_names(place)
         )
@@ -76,6 +80,12 @@ def _is_complete(pgdata_dir: Path, place: Path) -> bool:
 
 def _version(pgdata_dir: Path) -> bytes:
     return (pgdata_dir / "PG_VERSION").read_bytes()
+
+
+def _history(pgdata_dir: Path) -> bytes | None:
+    """The history of PostgreSQL's timeline; None for the first one, which has none."""
+    name = history_of(ControlFile.read(pgdata_dir).tli)
+    return None if name is None else read_regular(pgdata_dir / "pg_wal" / name, _MAX_HISTORY_BYTES)
 
 
 def _own_names(pgdata_dir: Path) -> set[str]:

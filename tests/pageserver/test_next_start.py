@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 from pageserver.compute_lives import is_running, leave_orphan
+from pageserver.conftest import Address
 from support.helpers import wait_until
 
 from bbcache.errors import BrokenError, TakeoverError
+from bbcache.postgres.pgdata.control_file import ControlFile
+from bbcache.postgres.server.cluster import Cluster
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pageserver.conftest import Address, Lab
+    from conftest import ClusterFactory
+    from pageserver.conftest import Lab
 
 pytestmark = pytest.mark.postgres
 
@@ -124,6 +128,48 @@ def test_what_no_server_starts_without(lab: Lab, address: Address, command: str,
     assert compute.cluster.pgdata_dir.is_dir()
 
 
+@pytest.mark.parametrize("command", ["mkdir", "mkfifo", "echo odd >", "ln -s nowhere"])
+def test_a_history_of_the_first_timeline(lab: Lab, address: Address, command: str) -> None:
+    """PostgreSQL reads none, so whatever has its name is left out."""
+    compute = lab.boot(address)
+    lab.sql(
+        compute,
+        "insert into t values (2)",
+        f"copy (select where false) to program '{command} pg_wal/00000001.history'",
+    )
+    compute.stop()
+    lab.wait_idle()
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+
+
+def test_a_history_that_no_server_starts_with(lab: Lab, make_cluster: ClusterFactory) -> None:
+    """A later timeline needs its own: a directory, odd text and nothing are refused in turn."""
+    promoted = make_cluster(lab.binaries)
+    (promoted.pgdata_dir / "standby.signal").touch()
+    promoted.start()
+    promoted.psql("select pg_promote()")
+    promoted.stop()
+    tenant = lab.pageserver.tenants.create_tenant()
+    promoted.pgdata_dir.rename(lab.root / "promoted")
+    timeline = tenant.add_timeline(lab.root / "promoted")
+    address = Address(tenant.tenant_id, timeline.timeline_id)
+    compute = lab.boot(address)
+    lab.sql(compute, "create table t as select 1 i")
+    history = compute.cluster.pgdata_dir / "pg_wal/00000002.history"
+    text = history.read_text()
+    history.unlink()
+    history.mkdir()
+    with pytest.raises(TakeoverError, match=r"00000002\.history is not a regular file"):
+        compute.stop()
+    history.rmdir()
+    history.write_text("odd\n")
+    with pytest.raises(TakeoverError, match="syntax error in history file"):
+        compute.stop()
+    history.write_text(text)
+    compute.stop()
+    assert lab.read(address, "select i from t") == [(1,)]
+
+
 def test_orphan_with_settings_of_the_place(lab: Lab, address: Address) -> None:
     """A server that was killed after such settings is recovered without them."""
     orphan = leave_orphan(lab, address, "insert into t values (2)", *_TIED)
@@ -144,6 +190,25 @@ def test_a_backup_older_than_the_timeline(lab: Lab, address: Address) -> None:
     pgdata_dir.rename(aside)
     backup.rename(pgdata_dir)
     with pytest.raises(TakeoverError, match="the timeline is already at"):
+        compute.stop()
+    shutil.rmtree(pgdata_dir)
+    aside.rename(pgdata_dir)
+    compute.stop()
+    assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+
+
+def test_another_cluster(lab: Lab, address: Address, make_cluster: ClusterFactory) -> None:
+    """A user has put it in the place of the directory: the stop names both, and can be mended."""
+    compute = lab.boot(address)
+    lab.sql(compute, "insert into t values (2)")
+    compute.cluster.stop()
+    pgdata_dir, aside = compute.cluster.pgdata_dir, lab.root / "aside"
+    pgdata_dir.rename(aside)
+    other = Cluster(lab.binaries, make_cluster.new_dir())  # not a copy of a template
+    other.initdb(["--no-sync"])
+    identifier = ControlFile.read(other.pgdata_dir).system_identifier
+    other.pgdata_dir.rename(pgdata_dir)
+    with pytest.raises(TakeoverError, match=f"it belongs to cluster {identifier}, but"):
         compute.stop()
     shutil.rmtree(pgdata_dir)
     aside.rename(pgdata_dir)

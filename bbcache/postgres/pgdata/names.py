@@ -74,6 +74,15 @@ _DATA_ROOTS: Final = (
 )
 
 
+def history_of(tli: int) -> str | None:
+    """Return the name in pg_wal of the history that a start on a timeline reads.
+
+    The segment in which a timeline began has pages of its parent, which are accepted only with
+    this file. The first timeline has no parent, and PostgreSQL reads no file for it.
+    """
+    return f"{tli:08X}.history" if tli > 1 else None
+
+
 def is_dropped(path: str, name: str) -> bool:
     """Return whether a file or directory is never sent.
 

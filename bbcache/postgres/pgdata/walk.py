@@ -14,7 +14,13 @@ from bbcache.postgres.pgdata.catalog_rows import read_catalog
 from bbcache.postgres.pgdata.control_file import ControlFile
 from bbcache.postgres.pgdata.last_checkpoint import has_last_checkpoint
 from bbcache.postgres.pgdata.left_out import LeftOut
-from bbcache.postgres.pgdata.names import EMPTIED_DIRS, holds_data, is_dropped, is_own_directory
+from bbcache.postgres.pgdata.names import (
+    EMPTIED_DIRS,
+    history_of,
+    holds_data,
+    is_dropped,
+    is_own_directory,
+)
 from bbcache.postgres.pgdata.paths import PgdataPaths
 from bbcache.postgres.pgdata.settings import PortableConfig
 from bbcache.postgres.pgdata.tar_writer import MAX_NAME_BYTES, MAX_PARTS
@@ -245,9 +251,7 @@ class PgdataWalk:
         self._sink.add_directory("pg_wal")
         with self._opened(root_fd, self._place_of("pg_wal"), "pg_wal", follow=True) as fd:
             segments = dict(self._needed_segments())
-            # The segment in which a timeline began has pages of its parent, which are
-            # accepted only with the history of the timeline.
-            history_name = f"{self._control.tli:08X}.history"
+            history_name = history_of(self._control.tli)
             for name, entry in self._sorted_entries(fd, "pg_wal/"):
                 path = f"pg_wal/{name}"
                 if path in EMPTIED_DIRS and entry.is_dir():
