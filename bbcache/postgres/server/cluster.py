@@ -156,14 +156,14 @@ class Cluster:
             self._check_version()
             self._user.require_reachable(self.pgdata_dir, "data directory")
             self._user.own_tree(self.pgdata_dir)
-        started_at_s = int(time.time())
+        stale = self._read_pid_file()
         try:
             # In a thread: a Ctrl-C during the fork leaves a server behind that no object knows.
             with self._naming_errors(), WriteBehind(self._launch, at_once=0) as behind:
                 behind.put({**self._settings, **(settings or {})})
                 behind.finish()
             assert self._server is not None
-            self._wait_ready(self._server, started_at_s, time.monotonic() + timeout_s)
+            self._wait_ready(self._server, stale, time.monotonic() + timeout_s)
         except BaseException:
             self._kill()
             raise
@@ -232,24 +232,28 @@ class Cluster:
             )
 
     def _wait_ready(
-        self, server: subprocess.Popen[bytes], started_at_s: int, deadline_s: float
+        self, server: subprocess.Popen[bytes], stale: PostmasterFile | None, deadline_s: float
     ) -> None:
-        while not self._is_ready(server.pid, started_at_s):
+        while not self._is_ready(server.pid, stale):
             if server.poll() is not None:
                 raise self._error(f"did not start (exit status {server.returncode})")
             if time.monotonic() > deadline_s:
                 raise self._error("was not ready in time")
             time.sleep(_POLL_S)
 
-    def _is_ready(self, pid: int, started_at_s: int) -> bool:
-        """Whether postmaster.pid says so; a file of an earlier server does not count."""
+    def _is_ready(self, pid: int, stale: PostmasterFile | None = None) -> bool:
+        """Whether postmaster.pid says so; a file of an earlier server does not count.
+
+        Its times are not compared with a clock, which may be set meanwhile.
+        """
+        file = self._read_pid_file()
+        return file is not None and file.pid == pid and file.is_ready and file != stale
+
+    def _read_pid_file(self) -> PostmasterFile | None:
         try:
-            file = PostmasterFile.read(self.pgdata_dir)
+            return PostmasterFile.read(self.pgdata_dir)
         except PostgresError:
-            return False  # the server itself reports the fault
-        if file is None or file.pid != pid or file.started_at_s is None:
-            return False
-        return file.is_ready and file.started_at_s >= started_at_s - 1
+            return None  # the server itself reports the fault
 
     def stop(self, mode: StopMode = "fast", *, timeout_s: float = 60.0) -> None:
         """Stop the server and wait until it has ended; do nothing if none runs.
@@ -309,7 +313,7 @@ class Cluster:
     @property
     def is_ready(self) -> bool:
         """Whether that server accepts connections: one that shuts down runs, but does not."""
-        return self._server is not None and self.is_running and self._is_ready(self._server.pid, 0)
+        return self._server is not None and self.is_running and self._is_ready(self._server.pid)
 
     @property
     def pid(self) -> int:

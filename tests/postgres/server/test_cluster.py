@@ -19,6 +19,7 @@ import psycopg
 import pytest
 
 from bbcache.errors import PostgresError
+from bbcache.postgres.pgdata.postmaster_file import PostmasterFile
 from bbcache.postgres.pgdata.tarball import send_pgdata_tarball
 from bbcache.postgres.server import cluster as cluster_module
 from bbcache.postgres.server.cluster import Cluster
@@ -188,7 +189,18 @@ def test_stale_pid_file(
     cluster = make_cluster(newest_pg)
     lines = [str(gone.pid), str(cluster.pgdata_dir), "1", "5432", "/tmp", "", "0 0", state]  # noqa: S108
     (cluster.pgdata_dir / "postmaster.pid").write_text("\n".join(lines) + "\n")
-    assert not cluster._is_ready(gone.pid, int(time.time()))
+    assert not cluster._is_ready(gone.pid, PostmasterFile.read(cluster.pgdata_dir))
+    cluster.start()
+    assert cluster.psql("SELECT 1") == "1"
+
+
+def test_a_clock_that_is_set_back(
+    newest_pg: PostgresBinaries, make_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server starts at an earlier time than this process has seen, and is ready."""
+    cluster = make_cluster(newest_pg)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 86_400)
     cluster.start()
     assert cluster.psql("SELECT 1") == "1"
 
