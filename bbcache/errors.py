@@ -82,18 +82,18 @@ class StoreError(BbcacheError, OSError):
 
 
 class DirectoryLockedError(StoreError):
-    """Another cache holds the directory.
+    """Another cache, or another pageserver, holds the directory.
 
     Attributes:
         data_dir: the directory asked for.
         pid: the holder's process id; None if its lock file does not say.
     """
 
-    def __init__(self, data_dir: str, pid: int | None) -> None:
+    def __init__(self, data_dir: str, pid: int | None, kind: str = "cache directory") -> None:
         holder = "an unknown process" if pid is None else f"the process with pid {pid}"
         super().__init__(
-            f"cache directory {data_dir} is locked by {holder}\n"
-            "hint: Stop that cache, or give this one a directory of its own."
+            f"{kind} {data_dir} is locked by {holder}\n"
+            "hint: Stop that process, or give this one a directory of its own."
         )
         self.data_dir = data_dir
         self.pid = pid

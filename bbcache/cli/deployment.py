@@ -67,8 +67,8 @@ class Deployment:
         ConfigError: a service is open to other machines, which the settings do not allow; a key or
             certificate is invalid; or there is no directory `root`. Nothing on disk has been
             touched.
-        StoreError: the cache's directory is locked or cannot be used, or the tenants cannot
-            be listed.
+        StoreError: the root or the cache's directory is locked or cannot be used, or the tenants
+            cannot be listed.
     """
 
     def __init__(

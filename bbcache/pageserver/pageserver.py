@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
@@ -25,8 +26,11 @@ from bbcache.pageserver.timeline import PgdataTimeline
 from bbcache.postgres.pgdata.tarball import inspect_pgdata, restore_tarball
 from bbcache.postgres.server.cluster import Cluster, PostgresBinaries
 from bbcache.second_tier import Tier
+from bbcache.spawn_arguments import close_unused
+from bbcache.storage.dirlock import DirectoryLock
 
 _ON_REQUEST_LEVEL = 2
+_LOCK_NAME = ".pageserver.lock"
 
 
 class Basebackup(NamedTuple):
@@ -60,8 +64,9 @@ class Pageserver:
 
     Raises:
         ConfigError: there is no directory `root`.
-        StoreError: the cache's directory is locked or cannot be used, or the tenants cannot
-            be listed.
+        DirectoryLockedError: another pageserver uses the root, or another cache its directory.
+        StoreError: the root or the cache's directory cannot be locked or used, or the tenants
+            cannot be listed.
     """
 
     def __init__(
@@ -77,27 +82,30 @@ class Pageserver:
         self._binaries = binaries
         self._streams_wal = streams_wal
         self._computes_dir = root / "computes"
+        # Not the cache's lock: there may be no cache, or its directory may be made again.
+        self._lock = DirectoryLock(os.path.abspath(root), _LOCK_NAME, "root")
         try:
             _check_root(root)
+            self._lock.acquire_unless_read_only()
         except BaseException:
-            if tier is not None:
-                tier.close(0)
+            self._lock.release()
+            close_unused(tier)
             raise
-        self.tenants = PgdataTenantManager(root / "tenants")
-        # The cache starts at once and waits: the tenants are not ready yet.
-        self.cache = BasebackupCache.spawn(
-            root / "basebackup_cache", config, self.tenants, registry, tier=tier
-        )
-        if tier is not None:
-            self.tenants.on_attached = self._warm
-        try:
+        with ExitStack() as opened:
+            opened.callback(self._lock.release)
+            self.tenants = PgdataTenantManager(root / "tenants")
+            # The cache starts at once and waits: the tenants are not ready yet.
+            self.cache = BasebackupCache.spawn(
+                root / "basebackup_cache", config, self.tenants, registry, tier=tier
+            )
+            opened.callback(self.cache.close)
+            if tier is not None:
+                self.tenants.on_attached = self._warm
             _make_passable(self._computes_dir)
             Adoption(self._computes_dir, binaries, self.tenants).run()
             self.tenants.attach_all()
             self._metrics = PageserverMetrics(registry, self.tenants)
-        except BaseException:
-            self.cache.close()
-            raise
+            opened.pop_all()
 
     def create_timeline(self, tenant: PgdataTenant) -> PgdataTimeline:
         """A new timeline with an empty database, made by initdb."""
@@ -167,6 +175,7 @@ class Pageserver:
         """Close the cache. Stop the compute nodes first."""
         self.cache.close(timeout_s)
         self._metrics.close()
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,7 @@
 """The lock on a cache directory: one cache at a time, in any process.
 
+A pageserver locks its root in the same way.
+
 The lock is a `flock` on ``.bbcache.lock``, which is never unlinked. The kernel frees the lock
 of a killed process. The file has one line of JSON that names the holder, for people and for
 the error that a second cache gets.
@@ -43,6 +45,8 @@ class DirectoryLock:
 
     Args:
         data_dir: absolute path of the directory.
+        lock_name: the name of the lock file in it.
+        kind: of the directory, for errors.
 
     Attributes:
         identity: device and inode of the lock file that is held; of the directory after a
@@ -51,15 +55,18 @@ class DirectoryLock:
             it may.
     """
 
-    def __init__(self, data_dir: str) -> None:
+    def __init__(
+        self, data_dir: str, lock_name: str = LOCK_NAME, kind: str = "cache directory"
+    ) -> None:
         self.identity: tuple[int, int] | None = None
         self.read_only_reason: str | None = None
         self._data_dir = data_dir
-        self._path = os.path.join(data_dir, LOCK_NAME)
+        self._kind = kind
+        self._path = os.path.join(data_dir, lock_name)
         self._lock: FileLock | None = None
         self._device: int | None = None  # of the directory; on overlayfs not that of its files
         self._news: str | None = None  # not yet logged
-        self._read_only_text = f"the cache directory {data_dir} is on a read-only file system"
+        self._read_only_text = f"the {kind} {data_dir} is on a read-only file system"
 
     def acquire(self) -> None:
         """Take the lock without waiting.
@@ -82,7 +89,8 @@ class DirectoryLock:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            raise DirectoryLockedError(self._data_dir, read_holder_pid(self._path)) from None
+            pid = read_holder_pid(self._path)
+            raise DirectoryLockedError(self._data_dir, pid, self._kind) from None
         except OSError as error:
             raise self._unusable(error) from error
         except ExceptionGroup as errors:  # freeing the lock failed after an error
@@ -143,7 +151,7 @@ class DirectoryLock:
         """
         if not self.is_at_path():
             raise StoreError(
-                f"the cache directory {self._data_dir} was removed or replaced\n"
+                f"the {self._kind} {self._data_dir} was removed or replaced\n"
                 "hint: Restore or remount it; else the next prepare or clean-up makes a new one.",
                 errno=errno.ENOENT,
             )
@@ -176,7 +184,7 @@ class DirectoryLock:
         """
         if self._device not in (None, self._directory_status().st_dev):
             raise StoreError(
-                f"the cache directory {self._data_dir} is on another file system than at the start"
+                f"the {self._kind} {self._data_dir} is on another file system than at the start"
                 "\nhint: Mount its file system again, or start a new cache."
             )
         old = self._lock
@@ -205,12 +213,12 @@ class DirectoryLock:
         if reason is not None and reason != before:
             self._news = f"{reason}; {_READ_ONLY_MEANS}"
         elif reason is None and before is not None:
-            self._news = f"the cache directory {self._data_dir} is writable again"
+            self._news = f"the {self._kind} {self._data_dir} is writable again"
 
     def _unusable(self, *errors: Exception) -> StoreError:
         error = next((error for error in errors if isinstance(error, OSError)), OSError())
         return StoreError(
-            f"cannot lock the cache directory with {self._path}: {error.strerror}\n"
+            f"cannot lock the {self._kind} with {self._path}: {error.strerror}\n"
             "hint: The lock file must be a regular file that this user may write, "
             "on a file system with flock.",
             errno=error.errno,
@@ -220,7 +228,7 @@ class DirectoryLock:
         try:
             return os.stat(self._data_dir)
         except OSError as error:
-            text = f"cannot examine the cache directory {self._data_dir}: {error.strerror}"
+            text = f"cannot examine the {self._kind} {self._data_dir}: {error.strerror}"
             raise StoreError(text, errno=error.errno) from error
 
 

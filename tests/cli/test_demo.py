@@ -178,7 +178,7 @@ def test_demo_as_a_plain_user(newest_pg: PostgresBinaries, tmpdir_for_demo: Path
     check_report(json.loads(done.stdout), newest_pg.version, round_count=2)
     assert {path.name for path in tmpdir_for_demo.iterdir()} == {"kept"}
     assert {path.name for path in directory.iterdir()} == {
-        *("basebackup_cache", "computes", "tenants")
+        *(".pageserver.lock", "basebackup_cache", "computes", "tenants")
     }
     assert directory.stat().st_uid == owner
     assert servers_below(directory) == []

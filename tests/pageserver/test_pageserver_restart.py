@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -100,15 +101,33 @@ def test_only_its_own_leftovers_are_removed(lab: Lab) -> None:
     assert (lab.root / "other").is_dir()
 
 
-def test_two_pageservers_on_one_directory(lab: Lab) -> None:
-    """The second is refused, and takes nothing from the first one's compute node."""
+@pytest.mark.parametrize("config", [BasebackupCacheConfig(), None], ids=["a cache", "none"])
+def test_two_pageservers_on_one_directory(lab: Lab, config: BasebackupCacheConfig | None) -> None:
+    """The second is refused, and takes nothing from the first one's compute node.
+
+    Also one without a cache, and if somebody has removed the cache of the first.
+    """
     address = lab.add_timeline()
     compute = lab.boot(address)
-    with pytest.raises(DirectoryLockedError):
-        Pageserver(lab.root, lab.binaries, BasebackupCacheConfig(), CollectorRegistry())
+    shutil.rmtree(lab.root / "basebackup_cache")
+    with pytest.raises(DirectoryLockedError) as caught:
+        Pageserver(lab.root, lab.binaries, config, CollectorRegistry())
+    assert f"root {lab.root} is locked by the process with pid {os.getpid()}" in str(caught.value)
     lab.sql(compute, "create table t as select 1 i")
     compute.stop()
     assert lab.read(address, "select i from t") == [(1,)]
+
+
+def test_a_root_is_free_after_a_start_that_fails(lab: Lab) -> None:
+    """Whatever has failed: the next start succeeds."""
+    lab.close()
+    (lab.root / "computes").rename(lab.root / "aside")
+    (lab.root / "computes").touch()
+    with pytest.raises(OSError, match="computes"):
+        lab.open()
+    (lab.root / "computes").unlink()
+    (lab.root / "aside").rename(lab.root / "computes")
+    lab.open()
 
 
 def test_what_is_unknown_is_an_error(lab: Lab) -> None:
