@@ -28,7 +28,7 @@ from bbcache.ids import (
     check_type,
 )
 from bbcache.second_tier import Tier
-from bbcache.spawn_arguments import absolute_path, check_spawn, close_unused
+from bbcache.spawn_arguments import absolute_path, check_config, check_spawn, close_unused
 from bbcache.storage.dirlock import DirectoryLock
 from bbcache.storage.disk_errors import disk_step
 from bbcache.storage.files import BasebackupFile
@@ -267,6 +267,7 @@ class BasebackupCache:
             config: has the limits (`bbcache.config.LIMITS`); its other settings take a new
                 cache.
         """
+        check_config(config, "a BasebackupCacheConfig")
         engine = self._live_engine()
         if engine is not None:
             engine.evictor.set_limits(config)

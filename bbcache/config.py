@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Self
 
 from bbcache.arguments import check_passable, wrong_type
@@ -127,6 +127,10 @@ class BasebackupCacheConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def with_limits_of(self, other: BasebackupCacheConfig) -> Self:
+        """These settings with the limits of others: what a cache takes while it runs."""
+        return replace(self, **{key: getattr(other, key) for key in LIMITS})
 
     @classmethod
     def from_toml(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> Self:

@@ -22,9 +22,7 @@ def check_spawn(
     if not isinstance(data_dir, (str, os.PathLike)) or not isinstance(os.fspath(data_dir), str):
         hint = "Pass os.fsdecode(data_dir)." if isinstance(data_dir, bytes) else ""
         raise wrong_type("data_dir", data_dir, "a str or a path", hint)
-    if not isinstance(config, BasebackupCacheConfig):
-        hint = "Use BasebackupCacheConfig(...), or its from_toml for a table or the path of a file."
-        raise wrong_type("config", config, "a BasebackupCacheConfig or None", hint)
+    settings = check_config(config, "a BasebackupCacheConfig or None")
     methods = ("list", "get_attached_tenant_shard")
     check_methods("tenant_manager", tenant_manager, "a bbcache.TenantManager", methods)
     if registry is not None:
@@ -32,11 +30,19 @@ def check_spawn(
         check_methods("registry", registry, wanted, ("register", "unregister"))
     if tier is not None:
         check_methods("tier", tier, "a bbcache.Tier or None", ("offer", "fetch", "close"))
-    elif config.tier is not None:
+    elif settings.tier is not None:
         raise ConfigError(
-            f"the settings have a tier, {config.tier.url}, but spawn was given none\n"
+            f"the settings have a tier, {settings.tier.url}, but spawn was given none\n"
             "hint: Pass tier=ObjectTier(config.tier); it is in bbcache.tier."
         )
+
+
+def check_config(config: object, wanted: str) -> BasebackupCacheConfig:
+    """The settings, checked; raises `ArgumentError` for an object of another type."""
+    if not isinstance(config, BasebackupCacheConfig):
+        hint = "Use BasebackupCacheConfig(...), or its from_toml for a table or the path of a file."
+        raise wrong_type("config", config, wanted, hint)
+    return config
 
 
 def close_unused(tier: Tier | None) -> None:

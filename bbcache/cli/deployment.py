@@ -184,9 +184,9 @@ class Deployment:
 
     def _apply(self, new: BasebackupCacheConfig) -> None:
         """Apply the limits of new settings, and name those that a start takes."""
-        old, self._cache_config = self._cache_config, new
+        old = self._cache_config
         self.pageserver.cache.set_limits(new)
-        self._reader.cache_config = new
+        self._cache_config = self._reader.cache_config = old.with_limits_of(new)
         for key in settings_of(BasebackupCacheConfig):
             if getattr(new, key) != getattr(old, key):
                 when = "now" if key in LIMITS else "from the next start on"

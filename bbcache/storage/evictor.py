@@ -91,8 +91,12 @@ class Evictor:
         self._is_blocked = False  # an entry could not be removed; set by any thread
 
     def set_limits(self, config: BasebackupCacheConfig) -> None:
-        """Keep to other limits from now on; the next clean-ups shrink the cache to them."""
-        self._config = config
+        """Keep to other limits from now on; the next clean-ups shrink the cache to them.
+
+        Args:
+            config: has the limits; its other settings are ignored.
+        """
+        self._config = config = self._config.with_limits_of(config)
         self._index.set_limits(config)
         self._policy.set_limits(config)
         self._pins.set_limits(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.cache_helpers import (
@@ -14,6 +14,7 @@ from support.cache_helpers import (
 )
 
 from bbcache import TenantState
+from bbcache.errors import ArgumentError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,6 +82,33 @@ def test_limits_lowered_at_a_reload_shrink_the_cache(tmp_path: Path) -> None:
         harness.cache.run_cleanup()
         assert len(harness.cache.entries()) == 2
         harness.check_accounting()
+
+
+@pytest.mark.parametrize(
+    ("eviction", "skips", "other"),
+    [("return-rate", {}, "none"), ("none", {"full": 1}, "return-rate")],
+)
+def test_a_reload_takes_the_limits_alone(
+    tmp_path: Path, eviction: str, skips: dict[str, int], other: Any
+) -> None:
+    """A policy is for the next start: half of one would decide and the other half would evict."""
+    with Harness(tmp_path / "cache", eviction=eviction, max_size_entries=2) as harness:
+        held = [harness.prepared() for _ in range(2)]
+        assert all(harness.get(timeline) for timeline in held)
+        harness.cache.set_limits(dataclasses.replace(harness.config, eviction=other))
+        harness.prepare(harness.timeline())
+        assert harness.skips == skips
+
+
+def test_limits_of_a_wrong_type_are_refused(tmp_path: Path) -> None:
+    """The error says what to pass, and the limits from before hold."""
+    with Harness(tmp_path / "cache", max_size_entries=1) as harness:
+        harness.prepared()
+        limits: Any = {"max_size_entries": 2}
+        with pytest.raises(ArgumentError, match="config must be a BasebackupCacheConfig"):
+            harness.cache.set_limits(limits)
+        harness.prepare(harness.timeline())
+        assert len(harness.cache.entries()) == 1
 
 
 def test_a_cache_shrinks_at_a_bounded_rate(tmp_path: Path) -> None:

@@ -156,11 +156,11 @@ def test_a_hangup_reloads_and_never_ends(serve: Callable[..., Served], place: Pl
     config.write_text("[basebackup_cache_config]\nmax_size_entries = 7\n")
     served = serve(place.root, "--config", str(config))
 
-    def limit() -> int:
+    def limit(setting: str = "max_size_entries") -> int:
         limits = {each["setting"]: each["limit"] for each in served.status()["meters"]}
-        return int(limits["max_size_entries"])
+        return int(limits[setting])
 
-    config.write_text("[basebackup_cache_config]\nmax_size_entries = 9\nprepare_concurrency = 1\n")
+    config.write_text("[basebackup_cache_config]\nmax_size_entries = 9\nprepare_channel_size = 1\n")
     timelines = place.root / "tenants" / str(place.address.tenant_id) / "timelines"
     timeline_id = TimelineId.generate()
     shutil.copytree(timelines / str(place.address.timeline_id), timelines / str(timeline_id))
@@ -168,7 +168,8 @@ def test_a_hangup_reloads_and_never_ends(serve: Callable[..., Served], place: Pl
     wait_until(lambda: "were read again" in served.err)
     assert limit() == 9
     assert "max_size_entries is 9 now" in served.err
-    assert "prepare_concurrency is 1 from the next start on" in served.err
+    assert "prepare_channel_size is 1 from the next start on" in served.err
+    assert limit("prepare_channel_size") == 100
     client = served.client()
     command = f"basebackup {place.address.tenant_id} {timeline_id} gzip"
     assert kinds(client.ask(command)) == "HdcCZ"
