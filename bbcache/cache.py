@@ -248,13 +248,15 @@ class BasebackupCache:
     ) -> None:
         """Ask for a basebackup from the second tier in the background. Never blocks or raises.
 
-        Call it when a tenant is attached, before its first start.
+        Call it when a tenant is attached, before its first start. In a full cache nothing is
+        fetched, since nothing is evicted for it, unless `build` is set.
 
         Args:
             tenant_shard_id: the tenant's shard; all but shard zero are skipped.
             timeline_id: its timeline.
             lsn: the LSN that the first start will ask for: the tip.
-            build: whether to build it, as `send_prepare` does, if the tier does not give it.
+            build: whether to treat this as a `send_prepare` that asks the tier first: it may
+                evict, and what the tier does not give is built.
         """
         engine = self._live_engine()
         if engine is not None:

@@ -71,8 +71,9 @@ class BuildSpace:
     def publish(self) -> None:
         """Count a fetched archive as a future entry; if there is no room, refuse to publish it."""
         job, fetched = self._job, self.reservation
+        key, may_evict = job.request.key, job.may_evict
         try:
-            taken = self._evictor.reserve(job.request.key, is_stop=False, may_evict=job.may_evict)
+            taken = self._evictor.reserve(key, is_stop=job.is_stop, may_evict=may_evict)
             try:
                 self._evictor.grow(taken, fetched.size_bytes)
             except LimitError:

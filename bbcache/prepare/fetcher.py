@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from bbcache.errors import ClosingError, LimitError, safe_str
 from bbcache.outcomes import FetchResult, SkipReason, Source
-from bbcache.prepare.job import Job, Skip, cause_of
+from bbcache.prepare.job import Job, Skip, cause_of, reason_of
 from bbcache.prepare.request import CLOSED, Result
 from bbcache.storage.index import split_key
 
@@ -72,6 +72,8 @@ class Fetcher:
         if request.is_awaited and started_s > request.fetch_by_s:
             return None
         timeline = self.preparer.admit(job)
+        self.preparer.allow_eviction(job)
+        self._check_free(job)
         deadline_s = request.fetch_by_s
         if not request.is_awaited:  # it has all the time of a fetch, however long it waited
             deadline_s = started_s + (request.fetch_timeout_s or 0.0)
@@ -100,6 +102,15 @@ class Fetcher:
         return Result(
             built.shared_file, is_built=True, reason=reason, why=why, source=Source.FETCHED
         )
+
+    def _check_free(self, job: Job) -> None:
+        """Do not fetch in vain what no caller waits for, and what may evict nothing."""
+        if job.may_evict or job.request.is_awaited:
+            return
+        try:
+            self.builder.evictor.check_free(job.request.key)
+        except LimitError as error:
+            job.refuse(reason_of(error), error)
 
 
 def _log_failure(request: Request, error: BaseException) -> None:

@@ -221,9 +221,7 @@ class Preparer:
             job.check_tip(timeline)
         if not job.is_outgrown:
             job.failing = job.request.key
-        job.may_evict = self._may_evict(job.request)
-        if job.may_evict:
-            self.pins.ensure_known(self.tenants)
+        self.allow_eviction(job)
         try:
             built = self.builder.build(job, timeline)
         except Exception:
@@ -238,16 +236,18 @@ class Preparer:
         )
         return built
 
-    def _may_evict(self, request: Request) -> bool:
-        """Whether entries may go for an archive.
+    def allow_eviction(self, job: Job) -> None:
+        """Find out whether entries may go for an archive.
 
         Not for a timeline that has just started, and not if its last builds have failed.
         """
+        request, key = job.request, job.request.key
         if not request.is_sent or request.is_rebuild:
-            return False
-        key = request.key
+            return
         is_refresh = self.index.newest(key) is not None
-        return (is_refresh or not request.is_awaited) and self.backoff.refusal(key, "") is None
+        job.may_evict = (is_refresh or not request.is_awaited) and not self.backoff.refusal(key, "")
+        if job.may_evict:
+            self.pins.ensure_known(self.tenants)
 
 
 def _lower_priority(niceness: int) -> None:

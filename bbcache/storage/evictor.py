@@ -110,6 +110,22 @@ class Evictor:
         if not self._policy.evicts:
             self._index.check_room(key)
 
+    def check_free(self, key: bytes) -> None:
+        """Check that an archive finds room without an eviction.
+
+        Raises:
+            DeclinedError: it does not.
+            LowDiskError: the disk has too little free space.
+            StoreError: the file system does not say how much is free.
+        """
+        if self._index.newest(key) is not None:
+            return
+        self._check_disk()
+        try:
+            self._index.check_room(key)
+        except CacheFullError as error:
+            raise DeclinedError(f"{error}, and a warm-up alone evicts nothing") from error
+
     def reserve(self, key: bytes, *, is_stop: bool, may_evict: bool) -> Reservation:
         """Take the slot for a build, and evict entries for the size that it will have.
 

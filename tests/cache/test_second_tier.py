@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -366,6 +367,53 @@ def test_a_cache_without_room_serves_what_it_fetches(
         warm(node, timeline)
         assert node.counts("bbcache_prepare_skips_total") == {"too_big": 2}
         node.check_accounting()
+
+
+def full_node(node: Harness) -> list[MemoryTimeline]:
+    """Fill the cache with two entries that stopped long ago, the first one first."""
+    held = [node.prepared() for _ in range(2)]
+    for number, timeline in enumerate(held):
+        at_s = time.time() - (2 - number) * 100_000
+        os.utime(node.path(timeline), (at_s, at_s))
+    node.reopen(max_size_entries=2)
+    node.wait_idle()
+    return held
+
+
+def test_a_full_cache_fetches_nothing_for_a_warm_up_alone(
+    node: Harness, old_node: Harness, tier: MemoryTier
+) -> None:
+    """It would evict for tenants that may never start; the archive is not even read."""
+    timeline, held = old_node.prepared(), full_node(node)
+    asked = note_fetches(tier)
+    warm(node, timeline)
+    assert (asked, node.skips) == ([], {"declined": 1})
+    assert all(map(node.holds, held))
+    held[0].advance(LSN_B)
+    node.cache.send_warm(node.shard_of(held[0]), held[0].timeline_id, LSN_B)
+    node.wait_idle()
+    assert len(asked) == 1  # a refresh needs no room
+
+
+def test_a_full_cache_evicts_for_a_warm_up_that_may_build(node: Harness, old_node: Harness) -> None:
+    """It is admitted as a prepare is, whether the archive is fetched or built."""
+    timeline, held = old_node.prepared(), full_node(node)
+    timeline.on_send = lambda *_: pytest.fail("the host was asked to build")
+    warm(node, timeline, build=True)
+    assert node.skips == {"fetched": 1}
+    assert list(map(node.holds, [*held, timeline])) == [False, True, True]
+    assert node.counts("bbcache_removals_total") == {"newcomer": 1}
+    node.check_accounting()
+
+
+def test_below_the_floor_of_the_disk_a_warm_up_fetches_nothing(
+    node: Harness, old_node: Harness, tier: MemoryTier
+) -> None:
+    """The archive could not be published."""
+    timeline, asked = old_node.prepared(), note_fetches(tier)
+    node.reopen(min_free_disk_bytes=1 << 60)
+    warm(node, timeline)
+    assert (asked, node.skips) == ([], {"low_disk": 1})
 
 
 def test_a_tenant_that_is_warmed_has_a_hit_at_its_first_start(
