@@ -9,7 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from bbcache.cli.off_main import off_main_thread
-from bbcache.errors import printable
+from bbcache.errors import ConfigError, printable
 from bbcache.setting_rows import settings_of
 from bbcache.storage.verify import Finding, Verdict
 from bbcache.tier_config import TierConfig
@@ -104,8 +104,13 @@ def run_verify(options: argparse.Namespace) -> bool:
         Whether every object is good.
 
     Raises:
-        BbcacheError: the bucket cannot be listed, or a key cannot be used.
+        BbcacheError: the bucket cannot be listed, a key cannot be used, or none is named.
     """
+    if not (options.key_file or options.allow_unsigned):
+        raise ConfigError(
+            "no key is named, so no signature can be checked\n"
+            "hint: Name the keys of the nodes by --key-file, or give --allow-unsigned."
+        )
     config = tier_config(
         options, key_files=tuple(options.key_file), allow_unsigned=options.allow_unsigned
     )

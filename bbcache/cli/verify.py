@@ -26,8 +26,13 @@ Of a second tier, check the signature and the seal of every object of the epoch.
 them are read: how many requests that takes is said first.
 """
 _EPILOG = """\
+examples:
+  bbcache verify /srv/pageserver/basebackup_cache
+  bbcache verify s3://bucket/prefix --key-file tier.key --option region=eu-central-1
+
 exit codes: 0 every archive is good, 1 an archive is bad or cannot be read, 2 the directory
-cannot be listed, 3 the directory is not a cache: it has neither an archive nor .bbcache.lock
+or the bucket cannot be listed, 3 the directory is not a cache: it has neither an archive nor
+.bbcache.lock
 """
 CACHE_DIR_NAME: Final = "basebackup_cache"  # in a pageserver's directory
 
@@ -48,7 +53,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "dir",
         type=_place,
-        metavar="DIR",
+        metavar="DIR|URL",
         help="the cache's data directory; or the URL of a second tier, such as s3://bucket/prefix",
     )
     parser.add_argument(

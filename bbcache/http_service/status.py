@@ -90,7 +90,7 @@ class ShownTier:
     """The second tier.
 
     Attributes:
-        problem: why it gives nothing now; None if no reason is known.
+        problem: why nothing is fetched or uploaded now; None if no reason is known.
         fetches: fetches, by result.
         uploads: archives offered to it, by result.
         waiting_uploads: archives that wait for an upload.
@@ -182,7 +182,7 @@ class StatusReader:
 
     Attributes:
         cache_config: the same, as it is now.
-        tier_problem: says why the second tier gives nothing; None if there is no tier.
+        tier_problem: says why nothing is fetched or uploaded; None if there is no second tier.
     """
 
     def __init__(

@@ -75,7 +75,7 @@ class ObjectTier:
         self._keys = KeyRing(config.key_files)
         self._bucket = bucket or _bucket_for_fetches(config)
         self._metrics = TierMetrics(registry)
-        self._fetch_breaker, upload_breaker = Breaker(), Breaker()
+        self._fetch_breaker, self._upload_breaker = Breaker(), Breaker()
         self._bad_lock = threading.Lock()  # guards _bad
         self._bad: OrderedDict[Address, None] = OrderedDict()  # the latest last
         self._queue = UploadQueue(config.upload_queue_size, self._settle)
@@ -84,14 +84,16 @@ class ObjectTier:
             bucket or _bucket_for_uploads(config),
             self._keys,
             self._queue,
-            upload_breaker,
+            self._upload_breaker,
             self._metrics,
             self._was_bad,
         )
         self._check = StartCheck(self._bucket, config.url, config.epoch)
         self._metrics.upload_queue_size.read_from(self._queue.__len__)
-        self._metrics.fetch_breaker.read_from(lambda: int(self.problem is not None))
-        self._metrics.upload_breaker.read_from(lambda: int(upload_breaker.is_failing()))
+        self._metrics.fetch_breaker.read_from(
+            lambda: int(self._check.problem is not None or self._fetch_breaker.is_failing())
+        )
+        self._metrics.upload_breaker.read_from(lambda: int(self._upload_breaker.is_failing()))
         self._threads = [threading.Thread(target=self._check.run, name="bbcache-tier-check")]
         if config.may_upload:
             self._threads += [
@@ -112,12 +114,12 @@ class ObjectTier:
 
     @property
     def problem(self) -> str | None:
-        """Why the tier gives nothing now, in one line; None if no reason is known."""
+        """Why nothing is fetched or uploaded now, in one line; None if no reason is known."""
         if self._check.problem is not None:
             return self._check.problem
-        if self._fetch_breaker.is_failing():
-            return "fetches pause after failures in a row"
-        return None
+        breakers = {"fetches": self._fetch_breaker, "uploads": self._upload_breaker}
+        paused = " and ".join(what for what, breaker in breakers.items() if breaker.is_failing())
+        return f"{paused} pause after failures in a row" if paused else None
 
     def offer(
         self, info: EntryInfo, open_file: Callable[[], BinaryIO], replaced_lsn: Lsn | None

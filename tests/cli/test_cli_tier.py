@@ -156,7 +156,9 @@ def test_verify_needs_the_key(
     local.upload(local.tier(), local.archive())
     url = f"file://{tmp_path}/store"
     assert main(["verify", url]) == 2
-    assert "key_files of the tier is empty" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no key is named, so no signature can be checked\nhint: " in error
+    assert "--key-file" in error
     other = key_file.with_name("other")
     other.write_bytes(b"k" * 32)
     other.chmod(0o600)

@@ -102,6 +102,15 @@ def test_a_service_whose_cache_can_publish_nothing_is_degraded(
     assert 'id="degraded"' not in whole.routes.respond("/", "").body.decode()
 
 
+def test_a_second_tier_that_fails_is_shown(whole: Whole) -> None:
+    """The page says why; a service without a tier shows none."""
+    assert "Second tier" not in whole.routes.respond("/", "").body.decode()
+    whole.reader.tier_problem = lambda: "uploads pause after failures in a row"
+    assert "uploads pause after failures in a row" in whole.routes.respond("/", "").body.decode()
+    document = json.loads(whole.routes.respond("/status.json", "").body)
+    assert document["tier"]["problem"] == "uploads pause after failures in a row"
+
+
 @pytest.mark.parametrize("path", ["", "//", "/index.html", "/metrics/", "/../etc/passwd", "*"])
 def test_what_there_is_not(whole: Whole, path: str) -> None:
     """It names what there is, and repeats nothing."""

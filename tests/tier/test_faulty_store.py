@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
 from support.helpers import wait_until
 
+from bbcache import TimelineId
 from bbcache.outcomes import FetchResult
 from bbcache.tier import breaker
 from bbcache.tier.breaker import FAILURES_TO_OPEN
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from tier.object_store import ObjectStore
 
 SHORT_S = 0.05
+MIB = 1 << 20
 FAULTS = {
     "hang": (FetchResult.TIMEOUT, {"first_byte_timeout": SHORT_S}),
     "stall": (FetchResult.TIMEOUT, {"first_byte_timeout": SHORT_S}),
@@ -106,7 +109,8 @@ def test_an_upload_that_fails_is_tried_three_times(
     puts = [name for method, name in store.requests if method == "PUT" and name.endswith("2000")]
     assert len(puts) == 1 + 2
     assert remote.count("upload_total", result="failed") == 1
-    assert remote.count("upload_breaker_open") == 1
+    assert (remote.count("upload_breaker_open"), remote.count("fetch_breaker_open")) == (1, 0)
+    assert tier.problem == "uploads pause after failures in a row"
     assert remote.fetch(tier, old)[0] is FetchResult.HIT
 
 
@@ -125,10 +129,12 @@ def test_uploads_and_fetches_go_on_after_a_pause(
     for _ in range(FAILURES_TO_OPEN):
         remote.fetch(tier, lost)
     assert (remote.count("upload_breaker_open"), remote.count("fetch_breaker_open")) == (1, 1)
+    assert tier.problem == "fetches and uploads pause after failures in a row"
     store.fault = ""
     remote.upload(tier, kept)
     wait_until(lambda: remote.fetch(tier, kept)[0] is FetchResult.HIT)
     assert (remote.count("upload_breaker_open"), remote.count("fetch_breaker_open")) == (0, 0)
+    assert tier.problem is None
 
 
 def test_uploads_wait_bounded_while_the_server_hangs(
@@ -149,6 +155,26 @@ def test_uploads_wait_bounded_while_the_server_hangs(
     store.ends.set()
     assert tier.wait_idle()
     assert remote.fetch(tier, archives[-1])[0] is FetchResult.HIT
+
+
+def test_uploads_that_wait_take_no_memory(
+    remote: Lab, store: ObjectStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An archive is read when its upload begins: so many as upload at once are in memory."""
+    caplog.set_level(logging.CRITICAL)
+    tier, template = remote.tier(), remote.archive(size_bytes=MIB)
+    store.fault, store.faulty_methods = "hang", frozenset({"PUT"})
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            info = template.info._replace(timeline_id=TimelineId.generate())
+            tier.offer(info, template.open, None)
+        wait_until(lambda: any(method == "PUT" for method, _ in store.requests))
+        waiting, peak_bytes = remote.count("upload_queue_size"), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert waiting == 19
+    assert MIB < peak_bytes < 4 * MIB  # the object, and what our server has read of it
 
 
 def test_a_close_leaves_an_upload_that_hangs(
