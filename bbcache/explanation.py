@@ -46,6 +46,7 @@ class Standing:
         lowest_score: that of the entry that goes next; None if no entry can go, or is ranked.
         rank: how many entries go before its own; None if it has none, or none is ranked.
         is_pinned: whether its entry is never evicted.
+        is_pin_refused: whether the host pins it in vain: pins take half of each limit at most.
         habits: its habits; None for an unknown timeline, and with another policy.
     """
 
@@ -53,6 +54,7 @@ class Standing:
     lowest_score: float | None
     rank: int | None
     is_pinned: bool
+    is_pin_refused: bool
     habits: Habits | None
 
 
@@ -223,8 +225,12 @@ def _entry_text(entry: HeldEntry) -> str:
 
 
 def _standing_lines(standing: Standing, *, has_entry: bool) -> Iterator[str]:
-    if has_entry:
-        yield f"pinned: {'yes, so it is never evicted' if standing.is_pinned else 'no'}"
+    if standing.is_pinned:
+        yield "pinned: yes, so its entry is never evicted"
+    elif standing.is_pin_refused:
+        yield "pinned: no, since the pins of the host would take more than half of a limit"
+    elif has_entry:
+        yield "pinned: no"
     yield f"score: {_score_text(standing)}"
     yield f"habits: {habits_text(standing.habits)}"
 

@@ -230,6 +230,7 @@ class Evictor:
                 lowest_score=policy.lowest_score(now_s) if self._policy.is_ranking else None,
                 rank=policy.rank(key, now_s) if is_ranked else None,
                 is_pinned=is_pinned,
+                is_pin_refused=key in self._pins.refused,
                 habits=policy.habits(key, now_s),
             )
 

@@ -36,6 +36,7 @@ class Pins:
     Attributes:
         are_known: whether the host has said once what is pinned.
         keys: the timelines whose entries are spared; replaced as a whole, never changed.
+        refused: those whose pins are refused, because they would take too much; likewise.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Pins:
     ) -> None:
         self.are_known = False
         self.keys: frozenset[bytes] = frozenset()
+        self.refused: frozenset[bytes] = frozenset()
         self._config = config
         self._index = index
         self._policy = policy
@@ -108,12 +110,13 @@ class Pins:
                 accepted.append(key)
                 left_bytes -= size_bytes
         self.keys = frozenset(accepted)
+        self.refused = wanted - self.keys
         self._policy.pin(self.keys)
-        if len(accepted) < len(wanted):
+        if self.refused:
             log.warning(
                 "%d of %d pinned timelines are refused: pins may take half of max_size_entries "
                 "and of max_total_size_bytes\nhint: Pin fewer timelines, or raise the limits.",
-                len(wanted) - len(accepted),
+                len(self.refused),
                 len(wanted),
             )
 

@@ -27,6 +27,7 @@ from support.helpers import wait_until
 from support.ledger import total_count
 from support.locks import WatchedLock, watched_locks
 
+from bbcache import TimelineId
 from bbcache.eviction import ReturnRate
 from bbcache.storage.files import TempFile
 from bbcache.storage.index import make_key
@@ -342,6 +343,17 @@ def test_habits_survive_a_restart(harness: Harness) -> None:
     harness.check_accounting()
 
 
+def test_reads_of_unknown_timelines_are_not_remembered(harness: Harness) -> None:
+    """Only a prepare makes a record, so no client fills the memory with invented ids."""
+    sizes = []
+    harness.prepared()
+    for read in (lambda: None, partial(_read_unknown, harness), harness.prepared):
+        read()
+        with harness.engine.policy.asked() as (policy, _):
+            sizes.append(len(policy.save()))
+    assert sizes[0] == sizes[1] < sizes[2]
+
+
 @pytest.mark.parametrize("content", [b"", b"junk", b"bbcache habits 1\n" + bytes(100)])
 def test_damaged_habits_are_a_slower_start(
     harness: Harness, content: bytes, caplog: pytest.LogCaptureFixture
@@ -424,6 +436,11 @@ def test_habits_that_have_no_room_are_not_saved(harness: Harness) -> None:
     harness.engine.cleaner.save_habits()
     assert not (harness.dir / ".bbcache.habits").exists()
     harness.check_accounting()
+
+
+def _read_unknown(harness: Harness) -> None:
+    for _ in range(100):
+        assert harness.cache.get(harness.tenant.tenant_id, TimelineId.generate(), LSN_A) is None
 
 
 def _lstat_of_all_but_habits(

@@ -154,9 +154,25 @@ def test_a_pinned_entry(harness: Harness) -> None:
     explained = explain(harness, timeline)
     assert explained.standing is not None
     assert explained.standing.is_pinned
-    assert "pinned: yes, so it is never evicted" in str(explained)
+    assert "pinned: yes, so its entry is never evicted" in str(explained)
     assert explained.standing.score is None
     assert "score: entries are not ranked before the cache is nearly full" in str(explained)
+
+
+def test_a_pin_that_is_refused(tmp_path: Path) -> None:
+    """An operator who looks for the pin learns why it does not count."""
+    with Harness(tmp_path / "cache", max_size_entries=2) as harness:
+        timelines = [harness.prepared() for _ in range(2)]
+        ids = sorted(each.timeline_id for each in timelines)
+        put(harness.tenant, "pinned_timelines", lambda: ids)
+        harness.cache.run_cleanup()
+        tenant_id = harness.tenant.tenant_id
+        pinned, refused = (harness.cache.explain(tenant_id, each) for each in ids)
+    assert pinned.standing is not None
+    assert (pinned.standing.is_pinned, pinned.standing.is_pin_refused) == (True, False)
+    assert refused.standing is not None
+    assert (refused.standing.is_pinned, refused.standing.is_pin_refused) == (False, True)
+    assert "pinned: no, since the pins of the host would take more than half" in str(refused)
 
 
 def test_the_habits_of_a_timeline(harness: Harness) -> None:

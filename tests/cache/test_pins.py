@@ -61,6 +61,38 @@ def test_a_pinned_entry_stays(harness: Harness) -> None:
     assert list(map(harness.holds, timelines)) == [False, False, True, True]
 
 
+def test_each_tenant_is_asked_once_a_clean_up(harness: Harness) -> None:
+    """Whatever must go then: a host may look its pins up in a slow place."""
+    timelines, asked = _filled(harness), []
+
+    def pinned_timelines() -> list[TimelineId]:
+        asked.append(1)
+        return [timelines[0].timeline_id]
+
+    put(harness.tenant, "pinned_timelines", pinned_timelines)
+    harness.cache.set_limits(dataclasses.replace(harness.config, max_size_entries=2))
+    harness.cache.run_cleanup()
+    assert len(asked) == 1
+    harness.prepared()
+    assert len(asked) == 1
+    assert list(map(harness.holds, timelines)) == [True, False, False, False]
+
+
+def test_what_cannot_fit_at_all_is_full(harness: Harness) -> None:
+    """Foreign files and pins take all the room, so no entry is worth less than the newcomer."""
+    timelines = _filled(harness)
+    _pin(harness, *timelines[:2])
+    for number in range(2):
+        (harness.dir / f"foreign {number}").touch()
+    harness.reopen()
+    harness.wait_idle()
+    for _ in range(2):
+        harness.cache.run_cleanup()
+    assert list(map(harness.holds, timelines)) == [True, True, False, False]
+    harness.prepare(harness.timeline())
+    assert harness.skips == {"full": 1}
+
+
 def test_a_pinned_entry_that_is_outgrown_goes(harness: Harness) -> None:
     """It is of no use any more."""
     timelines = _filled(harness)
