@@ -63,11 +63,6 @@ class Workers(Generic[_C]):
         self._warned_s = -math.inf
 
     @property
-    def thread_count(self) -> int:
-        """How many threads there are."""
-        return len(self._threads)
-
-    @property
     def is_short(self) -> bool:
         """Whether connections wait and no thread can be started; reads memory only."""
         count = len(self._threads)
