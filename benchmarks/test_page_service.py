@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import tracemalloc
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from prometheus_client import CollectorRegistry
+
+from bbcache.page_service import Address, CacheSource, PageService, PageServiceConfig
 from benchmarks import greedy_clients, slow_clients
 from benchmarks.bars import Bar, Sense, case
-from benchmarks.entries import make_ids, write_entries
+from benchmarks.entries import make_host, make_ids, spawn_ready, write_entries
 from benchmarks.exchanges import Exchange, http_server, page_server
 from benchmarks.latency import P50, P99, Calls, Latencies
 from benchmarks.nginx import nginx_process
 from benchmarks.rounds import timed
-from benchmarks.service_process import child, service_process
+from benchmarks.service_process import allow_many_descriptors, child, service_process
+from benchmarks.workspace import MEMORY_PACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +57,8 @@ _GOOD_MEDIAN: Final = "page service, median of a good client"
 _ALONE_MEDIAN: Final = f"{_GOOD_MEDIAN} alone"
 _BESIDE_SYNC: Final = f"{_GOOD_MEDIAN} beside {_GREEDY_COUNT} that pipeline Sync"
 _BESIDE_PARSE: Final = f"{_GOOD_MEDIAN} beside {_GREEDY_COUNT} that pipeline Parse"
+_MEMORY: Final = "page service, memory of an idle connection"
+_KIB: Final = 1 << 10
 
 
 class Archives(NamedTuple):
@@ -242,3 +250,34 @@ def _beside_greedy(workspace: Workspace, stack: ExitStack, kind: str) -> Latenci
         stack.enter_context(child(greedy_clients.__name__, arguments, log_path))
     exchange = connected(stack, server, archives, 1)
     return Latencies(lambda: exchange.latencies(counts.calls), P50)
+
+
+@case("memory of a connection", Bar("memory-connection", _MEMORY, "", Sense.AT_MOST, 64, "KiB"))
+def test_memory(workspace: Workspace, rounds: Rounds, stack: ExitStack) -> None:
+    """What a service allocates for each client that has logged in and is silent."""
+    count = _IDLE_COUNT // workspace.counts.crowd_divisor
+    archives = stack.enter_context(written(workspace, workspace.inputs.lean, 1))
+    host = make_host(archives.ids)
+    cache = stack.enter_context(spawn_ready(archives.data_dir, host))
+    config = PageServiceConfig(listen=Address("127.0.0.1", 0), max_connections=count)
+    source = CacheSource(host, cache, config)
+    allow_many_descriptors()
+
+    def run() -> float:
+        with PageService(source, config, registry=CollectorRegistry()) as service:
+            tracemalloc.start()
+            try:
+                before_bytes = _traced_bytes()
+                crowd = (service.address.port, count, 0)
+                with child(slow_clients.__name__, crowd, archives.directory / "crowd.log"):
+                    return (_traced_bytes() - before_bytes) / count / _KIB
+            finally:
+                tracemalloc.stop()
+
+    rounds.add(_MEMORY, lambda: run)
+    rounds.run(MEMORY_PACE)
+
+
+def _traced_bytes() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
