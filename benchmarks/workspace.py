@@ -58,7 +58,7 @@ FULL: Final = Counts(
     "full", 2, 20, 200_000, Calls(10_000, 0.5), Pace(10, 5, 60), Pace(10, 3, 60), frozenset()
 )
 QUICK: Final = Counts(
-    "quick", 2, 20, 20_000, Calls(2_000, 0.2), Pace(1.5, 3, 60), Pace(1.5, 1, 60), LONG_CODECS
+    "quick", 2, 20, 20_000, Calls(2_000, 0.2), Pace(0.8, 3, 60), Pace(0.8, 1, 60), LONG_CODECS
 )
 UNTIMED: Final = Counts(
     "untimed", 1, 1, 300, Calls(50, 0.05), Pace(0, 1, 1), Pace(0, 1, 1), LONG_CODECS, 100
