@@ -27,6 +27,7 @@ MAX_EXAMPLE_LINES = 25
 _INDEX = ROOT / "docs/index.md"
 MAX_HOST_LINES = 60
 MAX_README_LINES = 90
+MAX_LAYERS = 10
 CLAIMS = 5
 _RAW = "https://raw.githubusercontent.com/bbcache/bbcache"
 MANY = 80
@@ -202,6 +203,20 @@ def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= MAX_README_LINES
     assert claims.count("\n- **") == CLAIMS
     assert README.count("![") == 1
+
+
+@pytest.mark.parametrize(("page", "most"), [("architecture", 120), ("performance", 200)])
+def test_a_page_is_short(page: str, most: int) -> None:
+    """Pages that every change adds to keep to a length that one sitting takes."""
+    assert len((ROOT / f"docs/{page}.md").read_text().splitlines()) <= most
+
+
+def test_the_rooms_have_ten_layers() -> None:
+    """The order of imports is that of the rooms, and takes ten layers and two prohibitions."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers, *prohibitions = config["contracts"]
+    assert len(layers["layers"]) <= MAX_LAYERS
+    assert [each["type"] for each in prohibitions] == ["forbidden", "forbidden"]
 
 
 def test_every_module_is_in_the_architecture() -> None:
