@@ -153,7 +153,7 @@ def run_verify(options: argparse.Namespace) -> bool:
         for name, verdict, size_bytes, reason, _ in findings:
             if verdict is not Verdict.GOOD:
                 print(f"{verdict}: {name!r} ({size_bytes} bytes): {printable(reason)}")
-        names = {Verdict.STRAY: "foreign"}
+        names = {Verdict.FOREIGN: "foreign"}
         print(", ".join(f"{counts[each]} {names.get(each, each)}" for each in Verdict))
     return counts[Verdict.BAD] == counts[Verdict.UNREADABLE] == 0
 

@@ -28,7 +28,7 @@ class Verdict(StrEnum):
     GOOD = "good"
     BAD = "bad"
     UNREADABLE = "unreadable"  # neither good nor bad
-    STRAY = "foreign file"
+    FOREIGN = "foreign file"
 
 
 class Finding(NamedTuple):
@@ -109,7 +109,7 @@ class Audit:
                 yield finding
         for name, size_bytes in sorted(self._found.foreign_files.items()):
             path = os.path.join(self._store.data_dir, name)
-            yield Finding(path, Verdict.STRAY, size_bytes, "no basebackup has this name")
+            yield Finding(path, Verdict.FOREIGN, size_bytes, "no basebackup has this name")
 
     def archives_of(self, key: bytes) -> list[StoredArchive]:
         """Check the archives of one timeline; more than one LSN is there if a start is due."""

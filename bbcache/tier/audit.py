@@ -56,7 +56,7 @@ class BucketAudit:
             address = Address.of_name(name)
             if address is None:
                 reason = "no basebackup has this name"
-                yield Finding(name, Verdict.STRAY, size_bytes, reason)
+                yield Finding(name, Verdict.FOREIGN, size_bytes, reason)
                 continue
             try:
                 if not self._check(address):

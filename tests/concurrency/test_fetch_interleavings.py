@@ -1,8 +1,8 @@
 """A fetch from the second tier that is stopped at each of its steps while something else happens.
 
-Whatever that is: the caller gets bytes that were sealed for his LSN, or is told that the cache
-closes; a newer archive is never replaced by the older one that was fetched; and the books
-balance in the end. In a normal run each of the other actions takes a fifth of the steps.
+Whatever that is, the caller gets bytes that were sealed for his LSN, or is told that the cache
+closes. The older archive that was fetched never replaces a newer one, and the ledger agrees with
+the directory in the end. In a normal run each of the other actions takes a fifth of the steps.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A fill that is stopped at each of its steps while something else happens to its timeline.
 
-Whatever that is: the caller gets bytes that the host has written for his LSN, or is told that
-the cache closes; one build serves two callers; and the books balance in the end. In a normal
-run each of the other actions takes a fifth of the steps, and together they take every step.
+Whatever that is, the caller gets bytes that the host has written for his LSN, or is told that
+the cache closes. One build serves two callers, and the ledger agrees with the directory in the
+end. In a normal run each of the other actions takes a fifth of the steps, and together they take
+every step.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Any two actions on one timeline, one of them stopped at each of its steps.
 
 The steps of every action in every state are found by running it. At each of them the action
-is stopped, another runs to its end or to where it
-must wait, and then the first goes on. Whatever the order: only sealed bytes are served, the
-books balance with the directory, and nothing that was prepared is lost. In a normal run each
+is stopped, another runs until it ends or must wait, and then the first goes on. Whatever the
+order, only sealed bytes are served, the ledger agrees with the directory, and nothing that was
+prepared is lost. In a normal run each
 pair of actions takes a fifth of the steps, and the pairs together take every step.
 """
 
@@ -55,7 +55,7 @@ def test_steps_are_found(make_scene: Callable[..., Scene], state: str, action: s
 def test_interleaving(
     make_scene: Callable[..., Scene], state: str, stopped: str, other: str
 ) -> None:
-    """Wherever one action stops for another: right bytes or a miss, balanced books, no loss."""
+    """Wherever one action stops for another: right bytes or a miss, a right ledger, no loss."""
     steps = share_of(steps_of(make_scene, state, stopped), [*ACTIONS].index(other))
     met = [_interleave(make_scene(state), state, stopped, step, other) for step in steps]
     assert 2 * sum(met) >= len(met) > 0, "the steps are not those that were found"
@@ -112,7 +112,7 @@ def _expected_of_cut(state: str, others: Collection[str]) -> set[Lsn | None]:
 
 
 def check_end(scene: Scene, expected: set[Lsn | None], *, is_cut: bool) -> None:
-    """Find what damage is left, then compare cache, books, directory and expectation."""
+    """Find what damage is left, then compare cache, ledger, directory and expectation."""
     harness = scene.harness
     get(scene)
     harness.wait_idle()

@@ -46,7 +46,7 @@ PROFILE: Final = settings(
 )
 TIMEOUT_S: Final = 7200 if IS_NIGHTLY else 600  # a failure is made small, which takes long
 _REPLACED: Final = ("unlink", "link", "fifo", "folder")
-_STRAYS: Final = ("lost+found", ".DS_Store", "basebackup_old.tar.gz", "core.7", "notes.txt")
+_FOREIGN: Final = ("lost+found", ".DS_Store", "basebackup_old.tar.gz", "core.7", "notes.txt")
 
 ARCHIVES = st.tuples(NUMBERS, LSNS, st.sampled_from(["sealed", "plain", "broken", "junk"]))
 LIMITED = st.fixed_dictionaries(
@@ -151,7 +151,7 @@ class CacheMachine(UsedCache):
                 self.write(path, other.content)
                 self.model.damage[path.name] = CONTENT
 
-    @rule(name=st.sampled_from(_STRAYS), size_bytes=st.integers(0, 500))
+    @rule(name=st.sampled_from(_FOREIGN), size_bytes=st.integers(0, 500))
     def bring_a_foreign_file(self, name: str, size_bytes: int) -> None:
         """Somebody puts another file or a folder there, or changes one; the next start sees it."""
         self.settle()
@@ -196,7 +196,7 @@ class CacheMachine(UsedCache):
         """An administrator removes what is astray, what is bad, or what is the cache's own."""
         self.settle()
         if what == "foreign files":
-            for name in self.model.foreign.intersection(_STRAYS):
+            for name in self.model.foreign.intersection(_FOREIGN):
                 path = self.dir / name
                 path.rmdir() if path.is_dir() else path.unlink()
                 self.model.foreign.discard(name)

@@ -1,4 +1,4 @@
-"""The bed on which the fault tests run, made once a session."""
+"""The harness on which the fault tests run, made once a session."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from faults import matrix, shim
-from faults.harness import Bed
+from faults.harness import FaultHarness
 from faults.life import STORIES
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ def compiler() -> str:
 
 
 @pytest.fixture(scope="session")
-def bed(compiler: str) -> Iterator[Bed]:
+def harness(compiler: str) -> Iterator[FaultHarness]:
     """The shim, and warm processes."""
-    with Bed(compiler, _JOBS) as bed:
-        yield bed
+    with FaultHarness(compiler, _JOBS) as harness:
+        yield harness
 
 
 @pytest.fixture(scope="session")
-def life_calls(bed: Bed) -> dict[str, list[Call]]:
+def life_calls(harness: FaultHarness) -> dict[str, list[Call]]:
     """The calls of a life without fault, by its story."""
-    return {story: matrix.fault_free_calls(bed.benches[0], story) for story in STORIES}
+    return {story: matrix.fault_free_calls(harness.benches[0], story) for story in STORIES}

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 TESTS_DIR: Final = Path(__file__).parent.parent
 HANG_S: Final = 60.0  # a life takes a tenth of a second; machines can be busy
 _READY: Final = "ready"
-_EXIT_BROKEN: Final = 70  # the bed itself has failed
+_EXIT_BROKEN: Final = 70  # the harness itself has failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -81,7 +81,7 @@ class ForkServer:
     """
 
     def __init__(self, library: Path) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="bbcache-zygote-")
+        self._scratch = tempfile.TemporaryDirectory(prefix="bbcache-fork-server-")
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "faults.fork_server"],
             env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": python_path()},

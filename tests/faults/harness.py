@@ -31,7 +31,7 @@ class Bench(NamedTuple):
     directory: Path
 
 
-class Bed:
+class FaultHarness:
     """Benches that work side by side; a context manager.
 
     The directories are on tmpfs where there is room: the faults come from the shim, and

@@ -258,7 +258,7 @@ def live(
     is_lasting: bool = False,
     **settings: Any,
 ) -> None:
-    """Live one life on a directory that `world.seed` has filled.
+    """Live one life on a directory that `fixed_host.seed` has filled.
 
     Args:
         data_dir: the directory.

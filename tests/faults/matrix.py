@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Iterable
 
-    from faults.harness import Bed, Bench
+    from faults.harness import Bench, FaultHarness
 
 _TRIALS: Final = 3  # lives without fault, of which the longest is taken
 
@@ -184,9 +184,9 @@ class Summary:
         return ", ".join([*lines, f"{len(self.bad)} with complaints"]) + f"\n  by call: {ops}"
 
 
-def run(bed: Bed, faults: Iterable[Fault], story: str = "used") -> Summary:
+def run(harness: FaultHarness, faults: Iterable[Fault], story: str = "used") -> Summary:
     """One life for each fault."""
     summary = Summary()
-    for result in bed.each(lambda bench, fault: live_and_restart(bench, fault, story), faults):
+    for result in harness.each(lambda bench, fault: live_and_restart(bench, fault, story), faults):
         summary.add(result)
     return summary

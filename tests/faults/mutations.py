@@ -1,4 +1,4 @@
-"""Caches that break a promise on purpose, so that the bed can show that it finds out.
+"""Caches that break a promise on purpose, so that the harness can show that it finds out.
 
 Each is a change to the cache's own code, done in a fork before its life begins.
 """

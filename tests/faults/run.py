@@ -22,7 +22,7 @@ TESTS_DIR = Path(__file__).parent.parent
 sys.path[:0] = [str(TESTS_DIR), str(TESTS_DIR.parent)]
 
 from faults import kills, matrix, power_loss, shim  # noqa: E402 - found by the lines above
-from faults.harness import Bed  # noqa: E402
+from faults.harness import FaultHarness  # noqa: E402
 from faults.life import ALWAYS_FULL, STORIES, WITH_TIER  # noqa: E402
 
 
@@ -32,11 +32,11 @@ def say(what: object) -> None:
     sys.stdout.flush()
 
 
-def run_matrix(bed: Bed, args: argparse.Namespace, rng: random.Random) -> bool:
+def run_matrix(harness: FaultHarness, args: argparse.Namespace, rng: random.Random) -> bool:
     """One line for each way to fail in each story."""
     is_good = True
     for story in args.story or STORIES:
-        calls = matrix.fault_free_calls(bed.benches[0], story)
+        calls = matrix.fault_free_calls(harness.benches[0], story)
         say(f"a life that is {story} makes {len(calls)} calls below the directory")
         for name in args.column or matrix.COLUMNS:
             column = matrix.COLUMNS[name]
@@ -44,7 +44,7 @@ def run_matrix(bed: Bed, args: argparse.Namespace, rng: random.Random) -> bool:
             if not args.all:
                 shares = [matrix.share_of_column(column, calls, rng) for _ in range(args.count)]
                 faults = list(dict.fromkeys(fault for share in shares for fault in share))
-            summary = matrix.run(bed, faults, story)
+            summary = matrix.run(harness, faults, story)
             say(f"{story}, {name}: {summary}")
             for result in summary.bad[:5]:
                 say(f"COMPLAINT {result}")
@@ -52,15 +52,15 @@ def run_matrix(bed: Bed, args: argparse.Namespace, rng: random.Random) -> bool:
     return is_good
 
 
-def run_power_loss(bed: Bed, args: argparse.Namespace, rng: random.Random) -> bool:
+def run_power_loss(harness: FaultHarness, args: argparse.Namespace, rng: random.Random) -> bool:
     """Every image once with each way to verify."""
     counts: Counter[str] = Counter()
     for _ in range(args.lives):
-        disk, calls = power_loss.record_life(bed.benches[0])
+        disk, calls = power_loss.record_life(harness.benches[0])
         images = power_loss.all_images(disk, calls, rng, args.count)
         starts = [(image, verify) for image in images for verify in ("first", "never")]
         counts["images"] += len(images)
-        for complaints in bed.each(lambda b, start: power_loss.start_on(b, *start), starts):
+        for complaints in harness.each(lambda b, start: power_loss.start_on(b, *start), starts):
             counts["starts"] += 1
             counts["with complaints"] += bool(complaints)
             for complaint in complaints:
@@ -69,12 +69,12 @@ def run_power_loss(bed: Bed, args: argparse.Namespace, rng: random.Random) -> bo
     return not counts["with complaints"]
 
 
-def run_kills(bed: Bed, args: argparse.Namespace, rng: random.Random) -> bool:
+def run_kills(harness: FaultHarness, args: argparse.Namespace, rng: random.Random) -> bool:
     """A series of kills on each bench."""
-    count = -(-(args.count) // len(bed.benches))
-    seeds = [rng.randrange(1 << 30) for _ in bed.benches]
+    count = -(-(args.count) // len(harness.benches))
+    seeds = [rng.randrange(1 << 30) for _ in harness.benches]
     is_good = True
-    for tally in bed.each(lambda b, seed: kills.kill_again_and_again(b, count, seed), seeds):
+    for tally in harness.each(lambda b, seed: kills.kill_again_and_again(b, count, seed), seeds):
         say(tally)
         for complaint in tally.complaints:
             say(f"COMPLAINT {complaint}")
@@ -113,8 +113,8 @@ def main() -> int:
     say(f"seed {args.seed}")
     runs = {"matrix": run_matrix, "powerloss": run_power_loss, "kills": run_kills}
     started_s = time.monotonic()
-    with Bed(compiler, args.jobs) as bed:
-        is_good = runs[args.what](bed, args, random.Random(args.seed))
+    with FaultHarness(compiler, args.jobs) as harness:
+        is_good = runs[args.what](harness, args, random.Random(args.seed))
     say(f"{'all well' if is_good else 'COMPLAINTS'} after {time.monotonic() - started_s:.0f} s")
     return 0 if is_good else 1
 

@@ -26,7 +26,7 @@ def run(
     witness.watch_interpreter()
     try:
         _TASKS[task](data_dir, witness, **arguments)
-    except BaseException:  # noqa: BLE001 - of the test bed itself
+    except BaseException:  # noqa: BLE001 - of the test harness itself
         witness.problems.append(traceback.format_exc())
     gc.collect()  # whose finalisers may have something to say
     return witness.report()

@@ -1,4 +1,4 @@
-"""The bed can fail: a cache that breaks a promise is found out."""
+"""The harness can fail: a cache that breaks a promise is found out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from faults import fixed_host, matrix, mutations, shim
 from faults.shim import Fault
 
 if TYPE_CHECKING:
-    from faults.harness import Bed
+    from faults.harness import FaultHarness
 
 _FOUND_OUT_BY: Final = {
     "serves what it has not checked": "WRONG BYTES: bad at",
@@ -25,9 +25,9 @@ _FOUND_OUT_BY: Final = {
 
 
 @pytest.mark.parametrize("mutation", mutations.PROMISES)
-def test_a_broken_promise_is_found(bed: Bed, mutation: str) -> None:
+def test_a_broken_promise_is_found(harness: FaultHarness, mutation: str) -> None:
     """A life of a cache that does not keep the promise ends with a complaint about it."""
-    bench = bed.benches[0]
+    bench = harness.benches[0]
     data_dir = bench.directory / "mutant"
     fixed_host.seed(data_dir)
     hang_s = 2.0 if mutation == "hangs" else 60.0
@@ -36,9 +36,9 @@ def test_a_broken_promise_is_found(bed: Bed, mutation: str) -> None:
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "rename", "open"])
-def test_a_start_that_a_sick_disk_stops_is_found(bed: Bed, call: str) -> None:
+def test_a_start_that_a_sick_disk_stops_is_found(harness: FaultHarness, call: str) -> None:
     """A cache that fails its callers with its disk ends with a complaint; ours does not."""
-    bench = bed.benches[0]
+    bench = harness.benches[0]
     data_dir = bench.directory / "sick"
     for mutation in ("does not fall back", None):
         fixed_host.seed(data_dir)
@@ -50,18 +50,18 @@ def test_a_start_that_a_sick_disk_stops_is_found(bed: Bed, call: str) -> None:
         assert bool(stopped) == bool(mutation)
 
 
-def test_a_lost_entry_is_found(bed: Bed) -> None:
+def test_a_lost_entry_is_found(harness: FaultHarness) -> None:
     """A start that lacks what must have survived complains."""
-    bench = bed.benches[0]
+    bench = harness.benches[0]
     data_dir = bench.directory / "lossy"
     fixed_host.seed(data_dir)
     (data_dir / fixed_host.file_name(fixed_host.STEADY, fixed_host.LSN_A)).unlink()
     assert any("entries lost" in c for c in bench.fork_server.run("restart", data_dir).complaints())
 
 
-def test_a_good_archive_in_quarantine_is_found(bed: Bed) -> None:
+def test_a_good_archive_in_quarantine_is_found(harness: FaultHarness) -> None:
     """Only proof of badness may send a file there."""
-    bench = bed.benches[0]
+    bench = harness.benches[0]
     data_dir = bench.directory / "hasty"
     fixed_host.seed(data_dir)
     name = fixed_host.file_name(fixed_host.FIRST, fixed_host.LSN_A)
@@ -71,9 +71,9 @@ def test_a_good_archive_in_quarantine_is_found(bed: Bed) -> None:
     assert any("good archive is in quarantine" in complaint for complaint in complaints)
 
 
-def test_a_kill_that_does_not_come_is_found(bed: Bed) -> None:
+def test_a_kill_that_does_not_come_is_found(harness: FaultHarness) -> None:
     """A life that should have been killed at its first call, and was, is told apart."""
-    killed = matrix.live_and_restart(bed.benches[0], Fault("kill-before", 1))
+    killed = matrix.live_and_restart(harness.benches[0], Fault("kill-before", 1))
     assert (killed.complaints, killed.met is not None) == ([], True)
-    beyond = matrix.live_and_restart(bed.benches[0], Fault("kill-before", 1_000_000))
+    beyond = matrix.live_and_restart(harness.benches[0], Fault("kill-before", 1_000_000))
     assert (beyond.complaints, beyond.met) == ([], None)

@@ -19,7 +19,7 @@ from bbcache.storage.entry_names import PREFIX
 
 if TYPE_CHECKING:
     from faults.calls import Call
-    from faults.harness import Bed
+    from faults.harness import FaultHarness
 
 _TAKES_ALL: Final = os.environ.get("BBCACHE_FAULTS") == "all"
 _SHARE: Final = 8  # a normal run takes one in so many
@@ -31,7 +31,7 @@ _FIRST: Final = random.randrange(_SHARE)
 @pytest.mark.parametrize("story", STORIES)
 @pytest.mark.parametrize("name", matrix.COLUMNS)
 def test_a_life_outlives_every_fault(
-    bed: Bed, life_calls: dict[str, list[Call]], name: str, story: str
+    harness: FaultHarness, life_calls: dict[str, list[Call]], name: str, story: str
 ) -> None:
     """A call that fails, or ends the process, costs at most a miss."""
     column, calls = matrix.COLUMNS[name], life_calls[story]
@@ -40,7 +40,7 @@ def test_a_life_outlives_every_fault(
     faults = matrix.share_of_column(column, calls, random.Random(random.random()), groups)
     if _TAKES_ALL:
         faults = matrix.whole_column(column, calls)
-    summary = matrix.run(bed, faults, story)
+    summary = matrix.run(harness, faults, story)
     assert not summary.bad, "\n".join([str(summary), *map(str, summary.bad[:5])])
     # Lives differ by a few calls. A transfer of one byte cannot be short, and a share of the short
     # ones has so few calls that it may have no other.

@@ -13,7 +13,7 @@ from faults.power_loss import Content, Disk, File, Write
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from faults.harness import Bed
+    from faults.harness import FaultHarness
 
 _TAKES_ALL: Final = os.environ.get("BBCACHE_FAULTS") == "all"
 _STARTS: Final = 10
@@ -22,21 +22,21 @@ _STARTS: Final = 10
 @pytest.mark.slow
 @pytest.mark.timeout(7200 if _TAKES_ALL else 120)
 @pytest.mark.parametrize("verify_reads", ["first", "never"])
-def test_every_image_starts_well(bed: Bed, verify_reads: str) -> None:
+def test_every_image_starts_well(harness: FaultHarness, verify_reads: str) -> None:
     """No image holds a corrupt entry, and a start on it keeps every invariant."""
     rng = random.Random(random.random())
-    disk, calls = power_loss.record_life(bed.benches[0])
+    disk, calls = power_loss.record_life(harness.benches[0])
     images = power_loss.all_images(disk, calls, rng, 40 if _TAKES_ALL else 5)
     if not _TAKES_ALL:
         images = rng.sample(images, _STARTS)
-    answers = bed.each(lambda b, image: power_loss.start_on(b, image, verify_reads), images)
+    answers = harness.each(lambda b, image: power_loss.start_on(b, image, verify_reads), images)
     complaints = [line for found in answers for line in found]
     assert not complaints, f"{len(images)} images: {complaints[:5]}"
 
 
-def test_the_model_agrees_with_the_disk(bed: Bed) -> None:
+def test_the_model_agrees_with_the_disk(harness: FaultHarness) -> None:
     """With nothing lost, the model holds what the directory holds after the life."""
-    bench = bed.benches[0]
+    bench = harness.benches[0]
     disk, calls = power_loss.record_life(bench)
     assert sum(disk.apply(call) for call in calls) > 80
     image = next(disk.images(random.Random(0), 0))
@@ -45,19 +45,19 @@ def test_the_model_agrees_with_the_disk(bed: Bed) -> None:
     )
 
 
-def test_the_images_find_a_missing_fsync(bed: Bed) -> None:
+def test_the_images_find_a_missing_fsync(harness: FaultHarness) -> None:
     """A cache that renames what it has not synced leaves corrupt entries in some image."""
-    disk, calls = power_loss.record_life(bed.benches[0], mutation="no fsync")
+    disk, calls = power_loss.record_life(harness.benches[0], mutation="no fsync")
     images = power_loss.all_images(disk, calls, random.Random(0), 2)
     corrupt = [image for image in images if power_loss.corrupt_entries(image)]
     assert corrupt
-    complaints = power_loss.start_on(bed.benches[0], corrupt[0], "never")
+    complaints = power_loss.start_on(harness.benches[0], corrupt[0], "never")
     assert complaints
 
 
-def test_the_images_find_a_patch_after_the_fsync(bed: Bed) -> None:
+def test_the_images_find_a_patch_after_the_fsync(harness: FaultHarness) -> None:
     """A seal that is patched in after the fsync can be missing."""
-    disk, calls = power_loss.record_life(bed.benches[0], mutation="fsync before the patch")
+    disk, calls = power_loss.record_life(harness.benches[0], mutation="fsync before the patch")
     images = power_loss.all_images(disk, calls, random.Random(0), 2)
     assert any(power_loss.corrupt_entries(image) for image in images)
 

@@ -21,7 +21,7 @@ from support.helpers import tool
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from faults.harness import Bed
+    from faults.harness import FaultHarness
 
 # Every call that the shim knows and Python can make, with what it is recorded as.
 _ALL_CALLS: Final = """
@@ -82,7 +82,9 @@ _PATH_CALLS: Final = {
 }
 
 
-def run(bed: Bed, code: str, data_dir: Path, fault: Fault | None = None) -> tuple[int, str]:
+def run(
+    harness: FaultHarness, code: str, data_dir: Path, fault: Fault | None = None
+) -> tuple[int, str]:
     """Run Python code under the shim, in the directory; returns exit code and stdout."""
     data_dir.mkdir(exist_ok=True)
     child = subprocess.run(
@@ -91,7 +93,7 @@ def run(bed: Bed, code: str, data_dir: Path, fault: Fault | None = None) -> tupl
         cwd=data_dir,
         env={
             **os.environ,
-            "LD_PRELOAD": str(bed.library),
+            "LD_PRELOAD": str(harness.library),
             **shim.settings(data_dir, fault, data_dir.parent / "log"),
         },
         stdout=subprocess.PIPE,
@@ -106,9 +108,9 @@ def recorded(data_dir: Path) -> list[Call]:
     return read_log(data_dir.parent / "log")
 
 
-def test_every_call_is_written_down(bed: Bed, tmp_path: Path) -> None:
+def test_every_call_is_written_down(harness: FaultHarness, tmp_path: Path) -> None:
     """Each call below the directory is recorded, by path or by descriptor, in order."""
-    status, _ = run(bed, _ALL_CALLS, tmp_path / "d")
+    status, _ = run(harness, _ALL_CALLS, tmp_path / "d")
     assert status == 0
     words = " ".join(re.findall(r"# (.*)", _ALL_CALLS)).replace("readdir*5", "readdir " * 5)
     calls = recorded(tmp_path / "d")
@@ -124,7 +126,7 @@ _ENDS: Final = ("", "/f", "/g", "/h")
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EACCES, errno.EMFILE])
-def test_a_call_fails_with_the_error(bed: Bed, tmp_path: Path, number: int) -> None:
+def test_a_call_fails_with_the_error(harness: FaultHarness, tmp_path: Path, number: int) -> None:
     """The call chosen raises the error chosen and does nothing; those around it succeed."""
     code = """
 import os
@@ -133,12 +135,12 @@ for name in "abc":
     except OSError as error: print(name, error.errno)
 """
     fault = Fault("error", 2, number, only="mkdir")
-    assert run(bed, code, tmp_path / "d", fault) == (0, f"b {number}\n")
+    assert run(harness, code, tmp_path / "d", fault) == (0, f"b {number}\n")
     assert sorted(os.listdir(tmp_path / "d")) == ["a", "c"]
     assert [call.error for call in recorded(tmp_path / "d") if call.is_injected] == [number]
 
 
-def test_all_calls_from_one_on_fail(bed: Bed, tmp_path: Path) -> None:
+def test_all_calls_from_one_on_fail(harness: FaultHarness, tmp_path: Path) -> None:
     """A dead disk stays dead."""
     code = """
 import os
@@ -146,19 +148,21 @@ for name in "abcd":
     try: os.mkdir(name)
     except OSError as error: print(name, error.errno)
 """
-    _, out = run(bed, code, tmp_path / "d", Fault("error", 2, only="mkdir", count=0))
+    _, out = run(harness, code, tmp_path / "d", Fault("error", 2, only="mkdir", count=0))
     assert out == "b 5\nc 5\nd 5\n"
 
 
 @pytest.mark.parametrize(("kind", "size"), [("short-one", 1), ("short-half", 5)])
-def test_a_transfer_is_short(bed: Bed, tmp_path: Path, kind: shim.Kind, size: int) -> None:
+def test_a_transfer_is_short(
+    harness: FaultHarness, tmp_path: Path, kind: shim.Kind, size: int
+) -> None:
     """A short write writes less, says so, and has really written that."""
     code = """
 import os
 fd = os.open("f", os.O_RDWR | os.O_CREAT)
 print(os.write(fd, b"0123456789"), os.write(fd, b"x"))
 """
-    _, out = run(bed, code, tmp_path / "d", Fault(kind, 1, only="write"))
+    _, out = run(harness, code, tmp_path / "d", Fault(kind, 1, only="write"))
     assert out == f"{size} 1\n"
     assert (tmp_path / "d/f").read_bytes() == b"0123456789"[:size] + b"x"
     assert [call.data for call in recorded(tmp_path / "d") if call.op == "write"] == [
@@ -169,24 +173,24 @@ print(os.write(fd, b"0123456789"), os.write(fd, b"x"))
 
 @pytest.mark.parametrize(("kind", "left"), [("kill-before", ["a"]), ("kill-after", ["a", "b"])])
 def test_a_kill_comes_before_or_after(
-    bed: Bed, tmp_path: Path, kind: shim.Kind, left: list[str]
+    harness: FaultHarness, tmp_path: Path, kind: shim.Kind, left: list[str]
 ) -> None:
     """The process dies by SIGKILL with the call's effect on the disk, or without."""
     code = "import os; [os.mkdir(name) for name in 'abc']"
-    status, _ = run(bed, code, tmp_path / "d", Fault(kind, 2, only="mkdir"))
+    status, _ = run(harness, code, tmp_path / "d", Fault(kind, 2, only="mkdir"))
     assert status == -signal.SIGKILL
     assert sorted(os.listdir(tmp_path / "d")) == left
 
 
-def test_only_what_is_below_is_counted(bed: Bed, tmp_path: Path) -> None:
+def test_only_what_is_below_is_counted(harness: FaultHarness, tmp_path: Path) -> None:
     """A neighbour whose name begins alike is none of our business; `..` is no way out."""
     (tmp_path / "d2").mkdir()
     code = "import os; os.mkdir('../d2/x'); os.mkdir('in'); os.stat('in')"
-    assert run(bed, code, tmp_path / "d", Fault("error", 1, only="stat"))[0] == 1
+    assert run(harness, code, tmp_path / "d", Fault("error", 1, only="stat"))[0] == 1
     assert [call.op for call in recorded(tmp_path / "d")] == ["mkdir", "mkdir", "stat"]
 
 
-def test_threads_are_counted_together(bed: Bed, tmp_path: Path) -> None:
+def test_threads_are_counted_together(harness: FaultHarness, tmp_path: Path) -> None:
     """Every call has a number of its own, whichever thread makes it."""
     code = """
 import os, threading
@@ -194,13 +198,13 @@ def work(): [os.path.exists("f") for _ in range(200)]
 threads = [threading.Thread(target=work) for _ in range(4)]
 [t.start() for t in threads]; [t.join() for t in threads]
 """
-    run(bed, code, tmp_path / "d")
+    run(harness, code, tmp_path / "d")
     calls = recorded(tmp_path / "d")
     assert len({call.number for call in calls}) == len(calls) == 800
     assert len({call.thread for call in calls}) == 4
 
 
-def test_outside_calls_never_fail(bed: Bed, tmp_path: Path) -> None:
+def test_outside_calls_never_fail(harness: FaultHarness, tmp_path: Path) -> None:
     """What the test itself does is recorded, but neither counted nor hit."""
     code = f"""
 import os, sys
@@ -210,12 +214,12 @@ with outside(): os.mkdir("a")
 try: os.mkdir("b")
 except OSError: print("hit")
 """
-    assert run(bed, code, tmp_path / "d", Fault("error", 1, only="mkdir"))[1] == "hit\n"
+    assert run(harness, code, tmp_path / "d", Fault("error", 1, only="mkdir"))[1] == "hit\n"
     made = [call for call in recorded(tmp_path / "d") if call.op == "mkdir"]
     assert [call.number == 0 for call in made] == [True, False]
 
 
-def test_nothing_escapes_the_shim(bed: Bed, tmp_path: Path) -> None:
+def test_nothing_escapes_the_shim(harness: FaultHarness, tmp_path: Path) -> None:
     """The kernel sees no call below the directory that the shim has not recorded.
 
     Only what `opendir` does inside of libc is more: an open and a look at what it opened.
@@ -223,7 +227,7 @@ def test_nothing_escapes_the_shim(bed: Bed, tmp_path: Path) -> None:
     strace = tool("strace")
     data_dir, log, trace = tmp_path / "d", tmp_path / "log", tmp_path / "trace"
     fixed_host.seed(data_dir)
-    told = {"LD_PRELOAD": str(bed.library), **shim.settings(data_dir, log=log)}
+    told = {"LD_PRELOAD": str(harness.library), **shim.settings(data_dir, log=log)}
     told["PYTHONPATH"] = python_path()
     child = subprocess.run(
         [

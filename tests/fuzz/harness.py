@@ -86,7 +86,7 @@ class _Verifier:
 _POOLS: Final = ("bbcache-client", "bbcache-login")
 
 
-class FuzzBed:
+class FuzzHarness:
     """A host with one basebackup in a cache, sessions over it, and services. A context manager.
 
     Args:

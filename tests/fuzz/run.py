@@ -40,36 +40,36 @@ class Run:
     """Plays inputs, and says how many there were.
 
     Args:
-        bed: plays them.
+        harness: plays them.
         wanted_count: how many there are to be.
     """
 
-    def __init__(self, bed: Any, wanted_count: int) -> None:
-        self._bed = bed
+    def __init__(self, harness: Any, wanted_count: int) -> None:
+        self._harness = harness
         self._wanted_count = wanted_count
         self._started_s = time.monotonic()
         self._before = (0, 0)
 
     def play(self, data: bytes) -> None:
         """One input; it is told of where it breaks a promise."""
-        number = self._bed.counts["inputs"] + 1
+        number = self._harness.counts["inputs"] + 1
         try:
-            self._bed.play(data, is_over_tcp=number % _OVER_TCP_EACH == 0)
+            self._harness.play(data, is_over_tcp=number % _OVER_TCP_EACH == 0)
         except BaseException:
             say(f"COMPLAINT about input {number}: {data!r}")
             raise
         if number == min(_WARM, self._wanted_count):
-            self._before = self._bed.traces()
+            self._before = self._harness.traces()
         if number % _TELL_EACH == 0:
             self._tell()
 
     def is_done(self) -> bool:
         """Whether there were as many as there are to be."""
-        return bool(self._bed.counts["inputs"] >= self._wanted_count)
+        return bool(self._harness.counts["inputs"] >= self._wanted_count)
 
     def end(self) -> bool:
         """Say how it was; returns whether nothing is left of it."""
-        threads, descriptors = self._bed.traces()
+        threads, descriptors = self._harness.traces()
         was_threads, was_descriptors = self._before
         say(f"threads {was_threads} before, {threads} after")
         say(f"descriptors {was_descriptors} before, {descriptors} after")
@@ -79,7 +79,7 @@ class Run:
         return not has_leak
 
     def _tell(self) -> None:
-        counts = ", ".join(f"{name} {count:,}" for name, count in self._bed.counts.items())
+        counts = ", ".join(f"{name} {count:,}" for name, count in self._harness.counts.items())
         say(f"[{time.monotonic() - self._started_s:.0f} s] {counts}")
 
 
@@ -105,15 +105,15 @@ def _with_atheris(directory: Path, args: argparse.Namespace) -> NoReturn:
     import atheris  # noqa: PLC0415 - may be missing
 
     with atheris.instrument_imports(include=["bbcache.page_service"]):
-        from fuzz.harness import FuzzBed  # noqa: PLC0415 - instrumented
+        from fuzz.harness import FuzzHarness  # noqa: PLC0415 - instrumented
     from fuzz.engines import MOST_BYTES, random_inputs  # noqa: PLC0415
 
     corpus = directory / "corpus"
     corpus.mkdir()
     for number, data in enumerate(itertools.islice(random_inputs(args.seed), 200)):
         (corpus / str(number)).write_bytes(data)
-    with FuzzBed(directory) as bed:
-        run = Run(bed, args.count)
+    with FuzzHarness(directory) as harness:
+        run = Run(harness, args.count)
 
         def play(data: bytes) -> None:
             run.play(data)
@@ -132,10 +132,10 @@ def _with_atheris(directory: Path, args: argparse.Namespace) -> NoReturn:
 
 def _at_random(directory: Path, args: argparse.Namespace) -> bool:
     from fuzz.engines import random_inputs  # noqa: PLC0415
-    from fuzz.harness import FuzzBed  # noqa: PLC0415 - as above
+    from fuzz.harness import FuzzHarness  # noqa: PLC0415 - as above
 
-    with FuzzBed(directory) as bed:
-        run = Run(bed, args.count)
+    with FuzzHarness(directory) as harness:
+        run = Run(harness, args.count)
         for data in itertools.islice(random_inputs(args.seed), args.count):
             run.play(data)
         return run.end()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fuzz.engines import random_inputs
-from fuzz.harness import FuzzBed
+from fuzz.harness import FuzzHarness
 from fuzz.scripts import Script, Who
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,12 +27,12 @@ INPUTS = st.binary(max_size=60)
 
 
 @pytest.fixture(scope="module")
-def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FuzzBed]:
-    """One bed for all examples: what each leaves behind would add up."""
-    with FuzzBed(tmp_path_factory.mktemp("fuzz")) as bed:
-        bed.play(b"", is_over_tcp=True)
-        yield bed
-        print(dict(bed.counts), end="")  # noqa: T201 - the counts are a result
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FuzzHarness]:
+    """One harness for all examples: what each leaves behind would add up."""
+    with FuzzHarness(tmp_path_factory.mktemp("fuzz")) as harness:
+        harness.play(b"", is_over_tcp=True)
+        yield harness
+        print(dict(harness.counts), end="")  # noqa: T201 - the counts are a result
 
 
 @settings(
@@ -43,42 +43,44 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FuzzBed]:
     print_blob=True,
 )
 @given(data=INPUTS)
-def test_anything(bed: FuzzBed, data: bytes) -> None:
+def test_anything(harness: FuzzHarness, data: bytes) -> None:
     """Whatever comes, no promise is broken."""
-    bed.play(data)
+    harness.play(data)
 
 
-def test_anything_over_tcp(bed: FuzzBed) -> None:
+def test_anything_over_tcp(harness: FuzzHarness) -> None:
     """Nor by a whole service, which has as many threads and descriptors as before."""
     inputs = random_inputs(seed=1)
     for _ in range(100):
-        bed.play(next(inputs), is_over_tcp=True)
-    threads, descriptors = bed.traces()
+        harness.play(next(inputs), is_over_tcp=True)
+    threads, descriptors = harness.traces()
     for _ in range(300):
-        bed.play(next(inputs), is_over_tcp=True)
+        harness.play(next(inputs), is_over_tcp=True)
     most = threads, descriptors + 2  # what Python opens for itself
-    wait_until(lambda: all(map(le, bed.traces(), most)))  # one may be on its way out
+    wait_until(lambda: all(map(le, harness.traces(), most)))  # one may be on its way out
 
 
-def test_what_is_played_goes_deep(bed: FuzzBed) -> None:
+def test_what_is_played_goes_deep(harness: FuzzHarness) -> None:
     """Scripts get past the handshake, are understood, and get archives; some over TCP."""
-    bed.counts.clear()
+    harness.counts.clear()
     inputs = random_inputs(seed=2)
     for number in range(400):
-        bed.play(next(inputs), is_over_tcp=number % 10 == 0)
+        harness.play(next(inputs), is_over_tcp=number % 10 == 0)
     for name in ("CommandGiven", "commands understood", "archives given", "errors told"):
-        assert bed.counts[name] >= 10, bed.counts
-    assert bed.counts["over TCP"] == 40
+        assert harness.counts[name] >= 10, harness.counts
+    assert harness.counts["over TCP"] == 40
 
 
 @pytest.mark.parametrize("who", [Who.STRANGER, Who.NEIGHBOUR])
-def test_a_leak_would_be_noticed(bed: FuzzBed, monkeypatch: pytest.MonkeyPatch, who: Who) -> None:
+def test_a_leak_would_be_noticed(
+    harness: FuzzHarness, monkeypatch: pytest.MonkeyPatch, who: Who
+) -> None:
     """Where everyone is let in, the checks find out."""
-    query = next(each for each in bed.vocabulary.messages if b"basebackup" in each)
+    query = next(each for each in harness.vocabulary.messages if b"basebackup" in each)
     script = Script(who, [wire.startup(user="u"), wire.password("x"), query], 0)
-    bed.serve(script)
+    harness.serve(script)
     monkeypatch.setattr("bbcache.page_service.auth.tokens.TokenKeys.verify", lambda *_: EVERYTHING)
     with pytest.raises(AssertionError):
-        bed.serve(script)
+        harness.serve(script)
     with pytest.raises(AssertionError):
-        bed.connect(script)
+        harness.connect(script)

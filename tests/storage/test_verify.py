@@ -34,7 +34,7 @@ def test_foreign_files_are_listed_and_left_alone(tmp_path: Path) -> None:
         os.mkfifo(harness.dir / "pipe")
         os.symlink("/etc/passwd", harness.path(harness.timeline()))
         findings = list(Audit(harness.dir).run(quarantine=True))
-        assert {finding.verdict for finding in findings} == {Verdict.STRAY}
+        assert {finding.verdict for finding in findings} == {Verdict.FOREIGN}
         assert len(findings) == 3
         assert len(Audit(harness.dir)) == 0
         assert harness.quarantined() == []

@@ -33,7 +33,7 @@ LONG: Final = (
 
 
 class BedScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
-    """One worker for each file, and one for all files that share the fault bed."""
+    """One worker for each file, and one for all files that share the fault harness."""
 
     def _split_scope(self, nodeid: str) -> str:
         is_on_the_bed = nodeid.startswith(f"{_TOGETHER}/")
