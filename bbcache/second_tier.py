@@ -80,12 +80,12 @@ class Tier(Protocol):
             timeline_id: its timeline.
             lsn: the LSN.
             writer: takes the archive. Its bytes count only with a hit.
-            deadline_s: by when to return, by `time.monotonic`.
+            deadline_s: the time to return by, as `time.monotonic` gives it.
         """
         ...
 
     def close(self, timeout_s: float | None) -> None:
-        """End, and forget what is still to be done.
+        """Stop, and drop the work that waits.
 
         Args:
             timeout_s: how many seconds the cache waits at most; None if it has no limit.

@@ -25,7 +25,7 @@ _TIMEOUT_S: Final = 60.0
 
 
 class Node(NamedTuple):
-    """One of the two pageservers, with all that is its own."""
+    """One of the two pageservers, with its directory, tier and metrics."""
 
     root: Path
     pageserver: Pageserver

@@ -92,7 +92,7 @@ def _lasting(stream: TextIO) -> Iterator[TextIO]:
 
 
 def open_standard_streams() -> None:
-    """Open each standard stream that was closed at the start as /dev/null.
+    """Open /dev/null in the place of each standard stream that was closed at the start.
 
     Otherwise the next file or socket gets the descriptor of the closed stream, and the
     messages of a library or a child process go into it. Text that a stream cannot encode is

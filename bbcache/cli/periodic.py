@@ -28,11 +28,11 @@ class Periodic:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, timeout_s: float | None) -> None:
-        """End, after a call that runs; waits so long at most."""
+        """Stop after the call that runs; wait `timeout_s` seconds at most."""
         self._is_stopped.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)

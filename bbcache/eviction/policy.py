@@ -60,7 +60,7 @@ class Policy(Protocol):
         ...
 
     def spare(self, key: bytes) -> None:
-        """Make the timeline's archive no candidate for eviction."""
+        """Spare the timeline's archive from eviction."""
         ...
 
     def unspare(self, key: bytes) -> None:
@@ -68,15 +68,15 @@ class Policy(Protocol):
         ...
 
     def score(self, key: bytes, now_s: float) -> float:
-        """What the timeline's archive is worth; a higher one is kept rather."""
+        """The worth of the timeline's archive; archives with higher scores are kept."""
         ...
 
     def lowest_score(self, now_s: float) -> float | None:
-        """The score of the archive that goes next; None if there is no candidate."""
+        """The score of the archive that is evicted next; None without a candidate."""
         ...
 
     def rank(self, key: bytes, now_s: float) -> int:
-        """How many archives go before the timeline's."""
+        """How many archives are evicted before the timeline's."""
         ...
 
     def victims(self, newcomer: bytes, size_bytes: int, now_s: float) -> list[bytes] | None:
@@ -130,7 +130,7 @@ class Ranked:
     Attributes:
         key: the timeline.
         size_bytes: the size of the archive, or the size that is planned for.
-        level: in the ranking; -1 if it is no candidate.
+        level: in the ranking; -1 if it is not a candidate.
     """
 
     __slots__ = ("key", "level", "size_bytes")
@@ -144,8 +144,8 @@ class Ranked:
 class Ranking:
     """The candidates for eviction by level, the least worth first. Every change takes O(1).
 
-    In a level the one that entered it first goes first. A level is an ordered dict: a search for
-    the first item of a dict passes all that were removed before it.
+    In a level the archive that entered first is evicted first. A level is an ordered dict: a
+    search for the first item of a dict passes all that were removed before it.
 
     Attributes:
         count: archives that are held, candidates or not.
@@ -160,13 +160,13 @@ class Ranking:
         self._spared: set[bytes] = set()
 
     def spare(self, item: Ranked | None, key: bytes) -> None:
-        """Make a timeline's archive no candidate, now or when it comes."""
+        """Spare a timeline's archive from eviction, also one that is published later."""
         self._spared.add(key)
         if item is not None:
             self.drop(item)
 
     def unspare(self, key: bytes) -> bool:
-        """Undo `spare`, up to putting the archive back; False if it was none."""
+        """Undo `spare`, but do not rank the archive again; False if it was not spared."""
         is_spared = key in self._spared
         self._spared.discard(key)
         return is_spared

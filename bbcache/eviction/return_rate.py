@@ -303,7 +303,7 @@ class ReturnRate:
         return sleeper
 
     def _hold(self, sleeper: Sleeper, size_bytes: int) -> None:
-        """Rank a sleeper whose archive is held."""
+        """Rank a sleeper that has an archive."""
         self._held[sleeper.key] = sleeper
         sleeper.is_held = True
         if size_bytes != sleeper.size_bytes:
@@ -314,7 +314,7 @@ class ReturnRate:
         self._rank(sleeper)
 
     def _watch(self, sleeper: Sleeper, *, has_timer: bool = False) -> None:
-        """Count what becomes of a sleeper whose archive is not held."""
+        """Count the return of a sleeper that has no archive."""
         self._watched[sleeper.key] = sleeper
         if not has_timer:
             self._set_timer(sleeper)
@@ -376,7 +376,7 @@ class ReturnRate:
             self._ranking.put(sleeper, max(1, level))
 
     def _leave(self, sleeper: Sleeper, now_s: float) -> None:
-        """Count the sleep so far of a timeline whose return was not seen, and lose sight of it."""
+        """Count the sleep so far of a timeline that has not returned, and forget the timeline."""
         if sleeper.is_asleep and sleeper.is_counted:
             age = (now_s - sleeper.stopped_s) / sleeper.scale_s
             self._table.left(sleeper.row, sleeper.bin, age)

@@ -125,11 +125,11 @@ class Table:
         return self._rows[number * LENGTH_LEVELS + (typical_s >= _BRIEF_S)]
 
     def returned(self, row: Row, bin_: int, age: float) -> None:
-        """Count a return at an age, in typical sleeps, whose sleep is counted up to a bin."""
+        """Count a return at an age in typical sleeps; the sleep was counted up to a bin."""
         row.returned[self.left(row, bin_, age)] += self.weight
 
     def left(self, row: Row, bin_: int, age: float) -> int:
-        """Count the sleep of a sleeper that is lost sight of; returns the bin of its age."""
+        """Count the sleep of a sleeper that is forgotten; returns the bin of its age."""
         bin_ = self.passed(row, bin_, age)
         row.exposed[bin_] += self.weight * max(0.0, age - EDGES[bin_])
         return bin_

@@ -45,7 +45,7 @@ class Timers(Generic[_T]):
         self.count += 1
 
     def due(self, now_s: float) -> list[_T]:
-        """Take out what is due."""
+        """Take out the items that are due."""
         found: list[_T] = []
         heap = self._seconds.heap
         while heap and heap[0] <= now_s:
@@ -54,7 +54,7 @@ class Timers(Generic[_T]):
         return found
 
     def trim(self, is_wanted: Callable[[_T], bool]) -> None:
-        """Take out what is not wanted any more."""
+        """Take out the items that are not wanted any more."""
         for second, items in self._seconds.items():
             self._seconds[second] = [item for item in items if is_wanted(item)]
         self.count = sum(map(len, self._seconds.values()))

@@ -22,10 +22,10 @@ class Response(NamedTuple):
     """A response.
 
     Attributes:
-        status: HTTP's.
+        status: the status code.
         content_type: of the body.
         body: the bytes.
-        headers: more of them.
+        headers: further headers.
     """
 
     status: HTTPStatus

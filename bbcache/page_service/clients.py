@@ -1,4 +1,4 @@
-"""The clients of a service: how many there may be, and which one goes for a new one.
+"""The clients of a service: how many there may be, and which one is disconnected for a new one.
 
 A client takes one of the places when it has logged in. Clients without a place are counted
 apart, so that a stranger takes none. Each tenant has a share of the places, which binds only
@@ -35,9 +35,9 @@ class Client(Protocol):
         process_id: a client cancels its commands with this number and `secret`.
         secret: likewise.
         tenant_id: the tenant of its token, else of its last command; None before.
-        idle_since_s: since when it waits for a message; None while it is busy.
-        busy_since_s: when it became busy last, or began to be sent such an archive.
-        unpublished_bytes: of the archive without a name that it is sent.
+        idle_since_s: when it began to wait for a message; None while it is busy.
+        busy_since_s: when its last command began, or the sending of an unpublished archive.
+        unpublished_bytes: size of the unpublished archive that it is sent; 0 for none.
     """
 
     process_id: int
@@ -87,7 +87,7 @@ class Clients:
         return next(self._numbers) & _MAX_PROCESS_ID
 
     def add(self, client: Client) -> None:
-        """Take in a client that has no place; of too many that have none, the oldest goes."""
+        """Add a client that has no place; if there are too many, disconnect the oldest."""
         with self._changed:
             self._by_id[client.process_id] = self._pending[client.process_id] = client
             ending, victim = self._ending, None
@@ -100,14 +100,14 @@ class Clients:
             client.end(ending[0], is_immediate=ending[1])
 
     def place(self, client: Client) -> None:
-        """Give a client that has logged in a place, if it has none; another one may go for it.
+        """Give a client that has logged in a place, and disconnect another one if none is free.
 
-        Where that takes the place of a busy client, it is put off until the tenant of the
-        client is known.
+        If only the place of a busy client can be taken, the client gets no place before its
+        tenant is known.
 
         Raises:
-            TooManyConnectionsError: no other has to go: the client's own tenant has its share,
-                and is busy.
+            TooManyConnectionsError: no other client has to make room: the client's own tenant has
+                its share, and is busy.
         """
         with self._changed:
             if client.process_id not in self._pending:  # it has a place, or must go
@@ -189,11 +189,11 @@ class Clients:
 
 
 def _victim(others: Collection[Client], tenant_id: TenantId | None) -> Client | None:
-    """Choose who goes for a client of a tenant; None where the tenant has its share.
+    """Choose the client that makes room for one of a tenant; None if the tenant has its share.
 
     The tenant with the most connections is first, and of its clients those that are idle. An
-    idle client goes if its tenant has as many connections as the newcomer's will have, and a
-    busy one only if its tenant has more. A newcomer whose tenant is not known yet takes no
+    idle client is chosen if its tenant has as many connections as the newcomer's will have, and
+    a busy one only if its tenant has more. A newcomer whose tenant is not known yet takes no
     place of a busy client.
     """
     counts = Counter(each.tenant_id for each in others)

@@ -22,8 +22,8 @@ from bbcache.storage.index import make_key
 _LEVEL: Final = 2
 _MOST: Final = 2  # archives at once; the next ones wait
 _SLICE_S: Final = 0.2
-SENDING_S: Final = 30.0  # that an archive is sent before it may have to go for another tenant
-FAIR_RATE: Final = 1 << 20  # bytes a second; a tenant's only archive goes if it is sent slower
+SENDING_S: Final = 30.0  # of sending, before another tenant may take the place of an archive
+FAIR_RATE: Final = 1 << 20  # bytes a second; below it a tenant's only archive may lose its place
 
 
 @dataclass(eq=False, slots=True)
@@ -31,7 +31,7 @@ class Place:
     """A place of a builder, and the archive that has it.
 
     Attributes:
-        tenant_id: whose share it is of.
+        tenant_id: the tenant that it counts for.
         size_bytes: the size of the archive.
         sent_bytes: how much the client was sent.
         built_at_s: when the archive was complete; infinite before.
@@ -197,7 +197,7 @@ class UncachedBuilder:
         return sum(each.tenant_id == place.tenant_id for each in self._held)
 
     def _is_late_locked(self, place: Place, fewest: int) -> bool:
-        """Whether an archive may have to go for a tenant that holds the fewest places."""
+        """Whether a tenant that holds the fewest places may take the place of an archive."""
         spare = self._count_locked(place) - fewest
         fair_s = 0.0 if spare > 1 else place.sent_bytes / FAIR_RATE
         return spare > 0 and time.monotonic() >= place.built_at_s + SENDING_S + fair_s

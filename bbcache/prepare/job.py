@@ -70,7 +70,7 @@ class Job:
             `unpublished_dir` instead; None while the disk has not failed. It ends the job if no
             caller waits.
         is_outgrown: whether the timeline was past the LSN when it was last asked.
-        may_evict: whether entries of the cache may go for the archive.
+        may_evict: whether entries of the cache may be evicted for the archive.
         failing: the key for the back-off if the job fails: of the timeline, or of this one LSN
             of it; None if a failure causes no back-off.
     """

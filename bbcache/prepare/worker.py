@@ -237,7 +237,7 @@ class Preparer:
         return built
 
     def allow_eviction(self, job: Job) -> None:
-        """Find out whether entries may go for an archive.
+        """Find out whether entries may be evicted for an archive.
 
         Not for a timeline that has just started, and not if its last builds have failed.
         """

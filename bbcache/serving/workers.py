@@ -87,10 +87,10 @@ class Workers(Generic[_C]):
         self._begin(thread)
 
     def must_yield(self, *, to_own_group: bool) -> bool:
-        """Whether the calling thread should end what it does, for a connection that has none.
+        """Whether the calling thread should end its work for a connection that has no thread.
 
-        Each waiting connection is told of once, so that no more threads give way than there
-        are connections that wait.
+        Each waiting connection counts once, so that no more threads give way than there are
+        connections that wait.
 
         Args:
             to_own_group: whether it gives way to its own group, too. Otherwise it does only
@@ -110,7 +110,7 @@ class Workers(Generic[_C]):
             return True
 
     def close(self, timeout_s: float | None) -> bool:
-        """End the threads, each after what it serves; False if that took longer."""
+        """End the threads, each after its turn; False if that took longer."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()

@@ -60,7 +60,7 @@ class Reservation:
         size_bytes: bytes written or about to be written.
         is_unpublished: the archive will not be published, and counts against
             `max_unpublished_size_bytes` only.
-        may_evict: whether entries may go for it.
+        may_evict: whether entries may be evicted for it.
     """
 
     __slots__ = ("_holders", "credit_bytes", "is_unpublished", "key", "may_evict", "size_bytes")

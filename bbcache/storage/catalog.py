@@ -65,7 +65,7 @@ class Catalog:
         self._dirlock = dirlock
         self._quarantine = Quarantine(store, index)
         self._scanned: tuple[int, int] | None = None  # identity of the directory in the index
-        self._is_swept = False  # whether ``tmp/`` is
+        self._is_swept = False  # whether ``tmp/`` was swept
         self._load_failure: str | None = None  # why the last load failed
         self._failures: deque[OSError] = deque()  # of removals, not yet logged
         self._is_fenced = False  # set under the file lock
@@ -185,7 +185,7 @@ class Catalog:
 
     @contextmanager
     def changing(self) -> Iterator[bool]:
-        """Hold the file lock for a step of the evictor; gives whether files may be changed."""
+        """Hold the file lock for a block, which is given whether it may change files."""
         with self._file_lock, self._doubt:
             yield self._may_change_locked()
 
@@ -372,7 +372,7 @@ class Catalog:
         self._settle_locked(path, size_bytes, failure)
 
     def _settle_locked(self, path: str, size_bytes: int, failure: OSError | None) -> None:
-        """Count what an attempt to remove a file has left."""
+        """Stop counting a file that was removed; count one that was not as doomed."""
         with self._index.lock:
             if failure is None:
                 self._accounting.doomed.drop(path)

@@ -1,4 +1,4 @@
-"""Makes room in a full cache: asks the policy what to drop, and drops it."""
+"""Makes room in a full cache: evicts the entries that the policy chooses."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Evictor:
         index: the entries and the ledger.
         store: the files.
         catalog: has the file lock.
-        policy: says what goes.
-        pins: says what never goes.
+        policy: chooses the entries to evict.
+        pins: the entries that are never evicted.
         metrics: counts evictions.
         history: records evictions.
         pacer: pauses clean-up for reads.
@@ -132,7 +132,7 @@ class Evictor:
         Args:
             key: the timeline.
             is_stop: whether the timeline has just stopped.
-            may_evict: whether entries may go for it.
+            may_evict: whether entries may be evicted for it.
 
         Raises:
             CacheFullError: there is no room for a new entry. A refresh always succeeds.
@@ -202,7 +202,7 @@ class Evictor:
     def step(self) -> None:
         """Shrink the cache to its limits, and to the space that the disk has: a bounded part.
 
-        Nothing goes before the host has said once what is pinned.
+        Nothing is evicted before the host has said once what is pinned.
 
         Raises:
             OSError: the file system does not say how much is free.
@@ -221,7 +221,7 @@ class Evictor:
         self._missing_bytes()
 
     def standing(self, key: bytes) -> Standing:
-        """Where a timeline stands with the policy."""
+        """The score and rank that the policy gives a timeline."""
         with self._policy.asked() as (policy, now_s):
             is_pinned, is_held = key in self._pins.keys, self._index.newest(key) is not None
             is_ranked = self._policy.is_ranking and is_held and not is_pinned

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bbcache.storage.files import Store
     from bbcache.storage.index import Entry, Index
 
-# Time and key of a `get`, in seconds since the epoch; what follows is not looked at.
+# Time of a `get`, in seconds since the epoch, and key; the rest is not used.
 Start: TypeAlias = tuple[float, bytes] | Record
 _MOST_STARTS: Final = 100_000  # between two looks; the oldest of more are forgotten
 
@@ -38,7 +38,7 @@ class LockedPolicy:
     Args:
         config: the limits and the name of the policy.
         index: has the entries, and the queue of their changes.
-        store: has the files, whose times stand for stops that were not seen.
+        store: has the files; the time of a file stands for a stop that was not seen.
         clock: the wall clock, in seconds since the epoch.
 
     Attributes:
@@ -67,12 +67,12 @@ class LockedPolicy:
         self._refreshed: set[bytes] = set()
         self._ranks = False  # whether the policy knows which entries there are
         self._load_count = 1  # how often all entries of the index were replaced
-        self._completed_count = 0  # up to which of these times `complete` has told of them
+        self._completed_count = 0  # the replacements that `complete` has told the policy of
         self.has_news = False
 
     @property
     def evicts(self) -> bool:
-        """Whether an entry may go for a newcomer."""
+        """Whether an entry may be evicted for a newcomer."""
         return self._config.eviction != "none"
 
     @property
@@ -91,7 +91,7 @@ class LockedPolicy:
         If an interrupt breaks the calls off, the policy is made again from what it has learned.
 
         Returns:
-            The policy, and the time of now.
+            The policy, and the current time.
         """
         with self._lock:
             is_done = False
@@ -111,7 +111,7 @@ class LockedPolicy:
             self._config = config
 
     def pin(self, keys: frozenset[bytes]) -> None:
-        """Make these entries, and no others, no candidates for eviction."""
+        """Spare these entries, and no others, from eviction."""
         with self.asked() as (policy, _):
             for key in self._pinned.difference(keys, self._refreshed):
                 policy.unspare(key)
@@ -120,7 +120,7 @@ class LockedPolicy:
             self._pinned = keys
 
     def begin_refresh(self, key: bytes) -> None:
-        """Make the entry of a timeline no candidate while its next one is built."""
+        """Spare the entry of a timeline from eviction while its next one is built."""
         with self.asked() as (policy, _):
             self._refreshed.add(key)
             policy.spare(key)
@@ -134,7 +134,7 @@ class LockedPolicy:
                     policy.unspare(key)
 
     def load(self, data: bytes) -> bool:
-        """Take saved habits; False, and one warning, if they are damaged: the same as none."""
+        """Take saved habits. Damaged ones are logged and ignored; returns False then."""
         with self._lock:
             is_taken = not data or self._policy.load(data, self._clock())
         if not is_taken:

@@ -45,7 +45,7 @@ class Upload:
 class UploadQueue:
     """Uploads that wait, the oldest first, and those that run. Thread-safe.
 
-    One is given out once no other was offered for a moment, or after half a second.
+    An upload is given out once none was offered for a moment, or after half a second.
 
     Args:
         capacity: how many may wait.
@@ -57,7 +57,7 @@ class UploadQueue:
         self._settle = settle
         self._changed = threading.Condition()  # guards the rest
         self._waiting: dict[tuple[TenantId, TimelineId], Upload] = {}
-        self._offered_s: dict[tuple[TenantId, TimelineId], float] = {}  # since when each waits
+        self._offered_s: dict[tuple[TenantId, TimelineId], float] = {}  # when each began to wait
         self._last_offer_s = 0.0
         self._running: set[tuple[TenantId, TimelineId]] = set()
         self._closes_at_s: float | None = None  # by `time.monotonic`; None while open
@@ -132,7 +132,7 @@ class UploadQueue:
             return self._changed.wait_for(lambda: not (self._waiting or self._running), timeout_s)
 
     def close(self, timeout_s: float) -> None:
-        """Take no more uploads, and drop in `timeout_s` seconds what is not taken by then."""
+        """Take no more uploads; drop those that are not taken within `timeout_s` seconds."""
         with self._changed:
             closes_at_s = time.monotonic() + timeout_s
             if self._closes_at_s is None or closes_at_s < self._closes_at_s:
@@ -140,7 +140,7 @@ class UploadQueue:
             self._changed.notify_all()
 
     def drop_waiting(self) -> None:
-        """Let all that wait fall out."""
+        """Drop all uploads that wait."""
         with self._changed:
             fallen = list(self._waiting.values())
             self._waiting.clear()

@@ -136,7 +136,7 @@ class Guard:
             leave(self._process)
 
     def close(self) -> None:
-        """End the guard; what it was given stays as it is. Does nothing a second time."""
+        """End the guard, and leave its directories as they are. Does nothing a second time."""
         if not self._close_pipe(b"\n"):
             return
         try:
@@ -193,9 +193,9 @@ def make_directory(parent: Path | str, prefix: str, guard: Guard | None = None) 
     """Make a directory with a random name and mode 0700.
 
     Args:
-        parent: where.
-        prefix: how its name begins.
-        guard: what it is given to before it exists, so that no moment is without.
+        parent: the directory to make it in.
+        prefix: the beginning of its name.
+        guard: the guard that removes it; it is told before the directory is made.
 
     Raises:
         OSError: it cannot be made.

@@ -38,7 +38,7 @@ class Inventory:
     """The kept files at one moment. Immutable, so thread-safe.
 
     Attributes:
-        options: where it was looked for.
+        options: name the directories that were looked through.
         cache_dir: the directory of snapshots.
         snapshots: those in it, the last used first.
         places: the places for servers.
@@ -51,7 +51,7 @@ class Inventory:
 
     @classmethod
     def take(cls, options: PostgresOptions) -> Self:
-        """Look."""
+        """Look through the directories now."""
         cache_dir = cache_directory(options)
         places = [
             PlaceContents(place, spare_directories(place), run_directories(place))

@@ -33,7 +33,7 @@ _STALE_TEMP_S: Final = 86400.0
 
 @dataclass(frozen=True, slots=True)
 class SnapshotKey:
-    """What a snapshot is found by.
+    """The key of a snapshot: name, version of PostgreSQL, and fingerprint.
 
     Attributes:
         name: the name of the snapshot.
@@ -135,7 +135,7 @@ class SnapshotStore:
             path.unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
-        """Remove what builds have left that ended long ago."""
+        """Remove the leftovers of builds that ended long ago."""
         names = os.listdir(self.directory) if self.directory.is_dir() else []
         for name in names:
             path = self.directory / name
@@ -306,7 +306,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _raise_failure(path: Path, known: tuple[int, int] | None, key: SnapshotKey) -> None:
-    """Raise what a build has failed with, unless it was there before the wait for the lock."""
+    """Raise the failure of a build, unless it was there before the wait for the lock."""
     if _identity(path) in (None, known):
         return
     with contextlib.suppress(OSError):
