@@ -19,7 +19,7 @@ PATH: Final = Path(__file__).with_name("baseline.toml")
 
 
 class Baseline(NamedTuple):
-    """What was reached for one bar.
+    """The ratio that was reached for one bar.
 
     Attributes:
         reached: the figure, in the bar's unit.

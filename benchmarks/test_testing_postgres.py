@@ -221,7 +221,7 @@ class Suites:
 
     Args:
         workspace: for PostgreSQL, and for what is on disk.
-        memory_dir: what is in memory.
+        memory_dir: for the data directories in memory.
     """
 
     def __init__(self, workspace: Workspace, memory_dir: Path) -> None:

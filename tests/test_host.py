@@ -105,7 +105,7 @@ def test_memory_tenant_knows_its_timelines() -> None:
 
 
 def test_memory_timeline_waits_for_its_tip() -> None:
-    """A wait ends when the tip has come, and raises TimeoutError when it does not."""
+    """A wait ends when the tip is reached, and raises TimeoutError if it is not."""
     timeline = MemoryTimeline(Lsn(10))
     timeline.wait_lsn(Lsn(10), 0)
     with pytest.raises(TimeoutError):

@@ -50,7 +50,7 @@ _SCENARIOS: dict[str, Callable[[Harness], Iterator[Callable[[], object]]]] = {}
 def scenario(
     make: Callable[[Harness], Iterator[Callable[[], object]]],
 ) -> Callable[[Harness], Iterator[Callable[[], object]]]:
-    """One call to interrupt: what comes before it, the call, and what comes after it."""
+    """One call to interrupt: the steps before it, the call, and the steps after it."""
     _SCENARIOS[make.__name__] = make
     return make
 

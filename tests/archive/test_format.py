@@ -177,7 +177,7 @@ seals = st.builds(
 
 @given(seal=seals, key=st.binary(min_size=32, max_size=32), lsn=st.integers(0, 2**64 - 1))
 def test_a_packed_header_is_parsed_back(seal: Seal, key: bytes, lsn: int) -> None:
-    """What is sealed is what is read, for its own key and LSN."""
+    """The seal that is read is the one that was written, for its own key and LSN."""
     header = pack_header(seal, key, lsn)
     assert len(header) == HEADER_SIZE_BYTES
     assert parse_header(header, key, lsn) == seal
@@ -583,7 +583,7 @@ def test_what_is_no_buffer_fails_the_build(data: Any) -> None:
 
 
 def test_buffers_may_be_reused() -> None:
-    """What is written is copied or compressed before write returns."""
+    """The bytes are copied or compressed before write returns."""
     made, wanted = Made(), []
     buffer = bytearray(LEAST_PIECE_BYTES * 5)
     for number, size_bytes in enumerate((10, LEAST_PIECE_BYTES * 5, 7, LEAST_PIECE_BYTES * 4)):
@@ -710,7 +710,7 @@ def test_an_archive_is_not_ended_twice() -> None:
 
 
 def test_a_forgotten_writer_emits_nothing_more() -> None:
-    """What is buffered is lost when the writer is collected, not written late."""
+    """Buffered bytes are lost when the writer is collected, not written late."""
     made = Made()
     made.writer.write(TAR)
     del made.writer
@@ -769,7 +769,7 @@ def test_what_emit_raises_at_the_header_is_raised_at_once() -> None:
 
 @pytest.mark.parametrize("room", [0, 1])
 def test_what_emit_raises_at_the_end_is_raised_by_finish(room: int) -> None:
-    """What was buffered, or the trailer, may be too much."""
+    """The bytes that were buffered, or the trailer, may pass a limit."""
     whole = len(seal_archive(TAR))
     emit = Refusing((whole - 1) if room else HEADER_SIZE_BYTES, CacheFullError("full"))
     writer = ArchiveWriter(emit, 2)
@@ -1036,7 +1036,7 @@ def test_flushes_of_the_host_do_not_make_small_pieces(fed: list[int]) -> None:
     level=st.integers(0, 3),
 )
 def test_pieces_of_any_size_come_back(sizes: list[int], level: int) -> None:
-    """What is written is what is unpacked, at every level."""
+    """The unpacked bytes are those that were written, at every level."""
     made, wanted = Made(level), []
     for number, size_bytes in enumerate([*sizes, 1]):
         start = number * 1000

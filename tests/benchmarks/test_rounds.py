@@ -109,7 +109,7 @@ def test_a_failed_contender_is_noted_and_the_others_go_on(track: Track) -> None:
 
 
 def test_a_check_follows_the_first_round_alone() -> None:
-    """What is wrong there ends the contender; later rounds are not held up."""
+    """A failure there ends the contender; later rounds are not delayed."""
     checks: list[int] = []
     run = checked(lambda: 7.0, lambda: checks.append(1))
     assert [run(), run()] == [7.0, 7.0]

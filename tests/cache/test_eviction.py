@@ -121,7 +121,7 @@ def test_the_decision_comes_after_the_lsn(harness: Harness) -> None:
 
 
 def test_a_build_that_outgrows_its_plan_evicts_more(harness: Harness) -> None:
-    """The plan is the mean of all archives; what is larger plans again while it is written."""
+    """The plan is the mean of all archives; a larger archive plans again while it is written."""
     timelines = [harness.prepared(size_bytes=MIB // 4) for _ in range(4)]
     for number, timeline in enumerate(timelines):
         _age(harness, timeline, (40 - number) * 10 * HOUR_S)

@@ -1,4 +1,4 @@
-"""A cache with a second tier: what is offered, what is fetched, and what a bad tier cannot hurt."""
+"""A cache with a second tier: its offers, its fetches, and its life beside a bad tier."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_miss_on_another_node_is_fetched(
     assert fills(node) == {"fetched": 1, "hit": 1}
     assert node.counts("bbcache_prepare_skips_total") == {"fetched": 1}
     assert node.get_archive(timeline) == old_node.get_archive(timeline)
-    assert len(tier.offers) == 1  # what was fetched is not offered again
+    assert len(tier.offers) == 1  # a fetched archive is not offered again
     node.check_accounting()
 
 

@@ -396,7 +396,7 @@ def test_each_lie_is_caught(
     monkeypatch: pytest.MonkeyPatch,
     lies: dict[Callable[[pytest.MonkeyPatch], None], str],
 ) -> None:
-    """What is not as promised is listed, all of it, and the status is 1."""
+    """Every broken promise is listed, and the status is 1."""
     for lie in lies:
         lie(monkeypatch)
     failures = run_lying(capsys)

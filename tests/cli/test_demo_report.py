@@ -73,7 +73,7 @@ def test_everything_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_failures_are_in_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
-    """What was not shown is not claimed, and what took no time is not divided by."""
+    """No claim without a figure, and no division by a time of zero."""
     report = make_report()
     report.failures.append("a lie")
     report.cleaned_lsn = None

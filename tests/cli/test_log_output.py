@@ -1,4 +1,4 @@
-"""What is written to stderr, in both formats."""
+"""The log lines on stderr, in both formats."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Served:
         )
 
     def http(self, path: str) -> bytes:
-        """What is found there over HTTP."""
+        """The text at a path over HTTP."""
         address = self.value("status on http://").rstrip("/")
         connection = http.client.HTTPConnection(address, timeout=DEADLINE_S)
         try:
@@ -312,7 +312,7 @@ def status_of(served: Served) -> dict[str, int]:
 def test_a_signal_lets_clients_end_what_they_are_at(
     serve: Callable[..., Served], place: Place, number: signal.Signals
 ) -> None:
-    """Who is in the middle of a copy gets all of it; who is idle goes; nobody new comes in."""
+    """A client in a copy gets all of it, an idle one is disconnected, a new one is refused."""
     served = serve(place.root)
     busy, idle = served.lazy_client(place), served.client()
     served.signal(number)
@@ -419,7 +419,7 @@ def _other(directory: Path) -> Path:
 def test_keys_and_certificate_are_read_anew(
     serve: Callable[..., Served], place: Place, tmp_path: Path
 ) -> None:
-    """At SIGHUP, for connections from then on; what is broken leaves the old in use."""
+    """SIGHUP changes them for new connections; broken ones leave the old ones in use."""
     old, new, files = Signer(), Signer(), write_certificate(tmp_path)
     served = serve(place.root, *_secured(old, files, tmp_path))
     claims = {"scope": "pageserverapi"}

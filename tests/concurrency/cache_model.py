@@ -58,7 +58,7 @@ class Waiting(NamedTuple):
     """A prepare in the queue.
 
     Attributes:
-        lsn: what is wanted.
+        lsn: the LSN that is wanted.
         is_asked: by the host; False for the rebuild of a bad archive.
     """
 
@@ -71,10 +71,10 @@ class Model:
 
     Attributes:
         held: the entries, by timeline.
-        damage: what is wrong with files under entries' names.
+        damage: the damage of files under entries' names.
         known_good: every archive that may be served, by name.
         builds: builds stopped in the middle, by timeline.
-        waiting: what is queued behind them, by timeline and LSN.
+        waiting: prepares that are queued behind them, by timeline and LSN.
         outcomes: how the prepares ended that were predicted since last taken.
         foreign: names in the directory that are no entries.
         is_at_path: whether the directory still has the lock file that is held.
@@ -227,7 +227,7 @@ class Model:
             self._queue(slot, Waiting(lsn), mode)
 
     def _queue(self, slot: Slot, asked: Waiting, mode: str = GOOD) -> None:
-        """What is asked for waits where a build of the timeline has stopped, else it runs."""
+        """A request waits if a build of its timeline has stopped, else it runs."""
         waiting = self.waiting.get(slot.number, {})
         if asked.lsn in waiting:
             waiting[asked.lsn] = max(asked, waiting[asked.lsn])
@@ -389,7 +389,7 @@ class Model:
         self._queue(slot, Waiting(held.lsn, is_asked=False))
 
     def clean_up(self, undecided: Collection[int] = ()) -> None:
-        """A clean-up step: what is outgrown goes, pending unlinks are tried again.
+        """A clean-up step: outgrown entries are removed, pending unlinks tried again.
 
         Args:
             undecided: timelines whose prepares are running meanwhile.
@@ -437,7 +437,7 @@ class Model:
         self.quarantine_bytes = left_bytes
 
     def is_outgrown(self, slot: Slot, lsn: Lsn) -> bool:
-        """Whether the host says for sure that an entry is of no more use."""
+        """Whether the host says that an entry is of no more use."""
         if self._host.tenants.get(slot.tenant.tenant_shard_id) is None:
             return True
         is_known = slot.timeline.timeline_id in slot.tenant.timelines

@@ -322,7 +322,7 @@ def refresh(scene: Scene) -> None:
 
 
 def get(scene: Scene) -> None:
-    """Ask for the old LSN and for the tip; what comes must be what was sealed."""
+    """Ask for the old LSN and for the tip; each file must have the bytes that were sealed."""
     for lsn in sorted({LSN_A, scene.tip}):
         tar = scene.harness.get(scene.timeline, lsn)
         if tar is not None:

@@ -50,8 +50,8 @@ class Build:
     """A build that has stopped in the middle.
 
     Attributes:
-        lsn: what is built.
-        archive: what will be published.
+        lsn: the LSN of the build.
+        archive: the bytes that it will publish.
         has_arrived: set by the host's thread.
         may_go_on: set by the test.
         is_lost: whether the temporary file was removed meanwhile.
@@ -108,7 +108,7 @@ class Slot:
         return small_tar(self.size_bytes, hash((self.number, int(lsn), self.version)))
 
     def archive(self, lsn: Lsn) -> bytes:
-        """What is published then."""
+        """The archive of that build."""
         return seal_archive(self.tar(lsn), self.key, lsn)
 
     def _send(self, writer: TarballWriter, lsn: Lsn) -> None:

@@ -52,7 +52,7 @@ _OTHERS = sorted(ACTIONS.keys() - {"close", "refresh"})
 
 @pytest.fixture(autouse=True)
 def _does_not_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is stopped inside a change of files would keep `close(0)` for a second."""
+    """A thread that is stopped inside a change of files would keep `close(0)` for a second."""
     monkeypatch.setattr(bbcache.engine, "_FENCE_TIMEOUT_S", 0.0)
 
 

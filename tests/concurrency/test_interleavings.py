@@ -94,7 +94,7 @@ def expected_lsns(state: str, actions: Collection[str]) -> set[Lsn | None]:
     if "refresh" in actions:
         return {LSN_B}
     if state == "vanished" and "get" in actions and "prepare" in actions:
-        return {None, LSN_A}  # the prepare may have come before the loss was noticed
+        return {None, LSN_A}  # the prepare may end before the loss is noticed
     if "prepare" in actions and state != "vanished":
         return {tip}
     if "clean-up" in actions and tip == LSN_B:
@@ -103,7 +103,7 @@ def expected_lsns(state: str, actions: Collection[str]) -> set[Lsn | None]:
 
 
 def _expected_of_cut(state: str, others: Collection[str]) -> set[Lsn | None]:
-    """Likewise where a close has come first, or in the middle, and the cache starts again."""
+    """Likewise if a close comes first, or in the middle, and the cache starts again."""
     if state == "damaged" and ("get" in others or "refresh" in others):
         return {None}  # taken out, and not rebuilt
     if state == "pending unlink":

@@ -60,7 +60,7 @@ def _lose_to_an_administrator(scene: Scene) -> None:
 def test_a_removal_decided_before_a_republish_at_the_same_lsn_is_dropped(
     make_scene: Callable[..., Scene], step: str, lose: Callable[[Scene], None]
 ) -> None:
-    """A removal is of one entry, not of an LSN: what was published since is not hit."""
+    """A removal is of one entry, not of an LSN: an entry published since stays."""
     scene = make_scene("held")
     timelines = scene.harness.tenant.timelines
     del timelines[scene.timeline.timeline_id]

@@ -46,7 +46,7 @@ _PAUSE_S: Final = 0.002
 
 
 class Story:
-    """One timeline: what was or will be prepared, and what it must give.
+    """One timeline: its prepares, and the bytes that it must give.
 
     Attributes:
         timeline: as the host has it.
@@ -117,7 +117,7 @@ class Soak:
     """Threads that use one cache as hard as they can, until `stop` is set.
 
     Attributes:
-        counts: what has happened; each thread has counts of its own until it ends.
+        counts: events by kind; each thread has counts of its own until it ends.
     """
 
     def __init__(self, harness: Harness) -> None:

@@ -137,7 +137,7 @@ class CacheMachine(UsedCache):
             self.model.damage[path.name] = FOLDER
 
     def write(self, path: Path, content: bytes | bytearray) -> None:
-        """Give a path other bytes; who has the old file open keeps it."""
+        """Give a path other bytes; a reader of the old file keeps the old ones."""
         scratch = self.parent / "scratch"
         scratch.write_bytes(content)
         scratch.replace(path)

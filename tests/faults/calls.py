@@ -48,7 +48,7 @@ def read_log(log: Path) -> list[Call]:
     """All calls of a log, in the order in which they began.
 
     Where one call had to end before another could begin, this is the order of their
-    effects too; where not, the two could have come in either order.
+    effects too; if not, the two calls could occur in either order.
     """
     raw = log.read_bytes() if log.exists() else b""
     calls, at = [], 0

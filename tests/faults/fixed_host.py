@@ -39,7 +39,7 @@ _ENTRY_NAME: Final = re.compile(rf"basebackup_{TENANT}_([0-9a-f]{{32}})_([0-9A-F
 STEADY = "steady"  # held from before, never touched
 PLAIN = "plain"  # likewise, as Neon writes it: without seal
 SUPERSEDED = "superseded"  # held from before at two LSNs
-REFRESHED = "refreshed"  # held from before, and prepared anew
+REFRESHED = "refreshed"  # held from before, and prepared again
 BAD = "bad"  # held from before, with a flipped byte
 MOVED = "moved"  # held from before, but its tip has moved on
 DROPPED = "dropped"  # held from before, but the host does not know it
@@ -100,7 +100,7 @@ def sealed(name: str, lsn: int) -> bytes:
 
 @functools.cache
 def plain(name: str, lsn: int) -> bytes:
-    """The archive as Neon would have written it."""
+    """The archive as Neon writes it."""
     return gzip.compress(tarball(name, lsn), mtime=0)
 
 

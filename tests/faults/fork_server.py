@@ -221,7 +221,7 @@ def _send(answer: object) -> None:
     try:
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever gave the order is gone
+    except BrokenPipeError:  # the process that gave the order is gone
         os._exit(_EXIT_BROKEN)
 
 

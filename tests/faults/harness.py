@@ -35,7 +35,7 @@ class FaultHarness:
     """Benches that work side by side; a context manager.
 
     The directories are on tmpfs where there is room: the faults come from the shim, and
-    what a disk would have kept comes from the model, so that a real fsync adds nothing
+    the model says what a disk keeps, so that a real fsync adds nothing
     but time.
 
     Args:

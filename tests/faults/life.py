@@ -109,7 +109,7 @@ class Life:
     Args:
         data_dir: its directory.
         tips: where the host's timelines stand.
-        witness: what is told of everything that must not be.
+        witness: records everything that must not be.
         settings: of the cache.
     """
 
@@ -262,7 +262,7 @@ def live(
 
     Args:
         data_dir: the directory.
-        witness: what is told of everything that must not be.
+        witness: records everything that must not be.
         story: what happens in it, of `STORIES`.
         is_lasting: whether the fault lasts to the end, so that nothing recovers.
         settings: of the cache.

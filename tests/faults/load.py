@@ -70,7 +70,7 @@ def load(data_dir: Path, witness: Witness, *, journal: str, seed: int) -> None:
 
     Args:
         data_dir: the directory; that of the life before.
-        witness: what is told of everything that must not be.
+        witness: records everything that must not be.
         journal: path of the journal.
         seed: chooses what is done.
     """
@@ -102,7 +102,7 @@ def load(data_dir: Path, witness: Witness, *, journal: str, seed: int) -> None:
 def _repeat(job: Callable[[random.Random], None], rng: random.Random, witness: Witness) -> None:
     while not witness.wrong and not witness.problems:
         job(rng)
-    os._exit(1)  # what is wrong stands in the journal
+    os._exit(1)  # the journal has the failure
 
 
 def _check_start(life: Life, seen: Journal) -> None:

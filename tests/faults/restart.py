@@ -33,7 +33,7 @@ def check(
 
     Args:
         data_dir: the directory.
-        witness: what is told of everything that must not be.
+        witness: records everything that must not be.
         survivors: timelines of which some entry must have outlived everything, unless the
             cache was always full.
         settings: of the cache.
@@ -77,7 +77,7 @@ def _check_rebuilt(life: Life, bad: list[str]) -> None:
     life.check_accounting()
     for name in bad:
         data = life.read(name, life.tips[name])
-        life.witness.expect(data is not None, f"{name} was bad and was not made anew")
+        life.witness.expect(data is not None, f"{name} was bad and was not built again")
 
 
 def check_evidence(life: Life) -> None:

@@ -26,7 +26,7 @@ _READS: Final = ("pread", "read", "stat", "statvfs", "lseek")
 
 
 def violations(calls: list[Call], data_dir: Path) -> list[str]:
-    """What is wrong with the way in which each published archive was made."""
+    """The faults in the order of calls that made each published archive."""
     steps: defaultdict[str, list[Call]] = defaultdict(list)
     found = []
     for call in calls:

@@ -101,7 +101,7 @@ def build(disk: SmallDisk, timeline: MemoryTimeline) -> None:
 def test_a_disk_filled_during_builds_costs_those_builds(
     disk: SmallDisk, harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is held is served throughout, no temp file stays, errors are counted with a hint."""
+    """Entries are served throughout, no temp file stays, errors are counted with a hint."""
     harness.open(prepare_concurrency=2)
     held = [harness.prepared(LSN_A, _HELD_BYTES) for _ in range(3)]
     doomed = [harness.timeline() for _ in range(2)]
@@ -247,7 +247,7 @@ def test_a_full_disk_without_another_is_named_twice(
 
 @pytest.mark.parametrize("holder", [b"", b'{"pid": 1}\n'])
 def test_a_start_on_a_full_disk_serves(disk: SmallDisk, harness: Harness, holder: bytes) -> None:
-    """A start needs no room: what is on the disk is served, whatever the lock file holds."""
+    """A start needs no room: entries on the disk are served, whatever the lock file has."""
     harness.open()
     timeline = harness.prepared(LSN_A, _HELD_BYTES)
     harness.cache.close()

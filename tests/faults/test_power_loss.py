@@ -71,7 +71,7 @@ def test_unsynced_writes_may_be_lost_in_any_way() -> None:
 
 
 def test_a_name_may_stand_for_any_of_its_files(tmp_path: Path) -> None:
-    """What was there, what came by a rename, nothing at all: whatever became of the others."""
+    """An old name, a renamed one and none may each be on the disk, independent of other names."""
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"2")
     disk = Disk(tmp_path)

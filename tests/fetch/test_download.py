@@ -1,4 +1,4 @@
-"""Fetching: what comes is checked, what fails is tried again, and nothing is left half-made."""
+"""Fetching: archives are checked, failures are retried, and nothing is left half-made."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Fetcher:
 
     Attributes:
         told: the lines about attempts that have failed.
-        pauses: how long the waits would have been.
+        pauses: the waits, in seconds, which the test skips.
     """
 
     def __init__(self, place: Path) -> None:
@@ -229,7 +229,7 @@ def test_another_try(fetch: Fetcher, archive: Archive, name: str) -> None:
 
 @pytest.mark.parametrize("name", PASSING)
 def test_no_more_tries(fetch: Fetcher, archive: Archive, name: str) -> None:
-    """What does not pass ends with the last attempt, and leaves nothing."""
+    """A failure that stays ends the fetch with the last attempt, and leaves nothing."""
     make_script, told = PASSING[name]
     with BadService(make_script(archive)) as server:
         server.listen()
@@ -275,7 +275,7 @@ def test_a_service_that_starts_late(fetch: Fetcher, archive: Archive) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_refusal_is_final(fetch: Fetcher, script: Script, said: str) -> None:
-    """What would be said again is not asked again."""
+    """A permanent refusal is not retried."""
     with BadService(script) as server:
         server.listen()
         with pytest.raises(RefusedError, match=said):
@@ -327,7 +327,7 @@ def test_a_token_wanted_and_none_there(
 
 
 def test_silence(fetch: Fetcher, archive: Archive) -> None:
-    """An archive that stops coming is given up on, and asked for anew."""
+    """An archive that falls silent is given up, and asked for again."""
     with BadService(falls_silent(_half(archive)), serves(archive.data)) as server:
         server.listen()
         assert fetch(server, read_timeout_s=1.0).attempt_count == 2

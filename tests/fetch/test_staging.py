@@ -1,4 +1,4 @@
-"""The directory beside the place: what may be there, and who may take it away."""
+"""The staging directory beside DEST: what may be there, and which fetch may remove it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def test_publishes_all_at_once(place: Path) -> None:
-    """What was made below it appears at DEST, and nothing beside it."""
+    """The files made in it appear at DEST, and nothing beside it."""
     with Staging(place / "dest") as made:
         made.pgdata_dir.mkdir()
         (made.pgdata_dir / "file").touch()
@@ -54,7 +54,7 @@ def test_a_link_to_an_empty_directory(place: Path) -> None:
 
 
 def test_refused_places(place: Path) -> None:
-    """What is not empty, is a file, or has no directory to be in."""
+    """DEST that is not empty, that is a file, or that has no parent directory is refused."""
     (place / "file").touch()
     with pytest.raises(PostgresError, match=f"{place} is not empty: file is there\nhint: Name"):
         Staging(place)

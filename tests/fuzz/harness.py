@@ -17,7 +17,7 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, Self
 
-from fuzz.scripts import Vocabulary, Who
+from fuzz.scripts import ClientKind, Vocabulary
 from page_service import wire
 from page_service.tokens import Signer
 from prometheus_client import CollectorRegistry
@@ -93,7 +93,7 @@ class FuzzHarness:
         directory: an empty one.
 
     Attributes:
-        counts: what was played, and how it ended.
+        counts: inputs by kind, and how they ended.
         vocabulary: makes scripts of bytes.
     """
 
@@ -136,15 +136,15 @@ class FuzzHarness:
         self.vocabulary = Vocabulary(_commands(tenant_id, timeline.timeline_id), token)
         self._metrics = ServiceMetrics(CollectorRegistry(), lambda: 0)
         self._clients = Clients(1000, 1000)
-        self._services = {who: self._service(who) for who in Who}
+        self._services = {client: self._service(client) for client in ClientKind}
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop everything."""
         self._opened.close()
 
-    def _service(self, who: Who) -> PageService:
-        verifier = None if who is Who.ANYONE else self._verifier
+    def _service(self, client: ClientKind) -> PageService:
+        verifier = None if client is ClientKind.ANYONE else self._verifier
         service = PageService(
             self._source, self._config, verifier=verifier, registry=CollectorRegistry()
         )
@@ -164,15 +164,15 @@ class FuzzHarness:
 
     def converse(self, script: Script) -> None:
         """To the conversation alone: as it is cut, and all at once."""
-        cut = self._conversed(script.who, script.pieces())
-        whole = self._conversed(script.who, [b"".join(script.messages)])
+        cut = self._conversed(script.client, script.pieces())
+        whole = self._conversed(script.client, [b"".join(script.messages)])
         if b"S" not in (cut[:1], whole[:1]):  # TLS, which nobody goes on with here
             assert cut == whole, f"the answer depends on the cuts: {cut!r}, {whole!r}"
 
-    def _conversed(self, who: Who, pieces: list[bytes]) -> bytes:
+    def _conversed(self, client: ClientKind, pieces: list[bytes]) -> bytes:
         conversation = c.Conversation(
             self._config.max_message_size_bytes,
-            wants_token=who is not Who.ANYONE,
+            wants_token=client is not ClientKind.ANYONE,
             has_tls=False,
             process_id=1,
             secret=b"1234",
@@ -183,7 +183,7 @@ class FuzzHarness:
                 break
             conversation.feed(piece)
             try:
-                self._answer_all(conversation, who, said)
+                self._answer_all(conversation, client, said)
             except PageServiceError as error:
                 conversation.fail(error)
                 assert conversation.is_closed
@@ -191,7 +191,9 @@ class FuzzHarness:
         _check_whole(bytes(said))
         return bytes(said)
 
-    def _answer_all(self, conversation: c.Conversation, who: Who, said: bytearray) -> None:
+    def _answer_all(
+        self, conversation: c.Conversation, client: ClientKind, said: bytearray
+    ) -> None:
         while (event := conversation.next_event()) is not None:
             self.counts[type(event).__name__] += 1
             if isinstance(event, c.TlsRequested):
@@ -199,12 +201,12 @@ class FuzzHarness:
             elif isinstance(event, c.LoginRequested):
                 if event.token is not None:
                     self._verifier.verify(event.token)
-                    assert who is Who.NEIGHBOUR, "a token that nobody has signed is good"
-                assert event.token is not None or who is Who.ANYONE
+                    assert client is ClientKind.NEIGHBOUR, "a token that nobody has signed is good"
+                assert event.token is not None or client is ClientKind.ANYONE
                 conversation.let_in()
             elif isinstance(event, c.CommandGiven):
                 assert conversation.is_let_in
-                assert who is not Who.STRANGER, "a stranger has given a command"
+                assert client is not ClientKind.STRANGER, "a stranger has given a command"
                 self._obey(conversation, event.text, said)
 
     def _obey(self, conversation: c.Conversation, text: str, said: bytearray) -> None:
@@ -232,7 +234,7 @@ class FuzzHarness:
                 config=self._config,
                 metrics=self._metrics,
                 clients=self._clients,
-                verifier=None if script.who is Who.ANYONE else self._verifier,
+                verifier=None if script.client is ClientKind.ANYONE else self._verifier,
                 tls_context=None,
                 must_yield=lambda *_, **__: False,
             )
@@ -241,30 +243,30 @@ class FuzzHarness:
             while session.serve() is not Turn.OVER:
                 pass  # the script has sent all, and the end of the stream
             assert ours.fileno() == -1, "the socket was left open"
-            self._check_answer(script.who, _received(theirs))
+            self._check_answer(script.client, _received(theirs))
 
     def connect(self, script: Script) -> None:
         """To a whole service, over TCP, in the pieces of the script."""
         self.counts["over TCP"] += 1
-        address = self._services[script.who].address
+        address = self._services[script.client].address
         with socket.create_connection((address.host, address.port), DEADLINE_S) as sock:
             with contextlib.suppress(OSError):  # it may have had enough in between
                 for piece in script.pieces():
                     sock.sendall(piece)
-            answer = _received(sock, _PATIENCE_S)  # who says no more is taken to be gone
+            answer = _received(sock, _PATIENCE_S)  # a client that says no more is taken to be gone
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_WR)
-            self._check_answer(script.who, answer + _received(sock))
+            self._check_answer(script.client, answer + _received(sock))
 
-    def _check_answer(self, who: Who, answer: bytes) -> None:
+    def _check_answer(self, client: ClientKind, answer: bytes) -> None:
         assert not self._log.bad, self._log.bad
         replies = _check_whole(answer)
         kinds = Counter(reply.kind for reply in replies)
         self.counts["errors told"] += kinds["E"]
         self.counts["archives given"] += kinds["c"]
-        if who is not Who.ANYONE:
-            assert not _COPY_KINDS & kinds.keys() or who is Who.NEIGHBOUR, kinds
-            assert not kinds["d"], "bytes of a copy for who may have none"
+        if client is not ClientKind.ANYONE:
+            assert not _COPY_KINDS & kinds.keys() or client is ClientKind.NEIGHBOUR, kinds
+            assert not kinds["d"], "bytes of a copy for a client without the right to them"
             assert self._archive[-40:] not in answer
             assert CONTENT[:20] not in answer
 

@@ -1,6 +1,6 @@
 """What a hostile client says, made of arbitrary bytes, so that any fuzzer can drive it.
 
-Bytes decide who the client is, how its stream is cut into pieces, whether it begins well, and
+Bytes decide the kind of the client, how its stream is cut into pieces, whether it begins well, and
 message by message what it says: a good message, a good one with a flipped byte, a well-framed
 one with any type and body, or raw bytes.
 """
@@ -23,8 +23,8 @@ _KINDS: Final = b"pQPBDECSHdcfX\0zR"
 _PIECE_SIZES: Final = (0, 1, 7, 100)  # 0 is all at once
 
 
-class Who(Enum):
-    """Who the client is."""
+class ClientKind(Enum):
+    """The kinds of clients."""
 
     ANYONE = "anyone, of a service that asks for no token"
     STRANGER = "a stranger, of a service that asks for one"
@@ -35,12 +35,12 @@ class Script(NamedTuple):
     """What a client says.
 
     Attributes:
-        who: the client.
+        client: its kind of client.
         messages: one after the other; not all of them are messages.
         piece_size_bytes: how many bytes come at once; 0 for all.
     """
 
-    who: Who
+    client: ClientKind
     messages: Sequence[bytes]
     piece_size_bytes: int
 
@@ -55,7 +55,7 @@ class Vocabulary:
     """The good messages of a script.
 
     Args:
-        commands: what is asked for.
+        commands: the commands that it sends.
         token: a good one, for another tenant than that of the commands.
     """
 
@@ -97,19 +97,19 @@ class Vocabulary:
         """The script that bytes stand for."""
         reader = _Reader(data)
         head = reader.number()
-        who = [*Who][head % len(Who)]
-        size_bytes = _PIECE_SIZES[head // len(Who) % len(_PIECE_SIZES)]
-        begins_well = head // len(Who) // len(_PIECE_SIZES) % 4 > 0
-        messages = self._good_beginning(who) if begins_well else []
+        client = [*ClientKind][head % len(ClientKind)]
+        size_bytes = _PIECE_SIZES[head // len(ClientKind) % len(_PIECE_SIZES)]
+        begins_well = head // len(ClientKind) // len(_PIECE_SIZES) % 4 > 0
+        messages = self._good_beginning(client) if begins_well else []
         while reader.has_more() and len(messages) < MOST_MESSAGES:
             messages.append(self._message(reader, is_first=not messages))
-        if who is Who.NEIGHBOUR:
+        if client is ClientKind.NEIGHBOUR:
             place, token = wire.password(TOKEN), wire.password(self.token)
             messages = [token if each == place else each for each in messages]
-        return Script(who, messages, size_bytes)
+        return Script(client, messages, size_bytes)
 
-    def _good_beginning(self, who: Who) -> list[bytes]:
-        password = [wire.password(TOKEN)] if who is Who.NEIGHBOUR else []
+    def _good_beginning(self, client: ClientKind) -> list[bytes]:
+        password = [wire.password(TOKEN)] if client is ClientKind.NEIGHBOUR else []
         return [wire.startup(user="u"), *password]
 
     def _message(self, reader: _Reader, *, is_first: bool) -> bytes:

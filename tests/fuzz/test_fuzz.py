@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from fuzz.engines import random_inputs
 from fuzz.harness import FuzzHarness
-from fuzz.scripts import Script, Who
+from fuzz.scripts import ClientKind, Script
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from page_service import wire
@@ -71,13 +71,13 @@ def test_what_is_played_goes_deep(harness: FuzzHarness) -> None:
     assert harness.counts["over TCP"] == 40
 
 
-@pytest.mark.parametrize("who", [Who.STRANGER, Who.NEIGHBOUR])
+@pytest.mark.parametrize("client", [ClientKind.STRANGER, ClientKind.NEIGHBOUR])
 def test_a_leak_would_be_noticed(
-    harness: FuzzHarness, monkeypatch: pytest.MonkeyPatch, who: Who
+    harness: FuzzHarness, monkeypatch: pytest.MonkeyPatch, client: ClientKind
 ) -> None:
     """Where everyone is let in, the checks find out."""
     query = next(each for each in harness.vocabulary.messages if b"basebackup" in each)
-    script = Script(who, [wire.startup(user="u"), wire.password("x"), query], 0)
+    script = Script(client, [wire.startup(user="u"), wire.password("x"), query], 0)
     harness.serve(script)
     monkeypatch.setattr("bbcache.page_service.auth.tokens.TokenKeys.verify", lambda *_: EVERYTHING)
     with pytest.raises(AssertionError):

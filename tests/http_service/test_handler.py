@@ -40,7 +40,7 @@ def answer_to(request: bytes) -> tuple[bytes, list[str]]:
 @example(b"GET /\r\n")
 @example(b"GET / HTTP/1.1\r\nExpect: 100-continue\r\nHost: [\r\n\r\n")
 def test_any_bytes(request_: bytes) -> None:
-    """Nothing is raised, one request is answered at the most, and nothing of it is repeated."""
+    """Nothing is raised, at most one request is answered, and nothing of it is repeated."""
     data, asked = answer_to(request_)
     assert len(asked) <= 1
     assert data.count(b"hello") == (1 if asked and not request_.startswith(b"HEAD") else 0)

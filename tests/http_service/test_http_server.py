@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def hello(path: str, accept: str) -> Response:
-    """What was asked."""
+    """The path and the Accept header of the request."""
     return text_response(HTTPStatus.OK, f"{path} {accept}")
 
 

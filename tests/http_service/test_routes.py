@@ -1,4 +1,4 @@
-"""What is found at which path."""
+"""The documents of the HTTP service, by path."""
 
 from __future__ import annotations
 

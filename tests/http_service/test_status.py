@@ -1,4 +1,4 @@
-"""What is said of a running service is what has happened to it."""
+"""The status of a service agrees with what has happened to it."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Mutant(NamedTuple):
         line: where, counted from 1.
         where: class and function.
         was: the changed line, or lines, without indentation.
-        now: what is there instead.
+        now: the text in its place.
         source: the whole changed module.
     """
 
@@ -131,7 +131,7 @@ def _operators(wanted: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _noise(tree: ast.Module) -> Iterator[ast.AST]:
-    """What no test can or should tell apart: types, and what is logged."""
+    """The nodes that no test can or should tell apart: types, and log lines."""
     for node in ast.walk(tree):
         if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
             yield node.annotation

@@ -1,4 +1,4 @@
-"""Certificates for the tests, made anew each time."""
+"""Certificates for the tests, made new each time."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_it_is_sent_whole(tmp_path: Path, size_bytes: int, *, is_gzip: bool) -> 
 
 @pytest.mark.parametrize("is_gzip", [True, False])
 def test_an_end_in_the_middle_follows_whole_messages(tmp_path: Path, *, is_gzip: bool) -> None:
-    """What was sent before it is counted."""
+    """Messages are whole, and the bytes sent before the end are counted."""
     path = tmp_path / "archive"
     path.write_bytes(gzip.compress(os.urandom(4 << 20), 0))
     left = iter([None, None])

@@ -78,7 +78,7 @@ def test_fullbackup(bench: Bench) -> None:
 
 
 def test_an_archive_of_many_pieces(bench: Bench) -> None:
-    """Pieces are of 1 MiB at the most, and all bytes are there."""
+    """Pieces have at most 1 MiB, and all bytes are there."""
     timeline = bench.harness.prepared(size_bytes=5 * MIB + 1)
     replies = bench.logged_in().ask(bench.command(timeline, LSN_A, "gzip"))
     sizes = [len(reply.body) for reply in replies if reply.kind == "d"]

@@ -57,7 +57,7 @@ class Crowd:
     """Clients of all kinds, each in a thread.
 
     Attributes:
-        counts: what has happened.
+        counts: events by kind.
     """
 
     def __init__(self, bench: Bench, archives: list[tuple[str, bytes]]) -> None:
@@ -167,7 +167,7 @@ class Crowd:
         return replies if self._check(Asked("", b"", is_gzip=False), replies) else []
 
     def _answer(self, sock: socket.socket, ready_count: int = 1) -> list[wire.Reply]:
-        """What comes up to so many ReadyForQuery, or to the end, which may cut a message."""
+        """The messages up to so many ReadyForQuery, or to the end, which may cut one."""
         replies: list[wire.Reply] = []
         data = b""
         while sum(reply.kind == "Z" for reply in replies) < ready_count:

@@ -1,4 +1,4 @@
-"""Keys and tokens for the tests, made anew each time."""
+"""Keys and tokens for the tests, made new each time."""
 
 from __future__ import annotations
 

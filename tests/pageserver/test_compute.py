@@ -37,7 +37,7 @@ _PAGE_BYTES = 8192
 _PAGE_HEADER_BYTES = 24
 _LAST_OF_PAGE = _PAGE_BYTES - 120  # where a shutdown checkpoint starts that ends with its page
 _MESSAGE_BYTES = 24 + 5 + 24 + 2  # what a logical message's record has besides its text
-_SMALLEST_BYTES = 400  # a record so small would have a shorter header
+_SMALLEST_BYTES = 400  # a smaller record has a shorter header
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_following_that_is_far_behind(
 def test_an_idle_compute_node_is_polled_seldom(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, *, streams_wal: bool
 ) -> None:
-    """While nothing is written; what is written then is followed, and a stop prepared for."""
+    """Polls are rare while nothing is written; later WAL is followed, and a stop prepared for."""
     lab.open(streams_wal=streams_wal)
     address = lab.add_timeline()
     follower = WalStream if streams_wal else WalFollower

@@ -287,7 +287,7 @@ def test_lost_slots_are_named(lab: Lab, address: Address, caplog: pytest.LogCapt
 def test_names_that_vanish_while_they_are_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is not there any more needs no sync."""
+    """A file that is gone needs no sync."""
     for name in ("a", "b", "c/d", "e/f"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)

@@ -120,7 +120,7 @@ def test_steps_are_those_that_are_tested(tmp_path: Path, monkeypatch: pytest.Mon
 def test_crash_leaves_old_or_new_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """What was cut short before a step is finished by starts that are cut short, too."""
+    """Starts that are cut short, too, finish a takeover that was cut short before a step."""
     place, copy = tmp_path / "timelines" / "t", tmp_path / "copy"
     old, new = write_tree(place, "old"), write_tree(copy, "new")
     with monkeypatch.context() as patch:

@@ -123,7 +123,7 @@ class SlowCursor:
         return None if self._is_waiting else self._cursor.read_message()
 
     def fileno(self) -> int:
-        """What says that nothing has come."""
+        """A descriptor that is never readable."""
         return self._never_readable
 
     def __getattr__(self, name: str) -> object:

@@ -13,7 +13,7 @@ from bbcache.postgres.server.user import ServerUser
 
 
 def _arrive(how: str) -> None:
-    """Have signals the way that this process would have got them from its parent."""
+    """Set signals as if this process had inherited them from its parent."""
     numbers = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
     if how == "blocked":
         signal.pthread_sigmask(signal.SIG_BLOCK, numbers)

@@ -53,7 +53,7 @@ class _Unprintable(Exception):  # noqa: N818 - what matters is that it cannot be
         raise RuntimeError("no text")
 
 
-class _Ending(Exception):  # noqa: N818 - what matters is that whoever prints it ends
+class _Ending(Exception):  # noqa: N818 - the name does not matter: a thread that prints it ends
     def __str__(self) -> str:
         raise SystemExit(3)
 

@@ -89,7 +89,7 @@ def test_a_host_without_address() -> None:
 
 
 def test_sockets_of_another_process_are_taken_over() -> None:
-    """If they listen; what does not is named."""
+    """Descriptors that listen are taken; any other is named in the error."""
     (listener,) = open_listeners([LOOPBACK])
     address = address_of(listener)
     listener.setblocking(True)  # noqa: FBT003 - as systemd gives it

@@ -241,7 +241,7 @@ def test_an_accept_that_fails(watch: Watch, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_no_more_clients(watch: Watch) -> None:
-    """What is watched goes on when the listening sockets are closed."""
+    """Watched connections are served on after the listening sockets are closed."""
     watch.start()
     guest = watch.guest()
     states = [watch.poller.is_accepting]

@@ -120,7 +120,7 @@ class Kit:
         return path
 
     def files(self) -> set[str]:
-        """What is in the directory besides the cache's own."""
+        """The names in the directory besides the cache's own."""
         return file_names(self.directory) - OWN_NAMES
 
     def entry_names(self) -> set[str]:
@@ -378,7 +378,7 @@ def test_a_load_that_fails_half_way_counts_nothing_twice(
 
     def interfere() -> None:
         shutil.move(tmp_path, away)
-        tmp_path.touch()  # what is below it can neither be listed nor removed
+        tmp_path.touch()  # files below it can neither be listed nor removed
 
     kit = reopen(store=BusyStore(tmp_path, interfere))
     for lsn in (1, 2):

@@ -1,4 +1,4 @@
-"""The lock on the directory: who holds it, kills, forks, replaced directories."""
+"""The lock on the directory: its holder, kills, forks, replaced directories."""
 
 from __future__ import annotations
 

@@ -295,7 +295,7 @@ def test_a_file_that_cannot_be_examined_is_foreign(
         item = next(items)
     (directory / NAME).unlink()
     directory.rmdir()
-    directory.touch()  # a file now: what is below it cannot be looked at
+    directory.touch()  # a file now: nothing below it can be examined
     monkeypatch.setattr(os, "scandir", lambda _path: nullcontext([item]))
     assert Store(str(directory)).scan() == ([], {NAME: 0})
 
@@ -452,7 +452,7 @@ def test_the_sweep_removes_what_builds_have_left(store: Store) -> None:
     ],
 )
 def test_other_files_in_tmp_are_foreign(store: Store, name: str, size_bytes: int) -> None:
-    """The directory may be one that others use; what is not a build's is left alone."""
+    """Others may use the directory, too: only files of builds are removed."""
     path = Path(store.tmp_dir, name)
     if name == "link":
         path.symlink_to(store.data_dir)
@@ -506,7 +506,7 @@ def test_what_cannot_be_looked_at_does_not_stop_the_sweep(
     (directory / NAME).unlink()
     if not is_gone:
         directory.rmdir()
-        directory.touch()  # a file now: what is below it can be neither unlinked nor looked at
+        directory.touch()  # a file now: nothing below it can be unlinked or examined
     monkeypatch.setattr(os, "listdir", lambda _path: [NAME])
     fail_with(monkeypatch, os, "unlink", PermissionError(errno.EPERM, "no"))
     assert store.sweep_tmp() == ({} if is_gone else {str(directory / NAME): 0})

@@ -604,7 +604,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(found=st.dictionaries(keys, sizes, max_size=3))
     def rescan(self, found: dict[bytes, int]) -> None:
-        """The directory was replaced: what is in it now is held, and nothing else."""
+        """The directory was replaced: the index has the files that are there now, and no other."""
         if self.is_busy:
             return
         self.held = {key: Entry(key, Lsn(1), size_bytes) for key, size_bytes in found.items()}

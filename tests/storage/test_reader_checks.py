@@ -291,7 +291,7 @@ def _published(harness: Harness, verify_reads: str) -> MemoryTimeline:
     return harness.prepared()
 
 
-# What is damaged, and whether that was before the first open of this life or after it.
+# The damaged part, and whether that was before the first open of this life or after it.
 MOMENTS = [(where, when) for where in ("seal", "body") for when in ("before", "after")]
 # Per origin and mode the moments at which damage of no other size is found.
 FOUND: dict[Callable[[Harness, str], MemoryTimeline], dict[str, set[tuple[str, str]]]] = {
@@ -328,7 +328,7 @@ def test_what_is_found_by_origin_and_mode(
 ) -> None:
     """Each mode finds what its documentation says, at the first open and at later ones."""
     timeline = origin(harness, verify_reads)
-    timeline.advance(LSN_B)  # what is found bad is not built again
+    timeline.advance(LSN_B)  # a bad archive is not built again
     path = harness.path(timeline)
     if when == "after":
         assert harness.get_archive(timeline) == path.read_bytes()

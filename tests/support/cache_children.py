@@ -54,7 +54,7 @@ def _become_a_plain_user(directory: Path) -> None:
 def _plain_users_dir() -> Iterator[Path]:
     """A directory of a plain user, who this process is from now on."""
     with _new_dir() as parent:
-        # What is imported late must be there before root's own files are out of reach.
+        # Modules that are imported late must be loaded before root's own files are out of reach.
         with Harness(parent / "warm-up") as harness:
             harness.prepared()
             harness.cache.run_cleanup()

@@ -45,7 +45,7 @@ TESTS_DIR: Final = Path(__file__).parents[1]
 
 
 class Gate:
-    """Stops whoever passes until it is opened, at the latest when its block ends."""
+    """Stops each thread that passes until it is opened, at the latest when its block ends."""
 
     def __init__(self) -> None:
         self._arrived = threading.Semaphore(0)

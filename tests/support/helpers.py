@@ -215,7 +215,7 @@ class SettledQueue:
         return list(self._settled())
 
     def running(self) -> list[Request]:
-        """What has the slots of its timelines."""
+        """The requests that have the slots of their timelines."""
         return list(self.queue._line.running.values())
 
     def results(self) -> dict[str, int]:

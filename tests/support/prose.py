@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
+OWN: Final = (Path(__file__), ROOT / "tests/test_docs.py")  # have the words that are refused
 
 _START: Final = r"(?:^|(?<=[.:;|(] )|(?<=^- )|(?<=^\*\*))"  # of a sentence or of a cell of a table
 _NOUN: Final = "name the noun, such as `a caller that` or `an entry that`"
@@ -129,8 +130,9 @@ def _is_question(text: str, offset: int) -> bool:
 def files() -> list[Path]:
     """All files whose prose is checked."""
     found = [*(ROOT / "bbcache").rglob("*.py"), *(ROOT / "docs").glob("*")]
+    found += [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
     found += [*(ROOT / "examples").rglob("*"), *(ROOT / name for name in PAGES)]
-    return sorted(path for path in found if path.suffix in {".py", ".md"})
+    return sorted(path for path in found if path.suffix in {".py", ".md"} and path not in OWN)
 
 
 def main(names: Iterable[str]) -> int:

@@ -1,4 +1,4 @@
-"""The pytest plugin for those who embed bbcache."""
+"""The pytest plugin for programs that embed bbcache."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_a_tier_that_was_not_closed_ends_with_the_process(
     local: Lab, tmp_path: Path, key_file: Path, how: str, code: int
 ) -> None:
-    """What was offered is uploaded, and no thread keeps the interpreter."""
+    """Offered archives are uploaded, and no thread keeps the interpreter."""
     done = run(f"file://{tmp_path}/store", "", key_file, how, DEADLINE_S)
     assert (done.returncode, done.stdout, done.stderr) == (code, "ready\n", "")
     assert len(local.objects) == (0 if how == "idle" else 1)

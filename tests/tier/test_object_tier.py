@@ -1,4 +1,4 @@
-"""A tier on a directory and on our server: what is stored comes back, and what is removed."""
+"""A tier on a directory and on our server: stored objects come back, old ones are removed."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def lab(real_store: RealStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("size_bytes", [100, 20_000, 8 * MIB])
 def test_another_node_fetches_what_one_has_stored(lab: Lab, size_bytes: int) -> None:
-    """Small and large archives come back byte for byte; what was not stored is absent."""
+    """Small and large archives come back byte for byte; any other is absent."""
     archive = lab.archive(size_bytes=size_bytes)
     lab.upload(lab.tier(), archive)
     assert lab.count("upload_total", result="stored") == 1

@@ -211,7 +211,7 @@ def settings(path: Path, table: dict[str, Any]) -> BasebackupCacheConfig:
 
 
 def read_explanation(explanation: Explanation) -> None:
-    """What is known of one timeline."""
+    """The explanation of one timeline."""
     assert_type(explanation.as_dict(), dict[str, Any])
     if explanation.entry is not None:
         assert_type(explanation.entry.lsn, Lsn)

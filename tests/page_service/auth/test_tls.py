@@ -1,4 +1,4 @@
-"""A certificate from files: what is refused, and reading it anew."""
+"""A certificate from files: which ones are refused, and reading it again."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def execute(cluster: Cluster, *statements: str) -> None:
 
 
 def rows(cluster: Cluster) -> str:
-    """What is in the table."""
+    """The rows of the table."""
     return cluster.psql("SELECT coalesce(string_agg(i::text, ',' ORDER BY i), '') FROM t")
 
 

@@ -151,7 +151,7 @@ LEFT_OUT = {
 
 
 def test_left_out(pgdata_dir: Path) -> None:
-    """What the next start makes anew or does not need is not sent."""
+    """Files that the next start makes again or does not need are not sent."""
     for name in LEFT_OUT:
         (pgdata_dir / name).parent.mkdir(exist_ok=True)
         (pgdata_dir / name).write_bytes(b"stale")

@@ -98,7 +98,7 @@ def test_late_write_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest_
 
 
 def test_late_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is found to be wrong while the second thread is at work undoes what that has done."""
+    """An error found while the second thread works undoes the work of that thread."""
     spy = ThreadSpy(monkeypatch)
     hostile = make_large_tar(link("base/x", "1"))
     assert "is a symbolic link" in refusal(hostile, tmp_path / "d")

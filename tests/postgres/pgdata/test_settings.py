@@ -372,7 +372,7 @@ def test_access_files_are_kept(config_dir: Path) -> None:
     ],
 )
 def test_access_file_that_names_another(config_dir: Path, names: str, line: str) -> None:
-    """What is included is judged like what includes it, wherever it lies."""
+    """An included file is judged like the file that includes it, wherever it lies."""
     (config_dir / "lists").mkdir()
     for file in ("users", "some.conf"):
         (config_dir / "lists" / file).write_text(f"# @/fine\n{line}\n")

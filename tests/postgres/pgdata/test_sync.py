@@ -23,7 +23,7 @@ def test_each_item_once() -> None:
 
 
 def test_several_at_once() -> None:
-    """Eight are under way together: none could end before the others had come."""
+    """Eight run together: none can end before the others have begun."""
     together = threading.Barrier(SYNCED_AT_ONCE)
     sync_all(range(2 * SYNCED_AT_ONCE), lambda _: together.wait(_TIMEOUT_S))
 

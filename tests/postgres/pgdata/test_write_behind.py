@@ -112,7 +112,7 @@ def test_error_of_the_thread() -> None:
 
 
 def test_error_of_the_thread_stops_the_caller() -> None:
-    """Who puts on and on after the work has failed is told, and never waits for ever."""
+    """A caller that goes on after the work has failed is told, and never waits for ever."""
     worker = Worker()
 
     def put_for_ever() -> None:
@@ -128,7 +128,7 @@ def test_error_of_the_thread_stops_the_caller() -> None:
 
 
 def test_bound() -> None:
-    """So many batches wait at the most; whoever puts another waits for room."""
+    """At most so many batches wait; a caller that puts another waits for room."""
     worker = Worker()
     is_full, is_through = threading.Event(), threading.Event()
 

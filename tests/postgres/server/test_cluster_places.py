@@ -135,7 +135,7 @@ def test_configuration_on_a_read_only_mount(
 def test_a_read_only_data_directory(
     newest_pg: PostgresBinaries, make_cluster: ClusterFactory
 ) -> None:
-    """It is named, whether it would have to change hands or not."""
+    """It is named, also if it does not have to change its owner."""
     cluster = make_cluster(newest_pg)
     for owner in (cluster.pgdata_dir.stat().st_uid, 0):
         os.chown(cluster.pgdata_dir, owner, owner)

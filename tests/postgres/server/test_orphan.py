@@ -119,7 +119,7 @@ def test_a_pid_file_that_cannot_be_removed_is_named(tmp_path: Path) -> None:
 
 
 def test_a_link_or_pipe_as_pid_file_is_removed(tmp_path: Path) -> None:
-    """What is odd and can be removed is; a link's target is left alone."""
+    """Any odd file that can be removed is removed; a link's target is left alone."""
     path, target = tmp_path / "postmaster.pid", tmp_path / "target"
     target.touch()
     path.symlink_to(target)

@@ -234,7 +234,7 @@ def test_a_tree_behind_a_link(tmp_path: Path) -> None:
 
 
 def test_what_is_closed_to_the_user_is_found(tmp_path: Path) -> None:
-    """What cannot be read comes first, then what cannot be written; links are not followed."""
+    """Unreadable files come first, then those that cannot be written; links are not followed."""
     user = ServerUser.current()
     data_dir, other = tmp_path / "data", tmp_path / "other"
     for directory in (data_dir, data_dir / "base", data_dir / "pg_tblspc", other):

@@ -1,4 +1,4 @@
-"""What no server would start on is found by starting one, on a copy without the tables."""
+"""A server on a copy without the tables finds settings with which no server starts."""
 
 from __future__ import annotations
 

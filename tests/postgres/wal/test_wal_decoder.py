@@ -239,7 +239,7 @@ def test_segment_size_comes_from_the_first_page(wal: Wal) -> None:
     ],
 )
 def test_impossible_starts_are_refused(lsn: int, size_bytes: int | None, said: str) -> None:
-    """What cannot be a start is an error at once, not an end of the WAL."""
+    """A position that cannot be a start is an error at once, not an end of the WAL."""
     for make in (WalDecoder, ShutdownCheckpointDetector):
         with pytest.raises(WalError, match=said):
             make(Lsn(lsn), size_bytes)
@@ -294,7 +294,7 @@ def test_flipped_bit_ends_the_wal_at_its_record(wal: Wal, seed: int) -> None:
 def test_bad_page_headers_end_the_wal(
     wal: Wal, unit: int, offset: int, form: str, number: int, reason: EndReason, said: str
 ) -> None:
-    """Each field of the header of a page in the midst of a record is judged."""
+    """Each field of the header of a page in the middle of a record is judged."""
     record = wal.crossing(unit, 5 if unit == _PAGE else 0)
     page_lsn = record.lsn // unit * unit + unit
     data = wal.patched(page_lsn + offset, struct.pack(form, number))
@@ -380,7 +380,7 @@ def test_lengths_are_judged(wal: Wal, length_bytes: int, reason: EndReason) -> N
 
 
 def test_claimed_length_reserves_no_memory(wal: Wal) -> None:
-    """A header that claims the greatest length costs what has come, not what it claims."""
+    """A header that claims the greatest length takes the memory of the bytes that arrived."""
     record = wal.records[100]
     data = wal.patched(record.lsn, struct.pack("<I", _MAX_RECORD_SIZE_BYTES))
     cut = data[: record.lsn - wal.start_lsn + 64]
@@ -474,7 +474,7 @@ def test_rewind_forgets_the_unfinished_record(wal: Wal) -> None:
 
 
 def test_any_bytes_like_object_will_do(wal: Wal) -> None:
-    """What comes from a socket need not be bytes."""
+    """The data of a socket may have any type of buffer."""
     for kind in (bytes, bytearray, memoryview):
         decoder = WalDecoder(wal.start_lsn)
         assert decoder.feed(kind(wal.data[:5000])) + decoder.feed(kind(wal.data[5000:])) == (

@@ -307,7 +307,7 @@ def _garbage(kind: str, rng: random.Random, size_bytes: int, old: bytes, offset:
 def test_follower_reads_what_is_being_written(
     original: Original, tmp_path: Path, kind: str, seed: int
 ) -> None:
-    """However far the writer has come, and whatever is behind, each record comes once."""
+    """Wherever the writer stands, and whatever is behind that, each record is returned once."""
     rng = random.Random(seed)
     names = [path.name for path in _segments(original.wal_dir)]
     whole = [(original.wal_dir / name).read_bytes() for name in names]
@@ -363,7 +363,7 @@ def test_follower_keeps_up_with_a_busy_server(pg: PostgresBinaries, make_cluster
             polls += bool(found)
             records += found
         work.terminate()
-    # The flush position itself may be at the end of a page, in the midst of a record.
+    # The flush position itself may be at the end of a page, in the middle of a record.
     written = Lsn.from_str(cluster.psql("select pg_logical_emit_message(true, 'test', 'done')"))
     records += follower.poll()
     assert follower.last_record_lsn >= canonical_lsn(written, _SEGMENT)
@@ -376,7 +376,7 @@ def test_follower_keeps_up_with_a_busy_server(pg: PostgresBinaries, make_cluster
 
 
 def test_segments_of_64_mib(pg: PostgresBinaries, make_cluster: Any) -> None:
-    """Their size is learnt from them; what is read is what pg_waldump shows, to the last."""
+    """Their size is learnt from them; the records are those that pg_waldump shows."""
     cluster = make_cluster(pg, initdb_args=("--wal-segsize=64",), settings={"wal_keep_size": "1GB"})
     cluster.start()
     cluster.psql("create table t as select generate_series(1, 20000) i; select pg_switch_wal()")

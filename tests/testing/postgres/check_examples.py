@@ -48,7 +48,7 @@ class Example:
         }
 
     def start(self, *prefix: str) -> subprocess.Popen[str]:
-        """Start a run with four workers, by way of another program."""
+        """Start a run with four workers, by another program."""
         plugins = ["-p", "pytest_bbcache", "-p", "xdist.plugin", "-p", "no:cacheprovider"]
         return subprocess.Popen(
             [*prefix, sys.executable, "-m", "pytest", *plugins, "-n", "4"],

@@ -126,7 +126,7 @@ def test_the_file_of_the_builder_counts(root: Path, hashed: Hashing) -> None:
 
 
 def test_values_from_outside_need_a_version(root: Path, hashed: Hashing) -> None:
-    """Two builders of one text may differ in them; what is named in the version, is told apart."""
+    """Two builders of one text may differ in them; values named in the version differ."""
 
     def of_variable(table: str, version: str = "") -> Snapshot:
         @snapshot(inputs=["migrations/**"], root=root, version=version)
@@ -222,7 +222,7 @@ def test_inputs_that_are_refused(root: Path, inputs: list[str], complaint: str) 
 
 
 def test_a_builder_without_source_is_refused(root: Path) -> None:
-    """What is in no file cannot be compared with what it was."""
+    """Code that is in no file cannot be compared with an earlier one."""
     names: dict[str, Any] = {}
     exec("def app(db): pass", names)  # noqa: S102 - how such a function comes to be
     made = snapshot(inputs=["migrations/**"], root=root)(names["app"])

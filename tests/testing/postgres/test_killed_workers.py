@@ -85,7 +85,7 @@ class KilledRuns:
             )
 
     def leftovers(self) -> list[str]:
-        """What is left of all runs: processes, directories of theirs, half-written snapshots."""
+        """The leftovers of all runs: processes, directories of theirs, half-written snapshots."""
         left = [*self.directory.glob("bbcache-testing-*/run-*"), *self._sockets_dir.iterdir()]
         left += self._cache_dir.glob(".*.part")
         return [f"process {pid}" for pid in self._processes()] + [str(path) for path in left]

@@ -1,4 +1,4 @@
-"""Servers and databases restored from a snapshot: what is in them, and what becomes of them."""
+"""Servers and databases restored from a snapshot: their contents and their ends."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_spares_do_not_pile_up(place: Place) -> None:
 
 
 def test_spares_expire(place: Place) -> None:
-    """What nobody has claimed goes; what is new stays."""
+    """Old spares that nobody has claimed are removed; new ones stay."""
     spares = _make(place)
     spares.refill("aa", SIZE_BYTES, _restore)
     spares.wait()

@@ -81,7 +81,7 @@ def test_a_damaged_archive_is_refused(store: SnapshotStore, guard: Guard, offset
 
 
 def test_the_least_recently_used_goes_first(tmp_path: Path, guard: Guard) -> None:
-    """What was found lately stays, what is published now always."""
+    """Snapshots that were used lately stay, and so does the one that is published now."""
     keys = [replace(KEY, digest=bytes([number]) * 32) for number in range(4)]
     size_bytes = (
         SnapshotStore(tmp_path / "one", 1 << 20)
@@ -142,7 +142,7 @@ def test_one_builds_and_the_others_wait(store: SnapshotStore) -> None:
 
 
 def test_a_failure_is_for_those_that_wait(store: SnapshotStore) -> None:
-    """They fail with the same cause; who comes later builds."""
+    """They fail with the same cause; a process that comes later builds."""
     has_begun, may_end = threading.Event(), threading.Event()
     errors: list[str] = []
     said: list[str] = []
