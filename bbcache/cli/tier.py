@@ -93,7 +93,7 @@ def run_check(options: argparse.Namespace) -> bool:
     if options.json:
         print(json.dumps([trial._asdict() for trial in trials], indent=2))
     elif has_failed:
-        print(f"hint: {start_check.HINT}")
+        print(f"hint: {start_check.hint_for(config.url)}")
     return not has_failed
 
 

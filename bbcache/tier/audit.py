@@ -17,7 +17,7 @@ from bbcache.storage.verify import Finding, Verdict
 from bbcache.tier.bucket import BucketError, ObstoreBucket
 from bbcache.tier.keys import KeyRing
 from bbcache.tier.object_format import PREAMBLE_SIZE_BYTES, Address, ObjectCheck
-from bbcache.tier.start_check import HINT
+from bbcache.tier.start_check import hint_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,7 +47,8 @@ class BucketAudit:
         try:
             return sorted(self._bucket.list(self._config.epoch))
         except BucketError as error:
-            text = f"cannot list {self._config.url}: {error}\nhint: {HINT}"
+            url = self._config.url
+            text = f"cannot list {url}: {error}\nhint: {hint_for(url)}"
             raise BucketError(text, error.result) from error
 
     def run(self, objects: list[tuple[str, int]]) -> Iterator[Finding]:

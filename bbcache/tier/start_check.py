@@ -11,11 +11,17 @@ from bbcache.tier.bucket import BucketError
 if TYPE_CHECKING:
     from bbcache.tier.bucket import Bucket
 
-HINT: Final = "Check bucket, endpoint and credentials."
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
 
 log = logging.getLogger(__name__)
+
+
+def hint_for(url: str) -> str:
+    """What to look at if the bucket at a URL cannot be used, as a sentence."""
+    if url.startswith("file:"):
+        return "Is the directory there, mounted, and open to this user?"
+    return "Check bucket, endpoint and credentials."
 
 
 class StartCheck:
@@ -59,7 +65,7 @@ class StartCheck:
                     "hint: %s The cache works without the tier, and tries it again.",
                     self._url,
                     error,
-                    HINT,
+                    hint_for(self._url),
                 )
             self.problem = f"the tier {self._url} cannot be used: {error}"
             return False

@@ -49,6 +49,14 @@ def test_a_directory_is_tried_too(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not any(step["is_fatal"] or step["problem"] for step in steps)
 
 
+def test_a_directory_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The hint is for a file system, which has no endpoint and no credentials."""
+    assert main(["tier", "check", f"file://{tmp_path}/missing"]) == 1
+    printed = capsys.readouterr().out
+    assert f"{tmp_path}/missing" in printed
+    assert printed.endswith("\nhint: Is the directory there, mounted, and open to this user?\n")
+
+
 @pytest.mark.parametrize(
     ("method", "failed"), [("LIST", "list"), ("PUT", "put"), ("GET", "get"), ("DELETE", "delete")]
 )
