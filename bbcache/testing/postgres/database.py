@@ -119,8 +119,8 @@ class Database:
 
         Args:
             argv: the program and its arguments.
-            options: for `subprocess.run`, such as `cwd`, which is the root of the snapshot
-                otherwise; an `env` is added to the variables.
+            options: for `subprocess.run`, such as `cwd`, which is relative to the root of the
+                snapshot, and that root otherwise; an `env` is added to the variables.
 
         Raises:
             PostgresError: it cannot be started or has failed; has what it printed.
@@ -128,7 +128,8 @@ class Database:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(_LIBPQ_PREFIX)}
         env = {**kept, **_own_scripts(kept), **self.env, **options.pop("env", {})}
         shown = " ".join(os.fspath(each) for each in argv)
-        given = {"cwd": self.cwd, "capture_output": True, "stdin": subprocess.DEVNULL, **options}
+        cwd = self.cwd / options.pop("cwd", "")
+        given = {"cwd": cwd, "capture_output": True, "stdin": subprocess.DEVNULL, **options}
         if "input" in given:
             del given["stdin"]
         try:

@@ -136,7 +136,8 @@ def snapshot(
         inputs: patterns (as of `glob`, ``**`` included) of all files that the builder reads:
             migrations, seed data, models, and a lock file where the versions of its tools matter.
         version: any text; change it to have the snapshot made again.
-        root: the directory that `inputs` are relative to; None is that of the builder's file.
+        root: the directory that `inputs` are relative to; itself relative to that of the builder's
+            file, which it is where it is None.
         initdb_args: arguments for initdb, such as ``--locale=C.UTF-8``.
         settings: server settings, such as ``shared_preload_libraries``.
 
@@ -161,12 +162,13 @@ def snapshot(
         name = getattr(builder, "__name__", "")
         if not _NAME.fullmatch(name):
             raise SnapshotError(f"a snapshot takes the name of its function, not {name!r}")
+        directory = _directory_of(builder)
         return Snapshot(
             name,
             builder,
             tuple(inputs),
             str(version),
-            Path(root).absolute() if root is not None else _directory_of(builder),
+            directory if root is None else (directory / root).resolve(),
             tuple(initdb_args),
             dict(settings or {}),
         )

@@ -171,6 +171,25 @@ def test_a_directory_stands_for_all_below(root: Path) -> None:
     assert names == {("migrations/001.sql", "migrations/002.sql", "migrations/deep/003.sql")}
 
 
+def test_the_root_is_relative_to_the_builder(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the working directory is; without a root it is the directory of the builder."""
+    (root / "tests").mkdir()
+    path = root / "tests" / "snapshots.py"
+    monkeypatch.chdir(tmp_path)
+    for argument, expected in (
+        (", root='..'", root),
+        ("", path.parent),
+        (f", root={str(root)!r}", root),
+    ):
+        path.write_text(
+            "from bbcache.testing.postgres import snapshot\n"
+            f"@snapshot(inputs=['migrations/**']{argument})\ndef app(db): pass\n"
+        )
+        assert runpy.run_path(str(path))["app"].root == expected
+
+
 def test_another_postgres_counts(root: Path, pg_dir: Path, newest_pg: PostgresBinaries) -> None:
     """A program, a library or an extension that has changed is another PostgreSQL."""
     copy = pg_dir / "installation"

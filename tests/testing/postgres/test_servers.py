@@ -115,6 +115,8 @@ def test_the_ways_to_say_where_it_is(server: Server, monkeypatch: pytest.MonkeyP
             "PGUSER=postgres",
             str(app.root),
         ]
+        above = database.run(["pwd"], cwd="..")
+        assert above.stdout == f"{app.root.parent}\n"
         assert database.env["DATABASE_URL"] == database.url
         for conninfo in (database.url, database.dsn):
             with psycopg.connect(conninfo) as connection:
