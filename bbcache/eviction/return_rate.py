@@ -21,7 +21,7 @@ from bbcache.eviction import habits
 from bbcache.eviction.policy import Limits, Ranking
 from bbcache.eviction.records import SAMPLE, Records
 from bbcache.eviction.sleeper import Sleeper
-from bbcache.eviction.table import EDGES, ENDS, LAST_BIN, LEVELS, Table, bin_of
+from bbcache.eviction.table import EDGES, LAST_BIN, LEVELS, Table, bin_of
 from bbcache.eviction.timers import Timers
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class ReturnRate:
         is_few = len(self._records) <= ALL_COUNTED
         sleeper.is_counted = is_few or Records.is_sampled_at(record, at)
         if old is not None and old.is_held:
-            self._hold(sleeper, old.size_bytes)
+            self._hold(sleeper, old.size_bytes, has_timer=False)
             return
         self._newcomers[key] = sleeper
         if len(self._newcomers) > _MOST_NEWCOMERS:
@@ -114,13 +114,10 @@ class ReturnRate:
         habits.note_size(record, at, size_bytes)
         self._published_count += 1
         self._published_bytes += size_bytes
+        newcomer, watched = self._newcomers.pop(key, None), self._watched.pop(key, None)
         old = self._held.get(key)
-        sleeper, watched = self._newcomers.pop(key, None), self._watched.pop(key, None)
-        if watched is not None:
-            sleeper = watched.without_timer()
-        elif old is not None:
-            sleeper = old.without_timer()
-        elif sleeper is None:
+        sleeper = old or watched or newcomer
+        if sleeper is None:
             stopped_s = habits.last_stop_s(record, at, self._now_s)
             sleeper = self._sleeper(key, stopped_s, size_bytes, record, at)
             sleeper.is_asleep = habits.asleep_s(record, at, self._now_s) is not None
@@ -128,9 +125,8 @@ class ReturnRate:
             self._ranking.count += 1
         else:
             self._ranking.size_bytes -= old.size_bytes
-            self._ranking.drop(old)
         self._ranking.size_bytes += size_bytes
-        self._hold(sleeper, size_bytes)
+        self._hold(sleeper, size_bytes, has_timer=sleeper is old or sleeper is watched)
 
     def grown(self, key: bytes, size_bytes: int) -> None:
         """See `Policy.grown`."""
@@ -302,16 +298,16 @@ class ReturnRate:
             sleeper.bin = bin_of((self._now_s - stopped_s) / scale_s)
         return sleeper
 
-    def _hold(self, sleeper: Sleeper, size_bytes: int) -> None:
+    def _hold(self, sleeper: Sleeper, size_bytes: int, *, has_timer: bool) -> None:
         """Rank a sleeper that has an archive."""
         self._held[sleeper.key] = sleeper
         sleeper.is_held = True
         if size_bytes != sleeper.size_bytes:
             sleeper.size_bytes = size_bytes
             sleeper.cost = self._cost(sleeper)
-        if sleeper.is_asleep:
-            self._set_timer(sleeper)
         self._rank(sleeper)
+        if sleeper.is_asleep and not has_timer:
+            self._set_timer(sleeper)
 
     def _watch(self, sleeper: Sleeper, *, has_timer: bool = False) -> None:
         """Count the return of a sleeper that has no archive."""
@@ -350,30 +346,15 @@ class ReturnRate:
             timers.trim(lambda sleeper: sleeper.is_asleep)
 
     def _age(self, sleeper: Sleeper, now_s: float) -> None:
-        """Count a sleeper up to its age, rank it, and have it looked at again.
-
-        Most of the time of a policy is spent here, so it calls little.
-        """
-        row, bin_ = sleeper.row, sleeper.bin
-        stopped_s, scale_s = sleeper.stopped_s, sleeper.scale_s
-        age = (now_s - stopped_s) / scale_s
+        """Count a sleeper up to its age, rank it, and have it looked at again."""
+        age = (now_s - sleeper.stopped_s) / sleeper.scale_s
         if sleeper.is_counted:
-            bin_ = self._table.passed(row, bin_, age)
+            sleeper.bin = self._table.passed(sleeper.row, sleeper.bin, age)
         else:
-            while ENDS[bin_] <= age:
-                bin_ += 1
-        sleeper.bin = bin_
-        if not sleeper.is_held:
-            self._set_timer(sleeper)
-            return
-        if now_s >= row.is_stale_at_s:
-            self._table.fresh(row, now_s)
-        next_bin = row.next_look[bin_]
-        if next_bin <= LAST_BIN:
-            self._timers.add(stopped_s + EDGES[next_bin] * scale_s, sleeper)
-        level = int(row.log_gain[bin_] - sleeper.cost) + _LEVEL_ONE
-        if level != sleeper.level:
-            self._ranking.put(sleeper, max(1, level))
+            sleeper.bin = bin_of(age)
+        if sleeper.is_held:
+            self._rank(sleeper)
+        self._set_timer(sleeper)
 
     def _leave(self, sleeper: Sleeper, now_s: float) -> None:
         """Count the sleep so far of a timeline that has not returned, and forget the timeline."""

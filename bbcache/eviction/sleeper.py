@@ -47,13 +47,3 @@ class Sleeper(Ranked):
         self.is_asleep = True
         self.is_held = False
         self.is_counted = False
-
-    def without_timer(self) -> Sleeper:
-        """The same sleeper, without the timer of this one."""
-        other = Sleeper(
-            self.key, self.size_bytes, self.stopped_s, self.row, self.scale_s, self.cost
-        )
-        other.bin = self.bin
-        other.is_asleep, other.is_counted = self.is_asleep, self.is_counted
-        self.is_asleep = False
-        return other

@@ -39,7 +39,7 @@ EDGES: Final = _edges()  # of the bins of an age, in typical sleeps
 WIDTHS: Final = tuple(high - low for low, high in pairwise(EDGES))
 BINS: Final = len(WIDTHS)
 LAST_BIN: Final = BINS - 1
-ENDS: Final = (*EDGES[1:-1], math.inf)  # the last bin has none
+_ENDS: Final = (*EDGES[1:-1], math.inf)  # the last bin has none
 LEVELS: Final = 32  # for each power of two: scores are compared with 2 % of tolerance
 _NEARLY: Final = 0.99
 _NOTABLE_LEVELS: Final = 6.0
@@ -136,7 +136,7 @@ class Table:
 
     def passed(self, row: Row, bin_: int, age: float) -> int:
         """Count a sleeper in the bins that it has slept through; returns the bin of its age."""
-        while ENDS[bin_] <= age:
+        while _ENDS[bin_] <= age:
             row.exposed[bin_] += self.weight * WIDTHS[bin_]
             bin_ += 1
         return bin_

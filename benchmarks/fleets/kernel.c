@@ -285,8 +285,8 @@ static void insert(Simulation *s, int32_t timeline, double score, double now_s) 
         q->left_at[timeline] = 0;
         queue_push(q, is_ghost, timeline);
     } else if (s->policy == RULE) {
-        s->rule.sleep[timeline]++; /* the timer of one without an archive does not count */
-        rule_set_timer(&s->rule, timeline, 1);
+        if (!s->rule.is_counted[timeline]) /* else it has a timer since its stop */
+            rule_set_timer(&s->rule, timeline, 1);
         rank_by_rule(s, timeline);
     } else {
         heap_put(&s->ranking, timeline, score, now_s);
