@@ -14,7 +14,7 @@ import pytest
 from cli.test_serve import place, serve  # noqa: F401 - fixtures
 from page_service import wire
 from page_service.wire import WireClient, kinds
-from support.cache_helpers import DEADLINE_S
+from support.cache_helpers import CHILD_DEADLINE_S, DEADLINE_S
 from support.helpers import wait_until
 
 from bbcache import TimelineId
@@ -205,6 +205,20 @@ def test_timelines_are_noticed_without_a_hangup(
     wait_until(lambda: f"timeline {timeline_id} of tenant" in served.err)
     wait_until(lambda: "is gone" in served.err)
     client.close()
+
+
+def test_tenants_that_cannot_be_listed(serve: Callable[..., Served], tmp_path: Path) -> None:  # noqa: F811 - the fixture
+    """The service is degraded, says why, and is ready again when they can be listed."""
+    root = tmp_path / "root"
+    served = serve(root, "--create")
+    (root / "tenants").rename(tmp_path / "away")
+    served.signal(signal.SIGHUP)
+    wait_until(lambda: served.http("readyz").startswith(b"degraded: "), CHILD_DEADLINE_S)
+    assert b"cannot be listed" in served.http("readyz")
+    assert b"bbcache_pageserver_degraded 1.0" in served.http("metrics")
+    (tmp_path / "away").rename(root / "tenants")
+    served.signal(signal.SIGHUP)
+    wait_until(lambda: served.http("readyz") == b"ready\n", CHILD_DEADLINE_S)
 
 
 def test_systemd_is_told(serve: Callable[..., Served], tmp_path: Path) -> None:  # noqa: F811 - the fixture
