@@ -1,28 +1,29 @@
 """A page service in a process of its own, set up as ``bbcache serve`` sets it up.
 
-``python -m benchmarks.service_process DIR COUNT CONNECTIONS`` serves the entries of
-the first COUNT of `make_ids` that are in DIR, without tokens, over loopback. It
-prints its port, logs each command to stderr, and ends at the end of stdin.
+``python -m benchmarks.service_process DIR COUNT CONNECTIONS VERIFY`` serves the entries of
+the first COUNT of `make_ids` that are in DIR, without tokens, over loopback; VERIFY is
+`verify_reads`. It prints its port, logs each command to stderr, and ends at the end of stdin.
 
 `child` runs such a process.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import resource
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry
 
 from bbcache.page_service.config import Address, PageServiceConfig
 from bbcache.page_service.server import PageService
 from bbcache.page_service.source import CacheSource
-from benchmarks.entries import make_host, make_ids, spawn_ready
+from benchmarks.entries import make_config, make_host, make_ids, spawn_ready
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,7 +69,11 @@ def child(module: str, arguments: Sequence[object], log_path: Path) -> Iterator[
 
 @contextmanager
 def service_process(
-    data_dir: Path, entry_count: int, most_connections: int, log_path: Path
+    data_dir: Path,
+    entry_count: int,
+    most_connections: int,
+    log_path: Path,
+    verify_reads: str = "first",
 ) -> Iterator[int]:
     """Serve a directory while the block runs.
 
@@ -77,6 +82,7 @@ def service_process(
         entry_count: how many they are.
         most_connections: clients at once.
         log_path: where its log goes.
+        verify_reads: the setting of the cache.
 
     Returns:
         The port on loopback.
@@ -84,7 +90,8 @@ def service_process(
     Raises:
         ValueError: it did not start.
     """
-    with child(__name__, (data_dir, entry_count, most_connections), log_path) as line:
+    arguments = (data_dir, entry_count, most_connections, verify_reads)
+    with child(__name__, arguments, log_path) as line:
         yield int(line)
 
 
@@ -94,14 +101,16 @@ def allow_many_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def main(data_dir: Path, entry_count: int, most_connections: int) -> None:
+def main(data_dir: Path, entry_count: int, most_connections: int, verify_reads: str) -> None:
     """Serve until stdin ends."""
     allow_many_descriptors()
     logging.basicConfig(level=logging.INFO)
     host = make_host(make_ids(entry_count))
     config = PageServiceConfig(listen=_ANY_PORT, max_connections=most_connections)
     registry = CollectorRegistry()
-    with spawn_ready(data_dir, host) as cache:
+    settings: dict[str, Any] = {"verify_reads": verify_reads}
+    cache_config = dataclasses.replace(make_config(), **settings)
+    with spawn_ready(data_dir, host, cache_config) as cache:
         service = PageService(CacheSource(host, cache, config), config, registry=registry)
         with service:
             print(service.address.port, flush=True)  # noqa: T201 - for `child`
@@ -109,4 +118,4 @@ def main(data_dir: Path, entry_count: int, most_connections: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

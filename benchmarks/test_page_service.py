@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from prometheus_client import CollectorRegistry
 
 from bbcache.page_service import Address, CacheSource, PageService, PageServiceConfig
-from benchmarks import greedy_clients, slow_clients
+from benchmarks import greedy_clients, slow_clients, verifying_client
 from benchmarks.bars import Bar, Sense, case
 from benchmarks.entries import make_host, make_ids, spawn_ready, write_entries
 from benchmarks.exchanges import Exchange, http_server, page_server
@@ -24,6 +24,7 @@ from benchmarks.service_process import allow_many_descriptors, child, service_pr
 from benchmarks.workspace import MEMORY_PACE
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager, ExitStack
 
@@ -57,6 +58,9 @@ _GOOD_MEDIAN: Final = "page service, median of a good client"
 _ALONE_MEDIAN: Final = f"{_GOOD_MEDIAN} alone"
 _BESIDE_SYNC: Final = f"{_GOOD_MEDIAN} beside {_GREEDY_COUNT} that pipeline Sync"
 _BESIDE_PARSE: Final = f"{_GOOD_MEDIAN} beside {_GREEDY_COUNT} that pipeline Parse"
+_VERIFIED_SIZE_BYTES: Final = 1000 * 1000 * 1000
+_ALONE_VERIFIED: Final = f"{_GOOD} alone, each read verified"
+_BESIDE_VERIFIED: Final = f"{_GOOD} beside a verification of 1 GB"
 _MEMORY: Final = "page service, memory of an idle connection"
 _KIB: Final = 1 << 10
 
@@ -250,6 +254,34 @@ def _beside_greedy(workspace: Workspace, stack: ExitStack, kind: str) -> Latenci
         stack.enter_context(child(greedy_clients.__name__, arguments, log_path))
     exchange = connected(stack, server, archives, 1)
     return Latencies(lambda: exchange.latencies(counts.calls), P50)
+
+
+@case(
+    "page service, p99 beside a verification",
+    Bar("service-p99-verify", _BESIDE_VERIFIED, _ALONE_VERIFIED, Sense.AT_MOST, 3.0),
+)
+def test_verification(workspace: Workspace, rounds: Rounds, stack: ExitStack) -> None:
+    """A good client alone, and beside one that has a big archive verified without a pause."""
+    archives = stack.enter_context(written(workspace, workspace.inputs.lean, 1))
+    size_bytes = _VERIFIED_SIZE_BYTES // workspace.counts.crowd_divisor
+    ids = make_ids(2)
+    write_entries(archives.data_dir, ids[1:], os.urandom(1 << 20) * (size_bytes >> 20))
+    log_path = archives.directory / "service.log"
+    port = stack.enter_context(
+        service_process(archives.data_dir, len(ids), _CONNECTIONS, log_path, "always")
+    )
+    exchange = connected(stack, page_server(port, ids), archives, 1)
+
+    def alone() -> array[int]:
+        return exchange.latencies(workspace.counts.calls)
+
+    def beside() -> array[int]:
+        with child(verifying_client.__name__, (port, 1), archives.directory / "client.log"):
+            return alone()
+
+    rounds.add(_ALONE_VERIFIED, lambda: Latencies(alone, P99))
+    rounds.add(_BESIDE_VERIFIED, lambda: Latencies(beside, P99))
+    rounds.run(workspace.counts.pace)
 
 
 @case("memory of a connection", Bar("memory-connection", _MEMORY, "", Sense.AT_MOST, 64, "KiB"))
