@@ -16,7 +16,8 @@ from bbcache import (
     TenantTimelineId,
     TimelineId,
 )
-from bbcache.archive.format import ArchiveWriter, pack_header
+from bbcache.archive.format import pack_header
+from bbcache.archive.writer import ArchiveWriter
 from bbcache.storage.files import Store
 from bbcache.storage.index import make_key
 from bbcache.testing import MemoryHost

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.helpers import LSN, TENANT, TIMELINE, run_threads, seal_archive, wait_until
 
-from bbcache.archive.format import ArchiveWriter
+from bbcache.archive.writer import ArchiveWriter
 from bbcache.errors import NotReadyError, PrepareError
 from bbcache.host import Tenant, TenantManager, TenantState, Timeline
 from bbcache.ids import Lsn, TenantId, TenantShardId

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from bbcache.archive.format import ArchiveWriter, pack_header
+from bbcache.archive.format import pack_header
 from bbcache.archive.tar_head import check_tar_head
+from bbcache.archive.writer import ArchiveWriter
 from bbcache.errors import CacheFullError
 from bbcache.host import Buffer, Timeline
 from bbcache.ids import Lsn, TenantId

@@ -15,8 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from bbcache.archive.format import ArchiveWriter, check_sealed, pack_header
+from bbcache.archive.format import check_sealed, pack_header
 from bbcache.archive.tar_head import check_tar_head
+from bbcache.archive.writer import ArchiveWriter
 from bbcache.errors import ArchiveError, ClosingError, LimitError, StoreError
 from bbcache.outcomes import FallbackResult, FetchResult, Phase, SkipReason
 from bbcache.prepare.build_space import BuildSpace

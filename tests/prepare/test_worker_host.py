@@ -26,7 +26,7 @@ from support.cache_helpers import (
 from support.helpers import wait_until
 
 from bbcache import NotReadyError, StoreError
-from bbcache.archive.format import ArchiveWriter
+from bbcache.archive.writer import ArchiveWriter
 from bbcache.errors import CacheFullError, ClosingError, EntryTooBigError
 from bbcache.prepare.build_space import BuildSpace
 from bbcache.storage.catalog import Catalog

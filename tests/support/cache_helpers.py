@@ -23,7 +23,8 @@ from prometheus_client import CollectorRegistry
 from support.ledger import total_bytes
 
 from bbcache import BasebackupCache, BasebackupCacheConfig, Lsn, TenantShardId
-from bbcache.archive.format import ArchiveWriter, pack_header
+from bbcache.archive.format import pack_header
+from bbcache.archive.writer import ArchiveWriter
 from bbcache.storage.index import make_key
 from bbcache.testing import MemoryHost, MemoryTenant, MemoryTimeline, make_tarball
 

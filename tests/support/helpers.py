@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from prometheus_client import CollectorRegistry
 
-from bbcache.archive.format import ArchiveWriter, pack_header
+from bbcache.archive.format import pack_header
+from bbcache.archive.writer import ArchiveWriter
 from bbcache.errors import DirectoryLockedError
 from bbcache.history import History
 from bbcache.ids import Lsn, TenantId, TenantShardId, TimelineId

@@ -33,7 +33,7 @@ from bbcache import (
     TenantShardId,
     TimelineId,
 )
-from bbcache.archive.format import ArchiveWriter
+from bbcache.archive.writer import ArchiveWriter
 from bbcache.storage import catalog as catalog_module
 from bbcache.storage import dirlock as dirlock_module
 from bbcache.storage.files import Store, TempFile

@@ -18,7 +18,8 @@ from typing import BinaryIO, Final
 
 from filelock import FileLock, Timeout
 
-from bbcache.archive.format import ArchiveWriter, Seal, check_sealed, pack_header, read_seal
+from bbcache.archive.format import Seal, check_sealed, pack_header, read_seal
+from bbcache.archive.writer import ArchiveWriter
 from bbcache.errors import ArchiveError, BbcacheError
 from bbcache.postgres.server.guard import Guard
 from bbcache.testing.postgres.errors import SnapshotError

@@ -25,7 +25,7 @@ from bbcache.testing.postgres.store import SnapshotKey
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from bbcache.archive.format import ArchiveWriter
+    from bbcache.archive.writer import ArchiveWriter
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts and drops privileges")
 MB = 1_000_000
