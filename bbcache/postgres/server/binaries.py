@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -199,15 +200,16 @@ def _run(
 ) -> subprocess.CompletedProcess[str]:
     name = Path(command[0]).name
     try:
-        done = subprocess.run(
+        with subprocess.Popen(
             **user.subprocess_kwargs(command),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
+            start_new_session=True,
+        ) as process:
+            done = _to_its_end(process, command, timeout_s)
     except subprocess.TimeoutExpired:
         raise PostgresError(f"{name} took longer than {timeout_s:g} s") from None
     except OSError as error:
@@ -216,6 +218,20 @@ def _run(
         said = (done.stderr or done.stdout).strip()
         raise PostgresError(f"{name} failed with exit status {done.returncode}: {said}")
     return done
+
+
+def _to_its_end(
+    process: subprocess.Popen[str], command: list[str], timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Wait for a program; if that is interrupted, kill it and the programs that it has started."""
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except BaseException:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()  # returns once the last of them has closed its output
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def _candidates(pg_bin: Path | str | None) -> Iterator[tuple[Path, bool]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support.helpers import wait_until
 
 from bbcache.errors import PostgresError
 from bbcache.postgres.server import binaries as binaries_module
@@ -170,6 +171,39 @@ def test_run_for_too_long(pg: PostgresBinaries, make_cluster: ClusterFactory) ->
     cluster.start()
     with pytest.raises(PostgresError, match=r"psql took longer than 0\.2 s"):
         cluster.psql("SELECT pg_sleep(60)", timeout_s=0.2)
+
+
+def _works(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""  # a process that has ended has none
+    except OSError:
+        return False
+
+
+def _works(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""  # a process that has ended has none
+    except OSError:
+        return False
+
+
+def test_what_a_killed_program_has_started(make_cluster: ClusterFactory) -> None:
+    """A program that is killed at its deadline takes along the programs that it has started."""
+    bindir = make_cluster.new_dir()
+    bindir.mkdir()
+    bindir.chmod(0o777)
+    pid_file = bindir / "pid"
+    program = bindir / "initdb"
+    program.write_text(
+        f"#!/bin/sh\nsleep 600 &\necho $! > {pid_file}.new\nmv {pid_file}.new {pid_file}\nwait\n"
+    )
+    program.chmod(0o755)
+    for timeout_s in (0.1, 1.0, 10.0, 60.0):
+        with pytest.raises(PostgresError, match="initdb took longer than"):
+            PostgresBinaries(bindir, "15.18").run("initdb", timeout_s=timeout_s)
+        if pid_file.exists():
+            break
+    wait_until(lambda: not _works(int(pid_file.read_text())))
 
 
 def test_what_is_used_where_it_is(pg: PostgresBinaries) -> None:
