@@ -74,7 +74,7 @@ def run_clean(options: argparse.Namespace) -> bool:
         print(json.dumps(removed))
     else:
         counted = [_count(count, name) for name, count in removed.items()]
-        print(f"removed {', '.join(counted)}; snapshots and directories in use stay")
+        print(f"removed {', '.join(counted)}; runs that have not ended stay")
     return True
 
 

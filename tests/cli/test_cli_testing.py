@@ -58,7 +58,7 @@ def test_clean(arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_pat
     """All goes but what a process uses; a second time there is nothing to remove."""
     assert main(["testing", "clean", *arguments]) == 0
     said = capsys.readouterr().out
-    assert said == "removed 1 snapshot, 1 spare, 1 run; snapshots and directories in use stay\n"
+    assert said == "removed 1 snapshot, 1 spare, 1 run; runs that have not ended stay\n"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
     assert main(["testing", "clean", "--json", *arguments]) == 0
     again = json.loads(capsys.readouterr().out)

@@ -5,6 +5,14 @@ runners use `postgres`, `shared_server` and `PostgresTestCase`. See docs/testing
 the extra ``testing``. Must not import pytest.
 """
 
+import sys
+
+if sys.platform == "win32":
+    raise ImportError(
+        "servers for tests need Linux: Windows has no fork, no Unix users and no /proc\n"
+        "hint: Use WSL or a container."
+    )
+
 from bbcache.testing.postgres.database import Address, Database
 from bbcache.testing.postgres.errors import NoRoomError, SnapshotError
 from bbcache.testing.postgres.lending import (

@@ -62,7 +62,8 @@ class Server:
         self._socket_dir = socket_dir
         self._root = root
         self._password = secrets.token_hex(16) if tcp else None
-        self._last: Database | None = None
+        self._last_name = MAINTENANCE
+        self._port: int | None = None  # of TCP
         self._is_pid_known = False  # outside
         self._pool = DatabasePool(self._connect, cluster.binaries.major, pool, keep=keep)
 
@@ -75,12 +76,14 @@ class Server:
         (self.cluster.pgdata_dir / "pg_hba.conf").write_text(_HBA)
         for tries_left in reversed(range(_PORT_TRIES)):
             try:
-                port = str(_free_port())
-                self.cluster.start({**settings, "listen_addresses": _LOOPBACK, "port": port})
+                port = self._port or _free_port()
+                self.cluster.start({**settings, "listen_addresses": _LOOPBACK, "port": str(port)})
+                self._port = port
                 break
             except PostgresError as error:
                 if "could not bind" not in str(error) or not tries_left:
                     raise
+                self._port = None
         with self._connect(MAINTENANCE) as connection:
             connection.run(f"ALTER ROLE {self.cluster.superuser} PASSWORD '{self._password}'")
 
@@ -97,7 +100,9 @@ class Server:
         self.cluster.detach()
 
     def restart(self, mode: StopMode = "fast") -> None:
-        """Stop the server and start it again on the same data, at the same address but for TCP.
+        """Stop the server and start it again on the same data, at the same address.
+
+        With TCP, the port is another one where a program has taken it meanwhile.
 
         Args:
             mode: ``immediate`` crashes it, so that the start recovers.
@@ -148,10 +153,14 @@ class Server:
         """The connection string of a database that belongs to the server."""
         return self.main_database.dsn
 
-    @functools.cached_property
+    @property
     def main_database(self) -> Database:
         """A database with the data of the snapshot, made when it is first asked for."""
-        return self.take_database()
+        return self._database(self._main_name)
+
+    @functools.cached_property
+    def _main_name(self) -> str:
+        return self.take_database().name
 
     @contextmanager
     def database(self) -> Iterator[Database]:
@@ -168,8 +177,8 @@ class Server:
 
     def take_database(self) -> Database:
         """As `database`, for callers that end its use by `give_back`."""
-        self._last = self._database(self._pool.take())
-        return self._last
+        self._last_name = self._pool.take()
+        return self._database(self._last_name)
 
     def give_back(self, database: Database) -> None:
         """End the use of a database, which may still have connections."""
@@ -183,7 +192,7 @@ class Server:
     @property
     def kept_dsn(self) -> str:
         """The connection string of the database that was used last."""
-        return (self._last or self.maintenance_database).dsn
+        return self._database(self._last_name).dsn
 
     def psql(self, sql: str) -> str:
         """Run SQL on the main database; see `Database.psql`."""

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import unittest
 from typing import TYPE_CHECKING
 
 import pytest
 from support.pg_snapshots import app
 
+from bbcache.errors import PostgresError
 from bbcache.testing.postgres import (
     PostgresTestCase,
     django_database,
     postgres,
     shared_server,
 )
-from bbcache.testing.postgres.runtime import runtime_of
+from bbcache.testing.postgres.runtime import Runtime, runtime_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +66,19 @@ def test_a_block(lent: PostgresOptions) -> None:
     with postgres(options=lent) as server:
         tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
         assert server.psql(tables) == "0"
+
+
+def test_other_systems(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS a server is refused, on Windows the import; both errors say why."""
+    other = Runtime(runtime.options)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(PostgresError, match=r"need Linux, not darwin: .* /proc\nhint: "):
+        other.new_server(app)
+    script = "import sys; sys.platform = 'win32'; import bbcache.testing.postgres"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert "ImportError: servers for tests need Linux: Windows has no fork" in done.stderr
 
 
 def test_the_entry_for_django(lent: PostgresOptions) -> None:

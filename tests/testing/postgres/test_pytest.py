@@ -23,6 +23,7 @@ from bbcache.testing.postgres.run_directory import sweep
 if TYPE_CHECKING:
     from _pytest.pytester import RunResult
 
+    from bbcache.postgres.server.binaries import PostgresBinaries
     from bbcache.testing.postgres import PostgresOptions
 
 pytestmark = pytest.mark.postgres
@@ -122,6 +123,52 @@ def test_what_the_fixtures_give(project: pytest.Pytester) -> None:
     result = _in(project, "-p", "bbcache.testing.plugin", "-W", "error")
     result.assert_outcomes(passed=9)
     result.stdout.fnmatch_lines(["*started 3 servers (*"])
+
+
+def test_switches(project: pytest.Pytester, newest_pg: PostgresBinaries) -> None:
+    """Each option of the ini file takes effect; the header says which speed is not in use."""
+    values = {"major": str(newest_pg.major), "pool": "0", "lean": "yes", "tcp": "yes"}
+    for name, value in {**values, "max_size": "512MiB"}.items():
+        _set(project, name, value)
+    project.makepyfile(
+        """
+        def test_it(pg_database, pg_server):
+            assert pg_database.address.host == "127.0.0.1"
+            count = "SELECT count(*) FROM pg_database WHERE datname LIKE 'template%'"
+            assert pg_database.psql(count) == "0"
+            assert pg_database.name == "test_1"
+        """
+    )
+    result = _in(project)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["bbcache: *, no spares, no pool of databases"])
+
+
+def test_which_snapshot(project: pytest.Pytester) -> None:
+    """A module chooses one by its marker; where there is none, a database is empty."""
+    project.makeconftest("")
+    tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+    project.makepyfile(
+        test_empty=f"""
+            def test_empty(pg_database):
+                assert pg_database.psql("{tables}") == "0"
+        """,
+        test_marked=f"""
+            import pytest
+            from bbcache.testing.postgres import snapshot
+
+            @snapshot(inputs=["test_marked.py"])
+            def own(db):
+                db.psql("CREATE TABLE own ()")
+
+            pytestmark = pytest.mark.pg_snapshot(own)
+
+            def test_module(pg_database, pg_fresh_server):
+                assert pg_database.psql("{tables}") == "1"
+                assert pg_fresh_server.psql("{tables}") == "1"
+        """,
+    )
+    _in(project).assert_outcomes(passed=2)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a plain user")

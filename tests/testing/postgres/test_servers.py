@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -60,7 +61,7 @@ def test_each_database_is_a_copy(server: Server) -> None:
         assert first.psql("DELETE FROM account RETURNING name") == "ann\nbob"
         assert _names(second) == list(NAMES)
     assert server.psql(_COUNT) == "2"
-    assert server.main_database is server.main_database
+    assert server.main_database == server.main_database
 
 
 def test_databases_are_dropped_two_tests_later(server: Server) -> None:
@@ -272,6 +273,14 @@ def test_over_tcp(runtime: Runtime) -> None:
             wrong = database.dsn.replace(str(database.address.password), "guess")
             with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
                 psycopg.connect(wrong)
+        before = server.url
+        server.restart("fast")
+        assert server.url == before
+        server.cluster.stop("fast")
+        with socket.create_server(("127.0.0.1", server.main_database.address.port)):
+            server.start()
+            assert server.url != before
+            assert server.psql(_COUNT) == "2"
     finally:
         tcp.close()
 
