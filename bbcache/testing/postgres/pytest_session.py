@@ -7,7 +7,7 @@ import importlib
 import re
 import statistics
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final, TypedDict
 
@@ -46,6 +46,7 @@ class PytestSession:
     def __init__(self, config: pytest.Config, started_s: float) -> None:
         self._config = config
         self._shared: dict[Snapshot, Server] = {}  # inputs stay as they are in a run
+        self._failures: dict[Snapshot, str] = {}  # likewise
         self._rebuild_before_s = started_s if config.getoption("--pg-rebuild") else 0.0
 
     @functools.cached_property
@@ -59,7 +60,7 @@ class PytestSession:
         if snapshot in self._shared:
             self._runtime.revive(self._shared[snapshot])
         else:
-            self._shared[snapshot] = self._runtime.shared_server(snapshot)
+            self._shared[snapshot] = self._made(self._runtime.shared_server, snapshot)
         return self._shared[snapshot]
 
     def revive(self) -> None:
@@ -70,7 +71,7 @@ class PytestSession:
     @contextmanager
     def fresh_server(self, node: pytest.Item) -> Iterator[Server]:
         """Lend a server of its own to a test."""
-        server = self._runtime.new_server(self._snapshot(node))
+        server = self._made(self._runtime.new_server, self._snapshot(node))
         try:
             yield server
         finally:
@@ -113,6 +114,19 @@ class PytestSession:
         if ignored := steering_variables():
             parts.append(f"without {', '.join(ignored)}")
         return ", ".join(parts)
+
+    def _made(self, make: Callable[[Snapshot], Server], snapshot: Snapshot) -> Server:
+        """Return a server; a snapshot whose build has failed is not built again for each test."""
+        if snapshot in self._failures:
+            raise SnapshotError(
+                f"{self._failures[snapshot]}\n"
+                "hint: The error of the first test that wanted this snapshot has the rest."
+            )
+        try:
+            return make(snapshot)
+        except SnapshotError as error:
+            self._failures[snapshot] = str(error).partition("\n")[0]
+            raise
 
     def _snapshot(self, node: pytest.Item | None) -> Snapshot:
         marker = None if node is None else node.get_closest_marker(_MARKER)

@@ -144,6 +144,35 @@ def test_switches(project: pytest.Pytester, newest_pg: PostgresBinaries) -> None
     result.stdout.fnmatch_lines(["bbcache: *, no spares, no pool of databases"])
 
 
+def test_a_builder_that_fails(project: pytest.Pytester) -> None:
+    """It runs once in a run: the first test has the whole error, the others its first line."""
+    project.makeconftest(
+        """
+        from bbcache.testing.postgres import snapshot
+
+        @snapshot(inputs=["migrations/**"])
+        def app(db):
+            with open("calls", "a") as calls:
+                calls.write("called")
+            db.psql("SELEKT 1")
+        """
+    )
+    project.makepyfile(
+        """
+        def test_first(pg_database): pass
+        def test_second(pg_database): pass
+        def test_third(pg_fresh_server): pass
+        """
+    )
+    result = _in(project)
+    result.assert_outcomes(errors=3)
+    assert (project.path / "calls").read_text() == "called"
+    text = result.stdout.str()
+    assert len(re.findall("^E +the end of the server's log:", text, re.MULTILINE)) == 1
+    hint = "^E +hint: The error of the first test that wanted this snapshot has the rest"
+    assert len(re.findall(hint, text, re.MULTILINE)) == 2
+
+
 def test_which_snapshot(project: pytest.Pytester) -> None:
     """A module chooses one by its marker; where there is none, a database is empty."""
     project.makeconftest("")
