@@ -18,7 +18,6 @@ from bbcache.http_service.routes import Routes
 from bbcache.http_service.server import HttpService
 from bbcache.http_service.status import StatusReader
 from bbcache.page_service.auth.tls import Certificate
-from bbcache.page_service.auth.tokens import TokenKeys
 from bbcache.page_service.server import PageService
 from bbcache.page_service.source import CacheSource
 from bbcache.pageserver import Pageserver, PgdataTimeline, make_root
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from bbcache.http_service.config import HttpConfig
     from bbcache.ids import Lsn, TenantId, TimelineId
+    from bbcache.page_service.auth.tokens import TokenKeys
     from bbcache.page_service.config import Address, PageServiceConfig
     from bbcache.tier import ObjectTier
 
@@ -85,7 +85,7 @@ class Deployment:
         tls_key: Path | None = None,
         create: bool = False,
     ) -> None:
-        self._keys = None if auth_keys is None else TokenKeys(auth_keys)
+        self._keys = None if auth_keys is None else _read_keys(auth_keys)
         self._certificate = None if tls_cert is None else Certificate(tls_cert, tls_key)
         has_tokens, has_tls = self._keys is not None, self._certificate is not None
         service_config.check_exposure(has_tokens=has_tokens, has_tls=has_tls)
@@ -226,6 +226,13 @@ class Deployment:
             config,
             build_dir=str(build_dir),
         )
+
+
+def _read_keys(path: Path) -> TokenKeys:
+    """The keys for tokens; a service without them need not import what verifies a token."""
+    from bbcache.page_service.auth.tokens import TokenKeys  # noqa: PLC0415 - needs an extra
+
+    return TokenKeys(path)
 
 
 def _make_tier(config: BasebackupCacheConfig, registry: CollectorRegistry) -> ObjectTier | None:

@@ -176,17 +176,30 @@ def test_demo_without_a_package(package: str) -> None:
     )
 
 
-@pytest.mark.parametrize("package", ["cryptography", "google_crc32c", "jwt"])
-def test_serve_without_a_package(package: str, tmp_path: Path) -> None:
+_NO_SERVICE = "the service cannot start"
+_NO_TOKENS = "bbcache.page_service.auth.tokens cannot be imported"
+
+
+@pytest.mark.parametrize(
+    ("package", "options", "complaint"),
+    [
+        ("google_crc32c", [], _NO_SERVICE),
+        ("jwt", ["--auth-keys", "key.pem"], _NO_TOKENS),
+        ("cryptography", ["--auth-keys", "key.pem"], _NO_TOKENS),
+    ],
+)
+def test_serve_without_a_package(
+    package: str, options: list[str], complaint: str, tmp_path: Path
+) -> None:
     """The package is named, the extra that brings it is said, the status is 2."""
-    root = tmp_path / "root"
-    status, out, err = run_python("-c", _WITHOUT, package, "serve", "--root", str(root))
+    argv = ["serve", "--create", "--root", str(tmp_path / "root"), *options]
+    status, out, err = run_python("-c", _WITHOUT, package, *argv)
     assert (status, out) == (2, "")
     assert err == (
-        f"bbcache: error: the service cannot start: No module named '{package}'\n"
+        f"bbcache: error: {complaint}: No module named '{package}'\n"
         "hint: Install what it needs with `pip install 'bbcache[serve]'`.\n"
     )
-    assert not root.exists()
+    assert not (tmp_path / "root").exists()
     assert run_python("-c", _WITHOUT, package, "serve", "--help")[0] == 0
 
 
