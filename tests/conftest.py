@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.signals import give_children_default_signals
+from support.warm_python import WarmPython
 
 from bbcache.errors import PostgresError
 from bbcache.postgres.server.cluster import Cluster, PostgresBinaries
@@ -228,6 +229,13 @@ class Templates:
 def templates(pg_dir: Path) -> Templates:
     """The session's initdb templates."""
     return Templates(pg_dir)
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[WarmPython]:
+    """What starts processes of Python in a tenth of the time."""
+    with WarmPython() as warm:
+        yield warm
 
 
 class ClusterFactory:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from support.warm_python import WarmPython
+
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
@@ -88,10 +90,12 @@ def test_a_forked_child_wants_no_lock_and_holds_none(data_dir: Path) -> None:
     ],
 )
 def test_a_child_forked_in_a_callback_does_not_come_out_of_it(
-    data_dir: Path, name: str, how: str
+    data_dir: Path, warm_python: WarmPython, name: str, how: str
 ) -> None:
     """It ends there, and only its parent goes on with the work."""
-    run_child("support.process_children:fork_in_a_callback", data_dir, name, how)
+    function = "support.process_children:fork_in_a_callback"
+    code, _, err = end_child(warm_python.start(function, str(data_dir), name, how))
+    assert code == 0, err
     assert _check_restart(data_dir) == {LSN_B}
 
 
@@ -183,26 +187,29 @@ def test_exit_after_dropping_the_cache(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("death", DEATHS)
-def test_a_kill_in_a_refresh_leaves_the_old_or_the_new(data_dir: Path, death: str) -> None:
+def test_a_kill_in_a_refresh_leaves_the_old_or_the_new(
+    data_dir: Path, warm_python: WarmPython, death: str
+) -> None:
     """Killed at any step of publishing: afterwards the old entry is there, or the new one."""
-    code, _, err = end_child(
-        start_child("support.process_children:die_in_a_refresh", data_dir, death)
-    )
+    function = "support.process_children:die_in_a_refresh"
+    code, _, err = end_child(warm_python.start(function, str(data_dir), death))
     assert code == -signal.SIGKILL, err
     is_renamed = death == "after_rename_temp1" or "commit" in death or "unlink" in death
     assert _check_restart(data_dir) == {LSN_B if is_renamed else LSN_A}
 
 
 @pytest.mark.parametrize("death", LATER_DEATHS)
-def test_a_kill_in_a_start_or_a_quarantine(data_dir: Path, death: str) -> None:
+def test_a_kill_in_a_start_or_a_quarantine(
+    data_dir: Path, warm_python: WarmPython, death: str
+) -> None:
     """Killed at any step of a start or of a quarantine: the next start is as any other."""
     harness, timeline = fixed_harness(str(data_dir))
     harness.seed(timeline, LSN_A)
     harness.seed(timeline, LSN_B, b"bad")
     (data_dir / "tmp").mkdir()
     (data_dir / "tmp" / f"{harness.path(timeline).name}.half").write_bytes(b"an archive")
-    child = start_child("support.process_children:die_at_the_start_or_in_a_read", data_dir, death)
-    code, _, err = end_child(child)
+    function = "support.process_children:die_at_the_start_or_in_a_read"
+    code, _, err = end_child(warm_python.start(function, str(data_dir), death))
     assert code == -signal.SIGKILL, err
     with harness:
         assert len(harness.entry_files()) == (0 if death == "after_quarantine" else 1)

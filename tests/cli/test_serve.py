@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from conftest import ClusterFactory, Templates
     from pageserver.conftest import Address
+    from support.warm_python import WarmChild, WarmPython
 
     from bbcache import Lsn, TenantId
     from bbcache.postgres.server.cluster import PostgresBinaries
@@ -58,19 +59,26 @@ class Served:
         before: Callable[[], object] | None = None,
         leaves: bool = False,
         pass_fds: tuple[int, ...] = (),
+        warm: WarmPython | None = None,
     ) -> None:
         self._leaves = leaves  # reads stdout as ``head`` does, up to the line that says "ready"
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "bbcache.cli", "serve", "--root", str(root)),
-                *("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *options),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=before,  # noqa: PLW1509 - the tests' process has no lock that matters
-            pass_fds=pass_fds,
-        )
+        argv = [
+            *("serve", "--root", str(root), "--listen", "127.0.0.1:0"),
+            *("--http", "127.0.0.1:0", *options),
+        ]
+        self.process: subprocess.Popen[str] | WarmChild
+        if warm is None:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "bbcache.cli", *argv],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=before,  # noqa: PLW1509 - the tests' process has no lock that matters
+                pass_fds=pass_fds,
+            )
+        else:
+            imports = ["bbcache.cli.deployment", "bbcache.cli.serve"]
+            self.process = warm.start("bbcache.cli.main:main", argv, imports=imports)
         self.lines: list[str] = []
         self.err = ""
         self._reading = [
@@ -163,9 +171,9 @@ class Served:
         """Kill it, if need be."""
         self.process.kill()
         self.end()
-        for stream in (self.process.stdout, self.process.stderr):
-            assert stream is not None
-            stream.close()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
 
     def _has_begun(self) -> bool:
         return self.is_ready or self.process.poll() is not None
@@ -186,12 +194,14 @@ class Served:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., Served]]:
-    """Run the command."""
+def serve(warm_python: WarmPython) -> Iterator[Callable[..., Served]]:
+    """Run the command; in a Python that was just started where that matters."""
     running: list[Served] = []
 
-    def run(root: Path, *options: str, **more: Any) -> Served:
-        running.append(Served(root, *options, **more))
+    def run(root: Path, *options: str, is_cold: bool = False, **more: Any) -> Served:
+        is_cold |= bool({"before", "pass_fds"} & more.keys())
+        warm = None if is_cold else warm_python
+        running.append(Served(root, *options, warm=warm, **more))
         return running[-1].ready()
 
     yield run
@@ -221,11 +231,13 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(templates: Templates, pg_dir: Path, newest_pg: PostgresBinaries) -> Place:
+def place(
+    templates: Templates, pg_dir: Path, newest_pg: PostgresBinaries, warm_python: WarmPython
+) -> Place:
     """A pageserver's directory, used by one test after the other."""
     directory = Path(tempfile.mkdtemp(prefix="serve-", dir=pg_dir))
     directory.chmod(0o711)
-    return Place(Lab(newest_pg, templates, directory / "root"))
+    return Place(Lab(newest_pg, templates, directory / "root", warm_python))
 
 
 def psql(conninfo: str, command: str, **environment: str) -> bytes:
@@ -245,7 +257,7 @@ def test_it_serves(
 ) -> None:
     """A miss is built, the next one a hit; PostgreSQL starts from it; the status tells."""
     place.forget()
-    served = serve(place.root)
+    served = serve(place.root, is_cold=True)
     assert served.value("tenant ") == (
         f"{place.address.tenant_id} timeline {place.address.timeline_id} at {place.lsn}"
     )

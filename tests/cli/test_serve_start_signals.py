@@ -23,16 +23,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from conftest import Templates
+    from support.warm_python import WarmPython
 
     from bbcache.postgres.server.cluster import PostgresBinaries
 
 
 @pytest.fixture
-def lab(templates: Templates, pg_dir: Path, newest_pg: PostgresBinaries) -> Iterator[Lab]:
+def lab(
+    templates: Templates, pg_dir: Path, newest_pg: PostgresBinaries, warm_python: WarmPython
+) -> Iterator[Lab]:
     """A lab with a pageserver."""
     directory = Path(tempfile.mkdtemp(prefix="serve-", dir=pg_dir))
     directory.chmod(0o711)
-    lab = Lab(newest_pg, templates, directory / "root")
+    lab = Lab(newest_pg, templates, directory / "root", warm_python)
     lab.open()
     yield lab
     lab.close()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bbcache import TenantId, TimelineId
 from bbcache.pageserver import Pageserver
@@ -48,11 +46,11 @@ def leave_orphan(lab: Lab, address: Address, *statements: str, is_started: bool 
         "statements": [*statements],
         "is_started": is_started,
     }
-    argv = [sys.executable, __file__, json.dumps(life)]
-    died = subprocess.run(argv, check=False, stdout=subprocess.PIPE)
-    assert died.returncode == -signal.SIGKILL
-    path, pid = died.stdout.split()
-    return Orphan(Path(os.fsdecode(path)), int(pid))
+    with lab.warm_python.start("pageserver.compute_lives:run_and_die", life) as child:
+        said = child.stdout.read()
+        assert child.wait() == -signal.SIGKILL, child.stderr.read()
+    path, pid = said.split()
+    return Orphan(Path(path), int(pid))
 
 
 def is_running(pid: int) -> bool:
@@ -64,30 +62,18 @@ def is_running(pid: int) -> bool:
     return True
 
 
-def run_and_die(
-    root: str,
-    bindir: str,
-    ids: list[str],
-    settings: dict[str, str],
-    statements: list[str],
-    *,
-    is_started: bool,
-) -> None:
+def run_and_die(life: dict[str, Any]) -> None:
     """The life of a pageserver that is killed."""
-    address = TenantId.from_str(ids[0]), TimelineId.from_str(ids[1])
-    pageserver = Pageserver(Path(root), PostgresBinaries.find(bindir), None)
+    address = TenantId.from_str(life["ids"][0]), TimelineId.from_str(life["ids"][1])
+    pageserver = Pageserver(Path(life["root"]), PostgresBinaries.find(life["bindir"]), None)
     with pageserver.open_basebackup(*address).file as archive:
         compute = pageserver.make_compute(*address, archive)
     pid = 0
-    if is_started:
-        compute.start(settings)
+    if life["is_started"]:
+        compute.start(life["settings"])
         pid = compute.cluster.pid
-        for statement in statements:
+        for statement in life["statements"]:
             compute.cluster.psql(statement)
     sys.stdout.write(f"{compute.cluster.pgdata_dir} {pid}\n")
     sys.stdout.flush()
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    run_and_die(**json.loads(sys.argv[1]))

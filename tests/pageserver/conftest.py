@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import ClusterFactory, Templates
+    from support.warm_python import WarmPython
 
     from bbcache import Lsn, TenantId, TenantShardId, Tier, TimelineId
     from bbcache.pageserver import ComputeNode, PgdataTenant, PgdataTimeline
@@ -47,15 +48,23 @@ class Lab:
 
     Attributes:
         binaries: the PostgreSQL.
+        warm_python: starts the processes of other pageservers on the directory.
         root: the pageserver's directory.
         settings: the server settings of its compute nodes.
         registry: the metrics of the pageserver that was opened last.
         tier: given to the pageservers that are opened.
     """
 
-    def __init__(self, binaries: PostgresBinaries, templates: Templates, root: Path) -> None:
+    def __init__(
+        self,
+        binaries: PostgresBinaries,
+        templates: Templates,
+        root: Path,
+        warm_python: WarmPython,
+    ) -> None:
         make_root(root)
         self.binaries = binaries
+        self.warm_python = warm_python
         self.root = root
         self.settings = _SETTINGS
         self.registry = CollectorRegistry()
@@ -187,12 +196,14 @@ class Lab:
 
 
 @pytest.fixture
-def make_lab(templates: Templates, make_cluster: ClusterFactory) -> Iterator[Callable[..., Lab]]:
+def make_lab(
+    templates: Templates, make_cluster: ClusterFactory, warm_python: WarmPython
+) -> Iterator[Callable[..., Lab]]:
     """Make the lab of a test, with no pageserver open yet."""
     made: list[Lab] = []
 
     def make(binaries: PostgresBinaries) -> Lab:
-        lab = Lab(binaries, templates, make_cluster.directory / f"lab{len(made)}")
+        lab = Lab(binaries, templates, make_cluster.directory / f"lab{len(made)}", warm_python)
         made.append(lab)
         return lab
 

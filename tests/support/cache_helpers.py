@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import pytest
+    from support.warm_python import WarmChild
 
     from bbcache import BasebackupFile, Tier
     from bbcache.host import TarballWriter
@@ -411,7 +412,7 @@ def start_child(function: str, *args: object) -> subprocess.Popen[str]:
     )
 
 
-def end_child(child: subprocess.Popen[str]) -> tuple[int, str, str]:
+def end_child(child: subprocess.Popen[str] | WarmChild) -> tuple[int, str, str]:
     """Wait for a child's end: its exit code, and what it has printed and complained of."""
     with child:
         try:
@@ -419,7 +420,7 @@ def end_child(child: subprocess.Popen[str]) -> tuple[int, str, str]:
         except subprocess.TimeoutExpired:
             child.kill()
             raise
-    return child.returncode, out, err
+    return child.wait(), out, err
 
 
 def run_child(function: str, *args: object) -> str:
