@@ -213,8 +213,11 @@ class PageService:
 
     def _take(self) -> Session | None:
         """Return the next session that is logged in and has input, for a worker that is free."""
-        while (session := self._poller.take(_LINGER_S)) is not None and not session.is_logged_in:
+        session = self._poller.take(_LINGER_S)
+        while session is not None and not session.is_logged_in:
             self._greeters.add(session)
+            # Strangers without end must not keep the last thread from clients that wait for it.
+            session = None if self._workers.is_short else self._poller.take(_LINGER_S)
         return session
 
     def _serve(self, session: Session) -> None:
