@@ -60,7 +60,7 @@ class LockedPolicy:
         self._clock = clock
         self._starts: deque[Start] = deque(maxlen=_MOST_STARTS)
         self.note_start = None if config.eviction == "none" else self._starts.append
-        self._lock = threading.RLock()  # guards the next eight; memory only; before the index's
+        self._lock = threading.RLock()  # guards the next nine; memory only; before the index's
         self._policy = self._make()
         self._is_broken = False
         self._pinned: frozenset[bytes] = frozenset()
@@ -68,6 +68,7 @@ class LockedPolicy:
         self._ranks = False  # whether the policy knows which entries there are
         self._load_count = 1  # how often all entries of the index were replaced
         self._completed_count = 0  # the replacements that `complete` has told the policy of
+        self._early_starts: dict[bytes, float] = {}  # of entries that the policy does not know
         self.has_news = False
 
     @property
@@ -173,9 +174,18 @@ class LockedPolicy:
             for written_s, entry in pacer.paced(found):
                 with self.asked() as (policy, now_s):
                     if self._index.newest(entry.key) is entry:  # else its change is in the queue
-                        policy.found(entry.key, entry.size_bytes, min(written_s, now_s), now_s)
+                        self._tell_locked(entry, min(written_s, now_s), now_s)
             with self.asked():
                 self._completed_count = max(self._completed_count, load_count)
+
+    def _tell_locked(self, entry: Entry, written_s: float, now_s: float) -> None:
+        """Tell the policy of an entry, and of its start if that came first."""
+        started_s = self._early_starts.pop(entry.key, None)
+        if started_s is not None and self._policy.habits(entry.key, now_s) is not None:
+            started_s = None  # it has stopped since
+        self._policy.found(entry.key, entry.size_bytes, written_s, now_s)
+        if started_s is not None:
+            self._policy.started(entry.key, started_s)
 
     def _make(self) -> Policy:
         limits = self._config.max_size_entries, self._config.max_total_size_bytes
@@ -199,6 +209,7 @@ class LockedPolicy:
         while starts:
             now_s, key, *_ = starts.popleft()
             policy.started(key, now_s)
+            self._note_early_locked(key, now_s)
             self.has_news = True
         while changes:
             change = changes.popleft()
@@ -206,8 +217,16 @@ class LockedPolicy:
                 self._load_count += 1
                 continue
             key, size_bytes = change
+            self._early_starts.pop(key, None)
             if size_bytes is not None:
                 policy.held(key, size_bytes)
                 self.has_news = True
             if size_bytes is None or not self._ranks:
                 policy.dropped(key)
+
+    def _note_early_locked(self, key: bytes, now_s: float) -> None:
+        """Remember the start of an entry of which the policy knows nothing yet."""
+        if self._completed_count == self._load_count or self._index.newest(key) is None:
+            return
+        if self._policy.habits(key, now_s) is None:
+            self._early_starts.setdefault(key, now_s)

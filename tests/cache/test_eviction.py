@@ -17,8 +17,10 @@ from support.cache_helpers import (
     MIB,
     Gate,
     Harness,
+    Worker,
     fail_with,
     noise,
+    put,
     stop_before,
     stop_while_sending,
     tar_of,
@@ -206,6 +208,26 @@ def test_a_timeline_that_has_started_goes_first(harness: Harness) -> None:
     assert list(map(harness.holds, timelines)) == [True, True, False]
 
 
+@pytest.mark.parametrize("eviction", ["return-rate", "oldest"])
+def test_a_start_soon_after_a_restart_counts(harness: Harness, eviction: str) -> None:
+    """Also of an entry without saved habits, before the policy was told of it."""
+    timelines = _filled(harness, 3, eviction=eviction)
+    assert harness.get(timelines[2]) is not None
+    harness.prepared()
+    assert list(map(harness.holds, timelines)) == [True, True, False]
+
+
+def test_a_stop_after_such_a_start_counts(harness: Harness) -> None:
+    """The refreshed archive is wanted again, though its timeline had started."""
+    timelines = _filled(harness, 3)
+    assert harness.get(timelines[2]) is not None
+    timelines[2].advance(LSN_B)
+    harness.prepare(timelines[2], LSN_B)
+    harness.prepared()
+    assert list(map(harness.holds, timelines[:2])) == [False, True]
+    assert harness.holds(timelines[2], LSN_B)
+
+
 def test_a_rebuild_evicts_nothing(harness: Harness) -> None:
     """A bad archive was asked for, so its timeline has started."""
     timelines = _filled(harness, 2, verify_reads="always")
@@ -288,9 +310,13 @@ def test_quarantine_goes_before_entries(harness: Harness) -> None:
 def test_locks_of_an_eviction(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A file is removed under the locks that order removals; the log and the host wait for none."""
+    """A file is removed under the locks that order removals; the log and the host wait for none.
+
+    A decision holds the lock of the policy alone, so no read waits for it.
+    """
     with watched_locks() as locks:
         timelines = _filled(harness, 2)
+    put(harness.tenant, "pinned_timelines", lambda: look("pins") and [])
     held: dict[str, set[WatchedLock]] = {}
 
     def look(what: str) -> bool:
@@ -299,13 +325,26 @@ def test_locks_of_an_eviction(
 
     stop_before(monkeypatch, os, "unlink", lambda: look("unlink"))
     stop_before(monkeypatch, harness.host, "list", lambda: look("list"))
+    stop_before(monkeypatch, ReturnRate, "cheaper", lambda: look("decision"))
+    stop_before(monkeypatch, ReturnRate, "started", lambda: look("start"))
     caplog.set_level("DEBUG")
     monkeypatch.setattr(caplog.handler, "filters", [lambda _record: look("log")])
+    assert harness.get(timelines[1]) is not None
     harness.prepared()
-    assert not harness.holds(timelines[0])
-    assert held.keys() == {"unlink", "list", "log"}
-    assert not held["log"] | held["list"]
+    assert not harness.holds(timelines[1])
+    assert held.keys() == {"unlink", "list", "pins", "log", "decision", "start"}
+    assert not held["log"] | held["list"] | held["pins"]
     assert len(held["unlink"]) == 2  # that of making room, and the file lock
+    assert harness.engine.index.lock not in held["decision"] | held["start"]
+    assert len(held["decision"]) == 2  # that of making room, and that of the policy
+
+
+def test_no_read_waits_for_a_decision(harness: Harness) -> None:
+    """A hit and a miss append to a queue, also while the policy is busy."""
+    timeline = harness.prepared()
+    with harness.engine.policy.asked():
+        assert Worker(harness.get, timeline).result() is not None
+        assert Worker(harness.get, timeline, LSN_B).result() is None
 
 
 def test_limits_hold_while_four_workers_evict(harness: Harness) -> None:
