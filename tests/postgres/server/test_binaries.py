@@ -180,13 +180,6 @@ def _works(pid: int) -> bool:
         return False
 
 
-def _works(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""  # a process that has ended has none
-    except OSError:
-        return False
-
-
 def test_what_a_killed_program_has_started(make_cluster: ClusterFactory) -> None:
     """A program that is killed at its deadline takes along the programs that it has started."""
     bindir = make_cluster.new_dir()
