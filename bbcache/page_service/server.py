@@ -80,7 +80,7 @@ class PageService:
         )
         self._clients = Clients(config.max_connections, config.max_pending_logins)
         self._metrics = ServiceMetrics(registry, lambda: len(self._clients))
-        self._greeters: Workers[Session] = Workers(
+        self._login_workers: Workers[Session] = Workers(
             _LOGINS_AT_ONCE, self._serve, name="bbcache-login"
         )
         self._workers: Workers[Session] = Workers(
@@ -114,7 +114,7 @@ class PageService:
         listeners = self._listeners or open_listeners(self.config.addresses)
         self._addresses = tuple(map(address_of, listeners))
         lifecycle.close_in_children(self)
-        self._greeters.start()
+        self._login_workers.start()
         self._workers.start()
         self._poller.start(listeners)
         lifecycle.close_at_exit(self)
@@ -175,7 +175,7 @@ class PageService:
         if not self._clients.wait_empty(timeout):
             log.warning("%d connections have not ended in time", len(self._clients))
         self._poller.close(timeout)  # first, since it gives connections to the workers
-        if all([self._greeters.close(timeout), self._workers.close(timeout)]):
+        if all([self._login_workers.close(timeout), self._workers.close(timeout)]):
             self._metrics.close()
             lifecycle.forget(self)
 
@@ -209,13 +209,13 @@ class PageService:
 
     def _give(self, session: Session) -> None:
         """Have a session served by a thread of its own pool."""
-        (self._workers if session.is_logged_in else self._greeters).add(session)
+        (self._workers if session.is_logged_in else self._login_workers).add(session)
 
     def _take(self) -> Session | None:
         """Return the next session that is logged in and has input, for a worker that is free."""
         session = self._poller.take(_LINGER_S)
         while session is not None and not session.is_logged_in:
-            self._greeters.add(session)
+            self._login_workers.add(session)
             # Strangers without end must not keep the last thread from clients that wait for it.
             session = None if self._workers.is_short else self._poller.take(_LINGER_S)
         return session
