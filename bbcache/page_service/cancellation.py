@@ -20,11 +20,6 @@ class Cancellation:
         self._ending: PageServiceError | None = None
         self._is_immediate = False
 
-    @property
-    def is_ending(self) -> bool:
-        """Whether the session takes no more commands."""
-        return self._ending is not None
-
     def begin_command(self) -> None:
         """Forget a cancellation that came too late for the command before."""
         self._is_command_cancelled = False
@@ -53,7 +48,7 @@ class Cancellation:
             raise CanceledError("canceling statement due to user request")
         self.check_immediate()
         # `end_session` stops reading, which looks like a client that is gone, but comes after.
-        if not self.is_ending and self._is_client_gone() and not self.is_ending:
+        if self._ending is None and self._is_client_gone() and self._ending is None:
             raise DisconnectedError("the client is gone")
 
     def check_immediate(self) -> None:
