@@ -21,8 +21,6 @@ from bbcache.setting_rows import (
 
 __all__ = ["ADDRESSES", "DEFAULT_PORT", "Address", "PageServiceConfig"]
 
-_LEAST_MESSAGE_SIZE_BYTES: Final = 1024
-
 
 def _is_addresses(value: object) -> bool:
     several = (value,) if isinstance(value, Address) else value
@@ -57,11 +55,6 @@ class PageServiceConfig:
         integer(1, unit="clients"),
         250,
         "clients besides that have not logged in yet; one more takes the place of the oldest",
-    )
-    max_message_size_bytes: int = setting(
-        integer(_LEAST_MESSAGE_SIZE_BYTES, unit="bytes"),
-        32 * 1024,
-        "size of one message of a client, a token included",
     )
     max_fullbackup_size_bytes: int | None = setting(
         optional(integer(1, unit="bytes")),

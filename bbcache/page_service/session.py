@@ -91,7 +91,6 @@ class Session:
         self._sending: tuple[OpenBasebackup, CopyOut] | None = None
         self._has_served_command = False  # in this turn
         self._conversation = Conversation(
-            service.config.max_message_size_bytes,
             wants_token=service.verifier is not None,
             has_tls=service.tls_context is not None,
             process_id=self.process_id,

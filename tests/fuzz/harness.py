@@ -107,7 +107,6 @@ class FuzzHarness:
             listen=Address("127.0.0.1", 0),
             send_timeout_s=_SEND_TIMEOUT_S,
             wait_lsn_timeout_s=1e-4,
-            max_message_size_bytes=4096,
         )
 
     def __enter__(self) -> Self:
@@ -171,7 +170,6 @@ class FuzzHarness:
 
     def _conversed(self, client: ClientKind, pieces: list[bytes]) -> bytes:
         conversation = c.Conversation(
-            self._config.max_message_size_bytes,
             wants_token=client is not ClientKind.ANYONE,
             has_tls=False,
             process_id=1,

@@ -147,9 +147,7 @@ def test_a_password_that_is_not_wanted(
 def test_any_password(seed: int, size_bytes: int, frame: str) -> None:
     """No error of the conversation has a piece of what came instead of a good password."""
     secret = random.Random(seed).randbytes(size_bytes)
-    conversation = c.Conversation(
-        1 << 16, wants_token=True, has_tls=False, process_id=1, secret=b"1234"
-    )
+    conversation = c.Conversation(wants_token=True, has_tls=False, process_id=1, secret=b"1234")
     conversation.feed(wire.startup(user="u") + _FRAMES[frame](secret) + wire.packed(b"X"))
     said = ""
     try:

@@ -337,7 +337,7 @@ def test_many_idle_clients(make_bench: Callable[[], Bench]) -> None:
     [
         {"max_connections": 0},
         {"max_connections": True},
-        {"max_message_size_bytes": 10},
+        {"max_fullbackup_size_bytes": 0},
         {"idle_timeout_s": 0},
         {"send_timeout_s": "1"},
     ],

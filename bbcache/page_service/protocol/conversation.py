@@ -91,7 +91,6 @@ class Conversation:
     """The state of one conversation. Not thread-safe.
 
     Args:
-        max_message_size_bytes: the longest message that a client may send.
         wants_token: whether the client needs a token.
         has_tls: whether the service has a certificate; clients must use TLS then.
         process_id: the client cancels its commands with it.
@@ -103,14 +102,13 @@ class Conversation:
 
     def __init__(
         self,
-        max_message_size_bytes: int,
         *,
         wants_token: bool,
         has_tls: bool,
         process_id: int,
         secret: bytes,
     ) -> None:
-        self._buffer = FrameBuffer(max_message_size_bytes)
+        self._buffer = FrameBuffer()
         self._wants_token = wants_token
         self._has_tls = has_tls
         self._is_encrypted = False

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from bbcache.page_service.errors import ProtocolError
 
 MAX_STARTUP_SIZE_BYTES: Final = 10_000  # MAX_STARTUP_PACKET_LENGTH of pqcomm.h
+MAX_SIZE_BYTES: Final = 32 * 1024  # of any other message, such as one with a token
 
 _LENGTH: Final = struct.Struct("!I")
 
@@ -28,13 +29,9 @@ class FrameBuffer:
 
     A message that is too long is refused when its length is read, so that no more is kept
     than the limit and the bytes of one `feed`.
-
-    Args:
-        max_size_bytes: the longest message, its length field and body together.
     """
 
-    def __init__(self, max_size_bytes: int) -> None:
-        self._max_size_bytes = max_size_bytes
+    def __init__(self) -> None:
         self._data = b""
         self._at = 0  # the bytes before it were given
 
@@ -61,7 +58,7 @@ class FrameBuffer:
             ProtocolError: it says that it is shorter or longer than one can be.
         """
         type_size_bytes = 0 if is_first else 1
-        max_size_bytes = MAX_STARTUP_SIZE_BYTES if is_first else self._max_size_bytes
+        max_size_bytes = MAX_STARTUP_SIZE_BYTES if is_first else MAX_SIZE_BYTES
         data, start = self._data, self._at
         head_size_bytes = type_size_bytes + _LENGTH.size
         if len(data) - start < head_size_bytes:

@@ -21,16 +21,13 @@ from bbcache.page_service.protocol import conversation as c
 from bbcache.page_service.protocol.command import NoOpCommand, parse_command
 from bbcache.page_service.protocol.conversation import Conversation
 
-LIMIT_BYTES = 4096
 GOOD = c.LoginRequested("good")
 KEY = b"\0\0\0\7abcd"
 
 
 def make(*, wants_token: bool = False, has_tls: bool = False) -> Conversation:
     """A conversation that has not begun."""
-    return Conversation(
-        LIMIT_BYTES, wants_token=wants_token, has_tls=has_tls, process_id=7, secret=b"abcd"
-    )
+    return Conversation(wants_token=wants_token, has_tls=has_tls, process_id=7, secret=b"abcd")
 
 
 def said(conversation: Conversation) -> str:

@@ -29,7 +29,7 @@ def first(code: int, rest: bytes = b"") -> bytes:
 
 def make() -> Conversation:
     """A conversation that has not begun, and asks for no token."""
-    return Conversation(4096, wants_token=False, has_tls=False, process_id=7, secret=b"abcd")
+    return Conversation(wants_token=False, has_tls=False, process_id=7, secret=b"abcd")
 
 
 def begun() -> Conversation:
