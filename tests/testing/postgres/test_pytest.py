@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,14 +18,16 @@ import pytest
 from support.helpers import tool, wait_until
 
 import pytest_bbcache
+from bbcache.testing.postgres import PostgresOptions
 from bbcache.testing.postgres.places import run_place
 from bbcache.testing.postgres.run_directory import sweep
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from _pytest.pytester import RunResult
 
     from bbcache.postgres.server.binaries import PostgresBinaries
-    from bbcache.testing.postgres import PostgresOptions
 
 pytestmark = pytest.mark.postgres
 pytest_plugins = ["pytester"]
@@ -142,6 +145,29 @@ def test_switches(project: pytest.Pytester, newest_pg: PostgresBinaries) -> None
     result = _in(project)
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["bbcache: *, no spares, no pool of databases"])
+
+
+@pytest.fixture
+def disk_dir() -> Iterator[Path]:
+    """A directory that is not in memory."""
+    path = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    path.chmod(0o711)
+    place = run_place(PostgresOptions(run_dir=str(path)), 0)
+    if place.is_memory:
+        pytest.skip("that directory is in memory")
+    yield path
+    shutil.rmtree(path)
+
+
+def test_a_disk(project: pytest.Pytester, disk_dir: Path) -> None:
+    """The header says so, because all is slower there; a run without a test starts nothing."""
+    _set(project, "run_dir", str(disk_dir))
+    _set(project, "spares", "2")
+    project.makepyfile("def test_it(pg_database): pass")
+    result = _in(project, "--collect-only")
+    header = f"bbcache: *, servers on {disk_dir} (a disk, so slower), no spares"
+    result.stdout.fnmatch_lines([header])
+    assert list(disk_dir.glob("*/*")) == []
 
 
 def test_a_builder_that_fails(project: pytest.Pytester) -> None:

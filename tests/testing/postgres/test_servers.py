@@ -180,6 +180,21 @@ def test_a_server_is_restarted(fresh: Server) -> None:
     assert (fresh.data_dir / "PG_VERSION").exists()
 
 
+def test_databases_are_copied_as_files(fresh: Server) -> None:
+    """PostgreSQL would write each page to the WAL otherwise, which takes three times as long."""
+    for statement in ("ALTER SYSTEM SET log_statement = ddl", "SELECT pg_reload_conf()"):
+        fresh.maintenance_database.psql(statement)
+
+    def is_logged() -> bool:
+        with fresh.database():
+            return "CREATE DATABASE test_" in fresh.read_log()
+
+    wait_until(is_logged)
+    (made, *_) = (line for line in fresh.read_log().splitlines() if "CREATE DATABASE test_" in line)
+    has_strategies = fresh.cluster.binaries.major >= 15
+    assert made.endswith("STRATEGY FILE_COPY" if has_strategies else "TEMPLATE app ")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
 def test_a_shared_server_that_a_test_ends(runtime: Runtime, number: signal.Signals) -> None:
     """The next test has it again, at the same address, though the signal is still under way."""
@@ -296,7 +311,10 @@ def test_a_damaged_snapshot_is_made_again(runtime: Runtime, tmp_path: Path) -> N
         server = lean.new_server(EMPTY)
         with psycopg.connect(server.maintenance_database.dsn) as connection:
             rows = connection.execute("SELECT datname FROM pg_database ORDER BY 1").fetchall()
+            find = "SELECT datistemplate, datallowconn FROM pg_database WHERE datname = 'app'"
+            template = connection.execute(find).fetchone()
         assert rows == [("app",), ("postgres",)]
+        assert template == (True, False)
         with server.database() as database:
             assert database.psql("SELECT current_database()") == database.name
     finally:
