@@ -197,7 +197,7 @@ class Session:
                 break
             self._answer(event)
             if isinstance(event, LoginRequested):
-                # The rest has a turn of its own, which is no stranger's.
+                # The rest has a turn of its own, in another pool of workers.
                 return self._conversation.is_within_message
             if self._has_served_command:
                 budget -= _COMMAND_COST
