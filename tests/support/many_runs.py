@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,8 @@ KINDS: Final = {"plain": 2, "busy": 3, "nohup": 2, "user": 1, "setsid": 1, "tmpf
 _DEFAULT: Final = " ".join(f"{kind}={count}" for kind, count in KINDS.items())
 _BUSY_COUNT: Final = 8
 _ALL_TESTS: Final = ("-n", "auto", "--dist", "loadfile")
+_SHOWN_LINES: Final = 600  # of a run that has failed
+_PROGRESS: Final = re.compile(r"[.sxXFE]+ *\[ *\d+%\]")
 _TOP: Final = Path(__file__).parents[2]
 _IN_BACKGROUND: Final = 'nohup "$@" & wait $!'
 
@@ -125,7 +128,8 @@ def _run(kind: str, command: Sequence[str], checkout: Path) -> bool:
         lines = out.read().splitlines()
     say(f"{kind}: status {status} after {time.monotonic() - begun_s:.0f} s: {lines[-1:]}")
     if status != 0:
-        say("\n".join(f"    {line}" for line in lines[-200:]))
+        said = [line for line in lines if not _PROGRESS.fullmatch(line)]
+        say("\n".join(f"    {line}" for line in said[-_SHOWN_LINES:]))
     return status == 0
 
 
