@@ -1,8 +1,8 @@
 """Random histories of two nodes on one store: attach, stop, start, upload, delete, crash.
 
-The store is a model in memory, which can hold a node's requests back or break them off. The nodes
-are real: a cache with an `ObjectTier` each. A tenant may be attached to both nodes at once, and
-the one that it has left may still stop, start and upload.
+The store is a model in memory, or a real bucket, and can hold a node's requests back or break
+them off. The nodes are real: a cache with an `ObjectTier` each. A tenant may be attached to both
+nodes at once, and the one that it has left may still stop, start and upload.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bbcache import TimelineId
+    from bbcache.tier.bucket import Bucket
 
 _STEPS: Final = 14  # of a history
 
@@ -54,14 +55,17 @@ class Store:
         self.wrong: list[str] = []
         self._lock = threading.Lock()  # guards the three
 
+    def read(self, name: str) -> bytes | None:
+        """The bytes of an object; None if there is none."""
+        return self.objects.get(name)
+
     def put(self, name: str, data: bytes, *, overwrite: bool) -> bool:
         """Write an object."""
         address = Address.of_name(name)
         assert address is not None
         with self._lock:
-            if name in self.objects and not overwrite:
+            if not self._put(name, data, overwrite=overwrite):
                 return False
-            self.objects[name] = data
             self.written.setdefault(address.timeline_id, set()).add(address.lsn)
             return True
 
@@ -72,7 +76,39 @@ class Store:
         with self._lock:
             if address.lsn >= max(self.written.get(address.timeline_id, {Lsn(0)})):
                 self.wrong.append(f"{name} was removed, the newest object of its timeline")
-            return self.objects.pop(name, None) is not None
+            return self._delete(name)
+
+    def _put(self, name: str, data: bytes, *, overwrite: bool) -> bool:
+        if name in self.objects and not overwrite:
+            return False
+        self.objects[name] = data
+        return True
+
+    def _delete(self, name: str) -> bool:
+        return self.objects.pop(name, None) is not None
+
+
+class RealStore(Store):
+    """The same, but the objects are in a bucket.
+
+    Args:
+        bucket: the bucket.
+    """
+
+    def __init__(self, bucket: Bucket) -> None:
+        super().__init__()
+        self._bucket = bucket
+
+    def read(self, name: str) -> bytes | None:
+        """Read the object."""
+        download = self._bucket.get(name)
+        return None if download is None else b"".join(download.pieces)
+
+    def _put(self, name: str, data: bytes, *, overwrite: bool) -> bool:
+        return self._bucket.put(name, bytearray(data), overwrite=overwrite)
+
+    def _delete(self, name: str) -> bool:
+        return self._bucket.delete(name)
 
 
 class NodeBucket:
@@ -92,7 +128,7 @@ class NodeBucket:
 
     def get(self, name: str) -> Download | None:
         """Read an object."""
-        data = self._store.objects.get(name)
+        data = self._store.read(name)
         if data is None:
             return None
         self._store.fetch_count += 1
@@ -263,13 +299,15 @@ class History:
         with contextlib.suppress(ValueError):  # nothing was written yet
             newest = max(self._store.written.get(self._id, set()))
             name = Address("1", self._shard_id.tenant_id, self._id, newest).name
-            if name not in self._store.objects:
+            if self._store.read(name) is None:
                 self._store.wrong.append(f"{name} is not there")
 
 
-def play_many(directory: Path, key_file: Path, seeds: range) -> tuple[Counter[str], Store]:
+def play_many(
+    directory: Path, key_file: Path, seeds: range, store: Store | None = None
+) -> tuple[Counter[str], Store]:
     """Play one history after the other on the same two nodes; returns counts and the store."""
-    store, counts = Store(), Counter[str]()
+    store, counts = store or Store(), Counter[str]()
     config = TierConfig(
         url="file:///a-model",
         key_files=(str(key_file),),

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.cache_helpers import DEADLINE_S, Worker
+from tier.histories import RealStore as HistoryStore
+from tier.histories import play_many
 from tier.lab import Lab, make_key_file
 from tier.real_stores import BUCKET, STORES, RealStore
 
 from bbcache.cli import main
 from bbcache.outcomes import FetchResult
+from bbcache.tier import TierConfig
+from bbcache.tier.bucket import ObstoreBucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,6 +107,28 @@ def test_an_object_that_is_not_signed_is_written_again(lab: Lab) -> None:
     lab.upload(tier, archive)
     assert lab.count("upload_total", result="stored") == 1
     assert lab.fetch(tier, archive) == (FetchResult.HIT, archive.data)
+
+
+def test_two_nodes_never_remove_the_newest_object(
+    real_store: RealStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few of the random histories that the model of a store has many of."""
+    for name, value in real_store.environment.items():
+        monkeypatch.setenv(name, value)
+    key_file = make_key_file(tmp_path / "key")
+    config = TierConfig(
+        url=f"{real_store.url}/histories", key_files=(str(key_file),), options=real_store.options
+    )
+    times_s = dict.fromkeys(("connect_timeout_s", "read_timeout_s", "timeout_s"), DEADLINE_S)
+    bucket = ObstoreBucket(config, **times_s)
+
+    def play() -> None:  # no request is made in the main thread
+        counts, store = play_many(tmp_path, key_file, range(4), HistoryStore(bucket))
+        assert store.wrong == []
+        assert store.fetch_count > 0
+        assert counts["start: hit"] > 0
+
+    Worker(play).result()
 
 
 @pytest.mark.parametrize("wrong", ["bucket", "secret"])
