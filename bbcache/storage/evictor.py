@@ -121,10 +121,13 @@ class Evictor:
         if self._index.newest(key) is not None:
             return
         self._check_disk()
-        try:
-            self._index.check_room(key)
-        except CacheFullError as error:
-            raise DeclinedError(f"{error}, and a warm-up alone evicts nothing") from error
+        with self._policy.asked() as (policy, _):
+            planned_bytes = policy.planned_size_bytes(key)
+        if any(self._index.excess(1, planned_bytes)):
+            raise DeclinedError(
+                f"the cache has no room for some {planned_bytes} bytes, and a warm-up alone evicts "
+                "nothing"
+            )
 
     def reserve(self, key: bytes, *, is_stop: bool, may_evict: bool) -> Reservation:
         """Take the slot for a build, and evict entries for the size that it will have.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -393,6 +394,19 @@ def test_a_full_cache_fetches_nothing_for_a_warm_up_alone(
     node.cache.send_warm(node.shard_of(held[0]), held[0].timeline_id, LSN_B)
     node.wait_idle()
     assert len(asked) == 1  # a refresh needs no room
+
+
+def test_a_cache_without_bytes_fetches_nothing_for_a_warm_up_alone(
+    node: Harness, old_node: Harness, tier: MemoryTier
+) -> None:
+    """The size is not known before the fetch, so the mean of all counts."""
+    timeline = old_node.prepared(size_bytes=MIB // 4)
+    for _ in range(2):
+        node.prepared(size_bytes=MIB // 4)
+    node.cache.set_limits(dataclasses.replace(node.config, max_total_size_bytes=5 * MIB // 8))
+    asked = note_fetches(tier)
+    warm(node, timeline)
+    assert (asked, node.skips) == ([], {"declined": 1})
 
 
 def test_a_full_cache_evicts_for_a_warm_up_that_may_build(node: Harness, old_node: Harness) -> None:
