@@ -30,7 +30,7 @@ from support.cache_helpers import (
     Worker,
     fail_with,
     noise,
-    samples,
+    samples_of,
 )
 from support.helpers import wait_until
 from support.ledger import total_bytes
@@ -403,12 +403,6 @@ def prepare_results(registry: CollectorRegistry) -> dict[str, int]:
     name = "pageserver_basebackup_cache_prepare_total"
     values = samples_of(registry, name)
     return {result: int(values.get(f"{name}{{result={result}}}", 0)) for result in RESULTS}
-
-
-def samples_of(registry: CollectorRegistry, name: str) -> dict[str, float]:
-    """The samples of one metric, without the cost of all others."""
-    one: Any = registry.restricted_registry([name])
-    return samples(one)
 
 
 def flip_bit(path: Path, offset: int = -20) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg
 import pytest
 from prometheus_client import CollectorRegistry
+from support.cache_helpers import samples_of
 from support.helpers import samples, wait_until
 
 from bbcache import BasebackupCacheConfig
@@ -191,8 +192,9 @@ class Lab:
         }
 
     def _counts(self, what: str, *results: str) -> dict[str, float]:
-        found = samples(self.registry)
-        return {each: found[f"{_METRIC}{what}_total{{result={each}}}"] for each in results}
+        name = f"{_METRIC}{what}_total"
+        found = samples_of(self.registry, name)
+        return {each: found[f"{name}{{result={each}}}"] for each in results}
 
 
 @pytest.fixture

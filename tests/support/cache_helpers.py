@@ -17,7 +17,7 @@ import tarfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from prometheus_client import CollectorRegistry
 from support.ledger import total_bytes
@@ -292,13 +292,13 @@ class Harness:
 
     def value(self, name: str) -> float:
         """A sample such as ``bbcache_nonentry_bytes``; a label is written ``{name=value}``."""
-        return samples(self.registry)[name]
+        return samples_of(self.registry, name.partition("{")[0])[name]
 
     def counts(self, metric: str = "pageserver_basebackup_cache_prepare_total") -> dict[str, int]:
         """The values of a metric with one label that are not 0, by the label."""
         found = {}
-        for name, value in samples(self.registry).items():
-            if name.startswith(metric + "{") and value:
+        for name, value in samples_of(self.registry, metric).items():
+            if value:
                 found[name.partition("=")[2][:-1]] = int(value)
         return found
 
@@ -356,6 +356,12 @@ def samples(registry: CollectorRegistry) -> dict[str, float]:
         for family in registry.collect()
         for sample in family.samples
     }
+
+
+def samples_of(registry: CollectorRegistry, name: str) -> dict[str, float]:
+    """The samples of one metric, without the cost of all others."""
+    one = cast("CollectorRegistry", registry.restricted_registry([name]))
+    return samples(one)
 
 
 def disk_bytes(data_dir: Path) -> int:
