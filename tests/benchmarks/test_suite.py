@@ -85,14 +85,16 @@ def suite(
 ) -> subprocess.CompletedProcess[str]:
     """Run the suite, or other cases as its own are run."""
     what = ["benchmarks"] if cases is None else ["-p", "benchmarks.conftest", str(cases)]
-    command = [sys.executable, "-m", "pytest", "-c", "setup.cfg", *what, *map(str, options)]
+    plugins = ["-p", "pytest_benchmark.plugin", "-p", "pytest_timeout"]  # the others take time
+    command = [*(sys.executable, "-m", "pytest", "-c", "setup.cfg"), *plugins, *what]
+    command += map(str, options)
     # pytest-benchmark takes the variables of xdist for its own run, and does not measure.
     ours = re.compile("BBCACHE_REQUIRE_TOOLS|PYTEST_XDIST_.*")
     without = {each: value for each, value in os.environ.items() if not ours.fullmatch(each)}
     return subprocess.run(
         command,
         cwd=ROOT,
-        env=without | environment,
+        env=without | environment | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -102,14 +102,23 @@ def template_dir(
 
 
 @pytest.fixture
+def initdb_args() -> tuple[str, ...]:
+    """Arguments for the cluster of a demo in this process, whose WAL segments are small."""
+    return ()
+
+
+@pytest.fixture
 def _in_this_process(
-    newest_pg: PostgresBinaries, templates: Templates, monkeypatch: pytest.MonkeyPatch
+    newest_pg: PostgresBinaries,
+    templates: Templates,
+    initdb_args: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A demo in this process takes a small sample, and a cluster from a template."""
 
     def copy_template(pageserver: Pageserver, tenant: PgdataTenant) -> PgdataTimeline:
         pgdata_dir = pageserver._computes_dir / uuid.uuid4().hex
-        templates.copy(newest_pg, INITDB_ARGS, pgdata_dir)
+        templates.copy(newest_pg, initdb_args, pgdata_dir)
         return tenant.add_timeline(pgdata_dir)
 
     monkeypatch.setattr(demo_scenario, "_SAMPLE_SIZE_BYTES", 1 << 20)
@@ -275,6 +284,7 @@ def test_a_service_that_gives_nothing(
 
 
 @in_this_process
+@pytest.mark.parametrize("initdb_args", [INITDB_ARGS])
 def test_demo_twice_in_one_directory(
     newest_pg: PostgresBinaries, tmpdir_for_demo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
