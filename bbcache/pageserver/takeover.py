@@ -72,10 +72,24 @@ def finish_takeover(place: Path) -> None:
             _remove_old(old)
             if old.exists():
                 os.rename(old, _beside(place, _STUCK + uuid.uuid4().hex))
-            os.rename(place, old)
+            _set_aside(place, old)
         os.rename(new, place)
         sync_directory(place.parent)
     _remove_old(old)
+
+
+def _set_aside(place: Path, old: Path) -> None:
+    """Give the old state its other name.
+
+    On overlayfs a directory of a lower layer, such as that of a container's image, cannot be
+    renamed. It is removed instead: the new state is complete beside it.
+    """
+    try:
+        os.rename(place, old)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        remove_tree(place)
 
 
 def timeline_names(directory: Path) -> set[str]:
