@@ -175,11 +175,6 @@ class Table:
         self._multiply(2.0 ** -(max(0.0, now_s - saved_s) / HALF_LIFE_S))
         self.advance(now_s)
 
-    @classmethod
-    def saved_size_bytes(cls) -> int:
-        """The size of what `save` returns."""
-        return VISIT_LEVELS * REGULARITY_LEVELS * _FAMILY * _SAVED.size
-
     def _multiply(self, factor: float) -> None:
         for row in self._rows:
             row.returned = [factor * each for each in row.returned]

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from bbcache.tier.bucket import Bucket
     from bbcache.tier_config import TierConfig
 
-_FAILURES: Final = frozenset((FetchResult.TIMEOUT, FetchResult.DENIED, FetchResult.ERROR))
-
 _END_TIMEOUT_S: Final = 1.0  # for a thread that has nothing left to do
 
 log = logging.getLogger(__name__)
