@@ -142,7 +142,7 @@ class Engine:
             self._catalog,
             self.evictor,
             self._metrics,
-            partial(offer, tier, self.store),
+            None if tier is None else partial(offer, tier, self.store),
         )
         backoff = Backoff(clock)
         self._preparer = Preparer(

@@ -73,7 +73,7 @@ class Builder:
 
     Attributes:
         on_published: called with each archive that was built and published, and the entry that
-            it has replaced; must not raise.
+            it has replaced; must not raise. None without a second tier.
         is_stopping: whether builds are to end; one read of memory.
         disk_failure: how the disk refused the last archive that was to be published, in one
             line; None if that was published. Set by any worker.
@@ -85,7 +85,7 @@ class Builder:
     catalog: Catalog
     evictor: Evictor
     metrics: Metrics
-    on_published: Callable[[Entry, Entry | None], None] = lambda *_: None
+    on_published: Callable[[Entry, Entry | None], None] | None
     disk_failure: str | None = field(init=False, default=None)
     is_stopping: bool = field(init=False, default=False)
     _writers: set[ArchiveWriter] = field(init=False, default_factory=set)  # changed by single steps
@@ -367,7 +367,7 @@ class Builder:
         with disk_step("publish", temp.path):
             replaced = self.catalog.publish(temp, room.reservation, entry)
         self.disk_failure = None
-        if not job.is_fetch:
+        if self.on_published is not None and not job.is_fetch:
             self.on_published(entry, replaced)
 
     def _remove(self, temp: TempFile, room: BuildSpace) -> None:

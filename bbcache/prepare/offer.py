@@ -14,10 +14,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def offer(tier: Tier | None, store: Store, entry: Entry, replaced: Entry | None) -> None:
+def offer(tier: Tier, store: Store, entry: Entry, replaced: Entry | None) -> None:
     """Offer a published archive to the second tier. Knows no engine, which may be dropped."""
-    if tier is None:
-        return
     is_newer = replaced is not None and replaced.lsn < entry.lsn
     open_file = partial(store.open, entry.key, entry.lsn, entry.size_bytes)
     try:

@@ -17,7 +17,7 @@ from bbcache.eviction import Never, Oldest, ReturnRate
 from bbcache.history import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from bbcache.config import BasebackupCacheConfig
     from bbcache.eviction import Policy
@@ -39,25 +39,18 @@ class LockedPolicy:
         config: the limits and the name of the policy.
         index: has the entries, and the queue of their changes.
         store: has the files; the time of a file stands for a stop that was not seen.
-        clock: the wall clock, in seconds since the epoch.
 
     Attributes:
         note_start: appends the time and the key of a `get`, also of a miss; None if no policy
             wants to know. Takes no lock.
+        is_ranking: whether the policy ranks entries: not before the cache is nearly full.
         has_news: whether something was learned since this was last set to False.
     """
 
-    def __init__(
-        self,
-        config: BasebackupCacheConfig,
-        index: Index,
-        store: Store,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, config: BasebackupCacheConfig, index: Index, store: Store) -> None:
         self._config = config
         self._index = index
         self._store = store
-        self._clock = clock
         self._starts: deque[Start] = deque(maxlen=_MOST_STARTS)
         self.note_start = None if config.eviction == "none" else self._starts.append
         self._lock = threading.RLock()  # guards the next nine; memory only; before the index's
@@ -65,7 +58,7 @@ class LockedPolicy:
         self._is_broken = False
         self._pinned: frozenset[bytes] = frozenset()
         self._refreshed: set[bytes] = set()
-        self._ranks = False  # whether the policy knows which entries there are
+        self.is_ranking = False
         self._load_count = 1  # how often all entries of the index were replaced
         self._completed_count = 0  # the replacements that `complete` has told the policy of
         self._early_starts: dict[bytes, float] = {}  # of entries that the policy does not know
@@ -75,11 +68,6 @@ class LockedPolicy:
     def evicts(self) -> bool:
         """Whether an entry may be evicted for a newcomer."""
         return self._config.eviction != "none"
-
-    @property
-    def is_ranking(self) -> bool:
-        """Whether entries are ranked: not before the cache is nearly full."""
-        return self._ranks
 
     def pinned_count(self) -> int:
         """How many entries are pinned."""
@@ -100,7 +88,7 @@ class LockedPolicy:
                 self._make_again_locked()
             try:
                 self._take_out_locked()
-                yield self._policy, self._clock()
+                yield self._policy, time.time()
                 is_done = True
             finally:
                 self._is_broken = not is_done
@@ -137,7 +125,7 @@ class LockedPolicy:
     def load(self, data: bytes) -> bool:
         """Take saved habits. Damaged ones are logged and ignored; returns False then."""
         with self._lock:
-            is_taken = not data or self._policy.load(data, self._clock())
+            is_taken = not data or self._policy.load(data, time.time())
         if not is_taken:
             log.warning(
                 "the saved habits are damaged or of another version; nothing is lost but what "
@@ -156,7 +144,7 @@ class LockedPolicy:
         """
         while True:
             with self.asked() as (policy, _):
-                self._ranks = True
+                self.is_ranking = True
                 load_count = self._load_count
                 if self._completed_count == load_count:
                     return
@@ -199,7 +187,7 @@ class LockedPolicy:
     def _make_again_locked(self) -> None:
         data = self._policy.save()
         self._policy = self._make()
-        self._policy.load(data, self._clock())
+        self._policy.load(data, time.time())
         for key in self._pinned.union(self._refreshed):
             self._policy.spare(key)
         self._load_count += 1
@@ -221,7 +209,7 @@ class LockedPolicy:
             if size_bytes is not None:
                 policy.held(key, size_bytes)
                 self.has_news = True
-            if size_bytes is None or not self._ranks:
+            if size_bytes is None or not self.is_ranking:
                 policy.dropped(key)
 
     def _note_early_locked(self, key: bytes, now_s: float) -> None:
