@@ -1,4 +1,7 @@
-"""The ``bbcache`` command."""
+"""The ``bbcache`` command: a module for each subcommand, and the parts that they share.
+
+No other room imports this one, and only this one prints. It takes no lock.
+"""
 
 from bbcache.cli.main import main
 

@@ -3,7 +3,8 @@
 What a Neon pageserver answers to ``basebackup`` and ``fullbackup``, over any host and
 cache: `server` listens, `source` is where the archives come from. The names here are the
 public ones; `bbcache.page_service.auth.tokens.TokenKeys` needs ``bbcache[serve]`` and is
-imported from its own module.
+imported from its own module. Locks guard memory only. Must not import `http_service`, `fetch`
+or the reference host.
 """
 
 from bbcache.page_service.auth.tls import Certificate

@@ -2,7 +2,8 @@
 
 It is an example to copy from: `tenants` and `timeline` implement the protocols of
 `bbcache.host`, `compute` follows the WAL of a running compute node, and `pageserver`
-ties them to a cache. `PgdataTimeline` and `ComputeNode` also work alone.
+ties them to a cache. `PgdataTimeline` and `ComputeNode` also work alone. The lock of a timeline
+guards memory only. Must not import the services or `bbcache.testing`.
 """
 
 from bbcache.pageserver.compute import ComputeNode

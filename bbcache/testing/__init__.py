@@ -1,7 +1,8 @@
 """For the tests of programs that embed bbcache: a host in memory, `check_host`, a pytest plugin.
 
 Use the plugin with ``pytest -p bbcache.testing.plugin`` or, in the top-level
-``conftest.py``, ``pytest_plugins = ["bbcache.testing.plugin"]``.
+``conftest.py``, ``pytest_plugins = ["bbcache.testing.plugin"]``. Each class has a lock of its own,
+which guards memory only. Must not import the services or `bbcache.pageserver`.
 """
 
 from bbcache.testing.clock import MovableClock

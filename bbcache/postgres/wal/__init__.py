@@ -1,7 +1,8 @@
 """PostgreSQL's WAL: its records from files or streams, and its shutdown checkpoints.
 
-WAL of PostgreSQL 14 to 18 from little-endian machines, with pages of 8 KiB. The names
-here are the public ones.
+WAL of PostgreSQL 14 to 18 from little-endian machines, with pages of 8 KiB. The names here are
+the public ones. No lock: a decoder or reader is for one thread. Must not import the other rooms
+of `bbcache.postgres`, or the cache.
 """
 
 from bbcache.postgres.wal.decoder import WalDecoder
