@@ -32,6 +32,14 @@ if TYPE_CHECKING:
     from support.scheduling import BedScheduling
     from xdist.remote import Producer  # type: ignore[import-untyped]
 
+# A store of objects asks there for credentials that it was not given. Nobody listens on this port,
+# so no test leaves loopback.
+NOWHERE = "127.0.0.1:9"
+os.environ |= {
+    **dict.fromkeys(("AWS_METADATA_ENDPOINT", "AZURE_MSI_ENDPOINT"), f"http://{NOWHERE}"),
+    **dict.fromkeys(("GCE_METADATA_HOST", "GCE_METADATA_IP"), NOWHERE),
+}
+
 _SHM_DIR = Path("/dev/shm")  # noqa: S108 - mkdtemp is safe there
 _WANTED_SHM_BYTES = 2 << 30
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -101,6 +103,24 @@ def test_wrong_arguments_are_explained(
     """Before any request is made."""
     assert main(["tier", "check", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["s3://bucket", "gs://bucket", "az://bucket"])
+def test_no_test_asks_a_machine_for_credentials(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without any, a store asks the address of the environment, where nobody listens."""
+    for name in set(os.environ):
+        if name.startswith(("AWS_ACCESS", "AWS_SECRET", "AWS_SESSION", "GOOGLE_", "AZURE_STORAGE")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    place = [] if url == "gs://bucket" else ["endpoint=http://127.0.0.1:9", "allow_http=true"]
+    if url == "az://bucket":
+        place.append("account_name=x")
+    options = [f"--option={each}" for each in place]
+    assert main(["tier", "check", url, *options]) == 1
+    asked = r"(PUT|GET) http://127\.0\.0\.1:9/(latest/api/token|computeMetadata/|\?)"
+    assert re.search(asked, capsys.readouterr().out)
 
 
 def test_verify_reads_every_object(

@@ -31,10 +31,9 @@ def local(tmp_path: Path, key_file: Path) -> Iterator[Lab]:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
-    """Our server. Credentials are explicit, so no metadata service is asked for them."""
+    """Our server, and credentials for it."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with ObjectStore() as server:
         yield server
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 CREDENTIALS: Final = {
     "AWS_ACCESS_KEY_ID": "bbcache-test",
     "AWS_SECRET_ACCESS_KEY": "bbcache-test-secret",
-    "AWS_EC2_METADATA_DISABLED": "true",
 }
 BUCKET: Final = "bbcache-ci"
 # Those of every Azurite; no secret.
