@@ -20,7 +20,9 @@ from bbcache.page_service import uncached_build
 from bbcache.page_service.auth.permission import EVERYTHING
 from bbcache.page_service.auth.tokens import TokenKeys
 from bbcache.page_service.config import PageServiceConfig
+from bbcache.page_service.session import Turn
 from bbcache.page_service.source import CacheSource
+from bbcache.serving.poller import Poller
 from bbcache.storage import reader
 
 if TYPE_CHECKING:
@@ -393,7 +395,12 @@ def cut_off(client: WireClient) -> list[wire.Reply]:
 @pytest.fixture
 def few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than four threads of the service can be begun."""
-    start, left = threading.Thread.start, iter(range(4))
+    allow_threads(monkeypatch, 4)
+
+
+def allow_threads(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Let so many threads of the service begin."""
+    start, left = threading.Thread.start, iter(range(count))
 
     def start_some(thread: threading.Thread) -> None:
         if thread.name.startswith("bbcache-client") and next(left, None) is None:
@@ -441,3 +448,27 @@ def test_waits_of_one_tenant_when_threads_are_short(
     timeline.advance(LSN_B)
     answers = [kinds(client.until("Z")) for client in waiting]
     assert sorted(answers) == ["E", "HdcCZ", "HdcCZ", "HdcCZ"]
+
+
+class Stranger:
+    """A session that has not logged in, and is over at its first turn."""
+
+    is_logged_in = False
+
+    def serve(self) -> Turn:
+        """End."""
+        return Turn.OVER
+
+
+def test_strangers_without_end_when_threads_are_short(
+    make_bench: Callable[[], Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only thread looks after clients that wait for it, however many strangers it meets."""
+    allow_threads(monkeypatch, 1)
+    bench = make_bench()
+    bench.serve()
+    client = bench.logged_in()
+    with monkeypatch.context() as patch:
+        patch.setattr(Poller, "take", lambda *_: Stranger())
+        for _ in range(3):
+            assert kinds(client.ask("BEGIN")) == "CZ"
