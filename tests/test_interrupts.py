@@ -290,7 +290,7 @@ def _check_all(harness: Harness) -> None:
 
 @pytest.mark.parametrize("name", _SCENARIOS)
 def test_an_interrupt_anywhere_does_no_harm(harness: Harness, name: str) -> None:
-    """At each place that the call passes."""
+    """A KeyboardInterrupt at any line of a call does no harm."""
     play, count = contextmanager(_SCENARIOS[name]), 0
     with play(harness) as call:
         places = share_of(places_of(call))

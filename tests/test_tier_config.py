@@ -58,7 +58,7 @@ def test_urls_of_every_store_are_taken(url: str) -> None:
     ],
 )
 def test_other_urls_are_refused(url: object) -> None:
-    """Also those with credentials in them."""
+    """URLs of other schemes, without a bucket or with credentials are refused."""
     with pytest.raises(ConfigError, match=r"url is .*, but must be a URL"):
         TierConfig(**{**GOOD, "url": url})
 
@@ -143,7 +143,7 @@ def test_without_a_key_unsigned_objects_must_be_allowed() -> None:
     ],
 )
 def test_a_bad_value_in_toml_is_named(key: str, value: object) -> None:
-    """By the key, as for every setting."""
+    """A bad value in TOML is named by its key."""
     table = {"url": "s3://b", "key_files": ["k"], key: value}
     with pytest.raises(ConfigError, match=f"^tier: .*{key}"):
         BasebackupCacheConfig.from_toml({"tier": table})

@@ -75,7 +75,7 @@ def test_what_is_no_tar_is_refused(data: bytes, kind: str) -> None:
 
 @pytest.mark.parametrize("difference", [-1, 1])
 def test_a_wrong_checksum_is_refused(difference: int) -> None:
-    """It must be the exact sum."""
+    """A checksum that is not the exact sum of the header is refused."""
     block = bytearray(TAR[:BLOCK_SIZE_BYTES])
     stated = int(bytes(block[148:156]).strip(b"\0 "), 8)
     block[148:156] = b"%06o\0 " % (stated + difference)
@@ -103,7 +103,7 @@ def make_harness(tmp_path: Path) -> Iterator[Harness]:
 def test_a_host_that_writes_no_tar_is_refused_by_the_first_block(
     harness: Harness, data: bytes, kind: str, piece_size_bytes: int
 ) -> None:
-    """The caller gets the reason, whatever the sizes of the writes."""
+    """The caller gets the reason for any sizes of the writes."""
     timeline = harness.timeline()
     timeline.tarball = lambda _: data
     timeline.piece_size_bytes = piece_size_bytes

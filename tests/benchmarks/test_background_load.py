@@ -43,7 +43,7 @@ def test_two_workers_build_in_the_block_and_nothing_is_left(tmp_path: Path) -> N
 
 
 def test_compressors_run_in_the_block_alone() -> None:
-    """As many as a cache has workers."""
+    """As many compressors run as a cache has workers, and only during the block."""
     before = set(threading.enumerate())
     with compressing(b"zeros" * 100_000):
         assert len(set(threading.enumerate()) - before) == WORKERS
@@ -63,7 +63,7 @@ class _CountingHost(MemoryHost):
 
 
 def test_clean_up_steps_follow_each_other(tmp_path: Path) -> None:
-    """As long as the block lasts."""
+    """Clean-up steps follow each other as long as the block lasts."""
     host = _CountingHost()
     tenant = host.add_tenant()
     timeline = tenant.add_timeline(LSN)

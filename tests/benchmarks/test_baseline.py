@@ -20,7 +20,7 @@ def complaint(bar: Bar, ratio: float, reached: float) -> str:
 
 @pytest.mark.parametrize(("ratio", "is_worse"), [(0.5, False), (1.24, False), (1.26, True)])
 def test_a_cost_may_rise_by_its_slack(ratio: float, is_worse: bool) -> None:
-    """Also far below the bar itself."""
+    """A cost may rise by its slack, also far below the bar itself."""
     assert bool(complaint(replace(COST, limit=9.0), ratio, 1.0)) is is_worse
 
 
@@ -57,6 +57,6 @@ def test_a_bar_may_have_a_slack_of_its_own() -> None:
     ["", "slack = 1", "reached = 3\nslack = 1", "[", "slack=1\n[reached]\n[slacks]\na = 1\n"],
 )
 def test_another_file_is_refused(text: str) -> None:
-    """By name."""
+    """A file that is not a baseline is refused by name."""
     with pytest.raises(ConfigError, match=r"baseline\.toml"):
         read_baseline(text)

@@ -33,7 +33,7 @@ def test_other_bytes_are_noticed(tmp_path: Path) -> None:
 
 
 def test_a_refusal_is_an_error(tmp_path: Path) -> None:
-    """And not a fast answer."""
+    """A refusal is an error, and not a fast answer."""
     workspace = make_workspace(tmp_path)
     with (
         service.written(workspace, workspace.inputs.lean, 1) as archives,

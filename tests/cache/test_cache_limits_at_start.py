@@ -57,7 +57,7 @@ def test_over_the_limit_at_the_start(tmp_path: Path, limit: dict[str, int], evic
 
 
 def test_a_limit_lowered_at_a_restart_shrinks_the_cache(tmp_path: Path) -> None:
-    """Clean-up removes what is beyond a lower limit, also below one entry."""
+    """Clean-up removes the entries beyond a lower limit, also one below a single entry."""
     with Harness(tmp_path / "cache") as harness:
         timelines = [harness.prepared(size_bytes=50_000) for _ in range(5)]
         harness.reopen(max_size_entries=3)

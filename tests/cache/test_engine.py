@@ -114,7 +114,7 @@ def test_the_shortest_and_the_longest_period_can_be_waited_for(
 def test_a_load_that_fails_in_any_way_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also after another exception than an OSError."""
+    """A load that raises any exception is tried again."""
     fail_with(monkeypatch, Catalog, "load", RuntimeError("a surprise"), times=2)
     with Harness(tmp_path) as harness:
         harness.prepared()

@@ -90,7 +90,7 @@ def test_nothing_new_below_the_floor(harness: Harness, disk: Disk) -> None:
 
 
 def test_a_caller_gets_its_archive_below_the_floor(harness: Harness, disk: Disk) -> None:
-    """From a file without a name."""
+    """Below the floor a caller gets its archive from a file without a name."""
     disk.free_bytes = 0
     timeline = harness.timeline()
     ids = harness.tenant.tenant_shard_id, timeline.timeline_id, LSN_A

@@ -55,7 +55,7 @@ def test_ls(arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: 
 
 
 def test_clean(arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """All goes but what a process uses; a second time there is nothing to remove."""
+    """All but the files in use are removed; a second time there is nothing to remove."""
     assert main(["testing", "clean", *arguments]) == 0
     said = capsys.readouterr().out
     assert said == "removed 1 snapshot, 1 spare, 1 run; runs that have not ended stay\n"

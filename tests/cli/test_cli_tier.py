@@ -100,7 +100,7 @@ def test_a_store_that_lets_both_writers_win_is_good_enough(
 def test_wrong_arguments_are_explained(
     capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
-    """Before any request is made."""
+    """Wrong arguments are explained before any request is made."""
     assert main(["tier", "check", *arguments]) == 2
     assert words in capsys.readouterr().err
 

@@ -100,7 +100,7 @@ def test_the_names_of_the_metrics_are_frozen(scrape: str) -> None:
 
 
 def test_promtool_has_nothing_to_say_of_the_metrics(scrape: str) -> None:
-    """But of Neon's names, and of Python's own."""
+    """Promtool objects to Neon's names and to Python's own metrics, and to no other."""
     output = promtool("check", "metrics", stdin=scrape)
     complaints = [line for line in output.splitlines() if line.startswith("bbcache_")]
     assert complaints == []
@@ -113,7 +113,7 @@ def test_the_rules_of_the_alerts() -> None:
 
 
 def test_each_alert_is_tested() -> None:
-    """By a case in which it fires."""
+    """Each alert has a case in which it fires."""
     alerts = set(re.findall(r"- alert: (\w+)", (MONITORING / "alerts.yml").read_text()))
     tested = (MONITORING / "alerts_test.yml").read_text()
     fired = set(re.findall(r"alertname: (\w+)\n +eval_time: \w+\n +exp_alerts:\n", tested))

@@ -817,7 +817,7 @@ def test_tokens_in_clear_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_what_was_asked_for_in_so_many_words(
     serve: Callable[..., Served], tmp_path: Path, option: str
 ) -> None:
-    """Is done."""
+    """An insecure service starts if the options allow it by name."""
     where = "--http" if option.endswith("http") else "--listen"
     more = with_keys(tmp_path) if "tokens" in option else []
     served = serve(tmp_path / "root", "--create", where, EVERYWHERE, option, *more)

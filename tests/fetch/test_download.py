@@ -398,7 +398,7 @@ def test_what_is_no_clean_cluster(fetch: Fetcher, archive: Archive) -> None:
     "url", ["postgresql://127.0.0.1:1?foo=bar", "nonsense", "port=99999", "sslmode=maybe"]
 )
 def test_a_bad_url(fetch: Fetcher, url: str) -> None:
-    """Is an error at once."""
+    """A bad URL is an error at once."""
     with pytest.raises(
         (ConfigError, RefusedError), match=r"the URL cannot be|invalid (port|sslmode)"
     ):
@@ -426,7 +426,7 @@ def test_a_full_disk(fetch: Fetcher, archive: Archive) -> None:
 
 
 def test_a_dest_that_is_filled_meanwhile(fetch: Fetcher, archive: Archive) -> None:
-    """Is left as it is."""
+    """A DEST that another program fills meanwhile is left as it is."""
 
     def script(peer: Peer) -> None:
         peer.copy(archive.data)

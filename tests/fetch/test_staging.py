@@ -29,7 +29,7 @@ def test_publishes_all_at_once(place: Path) -> None:
 
 
 def test_what_is_not_published_goes(place: Path) -> None:
-    """Also where it ends with an error."""
+    """A staging directory that is not published is removed, also after an error."""
 
     def fail() -> None:
         with Staging(place / "dest") as made:
@@ -42,7 +42,7 @@ def test_what_is_not_published_goes(place: Path) -> None:
 
 
 def test_a_link_to_an_empty_directory(place: Path) -> None:
-    """Leads to the place."""
+    """DEST may be a link to an empty directory, which gets the files."""
     (place / "real").mkdir()
     (place / "link").symlink_to(place / "real")
     with Staging(place / "link") as made:
@@ -65,14 +65,14 @@ def test_refused_places(place: Path) -> None:
 
 
 def test_a_mount_point(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing can be renamed to it, so it is refused at the start."""
+    """A mount point is refused at the start, since nothing can be renamed to it."""
     monkeypatch.setattr(os.path, "ismount", lambda path: path == place)
     with pytest.raises(PostgresError, match=f"{place} is a mount point, .*\nhint: Name a dir"):
         Staging(place)
 
 
 def test_a_place_that_cannot_be_written() -> None:
-    """Is named, with the reason."""
+    """A directory that cannot be written is named, with the reason."""
     with (
         pytest.raises(PostgresError, match="cannot make a directory beside /proc/dest: "),
         Staging("/proc/dest"),
@@ -82,7 +82,7 @@ def test_a_place_that_cannot_be_written() -> None:
 
 @pytest.mark.parametrize("kept", ["content", "mode", "kind"])
 def test_what_may_be_another_ones_stays(place: Path, kept: str) -> None:
-    """A directory of such a name goes only where all of it is as a fetch makes it."""
+    """A directory of such a name is removed only if all of it is as a fetch makes it."""
     path = place / ".bbcache-fetch-0123456789abcdef"
     if kept == "kind":
         path.symlink_to(place)
@@ -95,7 +95,7 @@ def test_what_may_be_another_ones_stays(place: Path, kept: str) -> None:
 
 
 def test_what_is_left_goes_unless_locked(place: Path) -> None:
-    """A lock tells a living one from a dead one."""
+    """The directory of a dead fetch is removed; the lock protects that of a living one."""
     path = place / ".bbcache-fetch-0123456789abcdef"
     (path / "pgdata").mkdir(parents=True)
     path.chmod(0o700)
@@ -112,7 +112,7 @@ def test_what_is_left_goes_unless_locked(place: Path) -> None:
 
 
 def test_a_sweep_between_making_and_locking(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another one's sweep may take the new directory; then another is made."""
+    """If the sweep of another fetch removes the new directory, a second one is made."""
     names: list[str] = []
 
     def sweep() -> None:

@@ -44,7 +44,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FuzzHarness]:
 )
 @given(data=INPUTS)
 def test_anything(harness: FuzzHarness, data: bytes) -> None:
-    """Whatever comes, no promise is broken."""
+    """No input breaks a promise."""
     harness.play(data)
 
 

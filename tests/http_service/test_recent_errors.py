@@ -52,7 +52,7 @@ def test_what_comes_again_and_again_hides_nothing(logger: logging.Logger) -> Non
 
 
 def test_an_exception_is_named(logger: logging.Logger) -> None:
-    """By its type and text, without the traceback."""
+    """An exception is named by its type and text, without the traceback."""
     errors = RecentErrors()
     logger.addHandler(errors)
     logger.error("what", exc_info=RuntimeError("why"))

@@ -181,7 +181,7 @@ def test_a_newcomer_at_the_end_is_ended() -> None:
 
 
 def test_an_end_is_waited_for() -> None:
-    """Until the last client has gone."""
+    """`wait_empty` returns when the last client has gone."""
     clients = Clients(1, 1)
     client = Fake(clients)
     clients.add(client)

@@ -170,7 +170,7 @@ def test_what_is_no_message(bench: Bench, data: bytes, text: str) -> None:
     ids=["http", "direct TLS", "zeros", "ones"],
 )
 def test_who_speaks_something_else(bench: Bench, data: bytes) -> None:
-    """Is sent away at once."""
+    """A client that speaks another protocol is disconnected at once."""
     sock = bench.socket()
     sock.sendall(data)
     received = sock.recv(1000)

@@ -434,7 +434,7 @@ class TestOwnBuilds:
                 assert copied(replies) == timeline.tarball(LSN_A)
 
     def test_one_that_nobody_waits_for_ends(self, bench: Bench) -> None:
-        """At its next write."""
+        """A build that no client waits for ends at its next write."""
         timeline = bench.harness.timeline()
         has_failed = threading.Event()
 
@@ -523,7 +523,7 @@ class TestOwnBuilds:
         assert copied(replies) == timeline.tarball(LSN_B)
 
     def test_without_a_cache_everything_is(self, make_bench: Callable[[], Bench]) -> None:
-        """As Neon's pageserver serves without one."""
+        """Without a cache every archive is built, as by Neon's pageserver without one."""
         bench = make_bench()
         cache = BasebackupCache.spawn(bench.harness.dir, None, bench.harness.host)
         bench.serve(CacheSource(bench.harness.host, cache, PageServiceConfig()))

@@ -119,7 +119,7 @@ def test_two_pageservers_on_one_directory(lab: Lab, config: BasebackupCacheConfi
 
 
 def test_a_root_is_free_after_a_start_that_fails(lab: Lab) -> None:
-    """Whatever has failed: the next start succeeds."""
+    """After a start that failed in any way the next start succeeds."""
     lab.close()
     (lab.root / "computes").rename(lab.root / "aside")
     (lab.root / "computes").touch()

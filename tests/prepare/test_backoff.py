@@ -44,7 +44,7 @@ def refusal(backoff: Backoff, what: bytes = b"t") -> BackingOffError:
 
 
 def test_a_failure_pauses_and_the_pause_ends(backoff: Backoff, clock: Clock) -> None:
-    """It is refused until the pause is over; anything else is not refused."""
+    """A timeline is refused until its pause is over; no other timeline is."""
     assert backoff.refusal(b"t", "t") is None
     backoff.failed(b"t", "broken")
     assert refusal(backoff).retry_after_s == FIRST_PAUSE_S
@@ -56,7 +56,7 @@ def test_a_failure_pauses_and_the_pause_ends(backoff: Backoff, clock: Clock) -> 
 
 
 def test_each_failure_in_a_row_doubles_the_pause(backoff: Backoff, clock: Clock) -> None:
-    """Up to the longest pause."""
+    """Each pause is twice as long as the last, up to the longest one."""
     pauses = []
     for count in range(1, 2000):
         backoff.failed(b"t", "broken")
@@ -69,7 +69,7 @@ def test_each_failure_in_a_row_doubles_the_pause(backoff: Backoff, clock: Clock)
 
 
 def test_a_success_ends_the_row(backoff: Backoff) -> None:
-    """It is tried at once, and the next failure counts as the first."""
+    """After a success the next call is tried, and the next failure counts as the first."""
     for what in (b"t", b"other"):
         backoff.failed(what, "broken")
         backoff.failed(what, "broken")
@@ -92,7 +92,7 @@ def test_a_long_silence_ends_the_row(backoff: Backoff, clock: Clock) -> None:
 
 
 def test_the_error_says_what_until_when_and_why(backoff: Backoff, clock: Clock) -> None:
-    """In its text and in attributes; the text has the first line of the cause."""
+    """Text and attributes have the end of the pause and the first line of the cause."""
     backoff.failed(b"t", "the disk is full\nhint: Free space.")
     clock.now_s += 0.25
     error = refusal(backoff)
@@ -107,7 +107,7 @@ def test_the_error_says_what_until_when_and_why(backoff: Backoff, clock: Clock) 
 
 
 def test_what_is_remembered_is_bounded(backoff: Backoff) -> None:
-    """The oldest are forgotten, but not those that failed again."""
+    """The oldest failures are forgotten, but not those of timelines that failed again."""
     names = [number.to_bytes(4, "big") for number in range(MOST_FAILING)]
     for name in names:
         backoff.failed(name, "broken")

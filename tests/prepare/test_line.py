@@ -283,7 +283,7 @@ def test_an_empty_timeline_begins_with_its_newest_lsn_again(line: Line) -> None:
 def test_a_build_makes_no_request_of_another_timeline_superfluous(
     line: Line, behind: bytes, built: bytes
 ) -> None:
-    """Whatever its LSN is."""
+    """A build makes no request of another timeline superfluous, at any LSN."""
     waiting = sent(line, behind, 1)
     assert line.take() is waiting
     postpone(line, waiting)
@@ -324,7 +324,7 @@ def test_requests_that_were_left_drop_no_prepare_behind_the_line(line: Line) -> 
 
 
 def test_prepares_behind_the_line_drop_no_request_that_was_left(line: Line) -> None:
-    """Nor the other way round."""
+    """Prepares behind the line and requests that were left do not drop each other."""
     for key in (A, B):
         request = sent(line, key)
         while (taken := line.take()) is not request:

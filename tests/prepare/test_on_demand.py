@@ -525,7 +525,7 @@ class TestBackoff:
 
     @pytest.mark.usefixtures("now_s")
     def test_other_timelines_do_not_suffer(self, harness: Harness) -> None:
-        """Nor do hits of the same timeline."""
+        """A failing timeline delays no other timeline, and no hit of its own."""
         failing, other = harness.prepared(), harness.timeline()
         failing.advance(LSN_B)
         failing.on_send = raising(ValueError())  # type: ignore[assignment]
@@ -599,7 +599,7 @@ class TestArguments:
     """Calls that are refused."""
 
     def test_wrong_types_are_refused(self, harness: Harness) -> None:
-        """By name, as errors of bbcache."""
+        """Arguments of wrong types are refused by name, with errors of bbcache."""
         ids = (harness.tenant.tenant_shard_id, TimelineId.generate(), LSN_A)
         for wrong in range(3):
             arguments: list[Any] = list(ids)

@@ -144,7 +144,7 @@ def test_waiting_callers_are_not_bounded_by_the_capacity(queue: SettledQueue) ->
 
 
 def test_a_request_that_was_left_goes_behind_the_line(queue: SettledQueue) -> None:
-    """As many stay as the capacity says."""
+    """As many requests without callers stay behind the line as the capacity says."""
     fills = [fill(key) for key in (A, B, C)]
     for each in fills:
         queue.join(each)

@@ -254,7 +254,7 @@ def test_timelines_are_built_at_the_same_time(tmp_path: Path) -> None:
 
 
 def test_a_worker_is_nicer_than_the_process(tmp_path: Path) -> None:
-    """By prepare_niceness, and no other thread is."""
+    """Workers are nicer than the process by prepare_niceness, and no other thread is."""
     own = os.getpriority(os.PRIO_PROCESS, 0)
     seen: list[int] = []
     with Harness(tmp_path / "cache", prepare_niceness=3) as harness:
@@ -554,7 +554,7 @@ def test_the_seconds_of_a_prepare_are_those_that_it_took(tmp_path: Path) -> None
 
 
 def test_an_entry_at_the_lsn_is_not_built_again(harness: Harness) -> None:
-    """As with a newer entry."""
+    """An entry at the LSN is not built again, and neither is one below a newer entry."""
     timeline = harness.prepared()
     harness.prepare(timeline)
     assert harness.counts() == {"ok": 1, "skip": 1}

@@ -172,7 +172,7 @@ def test_a_swallowed_limit_fails_the_build(tmp_path: Path) -> None:
 
 
 def test_a_swallowed_error_of_write_fails_the_build(harness: Harness) -> None:
-    """Also for an argument that the writer refuses."""
+    """An error of write fails the build even if the host swallows it."""
     timeline = harness.timeline()
     timeline.on_send = _swallowing_a_type_error
     harness.prepare(timeline)

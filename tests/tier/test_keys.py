@@ -34,7 +34,7 @@ def test_a_key_of_a_wrong_size_is_refused(key_file: Path, size_bytes: int) -> No
 
 
 def test_a_key_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
-    """Also one that is missing."""
+    """A key that is not a regular file, or is missing, is refused."""
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(ConfigError, match=f"cannot read the key {path}"):
             KeyRing([str(path)])

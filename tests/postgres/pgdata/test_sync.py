@@ -16,7 +16,7 @@ _TIMEOUT_S = 60.0
 
 
 def test_each_item_once() -> None:
-    """Whatever thread takes it."""
+    """Each item is synced once, whatever thread takes it."""
     done: list[int] = []
     sync_all(range(1000), done.append)
     assert sorted(done) == list(range(1000))
