@@ -1,4 +1,4 @@
-"""Types of arguments that several commands share."""
+"""Types of arguments that several commands share, and what may be wrong with one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import argparse
 from pathlib import Path
 
 from bbcache.arguments import fault_of
+from bbcache.errors import BbcacheError
+
+
+class NoCacheError(BbcacheError):
+    """The directory is not that of a cache."""
 
 
 def path(text: str) -> Path:

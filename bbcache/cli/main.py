@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from bbcache._version import __version__
+from bbcache.cli.arguments import NoCacheError
 from bbcache.cli.output import (
     drop_unwritten,
     lasting_stderr,
@@ -19,7 +20,6 @@ from bbcache.cli.output import (
     open_standard_streams,
 )
 from bbcache.cli.stop_signals import Stopped
-from bbcache.cli.verify import NoCacheError
 from bbcache.errors import BbcacheError, printable, safe_str
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from bbcache.cli import arguments, tier
-from bbcache.errors import BbcacheError, ConfigError
+from bbcache.cli.arguments import NoCacheError
+from bbcache.errors import ConfigError
 from bbcache.storage.dirlock import LOCK_NAME
 from bbcache.storage.verify import Audit, Finding, Verdict
 
@@ -35,10 +36,6 @@ or the bucket cannot be listed, 3 the directory is not a cache: it has neither a
 .bbcache.lock
 """
 CACHE_DIR_NAME: Final = "basebackup_cache"  # in a pageserver's directory
-
-
-class NoCacheError(BbcacheError):
-    """The directory is not that of a cache."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

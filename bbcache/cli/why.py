@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from bbcache.cli import arguments
-from bbcache.cli.verify import CACHE_DIR_NAME, NoCacheError
+from bbcache.cli.arguments import NoCacheError
+from bbcache.cli.verify import CACHE_DIR_NAME
 from bbcache.errors import BbcacheError, ParseError, printable, without_credentials
 from bbcache.eviction import ReturnRate
 from bbcache.explanation import habits_text
