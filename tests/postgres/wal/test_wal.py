@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from conftest import Templates
+
     from bbcache.postgres.server.cluster import PostgresBinaries
 
 pytestmark = pytest.mark.postgres
@@ -195,11 +197,11 @@ def _ends_by_server(cluster: Cluster) -> dict[Lsn, Lsn]:
 
 
 @pytest.fixture(scope="session")
-def history(pg: PostgresBinaries, pg_dir: Path) -> Iterator[History]:
+def history(pg: PostgresBinaries, templates: Templates, pg_dir: Path) -> Iterator[History]:
     """The history, made once for each PostgreSQL."""
     directory = pg_dir / f"history{pg.major}"
     cluster = Cluster(pg, directory, settings=_SETTINGS)
-    cluster.initdb(["--no-sync", "--wal-segsize=1"])
+    templates.copy(pg, (), cluster.pgdata_dir)
     server_ends = _make_history(cluster)
     wal_dir = directory / "pg_wal"
     reader = WalReader(wal_dir)

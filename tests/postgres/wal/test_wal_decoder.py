@@ -28,6 +28,8 @@ from bbcache.postgres.wal import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from conftest import Templates
+
     from bbcache.postgres.server.cluster import PostgresBinaries
 
 pytestmark = pytest.mark.postgres
@@ -101,11 +103,11 @@ def _write_wal(cluster: Cluster) -> None:
 
 
 @pytest.fixture(scope="session")
-def wal(newest_pg: PostgresBinaries, pg_dir: Path) -> Wal:
+def wal(newest_pg: PostgresBinaries, templates: Templates, pg_dir: Path) -> Wal:
     """WAL of a cluster with segments of 1 MiB."""
     directory = pg_dir / "decoder"
     cluster = Cluster(newest_pg, directory, settings={"fsync": "off", "wal_keep_size": "1GB"})
-    cluster.initdb(["--no-sync", "--wal-segsize=1"])
+    templates.copy(newest_pg, (), cluster.pgdata_dir)
     _write_wal(cluster)
     names = sorted(p.name for p in (directory / "pg_wal").iterdir() if len(p.name) == 24)
     start_lsn = Lsn(int(names[0][16:], 16) * _SEGMENT)

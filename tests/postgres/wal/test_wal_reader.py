@@ -28,6 +28,8 @@ from bbcache.postgres.wal import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from conftest import Templates
+
     from bbcache.postgres.server.cluster import PostgresBinaries
 
 pytestmark = pytest.mark.postgres
@@ -45,11 +47,11 @@ class Original(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def original(newest_pg: PostgresBinaries, pg_dir: Path) -> Original:
+def original(newest_pg: PostgresBinaries, templates: Templates, pg_dir: Path) -> Original:
     """Some segments of 1 MiB, with unused ones behind them; tests work on copies."""
     directory = pg_dir / "reader"
     cluster = Cluster(newest_pg, directory, settings={"fsync": "off", "wal_keep_size": "1GB"})
-    cluster.initdb(["--no-sync", "--wal-segsize=1"])
+    templates.copy(newest_pg, (), cluster.pgdata_dir)
     cluster.start()
     cluster.psql("create table t (i int primary key, x text)")
     cluster.psql("insert into t select i, repeat('x', i % 700) from generate_series(1, 3000) i")

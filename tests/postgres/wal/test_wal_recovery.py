@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from conftest import Templates
+
 pytestmark = pytest.mark.postgres
 
 _PAGE = 8192
@@ -202,10 +204,10 @@ def _wait_for_replay(standby: Cluster, lsn: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def promotion(pg: PostgresBinaries, pg_dir: Path) -> Iterator[Promotion]:
+def promotion(pg: PostgresBinaries, templates: Templates, pg_dir: Path) -> Iterator[Promotion]:
     """A standby made by pg_basebackup and promoted; the primary goes on as well."""
     primary = Cluster(pg, pg_dir / f"primary{pg.major}", settings=_SETTINGS)
-    primary.initdb(["--no-sync", "--wal-segsize=1"])
+    templates.copy(pg, (), primary.pgdata_dir)
     primary.start()
     _fill(primary, "before")
     standby = _make_standby(primary, pg_dir / f"standby{pg.major}")
