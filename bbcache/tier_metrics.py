@@ -54,13 +54,14 @@ class TierMetrics(MetricSet):
     upload_queue_size = gauge("bbcache_tier_upload_queue_size", "Archives that wait for an upload.")
     fetch_breaker = gauge(
         "bbcache_tier_fetch_breaker_open",
-        "1 while nothing is fetched after failures, from the first look at the bucket on; without "
-        "another attempt, until a minute after the pause. Else 0. 1 is worth an alert.",
+        "1 while fetches pause after failures, or while the bucket cannot be listed after the "
+        "start, else 0. A minute after a pause without another attempt it is 0 again. 1 is worth "
+        "an alert.",
     )
     upload_breaker = gauge(
         "bbcache_tier_upload_breaker_open",
-        "1 while nothing is uploaded after failures; without another attempt, until a minute after "
-        "the pause. Else 0. 1 is worth an alert.",
+        "1 while uploads pause after failures, else 0. A minute after a pause without another "
+        "attempt it is 0 again. 1 is worth an alert.",
     )
 
     def __init__(self, registry: CollectorRegistry | None) -> None:
