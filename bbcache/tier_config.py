@@ -51,6 +51,7 @@ def _is_url(value: object) -> bool:
     else:  # "@" and ":" are those of credentials, also of a password with a slash
         has_place = bool(parts.netloc) and not set("@:") & set(parts.netloc)
     is_plain = not set("?#") & set(value) and value.isprintable()
+    is_plain = is_plain and value.startswith(f"{parts.scheme}://")  # in lower case
     return parts.scheme in SCHEMES and has_place and is_plain and not {".", ".."} & set(names)
 
 

@@ -55,6 +55,7 @@ def test_urls_of_every_store_are_taken(url: str) -> None:
         *("", "b/p", "ftp://b", "s3://", "file://", "file:///", "memory:///", "http://h/b"),
         *("s3://id:secret@b", "s3://b?token=x", None, 3, "s3://["),
         *("s3://b/p#q", "s3://b/../p", "s3://b/./p", "s3://b/p\nq", "file://host/p"),
+        *("file:/srv/store", "FILE:///srv/store", "S3://b"),
     ],
 )
 def test_other_urls_are_refused(url: object) -> None:

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, BinaryIO, Final, Self
 
 from bbcache import lifecycle
+from bbcache.arguments import wrong_type
 from bbcache.errors import ArchiveError
 from bbcache.outcomes import FetchResult, UploadResult
 from bbcache.tier.breaker import Breaker
@@ -23,6 +24,7 @@ from bbcache.tier.object_format import (
 from bbcache.tier.start_check import StartCheck
 from bbcache.tier.upload_queue import Upload, UploadQueue
 from bbcache.tier.uploader import Uploader
+from bbcache.tier_config import TierConfig
 from bbcache.tier_metrics import TierMetrics
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from bbcache.storage.index import EntryInfo
     from bbcache.tier.breaker import Attempt
     from bbcache.tier.bucket import Bucket
-    from bbcache.tier_config import TierConfig
 
 _END_TIMEOUT_S: Final = 1.0  # for a thread that has nothing left to do
 
@@ -60,6 +61,7 @@ class ObjectTier:
     Raises:
         ConfigError: a key cannot be used, an option is not known, or the registry has the metrics
             of another tier.
+        ArgumentError: (a `TypeError`) these are no settings of a tier.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class ObjectTier:
         registry: CollectorRegistry | None = None,
         bucket: Bucket | None = None,
     ) -> None:
+        _check_config(config)
         self._generation = lifecycle.generation()
         self.config = config
         self._keys = KeyRing(config.key_files)
@@ -274,6 +277,12 @@ class ObjectTier:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_config(config: object) -> None:
+    if not isinstance(config, TierConfig):
+        hint = "The settings of the cache need a table `tier`, or a TierConfig as their `tier`."
+        raise wrong_type("config", config, "a TierConfig", hint)
 
 
 def _bucket_for_fetches(config: TierConfig) -> ObstoreBucket:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tier.lab import Sink, make_key_file
 
-from bbcache.errors import ConfigError
+from bbcache import BasebackupCacheConfig
+from bbcache.errors import ArgumentError, ConfigError
 from bbcache.outcomes import FetchResult
 from bbcache.tier import ObjectTier
 from bbcache.tier.object_format import PREAMBLE_SIZE_BYTES
@@ -269,3 +270,12 @@ def test_an_option_that_is_not_known_is_an_error(remote: Lab, options: dict[str,
     """The engine names it."""
     with pytest.raises(ConfigError, match="cannot use the tier s3://bucket"):
         ObjectTier(remote.config(options=options))
+
+
+def test_settings_without_a_tier_are_named() -> None:
+    """`ObjectTier(config.tier)` is what the docs show, and None without the table."""
+    nothing: Any = BasebackupCacheConfig().tier
+    with pytest.raises(
+        ArgumentError, match=r"config must be a TierConfig, not None\nhint: .*table"
+    ):
+        ObjectTier(nothing)
