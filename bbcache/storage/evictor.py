@@ -6,6 +6,7 @@ import errno
 import logging
 import threading
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from bbcache.errors import CacheFullError, DeclinedError, LimitError, LowDiskError
@@ -50,10 +51,11 @@ class _RefusedError(CacheFullError):
         self.failure = failure
 
 
+@dataclass(eq=False)
 class Evictor:
     """Takes room for builds, and evicts entries for it. Thread-safe.
 
-    Args:
+    Attributes:
         config: the limits.
         index: the entries and the ledger.
         store: the files.
@@ -65,27 +67,17 @@ class Evictor:
         pacer: pauses clean-up for reads.
     """
 
-    def __init__(
-        self,
-        config: BasebackupCacheConfig,
-        index: Index,
-        store: Store,
-        catalog: Catalog,
-        policy: LockedPolicy,
-        pins: Pins,
-        metrics: Metrics,
-        history: History,
-        pacer: Pacer,
-    ) -> None:
-        self._config = config
-        self._index = index
-        self._store = store
-        self._catalog = catalog
-        self._policy = policy
-        self._pins = pins
-        self._metrics = metrics
-        self._history = history
-        self._pacer = pacer
+    config: BasebackupCacheConfig
+    index: Index
+    store: Store
+    catalog: Catalog
+    policy: LockedPolicy
+    pins: Pins
+    metrics: Metrics
+    history: History
+    pacer: Pacer
+
+    def __post_init__(self) -> None:
         # One plan at a time; taken first, and held while files are removed.
         self._making_room = threading.RLock()
         self._is_blocked = False  # an entry could not be removed; set by any thread
@@ -96,10 +88,10 @@ class Evictor:
         Args:
             config: has the limits; its other settings are ignored.
         """
-        self._config = config = self._config.with_limits_of(config)
-        self._index.set_limits(config)
-        self._policy.set_limits(config)
-        self._pins.set_limits(config)
+        self.config = config = self.config.with_limits_of(config)
+        self.index.set_limits(config)
+        self.policy.set_limits(config)
+        self.pins.set_limits(config)
 
     def check_possible(self, key: bytes) -> None:
         """Check, before a build waits for its LSN, that it may find room.
@@ -107,8 +99,8 @@ class Evictor:
         Raises:
             CacheFullError: it does not.
         """
-        if not self._policy.evicts:
-            self._index.check_room(key)
+        if not self.policy.evicts:
+            self.index.check_room(key)
 
     def check_free(self, key: bytes) -> None:
         """Check that an archive finds room without an eviction.
@@ -118,12 +110,12 @@ class Evictor:
             LowDiskError: the disk has too little free space.
             StoreError: the file system does not say how much is free.
         """
-        if self._index.newest(key) is not None:
+        if self.index.newest(key) is not None:
             return
         self._check_disk()
-        with self._policy.asked() as (policy, _):
+        with self.policy.asked() as (policy, _):
             planned_bytes = policy.planned_size_bytes(key)
-        if any(self._index.excess(1, planned_bytes)):
+        if any(self.index.excess(1, planned_bytes)):
             raise DeclinedError(
                 f"the cache has no room for some {planned_bytes} bytes, and a warm-up alone evicts "
                 "nothing"
@@ -141,7 +133,7 @@ class Evictor:
             CacheFullError: there is no room for a new entry. A refresh always succeeds.
             StoreError: the file system does not say how much is free.
         """
-        with self._policy.asked() as (policy, now_s):
+        with self.policy.asked() as (policy, now_s):
             planned_bytes = policy.planned_size_bytes(key)
             if is_stop:
                 policy.stopped(key, now_s, planned_bytes)
@@ -152,18 +144,18 @@ class Evictor:
         return reservation
 
     def _reserve(self, key: bytes, planned_bytes: int, *, may_evict: bool) -> Reservation:
-        if self._index.newest(key) is not None:
-            self._policy.begin_refresh(key)
+        if self.index.newest(key) is not None:
+            self.policy.begin_refresh(key)
             with suppress(CacheFullError):  # the entry is gone since
-                return self._index.reserve(key)
-            self._policy.end_refresh(key)
+                return self.index.reserve(key)
+            self.policy.end_refresh(key)
         self._check_disk()
-        if not self._policy.evicts:
-            return self._index.reserve(key)
+        if not self.policy.evicts:
+            return self.index.reserve(key)
         for _ in range(_MOST_PLANS):
-            if self._index.excess(1, planned_bytes) == (0, 0):
+            if self.index.excess(1, planned_bytes) == (0, 0):
                 with suppress(CacheFullError):  # another build was faster
-                    return self._index.reserve(key)
+                    return self.index.reserve(key)
             self._make_room(key, 1, planned_bytes, may_evict=may_evict, is_refresh=False)
         raise CacheFullError("the cache is full: other builds take the room that is made")
 
@@ -176,19 +168,19 @@ class Evictor:
         """
         for _ in range(_MOST_PLANS):
             try:
-                with self._index.lock:
-                    self._index.accounting.grow(reservation, size_bytes)
+                with self.index.lock:
+                    self.index.accounting.grow(reservation, size_bytes)
             except LimitError as error:
                 is_full = isinstance(error, CacheFullError)
-                if reservation.is_unpublished or (is_full and not self._policy.evicts):
+                if reservation.is_unpublished or (is_full and not self.policy.evicts):
                     raise
-                with self._policy.asked() as (policy, _):
+                with self.policy.asked() as (policy, _):
                     policy.grown(reservation.key, reservation.size_bytes + size_bytes)
                 if not is_full:
                     raise
             else:
                 return
-            with self._index.lock:
+            with self.index.lock:
                 charge_bytes = reservation.charge_of(size_bytes)
             is_refresh, may_evict = reservation.credit_bytes is not None, reservation.may_evict
             self._make_room(
@@ -198,9 +190,9 @@ class Evictor:
 
     def release(self, reservation: Reservation) -> None:
         """End a build. An unpublished archive counts until its last file is closed."""
-        with self._index.lock:
-            self._index.accounting.release(reservation)
-        self._policy.end_refresh(reservation.key)
+        with self.index.lock:
+            self.index.accounting.release(reservation)
+        self.policy.end_refresh(reservation.key)
 
     def step(self) -> None:
         """Shrink the cache to its limits, and to the space that the disk has: a bounded part.
@@ -211,51 +203,51 @@ class Evictor:
             OSError: the file system does not say how much is free.
         """
         self._is_blocked = False
-        if not self._pins.are_known:
+        if not self.pins.are_known:
             return
-        is_over = any(self._index.excess()) or self._missing_bytes() > 0
-        if is_over or (self._policy.evicts and self._is_nearly_full()):
-            self._policy.complete(self._pacer)  # before the first newcomer has to wait for it
+        is_over = any(self.index.excess()) or self._missing_bytes() > 0
+        if is_over or (self.policy.evicts and self._is_nearly_full()):
+            self.policy.complete(self.pacer)  # before the first newcomer has to wait for it
         if not is_over:
             return
-        most = max(_MOST_PER_STEP, self._index.accounting.entry_count // 10)
-        most -= self._shrink(self._index.excess, RemovalReason.OVER_LIMIT, most)
+        most = max(_MOST_PER_STEP, self.index.accounting.entry_count // 10)
+        most -= self._shrink(self.index.excess, RemovalReason.OVER_LIMIT, most)
         self._shrink(self._disk_deficit, RemovalReason.LOW_DISK, most)
         self._missing_bytes()
 
     def standing(self, key: bytes) -> Standing:
         """The score and rank that the policy gives a timeline."""
-        with self._policy.asked() as (policy, now_s):
-            is_pinned, is_held = key in self._pins.keys, self._index.newest(key) is not None
-            is_ranked = self._policy.is_ranking and is_held and not is_pinned
+        with self.policy.asked() as (policy, now_s):
+            is_pinned, is_held = key in self.pins.keys, self.index.newest(key) is not None
+            is_ranked = self.policy.is_ranking and is_held and not is_pinned
             return Standing(
-                score=policy.score(key, now_s) if self._policy.is_ranking else None,
-                lowest_score=policy.lowest_score(now_s) if self._policy.is_ranking else None,
+                score=policy.score(key, now_s) if self.policy.is_ranking else None,
+                lowest_score=policy.lowest_score(now_s) if self.policy.is_ranking else None,
                 rank=policy.rank(key, now_s) if is_ranked else None,
                 is_pinned=is_pinned,
-                is_pin_refused=key in self._pins.refused,
+                is_pin_refused=key in self.pins.refused,
                 habits=policy.habits(key, now_s),
             )
 
     def _is_nearly_full(self) -> bool:
-        limits = self._config.max_size_entries, self._config.max_total_size_bytes
-        return any(self._index.excess(*[max(1, limit // 10) for limit in limits]))
+        limits = self.config.max_size_entries, self.config.max_total_size_bytes
+        return any(self.index.excess(*[max(1, limit // 10) for limit in limits]))
 
     def _most_bytes(self) -> int:
-        total = self._config.max_total_size_bytes
-        return min(self._config.max_entry_size_bytes or total, total)
+        total = self.config.max_total_size_bytes
+        return min(self.config.max_entry_size_bytes or total, total)
 
     def _missing_bytes(self) -> int:
-        missing = missing_bytes(self._store.data_dir, self._config.min_free_disk_bytes)
-        self._metrics.free_disk_deficit_bytes.set(missing)
+        missing = missing_bytes(self.store.data_dir, self.config.min_free_disk_bytes)
+        self.metrics.free_disk_deficit_bytes.set(missing)
         return missing
 
     def _check_disk(self) -> None:
-        with disk_step("examine the file system of", self._store.data_dir):
+        with disk_step("examine the file system of", self.store.data_dir):
             missing = self._missing_bytes()
         if missing:
             raise LowDiskError(
-                f"the file system of {self._store.data_dir} has {missing} bytes less free space "
+                f"the file system of {self.store.data_dir} has {missing} bytes less free space "
                 "than min_free_disk_bytes\nhint: Free space, or lower min_free_disk_bytes."
             )
 
@@ -267,21 +259,21 @@ class Evictor:
         Raises:
             CacheFullError: it cannot fit; `DeclinedError` if each entry is worth more.
         """
-        if may_evict and not self._pins.are_known:
+        if may_evict and not self.pins.are_known:
             raise CacheFullError("the cache is full, and the host does not say yet what is pinned")
         with self._reporting(RemovalReason.NEWCOMER, key) as evicted, self._making_room:
-            self._policy.complete(self._pacer)
+            self.policy.complete(self.pacer)
             if self._is_blocked:
                 raise CacheFullError(
                     "the cache is full: an entry could not be removed, so nothing is evicted "
                     "before the next clean-up"
                 )
-            if any(self._index.excess()):
+            if any(self.index.excess()):
                 raise CacheFullError("the cache is over its limits until clean-up has shrunk it")
-            while self._index.excess(0, size_bytes)[1]:
-                if not self._catalog.drop_oldest_quarantined():
+            while self.index.excess(0, size_bytes)[1]:
+                if not self.catalog.drop_oldest_quarantined():
                     break
-            needed = self._index.excess(files, size_bytes)
+            needed = self.index.excess(files, size_bytes)
             for victim in self._plan(key, *needed, may_evict=may_evict, is_refresh=is_refresh):
                 self._evict(victim, evicted)
 
@@ -290,7 +282,7 @@ class Evictor:
     ) -> list[bytes]:
         if not (files or size_bytes):
             return []
-        with self._policy.asked() as (policy, now_s):
+        with self.policy.asked() as (policy, now_s):
             victims = policy.cheaper(key, files, size_bytes, now_s) if may_evict else None
             lowest = policy.lowest(files, size_bytes, now_s) if victims is None else []
         if victims is not None:
@@ -306,7 +298,7 @@ class Evictor:
         raise DeclinedError("the cache is full of entries that are more likely to be asked for")
 
     def _size_bytes(self, key: bytes) -> int:
-        entry = self._index.newest(key)
+        entry = self.index.newest(key)
         return 0 if entry is None else entry.size_bytes
 
     @contextmanager
@@ -316,14 +308,14 @@ class Evictor:
         try:
             yield evicted
         except _RefusedError as refusal:
-            self._metrics.eviction_failures.inc()
+            self.metrics.eviction_failures.inc()
             log.warning("%s%s", refusal, hint_for(refusal.failure))
             raise
         finally:
             what = "" if newcomer is None else f"the basebackup of {split_key(newcomer)}"
             for entry in evicted:
-                self._metrics.removals[reason].inc()
-                self._history.add(entry.key, entry.lsn, reason, what)
+                self.metrics.removals[reason].inc()
+                self.history.add(entry.key, entry.lsn, reason, what)
                 log.info("%s: %s", entry, reason.text)
 
     def _evict(self, key: bytes, evicted: list[Entry]) -> None:
@@ -332,16 +324,16 @@ class Evictor:
         Raises:
             CacheFullError: the file could not be removed.
         """
-        entry = self._index.newest(key)
+        entry = self.index.newest(key)
         if entry is None:
             return
-        path = self._store.path_of(key, entry.lsn)
-        with self._catalog.changing() as may_change:
-            if self._index.newest(key) is not entry:
+        path = self.store.path_of(key, entry.lsn)
+        with self.catalog.changing() as may_change:
+            if self.index.newest(key) is not entry:
                 return
             failure = try_unlink(path) if may_change else OSError(errno.EROFS, "read-only", path)
             if failure is None:
-                self._index.remove(entry)
+                self.index.remove(entry)
                 evicted.append(entry)
                 return
         self._is_blocked = True
@@ -358,16 +350,16 @@ class Evictor:
         Returns:
             How many entries were evicted, at most `most`.
         """
-        while excess()[1] and self._catalog.drop_oldest_quarantined():
+        while excess()[1] and self.catalog.drop_oldest_quarantined():
             pass
         files, size_bytes = excess()
         if not (files or size_bytes):
             return 0
-        with self._policy.asked() as (policy, now_s):
+        with self.policy.asked() as (policy, now_s):
             victims = policy.lowest(files, size_bytes, now_s)[:most]
         if self._is_blocked:
             return 0
         with suppress(_RefusedError), self._reporting(reason, None) as evicted:
-            for victim in self._pacer.paced(victims):
+            for victim in self.pacer.paced(victims):
                 self._evict(victim, evicted)
         return len(evicted)

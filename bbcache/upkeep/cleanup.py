@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bbcache import lifecycle
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Cleaner:
     """Runs clean-up steps. Thread-safe: two steps may run at once.
 
-    Args:
+    Attributes:
         tenants: the host, called without any lock.
         index: the entries.
         catalog: removes them.
@@ -52,30 +54,17 @@ class Cleaner:
         pacer: pauses a step for reads.
     """
 
-    def __init__(
-        self,
-        tenants: TenantManager,
-        index: Index,
-        catalog: Catalog,
-        evictor: Evictor,
-        pins: Pins,
-        saved_habits: SavedHabits,
-        metrics: Metrics,
-        history: History,
-        work_counter: WorkCounter,
-        pacer: Pacer,
-    ) -> None:
-        self._tenants = tenants
-        self._index = index
-        self._catalog = catalog
-        self._evictor = evictor
-        self._pins = pins
-        self._saved_habits = saved_habits
-        self._metrics = metrics
-        self._history = history
-        self._work_counter = work_counter
-        self._pacer = pacer
-        self._generation = lifecycle.generation()
+    tenants: TenantManager
+    index: Index
+    catalog: Catalog
+    evictor: Evictor
+    pins: Pins
+    saved_habits: SavedHabits
+    metrics: Metrics
+    history: History
+    work_counter: WorkCounter
+    pacer: Pacer
+    _generation: int = field(init=False, default_factory=lifecycle.generation)
 
     def step(self) -> None:
         """Remove outgrown entries, then let the catalog do its upkeep.
@@ -83,42 +72,42 @@ class Cleaner:
         Failures of the host and the disk are counted and logged. Only a Ctrl-C in the main
         thread is raised.
         """
-        with self._work_counter.under_way():
+        with self.work_counter.under_way():
             self._step()
-        self._work_counter.changed()
+        self.work_counter.changed()
 
     def save_habits(self) -> None:
         """Save what the policy of eviction has learned; failures are counted and logged."""
-        self._try("save the habits of timelines", self._saved_habits.save)
+        self._try("save the habits of timelines", self.saved_habits.save)
 
     def _step(self) -> None:
-        if not self._try("use the cache directory", self._catalog.ensure_directory):
+        if not self._try("use the cache directory", self.catalog.ensure_directory):
             return
-        if self._catalog.read_only_reason is not None:
+        if self.catalog.read_only_reason is not None:
             return
-        entries = self._index.by_key()  # before the host is asked: later entries are not judged
+        entries = self.index.by_key()  # before the host is asked: later entries are not judged
         entry_count = len(entries)
         with lifecycle.callback():
             outgrown = self._outgrown(entries)
         removed_count = sum(map(self._remove, outgrown))
         if removed_count:
             log.info("clean-up removed %d of %d basebackups", removed_count, entry_count)
-        self._try("examine the cache directory", self._catalog.upkeep)
-        self._try("shrink the cache", self._evictor.step)
-        self._metrics.refresh()
+        self._try("examine the cache directory", self.catalog.upkeep)
+        self._try("shrink the cache", self.evictor.step)
+        self.metrics.refresh()
 
     def _remove(self, entry: Entry) -> bool:
-        if not self._catalog.discard(entry):
+        if not self.catalog.discard(entry):
             return False
-        self._metrics.removals[RemovalReason.OUTGROWN].inc()
-        self._history.add(entry.key, entry.lsn, RemovalReason.OUTGROWN)
+        self.metrics.removals[RemovalReason.OUTGROWN].inc()
+        self.history.add(entry.key, entry.lsn, RemovalReason.OUTGROWN)
         return True
 
     def _try(self, doing: str, what: Callable[[], None]) -> bool:
         try:
             what()
         except OSError as error:
-            self._metrics.cleanup_errors.inc()
+            self.metrics.cleanup_errors.inc()
             log.error("clean-up cannot %s: %s%s", doing, error, hint_for(error))  # noqa: TRY400 - the traceback says nothing more
             return False
         return True
@@ -133,7 +122,7 @@ class Cleaner:
         tenants: list[Tenant] = []
         try:
             # Two lists, since tens of thousands of new pairs would start the garbage collector.
-            for shard_id, tenant in self._pacer.paced(attached_shards_zero(self._tenants)):
+            for shard_id, tenant in self.pacer.paced(attached_shards_zero(self.tenants)):
                 ids.append(shard_id.tenant_id)
                 tenants.append(tenant)
         except NotReadyError:
@@ -142,15 +131,15 @@ class Cleaner:
         except BaseException as error:  # noqa: BLE001 - a host may raise anything
             self._keep(error, "everything")
             return []
-        self._pins.ask(self._pacer.paced(zip(ids, tenants, strict=True)), self._keep)
+        self.pins.ask(self.pacer.paced(zip(ids, tenants, strict=True)), self._keep)
         if not entries:
             return []
         unknown = {
             bytes(tenant_id)  # a TenantId never equals the first half of a key
-            for tenant_id, tenant in self._pacer.paced(zip(ids, tenants, strict=True))
+            for tenant_id, tenant in self.pacer.paced(zip(ids, tenants, strict=True))
             if not self._take_wanted(tenant_id, tenant, entries)
         }
-        left = self._pacer.paced(entries.values())
+        left = self.pacer.paced(entries.values())
         return [entry for entry in left if entry.key[:ID_SIZE_BYTES] not in unknown]
 
     def _take_wanted(
@@ -163,7 +152,7 @@ class Cleaner:
         Returns:
             False if the shard cannot say, so all entries of its tenant must stay.
         """
-        pacer, clock, take = self._pacer, self._pacer.clock, entries.pop  # as `paced`, but faster
+        pacer, clock, take = self.pacer, self.pacer.clock, entries.pop  # as `paced`, but faster
         try:
             if tenant.current_state() is not TenantState.ACTIVE:
                 return False
@@ -193,5 +182,5 @@ class Cleaner:
         if isinstance(error, BrokenError):  # the host has reported it
             log.debug("clean-up keeps %s: %s", what, error)
             return
-        self._metrics.cleanup_errors.inc()
+        self.metrics.cleanup_errors.inc()
         log.error("clean-up keeps %s: the host raised %s", what, safe_str(error), exc_info=error)
