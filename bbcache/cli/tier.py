@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
+from bbcache.cli.arguments import NoCacheError
 from bbcache.cli.off_main import off_main_thread
 from bbcache.errors import ConfigError, printable
 from bbcache.setting_rows import settings_of
@@ -104,6 +105,7 @@ def run_verify(options: argparse.Namespace) -> bool:
         Whether every object is good.
 
     Raises:
+        NoCacheError: there is no object of the epoch.
         BbcacheError: the bucket cannot be listed, a key cannot be used, or none is named.
     """
     if not (options.key_file or options.allow_unsigned):
@@ -135,27 +137,40 @@ def run_verify(options: argparse.Namespace) -> bool:
     findings = off_main_thread(run)
     counts = Counter(finding.verdict for finding in findings)
     if options.json:
-        document = {
-            "url": config.url,
-            "counts": {verdict: counts[verdict] for verdict in Verdict},
-            "objects": [
-                {
-                    "name": each.path,
-                    "verdict": each.verdict,
-                    "size_bytes": each.size_bytes,
-                    "reason": each.reason,
-                }
-                for each in findings
-            ],
-        }
-        print(json.dumps(document, indent=2))
+        _print_json(config, findings, counts)
     else:
-        for name, verdict, size_bytes, reason, _ in findings:
-            if verdict is not Verdict.GOOD:
-                print(f"{verdict}: {name!r} ({size_bytes} bytes): {printable(reason)}")
-        names = {Verdict.FOREIGN: "foreign"}
-        print(", ".join(f"{counts[each]} {names.get(each, each)}" for each in Verdict))
+        _print_text(findings, counts)
+    if len(findings) == counts[Verdict.FOREIGN]:
+        raise NoCacheError(
+            f"{config.url} has no basebackup of epoch {config.epoch}\n"
+            "hint: Are the prefix and the epoch those of the nodes?"
+        )
     return counts[Verdict.BAD] == counts[Verdict.UNREADABLE] == 0
+
+
+def _print_json(config: TierConfig, findings: list[Finding], counts: Counter[Verdict]) -> None:
+    document = {
+        "url": config.url,
+        "counts": {verdict: counts[verdict] for verdict in Verdict},
+        "objects": [
+            {
+                "name": each.path,
+                "verdict": each.verdict,
+                "size_bytes": each.size_bytes,
+                "reason": each.reason,
+            }
+            for each in findings
+        ],
+    }
+    print(json.dumps(document, indent=2))
+
+
+def _print_text(findings: list[Finding], counts: Counter[Verdict]) -> None:
+    for name, verdict, size_bytes, reason, _ in findings:
+        if verdict is not Verdict.GOOD:
+            print(f"{verdict}: {name!r} ({size_bytes} bytes): {printable(reason)}")
+    names = {Verdict.FOREIGN: "foreign"}
+    print(", ".join(f"{counts[each]} {names.get(each, each)}" for each in Verdict))
 
 
 def tier_config(options: argparse.Namespace, **settings: Any) -> TierConfig:

@@ -33,7 +33,7 @@ examples:
 
 exit codes: 0 every archive is good, 1 an archive is bad or cannot be read, 2 the directory
 or the bucket cannot be listed, 3 the directory is not a cache: it has neither an archive nor
-.bbcache.lock
+.bbcache.lock; or the bucket has no object of the epoch
 """
 CACHE_DIR_NAME: Final = "basebackup_cache"  # in a pageserver's directory
 
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> bool:
         Whether every archive is good.
 
     Raises:
-        NoCacheError: the directory is not that of a cache.
+        NoCacheError: the directory is not that of a cache, or the bucket has nothing of one.
         OSError: the directory cannot be listed, or a bad archive cannot be moved.
         ConfigError: of a second tier, the URL, a key or an option is wrong.
     """

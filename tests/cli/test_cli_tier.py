@@ -160,6 +160,24 @@ def test_verify_reads_objects_of_any_size(local: Lab) -> None:  # noqa: F811 - t
     assert Worker(check).result() == [Verdict.GOOD]
 
 
+@pytest.mark.parametrize("how", [["--epoch", "2"], ["--json", "--epoch", "2"]])
+def test_verify_of_nothing_is_not_good(
+    local: Lab,  # noqa: F811 - the fixture
+    key_file: Path,  # noqa: F811 - the fixture
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    how: list[str],
+) -> None:
+    """A prefix or an epoch that is mistyped has an exit code of its own, as a directory has."""
+    local.upload(local.tier(), local.archive())
+    local.objects["2/strange"] = b"x"
+    url = f"file://{tmp_path}/store"
+    assert main(["verify", url, "--key-file", str(key_file), *how]) == 3
+    printed = capsys.readouterr()
+    assert f"{url} has no basebackup of epoch 2\nhint: " in printed.err
+    assert "2/strange" in printed.out
+
+
 def test_verify_names_a_bucket_that_cannot_be_listed(
     store: ObjectStore,  # noqa: F811 - the fixture
     key_file: Path,  # noqa: F811 - the fixture
