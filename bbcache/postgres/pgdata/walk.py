@@ -97,6 +97,7 @@ class PgdataWalk:
         left_out: LeftOut,
     ) -> None:
         self._directory = directory
+        self._shown_place = str(directory)  # joined with the name of each file
         self._control = control
         self._config = dict(config.contents)
         self._log_dir = "" if is_own_directory(config.log_dir) else config.log_dir
@@ -238,7 +239,8 @@ class PgdataWalk:
             )
 
     def _reading(self, path: str) -> contextlib.AbstractContextManager[None]:
-        return reading(str(self._directory / path))
+        place = self._shown_place
+        return reading(f"{place}/{path}" if path else place)
 
     def _changed(self, path: str) -> PostgresError:
         return PostgresError(
