@@ -98,12 +98,13 @@ class Request:
     is_reached: bool = field(init=False, default=False)
     is_first: bool = field(init=False, default=False)
     is_counted: bool = field(init=False, default=False)
-    _lock: threading.RLock = field(init=False, default_factory=threading.RLock)  # for the next two
+    _lock: threading.RLock = field(init=False)  # guards the next two
     _callers: set[object] = field(init=False, default_factory=set)
     _result: Result | None = field(init=False, default=None)
     _waiters: Waiters = field(init=False, default_factory=Waiters)
 
     def __post_init__(self) -> None:
+        self._lock = threading.RLock()  # here, so that tests which watch locks see it
         self.place = make_place(self.key, self.lsn)
         self.fetch_by_s = self.queued_at_s + (self.fetch_timeout_s or 0.0)
 
