@@ -39,10 +39,10 @@ class Address:
         """Parse ``HOST``, ``HOST:PORT``, ``:PORT`` (of loopback) or ``[IPV6]:PORT``.
 
         Raises:
-            ConfigError: for anything else.
+            ConfigError: for anything else, such as the empty text of an unset variable.
         """
         found = _ADDRESS.fullmatch(text)
-        if found is None or int(found["port"] or default_port) > _MAX_PORT:
+        if not text or found is None or int(found["port"] or default_port) > _MAX_PORT:
             raise ConfigError(f"{text!r} is not an address such as 127.0.0.1:{default_port}")
         host = found["ipv6"] or found["host"] or "127.0.0.1"
         return cls(host, int(found["port"] or default_port))

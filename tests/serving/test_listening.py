@@ -33,7 +33,7 @@ def test_addresses(text: str, host: str, port: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a:b", "::1", "a:65536", "[::1", "[::1]5", "a:", "a:-1", "[::1]:"]
+    "text", ["", "a:b", "::1", "a:65536", "[::1", "[::1]5", "a:", "a:-1", "[::1]:"]
 )
 def test_what_is_no_address(text: str) -> None:
     """It is named."""
