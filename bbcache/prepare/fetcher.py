@@ -82,6 +82,7 @@ class Fetcher:
             return self.tier.fetch(*split_key(request.key), request.lsn, sink, deadline_s)
 
         def claim() -> bool:
+            self.preparer.allow_eviction(job)  # a prepare may have joined
             job.is_claimed = self.queue.claim(request)
             return job.is_claimed
 

@@ -420,6 +420,27 @@ def test_a_full_cache_evicts_for_a_warm_up_that_may_build(node: Harness, old_nod
     node.check_accounting()
 
 
+def test_a_prepare_that_joins_a_fetch_may_evict(
+    node: Harness, old_node: Harness, tier: MemoryTier
+) -> None:
+    """The cache has become full during the fetch, and the timeline has stopped meanwhile."""
+    timeline = old_node.prepared()
+    node.reopen(max_size_entries=1)
+    with Gate() as gate:
+        tier.on_fetch = lambda *_: gate()
+        node.cache.send_warm(node.shard_of(timeline), timeline.timeline_id, LSN_A)
+        gate.wait_for()
+        other = node.timeline()
+        node.send(other)
+        wait_until(lambda: node.holds(other))
+        assert node.get(other) is not None  # it has started, so its archive is worth nothing
+        node.send(timeline)
+        gate.open()
+        node.wait_idle()
+    assert node.holds(timeline)
+    assert not node.holds(other)
+
+
 def test_below_the_floor_of_the_disk_a_warm_up_fetches_nothing(
     node: Harness, old_node: Harness, tier: MemoryTier
 ) -> None:
