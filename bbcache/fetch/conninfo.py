@@ -82,6 +82,8 @@ def _parsed(url: str) -> dict[str, Any]:
     _check_escapes(url)
     try:
         found = conninfo_to_dict(url)
+    except UnicodeEncodeError:  # bytes of a command line that are no text
+        raise ConfigError("the URL is not UTF-8") from None
     except psycopg.ProgrammingError as error:
         reason = without_quotes(error)
     else:
