@@ -115,4 +115,8 @@ def test_without_a_cache_all_is_built_on_request(lab: Lab, make_lab: Callable[..
             compute.start(lab.settings)
             lab.sql(compute, "create table if not exists t ()")
             compute.stop()
-    assert sorted(path.name for path in root.iterdir()) == ["computes", "tenants"]
+    assert sorted(path.name for path in root.iterdir()) == [
+        ".pageserver.lock",
+        "computes",
+        "tenants",
+    ]
