@@ -194,7 +194,7 @@ class LockedPolicy:
 
     def _take_out_locked(self) -> None:
         policy, starts, changes = self._policy, self._starts, self._index.changes
-        while starts:
+        for _ in range(len(starts)):  # not those that hits add meanwhile: that may never end
             now_s, key, *_ = starts.popleft()
             policy.started(key, now_s)
             self._note_early_locked(key, now_s)
