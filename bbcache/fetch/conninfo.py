@@ -37,6 +37,13 @@ _URL_HINT: Final = (
 )
 
 
+def check_texts(url: str, token: str | None) -> None:
+    """Raise `ConfigError` for what libpq cannot take, without the text: it may have a password."""
+    for what, text in ("URL", url), ("token", token):
+        if text is not None and (fault := fault_of(text)) is not None:
+            raise ConfigError(f"the {what} has {fault}")
+
+
 def settings_of(url: str, token: str | None, left_s: float) -> dict[str, Any]:
     """The settings of a connection, with the defaults of a fetch.
 
@@ -49,9 +56,6 @@ def settings_of(url: str, token: str | None, left_s: float) -> dict[str, Any]:
         ConfigError: the URL cannot be understood, or has a service and no sslmode. The
             message has no part of the URL, because any part may be a password.
     """
-    for what, text in ("URL", url), ("token", token):
-        if text is not None and (fault := fault_of(text)) is not None:
-            raise ConfigError(f"the {what} has {fault}")  # it may be, or have, a password
     found = _parsed(url)
     settings: dict[str, Any] = {**_DEFAULTS, **found}
     if "user" not in found and "PGUSER" not in os.environ:

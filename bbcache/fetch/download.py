@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from bbcache.errors import ArchiveError, BbcacheError, PostgresError
 from bbcache.fetch.connection import CopyStream, connect
+from bbcache.fetch.conninfo import check_texts
 from bbcache.fetch.errors import FetchError, UnavailableError
 from bbcache.fetch.retry import RetryPolicy
 from bbcache.fetch.staging import Staging
@@ -116,6 +117,7 @@ def fetch_basebackup(
         LimitError: the basebackup is larger than `limits` allow.
         PostgresError: `dest` cannot be used, or there is no space for a file.
     """
+    check_texts(request.url, request.token)
     policy = policy or RetryPolicy()
     started_s = clock()
     with Staging(dest) as staging:
