@@ -194,11 +194,13 @@ class LockedPolicy:
 
     def _take_out_locked(self) -> None:
         policy, starts, changes = self._policy, self._starts, self._index.changes
+        first_starts: dict[bytes, float] = {}
         for _ in range(len(starts)):  # not those that hits add meanwhile: that may never end
             now_s, key, *_ = starts.popleft()
             policy.started(key, now_s)
-            self._note_early_locked(key, now_s)
+            first_starts.setdefault(key, now_s)
             self.has_news = True
+        self._note_early_locked(first_starts)
         while changes:
             change = changes.popleft()
             if change is None:
@@ -212,9 +214,10 @@ class LockedPolicy:
             if size_bytes is None or not self.is_ranking:
                 policy.dropped(key)
 
-    def _note_early_locked(self, key: bytes, now_s: float) -> None:
-        """Remember the start of an entry of which the policy knows nothing yet."""
-        if self._completed_count == self._load_count or self._index.newest(key) is None:
+    def _note_early_locked(self, first_starts: dict[bytes, float]) -> None:
+        """Remember the starts of entries of which the policy may know nothing yet."""
+        if self._completed_count == self._load_count:
             return
-        if self._policy.habits(key, now_s) is None:
-            self._early_starts.setdefault(key, now_s)
+        for key, started_s in first_starts.items():
+            if key not in self._early_starts and self._index.newest(key) is not None:
+                self._early_starts[key] = started_s
