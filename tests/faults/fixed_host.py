@@ -14,6 +14,7 @@ import re
 import shutil
 import tarfile
 import time
+import zlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from support.helpers import seal_archive
@@ -115,6 +116,17 @@ def warm_up() -> None:
 def is_right(data: bytes, name: str, lsn: int) -> bool:
     """Whether these are the bytes of that basebackup, to the last one."""
     return data == sealed(name, lsn) or (name == PLAIN and data == plain(name, lsn))
+
+
+def describe(data: bytes, name: str, lsn: int) -> str:
+    """What is wrong with the bytes of a basebackup: the tarball, or its compressed form alone."""
+    wanted = sealed(name, lsn)
+    try:
+        tar = gzip.decompress(data)
+    except (EOFError, OSError, zlib.error) as error:
+        return f"{len(data)} bytes, which cannot be unpacked: {error}"
+    what = "the tarball in another form" if tar == tarball(name, lsn) else "another tarball"
+    return f"{len(data)} bytes, not {len(wanted)}: {what}: {data.hex()}, not {wanted.hex()}"
 
 
 def file_name(name: str, lsn: int) -> str:

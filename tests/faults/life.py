@@ -146,7 +146,7 @@ class Life:
                 self.witness.notes.append(f"caller could not read {name}: {error}")
                 return None
             if not fixed_host.is_right(data, name, lsn):
-                self.witness.add_wrong(f"{name} at {lsn}: {len(data)} bytes")
+                self.witness.add_wrong(f"{name} at {lsn}: {fixed_host.describe(data, name, lsn)}")
         return data
 
     def fill(self, name: str, lsn: Lsn) -> None:
@@ -171,7 +171,7 @@ class Life:
                 self.witness.notes.append(f"caller could not read {name}: {error}")
                 return
             if not fixed_host.is_right(data, name, lsn):
-                self.witness.add_wrong(f"{name} at {lsn}: {len(data)} bytes")
+                self.witness.add_wrong(f"{name} at {lsn}: {fixed_host.describe(data, name, lsn)}")
 
     def send(self, names: Iterable[str], lsn: Lsn | None = None) -> None:
         """Ask for prepares at the tips, or at `lsn`, where the tips are moved to.
