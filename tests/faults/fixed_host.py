@@ -119,7 +119,7 @@ def is_right(data: bytes, name: str, lsn: int) -> bool:
 
 
 def describe(data: bytes, name: str, lsn: int) -> str:
-    """What is wrong with the bytes of a basebackup: the tarball, or its compressed form alone."""
+    """Say whether wrong bytes have another tarball, or another form of the right one."""
     wanted = sealed(name, lsn)
     try:
         tar = gzip.decompress(data)

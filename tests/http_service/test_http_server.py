@@ -240,8 +240,8 @@ def test_a_close_lets_requests_end(make_front: Callable[..., Front]) -> None:
         worker = Worker(front.get)
         gate.wait_for()
         front.service.close(0.01)
-        with pytest.raises(OSError, match=r"refused|reset"):
-            front.socket().recv(1)
+        with pytest.raises(OSError, match=r"refused|reset"), front.socket() as connection:
+            connection.recv(1)
         gate.open()
         answer = worker.result()
         assert isinstance(answer, tuple)

@@ -79,6 +79,14 @@ def _is_looked_at(code: CodeType, offset: int) -> bool:
     return name.startswith(("CALL", "JUMP_BACKWARD"))
 
 
+def _is_in_a_finaliser() -> bool:
+    """Whether a KeyboardInterrupt would reach nobody: Python reports it and goes on."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
 def places_of(call: Callable[[], object]) -> list[Place]:
     """The places that a call passes, in order; it is made once, and not interrupted."""
     found: list[Place] = []
@@ -110,7 +118,7 @@ def interrupted(call: Callable[[], object], place: Place) -> bool:
     before, flag = sys.gettrace(), _Flag()
 
     def at_place(passed: Place) -> None:
-        if passed == place:
+        if passed == place and not _is_in_a_finaliser():
             sys.settrace(None)
             -flag  # noqa: B018 - a call of C
 
