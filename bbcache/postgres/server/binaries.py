@@ -75,6 +75,9 @@ class PostgresBinaries:
         root = self.copy_root
         if root is not None:
             _copies[root][1].detach()
+            with _copy_lock:  # the next search of this process makes another one
+                for wheel in [each for each in _copied if _copied[each].is_relative_to(root)]:
+                    del _copied[wheel]
         return root
 
     def _copy(self) -> Path | None:

@@ -10,6 +10,7 @@ import pytest
 from support.helpers import wait_until
 from support.pg_snapshots import app
 
+from bbcache.postgres.server.binaries import PostgresBinaries
 from bbcache.testing.postgres import PostgresOptions
 from bbcache.testing.postgres.runtime import Runtime
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from bbcache.postgres.server.binaries import PostgresBinaries
     from bbcache.testing.postgres import Server
 
 
@@ -39,6 +39,12 @@ def run_dir(pg_dir: Path) -> Iterator[Path]:
     yield path
     # Else it would be removed twice at once.
     wait_until(lambda: not [*path.glob("*/run-*"), *path.glob("*/*/run-*")])
+
+
+@pytest.fixture
+def programs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept servers do not take along the copy of the wheel, which all tests of a worker use."""
+    monkeypatch.setattr(PostgresBinaries, "keep_copy", lambda _self: None)
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,8 @@ def test_other_systems(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(PostgresError, match=r"need Linux, not darwin: .* /proc\nhint: "):
         other.new_server(app)
-    script = "import sys; sys.platform = 'win32'; import bbcache.testing.postgres"
+    # The modules of Python that look at the platform are loaded before.
+    script = "import bbcache.testing, sys; sys.platform = 'win32'; import bbcache.testing.postgres"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )

@@ -319,6 +319,7 @@ def _add_second_snapshot(project: pytest.Pytester) -> None:
     project.makeconftest(f"import pytest\n{conftest}\n{second}")
 
 
+@pytest.mark.usefixtures("programs_stay")
 def test_kept_servers(project: pytest.Pytester, options: PostgresOptions) -> None:
     """``--pg-keep`` says how to reach the database of the last test, which is as it left it."""
     project.makepyfile("def test_it(pg_database): pg_database.psql('CREATE TABLE mine ()')")

@@ -342,6 +342,7 @@ def test_nothing_is_left_at_the_end(runtime: Runtime, run_dir: Path) -> None:
             os.kill(pid, 0)
 
 
+@pytest.mark.usefixtures("programs_stay")
 def test_kept_servers_stay(runtime: Runtime) -> None:
     """They outlive their runtime and later sweeps, until one is told to take them, too."""
     keeping = Runtime(replace(runtime.options, keep=True))

