@@ -47,8 +47,9 @@ class HttpService:
         self._respond = respond
         self._listeners = listeners
         self._addresses: tuple[Address, ...] = ()
-        self._lock = threading.Lock()  # guards _connections
+        self._lock = threading.Lock()  # guards the next two
         self._connections: dict[int, Connection] = {}  # by identity, oldest first
+        self._cut_off: dict[int, Connection] = {}  # by identity, until a worker has closed them
         self._workers: Workers[Connection] = Workers(
             config.max_connections + _SPARE_THREADS,
             self._serve,
@@ -101,14 +102,14 @@ class HttpService:
             return
         self._poller.close(timeout)
         if self._workers.close(timeout):
-            for connection in list(self._connections.values()):
+            for connection in self._open_connections():
                 self._end(connection)
             lifecycle.forget(self)
 
     def close_inherited(self) -> None:
         """See `bbcache.lifecycle.ThreadOwner`."""
         self._poller.close_inherited()
-        for connection in list(self._connections.values()):
+        for connection in self._open_connections():
             connection.close_inherited()
 
     def __enter__(self) -> Self:
@@ -125,6 +126,7 @@ class HttpService:
             self._connections[id(connection)] = connection
             if len(self._connections) > self._config.max_connections:
                 oldest = self._connections.pop(next(iter(self._connections)))
+                self._cut_off[id(oldest)] = oldest
         if oldest is not None:
             oldest.cut_off()
         self._watch(connection)
@@ -152,3 +154,7 @@ class HttpService:
     def _forget(self, connection: Connection) -> None:
         with self._lock:
             self._connections.pop(id(connection), None)
+            self._cut_off.pop(id(connection), None)
+
+    def _open_connections(self) -> list[Connection]:
+        return [*self._connections.values(), *self._cut_off.values()]

@@ -15,6 +15,7 @@ from support.helpers import count_descriptors, wait_until
 
 from bbcache.errors import ConfigError
 from bbcache.http_service.config import HttpConfig
+from bbcache.http_service.connection import Connection
 from bbcache.http_service.handler import Response, text_response
 from bbcache.http_service.server import HttpService
 from bbcache.serving.listening import Address
@@ -201,6 +202,18 @@ def test_slow_requests_do_not_keep_new_ones_waiting(
             slow.append(front.socket())
             slow[-1].sendall(begun)
     assert slow[0].recv(1) == b""
+
+
+def test_a_close_ends_connections_that_were_cut_off(
+    make_front: Callable[..., Front], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that no worker has closed yet."""
+    monkeypatch.setattr(Connection, "cut_off", lambda _self: None)
+    front = make_front(hello, max_connections=1)
+    oldest = front.socket()
+    assert front.get().status == HTTPStatus.OK
+    front.service.close(DEADLINE_S)
+    assert oldest.recv(1) == b""
 
 
 def test_lazy_readers_do_not_keep_new_ones_waiting(make_front: Callable[..., Front]) -> None:
