@@ -1,4 +1,4 @@
-"""Variables that lead other connections astray do not disturb servers for tests."""
+"""Servers for tests work whatever PG* variables say of other servers."""
 
 from __future__ import annotations
 
