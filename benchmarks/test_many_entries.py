@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import statistics
-import tracemalloc
 from typing import TYPE_CHECKING, Final
 
 from bbcache.storage.index import make_key
@@ -15,6 +13,7 @@ from benchmarks.entries import LSN, make_host, make_unready_host, spawn, spawn_r
 from benchmarks.latency import P50, Latencies, get_latencies, open_latencies
 from benchmarks.rounds import timed
 from benchmarks.test_get import verify_all
+from benchmarks.traced_memory import traced_growth
 from benchmarks.workspace import FEW_ENTRIES, MEMORY_PACE
 
 if TYPE_CHECKING:
@@ -96,21 +95,11 @@ def test_memory(workspace: Workspace, rounds: Rounds) -> None:
     many = workspace.many_entries(workspace.counts.entries)
 
     def run() -> float:
-        tracemalloc.start()
-        try:
-            before_bytes = _traced_bytes()
-            with spawn_ready(many.data_dir, make_unready_host()):
-                return (_traced_bytes() - before_bytes) / len(many.ids)
-        finally:
-            tracemalloc.stop()
+        with traced_growth() as growth, spawn_ready(many.data_dir, make_unready_host()):
+            return growth() / len(many.ids)
 
     rounds.add(_MEMORY, lambda: run)
     rounds.run(MEMORY_PACE)
-
-
-def _traced_bytes() -> int:
-    gc.collect()
-    return tracemalloc.get_traced_memory()[0]
 
 
 @case("get, growth with entries", Bar("get-growth", _MANY, _FEW, Sense.AT_MOST, 1.15))

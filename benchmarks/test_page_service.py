@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import tracemalloc
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ from benchmarks.latency import P50, P99, Calls, Latencies
 from benchmarks.nginx import nginx_process
 from benchmarks.rounds import timed
 from benchmarks.service_process import allow_many_descriptors, child, service_process
+from benchmarks.traced_memory import traced_growth
 from benchmarks.workspace import MEMORY_PACE
 
 if TYPE_CHECKING:
@@ -296,20 +295,13 @@ def test_memory(workspace: Workspace, rounds: Rounds, stack: ExitStack) -> None:
     allow_many_descriptors()
 
     def run() -> float:
-        with PageService(source, config, registry=CollectorRegistry()) as service:
-            tracemalloc.start()
-            try:
-                before_bytes = _traced_bytes()
-                crowd = (service.address.port, count, 0)
-                with child(slow_clients.__name__, crowd, archives.directory / "crowd.log"):
-                    return (_traced_bytes() - before_bytes) / count / _KIB
-            finally:
-                tracemalloc.stop()
+        with (
+            PageService(source, config, registry=CollectorRegistry()) as service,
+            traced_growth() as growth,
+        ):
+            crowd = (service.address.port, count, 0)
+            with child(slow_clients.__name__, crowd, archives.directory / "crowd.log"):
+                return growth() / count / _KIB
 
     rounds.add(_MEMORY, lambda: run)
     rounds.run(MEMORY_PACE)
-
-
-def _traced_bytes() -> int:
-    gc.collect()
-    return tracemalloc.get_traced_memory()[0]
