@@ -15,6 +15,7 @@ from typing import Final
 
 from bbcache.errors import PostgresError
 from bbcache.testing.postgres.driver import MAINTENANCE, TEMPLATE, Connection, DriverError
+from bbcache.testing.postgres.environment import steering_variables
 
 _DROPS_BEHIND: Final = 2
 _STRATEGY_MAJOR: Final = 15  # CREATE DATABASE has had STRATEGY since then
@@ -152,6 +153,8 @@ class DatabasePool:
         until the first database was made: nobody waits for this.
         """
         self._is_warm = True
+        if steering_variables():
+            return  # see _reconnect
         allow = f"ALTER DATABASE {TEMPLATE} ALLOW_CONNECTIONS"
         with contextlib.suppress(PostgresError, DriverError):
             self._run(f"{allow} true")
@@ -177,7 +180,7 @@ class DatabasePool:
     def _run(self, sql: str) -> None:
         is_new = self._connection is None or not self._connection.is_open
         if is_new:
-            self._connection = self._connect(MAINTENANCE)
+            self._reconnect()
         assert self._connection is not None
         if is_new and self._can_clone:
             self._connection.run("SET file_copy_method = clone")
@@ -192,6 +195,16 @@ class DatabasePool:
                 self._run(sql)
             else:
                 raise self._explained(sql, error) from error
+
+    def _reconnect(self) -> None:
+        """Connect, which takes variables out of the environment for a moment.
+
+        No test may notice that. If one has set such variables, wait until it waits for this thread.
+        """
+        with self._changed:
+            if not self._waiting_count and steering_variables():
+                raise PostgresError("a test uses the environment variables of PostgreSQL's clients")
+        self._connection = self._connect(MAINTENANCE)
 
     def _explained(self, sql: str, error: DriverError) -> PostgresError:
         text = f"{' '.join(sql.split())}: {error}"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Final
 
 import psycopg
 import pytest
+from support.helpers import wait_until
 from support.pg_snapshots import app
+from support.threads import is_waiting
 
 from bbcache.testing.postgres.environment import steering_variables
 
@@ -108,6 +111,40 @@ def test_variables_of_a_test(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) 
         assert {name: os.environ[name] for name in hostile} == hostile
     finally:
         runtime.end_server(own)
+
+
+def test_a_test_that_waits_for_nothing_keeps_its_variables(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that makes databases ahead takes none out of the environment behind a test.
+
+    It has to connect again after the restart.
+    """
+    server = runtime.new_server(app)
+    removed_by = []
+
+    def note(name: bytes) -> None:
+        removed_by.append(threading.current_thread())
+        unsetenv(name)
+
+    unsetenv = os.unsetenv
+    try:
+        with server.database():
+            pass
+        maker = next(each for each in threading.enumerate() if each.name == "bbcache-databases")
+        wait_until(lambda: is_waiting(maker, "_next_step"))
+        server.restart("fast")
+        monkeypatch.setenv("PGSERVICE", "nowhere")
+        monkeypatch.setattr(os, "unsetenv", note)
+        for _ in range(runtime.options.pool):  # made before
+            with server.database():
+                wait_until(lambda: is_waiting(maker, "_next_step"))
+        assert maker not in removed_by
+        with server.database() as made_now:
+            assert made_now.psql("SELECT 1") == "1"
+        assert maker in removed_by
+    finally:
+        runtime.end_server(server)
 
 
 def test_which_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
