@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
 _TOGETHER: Final = "tests/faults"
+_LEAST_PENDING: Final = 2
 # The longest first. Others follow by their number of tests, as xdist has it.
 LONG: Final = (
     _TOGETHER,
@@ -57,3 +58,20 @@ class BedScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no t
         if first is not None:
             self.workqueue.move_to_end(first, last=False)
         super()._assign_work_unit(node)
+
+    def _reschedule(self, node: WorkerController) -> None:
+        """Give a worker two tests at least: it runs one when it knows the next, or that it is last.
+
+        xdist gives a worker that takes the place of a lost one a single unit.
+        """
+        super()._reschedule(node)
+        if not node.shutting_down and self._pending_of(self.assigned_work[node]) < _LEAST_PENDING:
+            self._reschedule(node)
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Put back what a lost worker has not done, but not the files that it has."""
+        work = self.assigned_work[node]
+        for scope in [scope for scope, tests in work.items() if all(tests.values())]:
+            del work[scope]
+        lost_test: str | None = super().remove_node(node)
+        return lost_test
