@@ -29,6 +29,7 @@ from bbcache.setting_rows import (
 from bbcache.tier_config import TIER, TierConfig
 
 TOML_TABLE: Final = "basebackup_cache_config"
+_MOST_DOCUMENT_BYTES: Final = 1 << 20  # of a TOML file
 LIMITS: Final = (  # a cache takes new ones while it runs
     "max_total_size_bytes",
     "max_size_entries",
@@ -162,9 +163,13 @@ def read_document(path: str) -> dict[str, Any]:
     check_passable("the path of the settings", path, ConfigError)
     try:
         with open(path, "rb") as file:
-            return tomllib.load(file)
+            text = file.read(_MOST_DOCUMENT_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"cannot read the settings {path}: {error.strerror}") from error
+    if len(text) > _MOST_DOCUMENT_BYTES:
+        raise ConfigError(f"the settings {path} have more than {_MOST_DOCUMENT_BYTES} bytes")
+    try:
+        return tomllib.loads(text.decode())
     # Not TOML, not UTF-8, a number of thousands of digits, or thousands of brackets.
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the settings {path} are not TOML: {error}") from error

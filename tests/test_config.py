@@ -256,6 +256,12 @@ def test_from_toml_reads_neons_spelling(tmp_path: Path) -> None:
     assert BasebackupCacheConfig.from_toml(path) == BasebackupCacheConfig()
 
 
+def test_a_file_without_an_end_is_refused() -> None:
+    """Settings are not read into memory without a bound."""
+    with pytest.raises(ConfigError, match="the settings /dev/zero have more than 1048576 bytes"):
+        BasebackupCacheConfig.from_toml("/dev/zero")
+
+
 def test_from_toml_names_unknown_keys() -> None:
     """Every unknown key is named, and the known ones are offered."""
     text = check_refused(
