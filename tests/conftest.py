@@ -115,8 +115,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Half as many workers again as there are cores: tests wait for servers and disks."""
-    return (3 * len(os.sched_getaffinity(0)) + 1) // 2
+    """Twice as many workers as there are cores: tests wait for servers and disks."""
+    return 2 * len(os.sched_getaffinity(0))
 
 
 @pytest.hookimpl(optionalhook=True)
