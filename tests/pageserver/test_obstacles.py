@@ -94,6 +94,18 @@ def test_what_is_refused_can_be_mended_on_the_node(lab: Lab, address: Address) -
     assert lab.reads()["hit"] == 1
 
 
+# The last process of a server to start; what it reads then would wait for a writer, too.
+_ALL_IS_STARTED = """
+do $$
+begin
+    while not exists (select from pg_stat_activity where wait_event = 'LogicalLauncherMain') loop
+        perform pg_sleep(0.01), pg_stat_clear_snapshot();
+    end loop;
+end
+$$
+"""
+
+
 @pytest.mark.parametrize("name", ["1213", "pg_filenode.map"])
 def test_a_pipe_in_the_place_of_a_catalog_is_named(
     lab: Lab, address: Address, server_dir: Callable[[Path], Path], name: str
@@ -104,6 +116,7 @@ def test_a_pipe_in_the_place_of_a_catalog_is_named(
         compute,
         f"create tablespace elsewhere location '{server_dir(compute.cluster.pgdata_dir)}'",
         "checkpoint",
+        _ALL_IS_STARTED,
         f"copy (select where false) to program 'cd global; mv {name} ..; mkfifo {name}'",
     )
     with pytest.raises(TakeoverError, match=f"{name}.* not a regular file"):
