@@ -26,6 +26,7 @@ from typing import Self
 from bbcache.arguments import check_passable
 from bbcache.errors import PostgresError
 from bbcache.postgres.pgdata.regular_file import read_regular
+from bbcache.postgres.pgdata.write_behind import WriteBehind
 from bbcache.postgres.server.user import ServerUser
 
 _ENV_NAME = "BBCACHE_PG_BIN"
@@ -229,39 +230,44 @@ def _run(
     command: list[str], user: ServerUser, timeout_s: float
 ) -> subprocess.CompletedProcess[str]:
     name = Path(command[0]).name
+    started: list[subprocess.Popen[str]] = []
     try:
-        with subprocess.Popen(
-            **user.subprocess_kwargs(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        ) as process:
-            done = _to_its_end(process, command, timeout_s)
+        # In a thread: a Ctrl-C during the fork leaves a program behind that no object knows.
+        with WriteBehind[list[str]](lambda c: started.append(_start(c, user)), at_once=0) as behind:
+            behind.put(command)
+            behind.finish()
+        (process,) = started
+        out, err = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         raise PostgresError(f"{name} took longer than {timeout_s:g} s") from None
     except OSError as error:
         raise PostgresError(f"cannot run {command[0]}: {error.strerror}") from error
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()
-        raise PostgresError(f"{name} failed with exit status {done.returncode}: {said}")
-    return done
-
-
-def _to_its_end(
-    process: subprocess.Popen[str], command: list[str], timeout_s: float
-) -> subprocess.CompletedProcess[str]:
-    """Wait for a program; if that is interrupted, kill it and the programs that it has started."""
-    try:
-        out, err = process.communicate(timeout=timeout_s)
-    except BaseException:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()  # returns once the last of them has closed its output
-        raise
+    finally:
+        for each in started:
+            _end(each)
+    if process.returncode != 0:
+        said = (err or out).strip()
+        raise PostgresError(f"{name} failed with exit status {process.returncode}: {said}")
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _start(command: list[str], user: ServerUser) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        **user.subprocess_kwargs(command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Kill a program that was interrupted, and the programs that it has started."""
+    if process.returncode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()  # returns once the last of them has closed its output
 
 
 def _candidates(pg_bin: Path | str | None) -> Iterator[tuple[Path, bool]]:

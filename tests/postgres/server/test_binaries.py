@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.helpers import wait_until
@@ -197,6 +198,41 @@ def test_what_a_killed_program_has_started(make_cluster: ClusterFactory) -> None
         if pid_file.exists():
             break
     wait_until(lambda: not _works(int(pid_file.read_text())))
+
+
+@pytest.mark.parametrize("when", ["before the fork", "after the fork"])
+def test_an_interrupted_program(
+    make_cluster: ClusterFactory, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """However early a Ctrl-C comes, the program is not left running."""
+    bindir = make_cluster.new_dir()
+    bindir.mkdir()
+    bindir.chmod(0o755)
+    program = bindir / "initdb"
+    program.write_text("#!/bin/sh\nsleep 600\n")
+    program.chmod(0o755)
+    started: list[subprocess.Popen[str]] = []
+
+    def popen(*args: Any, **kwargs: Any) -> subprocess.Popen[str]:
+        if when == "before the fork":
+            signal.raise_signal(signal.SIGUSR1)
+        started.append(subprocess_popen(*args, **kwargs))
+        if when == "after the fork":
+            signal.raise_signal(signal.SIGUSR1)
+        return started[-1]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    subprocess_popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            PostgresBinaries(bindir, "15.18").run("initdb")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not any(_works(each.pid) for each in started)
 
 
 def test_what_is_used_where_it_is(pg: PostgresBinaries) -> None:
