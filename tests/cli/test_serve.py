@@ -858,13 +858,14 @@ def test_a_directory_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is named, and everything that had begun is undone: the next one starts."""
+    before = set(threading.enumerate())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for option in ("--listen", "--http"):
             argv = ["serve", "--root", str(tmp_path), "--listen", "127.0.0.1:0"]
             assert main([*argv, option, f"127.0.0.1:{port}"]) == 2
             assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
-    assert not [each for each in threading.enumerate() if each.name.startswith("bbcache")]
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize(
