@@ -12,6 +12,7 @@ import _thread
 import dis
 import os
 import signal
+import subprocess
 import sys
 import threading
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ import bbcache
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType, FrameType
+
+    import pytest
 
 _TRACED: Final = (bbcache.__path__[0] + os.sep, threading.__file__)
 _MOST_TURNS: Final = 2  # of a place that is passed again and again
@@ -131,3 +134,34 @@ def interrupted(call: Callable[[], object], place: Place) -> bool:
     except KeyboardInterrupt:
         return True
     return False
+
+
+@contextmanager
+def start_interrupted(monkeypatch: pytest.MonkeyPatch, when: str) -> Iterator[list[int]]:
+    """Interrupt the start of each program ``before the fork`` or ``after the fork``.
+
+    Yields:
+        The process ids of the programs that were started.
+    """
+
+    def popen(*args: Any, **kwargs: Any) -> subprocess.Popen[Any]:
+        if when == "before the fork":
+            signal.raise_signal(signal.SIGUSR1)
+        process = subprocess_popen(*args, **kwargs)
+        pids.append(process.pid)
+        if when == "after the fork":
+            signal.raise_signal(signal.SIGUSR1)
+        return process
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    pids: list[int] = []
+    subprocess_popen = subprocess.Popen
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", popen)
+            yield pids
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from support.helpers import wait_until
+from support.interrupts import start_interrupted
 
 from bbcache.errors import PostgresError
 from bbcache.postgres.server import binaries as binaries_module
@@ -211,28 +211,9 @@ def test_an_interrupted_program(
     program = bindir / "initdb"
     program.write_text("#!/bin/sh\nsleep 600\n")
     program.chmod(0o755)
-    started: list[subprocess.Popen[str]] = []
-
-    def popen(*args: Any, **kwargs: Any) -> subprocess.Popen[str]:
-        if when == "before the fork":
-            signal.raise_signal(signal.SIGUSR1)
-        started.append(subprocess_popen(*args, **kwargs))
-        if when == "after the fork":
-            signal.raise_signal(signal.SIGUSR1)
-        return started[-1]
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    subprocess_popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", popen)
-    before = signal.signal(signal.SIGUSR1, interrupt)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            PostgresBinaries(bindir, "15.18").run("initdb")
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert not any(_works(each.pid) for each in started)
+    with start_interrupted(monkeypatch, when) as pids, pytest.raises(KeyboardInterrupt):
+        PostgresBinaries(bindir, "15.18").run("initdb")
+    assert not any(map(_works, pids))
 
 
 def test_what_is_used_where_it_is(pg: PostgresBinaries) -> None:

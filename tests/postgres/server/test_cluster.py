@@ -13,10 +13,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from support.interrupts import start_interrupted
 
 from bbcache.errors import PostgresError
 from bbcache.postgres.pgdata.postmaster_file import PostmasterFile
@@ -369,32 +370,13 @@ def test_interrupted_start(
 ) -> None:
     """However early a Ctrl-C comes, no server is left, and no socket directory."""
     cluster = make_cluster(newest_pg)
-    pids: list[int] = []
     socket_parent = make_cluster.new_dir()
     socket_parent.mkdir(mode=0o711)
     socket_parent.chmod(0o711)
     monkeypatch.setattr(tempfile, "tempdir", str(socket_parent))
 
-    def popen(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
-        if when == "before the fork":
-            signal.raise_signal(signal.SIGUSR1)
-        server = subprocess_popen(*args, **kwargs)
-        pids.append(server.pid)
-        if when == "after the fork":
-            signal.raise_signal(signal.SIGUSR1)
-        return server
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    subprocess_popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", popen)
-    before = signal.signal(signal.SIGUSR1, interrupt)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            cluster.start()
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    with start_interrupted(monkeypatch, when) as pids, pytest.raises(KeyboardInterrupt):
+        cluster.start()
     assert not any(map(is_alive, pids))
     assert not cluster.is_running
     assert list(socket_parent.iterdir()) == []
