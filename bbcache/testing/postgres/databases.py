@@ -199,7 +199,8 @@ class DatabasePool:
     def _reconnect(self) -> None:
         """Connect, which takes variables out of the environment for a moment.
 
-        No test may notice that. If one has set such variables, wait until it waits for this thread.
+        No test may notice that. If one has set such variables, this fails, unless a caller waits
+        for a database meanwhile.
         """
         with self._changed:
             if not self._waiting_count and steering_variables():
