@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import threading
-from queue import SimpleQueue
+import weakref
 
 import pytest
 from support.cache_helpers import DEADLINE_S, Worker
@@ -64,21 +63,34 @@ def test_a_wait_does_not_spin() -> None:
     assert len(looks) <= 3
 
 
-def _queue_count() -> int:
-    """How many queues there are; each waiting thread has one."""
-    return sum(isinstance(each, SimpleQueue) for each in gc.get_objects())
+def test_a_wait_of_microseconds_ends() -> None:
+    """Also where the time is over before the thread waits."""
+    waiters = Waiters()
+
+    def wait() -> None:
+        for _ in range(3000):
+            assert not waiters.wait_for(lambda: False, 1e-5)
+
+    run_threads([wait] * 4)
 
 
-def test_a_wait_that_raises_leaves_nothing_behind() -> None:
+def test_a_wait_that_raises_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """The predicate may raise."""
+    made: list[weakref.ref[object]] = []
+
+    def make() -> object:
+        lock = threading.Lock()
+        made.append(weakref.ref(lock))
+        return lock
 
     def interrupt() -> bool:
         raise KeyboardInterrupt
 
-    waiters, count_before = Waiters(), _queue_count()
+    waiters = Waiters()
+    monkeypatch.setattr(waiters_module, "Lock", make)
     with pytest.raises(KeyboardInterrupt):
         waiters.wait_for(interrupt, None)
-    assert _queue_count() == count_before
+    assert [each() for each in made] == [None]
 
 
 def test_no_change_is_missed_between_threads() -> None:
