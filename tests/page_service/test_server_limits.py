@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from page_service.wire import copied, kinds
 from prometheus_client import CollectorRegistry
 from support.cache_helpers import DEADLINE_S, LSN_A, LSN_B, MIB, Worker
 from support.helpers import count_descriptors, wait_until
+from support.threads import functions
 
 from bbcache.errors import ConfigError
 from bbcache.page_service.config import PageServiceConfig
@@ -24,7 +24,6 @@ from bbcache.setting_rows import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
     from page_service.conftest import Bench
 
@@ -193,18 +192,14 @@ def test_idle_clients_hold_no_thread(bench: Bench) -> None:
 
 
 def threads_that_serve() -> list[str]:
-    """Threads of the pool that are neither idle nor ended: their frames are in a session."""
+    """Threads of the pool that are neither idle nor ended: they are in a session."""
     names = {each.ident: each.name for each in threading.enumerate()}
-    busy = []
-    for ident, frame in sys._current_frames().items():
-        at: FrameType | None = frame
-        while at is not None and names.get(ident, "").startswith(
-            ("bbcache-client", "bbcache-login")
-        ):
-            if at.f_code.co_name == "serve":
-                busy.append(names[ident])
-            at = at.f_back
-    return busy
+    return [
+        names[ident]
+        for ident, called in functions().items()
+        if names.get(ident, "").startswith(("bbcache-client", "bbcache-login"))
+        and "serve" in called
+    ]
 
 
 def test_a_client_that_asks_for_much_at_once(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import threading
 import time
@@ -21,7 +22,7 @@ from support.cache_helpers import (
     noise,
     stop_while_sending,
 )
-from support.fill_helpers import fills, unpublished_bytes, waiting_callers
+from support.fill_helpers import all_waiting, fills, unpublished_bytes, waiting_callers
 from support.helpers import wait_until
 
 from bbcache import BasebackupCache, Lsn, TenantState
@@ -46,10 +47,8 @@ CLIENTS = 500
 def ask_all(bench: Bench, timeline: MemoryTimeline, count: int) -> list[WireClient]:
     """So many clients that all wait for one build."""
     clients = [bench.logged_in() for _ in range(count)]
-    before = waiting_callers()
-    for client in clients:
-        client.send(wire.query(bench.command(timeline, LSN_A, "gzip")))
-    wait_until(lambda: waiting_callers() == before + count)
+    command = wire.query(bench.command(timeline, LSN_A, "gzip"))
+    all_waiting(functools.partial(client.send, command) for client in clients)
     return clients
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import functools
 import gzip
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from support.cache_helpers import DEADLINE_S, LSN_A, Worker
 from support.helpers import wait_until
 from support.threads import waiting
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from support.cache_helpers import Harness
 
     from bbcache import BasebackupFile, Lsn
     from bbcache.testing import MemoryTimeline
+
+_T = TypeVar("_T")
+_CALL: Final = "get_or_prepare"
+_BATCH: Final = 50
 
 
 def fill(
@@ -50,16 +56,34 @@ def fillers(
     timeout_s: float | None = None,
 ) -> list[Worker]:
     """Start threads that all wait for the one call."""
-    before = waiting_callers()
     ask = functools.partial(filled, harness, timeline, lsn, timeout_s)
-    workers = [Worker(ask) for _ in range(count)]
-    wait_until(lambda: waiting_callers() == before + count)
-    return workers
+    return all_waiting([functools.partial(Worker, ask)] * count)
+
+
+def all_waiting(starts: Iterable[Callable[[], _T]]) -> list[_T]:
+    """Start calls from any thread, and wait until each of them waits; returns what they returned.
+
+    They are started some at a time: `support.threads` sees the hundred newest threads.
+    """
+    seen = {*waiting(_CALL)}
+    before = len(seen)
+    started: list[_T] = []
+
+    def all_wait() -> bool:
+        seen.update(waiting(_CALL))
+        return len(seen) == before + len(started)
+
+    for start in starts:
+        started.append(start())
+        if len(started) % _BATCH == 0:
+            wait_until(all_wait)
+    wait_until(all_wait)
+    return started
 
 
 def waiting_callers() -> int:
     """How many threads of this process wait for a build."""
-    return len(waiting("get_or_prepare"))
+    return len(waiting(_CALL))
 
 
 def fills(harness: Harness) -> dict[str, int]:
