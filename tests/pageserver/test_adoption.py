@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pageserver.compute_lives import is_running, leave_orphan
+from pageserver.compute_lives import Orphan, is_running, leave_orphan
 from support.helpers import wait_until
 
 from bbcache.errors import BrokenError
@@ -38,11 +38,20 @@ def address(lab: Lab) -> Address:
 def test_a_running_compute_node_is_ended_and_taken_over(lab: Lab, address: Address) -> None:
     """Its server was still running; what it had committed is what the next one finds."""
     orphan = leave_orphan(lab, address, "insert into t values (2)")
-    assert is_running(orphan.pid)
+    socket_dir = socket_dir_of(orphan)
     lab.open()
     assert not is_running(orphan.pid)
+    assert not socket_dir.exists()
     assert os.listdir(lab.root / "computes") == []
     assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
+
+
+def socket_dir_of(orphan: Orphan) -> Path:
+    """The directory with the socket of a server that runs."""
+    lines = (orphan.pgdata_dir / "postmaster.pid").read_text().splitlines()
+    socket_dir = Path(lines[4])  # as PostgreSQL's pidfile.h says
+    assert list(socket_dir.glob(".s.PGSQL.*"))
+    return socket_dir
 
 
 @pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGKILL, signal.SIGINT])
@@ -56,17 +65,20 @@ def test_a_server_that_has_ended_is_recovered(
         "insert into t values (2)",
         "begin; insert into t values (3); prepare transaction 'waiting'",
     )
+    socket_dir = socket_dir_of(orphan)
     os.kill(orphan.pid, number)
     wait_until(lambda: not is_running(orphan.pid))
     lab.open()
     compute = lab.boot(address)
     lab.sql(compute, "commit prepared 'waiting'")
     assert lab.sql(compute, "select i from t order by i") == [(1,), (2,), (3,)]
+    assert not socket_dir.exists()
 
 
 def test_a_server_without_its_first_process_is_ended(lab: Lab, address: Address) -> None:
     """A backend that goes on calculating after it keeps the directory in use; it goes, too."""
     orphan = leave_orphan(lab, address, "insert into t values (2)")
+    socket_dir = socket_dir_of(orphan)
     children = Path(f"/proc/{orphan.pid}/task/{orphan.pid}/children").read_text().split()
     for child in children:
         with suppress(ProcessLookupError):  # that of a connection that was closed
@@ -75,6 +87,7 @@ def test_a_server_without_its_first_process_is_ended(lab: Lab, address: Address)
     assert any(is_running(int(child)) for child in children)
     lab.open()
     assert not any(is_running(int(child)) for child in children)
+    assert not socket_dir.exists()
     assert lab.read(address, "select i from t order by i") == [(1,), (2,)]
 
 
@@ -91,9 +104,11 @@ def test_one_of_no_timeline_is_ended_and_removed(lab: Lab, address: Address) -> 
     """Its server does not write on into a directory that is gone."""
     other = lab.add_timeline()
     orphan = leave_orphan(lab, other, "create table t ()")
+    socket_dir = socket_dir_of(orphan)
     shutil.rmtree(lab.root / "tenants" / str(other.tenant_id))
     lab.open()
     assert not is_running(orphan.pid)
+    assert not socket_dir.exists()
     assert os.listdir(lab.root / "computes") == []
     assert lab.read(address, "select i from t") == [(1,)]
 

@@ -30,7 +30,8 @@ from bbcache.postgres.server.child import leave
 # its directory gone. The programs that initdb has started have the directory in PGDATA. They end
 # by themselves once initdb has gone, and free their shared memory, unless the directory goes first.
 # A server that was killed leaves a segment of System V shared memory, whose key and identifier are
-# in line 7 of its postmaster.pid (PostgreSQL's pidfile.h).
+# in line 7 of its postmaster.pid (PostgreSQL's pidfile.h). The private directory of its socket is
+# not among the guarded ones where this guard cleans up after another that was killed.
 _SCRIPT: Final = r"""
 trap '' HUP INT QUIT TERM
 PATH=/usr/bin:/bin:$PATH
@@ -49,6 +50,11 @@ while IFS= read -r line; do
     -*) remove "${line#-}" & ;;
     *) set -- "$@" "$line" ;;
   esac
+done
+for directory do
+  for name in $(sed -n 's/.*--unix_socket_directories=\([^ ]*\).*/\1/p' \
+    "$directory"/postmaster.opts "$directory"/*/postmaster.opts 2>/dev/null | tr '",' '\n\n' |
+    grep '^/.*/bbcache-[0-9a-f]\{12\}$'); do set -- "$@" "$name"; done
 done
 round=0 quiet=0
 while [ $# -gt 0 ] && [ "$quiet" -lt 5 ] && [ "$round" -lt 300 ]; do

@@ -19,6 +19,7 @@ from typing import Final, Self
 
 from bbcache.errors import PostgresError
 from bbcache.postgres.pgdata.postmaster_file import PostmasterFile
+from bbcache.postgres.server.socket_dir import remove_left_socket_dirs
 
 _PROC: Final = Path("/proc")
 _PROGRAM: Final = "postgres"
@@ -33,7 +34,8 @@ def end_server(pgdata_dir: Path) -> None:
 
     It is shut down fast; if it does not end within a minute, it is crashed. Its
     ``postmaster.pid`` is removed then: the pid in it may be that of a zombie, or of another
-    process by now, and no server starts while it names an existing process.
+    process by now, and no server starts while it names an existing process. So is the private
+    directory of its socket.
 
     Does nothing if the system has no ``/proc``: `bbcache.postgres.pgdata.tarball` and the next
     server refuse a directory that is in use.
@@ -48,6 +50,7 @@ def end_server(pgdata_dir: Path) -> None:
     # Of a process that may be the server, PostgreSQL's own checks must decide.
     if _recorded_pid(pgdata_dir) not in _Servers.scan(pgdata_dir).hidden:
         _remove_pid_file(pgdata_dir / "postmaster.pid")
+        remove_left_socket_dirs(pgdata_dir)
 
 
 def _recorded_pid(pgdata_dir: Path) -> int | None:

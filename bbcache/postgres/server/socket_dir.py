@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Final
 
 from bbcache.errors import PostgresError
+from bbcache.postgres.pgdata.regular_file import read_regular
 from bbcache.postgres.server.guard import Guard, make_directory
 from bbcache.postgres.server.user import ServerUser
 
 # sun_path holds 107 bytes and the name in it is `.s.PGSQL.5432`, with a `.lock` beside it.
 _MAX_SIZE_BYTES: Final = 85
+_PREFIX: Final = "bbcache-"
+_LEFT_DIRS: Final = re.compile(rf'"(/[^",\n]*/{_PREFIX}[0-9a-f]{{12}})"')
+_MAX_OPTIONS_BYTES: Final = 64 << 10
 
 
 def make_socket_dir(user: ServerUser, guard: Guard | None = None) -> Path:
@@ -33,7 +39,7 @@ def make_socket_dir(user: ServerUser, guard: Guard | None = None) -> Path:
         fault = _fault(parent, user)
         if fault is None:
             try:
-                path = make_directory(parent, "bbcache-", guard)
+                path = make_directory(parent, _PREFIX, guard)
                 user.own_tree(path)
             except OSError as error:
                 fault = f"cannot be written to: {error.strerror}"
@@ -44,6 +50,23 @@ def make_socket_dir(user: ServerUser, guard: Guard | None = None) -> Path:
         f"no directory for the server's socket: {', '.join(reasons)}\n"
         "hint: Set TMPDIR to a short directory that every user may pass through."
     )
+
+
+def remove_left_socket_dirs(pgdata_dir: Path) -> None:
+    """Remove what `make_socket_dir` has made for a server that has ended, if it can be removed.
+
+    Its ``postmaster.opts`` has the names. A directory of another name, which a user has chosen,
+    stays, and so does one with other files.
+    """
+    try:
+        options = read_regular(pgdata_dir / "postmaster.opts", _MAX_OPTIONS_BYTES)
+    except OSError:
+        return
+    for name in _LEFT_DIRS.findall(os.fsdecode(options)):
+        with contextlib.suppress(OSError):
+            for path in Path(name).glob(".s.PGSQL.*"):
+                path.unlink()
+            Path(name).rmdir()
 
 
 def _fault(parent: str, user: ServerUser) -> str | None:

@@ -19,6 +19,7 @@ from support.helpers import wait_until
 from bbcache.errors import PostgresError
 from bbcache.postgres.server.cluster import Cluster
 from bbcache.postgres.server.guard import Guard, clean_up, make_directory
+from bbcache.postgres.server.orphan import end_server
 
 if TYPE_CHECKING:
     from conftest import ClusterFactory, Templates
@@ -223,3 +224,5 @@ def test_a_server_that_was_left_is_no_zombie(
     assert postmaster_file.exists()
     os.kill(pid, signal.SIGQUIT)
     wait_until(lambda: str(pid) not in _children())
+    end_server(cluster.pgdata_dir)
+    assert not postmaster_file.exists()

@@ -356,8 +356,9 @@ def test_kept_servers_stay(runtime: Runtime) -> None:
     with psycopg.connect(kept.kept_dsn) as connection:
         assert connection.info.dbname == name
         (pid,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+        socket_dir = Path(connection.info.host)
     sweep(place, with_kept=True)
-    wait_until(lambda: not kept.data_dir.exists())
+    wait_until(lambda: not kept.data_dir.exists() and not socket_dir.exists())
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
