@@ -64,6 +64,21 @@ _NOT_QUICK = frozenset(
         *("test_extras.py", "test_on_demand_close.py", "test_interrupts.py", "test_lifecycle.py"),
         *("test_multiprocess_metrics.py", "test_packaging.py", "test_public_api.py"),
         *("test_read_only.py", "test_reader_races.py"),
+        # Each of these takes half a second or more of processor time.
+        "test_a_bad_archive_without_seal_is_never_served",
+        "test_a_build_that_has_ended_leaves_no_object",
+        "test_a_get_says_which_argument_is_wrong",
+        "test_an_argument_of_a_program",
+        "test_five_hundred_callers_cause_one_build",
+        "test_five_hundred_callers_cause_one_fallback",
+        "test_gzip_of_whole_pieces_is_not_taken_for_cut",
+        "test_impatient_callers_starve_no_prepare",
+        "test_of_two_failing_checks_the_earlier_decides",
+        "test_programs_get_the_exact_bytes",
+        "test_python_readers_get_the_exact_bytes",
+        "test_records_and_readers_at_once",
+        "test_whatever_a_callback_raises_is_counted_and_logged",
+        "test_zeros_come_back_however_they_are_cut",
     }
 )
 
@@ -87,7 +102,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [i for i in items if i not in left_out]
     for item in items:
         room = item.path.parent.relative_to(_TESTS_DIR)
-        if str(room) in _CORE and item.path.name not in _NOT_QUICK:
+        names = {item.path.name, item.name.partition("[")[0]}
+        if str(room) in _CORE and not names & _NOT_QUICK:
             item.add_marker(pytest.mark.quick)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _ANY_PORT: Final = Address("127.0.0.1", 0)
 _COUNT: Final = "pageserver_basebackup_query_seconds_count"
-_COUNTED_TIMEOUT_S: Final = 20.0
+_COUNTED_TIMEOUT_S: Final = 60.0
 
 
 class DemoService:

@@ -509,12 +509,14 @@ def test_a_signal_ends_it_cleanly(
         text=True,
     ) as process:
         assert process.stderr is not None
+        said = []
         for line in process.stderr:
+            said.append(line)
             if line.rstrip() == step:
                 break
         process.send_signal(number)
         out, err = process.communicate()
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, "".join([*said, err])
     assert out == ""
     assert err.splitlines()[-1].startswith("bbcache: ")
     assert "Traceback" not in err

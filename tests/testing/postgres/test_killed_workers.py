@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from support.cache_helpers import CHILD_DEADLINE_S
 from support.helpers import wait_until
 
 if TYPE_CHECKING:
@@ -84,6 +86,18 @@ class KilledRuns:
                 command, cwd=self._project, env={**os.environ, **env}, stdout=log, stderr=log
             )
 
+    def kill_with_guard(self, run: subprocess.Popen[bytes]) -> None:
+        """Kill a run once a server of it has a socket, and what would clean up after it."""
+        wait_until(lambda: any(self._sockets_dir.glob("*/.s.PGSQL.*")), CHILD_DEADLINE_S)
+        os.kill(run.pid, signal.SIGSTOP)
+        for children in Path(f"/proc/{run.pid}/task").glob("*/children"):
+            for pid in children.read_text().split():
+                if b"bbcache-guard" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(int(pid), signal.SIGKILL)
+        run.kill()
+        run.wait()
+        assert any(self._sockets_dir.glob("*/.s.PGSQL.*")), "somebody has cleaned up"
+
     def leftovers(self) -> list[str]:
         """The leftovers of all runs: processes, directories of theirs, half-written snapshots."""
         left = [*self.directory.glob("bbcache-testing-*/run-*"), *self._sockets_dir.iterdir()]
@@ -106,6 +120,13 @@ def runs(own_dir: Path, options: PostgresOptions) -> Iterator[KilledRuns]:
     """Runs below a directory that only they use."""
     yield KilledRuns(own_dir, options)
     assert len(list(own_dir.glob("bbcache-testing-*/spare-*"))) <= 4, "spares pile up"
+
+
+def test_the_next_run_cleans_up_after_one_without_guard(runs: KilledRuns) -> None:
+    """It ends the servers, and removes the directories of their sockets, too."""
+    runs.kill_with_guard(runs.start(is_cold=False))
+    assert runs.start(is_cold=False).wait() == 0, (runs.directory / "log").read_text()
+    wait_until(lambda: runs.leftovers() == [], CHILD_DEADLINE_S)
 
 
 def test_killed_runs_leave_nothing(runs: KilledRuns) -> None:
