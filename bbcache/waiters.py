@@ -5,8 +5,8 @@ CPython raises a KeyboardInterrupt in the main thread between two steps of Pytho
 after that leaves the lock held, and the next thread that wants it hangs. So each wait has a lock of
 its own, which is taken in C, with the timeout, by nobody else.
 
-`queue.SimpleQueue` is not an alternative: before CPython 3.13 its `get` may wait for ever where
-the timeout passes before it waits.
+`queue.SimpleQueue` is not an alternative: before CPython 3.13 its `get` may wait for ever if the
+timeout expires before it waits.
 """
 
 from __future__ import annotations
