@@ -61,9 +61,9 @@ def fillers(
 
 
 def all_waiting(starts: Iterable[Callable[[], _T]]) -> list[_T]:
-    """Start calls from any thread, and wait until each of them waits; returns what they returned.
+    """Call each of `starts`, wait until as many builds are waited for, and return the results.
 
-    They are started some at a time: `support.threads` sees the hundred newest threads.
+    They are called in batches, since `support.threads` sees only the hundred newest threads.
     """
     seen = {*waiting(_CALL)}
     before = len(seen)

@@ -68,11 +68,15 @@ def _below(root: str, path: str) -> str | None:
     return path.removeprefix(f"{root}/") if path.startswith(f"{root}/") else None
 
 
-def _former_path(pgdata_dir: Path) -> str | None:
-    """Return the data directory of the last start, by its postmaster.opts."""
+def read_options(pgdata_dir: Path) -> bytes:
+    """Return the command line of the last start, its postmaster.opts; empty if it is unreadable."""
     try:
-        options = read_regular(pgdata_dir / "postmaster.opts", _MAX_OPTS_BYTES)
+        return read_regular(pgdata_dir / "postmaster.opts", _MAX_OPTS_BYTES)
     except OSError:
-        return None
-    match = _DATA_DIR_OPTION.search(options)
+        return b""
+
+
+def _former_path(pgdata_dir: Path) -> str | None:
+    """Return the data directory of the last start."""
+    match = _DATA_DIR_OPTION.search(read_options(pgdata_dir))
     return None if match is None else posixpath.normpath(os.fsdecode(match[1]))

@@ -139,7 +139,7 @@ class Cluster:
 
         Args:
             settings: server settings for this start, which override those of the constructor.
-            timeout_s: seconds to wait; recovery counts too. As long as pg_ctl waits.
+            timeout_s: seconds to wait; recovery counts too. The default is that of pg_ctl.
 
         Raises:
             PostgresError: it is already running, is of another major version than the data

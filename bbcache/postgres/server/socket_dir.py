@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from bbcache.errors import PostgresError
-from bbcache.postgres.pgdata.regular_file import read_regular
+from bbcache.postgres.pgdata.paths import read_options
 from bbcache.postgres.server.guard import Guard, make_directory
 from bbcache.postgres.server.user import ServerUser
 
@@ -18,7 +18,6 @@ from bbcache.postgres.server.user import ServerUser
 _MAX_SIZE_BYTES: Final = 85
 _PREFIX: Final = "bbcache-"
 _LEFT_DIRS: Final = re.compile(rf'"(/[^",\n]*/{_PREFIX}[0-9a-f]{{12}})"')
-_MAX_OPTIONS_BYTES: Final = 64 << 10
 
 
 def make_socket_dir(user: ServerUser, guard: Guard | None = None) -> Path:
@@ -58,11 +57,7 @@ def remove_left_socket_dirs(pgdata_dir: Path) -> None:
     Its ``postmaster.opts`` has the names. A directory of another name, which a user has chosen,
     stays, and so does one with other files.
     """
-    try:
-        options = read_regular(pgdata_dir / "postmaster.opts", _MAX_OPTIONS_BYTES)
-    except OSError:
-        return
-    for name in _LEFT_DIRS.findall(os.fsdecode(options)):
+    for name in _LEFT_DIRS.findall(os.fsdecode(read_options(pgdata_dir))):
         with contextlib.suppress(OSError):
             for path in Path(name).glob(".s.PGSQL.*"):
                 path.unlink()
